@@ -1,0 +1,1 @@
+"""What is computed: one backbone, the parts that plug into its sockets, objectives, and decoding."""

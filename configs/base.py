@@ -1,0 +1,147 @@
+"""Every knob of the house, once, with its unit or trap. An experiment starts from here and states only what differs.
+
+    config = base.get_config()
+    config.model.num_layers = 12
+
+A part is named in its socket (`config.model.mixer = "attention"`) and reads the group that carries its name
+(`config.model.attention`), so that one line swaps the part and nothing else.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The whole configuration with the house defaults: a small byte-level Transformer."""
+    config = ConfigDict()
+    config.seed = 0  # Folds into initialisation, data order and sampling; nothing else draws random numbers.
+    config.objective = "next_token"  # What is learned: see models.objectives.OBJECTIVES.
+
+    config.data = data = ConfigDict()
+    data.source = "stdlib"  # See data.SOURCES: stdlib, text, tfds, mixture, digits, random.
+    data.path = ""  # For source=text: a file, a folder or a glob (.txt .md .py .jsonl, also .gz).
+    data.name = ""  # For source=tfds: the dataset's name, or a folder that holds a prepared one.
+    data.components = ()  # For source=mixture: a tuple of dicts, each a source with its own `weight`.
+    data.tokenizer = "bytes"  # bytes or bpe (trained on the corpus, offline, cached).
+    data.vocab_size = 0  # For tokenizer=bpe: its size with specials. For source=random: the ids drawn from.
+    data.validation = 0.05  # Share of documents held out, chosen by the hash of their content.
+    data.max_files = 0  # Reads at most this many files of the corpus; 0 = all.
+    data.length = 256  # T: tokens a row.
+    data.batch_size = 16  # B: rows in a GLOBAL batch, over all devices, processes and accumulation steps.
+    data.packing = "stream"  # stream (rows are windows of the document stream) or first_fit (whole documents).
+    data.isolate = True  # Attention and positions stop at document borders (segment ids).
+    data.cache_dir = "~/.cache/tessera"  # Tokenised corpora and tokenizers, keyed by content hash.
+
+    config.model = model = ConfigDict()
+    model.vocab_size = 0  # V. 0 = what the tokenizer and the objective need.
+    model.vocab_multiple = 1  # Rounds V up, e.g. 128 for accelerators; the extra rows are never targets.
+    model.width = 256  # D: model width.
+    model.num_layers = 4  # L.
+    model.num_heads = 4  # N: query heads.
+    model.num_kv_heads = 0  # K: key/value heads (GQA); 0 = N.
+    model.head_dim = 0  # H; 0 = D / N.
+    model.mixer = "attention"  # How tokens see each other. A comma list repeats over depth: "lact,attention".
+    model.channel = "mlp"  # What happens to one token: mlp, swiglu.
+    model.projection = "dense"  # What a linear map is: dense.
+    model.norm = "rmsnorm"  # rmsnorm or layernorm, before each mixer and channel.
+    model.norm_scale = True  # A learned scale in those norms (False: non-parametric).
+    model.norm_bias = False  # A learned bias in those norms (layernorm only).
+    model.norm_eps = 1e-6
+    model.final_norm = "same"  # The norm before the head: "same", or rmsnorm / layernorm with scale (and bias).
+    model.tied = True  # The head is the transposed embedding.
+    model.logit_scale = 1.0  # Multiplies logits; 0 = 1/sqrt(D) (tied heads with unit-variance embeddings).
+    model.softcap = 0.0  # cap * tanh(logits / cap); 0 = off.
+    model.embedding_scale = 1.0  # Multiplies embeddings after look-up; 0 = sqrt(D).
+    model.init = "normal"  # Of projections: normal(init_std), fan_in, or normal_depth (outputs / sqrt(2L)).
+    model.init_std = 0.02
+    model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
+    model.param_dtype = "float32"  # Storage of parameters; optimizer moments follow.
+    model.remat = "none"  # Rematerialisation of a layer: none, full, dots (keeps matmul outputs).
+    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12, else 1.
+
+    model.attention = attention = ConfigDict()
+    attention.rope_fraction = 1.0  # Share of head dims that rotate (rotate-half); 0 = no positions at all.
+    attention.rope_theta = 10000.0
+    attention.qk_norm = False  # RMSNorm with scale over each head of q and k.
+    attention.window = 0  # Tokens a query sees, itself included; 0 = all.
+    attention.sinks = 0  # First tokens of the sequence that stay visible beyond the window.
+    attention.bias = False  # Bias in q, k, v, o.
+    attention.implementation = ""  # "" = best for the platform; else reference, chunked, pallas_tpu, ...
+
+    model.mlp = ConfigDict({"hidden": 0, "activation": "gelu", "bias": False})  # F; 0 = 4D.
+    model.swiglu = ConfigDict({"hidden": 0, "bias": False})  # F; 0 = 8D/3 rounded up to a multiple of 64.
+
+    config.loss = ConfigDict()
+    config.loss.z_loss = 0.0  # Weight of mean log(Z)^2.
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw, lion, muon, adafactor, schedule_free.
+    optimizer.learning_rate = 1e-3  # Peak.
+    optimizer.schedule = "cosine"  # cosine, linear, wsd (warm-up, stable, decay) or constant, after the warm-up.
+    optimizer.warmup = 0.05  # Share of the steps if below 1, else steps.
+    optimizer.final = 0.1  # Learning rate at the end, as a share of the peak.
+    optimizer.decay_share = 0.2  # wsd: the last share of the steps that decays.
+    optimizer.weight_decay = 0.1  # Decoupled; multiplied by the learning rate.
+    optimizer.decay_roles = ("kernel", "embedding")  # Parameter roles that decay; norms and biases do not.
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.clip = 1.0  # Global gradient norm; 0 = off.
+    optimizer.ema = 0.0  # Decay of an averaged copy of the parameters used for evaluation; 0 = off.
+
+    config.train = train = ConfigDict()
+    train.steps = 1000
+    train.accumulation = 1  # Microbatches a step; the global batch stays data.batch_size.
+    train.log_every = 10  # Steps between lines of metrics.jsonl.
+    train.profile_step = -1  # First step of a profiler window; -1 = none.
+    train.profile_steps = 3
+    train.wandb = ""  # A Weights & Biases project; "" = not used.
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.every = 500  # Steps; also after the last step. 0 = only then.
+    evaluation.batches = 20  # Held-out batches, always the same ones; 0 = the whole split.
+    evaluation.batch_size = 0  # 0 = data.batch_size / train.accumulation.
+    evaluation.sample_prompt = "def "  # One sample goes to the report at each evaluation; "" = none.
+    evaluation.sample_tokens = 200
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 500  # Steps; also after the last step, and on SIGTERM or SIGINT. 0 = only then.
+    checkpoint.keep_last = 2
+    checkpoint.keep_every = 0  # Steps that are never deleted (multiples); 0 = none.
+    checkpoint.keep_best = 0  # Checkpoints with the lowest held-out loss that are kept.
+
+    config.init = ConfigDict()
+    config.init.warm_start = ""  # A workdir whose newest parameters start this run (not its optimizer or step).
+
+    config.mesh = mesh = ConfigDict()  # Devices along each axis; -1 = all that are left (at most one axis).
+    mesh.data = -1
+    mesh.fsdp = 1
+    mesh.tensor = 1
+    mesh.context = 1
+
+    config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
+    config.sharding.batch = ("data", "fsdp")
+    config.sharding.sequence = ("context",)
+    config.sharding.embed = ("fsdp",)
+    config.sharding.heads = ("tensor",)
+    config.sharding.hidden = ("tensor",)
+    config.sharding.vocab = ("tensor",)
+
+    config.generate = generate = ConfigDict()
+    generate.max_tokens = 200
+    generate.temperature = 0.8  # 0 = greedy.
+    generate.top_k = 0  # 0 = off.
+    generate.top_p = 1.0
+    generate.min_p = 0.0
+    generate.stop = ()  # Strings that end a sample.
+    return config
+
+
+def choose(key: str, value: str, table: dict):
+    """`table[value]`, or a ValueError that names the key, the value and the nearest name."""
+    if value in table:
+        return table[value]
+    near = difflib.get_close_matches(value, table, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"{key}={value!r} is unknown; {hint}choose one of: {', '.join(table)}.")

@@ -1,0 +1,131 @@
+"""The yardstick: a Transformer's training step and greedy decoder written by hand in plain JAX, no framework.
+
+The same mathematics as `configs/transformer.py` (RMSNorm, rotary positions, GELU MLP, tied head, AdamW), jitted, state
+donated, 2-D projections, attention in causal blocks of 128. What the platform adds on top must not cost more than 3%.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+BLOCK = 128
+
+
+def init(key: jax.Array, *, V: int, D: int, L: int, F: int) -> dict:
+    """Parameters as nested dicts, one entry per layer."""
+    keys = iter(jax.random.split(key, 1 + 6 * L))
+    kernel = lambda a, b: 0.02 * jax.random.normal(next(keys), (a, b))  # noqa: E731
+    layers = [
+        {
+            "norm1": jnp.ones(D), "q": kernel(D, D), "k": kernel(D, D), "v": kernel(D, D), "o": kernel(D, D),
+            "norm2": jnp.ones(D), "up": kernel(D, F), "down": kernel(F, D),
+        }
+        for _ in range(L)
+    ]  # fmt: skip
+    return {"embedding": kernel(V, D), "layers": layers, "norm": jnp.ones(D)}
+
+
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """`[..., D]`."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale
+
+
+def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """`[B, T, N, H]`, positions `[T]`."""
+    R = x.shape[-1]
+    angle = positions[:, None, None] * 10000.0 ** (-jnp.arange(0, R, 2) / R)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x[..., : R // 2], x[..., R // 2 :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`[B, T, N, H]` each; query blocks of 128 see the keys up to their own end."""
+    T, H = q.shape[1], q.shape[-1]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    outs = []
+    for start in range(0, T, BLOCK):
+        end = min(start + BLOCK, T)
+        s = jnp.einsum("bnth,bnsh->bnts", q[:, :, start:end], k[:, :, :end]) / math.sqrt(H)
+        seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None]
+        p = jax.nn.softmax(jnp.where(seen, s, -1e30), axis=-1)
+        outs.append(jnp.einsum("bnts,bnsh->bnth", p, v[:, :, :end]))
+    return jnp.concatenate(outs, axis=2).transpose(0, 2, 1, 3)
+
+
+def loss_fn(params: dict, tokens: jax.Array, targets: jax.Array, *, N: int) -> jax.Array:
+    """Mean cross-entropy of `[B, T]` tokens."""
+    B, T = tokens.shape
+    x = params["embedding"][tokens]
+    D = x.shape[-1]
+    positions = jnp.arange(T)
+    for layer in params["layers"]:
+        h = rms_norm(x, layer["norm1"])
+        q, k, v = ((h @ layer[name]).reshape(B, T, N, D // N) for name in "qkv")
+        out = causal_attention(rotary(q, positions), rotary(k, positions), v)
+        x = x + out.reshape(B, T, D) @ layer["o"]
+        h = rms_norm(x, layer["norm2"])
+        x = x + jax.nn.gelu(h @ layer["up"]) @ layer["down"]
+    logits = rms_norm(x, params["norm"]) @ params["embedding"].T
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - at_target)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="N")
+def train_step(state: tuple, tokens: jax.Array, targets: jax.Array, *, N: int) -> tuple[tuple, jax.Array]:
+    """AdamW with a constant rate: `state = (params, m, v, step)`."""
+    params, m, v, step = state
+    loss, grads = jax.value_and_grad(loss_fn)(params, tokens, targets, N=N)
+    step = step + 1
+    b1, b2, rate, decay = 0.9, 0.95, 1e-3, 0.1
+    m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
+    v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, grads)
+    c1, c2 = 1 - b1**step, 1 - b2**step
+    params = jax.tree.map(lambda p, m, v: p - rate * (m / c1 / (jnp.sqrt(v / c2) + 1e-8) + decay * p), params, m, v)
+    return (params, m, v, step), loss
+
+
+def init_state(key: jax.Array, **sizes: int) -> tuple:
+    """Parameters, zero moments, step 0."""
+    params = init(key, **sizes)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return params, zeros, jax.tree.map(jnp.copy, zeros), jnp.zeros((), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("N", "max_new"))
+def decode(params: dict, prompt: jax.Array, *, N: int, max_new: int) -> jax.Array:
+    """Greedy: prompt `[B, T]` -> `[B, max_new]` with a preallocated cache and one `while_loop`."""
+    B, T = prompt.shape
+    D = params["embedding"].shape[1]
+    S = T + max_new
+    slots = [jnp.zeros((2, B, N, S, D // N)) for _ in params["layers"]]
+
+    def forward(tokens: jax.Array, start: jax.Array, slots: list) -> tuple[jax.Array, list]:
+        t = tokens.shape[1]
+        x = params["embedding"][tokens]
+        positions = start + jnp.arange(t)
+        new = []
+        for layer, slot in zip(params["layers"], slots, strict=True):
+            h = rms_norm(x, layer["norm1"])
+            q, k, v = ((h @ layer[name]).reshape(B, t, N, D // N) for name in "qkv")
+            kv = jnp.stack([rotary(k, positions), v]).transpose(0, 1, 3, 2, 4)
+            slot = jax.lax.dynamic_update_slice(slot, kv, (0, 0, 0, start, 0))
+            s = jnp.einsum("btnh,bnsh->bnts", rotary(q, positions), slot[0]) / math.sqrt(D // N)
+            p = jax.nn.softmax(jnp.where(positions[:, None] >= jnp.arange(S), s, -1e30), axis=-1)
+            out = jnp.einsum("bnts,bnsh->btnh", p, slot[1])
+            x = x + out.reshape(B, t, D) @ layer["o"]
+            x = x + jax.nn.gelu(rms_norm(x, layer["norm2"]) @ layer["up"]) @ layer["down"]
+            new.append(slot)
+        return jnp.argmax(rms_norm(x[:, -1], params["norm"]) @ params["embedding"].T, axis=-1), new
+
+    token, slots = forward(prompt, jnp.int32(0), slots)
+    out = jnp.zeros((B, max_new), token.dtype).at[:, 0].set(token)
+
+    def step(carry: tuple) -> tuple:
+        i, token, out, slots = carry
+        token, slots = forward(token[:, None], T + i - 1, slots)
+        return i + 1, token, jax.lax.dynamic_update_slice(out, token[:, None], (0, i)), slots
+
+    return jax.lax.while_loop(lambda carry: carry[0] < max_new, step, (jnp.int32(1), token, out, slots))[2]

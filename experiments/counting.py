@@ -1,0 +1,88 @@
+"""What a model costs: parameters, FLOPs a token, bytes of memory; and what this machine can do."""
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.lm import LM
+
+
+def parameters(program: Any) -> dict[str, int]:
+    """Parameter counts by what they are: `total`, `embedding` (with a free head), `non_embedding`."""
+    sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
+    pairs = list(zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True))
+    total = sum(size for size, _ in pairs)
+    embedding = sum(size for size, role in pairs if role == "embedding")
+    return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
+
+
+def flops_per_token(program: Any) -> dict[str, float]:
+    """FLOPs of one training step per token: forward plus twice that backward; rematerialisation not counted.
+
+    A multiply-add is 2. `matmul` counts every kernel and the head once per token; `context` counts what mixers do
+    beyond their projections (attention over the keys that the mask lets a token see). Norms, activations and the
+    optimizer are left out.
+    """
+    sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
+    pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)
+    kernels = sum(size for size, role in pairs if role == "kernel")
+    spec, length = program.spec, program.config.data.length
+    causal = not program.objective.bidirectional
+    model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
+    mixers = [getattr(model.stack.period, name).mixer for name in model.stack.period.names]
+    context = spec.L / len(mixers) * sum(mixer.context_flops(length, causal) for mixer in mixers)
+    matmul = 2 * (kernels + spec.V * spec.D)
+    return {"matmul": 3 * matmul, "context": 3 * context, "total": 3 * (matmul + context)}
+
+
+def memory(program: Any) -> dict[str, int]:
+    """Bytes per device: the state as it lies, gradients, and an estimate of what the backward pass keeps.
+
+    The estimate counts, per token and layer, the inputs of every matmul and norm (about 2 F + 8 D + 2 N H values, one
+    layer's worth under full rematerialisation plus D per layer) and the logits twice.
+    """
+    state = _bytes_per_device(program.abstract, program.shardings)
+    gradients = _bytes_per_device(program.abstract["params"], program.shardings["params"])
+    spec, data = program.spec, program.config.data
+    tokens = data.batch_size * data.length // program.config.train.accumulation
+    tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context"))
+    hidden = max(_hidden(program), spec.D)
+    layer = tokens * (2 * hidden + 8 * spec.D + 2 * spec.N * spec.H) * spec.dtype.itemsize
+    kept = layer * spec.L if spec.remat == "none" else layer + tokens * spec.D * spec.L * spec.dtype.itemsize
+    logits = 2 * 4 * min(tokens * spec.V, 1 << 25)
+    return {"state": state, "gradients": gradients, "activations": kept, "logits": logits,
+            "total": state + gradients + kept + logits}  # fmt: skip
+
+
+def _hidden(program: Any) -> int:
+    axes = jax.tree.leaves(program.axes, is_leaf=lambda a: isinstance(a, tuple))
+    shapes = [x.shape for x in jax.tree.leaves(program.abstract["params"])]
+    return max((s[a.index("hidden")] for a, s in zip(axes, shapes, strict=True) if "hidden" in a), default=0)
+
+
+def _bytes_per_device(abstract: Any, shardings: Any) -> int:
+    leaves = zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
+
+
+def matmul_rate(dtype: Any = jnp.float32, n: int = 0, seconds: float = 0.15) -> float:
+    """Measured FLOP/s of a square matmul on one device (all local fake CPU devices share one): the MFU's ceiling."""
+    device = jax.local_devices()[0]
+    n = n or (1024 if device.platform == "cpu" else 8192)
+    x = jax.device_put(np.random.default_rng(0).standard_normal((n, n)).astype(dtype), device)
+    multiply = jax.jit(jnp.matmul)
+    multiply(x, x).block_until_ready()
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+__all__ = ["flops_per_token", "matmul_rate", "memory", "parameters"]

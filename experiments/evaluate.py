@@ -1,0 +1,76 @@
+"""Held-out likelihood in bits per byte of the original text, with its standard error."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import sharding
+from experiments.program import Program, global_batch
+
+
+def make_step(program: Program) -> Callable:
+    """Jitted `(params, batch, key) -> [rows, 2]`: nats and valid targets of each row of a global batch."""
+
+    def step(params: Any, batch: dict, key: jax.Array) -> jax.Array:
+        nats = program.objective.row_nll(program.merge(params), batch, key)
+        return jnp.stack([nats, jnp.sum(batch["mask"], axis=-1, dtype=nats.dtype)], axis=-1)
+
+    return jax.jit(step, out_shardings=sharding.replicated(program.mesh))
+
+
+def evaluate(
+    program: Program, step: Callable, params: Any, batches: Iterable[dict], token_bytes: np.ndarray
+) -> dict[str, Any]:
+    """Mean over all batches.
+
+    Args:
+      program: what is evaluated.
+      step: from `make_step`.
+      params: on the program's mesh.
+      batches: this process's rows of each global batch (numpy).
+      token_bytes: `[V]` bytes of text behind each token id.
+
+    Returns:
+      `eval/loss` (nats a token), `eval/bits_per_byte`, its standard error over rows, `eval/tokens`, and `eval/kind`:
+      "=" for an exact likelihood, "<=" for a bound.
+    """
+    rows, sizes = [], []
+    for i, batch in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        rows.append(step(params, global_batch(batch, program), key))
+        text = np.where(batch["mask"], token_bytes[np.minimum(batch["targets"], len(token_bytes) - 1)], 0)
+        sizes.append(_gather(text.sum(axis=-1)))
+    rows = np.concatenate([np.asarray(r, np.float64) for r in jax.device_get(rows)])
+    sizes = np.concatenate(sizes).astype(np.float64)
+    used = rows[:, 1] > 0
+    nats, tokens, sizes = rows[used, 0], rows[used, 1], sizes[used]
+    bits = nats.sum() / math.log(2) / max(sizes.sum(), 1.0)
+    return {
+        "eval/loss": float(nats.sum() / max(tokens.sum(), 1)),
+        "eval/bits_per_byte": float(bits),
+        "eval/bits_per_byte_se": ratio_standard_error(nats / math.log(2), sizes),
+        "eval/tokens": int(tokens.sum()),
+        "eval/kind": program.objective.bound,
+    }
+
+
+def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
+    """Standard error of sum(numerator) / sum(denominator) over independent rows (linearised)."""
+    n, total = len(numerator), denominator.sum()
+    if n < 2 or total == 0:
+        return float("nan")
+    residual = numerator - numerator.sum() / total * denominator
+    return float(math.sqrt(n / (n - 1) * np.sum(residual**2)) / total)
+
+
+def _gather(rows: np.ndarray) -> np.ndarray:
+    """Rows of all processes, in the order of the global batch."""
+    if jax.process_count() == 1:
+        return rows
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

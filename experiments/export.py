@@ -1,0 +1,37 @@
+"""Parameters as one `safetensors` file, which any framework reads, and back."""
+
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+
+def save(params: Any, config: dict[str, Any], path: str | os.PathLike) -> None:
+    """Writes parameters (names joined by "/") with the config as metadata."""
+    flat = {name: np.ascontiguousarray(value) for name, value in _flatten(jax.device_get(params)).items()}
+    save_file(flat, os.fspath(path), metadata={"config": json.dumps(config), "format": "tessera"})
+
+
+def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
+    """`(params, config)` of a file that `save` wrote; arrays are numpy."""
+    with safe_open(os.fspath(path), framework="numpy") as file:
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+        config = json.loads((file.metadata() or {}).get("config", "{}"))
+    params: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split("/")
+        at = params
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[leaf] = value
+    return params, config
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("/"): tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in _flatten(value, f"{prefix}{key}/").items()}

@@ -1,0 +1,148 @@
+"""Text from a trained model: one prompt or many, streamed to a terminal or returned whole."""
+
+import functools
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.program import Program
+from models.decoding import autoregressive
+from models.decoding.autoregressive import Sampler
+
+CHUNK = 16  # Tokens between two looks from the host: what streaming shows at once, and where stop strings are found.
+
+
+class Generator:
+    """Generation with one model; compiled once per shape and setting.
+
+    `options` is `config.generate` as a dict: max_tokens, temperature, top_k, top_p, min_p, stop.
+    """
+
+    def __init__(self, program: Program, tokenizer: Any):
+        self.program, self.tokenizer = program, tokenizer
+        self._prefill = jax.jit(self._run_prefill, static_argnames=("sampler", "max_new", "slots"))
+        self._extend = jax.jit(self._run_extend, static_argnames=("sampler",), donate_argnames=("progress",))
+
+    def _run_prefill(self, params, prompt, lengths, keys, *, sampler, max_new, slots):
+        model = self.program.merge(params)
+        return autoregressive.prefill(model, prompt, lengths, keys, sampler, max_new=max_new, slots=slots)
+
+    def _run_extend(self, params, progress, keys, until, *, sampler):
+        return autoregressive.extend(self.program.merge(params), progress, keys, sampler, until)
+
+    def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
+        """The continuation of each prompt. The same prompt and seed give the same text in any batch."""
+        texts = [""] * len(prompts)
+        for row, text in self.stream(params, prompts, options, seed=seed):
+            texts[row] += text
+        return texts
+
+    def stream(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> Iterator[tuple[int, str]]:
+        """Yields `(row, piece of text)` as tokens arrive; a stop string ends its row and is not yielded."""
+        ids = [self._encode(prompt) for prompt in prompts]
+        max_new, longest = options["max_tokens"], max(len(row) for row in ids)
+        slots = -(-(longest + max_new) // 64) * 64  # Rounded up, so that few lengths compile.
+        width = min(slots, -(-longest // 16) * 16)
+        prompt = np.full((len(ids), width), self.tokenizer.pad, np.int32)
+        for row, tokens in enumerate(ids):
+            prompt[row, : len(tokens)] = tokens
+        sampler = self._sampler(options)
+        keys = request_keys(prompts, seed)
+        lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
+        progress = self._prefill(
+            params, prompt, lengths, keys, sampler=sampler, max_new=max_new, slots=max(slots, width + max_new)
+        )
+        rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in ids]
+        seen = 0
+        while True:
+            count, tokens = int(progress.count), np.asarray(progress.tokens)
+            for row, reader in enumerate(rows):
+                text = reader.push(tokens[row, seen:count], last=count >= max_new)
+                if text:
+                    yield row, text
+            if count >= max_new or all(reader.ended for reader in rows):
+                return
+            seen = count
+            until = jnp.int32(min(count + CHUNK, max_new))
+            progress = self._extend(params, progress, keys, until, sampler=sampler)
+            if int(progress.count) == seen:
+                return
+
+    def _encode(self, prompt: str) -> np.ndarray:
+        return np.concatenate([[self.tokenizer.bos], self.tokenizer.encode(prompt)]).astype(np.int32)
+
+    def _sampler(self, options: dict) -> Sampler:
+        tokenizer = self.tokenizer
+        return Sampler(
+            temperature=options["temperature"],
+            top_k=options["top_k"],
+            top_p=options["top_p"],
+            min_p=options["min_p"],
+            eos=tokenizer.eos,
+            vocab_size=tokenizer.vocab_size,
+            banned=(tokenizer.bos, tokenizer.pad),
+        )
+
+
+class _Row:
+    """Turns the tokens of one row into text, up to its end or its first stop string."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]):
+        from data import StreamDecoder
+
+        self.decoder, self.eos, self.stop = StreamDecoder(tokenizer), tokenizer.eos, stop
+        self.held, self.ended = "", False
+
+    def push(self, tokens: np.ndarray, *, last: bool) -> str:
+        """Text that is certain not to belong to a stop string."""
+        if self.ended:
+            return ""
+        for token in tokens:
+            if token == self.eos:
+                self.ended = True
+                break
+            self.held += self.decoder.push(int(token))
+            cut = min((at for at in map(self.held.find, self.stop) if at >= 0), default=-1)
+            if cut >= 0:
+                self.held, self.ended = self.held[:cut], True
+                break
+        keep = 0 if self.ended or last else max(map(len, self.stop), default=1) - 1
+        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return text
+
+
+def request_keys(prompts: Sequence[str], seed: int) -> jax.Array:
+    """One key per request, from its prompt and how often that prompt came before: batching does not change it."""
+    base, seen, keys = jax.random.key(seed), Counter(), []
+    for prompt in prompts:
+        key = jax.random.fold_in(base, zlib.crc32(prompt.encode()))
+        keys.append(jax.random.fold_in(key, seen[prompt]))
+        seen[prompt] += 1
+    return jnp.stack(keys)
+
+
+def interactive(
+    generator: Generator,
+    params: Any,
+    prompts: Sequence[str],
+    options: dict,
+    *,
+    seed: int,
+    write: Callable | None = None,
+) -> None:
+    """Prints continuations: one prompt streams as it is drawn, several are printed whole, one after the other."""
+    write = write or functools.partial(print, end="", flush=True, file=sys.stdout)
+    if len(prompts) == 1:
+        write(prompts[0])
+        for _, text in generator.stream(params, prompts, options, seed=seed):
+            write(text)
+        write("\n")
+        return
+    for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
+        write(f"{'=' * 20}\n{prompt}{text}\n")

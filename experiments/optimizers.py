@@ -1,0 +1,130 @@
+"""Optimizers and learning-rate schedules by name, from optax, with weight decay by parameter role."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+
+def schedule(options, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate at a step: linear warm-up from 0, then the named shape down to `final` times the peak.
+
+    Args:
+      options: `config.optimizer`.
+      steps: length of the whole run.
+    """
+    peak, final = options.learning_rate, options.learning_rate * options.final
+    warmup = warmup_steps(options, steps)
+    rest = max(1, steps - warmup)
+    shapes = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=options.final),
+        "linear": lambda: optax.linear_schedule(peak, final, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+        "wsd": lambda: _stable_then_decay(peak, final, rest, options.decay_share),
+    }
+    after = shapes[options.schedule]()
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+SCHEDULES = ("cosine", "linear", "wsd", "constant")
+
+
+def warmup_steps(options, steps: int) -> int:
+    """Warm-up in steps: a share of the run below 1, else a count."""
+    return round(options.warmup * steps) if options.warmup < 1 else round(options.warmup)
+
+
+def _stable_then_decay(peak: float, final: float, steps: int, share: float) -> Callable:
+    """Constant, then linear over the last `share` of the steps (WSD; Hu et al. 2024, MiniCPM)."""
+    decay = max(1, round(share * steps))
+    return optax.join_schedules(
+        [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)], [max(0, steps - decay)]
+    )
+
+
+def make(options, steps: int, roles: Any) -> optax.GradientTransformation:
+    """The whole update rule: clipping, the named optimizer, decoupled decay on the chosen roles, the schedule.
+
+    Args:
+      options: `config.optimizer`.
+      steps: length of the whole run.
+      roles: pytree of parameter roles (models.parameters.ROLES), the structure of the parameters.
+    """
+    decayed = jax.tree.map(lambda role: role in options.decay_roles, roles)
+    rate = schedule(options, steps)
+    clip = [optax.clip_by_global_norm(options.clip)] if options.clip else []
+    return optax.chain(*clip, OPTIMIZERS[options.name](options, rate, decayed, roles))
+
+
+def _adamw(o, rate, decayed, roles):
+    return optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decayed)
+
+
+def _lion(o, rate, decayed, roles):
+    return optax.lion(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=decayed)
+
+
+def _adafactor(o, rate, decayed, roles):
+    # optax.adafactor's own decay is not multiplied by the learning rate: chain the decoupled form instead.
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(o.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _muon(o, rate, decayed, roles):
+    """Muon (Jordan 2024) for stacked kernels `[layers, in, out]`, AdamW for everything else."""
+    by_role = jax.tree.map(lambda role: "muon" if role == "kernel" else "adamw", roles)
+    dimensions = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    muon = optax.chain(
+        contrib.scale_by_muon(
+            beta=0.95, weight_dimension_numbers=lambda params: jax.tree.map(lambda _: dimensions, params)
+        ),
+        optax.stateless_with_tree_map(_match_adam_rms),
+        optax.add_decayed_weights(o.weight_decay if "kernel" in o.decay_roles else 0.0),
+        optax.scale_by_learning_rate(rate),
+    )
+    return optax.partition(
+        {"muon": muon, "adamw": _adamw(o, rate, decayed_outside_kernels(decayed, roles), roles)}, by_role
+    )
+
+
+def decayed_outside_kernels(decayed: Any, roles: Any) -> Any:
+    """The decay mask of what Muon leaves to AdamW: masked kernels stay masked."""
+    return jax.tree.map(lambda flag, role: flag and role != "kernel", decayed, roles)
+
+
+def _match_adam_rms(update: jax.Array, _) -> jax.Array:
+    """Scales an orthogonal update to the RMS of an Adam update, 0.2 (Liu et al. 2025, Moonlight, eq. 4)."""
+    return update * 0.2 * jnp.sqrt(max(update.shape[-2:])).astype(update.dtype)
+
+
+def _schedule_free(o, rate, decayed, roles):
+    """Schedule-free AdamW (Defazio et al. 2024): set `optimizer.schedule="constant"`; evaluation uses the average."""
+    base = optax.chain(
+        optax.scale_by_adam(b1=0.0, b2=o.b2, eps=o.eps),
+        optax.add_decayed_weights(o.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+    return contrib.schedule_free(base, rate, b1=o.b1)
+
+
+OPTIMIZERS = {
+    "adamw": _adamw,
+    "lion": _lion,
+    "muon": _muon,
+    "adafactor": _adafactor,
+    "schedule_free": _schedule_free,
+}
+
+
+def evaluation_params(options, optimizer_state: Any, params: Any) -> Any:
+    """The parameters to evaluate: those trained, except for schedule-free, which evaluates its running average."""
+    if options.name != "schedule_free":
+        return params
+    return contrib.schedule_free_eval_params(optimizer_state[-1], params)

@@ -1,0 +1,173 @@
+"""What a config means, built once: the model's structure, the state it trains, where that lies, and the compiled step.
+
+The state is one pytree of arrays:
+
+    {"step": int32, "rng": uint32 key data, "params": {...}, "optimizer": optax state, "ema": {...} when asked for}
+
+Parameters are a plain dict; the model object exists only inside a trace, by `merge(params)`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments import optimizers, sharding
+from models.lm import LM
+from models.spec import Spec
+
+OBJECTIVES = ("next_token",)
+
+
+def objective(name: str) -> Any:
+    """The module of models/objectives that `config.objective` names."""
+    return importlib.import_module(f"models.objectives.{name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A config made concrete for one mesh; `build` makes it without allocating a single parameter."""
+
+    config: Any
+    spec: Spec
+    mesh: Mesh
+    objective: Any
+    optimizer: optax.GradientTransformation
+    merge: Callable[[Any], LM]  # parameters -> model, inside a trace
+    abstract: Any  # the state's shapes and dtypes
+    shardings: Any  # the state's NamedShardings
+    axes: Any  # logical axes of each parameter
+    roles: Any  # role of each parameter
+
+    def init(self) -> Any:
+        """The state at step 0, created sharded: no parameter ever exists whole on one device."""
+        return jax.jit(self._init, out_shardings=self.shardings)(jax.random.key(self.config.seed))
+
+    def _init(self, key: jax.Array) -> Any:
+        init_key, train_key = jax.random.split(key)
+        model = LM(self.spec, rngs=nnx.Rngs(params=init_key))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        state = {
+            "step": jnp.zeros((), jnp.int32),
+            "rng": jax.random.key_data(train_key),
+            "params": params,
+            "optimizer": self.optimizer.init(params),
+        }
+        if self.config.optimizer.ema:
+            state["ema"] = params
+        return state
+
+    def train_step(self) -> Callable[[Any, dict], tuple[Any, dict]]:
+        """`(state, batch) -> (state, metrics)`, jitted, the old state donated."""
+        batch = sharding.batch_sharding(self.config, self.mesh)
+        return jax.jit(
+            self._train_step,
+            donate_argnums=0,
+            in_shardings=(self.shardings, batch),
+            out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+        )
+
+    def _train_step(self, state: Any, batch: dict) -> tuple[Any, dict]:
+        params = state["params"]
+        key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
+        total = jnp.maximum(jnp.sum(batch["mask"], dtype=jnp.float32), 1.0)
+
+        def loss_fn(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+            loss, sums = self.objective.loss(self.merge(params), batch, key, **self.config.loss.to_dict())
+            return loss / total, {"loss": loss, **sums}
+
+        grads, sums = self._accumulate(jax.grad(loss_fn, has_aux=True), params, batch, key)
+        updates, optimizer = self.optimizer.update(grads, state["optimizer"], params)
+        params = optax.apply_updates(params, updates)
+        new = {"step": state["step"] + 1, "rng": state["rng"], "params": params, "optimizer": optimizer}
+        if "ema" in state:
+            decay = self.config.optimizer.ema
+            new["ema"] = jax.tree.map(lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)
+        metrics = {f"train/{name}": value / total for name, value in sums.items()}
+        metrics["train/grad_norm"] = optax.global_norm(grads)
+        metrics["train/learning_rate"] = optimizers.schedule(self.config.optimizer, self.config.train.steps)(
+            state["step"]
+        )
+        return new, metrics
+
+    def _accumulate(self, grad: Callable, params: Any, batch: dict, key: jax.Array) -> tuple[Any, dict]:
+        """Gradients and sums over the global batch, in `train.accumulation` microbatches of interleaved rows."""
+        parts = self.config.train.accumulation
+        if parts == 1:
+            return grad(params, batch, key)
+        # Row i goes to microbatch i % parts, so that every device keeps its own rows and nothing moves.
+        micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+        keys = jax.random.split(key, parts)
+        shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], micro), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(total: Any, inputs: tuple) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad(params, *inputs)), None
+
+        return jax.lax.scan(add, zeros, (micro, keys))[0]
+
+    def evaluation_params(self, state: Any) -> Any:
+        """The parameters that evaluation, samples and export use: the average when there is one."""
+        if "ema" in state:
+            return state["ema"]
+        return optimizers.evaluation_params(self.config.optimizer, state["optimizer"], state["params"])
+
+
+def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
+    """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
+    goal = objective(config.objective)
+    spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens)
+    model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
+    graphdef, variables = nnx.split(model, nnx.Param)
+    # A stacked parameter carries one more dimension than it was made with: the layers.
+    axes = jax.tree.map(_full_axes, variables, is_leaf=_is_variable)
+    roles = jax.tree.map(lambda v: v.get_metadata("role"), variables, is_leaf=_is_variable)
+    axes, roles, params = (nnx.to_pure_dict(tree) for tree in (axes, roles, variables))
+    optimizer = optimizers.make(config.optimizer, config.train.steps, roles)
+    program = Program(
+        config=config,
+        spec=spec,
+        mesh=mesh,
+        objective=goal,
+        optimizer=optimizer,
+        merge=lambda params: nnx.merge(graphdef, params),
+        abstract=None,
+        shardings=None,
+        axes=axes,
+        roles=roles,
+    )
+    abstract = jax.eval_shape(program._init, jax.random.key(0))
+    placed = sharding.parameter_shardings(params, axes, config, mesh)
+    shardings = sharding.like_parameters(abstract, params, placed, mesh)
+    return dataclasses.replace(program, abstract=abstract, shardings=shardings)
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _full_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
+    axes = variable.get_metadata("axes")
+    return ("layers",) * (len(variable.shape) - len(axes)) + axes
+
+
+def global_batch(batch: dict, program: Program) -> dict:
+    """This process's rows of a batch as global device arrays."""
+    placed = sharding.batch_sharding(program.config, program.mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, placed)
+    return {k: jax.make_array_from_process_local_data(placed, v) for k, v in batch.items()}
+
+
+def host(tree: Any) -> Any:
+    """Values on the host."""
+    return jax.device_get(tree)
+
+
+__all__ = ["Program", "build", "global_batch", "host", "objective", "NamedSharding", "PartitionSpec"]

@@ -1,0 +1,69 @@
+"""What a person sees while a run trains: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """Progress over `total` steps, from `start`; context manager."""
+
+    def __init__(self, total: int, start: int = 0, *, quiet: bool = False):
+        self._console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self._total, self._start = total, start
+        self._bar: Bar | None = None
+        self._printed = time.monotonic()
+        self._quiet = quiet
+
+    def __enter__(self) -> "Progress":
+        if sys.stdout.isatty() and not self._quiet:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, console=self._console)
+            self._task = self._bar.add_task("compiling", total=self._total, completed=self._start)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, *, loss: float, **timing: float) -> None:
+        """Shows where the run is; in a log at most every five seconds."""
+        text = f"loss {loss:.4f}"
+        if "tokens_per_second" in timing:
+            text += f"  {_si(timing['tokens_per_second'])} tok/s  MFU {timing['mfu']:.0%}"
+        text += f"  {timing['peak_memory_bytes'] / 2**30:.1f} GiB"
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text)
+        elif time.monotonic() - self._printed > 5:
+            self._printed = time.monotonic()
+            self._console.print(f"step {step}/{self._total}  {text}{self._left(step, timing)}")
+
+    def _left(self, step: int, timing: dict) -> str:
+        if "tokens_per_second" not in timing or step <= self._start:
+            return ""
+        left = timing["seconds"] / step * (self._total - step)
+        return f"  {left / 60:.0f} min left" if left > 90 else f"  {left:.0f} s left"
+
+    def note(self, step: int, held_out: dict[str, Any]) -> None:
+        """Shows an evaluation."""
+        kind = held_out["eval/kind"]
+        self.say(
+            f"step {step}: held-out bits per byte {kind} {held_out['eval/bits_per_byte']:.3f} "
+            f"(standard error {held_out['eval/bits_per_byte_se']:.3f})"
+        )
+
+    def say(self, text: str) -> None:
+        """Shows one line."""
+        self._console.print(text)
+
+
+def _si(value: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"

@@ -1,0 +1,105 @@
+"""One layer: pre-norm mixer and pre-norm channel on a residual stream, and the stack that repeats it over depth."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from models import norms
+from models.channels import CHANNELS
+from models.mixers import MIXERS, Context
+from models.spec import Spec
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nnx.Module):
+    """`x + mixer(norm(x))`, then `x + channel(norm(x))`; x `[B, T, D]`."""
+
+    def __init__(self, spec: Spec, mixer: str, *, rngs: nnx.Rngs):
+        self.mixer_norm = norms.make(spec, rngs=rngs)
+        self.mixer = MIXERS[mixer](spec, rngs=rngs)
+        self.channel_norm = norms.make(spec, rngs=rngs)
+        self.channel = CHANNELS[spec.channel](spec, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
+        y, state = self.mixer(self.mixer_norm(x), context, state)
+        x = x + y
+        return x + self.channel(self.channel_norm(x)), state
+
+
+class Period(nnx.Module):
+    """The blocks of one repetition of the mixer pattern, e.g. one of "attention" or three of "lact,lact,attention"."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        self.names = tuple(f"{i}_{name}" for i, name in enumerate(spec.mixers))
+        for name, mixer in zip(self.names, spec.mixers, strict=True):
+            setattr(self, name, Block(spec, mixer, rngs=rngs))
+
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
+        state = dict.fromkeys(self.names) if state is None else dict(state)
+        for name in self.names:
+            x, state[name] = getattr(self, name)(x, context, state[name])
+        return x, state
+
+
+class Stack(nnx.Module):
+    """L layers as one Period whose parameters carry a leading dimension; x `[B, T, D] -> [B, T, D]`.
+
+    Training scans over them, unrolled as `spec.unroll` says. Decoding first calls `unstack`, because a scan would copy
+    every layer's cache at each token.
+    """
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        repeats = spec.L // len(spec.mixers)
+
+        @nnx.split_rngs(splits=repeats)
+        @nnx.vmap
+        def build(rngs: nnx.Rngs) -> Period:
+            return Period(spec, rngs=rngs)
+
+        self.period = build(rngs)
+        self.remat = spec.remat
+        self.repeats = repeats
+        self.unroll = max(1, min(repeats, spec.unroll // len(spec.mixers)))
+
+    def __call__(self, x: jax.Array, context: Context, state: None = None) -> tuple[jax.Array, None]:
+        graphdef, params = nnx.split(self.period)
+
+        def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, params)(x, context)[0], None
+
+        if REMAT[self.remat] is not None:
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat])
+        return jax.lax.scan(layer, x, params, unroll=self.unroll)
+
+    def unstack(self) -> "Unstacked":
+        """The same layers one by one."""
+        graphdef, params = nnx.split(self.period)
+        layers = (nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], params)) for i in range(self.repeats))
+        return Unstacked(tuple(layers))
+
+
+class Unstacked:
+    """A stack whose layers stand one by one, for decoding: each keeps its own state and nothing is copied."""
+
+    def __init__(self, periods: tuple[Period, ...]):
+        self.periods = periods
+
+    def __call__(self, x: jax.Array, context: Context, state: tuple) -> tuple[jax.Array, tuple]:
+        new = []
+        for period, old in zip(self.periods, state, strict=True):
+            x, after = period(x, context, old)
+            new.append(after)
+        return x, tuple(new)
+
+    def init_state(self, batch: int, length: int) -> tuple:
+        """The empty decoding state of every layer."""
+        return tuple(
+            {name: getattr(period, name).mixer.init_state(batch, length) for name in period.names}
+            for period in self.periods
+        )

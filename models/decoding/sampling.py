@@ -1,0 +1,45 @@
+"""Logits processors, pure functions of logits `[B, V]`, and a draw that keeps small probabilities."""
+
+import jax
+import jax.numpy as jnp
+
+
+def top_k(logits: jax.Array, k: int) -> jax.Array:
+    """Keeps the k largest (Fan et al. 2018); 0 or k >= V keeps all. `[..., V]`."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    least = jax.lax.top_k(logits, k)[0][..., -1:]
+    return jnp.where(logits < least, -jnp.inf, logits)
+
+
+def top_p(logits: jax.Array, p: float) -> jax.Array:
+    """Keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2020); 1 keeps all. `[..., V]`."""
+    if p >= 1.0:
+        return logits
+    order = jnp.argsort(-logits, axis=-1)
+    probabilities = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    keep = jnp.zeros(logits.shape, bool)
+    keep = jnp.put_along_axis(keep, order, before < p, axis=-1, inplace=False)
+    return jnp.where(keep, logits, -jnp.inf)
+
+
+def min_p(logits: jax.Array, p: float) -> jax.Array:
+    """Keeps tokens at least p times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all. `[..., V]`."""
+    if p <= 0.0:
+        return logits
+    return jnp.where(logits < jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p), -jnp.inf, logits)
+
+
+def process(logits: jax.Array, *, temperature: float, k: int = 0, p: float = 1.0, minimum: float = 0.0) -> jax.Array:
+    """Temperature (above 0), then top-k, min-p and top-p, in float32. `[..., V]`."""
+    return top_p(min_p(top_k(logits.astype(jnp.float32) / temperature, k), minimum), p)
+
+
+def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """One token per row, row b by key b: `keys [B]`, `logits [B, V]` -> `[B]` int32.
+
+    Gumbel noise is drawn at high resolution: float32's default grid would cut classes rarer than about 1e-7.
+    """
+    pick = jax.vmap(lambda key, row: jax.random.categorical(key, row, mode="high"))
+    return pick(keys, logits).astype(jnp.int32)

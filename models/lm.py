@@ -1,0 +1,70 @@
+"""The backbone that every objective trains: embedding, a stack of layers, a final norm, a head.
+
+Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hidden` (F), `layers` (the stack).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels import masks
+from kernels.cross_entropy.reference import shape_logits
+from models import norms, parameters
+from models.block import Stack, Unstacked
+from models.mixers import Context
+from models.spec import Spec
+
+
+class LM(nnx.Module):
+    """Tokens `[B, T]` to features `[B, T, D]`; `logits` maps features to `[B, T, V]`."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        V, D = spec.V, spec.D
+        init = parameters.normal(spec.init_std)
+        self.embedding = parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
+        self.stack = Stack(spec, rngs=rngs)
+        self.norm = norms.make_final(spec, rngs=rngs)
+        head = None if spec.tied else parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
+        self.head = head
+        self.spec = spec
+
+    def __call__(self, tokens: jax.Array, *, mask: masks.Mask, positions=None, segment_ids=None, state=None):
+        """Features of `tokens`, and the decoding state after them.
+
+        Args:
+          tokens: `[B, T]` ids.
+          mask: what a token may see, before segments and the mixer's own window, e.g. `Causal()`.
+          positions: `[B, T]` place in the document; None: 0..T-1.
+          segment_ids: `[B, T]` document within the row, 0 = padding; None: one document a row.
+          state: from `init_state`, for decoding; None in training.
+
+        Returns:
+          `(features [B, T, D], state)`.
+        """
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])[None]
+        x = self.embedding[...].astype(self.spec.dtype)[tokens]
+        if self.spec.embedding_scale != 1.0:
+            x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)
+        x, state = self.stack(x, Context(positions, segment_ids, mask), state)
+        return self.norm(x), state
+
+    def head_weights(self) -> jax.Array:
+        """`[V, D]`: the tied embedding or the free head."""
+        return (self.embedding if self.head is None else self.head)[...]
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """`[..., D] -> [..., V]` in float32, scaled and capped as the config says."""
+        weights = self.head_weights().astype(features.dtype)
+        logits = jnp.einsum("...d,vd->...v", features, weights, preferred_element_type=jnp.float32)
+        return shape_logits(logits, self.spec.logit_scale, self.spec.softcap)
+
+    def for_decoding(self) -> "LM":
+        """This model with its layers one by one, as `init_state` and calls with a state need it (inside a trace)."""
+        if not isinstance(self.stack, Unstacked):
+            self.stack = self.stack.unstack()
+        return self
+
+    def init_state(self, batch: int, length: int) -> tuple:
+        """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
+        return self.stack.init_state(batch, length)

@@ -1,0 +1,38 @@
+"""Socket Mixer: how do tokens see each other?
+
+A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context, state) -> (y [B, T, D], state)`. Training
+calls it with `state=None`; decoding hands it the state that `init_state(batch, length)` made, with any number of new
+tokens: the parallel form and the step form are one function, and a test holds them equal for every part in the table.
+`bidirectional` says whether the part can run under a mask that is not causal.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+
+from kernels import masks
+from models.mixers.attention import Attention
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every mixer of one forward pass shares."""
+
+    positions: jax.Array  # [B|1, T]: the token's place in its document
+    segment_ids: jax.Array | None  # [B, T]: document within the row, 0 = padding; None = one document a row
+    mask: masks.Mask  # the objective's mask, over indices (training) or positions (decoding)
+
+
+class Mixer(Protocol):
+    """See the module's docstring."""
+
+    bidirectional: bool
+
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]: ...
+
+    def init_state(self, batch: int, length: int) -> Any: ...
+
+
+MIXERS = {"attention": Attention}

@@ -1,0 +1,103 @@
+"""Softmax attention with grouped queries, rotary positions, optional QK-norm, window and sinks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels import masks
+from kernels.attention import attention
+from models import norms, projections, rope
+from models.spec import Spec
+
+
+class Attention(nnx.Module):
+    """`x [B, T, D] -> [B, T, D]`, N query heads over K key/value heads of width H (Vaswani et al. 2017; GQA 2023).
+
+    The decoding state is a cache of S slots: rotated keys and values `[B, S, K, H]`, the `position [B, S]` of the token
+    in each slot (-1: empty), and the `length [B]` of each row. Masks go by position, so the order of slots is free.
+    """
+
+    bidirectional = True
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        options = spec.options["attention"]
+        D, N, K, H = spec.D, spec.N, spec.K, spec.H
+        kw = {"bias": options["bias"], "rngs": rngs}
+        self.q = projections.make(spec, D, N * H, axes=("embed", "heads"), **kw)
+        self.k = projections.make(spec, D, K * H, axes=("embed", "heads"), **kw)
+        self.v = projections.make(spec, D, K * H, axes=("embed", "heads"), **kw)
+        self.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, **kw)
+        head_norm = {"kind": "rmsnorm", "scale": True, "rngs": rngs}
+        self.q_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
+        self.k_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
+        self.K, self.H, self.dtype, self.q_width = K, H, spec.dtype, N * H
+        self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
+        self.window, self.sinks = options["window"], options["sinks"]
+        self.implementation = options["implementation"] or None
+
+    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+        q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = rope.rotate(q, context.positions, theta=self.theta, fraction=self.fraction)
+        k = rope.rotate(k, context.positions, theta=self.theta, fraction=self.fraction)
+        mask = self._see(context)
+        if state is None:
+            if context.segment_ids is not None:
+                mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
+        else:
+            positions = jnp.broadcast_to(context.positions, x.shape[:2])
+            state = _write(state, k, v, positions)
+            k, v = state["k"], state["v"]
+            mask = masks.Positions(positions, state["position"], rule=mask)
+        out = attention(q, k, v, mask=mask, implementation=self.implementation)
+        return self.out(out.reshape(*x.shape[:2], -1)), state
+
+    def _see(self, context) -> masks.Mask:
+        """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""
+        if not self.window:
+            return context.mask
+        near = masks.Window(self.window - 1, self.window - 1)
+        if not self.sinks:
+            return context.mask & near
+        first = masks.Sinks(self.sinks)
+        if context.segment_ids is not None:
+            first = masks.Positions(context.positions, context.positions, rule=first)
+        return context.mask & (near | first)
+
+    def context_flops(self, length: int, causal: bool) -> float:
+        """Forward FLOPs a token beyond the projections: scores and their product with v over the keys it sees."""
+        window = min(self.window or length, length)
+        seen = window - window * (window - 1) / (2 * length) if causal else window
+        return 4 * self.q_width * seen
+
+    def init_state(self, batch: int, length: int) -> dict[str, jax.Array]:
+        """An empty cache of `length` slots for `batch` rows."""
+        slots = jnp.zeros((batch, length, self.K, self.H), self.dtype)
+        return {
+            "k": slots,
+            "v": slots,
+            "position": jnp.full((batch, length), -1, jnp.int32),
+            "length": jnp.zeros((batch,), jnp.int32),
+        }
+
+
+def _write(state: dict, k: jax.Array, v: jax.Array, positions: jax.Array) -> dict:
+    """Appends T tokens to every row at its own length.
+
+    Tokens with position -1 are padding at the end of a row: invisible, and overwritten by what comes next.
+    """
+
+    def put(slots, new, start):
+        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, axis=0)
+
+    put = jax.vmap(put)
+    at = state["length"]
+    return {
+        "k": put(state["k"], k, at),
+        "v": put(state["v"], v, at),
+        "position": put(state["position"], positions, at),
+        "length": at + jnp.sum(positions >= 0, axis=1, dtype=at.dtype),
+    }

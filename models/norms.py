@@ -1,0 +1,48 @@
+"""Normalisation over the last dimension, with or without parameters, always computed in float32 or better."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import parameters
+from models.spec import Spec
+
+
+class Norm(nnx.Module):
+    """RMSNorm or LayerNorm: `x [..., D] -> [..., D]` in `spec.dtype`.
+
+    RMSNorm: x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019). LayerNorm also subtracts the mean (Ba et al. 2016).
+    """
+
+    def __init__(self, spec: Spec, width: int, *, kind: str, scale: bool, bias: bool = False, rngs: nnx.Rngs):
+        self.centre = kind == "layernorm"
+        self.eps = spec.norm_eps
+        self.dtype = spec.dtype
+        self.scale = parameters.param(parameters.ones, rngs, (width,), (None,), "norm", spec) if scale else None
+        self.bias = parameters.param(parameters.zeros, rngs, (width,), (None,), "norm", spec) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.centre:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        if self.scale is not None:
+            x = x * self.scale[...]
+        if self.bias is not None:
+            x = x + self.bias[...]
+        return x.astype(self.dtype)
+
+
+NORMS = ("rmsnorm", "layernorm")
+
+
+def make(spec: Spec, *, rngs: nnx.Rngs) -> Norm:
+    """The norm before a mixer or a channel, as `config.model.norm*` says."""
+    return Norm(spec, spec.D, kind=spec.norm, scale=spec.norm_scale, bias=spec.norm_bias, rngs=rngs)
+
+
+def make_final(spec: Spec, *, rngs: nnx.Rngs) -> Norm:
+    """The norm before the head: the same kind as inside, or one by name with parameters."""
+    if spec.final_norm == "same":
+        return make(spec, rngs=rngs)
+    return Norm(spec, spec.D, kind=spec.final_norm, scale=True, bias=spec.final_norm == "layernorm", rngs=rngs)

@@ -1,0 +1,47 @@
+"""Parameters that know their logical axes and their role, and the initialisers that configs name."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.spec import Spec
+
+ROLES = ("kernel", "embedding", "norm", "bias")
+
+
+def param(
+    init: Callable, rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], role: str, spec: Spec
+) -> nnx.Param:
+    """A parameter of `shape` whose dimensions carry the logical `axes`; `role` decides weight decay (see ROLES)."""
+    assert len(shape) == len(axes) and role in ROLES, (shape, axes, role)
+    return nnx.Param(init(rngs.params(), tuple(shape), spec.param_dtype), axes=tuple(axes), role=role)
+
+
+def normal(std: float) -> Callable:
+    """Samples N(0, std^2)."""
+    return lambda key, shape, dtype: std * jax.random.normal(key, shape, dtype)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """All zeros."""
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """All ones."""
+    return jnp.ones(shape, dtype)
+
+
+def kernel_std(spec: Spec, fan_in: int, *, residual: bool) -> float:
+    """Standard deviation of a projection by `config.model.init`; `residual`: its output joins the residual stream."""
+    if spec.init == "fan_in":
+        return 1 / math.sqrt(fan_in)
+    if spec.init == "normal_depth" and residual:
+        return spec.init_std / math.sqrt(2 * spec.L)
+    return spec.init_std
+
+
+INITS = ("normal", "fan_in", "normal_depth")

@@ -1,0 +1,47 @@
+"""Socket Projection: what is a linear map? A part maps `[..., D_in] -> [..., D_out]`."""
+
+from typing import Protocol
+
+import jax
+from flax import nnx
+
+from models import parameters
+from models.spec import Spec
+
+
+class Projection(Protocol):
+    """`(spec, d_in, d_out, *, axes, residual, bias, rngs)`, then `x [..., d_in] -> [..., d_out]` in `spec.dtype`."""
+
+    def __call__(self, x: jax.Array) -> jax.Array: ...
+
+
+class Dense(nnx.Module):
+    """`x W (+ b)`, one 2-D kernel, which XLA maps to one matmul."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        d_in: int,
+        d_out: int,
+        *,
+        axes: tuple[str | None, str | None],
+        residual: bool = False,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        std = parameters.kernel_std(spec, d_in, residual=residual)
+        self.kernel = parameters.param(parameters.normal(std), rngs, (d_in, d_out), axes, "kernel", spec)
+        self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
+        self.dtype = spec.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+PROJECTIONS = {"dense": Dense}
+
+
+def make(spec: Spec, d_in: int, d_out: int, **kw) -> Projection:
+    """The projection that `config.model.projection` names."""
+    return PROJECTIONS[spec.projection](spec, d_in, d_out, **kw)

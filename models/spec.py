@@ -1,0 +1,71 @@
+"""The sizes and choices of one backbone, resolved from `config.model` into plain, hashable values."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a part may know about the model that it is built into. Capital letters are the house's dimensions."""
+
+    V: int  # vocabulary, padded
+    D: int  # model width
+    L: int  # layers
+    N: int  # query heads
+    K: int  # key/value heads
+    H: int  # head width
+    mixers: tuple[str, ...]  # repeats over depth
+    channel: str
+    projection: str
+    norm: str
+    norm_scale: bool
+    norm_bias: bool
+    norm_eps: float
+    final_norm: str
+    tied: bool
+    logit_scale: float
+    softcap: float
+    embedding_scale: float
+    init: str
+    init_std: float
+    dtype: Any
+    param_dtype: Any
+    remat: str
+    unroll: int
+    options: Mapping[str, Mapping[str, Any]]  # one group per part, by the part's name
+
+    @classmethod
+    def from_config(cls, model: Mapping[str, Any], *, vocab_size: int) -> "Spec":
+        """Resolves `config.model` (as a plain dict); `vocab_size` is what tokenizer and objective need."""
+        model = dict(model)
+        D, N, L = model["width"], model["num_heads"], model["num_layers"]
+        vocab = max(model["vocab_size"], vocab_size)
+        return cls(
+            V=-(-vocab // model["vocab_multiple"]) * model["vocab_multiple"],
+            D=D,
+            L=L,
+            N=N,
+            K=model["num_kv_heads"] or N,
+            H=model["head_dim"] or D // N,
+            mixers=tuple(name.strip() for name in model["mixer"].split(",")),
+            logit_scale=model["logit_scale"] or 1 / math.sqrt(D),
+            embedding_scale=model["embedding_scale"] or math.sqrt(D),
+            dtype=jnp.dtype(model["dtype"]),
+            param_dtype=jnp.dtype(model["param_dtype"]),
+            unroll=model["unroll"] or (L if L <= 12 else 1),
+            options=MappingProxyType(
+                {k: MappingProxyType(dict(v)) for k, v in model.items() if isinstance(v, Mapping)}
+            ),
+            **{k: model[k] for k in _COPIED},
+        )
+
+
+_COPIED = (
+    "channel", "projection", "norm", "norm_scale", "norm_bias", "norm_eps", "final_norm", "tied", "softcap", "init",
+    "init_std", "remat",
+)  # fmt: skip
