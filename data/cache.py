@@ -1,0 +1,129 @@
+"""A folder of results keyed by hash: written whole or not at all, checked when opened, safe among processes.
+
+A result is built in a private folder beside its final place and moved there by one rename. Two processes that build
+the same thing waste time but nothing else: the first rename wins and the second uses it.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+_META = "meta.json"
+_CHECKED = 32 << 20  # bytes at each end of a file that are checksummed; the middle of a larger file is trusted
+_STALE_SECONDS = 86400
+_CANNOT_WRITE = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST", "EFBIG", "ENOENT")
+    if hasattr(errno, name)
+}
+
+
+def digest(*parts: object) -> str:
+    """Hex SHA-256 of the parts (anything JSON holds), unambiguous about where one part ends."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cached(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:
+    """The meta data of the result in `folder`, built first when it is missing or damaged.
+
+    `build(private_folder)` writes the files of the result and returns its meta data (JSON). A file that is missing,
+    truncated or altered makes the whole result count as damaged, and it is built again.
+
+    Errors: OSError with one sentence when the folder cannot be written.
+    """
+    meta = _verified(folder)
+    if meta is not None:
+        return meta
+    private = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(6)}")
+    try:
+        with _writing(folder):
+            private.mkdir(parents=True)
+        _sweep(folder.parent)
+        with _writing(folder):
+            meta = build(private)
+            files = {p.name: _fingerprint(p) for p in sorted(private.iterdir())}
+            (private / _META).write_text(json.dumps({"files": files, "meta": meta}))
+        _publish(private, folder)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    return json.loads(json.dumps(meta))  # exactly what a later call will read back
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path):
+    """Says in one sentence that the cache cannot be written; other errors (a source that cannot be read) pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE or _is_elsewhere(error.filename, folder):
+            raise
+        raise type(error)(
+            f"cache_dir={str(folder.parent.parent)!r} cannot be written ({error.strerror}); "
+            "use a folder that you may write to, on a disk with room, such as '/tmp/tessera'."
+        ) from error
+
+
+def _is_elsewhere(filename: str | None, folder: pathlib.Path) -> bool:
+    """Whether the file that failed is neither in the cache nor one of the folders above it."""
+    if filename is None:
+        return False
+    path = pathlib.Path(filename)
+    return not (path.is_relative_to(folder.parent) or folder.is_relative_to(path))
+
+
+def _fingerprint(path: pathlib.Path) -> list[int]:
+    """[size, CRC-32 of the first and last 32 MiB] of a file."""
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        crc = zlib.crc32(f.read(_CHECKED))
+        if size > _CHECKED:
+            f.seek(max(_CHECKED, size - _CHECKED))
+            crc = zlib.crc32(f.read(), crc)
+    return [size, crc]
+
+
+def _verified(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The meta data when every file of the result is as it was written, else None."""
+    try:
+        record = json.loads((folder / _META).read_text())
+        for name, expected in record["files"].items():
+            if _fingerprint(folder / name) != expected:
+                return None
+        return record["meta"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _publish(private: pathlib.Path, folder: pathlib.Path) -> None:
+    """Moves a finished result to its place; a good result already there stays, a damaged one makes way."""
+    for _ in range(10):
+        try:
+            os.rename(private, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+        if _verified(folder) is not None:
+            return
+        aside = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(6)}")
+        with contextlib.suppress(FileNotFoundError):  # another process may have moved it aside first
+            os.rename(folder, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+    raise OSError(f"{str(folder)!r} could not be replaced in 10 attempts; remove it and start again.")
+
+
+def _sweep(parent: pathlib.Path) -> None:
+    """Removes what builds that were killed more than a day ago left behind."""
+    for leftover in parent.glob("*.tmp-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)

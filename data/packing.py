@@ -1,0 +1,203 @@
+"""Documents to rows of T tokens, nothing dropped: which tokens stand in a row, and where its segments begin.
+
+Two forms. `stream`: row i is the window [i*T, i*T + T) of the documents laid end to end; nothing is precomputed.
+`first_fit`: documents that fit are placed whole in the first row with room, longer ones are cut into rows of T and
+a rest that is placed like a short document; the index of pieces is computed once and cached beside the tokens.
+
+Both give, for any set of rows at once, a `Rows` of `[B, T]` arrays, and `finish` turns that into a batch. In both every
+token but the first of each document is a target exactly once per epoch.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import secrets
+import zipfile
+
+import numpy as np
+
+from data.corpus import Tokens
+
+_PIECE_FIELDS = ("begin", "size", "ends", "row_first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Raw rows, each array `[B, T]`: the tokens, what follows each, and three bools.
+
+    `first`: a segment begins here. `held`: a token stands here (not padding). `target`: what follows is of the same
+    document. Values of `tokens` outside `held` and of `targets` outside `target` mean nothing.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    first: np.ndarray
+    held: np.ndarray
+    target: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The default packing of `tokens` into rows of `length`."""
+
+    tokens: Tokens
+    length: int
+
+    @property
+    def num_rows(self) -> int:
+        return -(-len(self.tokens.tokens) // self.length)
+
+    def rows(self, index: np.ndarray) -> Rows:
+        """The rows `index` `[B]`; a negative index is a row of padding."""
+        flat, starts, length = self.tokens.tokens, self.tokens.starts, self.length
+        base = np.asarray(index, np.int64) * length
+        place = base[:, None] + np.arange(length + 1)
+        window = np.take(flat, place, mode="clip")
+        low, high = np.searchsorted(starts, base), np.searchsorted(starts, base + length, "right")
+        begins = np.zeros(place.shape, bool)
+        which, offset = _ragged(high - low)
+        begins[which, starts[low[which] + offset] - base[which]] = True
+        held = (place >= 0) & (place < len(flat))
+        target = held[:, 1:] & held[:, :-1] & ~begins[:, 1:]
+        begins[:, 0] = True
+        return Rows(window[:, :-1], window[:, 1:], begins[:, :-1], held[:, :-1], target)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstFit:
+    """Whole documents in rows of `length`. Row r holds the pieces row_first[r]:row_first[r+1] from left to right.
+
+    A piece is `size` tokens from `begin` on; `ends` says whether it is the end of its document.
+    """
+
+    tokens: Tokens
+    length: int
+    begin: np.ndarray
+    size: np.ndarray
+    ends: np.ndarray
+    row_first: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_first) - 1
+
+    def rows(self, index: np.ndarray) -> Rows:
+        """The rows `index` `[B]`; a negative index is a row of padding."""
+        flat, index = self.tokens.tokens, np.asarray(index, np.int64)
+        shape = (len(index), self.length)
+        real = np.maximum(index, 0)
+        which, offset = _ragged(np.where(index < 0, 0, self.row_first[real + 1] - self.row_first[real]))
+        piece = self.row_first[real][which] + offset
+        size, begin = self.size[piece], self.begin[piece]
+        total = np.cumsum(size)
+        # Where each piece starts in its row: what stands before it in the batch, less what stands before the row.
+        before_row = np.concatenate([[0], total])[np.searchsorted(which, np.arange(len(index)))]
+        column = total - size - before_row[which]
+        of, step = _ragged(size)
+        cell = (which * self.length + column)[of] + step
+        place = np.full(shape, -1, np.int64)
+        place.ravel()[cell] = begin[of] + step
+        held = place >= 0
+        first = np.zeros(shape, bool)
+        first[which, column] = True
+        target = held.copy()
+        ends = self.ends[piece]
+        target[which[ends], (column + size - 1)[ends]] = False
+        return Rows(np.take(flat, place, mode="clip"), np.take(flat, place + 1, mode="clip"), first, held, target)
+
+
+def first_fit(tokens: Tokens, length: int) -> FirstFit:
+    """The first-fit packing of `tokens`, read from the cache beside them or computed and kept there."""
+    path = pathlib.Path(tokens.folder) / f"{tokens.split}.first_fit.{length}.npz" if tokens.folder else None
+    if path is not None:
+        try:
+            with np.load(path) as kept:  # a zip file: every array is checked against its CRC-32
+                return FirstFit(tokens, length, **{name: kept[name] for name in _PIECE_FIELDS})
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # not there yet, or damaged: computed below
+    made = _pieces(tokens, length)
+    if path is not None:
+        private = path.with_name(f"{path.name}.tmp-{secrets.token_hex(6)}")
+        try:
+            with private.open("wb") as file:
+                np.savez(file, **made)
+            os.replace(private, path)
+        except OSError:  # a cache that cannot be written only costs time
+            with contextlib.suppress(OSError):
+                private.unlink(missing_ok=True)
+    return FirstFit(tokens, length, **made)
+
+
+def _pieces(tokens: Tokens, length: int) -> dict[str, np.ndarray]:
+    """Every piece, by row: rests and short documents by first fit, then the full rows of long documents."""
+    sizes = np.diff(tokens.starts, append=len(tokens.tokens))
+    full, rest = np.divmod(sizes, length)
+    which, chunk = _ragged(full)
+    short = np.flatnonzero(rest)
+    placed = _place(rest[short].tolist(), length)
+    opened = int(placed.max(initial=-1)) + 1
+    begin = np.concatenate([tokens.starts[short] + full[short] * length, tokens.starts[which] + chunk * length])
+    size = np.concatenate([rest[short], np.full(len(which), length, np.int64)])
+    ends = np.concatenate([np.ones(len(short), bool), (chunk + 1 == full[which]) & (rest[which] == 0)])
+    row = np.concatenate([placed, opened + np.arange(len(which))])
+    by_row = np.argsort(row, kind="stable")
+    row_first = np.searchsorted(row[by_row], np.arange(opened + len(which) + 1))
+    return {"begin": begin[by_row], "size": size[by_row], "ends": ends[by_row], "row_first": row_first}
+
+
+def _place(sizes: list[int], length: int) -> np.ndarray:
+    """For each size in turn, the first row that has room for it: a tournament tree over the room that rows have left.
+
+    First fit leaves at most one row half empty or more, so twice the total over `length` rows are enough.
+    """
+    rows = 1 << min(len(sizes), 2 * sum(sizes) // length + 2).bit_length()
+    room = [length] * (2 * rows)
+    placed = np.empty(len(sizes), np.int64)
+    for k, size in enumerate(sizes):
+        node = 1
+        while node < rows:
+            node *= 2
+            if room[node] < size:
+                node += 1
+        placed[k] = node - rows
+        room[node] -= size
+        while node > 1:
+            node //= 2
+            most = max(room[2 * node], room[2 * node + 1])
+            if room[node] == most:
+                break
+            room[node] = most
+    return placed
+
+
+def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(owner, offset) of each of `counts[k]` items of every k: [2, 1] gives [0, 0, 1] and [0, 1, 0]."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def finish(rows: Rows, *, pad: int, isolate: bool) -> dict[str, np.ndarray]:
+    """The batch that raw rows make: see `data.loader.Loader.batch`."""
+    batch, length = rows.tokens.shape
+    column = np.arange(length, dtype=np.int32)
+    if isolate:
+        positions = column - np.maximum.accumulate(np.where(rows.first, column, 0), axis=1)
+        segments = np.cumsum(rows.first, axis=1, dtype=np.int32)
+    else:
+        positions = np.tile(column, (batch, 1))
+        segments = np.ones((batch, length), np.int32)
+    tokens = rows.tokens.astype(np.int32)
+    if not rows.held.all():
+        tokens[~rows.held] = pad
+        segments[~rows.held] = 0
+        positions[~rows.held] = 0
+    targets = rows.targets.astype(np.int32)
+    targets[~rows.target] = pad
+    return {
+        "tokens": tokens,
+        "targets": targets,
+        "positions": positions,
+        "segment_ids": segments,
+        "mask": rows.target,
+    }

@@ -1,0 +1,280 @@
+"""What a token is: raw bytes, byte-pair merges learned offline, or the symbols of a synthetic sequence.
+
+Every tokenizer ends its vocabulary with three specials (bos, eos, pad), which no text can produce: a document in a
+corpus is `[bos] content [eos]`. All of them know how many bytes of the original each token stands for, so that losses
+of different tokenizers can be compared in bits per byte.
+"""
+
+import codecs
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from data import messages
+
+_PIECE = 1 << 20  # longer texts are given to the BPE library in pieces of about this many characters
+# How Python's decoder marks the bytes that are not UTF-8: one lone surrogate each.
+_ESCAPED = frozenset(map(chr, range(0xDC80, 0xDD00)))
+_RUNS = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
+
+
+class Tokenizer(Protocol):
+    """What a corpus, a loader and a sampler need to know about tokens. V below is `vocab_size`, specials included."""
+
+    name: str
+    vocab_size: int
+    bos: int
+    eos: int
+    pad: int
+
+    @property
+    def hash(self) -> str:
+        """Hex digest of everything that decides which ids a text gets."""
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """`[V]` int32: bytes of the original that each id stands for; 0 for specials."""
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Ids of `text`, `[n]` int32, without specials."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; specials are skipped, bytes that are not UTF-8 become U+FFFD."""
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Writes all that `load_tokenizer` needs, as JSON."""
+
+
+class _ByteLevel:
+    """A vocabulary whose every id is a known string of bytes; the three specials come last and are empty."""
+
+    def __init__(self, name: str, pieces: Sequence[bytes]):
+        self.name = name
+        self.pieces = (*pieces, b"", b"", b"")
+        self.vocab_size = len(self.pieces)
+        self.bos, self.eos, self.pad = (len(pieces) + k for k in range(3))
+
+    def _state(self) -> dict[str, Any]:
+        return {"kind": self.name}
+
+    @functools.cached_property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self._state(), sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        return np.fromiter(map(len, self.pieces), np.int32, self.vocab_size)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of `ids`; specials are skipped. Errors: ValueError for an id outside 0..V-1."""
+        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64).ravel()
+        _check_ids(ids, self.vocab_size)
+        return b"".join(map(self.pieces.__getitem__, ids.tolist()))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def save(self, path: str | pathlib.Path) -> None:
+        pathlib.Path(path).write_text(json.dumps(self._state()))
+
+
+class ByteTokenizer(_ByteLevel):
+    """Ids 0..255 are the bytes of UTF-8 text; bos 256, eos 257, pad 258."""
+
+    def __init__(self):
+        super().__init__("bytes", [bytes([b]) for b in range(256)])
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Ids of `text`, `[n]` int32, without specials."""
+        return np.frombuffer(_as_bytes(text), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """Ids of each text, `[n]` uint8: the bytes as they are."""
+        return [np.frombuffer(text, np.uint8) for text in texts]
+
+
+class BPETokenizer(_ByteLevel):
+    """Byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2): lossless for any bytes.
+
+    Bytes that are not valid UTF-8 are given their single-byte ids, so nothing is ever replaced when encoding.
+    """
+
+    def __init__(self, definition: str):
+        import tokenizers  # slow to import, and needed by few
+
+        self._definition = definition
+        self._library = tokenizers.Tokenizer.from_str(definition)
+        to_byte = _byte_alphabet()
+        vocabulary = sorted(self._library.get_vocab().items(), key=lambda item: item[1])
+        if [i for _, i in vocabulary] != list(range(len(vocabulary))):
+            raise ValueError("the BPE vocabulary has gaps in its ids; train it with data.tokenizer.train_bpe.")
+        super().__init__("bpe", [bytes(to_byte[c] for c in piece) for piece, _ in vocabulary])
+        self._single = np.full(256, -1, np.int32)
+        for i, piece in enumerate(self.pieces):
+            if len(piece) == 1:
+                self._single[piece[0]] = i
+
+    def _state(self) -> dict[str, Any]:
+        return {"kind": "bpe", "definition": self._definition}
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Ids of `text`, `[n]` int32, without specials."""
+        return self.encode_batch([_as_bytes(text)])[0]
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """Ids of each text, `[n]` int32; the library uses all cores."""
+        runs = [list(_utf8_runs(text)) for text in texts]
+        valid = [run for row in runs for run in row if isinstance(run, str)]
+        encoded = iter(self._library.encode_batch_fast(valid))
+        return [
+            np.concatenate(
+                [
+                    np.asarray(next(encoded).ids, np.int32)
+                    if isinstance(run, str)
+                    else self._single[np.frombuffer(run, np.uint8)]
+                    for run in row
+                ]
+                or [np.empty(0, np.int32)]
+            )
+            for row in runs
+        ]
+
+
+class SymbolTokenizer:
+    """The symbols 0..n-1 of a sequence that is not text, written as decimal numbers; bos n, eos n+1, pad n+2.
+
+    One symbol counts as one byte of the original, so "bits per byte" means bits per symbol.
+    """
+
+    def __init__(self, num_symbols: int, name: str = "symbols"):
+        self.name, self.num_symbols, self.vocab_size = name, num_symbols, num_symbols + 3
+        self.bos, self.eos, self.pad = num_symbols, num_symbols + 1, num_symbols + 2
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(f"{self.name} {self.num_symbols}".encode()).hexdigest()
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        return (np.arange(self.vocab_size) < self.num_symbols).astype(np.int32)
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Ids of numbers separated by spaces, `[n]` int32. Errors: ValueError for anything else."""
+        words = _as_bytes(text).decode("utf-8", "replace").split()
+        for word in words:
+            if not (word.isascii() and word.isdigit() and int(word) < self.num_symbols):
+                raise ValueError(f"text has {word!r}, which is not a symbol; use numbers 0 to {self.num_symbols - 1}.")
+        return np.array([int(word) for word in words], np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64).ravel()
+        _check_ids(ids, self.vocab_size)
+        return " ".join(str(i) for i in ids.tolist() if i < self.num_symbols)
+
+    def save(self, path: str | pathlib.Path) -> None:
+        state = {"kind": "symbols", "num_symbols": self.num_symbols, "name": self.name}
+        pathlib.Path(path).write_text(json.dumps(state))
+
+
+class StreamDecoder:
+    """Text of a sequence whose ids come one by one; a character appears once its last byte has come."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._words = 0
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty for specials and in the middle of a character."""
+        if isinstance(self._tokenizer, _ByteLevel):
+            return self._utf8.decode(self._tokenizer.decode_bytes([int(token)]))
+        word = self._tokenizer.decode([int(token)])
+        self._words += bool(word)
+        return f" {word}" if word and self._words > 1 else word
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer that `save` wrote to `path`. Errors: FileNotFoundError, or ValueError for another kind of file."""
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer={str(path)!r} does not exist; use 'bytes', 'bpe' or a saved file.")
+    try:
+        state = json.loads(path.read_text())
+        kind = state["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"tokenizer={str(path)!r} is not a saved tokenizer; use 'bytes' or 'bpe'.") from None
+    if kind == "bytes":
+        return ByteTokenizer()
+    if kind == "bpe":
+        return BPETokenizer(state["definition"])
+    if kind == "symbols":
+        return SymbolTokenizer(state["num_symbols"], state["name"])
+    raise messages.unknown(f"kind in {str(path)!r}", kind, ("bytes", "bpe", "symbols"))
+
+
+def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
+    """A byte-level BPE of at most `vocab_size` ids (256 bytes and 3 specials included) learned from `texts`.
+
+    A small text may not have enough repeated pairs; then the vocabulary is smaller, as its `vocab_size` says.
+    Errors: ValueError when `vocab_size` has no room for the bytes, the specials and one merge.
+    """
+    if vocab_size < 260:
+        raise ValueError(f"vocab_size={vocab_size} is too small for tokenizer='bpe'; use at least 260, such as 4096.")
+    import tokenizers
+    from tokenizers import models, pre_tokenizers, trainers
+
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 3,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    runs = (run for text in texts for run in _utf8_runs(text) if isinstance(run, str))
+    library.train_from_iterator(runs, trainer=trainer)
+    return BPETokenizer(library.to_str())
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    """UTF-8 of a string; the lone surrogates by which Python stands for undecodable bytes become those bytes."""
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if wrong.size:
+        raise ValueError(f"id={wrong[0]} is outside the vocabulary; use ids 0 to {vocab_size - 1}.")
+
+
+def _utf8_runs(text: bytes) -> Iterable[str | bytes]:
+    """The text as valid runs (str, in pieces of bounded size) and runs that are not UTF-8 (bytes), in order."""
+    for run in _RUNS.findall(text.decode("utf-8", "surrogateescape")):
+        if run[0] in _ESCAPED:
+            yield run.encode("utf-8", "surrogateescape")
+            continue
+        start = 0
+        while start < len(run):
+            end = start + _PIECE
+            if end < len(run):
+                end = run.rfind("\n", start + _PIECE // 2, end) + 1 or end
+            yield run[start:end]
+            start = end
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character by which byte-level BPE writes each byte, and the byte: GPT-2's table."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + k): b for k, b in enumerate(others)}
