@@ -16,14 +16,14 @@ from experiments.report import data, page, plots
 __all__ = ["compare", "write"]
 
 _MAX_SAMPLES, _MAX_TEXT, _MAX_OTHER, _MAX_PROMPTS, _MAX_BESIDE = 10, 1500, 12, 4, 900
-# Small charts against steps: key, whether it is a timing, title, kind of number.
+# Small charts against steps: key, whether it is a timing, and the vertical axis.
 _SMALL = (
-    ("train/learning_rate", False, "Learning rate", "plain"),
-    ("train/grad_norm", False, "Gradient norm", "plain"),
-    ("tokens_per_second", True, "Tokens per second", "count"),
-    ("mfu", True, "Model FLOPs utilisation", "plain"),
-    ("peak_memory_bytes", True, "Peak memory", "bytes"),
-    ("data_wait_seconds", True, "Time waiting for data", "seconds"),
+    ("train/learning_rate", False, plots.Axis("Learning rate", "plain", zero=True)),
+    ("train/grad_norm", False, plots.Axis("Gradient norm", "plain")),
+    ("tokens_per_second", True, plots.Axis("Tokens per second", "count", zero=True)),
+    ("mfu", True, plots.Axis("Model FLOPs utilisation", "plain", zero=True)),
+    ("peak_memory_bytes", True, plots.Axis("Peak memory", "bytes", zero=True)),
+    ("data_wait_seconds", True, plots.Axis("Time waiting for data", "seconds", zero=True)),
 )
 _DRAWN = {"train/loss", "eval/loss", "train/bits_per_byte", data.BITS, f"{data.BITS}_se", "step", "tokens", "flops"}
 
@@ -139,6 +139,7 @@ def _changed(run: data.Run) -> list[str]:
 def _curves(run: data.Run) -> list[str]:
     axes = data.usable_axes([run])
     loss, bits = [], []
+    evaluated = run.last("eval/loss") is not None
     bound = (run.last(data.BITS) or run.last("eval/loss") or {}).get("eval/kind") == "<="
     held_out = "validation (upper bound)" if bound else "validation"
     for key, _ in axes:
@@ -166,7 +167,7 @@ def _curves(run: data.Run) -> list[str]:
         page.figure(
             1,
             "Loss",
-            "Light: every logged step. Bold: exponential mean over the last 2% of the run. Points: validation.",
+            "Light: every logged step. Bold: running mean over 3% of the run." + " Points: validation." * evaluated,
             loss,
         ),
         page.figure(2, "Held-out bits per byte", "Bars: 95% interval over the validation text.", bits),
@@ -187,13 +188,11 @@ def _training(run: data.Run) -> list[str]:
     listed = {key for key, *_ in _SMALL}
     keys = dict.fromkeys(key for row in run.metrics for key, value in row.items() if not isinstance(value, str))
     others = [key for key in keys if key not in listed | _DRAWN][:_MAX_OTHER]
-    wanted = [*_SMALL, *((key, False, key, "plain") for key in others)]
+    wanted = [*_SMALL, *((key, False, plots.Axis(key, "plain")) for key in others)]
     charts = []
-    for i, (key, timing, name, kind) in enumerate(wanted):
-        x, y = data.series(run, key, timing=timing)
-        y_axis = plots.Axis(name, kind)
-        curve = plots.Curve(x, y)
-        svg = plots.chart(f"small-{i}", [curve], plots.horizontal("step"), y_axis, width=350, height=180)
+    for i, (key, timing, axis) in enumerate(wanted):
+        curve = plots.Curve(*data.series(run, key, timing=timing))
+        svg = plots.chart(f"small-{i}", [curve], plots.horizontal("step"), axis, width=350, height=180)
         if svg:
             charts.append(f"<figure>{svg}</figure>")
     if not charts:

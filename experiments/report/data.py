@@ -148,15 +148,21 @@ def decimate(x: np.ndarray, y: np.ndarray, points: int = 1000, log: bool = False
     return x[order], y[order]
 
 
-def smooth(y: np.ndarray, fraction: float = 0.02) -> np.ndarray:
-    """Exponential mean of past values only, without start bias; its memory is `fraction` of the points. Skips NaN."""
-    decay = math.exp(-1.0 / max(1.0, fraction * len(y)))
-    out, total, weight = np.empty(len(y)), 0.0, 0.0
-    for i, value in enumerate(y):
-        if math.isfinite(value):
-            total, weight = decay * total + value, decay * weight + 1.0
-        out[i] = total / weight if weight else math.nan
-    return out
+def smooth(y: np.ndarray, fraction: float = 0.03) -> np.ndarray:
+    """Centred running mean over `fraction` of the points, narrower near the start so that it follows a steep fall.
+
+    A window reaches to both sides by at most a tenth of the points before it, and is cut off at the end. Values that
+    are not finite are skipped.
+    """
+    n = len(y)
+    place = np.arange(n)
+    half = np.round(np.minimum(0.5 * fraction * n, 0.1 * place)).astype(int)
+    good = np.isfinite(y)
+    totals = np.concatenate([[0.0], np.cumsum(np.where(good, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(good)])
+    low, high = place - half, np.minimum(place + half, n - 1) + 1
+    number_seen = counts[high] - counts[low]
+    return np.where(number_seen > 0, (totals[high] - totals[low]) / np.maximum(number_seen, 1), np.nan)
 
 
 def references(run: Run, suffix: str) -> list[tuple[str, float]]:

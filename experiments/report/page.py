@@ -45,12 +45,14 @@ white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5}
 .scroll{overflow-x:auto;margin:0 0 14px}
 table{border-collapse:collapse;width:100%;font-size:14px}
 table.narrow{width:auto;min-width:50%}
-th,td{text-align:left;vertical-align:baseline;padding:6px 22px 6px 0;border-bottom:1px solid var(--grid)}
+th,td{text-align:left;vertical-align:baseline;padding:6px 24px 6px 0;border-bottom:1px solid var(--grid)}
 th:last-child,td:last-child{padding-right:0}
 thead th{font-weight:500;font-size:13px;color:var(--muted);border-bottom:1px solid var(--rule);vertical-align:bottom}
 thead{border-top:1.5px solid var(--ink)}
 tbody tr:last-child>*{border-bottom:1.5px solid var(--ink)}
 th[scope=row]{font-weight:500}
+.scroll td,.scroll th{white-space:nowrap}
+.scroll .value{white-space:normal}
 .n{text-align:right;white-space:nowrap}
 td.key,th.key{font-family:var(--mono);font-size:13px;font-weight:400}
 td.value{font-family:var(--mono);font-size:13px;overflow-wrap:anywhere}
@@ -79,6 +81,8 @@ border-top:1px solid var(--grid)}
 .sample .at{color:var(--muted);font-size:13px}
 .text{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5;margin:0}
 .text i{font-style:normal;color:var(--muted)}
+.settings table{table-layout:fixed}
+.settings td.key{width:46%}
 .columns{display:grid;gap:8px 32px}
 details{margin:0 0 14px}
 summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}
@@ -86,6 +90,7 @@ summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}
 .settings table{break-inside:avoid;margin-bottom:16px}
 @media (max-width:760px){main{padding:28px 18px}.settings{columns:1}.sample{grid-template-columns:1fr}
 h1{font-size:29px}}
+@media (max-width:760px){.by{overflow-x:auto}.by .chart{min-width:600px}}
 @media print{main{padding:0;max-width:none}.switch+label,.tip{display:none}figure,.tile,.sample{break-inside:avoid}}
 """
 
@@ -102,9 +107,9 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def escape(text: Any) -> str:
-    """Text that is safe in HTML, with control characters made visible and lone surrogates replaced."""
+    """Text that is safe in HTML, with control characters spelt out (\\x1b) and lone surrogates replaced."""
     shown = "".join(
-        chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "␡" if c == "\x7f" else c for c in str(text)
+        f"\\x{ord(c):02x}" if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" else c for c in str(text)
     )
     return html.escape(shown.encode("utf-8", "replace").decode("utf-8"), quote=True)
 
@@ -199,7 +204,7 @@ def power(value: float) -> str:
     if not math.isfinite(value) or value <= 0:
         return "–"
     exponent = math.floor(math.log10(value))
-    return f"{value / 10.0**exponent:.2f} × 10<sup>{exponent}</sup>"
+    return f"{value / 10.0**exponent:.2f}&nbsp;×&nbsp;10<sup>{exponent}</sup>"
 
 
 def duration(seconds: float) -> str:
@@ -258,46 +263,53 @@ def chip(index: int) -> str:
 
 
 def results(groups: Sequence[data.Group]) -> list[str]:
+    """Two tables, quality and cost of each group, as means over its seeds."""
     runs = [run for group in groups for run in group.runs]
     shared = data.shared_compute(runs)
-    columns = ["Config", "Seeds", "Bits per byte", "at equal compute", "Validation loss", "Parameters", "Tokens"]
-    columns += ["FLOPs", "Wall time", "Tokens/s", "MFU", "Peak memory"]
-    rows = []
+    quality, cost = [], []
     for i, group in enumerate(groups):
-
-        def mean(values: list[float]) -> float:
-            return data.mean_interval(values)[0]
-
         bound = "≤ " if "<=" in data.kinds([group]) else ""
         final = bound + with_error(*data.mean_interval(data.finals(group, data.BITS)))
-        equal = with_error(*data.mean_interval([data.at_compute(run, shared) for run in group.runs]))
+        equal = bound + with_error(*data.mean_interval([data.at_compute(run, shared) for run in group.runs]))
+        loss = with_error(*data.mean_interval(data.finals(group, "eval/loss")))
+        name = chip(i) + escape(group.label)
+        quality.append([name, str(len(group.runs)), *(cell.replace("≤ –", "–") for cell in (final, equal)), loss])
         last = [run.metrics[-1] if run.metrics else {} for run in group.runs]
-        rows.append(
+
+        def mean(values: Iterable[float]) -> float:
+            return data.mean_interval(list(values))[0]
+
+        cost.append(
             [
-                chip(i) + escape(group.label),
-                str(len(group.runs)),
-                final.replace("≤ –", "–"),
-                (bound + equal).replace("≤ –", "–"),
-                with_error(*data.mean_interval(data.finals(group, "eval/loss"))),
-                count(mean([data.number(run.run.get("parameters") or {}, "total") for run in group.runs])),
-                count(mean([data.number(row, "tokens") for row in last])),
-                power(mean([data.number(row, "flops") for row in last])),
-                duration(mean([data.last_timing(run, "seconds") for run in group.runs])),
-                count(mean([data.median_timing(run, "tokens_per_second") for run in group.runs])),
-                percent(mean([data.median_timing(run, "mfu") for run in group.runs])),
-                memory(max(data.last_timing(run, "peak_memory_bytes") for run in group.runs)),
+                name,
+                count(mean(data.number(run.run.get("parameters") or {}, "total") for run in group.runs)),
+                count(mean(data.number(row, "tokens") for row in last)),
+                power(mean(data.number(row, "flops") for row in last)),
+                duration(mean(data.last_timing(run, "seconds") for run in group.runs)),
+                count(mean(data.median_timing(run, "tokens_per_second") for run in group.runs)),
+                percent(mean(data.median_timing(run, "mfu") for run in group.runs)),
+                memory(mean(data.last_timing(run, "peak_memory_bytes") for run in group.runs)),
             ]
         )
-    kept = [c for c in range(len(columns)) if c < 3 or any(row[c] != "–" for row in rows)]
-    rows = [[row[c] for c in kept] for row in rows]
-    drawn = table([columns[c] for c in kept], rows, numeric=tuple(range(1, len(kept))))
     text = "Mean over seeds ± half of the 95% Student-t interval; a single seed has none."
-    if math.isfinite(shared):
-        text += f" Equal compute: at {power(shared)} FLOPs, the most that every run reached."
-    parts = [drawn, f'<p class="note">{text}</p>']
+    if all(row[2] == row[3] for row in quality):  # all stopped at the same compute: one column says it
+        quality = [[*row[:3], "–", *row[4:]] for row in quality]
+    else:
+        text += f" Equal compute: at {power(shared)} FLOPs, the most that every run has been evaluated at."
+    parts = [_filled(["Config", "Seeds", "Bits per byte", "at equal compute", "Validation loss"], quality)]
+    parts.append(f'<p class="note">{text}</p>')
     if len(data.kinds(groups)) > 1:
-        parts.append(note("≤ marks an upper bound; its gap to an exact likelihood is no difference of models.", "warn"))
-    return parts
+        text = "≤ marks an upper bound; its gap to an exact likelihood is not a difference between models."
+        parts.append(note(text, "warn"))
+    head = ["Config", "Parameters", "Tokens", "FLOPs", "Wall time", "Tokens/s", "MFU", "Peak memory"]
+    return [*parts, "<h3>Cost, mean over seeds</h3>", _filled(head, cost)]
+
+
+def _filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table without the columns in which no row has a number."""
+    kept = [column for column in range(len(head)) if column == 0 or any(row[column] != "–" for row in rows)]
+    cells = [[row[column] for column in kept] for row in rows]
+    return table([head[column] for column in kept], cells, numeric=tuple(range(1, len(kept))))
 
 
 def tests(groups: Sequence[data.Group]) -> list[str]:
@@ -338,13 +350,17 @@ def settings(runs: Sequence[data.Run], groups: Sequence[data.Group]) -> str:
 
 
 def runs_table(groups: Sequence[data.Group]) -> list[str]:
+    """Every run in one line, and the commands that repeat them."""
+    runs = [(i, run) for i, group in enumerate(groups) for run in group.runs]
+    seeds = [data.seeds(run) for _, run in runs]
+    # Of several seeds in a config (weights, data), those that every run shares say nothing here.
+    varying = [c for c in range(min(map(len, seeds))) if len({seed[c] for seed in seeds}) > 1] or [0]
     rows = []
-    for i, group in enumerate(groups):
-        for run, seed in zip(group.runs, group.seeds, strict=True):
-            last = run.last(data.BITS) or {}
-            cells = [", ".join(seed) or "–", run.record.get("hash", "–"), data.status(run)[0]]
-            rows.append([chip(i) + escape(run.name), *map(escape, cells), bits(last)])
-    commands = [str(run.record["command"]) for group in groups for run in group.runs if run.record.get("command")]
+    for (i, run), seed in zip(runs, seeds, strict=True):
+        cells = [", ".join(seed[c] for c in varying if c < len(seed)) or "–", run.record.get("hash", "–")]
+        name = chip(i) + escape(run.name)
+        rows.append([name, *map(escape, [*cells, data.status(run)[0]]), bits(run.last(data.BITS) or {})])
     drawn = table(["Workdir", "Seed", "Config", "Status", "Bits per byte ± standard error"], rows, numeric=(4,))
+    commands = [str(run.record["command"]) for _, run in runs if run.record.get("command")]
     again = f"<h3>Run them again</h3><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
     return [drawn, again]

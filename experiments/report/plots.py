@@ -92,11 +92,13 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What an axis shows: its label, the kind of number ("count", "flops", "seconds", "bytes"), log or linear."""
+    """What an axis shows: its label, the kind of number ("count", "flops", "seconds", "bytes"), log or
+    linear, and whether a linear axis has to show zero."""
 
     label: str
     kind: str = "count"
     log: bool = False
+    zero: bool = False
 
 
 def horizontal(key: str) -> Axis:
@@ -125,7 +127,9 @@ def chart(
         return ""
     values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
     places = np.concatenate([curve.x for curve in curves])
-    y = dataclasses.replace(y, log=bool(values.min() > 0 and (y.log or values.max() > 50 * values.min())))
+    y = dataclasses.replace(
+        y, log=bool(values.min() > 0 and (y.log or (not y.zero and values.max() > 50 * values.min())))
+    )
     x = dataclasses.replace(x, log=bool(x.log and places.min() > 0 and places.max() > 2 * places.min()))
     x_divisor, x_unit = _unit(x.kind, float(places.max()))
     y_divisor, y_unit = _unit(y.kind, float(values.max()))
@@ -144,6 +148,10 @@ def chart(
             _draw(axes, curve, x, x_divisor, y_divisor)
         for _, level in references:
             axes.axhline(level / y_divisor, color=_MUTED, lw=0.9, dashes=(2, 3))
+        if not x.log and 0 < places.min() < 0.2 * places.max():
+            axes.set_xlim(left=0)
+        if y.zero and not y.log:
+            axes.set_ylim(min(0.0, float(values.min()) / y_divisor), (float(values.max()) / y_divisor or 1.0) * 1.06)
         _ticks(axes.xaxis, axes.get_xlim(), x)
         _ticks(axes.yaxis, axes.get_ylim(), y)
         ends = [_end(curve, x_divisor, y_divisor) + (f"#0a000{curve.colour % COLOURS}",) for curve in curves]
@@ -158,20 +166,20 @@ def chart(
 def _unit(kind: str, largest: float) -> tuple[float, str]:
     """The divisor and the unit in which values up to `largest` read well."""
     steps = {
-        "seconds": [(86400.0, "days"), (3600.0, "hours"), (60.0, "min"), (1.0, "s")],
+        "seconds": [(86400.0, "days"), (3600.0, "hours"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
         "bytes": [(2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "bytes")],
     }.get(kind, [])
     for divisor, unit in steps:
-        if largest >= 2 * divisor or divisor == 1.0:
+        if largest >= 2 * divisor:
             return divisor, unit
-    return 1.0, ""
+    return steps[-1] if steps else (1.0, "")
 
 
-def tick_text(value: float, kind: str = "count") -> str:
+def tick_text(value: float, kind: str = "count", log: bool = False) -> str:
     """A short number for an axis: 0.001, 2.5, 40k, 3M, 2×10¹²."""
     if value == 0:
         return "0"
-    if kind == "flops" or not 1e-4 <= abs(value) < 1e12:
+    if kind == "flops" or not (0.01 if log else 1e-4) <= abs(value) < 1e12:
         exponent = math.floor(math.log10(abs(value)) + 1e-9)
         power = "10" + str(exponent).translate(_SUPERSCRIPTS)
         factor = f"{value / 10.0**exponent:.3g}"
@@ -199,8 +207,7 @@ def _style(axes, x: Axis, y: Axis, x_unit: str, y_unit: str) -> None:
     texts = [axis.label + (f" ({', '.join(note)})" if note else "") for axis, note in zip((x, y), notes, strict=True)]
     axes.set_xlabel(texts[0], color=_MUTED, labelpad=5)
     # The vertical label stands above the axis, to be read without turning one's head.
-    axes.set_title(texts[1], loc="left", x=-36 / (axes.bbox.width), pad=5, fontsize=_TEXT, color=_INK)
-    axes.title.set_size(_TEXT)
+    axes.set_title(texts[1], loc="left", x=-axes.bbox.x0 / axes.bbox.width, pad=6, fontsize=_TEXT, color=_INK)
 
 
 def _draw(axes, curve: Curve, x: Axis, x_divisor: float, y_divisor: float) -> None:
@@ -220,8 +227,8 @@ def _draw(axes, curve: Curve, x: Axis, x_divisor: float, y_divisor: float) -> No
         place / x_divisor,
         value / y_divisor,
         color=colour,
-        alpha=0.28 if curve.faint else 1.0,
-        lw=0.8 if curve.faint else 1.7,
+        alpha=0.34 if curve.faint else 1.0,
+        lw=0.8 if curve.faint else 1.7 if curve.label else 1.1,
         linestyle=dash,
         marker="o" if few else None,
         markersize=3.6,
@@ -241,17 +248,17 @@ def _ticks(axis, limits: tuple[float, float], about: Axis) -> None:
         decades = math.log10(high / low)
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         if decades < 0.9:
-            places = ticker.MaxNLocator(5).tick_values(low, high)
+            places = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         else:
             every = max(1, math.ceil(decades / 7))
             factors = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
             places = [f * 10.0**e for e in exponents if e % every == 0 for f in factors]
     else:
-        places = ticker.MaxNLocator(6 if axis.axis_name == "x" else 5).tick_values(low, high)
+        places = ticker.MaxNLocator(6 if axis.axis_name == "x" else 5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     places = [place for place in places if low * (1 - 1e-9) <= place <= high * (1 + 1e-9) or low <= place <= high]
     axis.set_major_locator(ticker.FixedLocator(places))
     axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: tick_text(value, about.kind)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: tick_text(value, about.kind, about.log)))
     axis.axes.set(**{f"{axis.axis_name}lim": limits})
 
 

@@ -32,7 +32,7 @@ TEXT = (
 
 def make_workdir(path, *, steps=5000, every=10, seed=0, gain=0.0, changes=None, kind="=", evaluate=True, finished=True):
     """A workdir as a run of `steps` steps leaves it, through the real writer; `gain` lowers its loss."""
-    noise = np.random.default_rng(seed)
+    noise = np.random.default_rng([seed, round(1000 * abs(gain))])
     config = copy.deepcopy(BASE)
     config["seed"] = seed
     for key, value in (changes or {"train.learning_rate": 1e-3}).items():
