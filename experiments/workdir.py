@@ -40,6 +40,9 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class WorkdirError(OSError):
     """A file of the workdir could not be written or read; the message is one sentence for the user."""
 
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
+
 
 def explain(error: OSError, path: str | os.PathLike) -> WorkdirError:
     """Turns what the operating system says about `path` into one sentence with a way out."""
@@ -54,6 +57,7 @@ def explain(error: OSError, path: str | os.PathLike) -> WorkdirError:
         errno.EACCES: "permission is denied; use a workdir that you own, e.g. --workdir=runs/first",
         errno.EPERM: "permission is denied; use a workdir that you own, e.g. --workdir=runs/first",
         errno.ENOTDIR: "part of the path is a file, not a folder; use a new folder, e.g. --workdir=runs/first",
+        errno.EEXIST: "part of the path is a file, not a folder; use a new folder, e.g. --workdir=runs/first",
         errno.EISDIR: "a folder stands where the file should be; move it away or use a new workdir",
     }
     reason = reasons.get(error.errno, f"{(error.strerror or str(error)).lower()}; check the path given as --workdir")

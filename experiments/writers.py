@@ -167,7 +167,8 @@ class Writer:
             return
         self._samples.write({"step": int(step), "prompt": prompt, "text": text})
         if self._tensorboard:
-            self._tensorboard.add_text("sample", f"    {prompt}{text}".replace("\n", "\n    "), int(step))
+            shown = f"    {prompt}{text}".replace("\n", "\n    ")  # indented: Markdown for "as it is"
+            self._tensorboard.add_text("sample", shown.encode("utf-8", "replace").decode("utf-8"), int(step))
 
     def _mirror(self, step: int, values: dict[str, Any]) -> None:
         numbers = {key: files.revive(files.plain(value, key)) for key, value in values.items()}

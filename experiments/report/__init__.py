@@ -63,12 +63,12 @@ def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> pa
 
 def _header(run: data.Run) -> str:
     status, loud = data.status(run)
-    environment = run.run.get("environment") or {}
+    environment = data.mapping(run.run, "environment")
     parts = [
         status,
         f"config {run.record['hash']}" if run.record.get("hash") else "",
         page.shown(environment.get("devices", "")),
-        str((run.run.get("starts") or [""])[0]).replace("T", " ").replace("Z", " UTC"),
+        str((run.starts or [""])[0]).replace("T", " ").replace("Z", " UTC"),
     ]
     command = run.record.get("command")
     again = f"<h3>Run it again</h3><pre>{page.escape(command)}</pre>" if command else ""
@@ -86,12 +86,13 @@ def _header(run: data.Run) -> str:
 def _tiles(run: data.Run) -> str:
     last = run.last(data.BITS) or (run.result if data.BITS in run.result else {})
     train = data.smooth(data.series(run, "train/loss")[1])
-    parameters = run.run.get("parameters") or {}
-    final = run.metrics[-1] if run.metrics else {}
+    parameters = data.mapping(run.run, "parameters")
+    final = run.last("tokens") or {}
     tiles = []
     if last:
         bits = page.bits(last)
-        tiles.append(page.tile(f"bits per byte ± standard error, step {last['step']:,}", bits, main=True))
+        step = data.number(last, "step")
+        tiles.append(page.tile(f"bits per byte ± standard error, step {page.count(step)}", bits, main=True))
     else:
         tiles.append(page.tile("bits per byte", "not evaluated"))
     if len(train) and np.isfinite(train[-1]):
@@ -112,7 +113,7 @@ def _tiles(run: data.Run) -> str:
 
 def _changes(run: data.Run) -> str:
     """The settings in which the config differs from the base that config.json carries."""
-    base = data.flatten(run.record.get("base") or {})
+    base = data.flatten(data.mapping(run.record, "base"))
     keys = _changed(run)
     if not base:
         return ""
@@ -131,7 +132,7 @@ def _changes(run: data.Run) -> str:
 
 
 def _changed(run: data.Run) -> list[str]:
-    base, absent = data.flatten(run.record.get("base") or {}), object()
+    base, absent = data.flatten(data.mapping(run.record, "base")), object()
     keys = dict.fromkeys([*base, *run.config]) if base else {}
     return [key for key in keys if base.get(key, absent) != run.config.get(key, absent)]
 
@@ -197,7 +198,7 @@ def _training(run: data.Run) -> list[str]:
             charts.append(f"<figure>{svg}</figure>")
     if not charts:
         return [page.note("Nothing has been logged yet.")]
-    restarts = len(run.run.get("starts") or []) - 1
+    restarts = len(run.starts) - 1
     text = f"The run was started {restarts + 1} times; wall time counts training only." if restarts > 0 else ""
     return [f'<div class="pair">{"".join(charts)}</div>', page.note(text) if text else ""]
 
@@ -300,16 +301,18 @@ def _overlays(groups: Sequence[data.Group]) -> list[str]:
     if len(tokenizers) <= 1:
         wanted += [("train/loss", "Training loss, running mean", "Loss, nats per token", True)]
     figures = []
-    for key, name, label, smoothed in wanted:
+    for key, heading, label, smoothed in wanted:
         charts = []
         for axis, _ in axes:
             x = plots.horizontal(axis)
             curves = _overlay(groups, key, axis, smoothed)
             levels = data.references(runs[0], "bits_per_byte") if key == data.BITS else []
             y = plots.Axis(label, "plain", x.log)
-            charts.append((axis, plots.chart(f"{key.replace('/', '-')}-{axis}", curves, x, y, references=levels)))
+            name = f"{key.replace('/', '-')}-{axis}"
+            height = max(290.0, 60 + 13.0 * (len(curves) + len(levels)))  # room for a label at the end of each line
+            charts.append((axis, plots.chart(name, curves, x, y, references=levels, height=height)))
         text = "Lines: mean over seeds. Bands: lowest to highest seed."
-        figures.append(page.figure(1 + sum(map(bool, figures)), name, text, charts))
+        figures.append(page.figure(1 + sum(map(bool, figures)), heading, text, charts))
     if not any(figures):
         return [page.note("No losses have been logged yet.")]
     parts = [f'{page.switch(axes)}<div class="figures">{"".join(figures)}</div>']

@@ -41,7 +41,12 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        return flatten(self.record.get("config") or {})
+        return flatten(mapping(self.record, "config"))
+
+    @property
+    def starts(self) -> list[Any]:
+        starts = self.run.get("starts")
+        return starts if isinstance(starts, list) else []
 
     @property
     def last_step(self) -> int | None:
@@ -84,6 +89,12 @@ def load(workdir: str | os.PathLike) -> Run:
     return Run(
         path, record, run, result, lines(files.METRICS), lines(files.TIMING), lines(files.SAMPLES, numbers=False), notes
     )
+
+
+def mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
+    """record[key] where it is an object, else an empty one: a report survives whatever the files hold."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -167,9 +178,8 @@ def smooth(y: np.ndarray, fraction: float = 0.03) -> np.ndarray:
 
 def references(run: Run, suffix: str) -> list[tuple[str, float]]:
     """Known levels in run.json's corpus facts: "unigram_bits_per_byte": 4.56 is drawn as the line "unigram"."""
-    corpus = run.run.get("corpus")
     levels = []
-    for key, value in (corpus if isinstance(corpus, dict) else {}).items():
+    for key, value in mapping(run.run, "corpus").items():
         if key.endswith("_" + suffix) and isinstance(value, int | float) and math.isfinite(value):
             levels.append((key.removesuffix("_" + suffix).replace("_", " "), float(value)))
     return levels
@@ -356,3 +366,15 @@ def finals(group: Group, key: str) -> list[float]:
 
 def kinds(groups: Sequence[Group]) -> set[str]:
     return {(run.last(BITS) or {}).get("eval/kind", "=") for group in groups for run in group.runs if run.metrics}
+
+
+def outcomes(groups: Sequence[Group]) -> tuple[list[list[float]], float]:
+    """Bits per byte of every run, by group, and the FLOPs at which they are read: NaN stands for the end of training.
+
+    They are read at equal compute if the runs end at different compute and all were evaluated at the shared one.
+    """
+    shared = shared_compute([run for group in groups for run in group.runs])
+    ends = [finals(group, BITS) for group in groups]
+    equal = [[at_compute(run, shared) for run in group.runs] for group in groups]
+    usable = all(math.isfinite(value) for values in equal for value in values)
+    return (equal, shared) if usable and equal != ends else (ends, math.nan)

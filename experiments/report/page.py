@@ -282,7 +282,7 @@ def results(groups: Sequence[data.Group]) -> list[str]:
         cost.append(
             [
                 name,
-                count(mean(data.number(run.run.get("parameters") or {}, "total") for run in group.runs)),
+                count(mean(data.number(data.mapping(run.run, "parameters"), "total") for run in group.runs)),
                 count(mean(data.number(row, "tokens") for row in last)),
                 power(mean(data.number(row, "flops") for row in last)),
                 duration(mean(data.last_timing(run, "seconds") for run in group.runs)),
@@ -315,7 +315,8 @@ def _filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def tests(groups: Sequence[data.Group]) -> list[str]:
     if len(groups) < 2:
         return [note("There is one config only, so there is nothing to test.")]
-    values = [dict(zip(group.seeds, data.finals(group, data.BITS), strict=True)) for group in groups]
+    found, compute = data.outcomes(groups)
+    values = [dict(zip(group.seeds, row, strict=True)) for group, row in zip(groups, found, strict=True)]
     rows, kinds = [], set()
     for i, group in enumerate(groups[1:], 1):
         test = data.contrast(values[0], values[i])
@@ -328,10 +329,11 @@ def tests(groups: Sequence[data.Group]) -> list[str]:
         difference = f"{test.mean:+.4f}".replace("-", "−") if math.isfinite(test.mean) else "–"
         rows.append([chip(i) + escape(group.label), difference, interval, p, name[test.kind]])
     head = ["Config", "Δ bits per byte", "95% interval", "<i>p</i>", "t-test"]
-    text = f"Against “{groups[0].label}” at the end of training; below zero is better."
+    place = f"at equal compute, {power(compute)} FLOPs" if math.isfinite(compute) else "at the end of training"
+    text = f"Against “{escape(groups[0].label)}” {place}; below zero is better."
     if len(rows) > 1:
         text += " The p-values are not corrected for the number of comparisons."
-    return [table(head, rows, numeric=(1, 2, 3), kind="narrow"), note(text)]
+    return [table(head, rows, numeric=(1, 2, 3), kind="narrow"), f'<p class="note">{text}</p>']
 
 
 def settings(runs: Sequence[data.Run], groups: Sequence[data.Group]) -> str:
