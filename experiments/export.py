@@ -19,7 +19,7 @@ def save(params: Any, config: dict[str, Any], path: str | os.PathLike) -> None:
 def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     """`(params, config)` of a file that `save` wrote; arrays are numpy."""
     with safe_open(os.fspath(path), framework="numpy") as file:
-        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads((file.metadata() or {}).get("config", "{}"))
     params: dict[str, Any] = {}
     for name, value in flat.items():

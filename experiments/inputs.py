@@ -30,6 +30,11 @@ def load(config) -> data.Corpus:
         raise ConfigError([str(error)]) from error
 
 
+def byte_vocabulary() -> int:
+    """Ids of the byte tokenizer."""
+    return data.ByteTokenizer().vocab_size
+
+
 def train_loader(config, corpus: data.Corpus) -> data.Loader:
     """Endless shuffled batches of the training split, this process's rows."""
     return _loader(config, corpus, corpus.train, batch_size=config.data.batch_size, seed=config.seed)
@@ -41,7 +46,7 @@ def eval_batches(config, corpus: data.Corpus) -> Iterator[dict]:
     loader = _loader(config, corpus, corpus.valid, batch_size=size, seed=0, epochs=1)
     count = loader.steps_per_epoch
     for step in range(min(count, config.eval.batches) if config.eval.batches else count):
-        yield _strip(config, loader.batch(step))
+        yield strip(config, loader.batch(step))
 
 
 def _loader(config, corpus: data.Corpus, tokens: Any, **kw) -> data.Loader:
@@ -57,7 +62,7 @@ def _loader(config, corpus: data.Corpus, tokens: Any, **kw) -> data.Loader:
     )
 
 
-def _strip(config, batch: dict) -> dict:
+def strip(config, batch: dict) -> dict:
     """A row of one segment needs no positions and no segment ids: the attention stays static."""
     if config.data.isolate:
         return batch

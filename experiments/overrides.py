@@ -51,7 +51,8 @@ def _unknown(config: Any, parts: list[str]) -> str:
             near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
             hint = f"did you mean --config.{'.'.join([*parts[:depth], near[0]])}? " if near else ""
             known = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            return f"--config.{'.'.join(parts)} is not a key of the config; {hint}Known{' in ' + here if here else ''}: {known}."
+            place = f" in {here}" if here else ""
+            return f"--config.{'.'.join(parts)} is not a key of the config; {hint}Known{place}: {known}."
         at = at[part]
     return ""
 

@@ -1,7 +1,6 @@
 """Everything that can be known to be wrong before a compile, told together, in the config's own words."""
 
 import difflib
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -84,7 +83,8 @@ def _shape_problems(config: Mapping, reference: Mapping, prefix: str = "") -> It
             else:
                 yield f"{prefix}{key}={value!r} must be a group with the keys {_list(default)}."
         elif not _same_type(value, default):
-            yield f"{prefix}{key}={value!r} is a {type(value).__name__}; it must be a {_kind(default)}, e.g. {default!r}."
+            kind = type(value).__name__
+            yield f"{prefix}{key}={value!r} is a {kind}; it must be a {_kind(default)}, e.g. {default!r}."
 
 
 def _list(names: Any, limit: int = 8) -> str:
@@ -116,7 +116,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     dtypes = ("float32", "bfloat16", "float16", "float64")
     choices = {
         "objective": program.OBJECTIVES,
-        "data.source": data.SOURCES,
+        "data.source": (*data.SOURCES, "mixture"),
         "data.tokenizer": data.TOKENIZERS,
         "data.packing": data.PACKINGS,
         "model.channel": channels.CHANNELS,
@@ -161,8 +161,10 @@ def _size_problems(config: Any, num_devices: int, num_processes: int) -> Iterato
 
     model, data = config.model, config.data
     if not model.head_dim and model.width % model.num_heads:
-        near = _nearest_multiple(model.width, model.num_heads)
-        yield f"model.width={model.width} does not divide by model.num_heads={model.num_heads}; use e.g. model.width={near}."
+        yield (
+            f"model.width={model.width} does not divide by model.num_heads={model.num_heads}; "
+            f"use e.g. model.width={_nearest_multiple(model.width, model.num_heads)}."
+        )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         fits = max(k for k in range(1, model.num_kv_heads + 1) if model.num_heads % k == 0)
         yield (
@@ -210,19 +212,22 @@ def _combination_problems(config: Any) -> Iterator[str]:
     if objective(config.objective).bidirectional:
         for name in config.model.mixer.split(","):
             if not MIXERS[name.strip()].bidirectional:
-                yield f"model.mixer={name!r} is causal and objective={config.objective!r} is not; use model.mixer='attention'."
+                yield (
+                    f"model.mixer={name!r} is causal and objective={config.objective!r} is not; "
+                    "use model.mixer='attention'."
+                )
     if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
         yield (
             f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "
             "use optimizer.schedule='constant'."
         )
     if config.data.source == "text" and not config.data.path:
-        yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. data.path='corpus.txt'."
-    if config.data.source == "text" and config.data.path and "*" not in config.data.path:
-        if not pathlib.Path(config.data.path).expanduser().exists():
-            yield f"data.path={config.data.path!r} does not exist; give a file, folder or glob that does."
-    if config.data.tokenizer == "bpe" and config.data.vocab_size < 260:
-        yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. data.vocab_size=4096."
+        yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."
+    path = config.data.path
+    if config.data.source == "text" and path and "*" not in path and not pathlib.Path(path).expanduser().exists():
+        yield f"data.path={path!r} does not exist; give a file, folder or glob that does."
+    if config.data.tokenizer == "bpe" and 0 < config.data.vocab_size < 260:
+        yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. 4096."
     if config.init.warm_start and not pathlib.Path(config.init.warm_start).expanduser().is_dir():
         yield f"init.warm_start={config.init.warm_start!r} is not a workdir; give the --workdir of a finished run."
 
@@ -235,7 +240,7 @@ def check_corpus(config: Any, corpus: Any) -> None:
     if config.model.vocab_size and config.model.vocab_size < needed:
         raise ConfigError([
             f"model.vocab_size={config.model.vocab_size} is smaller than the {needed} ids of tokenizer "
-            f"{corpus.tokenizer.name!r} and objective {config.objective!r}; use model.vocab_size=0 to take what is needed."
+            f"{corpus.tokenizer.name!r} and objective {config.objective!r}; use model.vocab_size=0 for what is needed."
         ])  # fmt: skip
 
 
@@ -256,5 +261,5 @@ def check_workdir(config: Any, workdir: pathlib.Path, *, ignore: tuple[str, ...]
         lines = [f"  {k}: {old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} asked for" for k in differing[:12]]
         more = [f"  and {len(differing) - 12} more"] if len(differing) > 12 else []
         raise ConfigError([
-            "\n".join([f"--workdir={os.fspath(workdir)} belongs to a run of another config; give a new folder:", *lines, *more])
+            "\n".join([f"--workdir={workdir} belongs to a run of another config; give a new folder:", *lines, *more])
         ])  # fmt: skip

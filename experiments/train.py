@@ -108,8 +108,9 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 writer.timing(step, timing)
                 progress.update(step, loss=values["train/loss"], **timing)
             if not finite:
+                loss, norm = values["train/loss"], values["train/grad_norm"]
                 raise TrainingDiverged(
-                    f"train/loss={values['train/loss']} and train/grad_norm={values['train/grad_norm']} at step {step}; "
+                    f"train/loss={loss} and train/grad_norm={norm} at step {step}; "
                     f"the last good checkpoint is step {saves.steps()[-1] if saves.steps() else 'none'}; "
                     f"try a smaller optimizer.learning_rate than {config.optimizer.learning_rate}."
                 )
@@ -143,7 +144,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 break
             # (2) Take a batch.
             with clock.waiting_for_data():
-                batch = global_batch(next(batches), program)
+                batch = global_batch(inputs.strip(config, next(batches)), program)
             # (3) Step.
             with _profile(config, step, workdir):
                 state, metrics = step_fn(state, batch)
