@@ -66,7 +66,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, about: dict, *, loss: float | None = None) -> None:
         """Saves `state` as of `step` in the background; a failure of the save before is raised here."""
-        self._settle()
+        self.wait()
         manager = self._open()
         if step in self.steps():
             return
@@ -90,7 +90,7 @@ class Checkpoints:
         except BaseException as error:  # Handed to the thread that trains.
             self._failure = error
 
-    def _settle(self) -> None:
+    def wait(self) -> None:
         """Waits for the save under way and raises what went wrong in it."""
         if self._finisher is not None:
             self._finisher.join()
@@ -102,7 +102,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until every save is on disk."""
         try:
-            self._settle()
+            self.wait()
         finally:
             if self._manager is not None:
                 self._manager.close()

@@ -108,6 +108,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 writer.timing(step, timing)
                 progress.update(step, loss=values["train/loss"], **timing)
             if not finite:
+                saves.wait()
                 loss, norm = values["train/loss"], values["train/grad_norm"]
                 raise TrainingDiverged(
                     f"train/loss={loss} and train/grad_norm={norm} at step {step}; "

@@ -1,0 +1,130 @@
+"""Kills a run with SIGKILL at random moments, restarts it, and compares every bit with the run left alone.
+
+    python -m tests.kill_anywhere --kills=20
+
+Saves happen after every step, so that many kills fall inside one. Compared: parameters, optimizer, rng, step, and the
+bytes of metrics.jsonl (which hold the loss of every step, and so the order of the data).
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def command(workdir: pathlib.Path, texts: pathlib.Path, cache: pathlib.Path, steps: int) -> list[str]:
+    """The run: a tiny model, a save and a line of metrics after every step."""
+    settings = {
+        "data.source": "text", "data.path": texts, "data.cache_dir": cache, "train.steps": steps, "train.log_every": 1,
+        "checkpoint.every": 1, "eval.every": 7, "eval.sample_tokens": 8,
+    }  # fmt: skip
+    flags = [f"--config.{key}={value}" for key, value in settings.items()]
+    return [
+        sys.executable, "main.py", f"--config={ROOT / 'tests' / 'kill_config.py'}", f"--workdir={workdir}", *flags
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """A CPU of one device; compiled programs are shared between the starts."""
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    cache = env.get("TESSERA_TEST_CACHE", str(ROOT / ".cache" / "jax"))
+    return env | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+
+
+def start(*args) -> subprocess.Popen:
+    """Starts the run in a process of its own."""
+    return subprocess.Popen(command(*args), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+
+
+def run_alone(folder: pathlib.Path, texts: pathlib.Path, steps: int) -> float:
+    """The run left alone; returns its seconds."""
+    begin = time.monotonic()
+    assert start(folder / "alone", texts, folder / "cache", steps).wait() == 0
+    return time.monotonic() - begin
+
+
+def run_killed(folder: pathlib.Path, texts: pathlib.Path, steps: int, kills: int, seconds: float, seed: int) -> list:
+    """The same run, killed up to `kills` times; returns what each kill found on disk."""
+    rng, found, workdir = random.Random(seed), [], folder / "killed"
+    while True:
+        process = start(workdir, texts, folder / "cache", steps)
+        try:
+            code = process.wait(rng.uniform(0.3, 1.0) * seconds if len(found) < kills else None)
+            assert code == 0, code
+            return found
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            saved = sorted(p.name for p in (workdir / "checkpoints").glob("*") if p.is_dir())
+            found.append(saved[-1] if saved else "nothing")
+
+
+def differences(folder: pathlib.Path) -> list[str]:
+    """What differs between the two workdirs; empty when nothing does."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    alone, killed = folder / "alone", folder / "killed"
+    wrong = []
+    if (alone / "metrics.jsonl").read_bytes() != (killed / "metrics.jsonl").read_bytes():
+        wrong.append("metrics.jsonl")
+    states = []
+    for workdir in (alone, killed):
+        newest = max((p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+        with ocp.PyTreeCheckpointer() as reader:
+            states.append((newest.name, reader.restore((newest / "state").absolute())))
+    (name_a, a), (name_b, b) = states
+    if name_a != name_b:
+        return [*wrong, f"last step {name_a} and {name_b}"]
+    leaves = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True)
+    compared = 0
+    for (path, x), y in leaves:
+        compared += 1
+        if np.asarray(x).tobytes() != np.asarray(y).tobytes():
+            wrong.append(jax.tree_util.keystr(path))
+    assert compared > 20, compared
+    return wrong
+
+
+def trial(kills: int, steps: int, seed: int) -> tuple[list, list[str]]:
+    """One run alone, one killed; `(what kills found, what differs)`."""
+    from tests.experiments import tiny
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        texts = tiny.corpus(folder)
+        seconds = run_alone(folder, texts, steps)
+        found = run_killed(folder, texts, steps, kills, seconds, seed)
+        return found, differences(folder)
+
+
+def main() -> None:
+    """Runs the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    done = 0
+    while done < options.kills:
+        found, wrong = trial(options.kills - done, options.steps, options.seed + done)
+        done += len(found)
+        print(
+            f"{len(found)} kills, finding {', '.join(found)}: {'differs in ' + ', '.join(wrong) if wrong else 'equal'}"
+        )
+        if wrong:
+            sys.exit(1)
+        if not found:
+            options.steps *= 2
+    print(f"{done} kills, every bit equal")
+
+
+if __name__ == "__main__":
+    main()
