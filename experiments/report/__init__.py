@@ -213,20 +213,20 @@ def _samples(run: data.Run) -> list[str]:
     for step in chosen:
         texts = [page.sample_text(row, _MAX_TEXT) for row in run.samples if row["step"] == step][:4]
         rows.append(f'<div class="sample"><div class="at">step {step:,}</div><div>{"".join(texts)}</div></div>')
-    text = "The prompt is grey, the continuation black."
+    text = "The prompt is set in grey."
     if len(chosen) < len(steps):
         text = f"{len(chosen)} of {len(steps)} occasions, evenly spaced. {text} All are in {files.SAMPLES}."
-    return [page.note(text.replace("black", "in full ink")), *rows]
+    return [page.note(text), *rows]
 
 
 def _configuration(run: data.Run) -> str:
     if not run.config:
-        return page.note(f"{files.CONFIG} is missing, so the settings are not known.")
+        return page.note(f"{files.CONFIG} names no settings.")
     changed = set(_changed(run))
     groups: dict[str, list] = {}
     for key, value in run.config.items():
-        head, _, rest = key.rpartition(".") if "." not in key else key.partition(".")
-        groups.setdefault(head if rest and "." in key else "", []).append((rest or key, value, key in changed))
+        head, dot, rest = key.partition(".")
+        groups.setdefault(head if dot else "", []).append((rest or key, value, key in changed))
     tables = [
         page.facts([(key, value) for key, value, _ in rows], [key for key, _, mark in rows if mark], head or "general")
         for head, rows in groups.items()
@@ -247,7 +247,7 @@ def _environment(run: data.Run) -> str:
         if isinstance(tree, dict) and tree
     ]
     if not tables:
-        return page.note(f"{files.RUN} is missing, so the environment is not known.")
+        return page.note(f"{files.RUN} says nothing about the environment.")
     return f'<div class="settings">{"".join(tables)}</div>'
 
 
