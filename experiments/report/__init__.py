@@ -140,7 +140,7 @@ def _changed(run: data.Run) -> list[str]:
 def _curves(run: data.Run) -> list[str]:
     axes = data.usable_axes([run])
     loss, bits = [], []
-    evaluated = run.last("eval/loss") is not None
+    evaluated, smoothed = run.last("eval/loss") is not None, len(_trained(run, "train/loss", "step")) > 1
     bound = (run.last(data.BITS) or run.last("eval/loss") or {}).get("eval/kind") == "<="
     held_out = "validation (upper bound)" if bound else "validation"
     for key, _ in axes:
@@ -168,7 +168,8 @@ def _curves(run: data.Run) -> list[str]:
         page.figure(
             1,
             "Loss",
-            "Light: every logged step. Bold: running mean over 3% of the run." + " Points: validation." * evaluated,
+            "Light: every logged step. Bold: running mean over 3% of the run. " * smoothed
+            + "Points: validation." * evaluated,
             loss,
         ),
         page.figure(2, "Held-out bits per byte", "Bars: 95% interval over the validation text.", bits),
