@@ -145,7 +145,7 @@ def _components(components: Sequence[Mapping[str, Any]], vocab_size: int) -> tup
         source = component.get("source")
         if source is None or source == "mixture":
             raise ValueError(
-                f"components[{k}].source={source!r} is not a source; use one of {sorted(sources.SOURCES)}."
+                f"components[{k}].source={source!r} cannot be part of a mixture; use one of {sorted(sources.SOURCES)}."
             )
         request = {key: value for key, value in component.items() if key not in ("source", "weight")}
         try:
@@ -165,11 +165,11 @@ def _tokenizer(
     if symbols:
         if len(symbols) > 1 or not all(isinstance(part, sources.Sequences) for part in parts):
             raise ValueError(
-                f"components={names} have different vocabularies; use parts that are all text, or all alike."
+                f"components={names} do not share a vocabulary; use parts that are all text, or all alike."
             )
         if kind != "bytes":
             raise ValueError(
-                f"tokenizer={kind!r} is for text but source={names[0]!r} has symbols; use 'bytes' (default)."
+                f"tokenizer={kind!r} is for text and source={names[0]!r} has symbols; leave it at 'bytes'."
             )
         return _of_size(SymbolTokenizer(symbols.pop()), vocab_size, names[0])
     if kind == "bytes":

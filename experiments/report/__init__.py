@@ -140,7 +140,7 @@ def _changed(run: data.Run) -> list[str]:
 def _curves(run: data.Run) -> list[str]:
     axes = data.usable_axes([run])
     loss, bits = [], []
-    evaluated = run.last("eval/loss") is not None
+    evaluated, smoothed = run.last("eval/loss") is not None, len(_trained(run, "train/loss", "step")) > 1
     bound = (run.last(data.BITS) or run.last("eval/loss") or {}).get("eval/kind") == "<="
     held_out = "validation (upper bound)" if bound else "validation"
     for key, _ in axes:
@@ -168,7 +168,8 @@ def _curves(run: data.Run) -> list[str]:
         page.figure(
             1,
             "Loss",
-            "Light: every logged step. Bold: running mean over 3% of the run." + " Points: validation." * evaluated,
+            "Light: every logged step. Bold: running mean over 3% of the run. " * smoothed
+            + "Points: validation." * evaluated,
             loss,
         ),
         page.figure(2, "Held-out bits per byte", "Bars: 95% interval over the validation text.", bits),
@@ -213,20 +214,20 @@ def _samples(run: data.Run) -> list[str]:
     for step in chosen:
         texts = [page.sample_text(row, _MAX_TEXT) for row in run.samples if row["step"] == step][:4]
         rows.append(f'<div class="sample"><div class="at">step {step:,}</div><div>{"".join(texts)}</div></div>')
-    text = "The prompt is grey, the continuation black."
+    text = "The prompt is set in grey."
     if len(chosen) < len(steps):
         text = f"{len(chosen)} of {len(steps)} occasions, evenly spaced. {text} All are in {files.SAMPLES}."
-    return [page.note(text.replace("black", "in full ink")), *rows]
+    return [page.note(text), *rows]
 
 
 def _configuration(run: data.Run) -> str:
     if not run.config:
-        return page.note(f"{files.CONFIG} is missing, so the settings are not known.")
+        return page.note(f"{files.CONFIG} names no settings.")
     changed = set(_changed(run))
     groups: dict[str, list] = {}
     for key, value in run.config.items():
-        head, _, rest = key.rpartition(".") if "." not in key else key.partition(".")
-        groups.setdefault(head if rest and "." in key else "", []).append((rest or key, value, key in changed))
+        head, dot, rest = key.partition(".")
+        groups.setdefault(head if dot else "", []).append((rest or key, value, key in changed))
     tables = [
         page.facts([(key, value) for key, value, _ in rows], [key for key, _, mark in rows if mark], head or "general")
         for head, rows in groups.items()
@@ -247,7 +248,7 @@ def _environment(run: data.Run) -> str:
         if isinstance(tree, dict) and tree
     ]
     if not tables:
-        return page.note(f"{files.RUN} is missing, so the environment is not known.")
+        return page.note(f"{files.RUN} says nothing about the environment.")
     return f'<div class="settings">{"".join(tables)}</div>'
 
 

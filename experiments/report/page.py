@@ -1,6 +1,5 @@
 """The look of a report: one self-contained page, and the small pieces of HTML and number text that it is made of."""
 
-import collections
 import html
 import math
 from collections.abc import Iterable, Sequence
@@ -176,17 +175,20 @@ def figure(number: int, title: str, caption: str, charts: Sequence[tuple[str, st
 
 
 def shown(value: Any) -> str:
-    """A config or environment value as text; equal items of a list are counted."""
+    """A config or environment value as text; a list of equal items is counted. No digit of a setting is dropped."""
     if isinstance(value, list):
-        counts = collections.Counter(shown(item) for item in value)
-        if len(counts) < len(value):
-            return ", ".join(f"{n} × {item}" if n > 1 else item for item, n in counts.items())
-        return ", ".join(counts)
+        items = [shown(item) for item in value]
+        return f"{len(items)} × {items[0]}" if len(items) > 1 and len(set(items)) == 1 else ", ".join(items)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return repr(value) if abs(value) < 1e6 else f"{value:.6g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return str(value)
+
+
+def _three(value: float) -> str:
+    """Three significant digits without an exponent: 1.95, 20.5, 1,020."""
+    return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def count(value: float) -> str:
@@ -195,7 +197,7 @@ def count(value: float) -> str:
         return "–"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
+            return f"{_three(value / size)} {letter}"
     return f"{value:,.0f}"
 
 
@@ -203,8 +205,8 @@ def power(value: float) -> str:
     """1.3e13 as HTML "1.3 × 10¹³"."""
     if not math.isfinite(value) or value <= 0:
         return "–"
-    exponent = math.floor(math.log10(value))
-    return f"{value / 10.0**exponent:.2f}&nbsp;×&nbsp;10<sup>{exponent}</sup>"
+    factor, exponent = f"{value:.2e}".split("e")
+    return f"{factor}&nbsp;×&nbsp;10<sup>{int(exponent)}</sup>"
 
 
 def duration(seconds: float) -> str:
@@ -226,7 +228,7 @@ def memory(size: float) -> str:
         return "–"
     for unit, scale in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
         if size >= scale:
-            return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size / scale:,.0f} {unit}"
+            return f"{_three(size / scale)} {unit}"
     return f"{size:.0f} bytes"
 
 

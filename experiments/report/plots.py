@@ -138,7 +138,9 @@ def chart(
     from matplotlib.figure import Figure
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": _TEXT, "path.simplify": False}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # the look does not depend on the reader's own style
+        matplotlib.rcParams.update(settings)
         figure = Figure(figsize=(width / 72, height / 72))
         labels = [curve.label for curve in curves] + [label for label, _ in references]
         right = 14 + 5.4 * max(min(len(label), 26) for label in labels)
