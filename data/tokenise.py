@@ -116,7 +116,7 @@ def _build(
                 lengths.append(len(ids) + 2)
                 document = np.empty(len(ids) + 2, dtype)
                 document[0], document[1:-1], document[-1] = kind.bos, ids, kind.eos
-                document.tofile(file)
+                file.write(memoryview(document))  # tofile would hide that the disk is full.
     if not lengths:
         raise ValueError(
             f"source={name!r} has no text in any of its {source.files} files; use files that are not empty."
@@ -132,7 +132,7 @@ def _build(
         np.save(private / f"{split}.starts.npy", np.cumsum(taken) - taken)
         with (private / f"{split}.tokens.bin").open("wb") as file:
             for k in which.tolist():
-                unsorted[ends[k] - lengths[k] : ends[k]].tofile(file)
+                file.write(memoryview(unsorted[ends[k] - lengths[k] : ends[k]]))
         hashed.update(split.encode() + words[which].tobytes())
         total = int(np.array(sizes, np.int64)[which].sum())
         counts[split] = {"documents": len(which), "tokens": int(taken.sum()), "bytes": total}

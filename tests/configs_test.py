@@ -1,0 +1,49 @@
+"""Every config in the house can be made, passes the preflight, and trains when shrunk."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from configs import base
+from experiments import preflight, smoke
+from experiments.train import train
+from tests.experiments import tiny
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def house():
+    """`(module, preset)` of every config file and each of its presets."""
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in ("__init__", "base"):
+            continue
+        module = importlib.import_module(f"configs.{path.stem}")
+        for preset in getattr(module, "PRESETS", {None: None}):
+            yield pytest.param(module, preset, id=f"{path.stem}{':' + preset if preset else ''}")
+
+
+def make(module, preset):
+    return module.get_config(preset) if preset else module.get_config()
+
+
+@pytest.mark.parametrize(("module", "preset"), house())
+def test_it_passes_the_preflight_and_says_what_to_expect(module, preset):
+    config = make(module, preset)
+    preflight.check(config, num_devices=1)
+    preflight.check(smoke.shrink(config), num_devices=1)
+    assert "python main.py" in module.__doc__ and "xpect" in module.__doc__
+
+
+@pytest.mark.parametrize(("module", "preset"), house())
+def test_its_smoke_form_trains_and_evaluates(module, preset, tmp_path):
+    config = smoke.shrink(make(module, preset))
+    config.data.source, config.data.path, config.data.cache_dir = "text", str(tiny.corpus(tmp_path)), str(tmp_path / "cache")
+    config.eval.sample_prompt = ""
+    result = train(config.lock(), tmp_path / "run", quiet=True)
+    assert result["step"] == config.train.steps and 0 < result["eval/bits_per_byte"] < 20
+
+
+def test_choose_names_the_nearest_preset():
+    with pytest.raises(ValueError, match="did you mean '124m'"):
+        base.choose("preset", "125m", {"tiny": 0, "124m": 0})
