@@ -93,7 +93,7 @@ def _forward_call(
 
     def at_key(*at: Any) -> tuple:
         b, n, _, column = where(*at)
-        return b, n // sizes.group, column, 0
+        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
 
     def at_lse(*at: Any) -> tuple:
         b, n, row, _ = where(*at)

@@ -153,7 +153,7 @@ def _specs(sizes: Any, where: Any) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.Block
 
     def at_key(*at: Any) -> tuple:
         b, n, _, column = where(*at)
-        return b, n // sizes.group, column, 0
+        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
 
     def at_row(*at: Any) -> tuple:
         b, n, row, _ = where(*at)
