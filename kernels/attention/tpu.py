@@ -61,7 +61,11 @@ def forward(
     call = Call(sizes, mask, scale, softcap)
     steps = schedule.walk(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
     operands = mask_operands(mask, sizes)
-    arrays = head_major(q, sizes, sizes.block_q), head_major(k, sizes, sizes.block_k), head_major(v, sizes, sizes.block_k)
+    arrays = (
+        head_major(q, sizes, sizes.block_q),
+        head_major(k, sizes, sizes.block_k),
+        head_major(v, sizes, sizes.block_k),
+    )
     parts = []
     for rows in batches(steps.codes, sizes.B):
         part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, *arrays, operands))

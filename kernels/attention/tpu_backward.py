@@ -67,7 +67,13 @@ def backward(
     steps = schedule.walk(schedule.transpose(table))
     dk, dv = _by_batch(_key_call, call, steps, [*queries, *keys, *rows], True, interpret)
     width = q.shape[3]
-    return token_major(dq, sizes.T, width), token_major(dk, sizes.S, width), token_major(dv, sizes.S, width), None, d_sinks
+    return (
+        token_major(dq, sizes.T, width),
+        token_major(dk, sizes.S, width),
+        token_major(dv, sizes.S, width),
+        None,
+        d_sinks,
+    )
 
 
 def row_terms(
