@@ -26,8 +26,7 @@ def forward(
     out_dtype = q.dtype
     S, K = k.shape[1:3]
     dtype = jnp.promote_types(jnp.promote_types(q.dtype, jnp.float32), jnp.promote_types(k.dtype, v.dtype))
-    seen = jnp.asarray(mask.dense(T, S))
-    seen = jnp.broadcast_to(seen, (1,) * (4 - seen.ndim) + seen.shape)
+    seen = mask.traced(T, S)
     q = jnp.where(seen.any((1, 3))[..., None, None], q, 0).astype(dtype)
     k, v = (jnp.where(seen.any((1, 2))[..., None, None], x, 0).astype(dtype) for x in (k, v))
 

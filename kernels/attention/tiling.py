@@ -11,9 +11,6 @@ from jax import lax
 from kernels.attention import schedule
 from kernels.masks import Mask
 
-# Scores of one tile, over all rows and heads of a lane: 4 MiB in float32.
-TILE_SCORES = 1 << 20
-BLOCK = 512
 # A static walk of up to this many tiles is unrolled: for short sequences a loop costs more than its body.
 UNROLLED = 4
 
@@ -42,12 +39,23 @@ class Extra(NamedTuple):
     bias: jax.Array | None
 
 
-def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = None) -> Plan:
-    """Cuts q [B, T, N, H] against k [B, S, K, H] so that one tile of scores has about TILE_SCORES entries."""
+def sizes(T: int, S: int, backward: bool) -> tuple[int, int, int]:
+    """The largest block of queries, the largest block of keys, and the scores of one tile over all heads of a lane.
+
+    Blocks of 128 skip most of what a mask hides and keep the five products of the backward pass in the second-level
+    cache; the forward pass of long sequences gains more from larger products.
+    """
+    block_q, block_k = (128 if backward else min(512, max(128, length // 4)) for length in (T, S))
+    return block_q, block_k, 2048 * max(block_q, block_k)
+
+
+def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = None, backward: bool = False) -> Plan:
+    """Cuts q [B, T, N, H] against k [B, S, K, H] into tiles of the given `sizes`."""
     (B, T, N, _), (S, K) = q_shape, k_shape[1:3]
-    group, block_k = N // K, _even(S, BLOCK)
-    block_q = _even(T, max(8, min(BLOCK, TILE_SCORES // (group * block_k))))
-    room = max(1, TILE_SCORES // (group * block_q * block_k))
+    most_q, most_k, most = sizes(T, S, backward)
+    group, block_k = N // K, _even(S, most_k)
+    block_q = _even(T, max(8, min(most_q, most // (group * block_k))))
+    room = max(1, most // (group * block_q * block_k))
     lane_k = _divisor(K, room)
     lane_b = _divisor(B, room // K) if lane_k == K else 1
     return Plan(mask, softcap, T, S, block_q, block_k, lane_b, lane_k, K // lane_k, group)
