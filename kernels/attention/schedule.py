@@ -1,8 +1,8 @@
 """Which tiles a kernel computes, and in which order: tile classes become lists that the grids walk.
 
-A tile table has one class for each (query block, key block): EMPTY tiles are never visited, FULL tiles skip the mask, PARTIAL
-tiles evaluate it. For a static mask the lists are numpy arrays and their length is a number; for a data-dependent one they are
-small int32 arrays computed on the device and the length is a traced scalar.
+A tile table has one class for each (query block, key block): EMPTY tiles are never visited, FULL tiles skip the mask,
+PARTIAL tiles evaluate it. For a static mask the lists are numpy arrays and their length is a number; for a
+data-dependent one they are small int32 arrays computed on the device and the length is a traced scalar.
 """
 
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ _NONE = np.iinfo(np.int32).max
 class Walk(NamedTuple):
     """The steps of a walk over the tiles of a table, row by row.
 
-    codes: int32 [B or 1, most steps], see `decode`; length: the number of steps in use, an int or (data-dependent) an int32
-    scalar; the longest over the batch, shorter ones repeat their last tile as a step that does nothing.
+    codes: int32 [B or 1, most steps], see `decode`; length: the number of steps in use, an int or (data-dependent) an
+    int32 scalar; the longest over the batch, shorter ones repeat their last tile as a step that does nothing.
     """
 
     codes: Any
@@ -35,7 +35,7 @@ class Walk(NamedTuple):
 class Lists(NamedTuple):
     """For each row of the table: its FULL columns and then its PARTIAL ones.
 
-    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where the FULL ones end and where all end.
+    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where FULL ones end and where all end.
     """
 
     columns: Any
@@ -99,7 +99,7 @@ def walk(table: Any) -> Walk:
 
 
 def lists(table: Any) -> Lists:
-    """For each row of `table` [B or 1, rows, columns], its FULL and then its PARTIAL columns, each in ascending order."""
+    """For each row of `table` [B or 1, rows, columns], its FULL and then its PARTIAL columns, each ascending."""
     xp = np if isinstance(table, np.ndarray) else jnp
     columns = table.shape[2]
     order = xp.where(table == FULL, 0, xp.where(table == PARTIAL, 1, 2)).astype(np.int32)

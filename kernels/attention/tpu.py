@@ -13,23 +13,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, scores
 from kernels.attention.tpu_backward import backward
 from kernels.attention.tpu_common import (
     LANES,
-    LOG2_E,
-    MASKED,
-    NN,
-    Call,
     MaskOperands,
     batches,
-    check,
     compiler_params,
-    dot,
     head_major,
     interpret_params,
     mask_operands,
     mask_specs,
-    scores,
     sizes_of,
     spread_lanes,
     token_major,
@@ -56,12 +50,16 @@ def forward(
     sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Values of masked keys must be finite.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
-    check(q, k, v, bias)
+    check("pallas_tpu", q, k, v, bias)
     sizes = sizes_of(q, k)
     call = Call(sizes, mask, scale, softcap)
     steps = schedule.walk(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
     operands = mask_operands(mask, sizes)
-    arrays = head_major(q, sizes, sizes.block_q), head_major(k, sizes, sizes.block_k), head_major(v, sizes, sizes.block_k)
+    arrays = (
+        head_major(q, sizes, sizes.block_q),
+        head_major(k, sizes, sizes.block_k),
+        head_major(v, sizes, sizes.block_k),
+    )
     parts = []
     for rows in batches(steps.codes, sizes.B):
         part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, *arrays, operands))
