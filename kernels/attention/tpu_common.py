@@ -35,7 +35,7 @@ def sizes_of(q: jax.Array, k: jax.Array) -> Sizes:
 
 
 def head_major(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:
-    """[B, T, N, H] -> [B, N, T padded to `block`, H padded to `sizes.H`]; the padding is part of the transposing copy."""
+    """[B, T, N, H] -> [B, N, T padded to `block`, H padded]; the padding is part of the transposing copy."""
     x = x.swapaxes(1, 2)
     x = pad_to(x, 2, block)
     return pad_to(x, 3, sizes.H) if x.shape[3] != sizes.H else x
@@ -47,7 +47,7 @@ def token_major(x: jax.Array, length: int, width: int) -> jax.Array:
 
 
 class MaskOperands(NamedTuple):
-    """What `mask.evaluate` reads: vectors [B|1, how many, T or S padded] (None for none), tiles [B|1, N|1, T, S padded]."""
+    """What `mask.evaluate` reads: vectors [B|1, how many, T or S] (None for none), tiles [B|1, N|1, T, S]; padded."""
 
     q: jax.Array | None
     k: jax.Array | None
