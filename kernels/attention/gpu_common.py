@@ -1,0 +1,98 @@
+"""What the forward and backward GPU kernels share: tile sizes, operands in the caller's layout, the mask in a kernel."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from kernels.attention.flash import Call, Sizes, pad_to, stack
+
+# (block_q, block_k, warps, stages) by the width of a head: what fits registers and shared memory of sm_80 and later.
+FORWARD_TILES = {64: (128, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 4, 2)}
+BACKWARD_TILES = {64: (64, 64, 4, 3), 128: (64, 64, 8, 2), 256: (32, 32, 4, 2)}
+
+
+def sizes_of(q: jax.Array, k: jax.Array, backward: bool = False) -> tuple[Sizes, Any]:
+    """Sizes of q [B, T, N, H] against k [B, S, K, H] and compiler parameters; H is padded to a power of two."""
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    if H > 256:
+        raise NotImplementedError(f"implementation='pallas_gpu' takes heads up to 256 wide, not H={H}; use 'chunked'.")
+    width = max(16, 1 << (H - 1).bit_length())
+    block_q, block_k, warps, stages = (BACKWARD_TILES if backward else FORWARD_TILES)[max(64, width)]
+    if q.dtype == jnp.float32:  # twice the bytes per element
+        block_q, block_k, stages = max(16, block_q // 2), max(16, block_k // 2), 2
+    parameters = plgpu.CompilerParams(num_warps=warps, num_stages=stages)
+    return Sizes(B, T, S, N, K, width, block_q, block_k), parameters
+
+
+def padded(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:
+    """x [B, T, N, H] with T padded to whole blocks and H to `sizes.H`; no copy where nothing is missing."""
+    return pad_to(pad_to(x, 1, block), 3, sizes.H)
+
+
+def mask_arrays(mask: Any, sizes: Sizes) -> list[jax.Array]:
+    """What `mask.evaluate` reads: vectors [B|1, how many, T or S], tiles [B|1, N|1, T, S]; padded, absent ones left out."""
+    q_vectors, k_vectors, tiles = mask.operands(sizes.T, sizes.S)
+    vectors = [stack(q_vectors, sizes.block_q), stack(k_vectors, sizes.block_k)]
+    tiles = [pad_to(pad_to(tile, 2, sizes.block_q), 3, sizes.block_k) for tile in tiles]
+    return [x for x in vectors if x is not None] + tiles
+
+
+def mask_specs(arrays: list[jax.Array], heads: int = 1) -> list[pl.BlockSpec]:
+    """What one program of a grid (row, head, batch) reads of them; `heads` query heads belong to one head of the grid."""
+
+    def spec(x: jax.Array) -> pl.BlockSpec:
+        batch = x.shape[0] > 1
+        if x.ndim == 3:
+            return pl.BlockSpec((None, *x.shape[1:]), lambda row, n, b: (b if batch else 0, 0, 0))
+        head = x.shape[1] > 1
+        shape = (None, heads if head else 1, *x.shape[2:])
+        return pl.BlockSpec(shape, lambda row, n, b: (b if batch else 0, n if head else 0, 0, 0))
+
+    return [spec(x) for x in arrays]
+
+
+def list_specs(lists: Any) -> list[pl.BlockSpec]:
+    """The tile lists of one row of the table, for a grid (row, head, batch)."""
+    single = lists.columns.shape[0] == 1
+
+    def at_row(row: Any, _: Any, b: Any) -> tuple:
+        return (0 if single else b), row, 0
+
+    return [pl.BlockSpec((None, None, lists.columns.shape[2]), at_row), pl.BlockSpec((None, None, 2), at_row)]
+
+
+def list_arrays(lists: Any) -> list[jax.Array]:
+    """Columns [B|1, rows, longest] and, beside each other, where FULL ones end and where all end [B|1, rows, 2]."""
+    return [jnp.asarray(lists.columns), jnp.stack([jnp.asarray(lists.full), jnp.asarray(lists.total)], axis=2)]
+
+
+def visible(call: Call, refs: Any, row: Any, column: Any, member: Any = 0, transposed: bool = False) -> jax.Array:
+    """The mask of one tile, [block_q, block_k], or [block_k, block_q] when `transposed`, keys beyond S being masked.
+
+    `member` is the query head among those that the program's refs hold.
+    """
+    sizes = call.sizes
+    q_axis, k_axis = (1, 0) if transposed else (0, 1)
+    q_slice = pl.ds(row * sizes.block_q, sizes.block_q)
+    k_slice = pl.ds(column * sizes.block_k, sizes.block_k)
+    q_index = jnp.expand_dims(row * sizes.block_q + jnp.arange(sizes.block_q, dtype=jnp.int32), 1 - q_axis)
+    k_index = jnp.expand_dims(column * sizes.block_k + jnp.arange(sizes.block_k, dtype=jnp.int32), 1 - k_axis)
+    refs = list(refs)
+    n_q, n_k, _ = call.mask.counts()
+
+    def vectors(ref: Any, how_many: int, where: Any, axis: int) -> list[jax.Array]:
+        return [jnp.expand_dims(ref[i, where], 1 - axis) for i in range(how_many)]
+
+    q_vectors = vectors(refs.pop(0), n_q, q_slice, q_axis) if n_q else []
+    k_vectors = vectors(refs.pop(0), n_k, k_slice, k_axis) if n_k else []
+    tiles = [ref[member if ref.shape[0] > 1 else 0, q_slice, k_slice].astype(jnp.int32) for ref in refs]
+    tiles = [tile.T for tile in tiles] if transposed else tiles
+    seen = call.mask.evaluate(q_index, k_index, q_vectors, k_vectors, tiles, sizes.T, sizes.S)
+    shape = (sizes.block_k, sizes.block_q) if transposed else (sizes.block_q, sizes.block_k)
+    if sizes.S % sizes.block_k:
+        seen = seen & (k_index < sizes.S)
+    return jnp.broadcast_to(seen, shape)
