@@ -1,7 +1,7 @@
 """Block-sparse flash attention for GPU (Pallas, Triton): the forward kernel, and the door to the backward ones.
 
-One program computes one block of queries of one head: it reads from a list which tiles its row has, first those without a
-mask, then those that evaluate it (`schedule.lists`). Source: Dao 2023, "FlashAttention-2", algorithm 1.
+One program computes one block of queries of one head: it reads which runs of tiles its row has, first those
+without a mask, then those that evaluate it (`schedule.runs`). Source: Dao 2023, "FlashAttention-2", algorithm 1.
 """
 
 import functools
@@ -15,11 +15,11 @@ from kernels.attention import schedule
 from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, scores
 from kernels.attention.gpu_backward import backward
 from kernels.attention.gpu_common import (
-    list_arrays,
-    list_specs,
     mask_arrays,
     mask_specs,
+    over_tiles,
     padded,
+    run_specs,
     sizes_of,
     visible,
 )
@@ -46,11 +46,10 @@ def forward(
     check("pallas_gpu", q, k, v, bias)
     sizes, parameters = sizes_of(q, k)
     call = Call(sizes, mask, scale, softcap)
-    tiles = schedule.lists(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
+    runs = schedule.runs(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
     masks = mask_arrays(mask, sizes)
     padded_q, keys = padded(q, sizes, sizes.block_q), [padded(x, sizes, sizes.block_k) for x in (k, v)]
     rows = padded_q.shape[1] // sizes.block_q
-    lists = list_arrays(tiles)
 
     # Rows run last to first: under a causal mask the long ones start first and the short ones fill the gaps.
     def at(row: Any, n: Any, b: Any) -> tuple:
@@ -63,7 +62,7 @@ def forward(
     key = pl.BlockSpec(
         (None, keys[0].shape[1], None, sizes.H), lambda row, n, b: (b, 0, jax.lax.div(n, jnp.int32(sizes.group)), 0)
     )
-    specs = [*list_specs(tiles), query, key, key, *mask_specs(masks)]
+    specs = [*run_specs(runs), query, key, key, *mask_specs(masks)]
     sink_arrays = [] if sinks is None else [sinks.astype(jnp.float32) * LOG2_E]
     specs += [pl.BlockSpec((None,), lambda row, n, b: (n,)) for _ in sink_arrays]
     lse = pl.BlockSpec((None, None, sizes.block_q), lambda row, n, b: (b, n, row))
@@ -79,12 +78,12 @@ def forward(
         compiler_params=parameters,
         interpret=interpret,
         name="attention_forward",
-    )(*lists, padded_q, *keys, *masks, *sink_arrays)
+    )(*map(jnp.asarray, runs), padded_q, *keys, *masks, *sink_arrays)
     return out[:, : sizes.T, :, : q.shape[3]], lse[:, :, : sizes.T]
 
 
 def _forward_kernel(call: Call, rows: int, with_sinks: bool, *refs: Any) -> None:
-    columns_ref, ends_ref, q_ref, k_ref, v_ref, *mask_refs, out_ref, lse_ref = refs
+    bounds_ref, counts_ref, q_ref, k_ref, v_ref, *mask_refs, out_ref, lse_ref = refs
     sizes, row = call.sizes, rows - 1 - pl.program_id(0)
     q = q_ref[...]
     if with_sinks:
@@ -95,9 +94,8 @@ def _forward_kernel(call: Call, rows: int, with_sinks: bool, *refs: Any) -> None
     else:
         top, total = jnp.full((sizes.block_q,), MASKED, jnp.float32), jnp.zeros((sizes.block_q,), jnp.float32)
 
-    def tile(masked: bool, i: Any, carry: tuple) -> tuple:
+    def tile(masked: bool, column: Any, carry: tuple) -> tuple:
         acc, old, total = carry
-        column = columns_ref[i]
         where = pl.ds(column * sizes.block_k, sizes.block_k)
         s, _ = scores(call, q, k_ref[where, :])
         if masked:
@@ -109,10 +107,8 @@ def _forward_kernel(call: Call, rows: int, with_sinks: bool, *refs: Any) -> None
         v = v_ref[where, :]
         return acc * decay[:, None] + dot(p.astype(v.dtype), v, NN), new, total * decay + p.sum(axis=1)
 
-    full, all_tiles = ends_ref[0], ends_ref[1]
     carry = (jnp.zeros((sizes.block_q, sizes.H), jnp.float32), top, total)
-    carry = jax.lax.fori_loop(0, full, functools.partial(tile, False), carry)
-    acc, top, total = jax.lax.fori_loop(full, all_tiles, functools.partial(tile, True), carry)
+    acc, top, total = over_tiles(bounds_ref, counts_ref, tile, carry)
     seen = top > MASKED
     total = jnp.where(seen, total, 1.0)
     out_ref[...] = (acc * jnp.where(seen, 1.0 / total, 0.0)[:, None]).astype(out_ref.dtype)

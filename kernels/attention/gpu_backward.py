@@ -1,7 +1,7 @@
 """The backward kernels of block-sparse flash attention for GPU: one block of queries, or one block of keys, a program.
 
-Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries] and sums over the query heads of
-its group, so that nothing is repeated for grouped heads. Source: Dao 2023, "FlashAttention-2", algorithm 2.
+Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries] and sums over the query heads
+of its group, so that nothing is repeated for grouped heads. Source: Dao 2023, "FlashAttention-2", algorithm 2.
 """
 
 import functools
@@ -14,11 +14,11 @@ from jax.experimental import pallas as pl
 from kernels.attention import schedule
 from kernels.attention.flash import LOG2_E, NN, NT, Call, check, dot, pad_to, row_terms, scores
 from kernels.attention.gpu_common import (
-    list_arrays,
-    list_specs,
     mask_arrays,
     mask_specs,
+    over_tiles,
     padded,
+    run_specs,
     sizes_of,
     visible,
 )
@@ -52,13 +52,13 @@ def backward(
     per_row = [pad_to(x, 2, sizes.block_q) for x in (lse * LOG2_E, delta)]
     arrays = [*queries, *keys, *per_row]
     table = schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k)
-    dq = _query_call(call, schedule.lists(table), arrays, parameters, interpret)
-    dk, dv = _key_call(call, schedule.lists(schedule.transpose(table)), arrays, parameters, interpret)
+    dq = _query_call(call, schedule.runs(table), arrays, parameters, interpret)
+    dk, dv = _key_call(call, schedule.runs(schedule.transpose(table)), arrays, parameters, interpret)
     width = q.shape[3]
     return dq[:, : sizes.T, :, :width], dk[:, : sizes.S, :, :width], dv[:, : sizes.S, :, :width], None, d_sinks
 
 
-def _query_call(call: Call, tiles: Any, arrays: list, parameters: Any, interpret: bool) -> jax.Array:
+def _query_call(call: Call, runs: Any, arrays: list, parameters: Any, interpret: bool) -> jax.Array:
     """dq: one program for each (block of queries, query head, row of the batch)."""
     sizes = call.sizes
     masks = mask_arrays(call.mask, sizes)
@@ -71,7 +71,7 @@ def _query_call(call: Call, tiles: Any, arrays: list, parameters: Any, interpret
         functools.partial(_query_kernel, call),
         grid=(arrays[0].shape[1] // sizes.block_q, sizes.N, sizes.B),
         in_specs=[
-            *list_specs(tiles),
+            *run_specs(runs),
             *(query, query, key, key, per_row, per_row),
             *mask_specs(masks),
         ],
@@ -80,10 +80,10 @@ def _query_call(call: Call, tiles: Any, arrays: list, parameters: Any, interpret
         compiler_params=parameters,
         interpret=interpret,
         name="attention_backward_queries",
-    )(*list_arrays(tiles), *arrays, *masks)
+    )(*map(jnp.asarray, runs), *arrays, *masks)
 
 
-def _key_call(call: Call, tiles: Any, arrays: list, parameters: Any, interpret: bool) -> list[jax.Array]:
+def _key_call(call: Call, runs: Any, arrays: list, parameters: Any, interpret: bool) -> list[jax.Array]:
     """dk, dv: one program for each (block of keys, key head, row of the batch)."""
     sizes = call.sizes
     masks = mask_arrays(call.mask, sizes)
@@ -95,7 +95,7 @@ def _key_call(call: Call, tiles: Any, arrays: list, parameters: Any, interpret: 
         functools.partial(_key_kernel, call),
         grid=(arrays[2].shape[1] // sizes.block_k, sizes.K, sizes.B),
         in_specs=[
-            *list_specs(tiles),
+            *run_specs(runs),
             *(query, query, key, key, per_row, per_row),
             *mask_specs(masks, sizes.group),
         ],
@@ -104,16 +104,15 @@ def _key_call(call: Call, tiles: Any, arrays: list, parameters: Any, interpret: 
         compiler_params=parameters,
         interpret=interpret,
         name="attention_backward_keys",
-    )(*list_arrays(tiles), *arrays, *masks)
+    )(*map(jnp.asarray, runs), *arrays, *masks)
 
 
 def _query_kernel(call: Call, *refs: Any) -> None:
-    columns_ref, ends_ref, q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dq_ref = refs
+    bounds_ref, counts_ref, q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dq_ref = refs
     sizes, row = call.sizes, pl.program_id(0)
     q, d_out, lse, delta = q_ref[...], d_out_ref[...], lse_ref[...], delta_ref[...]
 
-    def tile(masked: bool, i: Any, dq: jax.Array) -> jax.Array:
-        column = columns_ref[i]
+    def tile(masked: bool, column: Any, dq: jax.Array) -> jax.Array:
         where = pl.ds(column * sizes.block_k, sizes.block_k)
         k = k_ref[where, :]
         s, slope = scores(call, q, k)
@@ -124,22 +123,17 @@ def _query_kernel(call: Call, *refs: Any) -> None:
         ds = ds if slope is None else ds * slope
         return dq + dot(ds.astype(k.dtype), k, NN)
 
-    full, total = ends_ref[0], ends_ref[1]
-    dq = jnp.zeros((sizes.block_q, sizes.H), jnp.float32)
-    dq = jax.lax.fori_loop(0, full, functools.partial(tile, False), dq)
-    dq = jax.lax.fori_loop(full, total, functools.partial(tile, True), dq)
+    dq = over_tiles(bounds_ref, counts_ref, tile, jnp.zeros((sizes.block_q, sizes.H), jnp.float32))
     dq_ref[...] = (dq * call.scale).astype(dq_ref.dtype)
 
 
 def _key_kernel(call: Call, *refs: Any) -> None:
-    rows_ref, ends_ref, q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dk_ref, dv_ref = refs
+    bounds_ref, counts_ref, q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dk_ref, dv_ref = refs
     sizes, column = call.sizes, pl.program_id(0)
     k, v = k_ref[...], v_ref[...]
-    full, total = ends_ref[0], ends_ref[1]
 
-    def tile(masked: bool, member: Any, i: Any, carry: tuple) -> tuple:
+    def tile(member: Any, masked: bool, row: Any, carry: tuple) -> tuple:
         dk, dv = carry
-        row = rows_ref[i]
         where = pl.ds(row * sizes.block_q, sizes.block_q)
         q, d_out = q_ref[where, member, :], d_out_ref[where, member, :]
         s, slope = scores(call, k, q)
@@ -152,8 +146,7 @@ def _key_kernel(call: Call, *refs: Any) -> None:
         return dk + dot(ds.astype(q.dtype), q, NN), dv
 
     def head(member: Any, carry: tuple) -> tuple:
-        carry = jax.lax.fori_loop(0, full, functools.partial(tile, False, member), carry)
-        return jax.lax.fori_loop(full, total, functools.partial(tile, True, member), carry)
+        return over_tiles(bounds_ref, counts_ref, functools.partial(tile, member), carry)
 
     zeros = jnp.zeros((sizes.block_k, sizes.H), jnp.float32)
     dk, dv = jax.lax.fori_loop(0, sizes.group, head, (zeros, zeros)) if sizes.group > 1 else head(0, (zeros, zeros))

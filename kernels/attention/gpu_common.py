@@ -1,5 +1,7 @@
-"""What the forward and backward GPU kernels share: tile sizes, operands in the caller's layout, the mask in a kernel."""
+"""What the forward and backward GPU kernels share: tile sizes, operands in the layout of the caller, masks."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,7 +36,7 @@ def padded(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:
 
 
 def mask_arrays(mask: Any, sizes: Sizes) -> list[jax.Array]:
-    """What `mask.evaluate` reads: vectors [B|1, how many, T or S], tiles [B|1, N|1, T, S]; padded, absent ones left out."""
+    """What `mask.evaluate` reads: vectors [B|1, how many, T or S], tiles [B|1, N|1, T, S]; all padded."""
     q_vectors, k_vectors, tiles = mask.operands(sizes.T, sizes.S)
     vectors = [stack(q_vectors, sizes.block_q), stack(k_vectors, sizes.block_k)]
     tiles = [pad_to(pad_to(tile, 2, sizes.block_q), 3, sizes.block_k) for tile in tiles]
@@ -42,7 +44,7 @@ def mask_arrays(mask: Any, sizes: Sizes) -> list[jax.Array]:
 
 
 def mask_specs(arrays: list[jax.Array], heads: int = 1) -> list[pl.BlockSpec]:
-    """What one program of a grid (row, head, batch) reads of them; `heads` query heads belong to one head of the grid."""
+    """What one program of a grid (row, head, batch) reads of them; `heads` query heads go to one of the grid."""
 
     def spec(x: jax.Array) -> pl.BlockSpec:
         batch = x.shape[0] > 1
@@ -55,19 +57,24 @@ def mask_specs(arrays: list[jax.Array], heads: int = 1) -> list[pl.BlockSpec]:
     return [spec(x) for x in arrays]
 
 
-def list_specs(lists: Any) -> list[pl.BlockSpec]:
-    """The tile lists of one row of the table, for a grid (row, head, batch)."""
-    single = lists.columns.shape[0] == 1
+def run_specs(runs: Any) -> list[pl.BlockSpec]:
+    """The runs of one row of the tile table, for a grid (row, head, batch)."""
+    batch = runs.bounds.shape[0] > 1
+    return [
+        pl.BlockSpec((None, None, *runs.bounds.shape[2:]), lambda row, n, b: (b if batch else 0, row, 0, 0)),
+        pl.BlockSpec((None, None, 2), lambda row, n, b: (b if batch else 0, row, 0)),
+    ]
 
-    def at_row(row: Any, _: Any, b: Any) -> tuple:
-        return (0 if single else b), row, 0
 
-    return [pl.BlockSpec((None, None, lists.columns.shape[2]), at_row), pl.BlockSpec((None, None, 2), at_row)]
+def over_tiles(bounds_ref: Any, counts_ref: Any, tile: Callable, carry: Any) -> Any:
+    """Folds `tile(masked, other block, carry)` over the tiles of this program's row: FULL ones, then PARTIAL ones."""
 
+    def over_run(masked: bool, i: Any, carry: Any) -> Any:
+        return jax.lax.fori_loop(bounds_ref[i, 0], bounds_ref[i, 1], functools.partial(tile, masked), carry)
 
-def list_arrays(lists: Any) -> list[jax.Array]:
-    """Columns [B|1, rows, longest] and, beside each other, where FULL ones end and where all end [B|1, rows, 2]."""
-    return [jnp.asarray(lists.columns), jnp.stack([jnp.asarray(lists.full), jnp.asarray(lists.total)], axis=2)]
+    full, total = counts_ref[0], counts_ref[1]
+    carry = jax.lax.fori_loop(0, full, functools.partial(over_run, False), carry)
+    return jax.lax.fori_loop(full, total, functools.partial(over_run, True), carry)
 
 
 def visible(call: Call, refs: Any, row: Any, column: Any, member: Any = 0, transposed: bool = False) -> jax.Array:

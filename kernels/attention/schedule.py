@@ -32,15 +32,15 @@ class Walk(NamedTuple):
     length: Any
 
 
-class Lists(NamedTuple):
-    """For each row of the table: its FULL columns and then its PARTIAL ones.
+class Runs(NamedTuple):
+    """For each row of the table its runs of neighbouring tiles of one class: the FULL ones, then the PARTIAL ones.
 
-    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where FULL ones end and where all end.
+    bounds: int32 [B or 1, rows, most runs, 2], first column and the one after the last; counts: int32 [B or 1, rows,
+    2], where the FULL runs end and where all runs end. Few numbers say much: a causal row is one FULL and one PARTIAL run.
     """
 
-    columns: Any
-    full: Any
-    total: Any
+    bounds: Any
+    counts: Any
 
 
 def classes(mask: Any, T: int, S: int, block_q: int, block_k: int) -> Any:
@@ -98,17 +98,20 @@ def walk(table: Any) -> Walk:
     return Walk(code, int(lengths.max()) if xp is np else lengths.max())
 
 
-def lists(table: Any) -> Lists:
-    """For each row of `table` [B or 1, rows, columns], its FULL and then its PARTIAL columns, each ascending."""
+def runs(table: Any) -> Runs:
+    """The runs of each row of `table` [B or 1, rows, columns], in ascending order within each class."""
     xp = np if isinstance(table, np.ndarray) else jnp
     columns = table.shape[2]
-    order = xp.where(table == FULL, 0, xp.where(table == PARTIAL, 1, 2)).astype(np.int32)
-    key = xp.sort(order * columns + xp.arange(columns, dtype=np.int32), axis=2)
-    full = (table == FULL).sum(axis=2).astype(np.int32)
-    total = (table != EMPTY).sum(axis=2).astype(np.int32)
-    if xp is np:
-        key = key[:, :, : max(int(total.max()), 1)]
-    return Lists((key % columns).astype(np.int32), full, total)
+    column = xp.arange(columns, dtype=np.int32)
+    edge = xp.full((*table.shape[:2], 1), EMPTY, table.dtype)
+    opens = (table != EMPTY) & (table != xp.concatenate([edge, table[:, :, :-1]], axis=2))
+    closes = (table != EMPTY) & (table != xp.concatenate([table[:, :, 1:], edge], axis=2))
+    # The n-th opening of a class belongs to its n-th closing, so both are sorted by (class, column) on their own.
+    order = xp.where(table == FULL, 0, columns).astype(np.int32) + column
+    first, last = (xp.sort(xp.where(at, order, 2 * columns), axis=2) % columns for at in (opens, closes))
+    counts = xp.stack([(opens & (table == FULL)).sum(axis=2), opens.sum(axis=2)], axis=2).astype(np.int32)
+    bounds = xp.stack([first, last + 1], axis=3).astype(np.int32)
+    return Runs(bounds[:, :, : max(int(counts.max()), 1)] if xp is np else bounds, counts)
 
 
 def decode(code: Any) -> tuple[Any, Any]:
