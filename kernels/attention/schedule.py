@@ -1,8 +1,8 @@
 """Which tiles a kernel computes, and in which order: tile classes become lists that the grids walk.
 
-A tile table has one class for each (query block, key block): EMPTY tiles are never visited, FULL tiles skip the mask, PARTIAL
-tiles evaluate it. For a static mask the lists are numpy arrays and their length is a number; for a data-dependent one they are
-small int32 arrays computed on the device and the length is a traced scalar.
+A tile table has one class for each (query block, key block): EMPTY tiles are never visited, FULL tiles skip the mask,
+PARTIAL tiles evaluate it. For a static mask the lists are numpy arrays and their length is a number; for a
+data-dependent one they are small int32 arrays computed on the device and the length is a traced scalar.
 """
 
 from typing import Any, NamedTuple
@@ -24,23 +24,23 @@ _NONE = np.iinfo(np.int32).max
 class Walk(NamedTuple):
     """The steps of a walk over the tiles of a table, row by row.
 
-    codes: int32 [B or 1, most steps], see `decode`; length: the number of steps in use, an int or (data-dependent) an int32
-    scalar; the longest over the batch, shorter ones repeat their last tile as a step that does nothing.
+    codes: int32 [B or 1, most steps], see `decode`; length: the number of steps in use, an int or (data-dependent) an
+    int32 scalar; the longest over the batch, shorter ones repeat their last tile as a step that does nothing.
     """
 
     codes: Any
     length: Any
 
 
-class Lists(NamedTuple):
-    """For each row of the table: its FULL columns and then its PARTIAL ones.
+class Runs(NamedTuple):
+    """For each row of the table its runs of neighbouring tiles of one class: the FULL ones, then the PARTIAL ones.
 
-    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where the FULL ones end and where all end.
+    bounds: int32 [B or 1, rows, most runs, 2], first column and the one after the last; counts: int32 [B or 1, rows,
+    2], where the FULL runs end and where all runs end. Few numbers say much: a causal row is one FULL and one PARTIAL run.
     """
 
-    columns: Any
-    full: Any
-    total: Any
+    bounds: Any
+    counts: Any
 
 
 def classes(mask: Any, T: int, S: int, block_q: int, block_k: int) -> Any:
@@ -98,17 +98,20 @@ def walk(table: Any) -> Walk:
     return Walk(code, int(lengths.max()) if xp is np else lengths.max())
 
 
-def lists(table: Any) -> Lists:
-    """For each row of `table` [B or 1, rows, columns], its FULL and then its PARTIAL columns, each in ascending order."""
+def runs(table: Any) -> Runs:
+    """The runs of each row of `table` [B or 1, rows, columns], in ascending order within each class."""
     xp = np if isinstance(table, np.ndarray) else jnp
     columns = table.shape[2]
-    order = xp.where(table == FULL, 0, xp.where(table == PARTIAL, 1, 2)).astype(np.int32)
-    key = xp.sort(order * columns + xp.arange(columns, dtype=np.int32), axis=2)
-    full = (table == FULL).sum(axis=2).astype(np.int32)
-    total = (table != EMPTY).sum(axis=2).astype(np.int32)
-    if xp is np:
-        key = key[:, :, : max(int(total.max()), 1)]
-    return Lists((key % columns).astype(np.int32), full, total)
+    column = xp.arange(columns, dtype=np.int32)
+    edge = xp.full((*table.shape[:2], 1), EMPTY, table.dtype)
+    opens = (table != EMPTY) & (table != xp.concatenate([edge, table[:, :, :-1]], axis=2))
+    closes = (table != EMPTY) & (table != xp.concatenate([table[:, :, 1:], edge], axis=2))
+    # The n-th opening of a class belongs to its n-th closing, so both are sorted by (class, column) on their own.
+    order = xp.where(table == FULL, 0, columns).astype(np.int32) + column
+    first, last = (xp.sort(xp.where(at, order, 2 * columns), axis=2) % columns for at in (opens, closes))
+    counts = xp.stack([(opens & (table == FULL)).sum(axis=2), opens.sum(axis=2)], axis=2).astype(np.int32)
+    bounds = xp.stack([first, last + 1], axis=3).astype(np.int32)
+    return Runs(bounds[:, :, : max(int(counts.max()), 1)] if xp is np else bounds, counts)
 
 
 def decode(code: Any) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Block-sparse flash attention for TPU (Pallas, Mosaic): the forward kernel, and the door to the backward ones.
 
-The grid's last axis walks a list of the tiles that are not empty (`schedule.walk`), prefetched into scalar memory, so an
+The grid's last axis walks a list of the tiles that are not empty (`schedule.walk`), prefetched into scalar memory: an
 empty tile costs neither a load nor a step. Source: Dao 2023, "FlashAttention-2", algorithm 1.
 """
 
@@ -13,23 +13,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, scores
 from kernels.attention.tpu_backward import backward
 from kernels.attention.tpu_common import (
     LANES,
-    LOG2_E,
-    MASKED,
-    NN,
-    Call,
     MaskOperands,
     batches,
-    check,
     compiler_params,
-    dot,
     head_major,
     interpret_params,
     mask_operands,
     mask_specs,
-    scores,
     sizes_of,
     spread_lanes,
     token_major,
@@ -51,12 +45,12 @@ def forward(
     sinks: jax.Array | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], lse float32 [B, N, T] (natural).
+    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
     sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Values of masked keys must be finite.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
-    check(q, k, v, bias)
+    check("pallas_tpu", q, k, v, bias)
     sizes = sizes_of(q, k)
     call = Call(sizes, mask, scale, softcap)
     steps = schedule.walk(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
@@ -156,7 +150,7 @@ def _forward_kernel(call: Call, stride: int | None, with_sinks: bool, codes_ref:
         v = v_ref[0, 0]
         s, _ = scores(call, q_ref[0, 0], k_ref[0, 0])
         if masked:
-            # A row that sees nothing so far has maximum MASKED and counts garbage, which its first real score wipes out.
+            # A row that sees nothing so far has maximum MASKED and counts garbage; its first real score wipes it out.
             s = jnp.where(visible(call, mask_refs, row, column), s, MASKED)
         old = max_ref[...]
         new = jnp.maximum(old, s.max(axis=1, keepdims=True))

@@ -1,7 +1,8 @@
 """The backward kernels of block-sparse flash attention for TPU: queries' gradients row by row, keys' column by column.
 
-Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries], so that no matrix of probabilities
-is ever transposed and what belongs to a query lies along lanes. Source: Dao 2023, "FlashAttention-2", algorithm 2.
+Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries], so that no matrix of
+probabilities is ever transposed and what belongs to a query lies along lanes.
+Source: Dao 2023, "FlashAttention-2", algorithm 2.
 """
 
 import functools
@@ -13,22 +14,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
+from kernels.attention.flash import LOG2_E, NN, NT, Call, check, dot, pad_to, row_terms, scores
 from kernels.attention.tpu_common import (
-    LOG2_E,
-    NN,
-    NT,
-    Call,
     MaskOperands,
     batches,
-    check,
     compiler_params,
-    dot,
     head_major,
     interpret_params,
     mask_operands,
     mask_specs,
-    pad_to,
-    scores,
     sizes_of,
     token_major,
     visible,
@@ -55,7 +49,7 @@ def backward(
 
     Shapes and errors as in `forward`. A row that sees nothing has gradient 0. dsinks is float32 [N].
     """
-    check(q, k, v, bias)
+    check("pallas_tpu", q, k, v, bias)
     sizes = sizes_of(q, k)
     call = Call(sizes, mask, scale, softcap)
     delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks)
@@ -74,20 +68,6 @@ def backward(
         None,
         d_sinks,
     )
-
-
-def row_terms(
-    out: jax.Array, lse: jax.Array, d_out: jax.Array, d_lse: jax.Array | None, sinks: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Per query: delta = out . d_out - d_lse, and lse with 0 for rows that see nothing, [B, N, T]; and dsinks [N]."""
-    delta = jnp.einsum("btnh,btnh->bnt", out, d_out, preferred_element_type=jnp.float32)
-    if d_lse is not None:
-        delta = delta - jnp.where(jnp.isfinite(lse), d_lse, 0.0)
-    d_sinks = None
-    if sinks is not None:
-        weight = jnp.where(jnp.isfinite(lse), jnp.exp(sinks.astype(jnp.float32)[:, None] - lse), 0.0)
-        d_sinks = -(weight * delta).sum(axis=(0, 2))
-    return delta, jnp.where(jnp.isfinite(lse), lse, 0.0), d_sinks
 
 
 def _by_batch(build: Any, call: Call, steps: Any, arrays: list, transposed: bool, interpret: bool) -> tuple:

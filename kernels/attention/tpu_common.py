@@ -1,7 +1,6 @@
 """What the forward and backward TPU kernels share: padded operands, their blocks, scores and mask inside a kernel."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,44 +10,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
+from kernels.attention.flash import Call, Sizes, pad_to, stack
 
 LANES = 128
-LOG2_E = math.log2(math.e)
-# Far below any score, and still finite: differences of it are 0 rather than NaN.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 # Codes of all rows of the batch that are in scalar memory at once; larger batches run in several calls.
 MOST_CODES = 1 << 16
 VMEM_LIMIT = 64 * 1024 * 1024
-
-NT = (((1,), (1,)), ((), ()))  # [a, H] x [b, H] -> [a, b]
-NN = (((1,), (0,)), ((), ()))  # [a, b] x [b, H] -> [a, H]
-
-
-class Sizes(NamedTuple):
-    """The static shape of one call. T and S are true lengths; block_q and block_k divide the padded ones."""
-
-    B: int
-    T: int
-    S: int
-    N: int
-    K: int
-    H: int
-    block_q: int
-    block_k: int
-
-    @property
-    def group(self) -> int:
-        """Query heads per key/value head."""
-        return self.N // self.K
-
-
-class Call(NamedTuple):
-    """Everything that a kernel is built from beside its arrays."""
-
-    sizes: Sizes
-    mask: Any
-    scale: float
-    softcap: float | None
 
 
 def blocks(T: int, S: int) -> tuple[int, int]:
@@ -60,19 +27,6 @@ def _block(length: int, most: int) -> int:
     return min(most, -(-length // LANES) * LANES)
 
 
-def check(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> None:
-    """Refuses what the TPU kernels cannot do, in one sentence each."""
-    if bias is not None:
-        raise NotImplementedError(
-            "implementation='pallas_tpu' takes no bias; use implementation='chunked' or 'reference'."
-        )
-    if {q.dtype, k.dtype, v.dtype} - {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}:
-        raise NotImplementedError(
-            f"implementation='pallas_tpu' takes bfloat16 or float32, not {q.dtype}, {k.dtype}, {v.dtype}; "
-            "use implementation='chunked'."
-        )
-
-
 def sizes_of(q: jax.Array, k: jax.Array) -> Sizes:
     """The sizes of q [B, T, N, H] against k [B, S, K, H]; heads wider than the lanes are padded to whole lanes."""
     B, T, N, H = q.shape
@@ -80,18 +34,8 @@ def sizes_of(q: jax.Array, k: jax.Array) -> Sizes:
     return Sizes(B, T, S, N, K, H if H <= LANES else -(-H // LANES) * LANES, *blocks(T, S))
 
 
-def pad_to(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """Zeros behind `x` so that `axis` is a multiple of `multiple`."""
-    missing = -x.shape[axis] % multiple
-    if not missing:
-        return x
-    width = [(0, 0)] * x.ndim
-    width[axis] = (0, missing)
-    return jnp.pad(x, width)
-
-
 def head_major(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:
-    """[B, T, N, H] -> [B, N, T padded to `block`, H padded to `sizes.H`]; the padding is part of the transposing copy."""
+    """[B, T, N, H] -> [B, N, T padded to `block`, H padded]; the padding is part of the transposing copy."""
     x = x.swapaxes(1, 2)
     x = pad_to(x, 2, block)
     return pad_to(x, 3, sizes.H) if x.shape[3] != sizes.H else x
@@ -103,7 +47,7 @@ def token_major(x: jax.Array, length: int, width: int) -> jax.Array:
 
 
 class MaskOperands(NamedTuple):
-    """What `mask.evaluate` reads: vectors [B|1, how many, T or S padded] (None for none), tiles [B|1, N|1, T, S padded]."""
+    """What `mask.evaluate` reads: vectors [B|1, how many, T or S] (None for none), tiles [B|1, N|1, T, S]; padded."""
 
     q: jax.Array | None
     k: jax.Array | None
@@ -117,14 +61,7 @@ def mask_operands(mask: Any, sizes: Sizes, transposed: bool = False) -> MaskOper
     for tile in tiles:
         tile = pad_to(pad_to(tile, 2, sizes.block_q), 3, sizes.block_k)
         padded.append(tile.swapaxes(2, 3) if transposed else tile)
-    return MaskOperands(_stack(q_vectors, sizes.block_q), _stack(k_vectors, sizes.block_k), tuple(padded))
-
-
-def _stack(vectors: Any, block: int) -> jax.Array | None:
-    if not vectors:
-        return None
-    batch = max(v.shape[0] for v in vectors)
-    return pad_to(jnp.stack([jnp.broadcast_to(v, (batch, v.shape[1])) for v in vectors], axis=1), 2, block)
+    return MaskOperands(stack(q_vectors, sizes.block_q), stack(k_vectors, sizes.block_k), tuple(padded))
 
 
 def mask_specs(operands: MaskOperands, sizes: Sizes, where: Callable, transposed: bool = False) -> list[pl.BlockSpec]:
@@ -174,21 +111,6 @@ def visible(call: Call, refs: Any, row: Any, column: Any, transposed: bool = Fal
     seen = call.mask.evaluate(q_index, k_index, q_vectors, k_vectors, tiles, sizes.T, sizes.S)
     seen = jnp.broadcast_to(seen, shape)
     return seen & (k_index < sizes.S) if sizes.S % sizes.block_k else seen
-
-
-def dot(x: jax.Array, y: jax.Array, dimensions: Any) -> jax.Array:
-    """A matrix product with float32 accumulation; float32 operands keep float32 precision."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
-def scores(call: Call, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Scores of x [a, H] against y [b, H] in base 2, and with a softcap the derivative of capping, else None."""
-    raw = dot(x, y, NT)
-    if call.softcap is None:
-        return raw * (call.scale * LOG2_E), None
-    capped = jnp.tanh(raw * (call.scale / call.softcap))
-    return capped * (call.softcap * LOG2_E), 1.0 - capped * capped
 
 
 def spread_lanes(x: jax.Array, width: int) -> jax.Array:
