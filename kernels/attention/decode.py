@@ -3,11 +3,16 @@
 Source: Dao et al. 2023, "Flash-Decoding for long-context inference" (split over the cache, then rescale and sum).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from kernels.attention.chunked import accumulator
 from kernels.masks import Mask
+
+# Float32 stays float32 on chips that would round it.
+einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 # Keys of one split: enough that the merge is small beside it, few enough that a long cache fills a chip.
 SPLIT = 512
@@ -31,7 +36,7 @@ def merge_parts(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = weight.sum(0)
     some = total > 0
     total = jnp.where(some, total, 1)
-    out = jnp.einsum("pbnt,pbtnh->btnh", weight / total, out)
+    out = einsum("pbnt,pbtnh->btnh", weight / total, out)
     return out, jnp.where(some, top + jnp.log(total), -jnp.inf)
 
 
@@ -56,7 +61,7 @@ def forward(
     k, v = (_split(x, parts, 1).reshape(B, parts, -1, K, x.shape[-1]).astype(dtype) for x in (k, v))
 
     q = (q.astype(dtype) * scale).reshape(B, T, K, N // K, H)
-    score = jnp.einsum("btkgh,bpskh->pbkgts", q, k).reshape(parts, B, N, T, -1)
+    score = einsum("btkgh,bpskh->pbkgts", q, k).reshape(parts, B, N, T, -1)
     if bias is not None:
         score = score + _to_parts(bias.astype(dtype), S, parts)
     if softcap is not None:
@@ -67,7 +72,7 @@ def forward(
     total = weight.sum(-1)
     lse = jnp.where(total > 0, top[..., 0] + jnp.log(total), -jnp.inf)
     weight = weight / jnp.where(total > 0, total, 1)[..., None]
-    out = jnp.einsum("pbkgts,bpskh->pbtkgh", weight.reshape(parts, B, K, N // K, T, -1), v)
+    out = einsum("pbkgts,bpskh->pbtkgh", weight.reshape(parts, B, K, N // K, T, -1), v)
     out = out.reshape(parts, B, T, N, -1)
     if sinks is not None:
         sink = jnp.broadcast_to(sinks.astype(dtype)[:, None], (1, B, N, T))

@@ -72,14 +72,31 @@ def _divisor(number: int, most: int) -> int:
     return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(1, most))
 
 
-def visits(cut: Plan) -> schedule.Lists:
+class Lists(NamedTuple):
+    """For each row of the tile table its FULL columns and then its PARTIAL ones, each in ascending order.
+
+    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where the FULL ones and where all end.
+    """
+
+    columns: Any
+    full: Any
+    total: Any
+
+
+def visits(cut: Plan) -> Lists:
     """The tiles that are computed, in order, for each lane of the batch; numpy when the mask is static."""
     table = schedule.classes(cut.mask, cut.T, cut.S, cut.block_q, cut.block_k)
     if table.shape[0] > 1 and cut.lane_b > 1:  # a lane computes what any of its rows needs
         table = table.reshape(-1, cut.lane_b, *table.shape[1:])
         lowest, highest = table.min(1), table.max(1)
         table = jnp.where(lowest == highest, lowest, schedule.PARTIAL)
-    return schedule.lists(table)
+    xp, columns = (np if isinstance(table, np.ndarray) else jnp), table.shape[2]
+    order = xp.where(table == schedule.FULL, 0, xp.where(table == schedule.PARTIAL, columns, 2 * columns))
+    order = xp.sort(order + xp.arange(columns), axis=2) % columns
+    full, total = (table == schedule.FULL).sum(2), (table != schedule.EMPTY).sum(2)
+    if xp is np:
+        order = order[:, :, : max(int(total.max()), 1)]
+    return Lists(*(x.astype(np.int32) for x in (order, full, total)))
 
 
 def tiles_computed(q_shape: tuple, k_shape: tuple, mask: Mask) -> int:
@@ -105,7 +122,7 @@ class Lane(NamedTuple):
     unrolled: bool
 
 
-def lane_of(cut: Plan, extra: Extra, lists: schedule.Lists, at: Any) -> Lane:
+def lane_of(cut: Plan, extra: Extra, lists: Lists, at: Any) -> Lane:
     """What lane number `at` reads."""
     at_b, at_k = at // cut.lanes_k, at % cut.lanes_k
     unrolled = isinstance(lists.total, np.ndarray) and lists.total.sum() <= UNROLLED
@@ -209,8 +226,8 @@ def add(total: jax.Array, share: jax.Array, j: Any) -> jax.Array:
 
 
 def dot(left: jax.Array, right: jax.Array, letters: str) -> jax.Array:
-    """einsum in the type of the accumulator."""
-    return jnp.einsum(letters, left, right, preferred_element_type=left.dtype)
+    """einsum in the type of the accumulator; float32 stays float32 on chips that would round it."""
+    return jnp.einsum(letters, left, right, precision=lax.Precision.HIGHEST)
 
 
 def part(x: jax.Array, axis: int, block: Any, size: int) -> jax.Array:
