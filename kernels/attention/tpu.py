@@ -1,0 +1,175 @@
+"""Block-sparse flash attention for TPU (Pallas, Mosaic): the forward kernel, and the door to the backward ones.
+
+The grid's last axis walks a list of the tiles that are not empty (`schedule.walk`), prefetched into scalar memory: an
+empty tile costs neither a load nor a step. Source: Dao 2023, "FlashAttention-2", algorithm 1.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.attention import schedule
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, scores
+from kernels.attention.tpu_backward import backward
+from kernels.attention.tpu_common import (
+    LANES,
+    MaskOperands,
+    batches,
+    compiler_params,
+    head_major,
+    interpret_params,
+    mask_operands,
+    mask_specs,
+    sizes_of,
+    spread_lanes,
+    token_major,
+    visible,
+    when_class,
+)
+
+__all__ = ["backward", "forward"]
+
+
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: Any,
+    scale: float,
+    bias: None = None,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
+
+    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Values of masked keys must be finite.
+    Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
+    """
+    check("pallas_tpu", q, k, v, bias)
+    sizes = sizes_of(q, k)
+    call = Call(sizes, mask, scale, softcap)
+    steps = schedule.walk(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
+    operands = mask_operands(mask, sizes)
+    arrays = (
+        head_major(q, sizes, sizes.block_q),
+        head_major(k, sizes, sizes.block_k),
+        head_major(v, sizes, sizes.block_k),
+    )
+    parts = []
+    for rows in batches(steps.codes, sizes.B):
+        part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, *arrays, operands))
+        parts.append(_forward_call(call, part[0], steps.length, sinks, *part[1:], interpret))
+    out, lse = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return token_major(out, sizes.T, q.shape[3]), lse[:, :, 0, : sizes.T]
+
+
+def _forward_call(
+    call: Call,
+    codes: Any,
+    length: Any,
+    sinks: jax.Array | None,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: MaskOperands,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    sizes, batch, most = call.sizes, q.shape[0], codes.shape[1]
+    single = codes.shape[0] == 1
+
+    def where(b: Any, n: Any, step: Any, codes_ref: Any, *_: Any) -> tuple:
+        return b, n, *schedule.decode(codes_ref[step if single else b * most + step])
+
+    def at_query(*at: Any) -> tuple:
+        b, n, row, _ = where(*at)
+        return b, n, row, 0
+
+    def at_key(*at: Any) -> tuple:
+        b, n, _, column = where(*at)
+        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
+
+    def at_lse(*at: Any) -> tuple:
+        b, n, row, _ = where(*at)
+        return b, n, 0, row
+
+    query_block, key_block = (1, 1, sizes.block_q, sizes.H), (1, 1, sizes.block_k, sizes.H)
+    accumulators = [(sizes.block_q, LANES), (sizes.block_q, LANES), (sizes.block_q, sizes.H)]
+    prefetched = [jnp.asarray(codes).reshape(-1)] + ([] if sinks is None else [sinks.astype(jnp.float32) * LOG2_E])
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, call, None if single else most, sinks is not None),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(prefetched),
+            grid=(batch, sizes.N, length),
+            in_specs=[
+                pl.BlockSpec(query_block, at_query),
+                pl.BlockSpec(key_block, at_key),
+                pl.BlockSpec(key_block, at_key),
+                *mask_specs(operands, sizes, where),
+            ],
+            out_specs=[
+                pl.BlockSpec(query_block, at_query),
+                pl.BlockSpec((1, 1, 1, sizes.block_q), at_lse),
+            ],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in accumulators],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, sizes.N, 1, q.shape[2]), jnp.float32),
+        ],
+        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        interpret=interpret_params(interpret),
+        name="attention_forward",
+    )(*prefetched, q, k, v, *jax.tree.leaves(operands))
+
+
+def _forward_kernel(call: Call, stride: int | None, with_sinks: bool, codes_ref: Any, *refs: Any) -> None:
+    sink_ref, refs = (refs[0], refs[1:]) if with_sinks else (None, refs)
+    q_ref, k_ref, v_ref, *mask_refs, out_ref, lse_ref, max_ref, sum_ref, acc_ref = refs
+    n, step = pl.program_id(1), pl.program_id(2)
+    code = codes_ref[step if stride is None else pl.program_id(0) * stride + step]
+    row, column = schedule.decode(code)
+
+    @pl.when(schedule.is_first(code))
+    def start():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+        if with_sinks:
+            # The virtual key is the first to be seen: its weight is 1 (in LANES equal parts), its value 0.
+            sink = jnp.maximum(sink_ref[n], MASKED)
+            max_ref[...] = jnp.full_like(max_ref, sink)
+            sum_ref[...] = jnp.full_like(sum_ref, jnp.where(sink > MASKED, 1.0 / LANES, 0.0))
+        else:
+            max_ref[...] = jnp.full_like(max_ref, MASKED)
+            sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    def tile(masked: bool) -> None:
+        v = v_ref[0, 0]
+        s, _ = scores(call, q_ref[0, 0], k_ref[0, 0])
+        if masked:
+            # A row that sees nothing so far has maximum MASKED and counts garbage; its first real score wipes it out.
+            s = jnp.where(visible(call, mask_refs, row, column), s, MASKED)
+        old = max_ref[...]
+        new = jnp.maximum(old, s.max(axis=1, keepdims=True))
+        p = jnp.exp2(s - spread_lanes(new, s.shape[1]))
+        decay = jnp.exp2(old - new)
+        # Sums stay spread over the lanes until the row is finished: one reduction per row instead of one per tile.
+        partial = functools.reduce(jnp.add, [p[:, i : i + LANES] for i in range(0, p.shape[1], LANES)])
+        max_ref[...] = new
+        sum_ref[...] = decay * sum_ref[...] + partial
+        acc_ref[...] = spread_lanes(decay, acc_ref.shape[1]) * acc_ref[...] + dot(p.astype(v.dtype), v, NN)
+
+    when_class(code, tile)
+
+    @pl.when(schedule.is_last(code))
+    def finish():
+        top = max_ref[...]
+        seen = top > MASKED
+        total = jnp.where(seen, sum_ref[...].sum(axis=1, keepdims=True), 1.0)
+        weight = jnp.where(seen, 1.0 / total, 0.0)
+        out_ref[0, 0] = (acc_ref[...] * spread_lanes(weight, acc_ref.shape[1])).astype(out_ref.dtype)
+        lse = jnp.where(seen, top + jnp.log2(total), -jnp.inf) * (1.0 / LOG2_E)
+        lse_ref[0, 0, 0] = lse[:, 0]

@@ -1,0 +1,211 @@
+"""The backward kernels of block-sparse flash attention for TPU: queries' gradients row by row, keys' column by column.
+
+Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries], so that no matrix of
+probabilities is ever transposed and what belongs to a query lies along lanes.
+Source: Dao 2023, "FlashAttention-2", algorithm 2.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.attention import schedule
+from kernels.attention.flash import LOG2_E, NN, NT, Call, check, dot, pad_to, row_terms, scores
+from kernels.attention.tpu_common import (
+    MaskOperands,
+    batches,
+    compiler_params,
+    head_major,
+    interpret_params,
+    mask_operands,
+    mask_specs,
+    sizes_of,
+    token_major,
+    visible,
+    when_class,
+)
+
+
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: Any,
+    scale: float,
+    bias: None,
+    softcap: float | None,
+    sinks: jax.Array | None,
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+    d_lse: jax.Array | None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
+    """Gradients (dq, dk, dv, None, dsinks) of `forward`, given d_out [B, T, N, H] and d_lse [B, N, T] (or None).
+
+    Shapes and errors as in `forward`. A row that sees nothing has gradient 0. dsinks is float32 [N].
+    """
+    check("pallas_tpu", q, k, v, bias)
+    sizes = sizes_of(q, k)
+    call = Call(sizes, mask, scale, softcap)
+    delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks)
+    queries = [head_major(x, sizes, sizes.block_q) for x in (q, d_out.astype(q.dtype))]
+    rows = [pad_to(x, 2, sizes.block_q)[:, :, None] for x in (lse * LOG2_E, delta)]
+    keys = [head_major(x, sizes, sizes.block_k) for x in (k, v)]
+    table = schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k)
+    (dq,) = _by_batch(_query_call, call, schedule.walk(table), [*queries, *keys, *rows], False, interpret)
+    steps = schedule.walk(schedule.transpose(table))
+    dk, dv = _by_batch(_key_call, call, steps, [*queries, *keys, *rows], True, interpret)
+    width = q.shape[3]
+    return (
+        token_major(dq, sizes.T, width),
+        token_major(dk, sizes.S, width),
+        token_major(dv, sizes.S, width),
+        None,
+        d_sinks,
+    )
+
+
+def _by_batch(build: Any, call: Call, steps: Any, arrays: list, transposed: bool, interpret: bool) -> tuple:
+    operands = mask_operands(call.mask, call.sizes, transposed)
+    parts = []
+    for rows in batches(steps.codes, call.sizes.B):
+        part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, operands, arrays))
+        parts.append(build(call, part[0], steps.length, part[1], part[2], interpret))
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _query_call(call: Call, codes: Any, length: Any, operands: MaskOperands, arrays: list, interpret: bool) -> tuple:
+    """dq: grid (B, N, tiles row by row)."""
+    sizes, batch, most = call.sizes, arrays[0].shape[0], codes.shape[1]
+    single = codes.shape[0] == 1
+
+    def where(b: Any, n: Any, step: Any, codes_ref: Any) -> tuple:
+        return b, n, *schedule.decode(codes_ref[step if single else b * most + step])
+
+    query, key, per_row = _specs(sizes, where)
+    return pl.pallas_call(
+        functools.partial(_query_kernel, call, None if single else most),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, sizes.N, length),
+            in_specs=[query, query, key, key, per_row, per_row, *mask_specs(operands, sizes, where)],
+            out_specs=[query],
+            scratch_shapes=[pltpu.VMEM((sizes.block_q, sizes.H), jnp.float32)],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)],
+        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        interpret=interpret_params(interpret),
+        name="attention_backward_queries",
+    )(jnp.asarray(codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
+
+
+def _key_call(call: Call, codes: Any, length: Any, operands: MaskOperands, arrays: list, interpret: bool) -> tuple:
+    """dk, dv: grid (B, K, tiles column by column, query heads of the group), summed over the group in place."""
+    sizes, batch, most = call.sizes, arrays[0].shape[0], codes.shape[1]
+    single = codes.shape[0] == 1
+
+    def where(b: Any, kv_head: Any, step: Any, member: Any, codes_ref: Any) -> tuple:
+        column, row = schedule.decode(codes_ref[step if single else b * most + step])
+        return b, kv_head * sizes.group + member, row, column
+
+    query, key, per_row = _specs(sizes, where)
+    return pl.pallas_call(
+        functools.partial(_key_kernel, call, None if single else most),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, sizes.K, length, sizes.group),
+            in_specs=[query, query, key, key, per_row, per_row, *mask_specs(operands, sizes, where, transposed=True)],
+            out_specs=[key, key],
+            scratch_shapes=[pltpu.VMEM((sizes.block_k, sizes.H), jnp.float32) for _ in range(2)],
+        ),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[2:4]],
+        compiler_params=compiler_params("parallel", "parallel", "arbitrary", "arbitrary"),
+        interpret=interpret_params(interpret),
+        name="attention_backward_keys",
+    )(jnp.asarray(codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
+
+
+def _specs(sizes: Any, where: Any) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+    """Blocks of a query array, a key array, and one number per query."""
+
+    def at_query(*at: Any) -> tuple:
+        b, n, row, _ = where(*at)
+        return b, n, row, 0
+
+    def at_key(*at: Any) -> tuple:
+        b, n, _, column = where(*at)
+        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
+
+    def at_row(*at: Any) -> tuple:
+        b, n, row, _ = where(*at)
+        return b, n, 0, row
+
+    return (
+        pl.BlockSpec((1, 1, sizes.block_q, sizes.H), at_query),
+        pl.BlockSpec((1, 1, sizes.block_k, sizes.H), at_key),
+        pl.BlockSpec((1, 1, 1, sizes.block_q), at_row),
+    )
+
+
+def _query_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) -> None:
+    q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dq_ref, acc_ref = refs
+    step = pl.program_id(2)
+    code = codes_ref[step if stride is None else pl.program_id(0) * stride + step]
+    row, column = schedule.decode(code)
+
+    @pl.when(schedule.is_first(code))
+    def start():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+
+    def tile(masked: bool) -> None:
+        k = k_ref[0, 0]
+        s, slope = scores(call, q_ref[0, 0], k)
+        p = jnp.exp2(s - jnp.expand_dims(lse_ref[0, 0, 0], 1))
+        if masked:
+            p = jnp.where(visible(call, mask_refs, row, column), p, 0.0)
+        dp = dot(d_out_ref[0, 0], v_ref[0, 0], NT)
+        ds = p * (dp - jnp.expand_dims(delta_ref[0, 0, 0], 1))
+        ds = ds if slope is None else ds * slope
+        acc_ref[...] += dot(ds.astype(k.dtype), k, NN)
+
+    when_class(code, tile)
+
+    @pl.when(schedule.is_last(code))
+    def finish():
+        dq_ref[0, 0] = (acc_ref[...] * call.scale).astype(dq_ref.dtype)
+
+
+def _key_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) -> None:
+    q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dk_ref, dv_ref, dk_acc_ref, dv_acc_ref = refs
+    step, member = pl.program_id(2), pl.program_id(3)
+    code = codes_ref[step if stride is None else pl.program_id(0) * stride + step]
+    column, row = schedule.decode(code)
+
+    @pl.when(schedule.is_first(code) & (member == 0))
+    def start():
+        dk_acc_ref[...] = jnp.zeros_like(dk_acc_ref)
+        dv_acc_ref[...] = jnp.zeros_like(dv_acc_ref)
+
+    def tile(masked: bool) -> None:
+        q, d_out = q_ref[0, 0], d_out_ref[0, 0]
+        s, slope = scores(call, k_ref[0, 0], q)
+        p = jnp.exp2(s - lse_ref[0, 0])
+        if masked:
+            p = jnp.where(visible(call, mask_refs, row, column, transposed=True), p, 0.0)
+        dv_acc_ref[...] += dot(p.astype(d_out.dtype), d_out, NN)
+        dp = dot(v_ref[0, 0], d_out, NT)
+        ds = p * (dp - delta_ref[0, 0])
+        ds = ds if slope is None else ds * slope
+        dk_acc_ref[...] += dot(ds.astype(q.dtype), q, NN)
+
+    when_class(code, tile)
+
+    @pl.when(schedule.is_last(code) & (member == call.sizes.group - 1))
+    def finish():
+        dk_ref[0, 0] = (dk_acc_ref[...] * call.scale).astype(dk_ref.dtype)
+        dv_ref[0, 0] = dv_acc_ref[...].astype(dv_ref.dtype)

@@ -1,0 +1,141 @@
+"""What the forward and backward TPU kernels share: padded operands, their blocks, scores and mask inside a kernel."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.attention import schedule
+from kernels.attention.flash import Call, Sizes, pad_to, stack
+
+LANES = 128
+# Codes of all rows of the batch that are in scalar memory at once; larger batches run in several calls.
+MOST_CODES = 1 << 16
+VMEM_LIMIT = 64 * 1024 * 1024
+
+
+def blocks(T: int, S: int) -> tuple[int, int]:
+    """(block_q, block_k): whole lanes of keys, and few enough tiles that their list fits scalar memory."""
+    return _block(T, 512), _block(S, 1024 if S > 16384 else 512)
+
+
+def _block(length: int, most: int) -> int:
+    return min(most, -(-length // LANES) * LANES)
+
+
+def sizes_of(q: jax.Array, k: jax.Array) -> Sizes:
+    """The sizes of q [B, T, N, H] against k [B, S, K, H]; heads wider than the lanes are padded to whole lanes."""
+    B, T, N, H = q.shape
+    S, K = k.shape[1:3]
+    return Sizes(B, T, S, N, K, H if H <= LANES else -(-H // LANES) * LANES, *blocks(T, S))
+
+
+def head_major(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:
+    """[B, T, N, H] -> [B, N, T padded to `block`, H padded]; the padding is part of the transposing copy."""
+    x = x.swapaxes(1, 2)
+    x = pad_to(x, 2, block)
+    return pad_to(x, 3, sizes.H) if x.shape[3] != sizes.H else x
+
+
+def token_major(x: jax.Array, length: int, width: int) -> jax.Array:
+    """The inverse of `head_major`."""
+    return x[:, :, :length, :width].swapaxes(1, 2)
+
+
+class MaskOperands(NamedTuple):
+    """What `mask.evaluate` reads: vectors [B|1, how many, T or S] (None for none), tiles [B|1, N|1, T, S]; padded."""
+
+    q: jax.Array | None
+    k: jax.Array | None
+    tiles: tuple[jax.Array, ...]
+
+
+def mask_operands(mask: Any, sizes: Sizes, transposed: bool = False) -> MaskOperands:
+    """The mask's arrays, padded to whole blocks; tiles as [.., S, T] when `transposed`."""
+    q_vectors, k_vectors, tiles = mask.operands(sizes.T, sizes.S)
+    padded = []
+    for tile in tiles:
+        tile = pad_to(pad_to(tile, 2, sizes.block_q), 3, sizes.block_k)
+        padded.append(tile.swapaxes(2, 3) if transposed else tile)
+    return MaskOperands(stack(q_vectors, sizes.block_q), stack(k_vectors, sizes.block_k), tuple(padded))
+
+
+def mask_specs(operands: MaskOperands, sizes: Sizes, where: Callable, transposed: bool = False) -> list[pl.BlockSpec]:
+    """Block specs of `operands`; `where(*grid indices and prefetched refs) -> (b, n, q block, k block)`."""
+
+    def vector(x: jax.Array, block: int, axis: int) -> pl.BlockSpec:
+        def index(*at: Any) -> tuple:
+            place = where(*at)
+            return (place[0] if x.shape[0] > 1 else 0), 0, place[axis]
+
+        return pl.BlockSpec((1, x.shape[1], block), index)
+
+    def tile(x: jax.Array) -> pl.BlockSpec:
+        def index(*at: Any) -> tuple:
+            b, n, row, column = where(*at)
+            corner = (column, row) if transposed else (row, column)
+            return (b if x.shape[0] > 1 else 0), (n if x.shape[1] > 1 else 0), *corner
+
+        shape = (sizes.block_k, sizes.block_q) if transposed else (sizes.block_q, sizes.block_k)
+        return pl.BlockSpec((1, 1, *shape), index)
+
+    specs = []
+    if operands.q is not None:
+        specs.append(vector(operands.q, sizes.block_q, 2))
+    if operands.k is not None:
+        specs.append(vector(operands.k, sizes.block_k, 3))
+    return specs + [tile(x) for x in operands.tiles]
+
+
+def visible(call: Call, refs: Any, row: Any, column: Any, transposed: bool = False) -> jax.Array:
+    """The mask of one tile, [block_q, block_k], or [block_k, block_q] when `transposed`, keys beyond S being masked."""
+    sizes = call.sizes
+    q_axis, k_axis = (1, 0) if transposed else (0, 1)
+    shape = (sizes.block_k, sizes.block_q) if transposed else (sizes.block_q, sizes.block_k)
+    q_index = row * sizes.block_q + jax.lax.broadcasted_iota(jnp.int32, shape, q_axis)
+    k_index = column * sizes.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, k_axis)
+    refs = list(refs)
+    n_q, n_k, n_tiles = call.mask.counts()
+
+    def vectors(ref: Any, how_many: int, axis: int) -> list[jax.Array]:
+        # Vectors arrive along lanes; those that run down the tile are turned here, for the few partial tiles only.
+        return [jnp.expand_dims(ref[0, i], 1 - axis) for i in range(how_many)]
+
+    q_vectors = vectors(refs.pop(0), n_q, q_axis) if n_q else []
+    k_vectors = vectors(refs.pop(0), n_k, k_axis) if n_k else []
+    tiles = [ref[0, 0].astype(jnp.int32) for ref in refs]
+    seen = call.mask.evaluate(q_index, k_index, q_vectors, k_vectors, tiles, sizes.T, sizes.S)
+    seen = jnp.broadcast_to(seen, shape)
+    return seen & (k_index < sizes.S) if sizes.S % sizes.block_k else seen
+
+
+def spread_lanes(x: jax.Array, width: int) -> jax.Array:
+    """x [rows, LANES], equal in every lane, as [rows, width]."""
+    return jnp.tile(x, (1, width // LANES)) if width >= LANES else x[:, :width]
+
+
+def when_class(code: Any, tile: Callable[[bool], None]) -> None:
+    """Runs `tile(masked)` for the class of the step: not at all, with the mask, or without."""
+    kind = schedule.tile_class(code)
+    pl.when(kind == schedule.PARTIAL)(functools.partial(tile, True))
+    pl.when(kind == schedule.FULL)(functools.partial(tile, False))
+
+
+def compiler_params(*semantics: str) -> Any:
+    """Grid semantics and the memory that large tiles take."""
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
+
+
+def interpret_params(interpret: bool) -> Any:
+    """What `pallas_call` wants as `interpret`: the TPU simulator, which fills fresh memory with NaN."""
+    return pltpu.InterpretParams() if interpret else False
+
+
+def batches(codes: Any, B: int) -> list[slice]:
+    """Slices of the batch whose codes fit scalar memory together."""
+    at_once = B if codes.shape[0] == 1 else max(1, MOST_CODES // codes.shape[1])
+    return [slice(start, min(start + at_once, B)) for start in range(0, B, at_once)]
