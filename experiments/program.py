@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from experiments import optimizers, sharding
 from models.lm import LM
+from models.partition import Partition
 from models.spec import Spec
 
 OBJECTIVES = ("next_token",)
@@ -122,7 +123,8 @@ class Program:
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
     goal = objective(config.objective)
-    spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens)
+    partition = Partition(mesh, tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items()))
+    spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)
     model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
     graphdef, variables = nnx.split(model, nnx.Param)
     # A stacked parameter carries one more dimension than it was made with: the layers.
@@ -163,11 +165,3 @@ def global_batch(batch: dict, program: Program) -> dict:
     if jax.process_count() == 1:
         return jax.device_put(batch, placed)
     return {k: jax.make_array_from_process_local_data(placed, v) for k, v in batch.items()}
-
-
-def host(tree: Any) -> Any:
-    """Values on the host."""
-    return jax.device_get(tree)
-
-
-__all__ = ["Program", "build", "global_batch", "host", "objective", "NamedSharding", "PartitionSpec"]

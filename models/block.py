@@ -25,11 +25,13 @@ class Block(nnx.Module):
         self.mixer = MIXERS[mixer](spec, rngs=rngs)
         self.channel_norm = norms.make(spec, rngs=rngs)
         self.channel = CHANNELS[spec.channel](spec, rngs=rngs)
+        self.partition = spec.partition
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         y, state = self.mixer(self.mixer_norm(x), context, state)
         x = x + y
-        return x + self.channel(self.channel_norm(x)), state
+        x = x + self.channel(self.channel_norm(x))
+        return self.partition.constrain(x, ("batch", "sequence", None)), state
 
 
 class Period(nnx.Module):

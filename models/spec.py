@@ -8,6 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from models.partition import Partition
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -38,9 +40,10 @@ class Spec:
     remat: str
     unroll: int
     options: Mapping[str, Mapping[str, Any]]  # one group per part, by the part's name
+    partition: Partition = Partition()  # how it lies on a mesh
 
     @classmethod
-    def from_config(cls, model: Mapping[str, Any], *, vocab_size: int) -> "Spec":
+    def from_config(cls, model: Mapping[str, Any], *, vocab_size: int, partition: Partition = Partition()) -> "Spec":  # noqa: B008 (immutable)
         """Resolves `config.model` (as a plain dict); `vocab_size` is what tokenizer and objective need."""
         model = dict(model)
         D, N, L = model["width"], model["num_heads"], model["num_layers"]
@@ -61,6 +64,7 @@ class Spec:
             options=MappingProxyType(
                 {k: MappingProxyType(dict(v)) for k, v in model.items() if isinstance(v, Mapping)}
             ),
+            partition=partition,
             **{k: model[k] for k in _COPIED},
         )
 

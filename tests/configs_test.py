@@ -38,7 +38,11 @@ def test_it_passes_the_preflight_and_says_what_to_expect(module, preset):
 @pytest.mark.parametrize(("module", "preset"), house())
 def test_its_smoke_form_trains_and_evaluates(module, preset, tmp_path):
     config = smoke.shrink(make(module, preset))
-    config.data.source, config.data.path, config.data.cache_dir = "text", str(tiny.corpus(tmp_path)), str(tmp_path / "cache")
+    config.data.source, config.data.path, config.data.cache_dir = (
+        "text",
+        str(tiny.corpus(tmp_path)),
+        str(tmp_path / "cache"),
+    )
     config.eval.sample_prompt = ""
     result = train(config.lock(), tmp_path / "run", quiet=True)
     assert result["step"] == config.train.steps and 0 < result["eval/bits_per_byte"] < 20

@@ -35,6 +35,7 @@ class Attention(nnx.Module):
         self.K, self.H, self.dtype, self.q_width = K, H, spec.dtype, N * H
         self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
         self.window, self.sinks = options["window"], options["sinks"]
+        self.partition = spec.partition
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
@@ -52,8 +53,15 @@ class Attention(nnx.Module):
             state = _write(state, k, v, positions)
             k, v = state["k"], state["v"]
             mask = masks.Positions(positions, state["position"], rule=mask)
-        out = attention(q, k, v, mask=mask, implementation=self.implementation)
+        out = self._attend(q, k, v, mask)
         return self.out(out.reshape(*x.shape[:2], -1)), state
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
+        """Attention of every device's own rows and heads; array masks are cut with the rows they belong to."""
+        rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+        heads = ("batch", None, "heads", None)
+        run = lambda q, k, v, mask: attention(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
+        return self.partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""

@@ -25,34 +25,57 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[ja
     Returns:
       The sum to differentiate and `{"nll": sum of nats}`.
     """
-    features = _features(model, batch)
-    total, nll = cross_entropy(
-        features,
-        model.head_weights(),
-        batch["targets"].reshape(-1),
-        batch["mask"].reshape(-1).astype(jnp.float32),
-        z_loss=z_loss,
-        scale=model.spec.logit_scale,
-        softcap=model.spec.softcap,
-    )
+    total, nll = weighted_nll(model, _features(model, batch), batch["targets"], batch["mask"], z_loss=z_loss)
     return total, {"nll": nll}
+
+
+def weighted_nll(
+    model, features: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over all tokens of `weight * (nll + z_loss log(Z)^2)` and of `weight * nll`; every device does its rows.
+
+    Args:
+      model: an `LM`.
+      features: `[B, T, D]`.
+      targets: `[B, T]` ids.
+      weights: `[B, T]` not differentiated.
+      z_loss: weight of the squared log-partition.
+    """
+    partition, spec = model.spec.partition, model.spec
+
+    def local(features: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        total, nll = cross_entropy(
+            features.reshape(-1, features.shape[-1]),
+            head,
+            targets.reshape(-1),
+            weights.reshape(-1).astype(jnp.float32),
+            z_loss=z_loss,
+            scale=spec.logit_scale,
+            softcap=spec.softcap,
+        )
+        return jnp.stack([total, nll])[None]
+
+    rows = ("batch", None)
+    args = (features, model.head_weights(), targets, weights)
+    sums = partition.run(local, args, ((*rows, None), (None, None), rows, rows), rows)
+    return jnp.sum(sums[:, 0]), jax.lax.stop_gradient(jnp.sum(sums[:, 1]))
 
 
 def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
     """Nats of each row's valid targets, `[B]`: what evaluation sums."""
-    nll = token_nll(
-        _features(model, batch),
-        model.head_weights(),
-        batch["targets"].reshape(-1),
-        scale=model.spec.logit_scale,
-        softcap=model.spec.softcap,
-    )
-    return jnp.sum(jnp.where(batch["mask"], nll.reshape(batch["mask"].shape), 0), axis=-1)
+    spec = model.spec
+
+    def local(features: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        flat = features.reshape(-1, features.shape[-1])
+        nll = token_nll(flat, head, targets.reshape(-1), scale=spec.logit_scale, softcap=spec.softcap)
+        return nll.reshape(targets.shape)
+
+    rows = ("batch", None)
+    args = (_features(model, batch), model.head_weights(), batch["targets"])
+    nll = spec.partition.run(local, args, ((*rows, None), (None, None), rows), rows)
+    return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
 
 
 def _features(model, batch: dict) -> jax.Array:
-    """Features `[B * T, D]`."""
-    features, _ = model(
-        batch["tokens"], mask=mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids")
-    )
-    return features.reshape(-1, features.shape[-1])
+    """Features `[B, T, D]`."""
+    return model(batch["tokens"], mask=mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))[0]

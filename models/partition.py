@@ -1,0 +1,53 @@
+"""How a model lies on a mesh, as far as its own code must know: logical axes to mesh axes, and regions run per device.
+
+XLA partitions matmuls by itself. Kernels and loops over tiles it cannot cut, so they run inside `Partition.run`, where
+every device sees only its own rows and heads.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Axes = Sequence[str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """A mesh (None: one device) and pairs of a logical axis (`batch`, `heads`, ...) and the mesh axes that cut it."""
+
+    mesh: Mesh | None = None
+    rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def trivial(self) -> bool:
+        """Whether everything lies on one device."""
+        return self.mesh is None or self.mesh.size == 1
+
+    def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+        """Mesh axes, larger than 1, that cut the logical `axis`."""
+        return tuple(name for name in dict(self.rules).get(axis, ()) if self.mesh.shape[name] > 1)
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """PartitionSpec of an array with these logical axes."""
+        return PartitionSpec(*(self.mesh_axes(axis) or None for axis in axes))
+
+    def constrain(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """`x` laid out as its logical axes say."""
+        if self.trivial:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(axes)))
+
+    def run(self, fn: Callable, args: Sequence[Any], axes: Sequence[Any], out_axes: Any) -> Any:
+        """`fn(*args)` on every device's own part.
+
+        `axes` has, for each argument, its logical axes, or a pytree of them in the argument's structure; `out_axes`
+        likewise for what `fn` returns. Sums over a cut axis are `fn`'s business (`jax.lax.psum`).
+        """
+        if self.trivial:
+            return fn(*args)
+        is_axes = lambda leaf: isinstance(leaf, tuple) and all(a is None or isinstance(a, str) for a in leaf)  # noqa: E731
+        specs = jax.tree.map(self.spec, (tuple(axes), out_axes), is_leaf=is_axes)
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)(*args)

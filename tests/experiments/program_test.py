@@ -1,0 +1,203 @@
+"""The training step means the same thing however it is cut: into microbatches, over devices, by any optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import transformer
+from experiments import counting, optimizers, smoke
+from experiments.program import build, global_batch
+from experiments.sharding import make_mesh, mesh_shape, spec
+
+V, B, T = 64, 32, 16
+
+
+def config(**changes):
+    made = smoke.shrink(transformer.get_config("tiny"))
+    made.data.batch_size, made.data.length = B, T
+    made.train.steps, made.optimizer.warmup, made.optimizer.schedule = 10, 0.0, "constant"
+    for key, value in changes.items():
+        *groups, name = key.split("__")
+        at = made
+        for group in groups:
+            at = at[group]
+        at[name] = value
+    return made.lock()
+
+
+def program(devices=1, **changes):
+    made = config(**changes)
+    return build(made, vocab_size=V, mesh=make_mesh(made, jax.devices()[:devices]))
+
+
+def batches(count):
+    """Packed rows with very unequal numbers of valid targets."""
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        tokens = rng.integers(0, V, (B, T + 1)).astype(np.int32)
+        cut = rng.integers(1, T, (B, 1))
+        at = np.arange(T)[None]
+        yield {
+            "tokens": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "mask": (rng.random((B, T)) < rng.random((B, 1)) ** 3) & (at != cut - 1),
+            "positions": np.where(at < cut, at, at - cut).astype(np.int32),
+            "segment_ids": np.where(at < cut, 1, 2).astype(np.int32),
+        }
+
+
+def run(program, steps):
+    state, step, metrics = program.init(), program.train_step(), []
+    for batch in batches(steps):
+        state, m = step(state, global_batch(batch, program))
+        metrics.append(jax.device_get(m))
+    return jax.device_get(state), metrics
+
+
+def assert_close(a, b, tolerance):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        assert np.abs(x - y).max() <= tolerance * max(1.0, np.abs(x).max()), jax.tree_util.keystr(path)
+
+
+def test_accumulation_of_four_equals_one_batch_with_unequal_masks():
+    """Adam hides scale, so gradients are compared: sgd-like state after one step is in the first moment."""
+    whole, w = run(program(), 1)
+    parts, p = run(program(train__accumulation=4), 1)
+    assert_close(whole["optimizer"], parts["optimizer"], 1e-6)
+    for name in w[0]:
+        np.testing.assert_allclose(w[0][name], p[0][name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2}, {"data": 2, "fsdp": 2}, {"fsdp": 8}, {"data": 2, "tensor": 2}], ids=str)
+def test_sharded_equals_one_device_after_ten_steps(mesh, alone):
+    devices = int(np.prod(list(mesh.values())))
+    # Epsilon keeps Adam's division away from gradients that are zero but for rounding.
+    made = program(
+        devices, optimizer__eps=1e-3, **{f"mesh__{axis}": size for axis, size in ({"data": 1} | mesh).items()}
+    )
+    state, metrics = run(made, 10)
+    assert_close(alone[0], state, 1e-5)
+    for a, b in zip(alone[1], metrics, strict=True):
+        np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
+    kernel = made.shardings["params"]["stack"]["period"]["0_attention"]["channel"]["up"]["kernel"]
+    assert not kernel.is_fully_replicated
+    moment = jax.tree.leaves(made.shardings["optimizer"], is_leaf=lambda s: hasattr(s, "spec"))
+    assert any(s.spec == kernel.spec for s in moment), "moments lie as their parameters do"
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run(program(1, optimizer__eps=1e-3), 10)
+
+
+def test_parameters_are_created_sharded():
+    made = program(8, mesh__data=1, mesh__fsdp=8)
+    state = made.init()
+    kernel = state["params"]["stack"]["period"]["0_attention"]["channel"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+    one = program(1).init()
+    assert_close(jax.device_get(one), jax.device_get(state), 0)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_every_optimizer_learns_and_decays_only_what_it_should(name):
+    made = program(optimizer__name=name, optimizer__learning_rate=1e-2, optimizer__weight_decay=0.0)
+    state, step = made.init(), made.train_step()
+    batch = global_batch(next(batches(1)), made)
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["train/loss"]))
+    assert losses[-1] < losses[0] - 0.3, losses
+    jax.block_until_ready(made.evaluation_params(state))
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_weight_decay_touches_kernels_and_not_norms(name):
+    """With zero gradients only decay moves a parameter."""
+    made = program(optimizer__name=name, optimizer__learning_rate=0.1, optimizer__weight_decay=0.5)
+    params = made.init()["params"]
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = made.optimizer.update(zero, made.optimizer.init(params), params)
+    moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), updates)
+    for moves, role in zip(jax.tree.leaves(moved), jax.tree.leaves(made.roles), strict=True):
+        assert moves == (role in ("kernel", "embedding")), role
+
+
+def test_schedules_hold_their_shapes():
+    options = config(optimizer__learning_rate=2.0, optimizer__warmup=10.0, optimizer__final=0.1).optimizer
+    with options.unlocked():
+        for name in optimizers.SCHEDULES:
+            options.schedule = name
+            rate = optimizers.schedule(options, 110)
+            assert rate(0) == 0 and np.isclose(rate(5), 1.0) and np.isclose(rate(10), 2.0)
+            end = {"constant": 2.0}.get(name, 0.2)
+            assert np.isclose(rate(110), end, rtol=1e-5), name
+        options.schedule = "wsd"
+        rate = optimizers.schedule(options, 110)
+        assert np.isclose(rate(89), 2.0) and np.isclose(rate(100), 1.1)
+        options.schedule = "cosine"
+        assert np.isclose(optimizers.schedule(options, 110)(60), 1.1)
+
+
+def test_a_mesh_that_does_not_fit_names_one_that_does():
+    mesh = {"data": 3, "fsdp": 1, "tensor": 1, "context": 1}
+    with pytest.raises(ValueError, match="data=3 needs 3 devices and 8 are here; use e.g. mesh.data=-1"):
+        mesh_shape(mesh, 8)
+    assert mesh_shape({**mesh, "data": -1, "fsdp": 4}, 8)["data"] == 2
+    with pytest.raises(ValueError, match="only one axis"):
+        mesh_shape({**mesh, "data": -1, "fsdp": -1}, 8)
+
+
+def test_one_mesh_axis_never_cuts_two_dimensions():
+    made = config(mesh__data=1, mesh__fsdp=8)
+    mesh = make_mesh(made)
+    rules = {"embed": ("fsdp",), "hidden": ("fsdp",)}
+    with pytest.raises(ValueError, match="sharding.hidden: mesh axis 'fsdp' already cuts 'embed'"):
+        spec(("embed", "hidden"), (64, 64), rules, mesh)
+    with pytest.raises(ValueError, match="sharding.embed: 12 does not divide over 8"):
+        spec(("embed",), (12,), rules, mesh)
+
+
+def test_counts_equal_the_formulas():
+    made = program()
+    D, L, F, N, H = 32, 2, 64, 2, 16
+    per_layer = 4 * D * N * H + 2 * D * F
+    assert made.config.model.mlp.hidden in (0, F)
+    F = made.config.model.mlp.hidden or 4 * D
+    per_layer = 4 * D * N * H + 2 * D * F
+    assert counting.parameters(made) == {
+        "total": V * D + L * (per_layer + 2 * D) + D,
+        "embedding": V * D,
+        "non_embedding": L * (per_layer + 2 * D) + D,
+    }
+    flops = counting.flops_per_token(made)
+    assert flops["matmul"] == 6 * (L * per_layer + V * D)
+    # Causal: a token sees (T + 1) / 2 keys on average, 4 N H FLOPs each, forward and twice that backward.
+    np.testing.assert_allclose(flops["context"], 3 * L * 4 * N * H * (T + 1) / 2)
+    assert counting.memory(made)["state"] == 4 * (3 * counting.parameters(made)["total"]) + 4 + 8 + 4 + 4
+
+
+def test_flops_agree_with_the_compiler():
+    """XLA's own count of a forward and backward pass without masks in the attention, within 3%."""
+    from flax import nnx
+
+    from kernels import masks
+
+    made = program(model__width=64, model__num_heads=2, model__unroll=2, model__attention__implementation="reference")
+    shapes = made.abstract["params"]
+    tokens = jnp.zeros((B, T), jnp.int32)
+
+    def loss(params):
+        model = made.merge(params)
+        features, _ = model(tokens, mask=masks.Full())
+        return jnp.sum(model.logits(features) ** 2)
+
+    assert isinstance(nnx.eval_shape(lambda p: made.merge(p), shapes), nnx.Module)
+    counted = jax.jit(jax.grad(loss)).lower(shapes).compile().cost_analysis()["flops"] / (B * T)
+    flops = counting.flops_per_token(made)
+    full_attention = flops["context"] * T / ((T + 1) / 2)
+    # The compiler also counts norms, activations and the loss: a few hundred FLOPs a token and layer.
+    assert 1.0 <= counted / (flops["matmul"] + full_attention) < 1.10
