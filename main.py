@@ -31,6 +31,7 @@ flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line.")
 flags.DEFINE_string("runs", None, "report: workdirs to compare, separated by commas; --workdir receives the page.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
+flags.DEFINE_string("topology", "", "bench: compile for this TPU (v5e, v5p, v6e) that is not here; time nothing.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices (0 = what is here).")
 FLAGS = flags.FLAGS
 

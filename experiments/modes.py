@@ -142,4 +142,4 @@ def bench(flags: Any) -> None:
     """Times this machine."""
     from experiments import bench as benchmarks
 
-    benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir)
+    benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir, topology=flags.topology)

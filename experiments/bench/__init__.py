@@ -1,0 +1,157 @@
+"""`--mode=bench`: correctness first, then speed as ratios, all candidates of a row interleaved in one process."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import counting
+from experiments.bench import attention, timing, training
+from experiments.bench.rows import Planned, Row
+
+OTHER = ("data", "startup/a", "startup/b")
+
+
+def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> list[dict[str, Any]]:
+    """Runs the rows whose name contains `filter`, prints a table, writes `bench.json` and `bench.png` to `workdir`.
+
+    With `topology` (a TPU generation: v5e, v5p, v6e) nothing is timed: kernels are compiled for it, and what the
+    compiler says is printed.
+    """
+    console = Console(width=132, highlight=False)
+    platform = jax.devices()[0].platform
+    rows = [row for row in planned("tpu" if topology else platform) if filter in row.name]
+    folder = pathlib.Path(workdir or "runs/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    if topology:
+        found = [_compile(row, topology, console) for row in rows if row.ahead_of_time]
+    else:
+        found = _measure(rows, filter, console)
+    (folder / "bench.json").write_text(
+        json.dumps({"platform": platform, "topology": topology, "rows": found}, indent=1)
+    )
+    if not topology and found:
+        _plot(found, folder / "bench.png")
+    console.print(f"written to {folder / 'bench.json'}")
+    return found
+
+
+def planned(platform: str) -> list[Planned]:
+    """Every row for `platform` (cpu, gpu, tpu), not built yet."""
+    return [*attention.planned(platform), *training.planned()]
+
+
+def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[str, Any]]:
+    flops, bandwidth = counting.matmul_rate(seconds=0.5), copy_rate()
+    console.print(
+        f"{jax.devices()[0].device_kind}, {jax.device_count()} device(s), jax {jax.__version__}; measured here: "
+        f"matmul {flops / 1e9:.0f} GFLOP/s (float32), copy {bandwidth / 1e9:.1f} GB/s"
+    )
+    if jax.devices()[0].platform != "cpu":
+        flops = counting.matmul_rate(jnp.bfloat16, seconds=0.5)
+        console.print(f"matmul {flops / 1e9:.0f} GFLOP/s (bfloat16), the ceiling of the shares below")
+    found = []
+    for plan in rows:
+        row = plan.build()
+        wrong = row.check()
+        if wrong:
+            console.print(f"{plan.name}: WRONG, not timed: {wrong}")
+            found.append({"row": plan.name, "wrong": wrong})
+            continue
+        found += _timed(row, flops, console)
+        jax.clear_caches()
+    found += _others(filter, console)
+    return found
+
+
+def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
+    timings = timing.interleave(row.candidates, rounds=row.rounds, calls=row.calls)
+    base = timings[row.baseline]
+    table = Table(title=row.name, title_justify="left")
+    unit = row.work[1]
+    for name in ("", "wall ms", "spread", "CPU ms", f"x {row.baseline}", "x by CPU", "GFLOP/s", "share", "temp MiB",
+                 f"{unit}/s" if unit else ""):  # fmt: skip
+        table.add_column(name, justify="right" if name else "left")
+    records = []
+    for name, t in timings.items():
+        rate = row.flops / t.median
+        record = {
+            "row": row.name,
+            "candidate": name,
+            "baseline": row.baseline,
+            "wall_ms": t.median * 1e3,
+            "cpu_ms": t.median_cpu * 1e3,
+            "spread": t.spread,
+            "times_faster": timing.ratio(t, base),
+            "times_faster_cpu": timing.cpu_ratio(t, base),
+            "flops_per_second": rate,
+            "share_of_ceiling": rate / ceiling,
+            "temporaries": row.temporaries.get(name),
+            "work_per_second": row.work[0] / t.median,
+            "unit": unit,
+        }
+        records.append(record)
+        temp = record["temporaries"]
+        table.add_row(
+            name, f"{t.median * 1e3:.2f}", f"{t.spread:.0%}", f"{t.median_cpu * 1e3:.2f}",
+            f"{record['times_faster']:.2f}", f"{record['times_faster_cpu']:.2f}",
+            f"{rate / 1e9:.1f}" if row.flops else "", f"{rate / ceiling:.0%}" if row.flops else "",
+            "" if temp is None else f"{temp / 2**20:.1f}", f"{record['work_per_second']:,.0f}" if unit else "",
+        )  # fmt: skip
+    console.print(table)
+    return records
+
+
+def _others(filter: str, console: Console) -> list[dict[str, Any]]:
+    """Rows that are not a comparison of calls: the data path, and start-up and memory of whole processes."""
+    found = []
+    for name in OTHER:
+        if filter not in name:
+            continue
+        result = training.data_path() if name == "data" else training.start_up(name.split("/")[1])
+        found.append({"row": name, **result})
+        console.print(f"{name}: " + ", ".join(f"{key} {value:,.2f}" for key, value in result.items()))
+    return found
+
+
+def copy_rate(size: int = 1 << 28) -> float:
+    """Measured bytes per second of a copy, read and written bytes counted."""
+    x = jnp.asarray(np.ones(size // 4, np.float32))
+    copy = jax.jit(lambda x: x + 1)
+    best = min(timing.interleave({"copy": lambda: copy(x)}, rounds=5)["copy"].wall)
+    return 2 * size / best
+
+
+def _compile(row: Planned, generation: str, console: Console) -> dict[str, Any]:
+    try:
+        said = {"compiles": True, **row.ahead_of_time(generation)}
+    except Exception as error:  # Whatever the compiler raises is the result of this row.
+        said = {"compiles": False, "error": str(error).splitlines()[0][:200]}
+    console.print(f"{row.name} for {generation}: " + ", ".join(f"{k} {v}" for k, v in said.items()))
+    return {"row": row.name, "topology": generation, **said}
+
+
+def _plot(found: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Horizontal bars: how many times faster than its baseline each candidate is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars = [r for r in found if "times_faster" in r and r["candidate"] != r["baseline"]]
+    if not bars:
+        return
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.28 * len(bars)), layout="constrained")
+    names = [f"{r['row']}  {r['candidate']} / {r['baseline']}" for r in bars]
+    axes.barh(names, [r["times_faster"] for r in bars], color="#0072b2", height=0.6)
+    axes.axvline(1.0, color="#444444", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than the baseline (wall time, median of paired rounds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,35 @@
+"""What a bench row is: candidates that compute the same thing, how to check them, and what they cost on paper."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison. `candidates` are zero-argument calls that return device arrays.
+
+    `baseline` is the candidate that ratios refer to. `check` returns "" when every candidate is right, else what is
+    wrong: no time is printed for a row that is wrong. `flops` and `bytes` are counted from the problem, not measured;
+    `temporaries` are the compiler's bytes per candidate; `work` is a count and its unit, e.g. (4096, "tokens").
+    """
+
+    name: str
+    candidates: Mapping[str, Callable[[], Any]]
+    baseline: str
+    check: Callable[[], str] = lambda: ""
+    flops: float = 0.0
+    bytes: float = 0.0
+    work: tuple[float, str] = (0.0, "")
+    temporaries: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rounds: int = 5
+    calls: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A row that is not built yet: building compiles, so only what the filter keeps is built."""
+
+    name: str
+    build: Callable[[], Row]
+    ahead_of_time: Callable[[str], dict[str, Any]] | None = None  # TPU generation -> what its compiler says

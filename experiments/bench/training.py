@@ -1,0 +1,225 @@
+"""Bench rows of whole programs: the training step, per-step overhead, the decoder and the data path."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import transformer
+from experiments import generate, program, sharding
+from experiments.bench import plain
+from experiments.bench.rows import Planned, Row
+
+# d, layers, heads, hidden, vocabulary, length, batch
+SHAPES = {
+    "a": (256, 6, 4, 1024, 256, 256, 16),
+    "b": (512, 8, 8, 2048, 8192, 512, 4),
+    "overhead": (8, 6, 1, 16, 16, 4, 1),
+}
+
+
+def planned() -> Iterator[Planned]:
+    """All rows of this module."""
+    for name in SHAPES:
+        yield Planned(f"train/{name}", functools.partial(_train, name))
+    for batch in (1, 8):
+        yield Planned(f"decode/a/batch{batch}", functools.partial(_decode, "a", batch))
+    yield Planned("decode/b/batch1", functools.partial(_decode, "b", 1))
+
+
+def config(shape: str) -> Any:
+    """The Transformer of a bench shape, doing nothing that the plain step does not do."""
+    D, L, N, F, V, T, B = SHAPES[shape]
+    made = transformer.get_config("tiny")
+    made.model.update({"width": D, "num_layers": L, "num_heads": N})
+    made.model.mlp.hidden = F
+    made.data.update({"length": T, "batch_size": B, "isolate": False, "source": "random", "vocab_size": V})
+    made.optimizer.update({"clip": 0.0, "schedule": "constant", "warmup": 0.0})
+    made.eval.sample_prompt = ""
+    return made.lock()
+
+
+def _build(shape: str) -> program.Program:
+    made = config(shape)
+    mesh = sharding.make_mesh(made, jax.devices()[:1])
+    return program.build(made, vocab_size=SHAPES[shape][4], mesh=mesh)
+
+
+def _train(shape: str) -> Row:
+    D, L, N, F, V, T, B = SHAPES[shape]
+    made = _build(shape)
+    states = {"tessera": made.init(), "plain": plain.init_state(jax.random.key(0), V=V, D=D, L=L, F=F)}
+    tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
+    batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": np.ones((B, T), bool)})
+    step = made.train_step()
+
+    def tessera() -> Any:
+        states["tessera"], metrics = step(states["tessera"], batch)
+        return metrics
+
+    def by_hand() -> Any:
+        states["plain"], loss = plain.train_step(states["plain"], batch["tokens"], batch["targets"], N=N)
+        return loss
+
+    candidates = {"tessera": tessera, "plain": by_hand}
+    if peer := _torch_peer(shape, tokens):
+        candidates["torch"] = peer
+    # Matmuls only, three times forward, attention counted in full: how the peers were counted.
+    flops = 6 * B * T * (L * (4 * D * D + 2 * D * F) + V * D) + 12 * L * B * T * T * D
+    small = shape == "overhead"
+    return Row(
+        name=f"train/{shape}",
+        candidates=candidates,
+        baseline="plain",
+        check=lambda: _same_loss(made, shape, batch),
+        flops=flops,
+        work=(B * T, "tokens"),
+        rounds=15 if small else 5,
+        calls=20 if small else 1,
+    )
+
+
+def _torch_peer(shape: str, tokens: np.ndarray) -> Any:
+    try:
+        from experiments.bench import torch_peer
+    except ImportError:
+        return None
+    D, L, N, F, V, _, _ = SHAPES[shape]
+    return torch_peer.train_step(tokens, V=V, D=D, L=L, N=N, F=F)
+
+
+def _same_loss(made: program.Program, shape: str, batch: dict) -> str:
+    """The plain step's parameters, put into our model, must give the plain step's loss."""
+    D, L, N, F, V, _, _ = SHAPES[shape]
+    hand = plain.init(jax.random.key(1), V=V, D=D, L=L, F=F)
+    want = plain.loss_fn(hand, batch["tokens"], batch["targets"], N=N)
+    model = made.merge(from_plain(hand))
+    total, _ = made.objective.loss(model, batch, jax.random.key(0))
+    got = total / batch["targets"].size
+    # Both are float32 means over the same numbers, summed in another order.
+    return "" if abs(got - want) <= 1e-4 * want else f"loss {got} differs from the plain step's {want}"
+
+
+def from_plain(hand: dict) -> dict:
+    """Parameters of `plain` as ours: layers stacked."""
+    layers = jax.tree.map(lambda *xs: jnp.stack(xs), *hand["layers"])
+    block = {
+        "mixer": {
+            ours: {"kernel": layers[theirs]} for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
+        },
+        "mixer_norm": {"scale": layers["norm1"]},
+        "channel": {"up": {"kernel": layers["up"]}, "down": {"kernel": layers["down"]}},
+        "channel_norm": {"scale": layers["norm2"]},
+    }
+    return {
+        "embedding": hand["embedding"],
+        "norm": {"scale": hand["norm"]},
+        "stack": {"period": {"0_attention": block}},
+    }
+
+
+def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Row:
+    D, L, N, F, V, _, _ = SHAPES[shape]
+    made = _build(shape)
+    hand = plain.init(jax.random.key(1), V=V, D=D, L=L, F=F)
+    params = from_plain(hand)
+    generator = generate.Generator(made, None)
+    sampler = generate.Sampler(temperature=0.0)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (batch, prompt)), jnp.int32)
+    keys = jax.random.split(jax.random.key(0), batch)
+
+    def tessera() -> Any:
+        lengths = jnp.full((batch,), prompt, jnp.int32)
+        progress = generator._prefill(
+            params, tokens, lengths, keys, sampler=sampler, max_new=max_new, slots=prompt + max_new
+        )
+        return generator._extend(params, progress, keys, jnp.int32(max_new), sampler=sampler).tokens
+
+    def by_hand() -> Any:
+        return plain.decode(hand, tokens, N=N, max_new=max_new)
+
+    def check() -> str:
+        same = float(jnp.mean(tessera() == by_hand()))
+        # Greedy choices may part after a near-tie; the first tokens must not.
+        early = bool(jnp.all(tessera()[:, :8] == by_hand()[:, :8]))
+        return "" if early else f"greedy tokens differ from the plain decoder's ({same:.0%} equal)"
+
+    return Row(
+        name=f"decode/{shape}/batch{batch}",
+        candidates={"tessera": tessera, "plain": by_hand},
+        baseline="plain",
+        check=check,
+        work=(batch * max_new, "tokens"),
+        rounds=7,
+    )
+
+
+def data_path(rows: int = 16, length: int = 512, tokens: int = 50_000_000, steps: int = 300) -> dict[str, float]:
+    """Packed rows from a memory-mapped file of uint16 through the checkpointable iterator."""
+    import data
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "tokens.bin")
+        np.random.default_rng(0).integers(0, 50_000, tokens, dtype=np.uint16).tofile(path)
+        starts = np.arange(0, tokens, 1024, dtype=np.int64)
+        split = data.Tokens(np.memmap(path, np.uint16, "r"), starts, tokens)
+        batches = data.Loader(split, batch_size=rows, length=length, pad=0).iterate()
+        next(batches)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            next(batches)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    done = rows * length * steps
+    return {"tokens_per_second": done / wall, "tokens_per_cpu_second": done / cpu}
+
+
+def start_up(shape: str) -> dict[str, float]:
+    """Seconds from a new process to the end of its first step, and its peak memory after three (compilation cached)."""
+    code = (
+        "import sys, time, json, resource; t = time.time()\n"
+        "from experiments.bench import training\n"
+        f"print(json.dumps(training.first_step({shape!r}, t)))"
+    )
+    env = dict(os.environ, JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir or "")
+    for _ in range(2):  # The first fills the compilation cache.
+        begin = time.time()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        found["seconds_to_first_step"] = found.pop("first_step_at") - begin
+    return found
+
+
+def first_step(shape: str, begin: float) -> dict[str, float]:
+    """Runs three steps of a bench shape in this process; for `start_up`."""
+    import resource
+
+    row = _train_once(shape)
+    row()
+    at = time.time()
+    row()
+    row()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"first_step_at": at, "peak_memory_bytes": peak, "import_seconds": at - begin}
+
+
+def _train_once(shape: str) -> Any:
+    made = _build(shape)
+    D, L, N, F, V, T, B = SHAPES[shape]
+    tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
+    batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": np.ones((B, T), bool)})
+    state, step = [made.init()], made.train_step()
+
+    def run() -> None:
+        state[0], metrics = step(state[0], batch)
+        jax.block_until_ready(metrics)
+
+    return run
