@@ -169,11 +169,12 @@ _refusal_p.multiple_results = True
 _refusal_p.def_abstract_eval(lambda *_, avals, reason: avals)
 
 
-def _lower_refusal(*_: Any, avals: Any, reason: str) -> Any:
+def _raise_refusal(*_: Any, avals: Any, reason: str) -> Any:
     raise NotImplementedError(reason)
 
 
-mlir.register_lowering(_refusal_p, _lower_refusal)
+_refusal_p.def_impl(_raise_refusal)
+mlir.register_lowering(_refusal_p, _raise_refusal)
 
 
 def _refusal(reason: str, run: Any) -> Any:

@@ -203,8 +203,8 @@ def test_poisoned_padding_never_leaks(implementation, small_tiles):
     [
         masks.Causal(),
         masks.parse("causal & window(20)"),
-        masks.BlockDiffusion(64, 8),
-        masks.Segments(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], 32, axis=1)) & masks.Causal(),
+        masks.BlockDiffusion(32, 8),
+        masks.Segments(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], 16, axis=1)) & masks.Causal(),
     ],
     ids=str,
 )
@@ -219,9 +219,9 @@ def test_empty_tiles_are_not_computed(mask, small_tiles, monkeypatch):
         return original(cut, here, q, k, i, j, partial)
 
     monkeypatch.setattr(tiling, "scores", counted)
-    q, k, v, g = inputs(2, 128, 128, 2, 2, 8)
-    seen = np.broadcast_to(np.asarray(mask.traced(128, 128)), (2, 1, 128, 128))
-    needed = int(seen.reshape(2, 8, 16, 16, 8).any((2, 4)).sum())
+    q, k, v, g = inputs(2, 64, 64, 2, 2, 8)
+    seen = np.broadcast_to(np.asarray(mask.traced(64, 64)), (2, 1, 64, 64))
+    needed = int(seen.reshape(2, 4, 16, 8, 8).any((2, 4)).sum())
     jax.block_until_ready(attention(q, k, v, mask=mask, implementation="chunked"))
     jax.effects_barrier()
     assert len(computed) == needed
@@ -270,9 +270,10 @@ def test_merge_of_any_split():
 
 def test_library_agrees_or_refuses():
     q, k, v, _ = inputs(2, 33, 33, 4, 2, 8)
+    attend = jax.jit(attention, static_argnames=("mask", "implementation"))
     for mask in ("causal", "full", "window(5, 2)", "causal & prefix(20)", masks.Prefix(np.array([0, 17]))):
-        got = attention(q, k, v, mask=mask, implementation="library")
-        np.testing.assert_allclose(got, attention(q, k, v, mask=mask), atol=F32 * 2)
+        got = attend(q, k, v, mask=mask, implementation="library")
+        np.testing.assert_allclose(got, attend(q, k, v, mask=mask), atol=F32 * 2)
     for mask, options in (("~causal", {}), ("causal", {"softcap": 2.0}), ("blockcausal(4)", {}), ("causal(1)", {})):
         with pytest.raises(NotImplementedError, match="library"):
             attention(q, k, v, mask=mask, implementation="library", **options)
@@ -292,8 +293,11 @@ def test_implementation_follows_the_lowering_platform():
     assert "takes no bias" in explain(shape.shape, shape.shape, "causal", "tpu", bias=True)
     assert explain((8, 1, 8, 64), (8, 4096, 8, 64), "full", "cuda").startswith("decode")
     x = jnp.ones((1, 64, 2, 128), jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match="runs on tpu only"):
-        attention(x, x, x, implementation="pallas_tpu")
+    named = functools.partial(attention, implementation="pallas_tpu")
+    for run in (named, jax.jit(named)):
+        with pytest.raises(NotImplementedError, match="runs on tpu only"):
+            run(x, x, x)
+    assert "tpu_custom_call" in compile_for_tpu(named, shape, shape, shape).as_text()
 
 
 def test_wrong_arguments_are_named():
