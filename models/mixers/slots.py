@@ -1,6 +1,7 @@
 """The slots of a decoding state: which token stands where, per row, so that masks can go by position."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,8 @@ def put(slots: jax.Array, new: jax.Array, start: jax.Array, axis: int = 1) -> ja
     """Writes `new` into each row of `slots` along `axis`, row b from slot `start[b]` on; B is the first dimension."""
     new = new.astype(slots.dtype)
     if slots.shape[0] > LOOPED_ROWS:
-        row = lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=axis - 1)  # noqa: E731
-        return jax.vmap(row)(slots, new, start)
+        update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
+        return jax.vmap(update)(slots, new, start)
     for b in range(slots.shape[0]):
         at = [jnp.int32(0)] * slots.ndim
         at[0], at[axis] = jnp.int32(b), start[b]
