@@ -1,5 +1,6 @@
 """Softmax attention with grouped queries, rotary positions, optional QK-norm, window and sinks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from kernels import masks
 from kernels.attention import attention
+from kernels.attention.cached import attend_cache
 from models import norms, projections, rope
 from models.mixers import slots
 from models.spec import Spec
@@ -53,14 +55,14 @@ class Attention(nnx.Module):
             state = {"k": self._append(state["k"], k, context), "v": self._append(state["v"], v, context)}
             k, v = (state[name].swapaxes(1, 2) for name in ("k", "v"))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
-        out = self._attend(q, k, v, mask)
+        out = self._attend(attention if state is None else attend_cache, q, k, v, mask)
         return self.out(out.reshape(*x.shape[:2], -1)), state
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
+    def _attend(self, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
         """Attention of every device's own rows and heads; array masks are cut with the rows they belong to."""
         rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
         heads = ("batch", None, "heads", None)
-        run = lambda q, k, v, mask: attention(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
+        run = lambda q, k, v, mask: op(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
         return self.partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
 
     def _see(self, context) -> masks.Mask:

@@ -26,7 +26,7 @@ class Slots:
         return cls(jnp.full((batch, length), -1, jnp.int32), jnp.zeros((batch,), jnp.int32))
 
     def append(self, positions: jax.Array) -> "Slots":
-        """The slots with T more tokens at `positions [B, T]`; -1 is padding at a row's end, overwritten by what comes."""
+        """The slots with T more tokens at `positions [B, T]`; -1 is padding at a row's end, overwritten later."""
         used = jnp.sum(positions >= 0, axis=1, dtype=self.length.dtype)
         return Slots(put(self.position, positions, self.length), self.length + used)
 
