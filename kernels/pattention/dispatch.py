@@ -48,10 +48,10 @@ def select(kind: str, implementation: str | None, interpret: bool, args: tuple, 
         return kernels[implementation](*args)
     if args[0].dtype == jnp.float64:
         raise NotImplementedError(
-            f"pattention: implementation={implementation!r} computes in float32 and x is float64; use implementation='xla'."
+            f"pattention: implementation={implementation!r} computes in float32, not float64; use 'xla'."
         )
     reason = (
-        f"pattention: implementation={implementation!r} is a kernel for {_PLATFORMS[implementation]} and the program is "
+        f"pattention: implementation={implementation!r} is a kernel for {_PLATFORMS[implementation]}, the program is "
         "lowered for another platform; use implementation=None or 'xla'."
     )
 

@@ -43,8 +43,8 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """float32 products are exact float32 on every chip (their default is bfloat16 or TF32); bfloat16 ones already are."""
-    return jax.lax.Precision.DEFAULT if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+    """float32 products are true float32 on every chip, where the default may be bfloat16 or TF32."""
+    return jax.lax.Precision.DEFAULT if dtype.itemsize <= 2 else jax.lax.Precision.HIGHEST
 
 
 def dot(a: Array, b: Array, form: str) -> Array:
