@@ -78,7 +78,9 @@ def _check(x, keys, values, normalization, tau, gelu, mask, implementation, axis
         if value not in allowed:
             raise ValueError(f"pattention: {name}={value!r} is unknown; use one of {', '.join(allowed)}.")
     if keys.ndim != 2 or x.ndim < 1 or x.shape[-1] != keys.shape[1]:
-        raise ValueError(f"pattention: keys have shape {keys.shape}; for x {x.shape} they must be [P, {x.shape[-1:]}].")
+        raise ValueError(
+            f"pattention: keys have shape {keys.shape}; for x {x.shape} use [P, {x.shape[-1] if x.ndim else 1}]."
+        )
     if values.ndim != 2 or values.shape[0] != keys.shape[0]:
         raise ValueError(
             f"pattention: values have shape {values.shape}; they must be [{keys.shape[0]}, V], as the keys."
@@ -122,6 +124,7 @@ def _forward(rule: Rule, x: Array, keys: Array, values: Array, mask: Array | Non
     wide, axis, stat = accumulator(x.dtype), rule.axis_name, None
     if axis is not None and rule.normalization == "l2_gelu":
         stat = jnp.sqrt(jax.lax.psum(jnp.square(xla.statistic(x, keys, mask, rule=rule)), axis))
+        stat = vary_over(stat, varying(x))
     args = (x, keys, values, mask, tau, stat)
     out_dtype = x.dtype if axis is None else wide
     out, n = select("forward", rule.implementation, rule.interpret, args, rule=rule, out_dtype=out_dtype)
@@ -132,6 +135,7 @@ def _forward(rule: Rule, x: Array, keys: Array, values: Array, mask: Array | Non
         peak = jax.lax.pmax(n, axis)
         local, n = n, peak + jnp.log(jax.lax.psum(jnp.exp(n - peak), axis))
         out = out * jnp.exp(local - n)
+    n = vary_over(n, varying(x))
     return out, (x, keys, values, mask, tau, n, None if rule.normalization == "l2_gelu" else out)
 
 
