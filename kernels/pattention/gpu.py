@@ -27,7 +27,6 @@ from kernels.pattention.rules import (
     accumulator,
     dot,
     gelu_slope,
-    precision,
     row_factor,
     shape_like,
     weights,
@@ -81,7 +80,7 @@ def _product(a_ref, b_ref, rows: tuple, columns: tuple, step: int) -> Array:
         live = _edge(k * step + jnp.arange(step), width, step)
         a = _load(a_ref, rows[0], at, _both(rows[1], live))
         b = _load(b_ref, columns[0], at, _both(columns[1], live))
-        return acc + pl.dot(a, b, trans_b=True, precision=precision(a.dtype)).astype(acc.dtype)
+        return acc + dot(a, b, "nt")
 
     zeros = jnp.zeros((rows[0].size, columns[0].size), accumulator(a_ref.dtype))
     return jax.lax.fori_loop(0, pl.cdiv(width, step), body, zeros)
