@@ -1,6 +1,6 @@
 """What every mask can do: combine, evaluate, classify tiles. Import masks from `kernels.masks`.
 
-A mask is an immutable expression and a pytree: arrays are its leaves, integers and names its static structure. So a mask
+A mask is an immutable expression and a pytree: arrays are its leaves, integers and names its static structure. So one
 without arrays is a constant of the compiled program, and one with arrays is an argument that does not recompile. Every
 predicate reads integer vectors per query and per key (and, for `Dense` only, a tile), so the same few lines run on a
 whole [T, S] square and on one tile inside a Pallas kernel.

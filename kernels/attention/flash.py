@@ -87,6 +87,12 @@ def scores(call: Call, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array
     return capped * (call.softcap * LOG2_E), 1.0 - capped * capped
 
 
+def clear_unseen(x: jax.Array, seen: jax.Array) -> jax.Array:
+    """x [a, H] with zeros in the rows that no row of seen [b, a] sees: 0 * NaN must not leak from what is masked."""
+    some = jnp.expand_dims(seen.astype(jnp.float32).max(axis=0), 1)
+    return jnp.where(some > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
+
+
 def row_terms(
     out: jax.Array, lse: jax.Array, d_out: jax.Array, d_lse: jax.Array | None, sinks: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:

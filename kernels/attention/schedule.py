@@ -36,7 +36,7 @@ class Runs(NamedTuple):
     """For each row of the table its runs of neighbouring tiles of one class: the FULL ones, then the PARTIAL ones.
 
     bounds: int32 [B or 1, rows, most runs, 2], first column and the one after the last; counts: int32 [B or 1, rows,
-    2], where the FULL runs end and where all runs end. Few numbers say much: a causal row is one FULL and one PARTIAL run.
+    2], where the FULL runs end and where all runs end. A causal row is one FULL and one PARTIAL run.
     """
 
     bounds: Any
