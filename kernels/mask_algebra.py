@@ -105,17 +105,20 @@ class Mask:
 
     def dense(self, T: int, S: int) -> Any:
         """The whole mask: bool [T, S] (numpy) when static, else [B|1, N|1, T, S]."""
+        return self._square(T, S, np if self.is_static else jnp)
+
+    def traced(self, T: int, S: int) -> jax.Array:
+        """As `dense`, always a JAX array [B|1, N|1, T, S]: computed by the program instead of stored in it."""
+        seen = self._square(T, S, jnp)
+        return seen.reshape((1,) * (4 - seen.ndim) + seen.shape)
+
+    def _square(self, T: int, S: int, xp: Any) -> Any:
         q_vectors, k_vectors, tiles = self.operands(T, S)
-        if self.is_static:
-            q_index, k_index = np.arange(T)[:, None], np.arange(S)[None]
-        else:
-            q_index, k_index = jnp.arange(T, dtype=jnp.int32)[:, None], jnp.arange(S, dtype=jnp.int32)[None]
+        q_index, k_index = xp.arange(T, dtype=np.int32)[:, None], xp.arange(S, dtype=np.int32)[None]
         q_vectors = [v[:, None, :, None] for v in q_vectors]
         k_vectors = [v[:, None, None, :] for v in k_vectors]
         seen = self.evaluate(q_index, k_index, q_vectors, k_vectors, tiles, T, S)
-        if self.is_static:
-            return np.broadcast_to(seen, (T, S))
-        return jnp.broadcast_to(seen, (*seen.shape[:-2], T, S))
+        return xp.broadcast_to(seen, (*seen.shape[:-2], T, S))
 
     def tiles(self, T: int, S: int, block_q: int, block_k: int) -> Any:
         """Classifies tiles of block_q queries by block_k keys: int8, 0 empty, 1 partial, 2 full.

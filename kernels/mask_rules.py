@@ -151,7 +151,8 @@ class BlockDiffusion(Mask):
         _integer(self, "size", 1)
 
     def check(self, T, S):
-        if (T, S) != (2 * self.length, 2 * self.length):
+        needed = 2 * self.length
+        if T != needed or S != needed:
             raise ValueError(
                 f"BlockDiffusion(length={self.length}) is for T = S = {2 * self.length}, not T={T}, S={S}; "
                 f"use BlockDiffusion(length={S // 2}, size={self.size})."

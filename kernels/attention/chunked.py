@@ -66,7 +66,7 @@ def backward(
     d_lse: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Gradients (dq, dk, dv, dbias, dsinks) from the results of `forward` and their cotangents."""
-    cut = tiling.plan(q.shape, k.shape, mask, softcap)
+    cut = tiling.plan(q.shape, k.shape, mask, softcap, backward=True)
     dtype = accumulator(q, k, v)
     extra, lists = tiling.extra_of(cut, bias, dtype), tiling.visits(cut)
     delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks, dtype)

@@ -11,9 +11,6 @@ from jax import lax
 from kernels.attention import schedule
 from kernels.masks import Mask
 
-# Scores of one tile, over all rows and heads of a lane: 4 MiB in float32.
-TILE_SCORES = 1 << 20
-BLOCK = 512
 # A static walk of up to this many tiles is unrolled: for short sequences a loop costs more than its body.
 UNROLLED = 4
 
@@ -42,12 +39,23 @@ class Extra(NamedTuple):
     bias: jax.Array | None
 
 
-def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = None) -> Plan:
-    """Cuts q [B, T, N, H] against k [B, S, K, H] so that one tile of scores has about TILE_SCORES entries."""
+def sizes(T: int, S: int, backward: bool) -> tuple[int, int, int]:
+    """The largest block of queries, the largest block of keys, and the scores of one tile over all heads of a lane.
+
+    Blocks of 128 skip most of what a mask hides and keep the five products of the backward pass in the second-level
+    cache; the forward pass of long sequences gains more from larger products.
+    """
+    block_q, block_k = (128 if backward else min(512, max(128, length // 4)) for length in (T, S))
+    return block_q, block_k, 2048 * max(block_q, block_k)
+
+
+def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = None, backward: bool = False) -> Plan:
+    """Cuts q [B, T, N, H] against k [B, S, K, H] into tiles of the given `sizes`."""
     (B, T, N, _), (S, K) = q_shape, k_shape[1:3]
-    group, block_k = N // K, _even(S, BLOCK)
-    block_q = _even(T, max(8, min(BLOCK, TILE_SCORES // (group * block_k))))
-    room = max(1, TILE_SCORES // (group * block_q * block_k))
+    most_q, most_k, most = sizes(T, S, backward)
+    group, block_k = N // K, _even(S, most_k)
+    block_q = _even(T, max(8, min(most_q, most // (group * block_k))))
+    room = max(1, most // (group * block_q * block_k))
     lane_k = _divisor(K, room)
     lane_b = _divisor(B, room // K) if lane_k == K else 1
     return Plan(mask, softcap, T, S, block_q, block_k, lane_b, lane_k, K // lane_k, group)
@@ -64,14 +72,31 @@ def _divisor(number: int, most: int) -> int:
     return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(1, most))
 
 
-def visits(cut: Plan) -> schedule.Lists:
+class Lists(NamedTuple):
+    """For each row of the tile table its FULL columns and then its PARTIAL ones, each in ascending order.
+
+    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where the FULL ones and where all end.
+    """
+
+    columns: Any
+    full: Any
+    total: Any
+
+
+def visits(cut: Plan) -> Lists:
     """The tiles that are computed, in order, for each lane of the batch; numpy when the mask is static."""
     table = schedule.classes(cut.mask, cut.T, cut.S, cut.block_q, cut.block_k)
     if table.shape[0] > 1 and cut.lane_b > 1:  # a lane computes what any of its rows needs
         table = table.reshape(-1, cut.lane_b, *table.shape[1:])
         lowest, highest = table.min(1), table.max(1)
         table = jnp.where(lowest == highest, lowest, schedule.PARTIAL)
-    return schedule.lists(table)
+    xp, columns = (np if isinstance(table, np.ndarray) else jnp), table.shape[2]
+    order = xp.where(table == schedule.FULL, 0, xp.where(table == schedule.PARTIAL, columns, 2 * columns))
+    order = xp.sort(order + xp.arange(columns), axis=2) % columns
+    full, total = (table == schedule.FULL).sum(2), (table != schedule.EMPTY).sum(2)
+    if xp is np:
+        order = order[:, :, : max(int(total.max()), 1)]
+    return Lists(*(x.astype(np.int32) for x in (order, full, total)))
 
 
 def tiles_computed(q_shape: tuple, k_shape: tuple, mask: Mask) -> int:
@@ -97,7 +122,7 @@ class Lane(NamedTuple):
     unrolled: bool
 
 
-def lane_of(cut: Plan, extra: Extra, lists: schedule.Lists, at: Any) -> Lane:
+def lane_of(cut: Plan, extra: Extra, lists: Lists, at: Any) -> Lane:
     """What lane number `at` reads."""
     at_b, at_k = at // cut.lanes_k, at % cut.lanes_k
     unrolled = isinstance(lists.total, np.ndarray) and lists.total.sum() <= UNROLLED
@@ -201,8 +226,8 @@ def add(total: jax.Array, share: jax.Array, j: Any) -> jax.Array:
 
 
 def dot(left: jax.Array, right: jax.Array, letters: str) -> jax.Array:
-    """einsum in the type of the accumulator."""
-    return jnp.einsum(letters, left, right, preferred_element_type=left.dtype)
+    """einsum in the type of the accumulator; float32 stays float32 on chips that would round it."""
+    return jnp.einsum(letters, left, right, precision=lax.Precision.HIGHEST)
 
 
 def part(x: jax.Array, axis: int, block: Any, size: int) -> jax.Array:

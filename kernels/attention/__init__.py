@@ -1,0 +1,200 @@
+"""Attention under any mask of `kernels.masks`: one function, and the choice of what computes it."""
+
+import functools
+import importlib
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels import masks
+from kernels.attention import chunked, decode, library, reference
+from kernels.attention.chunked import accumulator
+from kernels.attention.decode import merge
+from kernels.masks import Causal, Mask
+
+__all__ = ["IMPLEMENTATIONS", "attention", "explain", "merge"]
+
+IMPLEMENTATIONS = ("reference", "chunked", "decode", "library", "pallas_tpu", "pallas_gpu")
+IN_JAX = {"reference": reference, "chunked": chunked, "decode": decode}
+KERNELS = {"pallas_tpu": "kernels.attention.tpu", "pallas_gpu": "kernels.attention.gpu"}  # imported when first wanted
+# Up to this many scores per head an accelerator's own fusion does it: a kernel has nothing to save.
+SHORT = 512 * 512
+# Few queries against many keys.
+DECODE_T, DECODE_S = 16, 2048
+
+
+class Options(NamedTuple):
+    """What an attention is, beside its arrays and its mask."""
+
+    scale: float
+    softcap: float | None
+    implementation: str | None
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask | str = Causal(),  # noqa: B008 (immutable)
+    scale: float | None = None,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    implementation: str | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """softmax(softcap(scale q.k + bias)) v over the keys that `mask` sees.
+
+    q [B, T, N, H]; k, v [B, S, K, H], N a multiple of K. mask: a `kernels.masks.Mask` or its string; with T != S the
+    queries are the last T positions. scale: 1 / sqrt(H) when None. bias: broadcastable to [B, N, T, S], 4 axes.
+    softcap: cap * tanh(score / cap), before the mask. sinks [N]: per head the score of a virtual key of value zero.
+    Returns out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an
+    input is); both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
+    implementation: one of IMPLEMENTATIONS, or None for what `explain` says, by the platform that the program is lowered
+    for. Raises NotImplementedError, with the reason, where a named implementation cannot do it.
+    Source: Dao 2023, "FlashAttention-2"; block-sparse over tiles of the mask.
+    """
+    mask = masks.parse(mask) if isinstance(mask, str) else mask
+    _check(q, k, v, mask, bias, sinks, implementation)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    softcap = None if softcap is None else float(softcap)
+    if implementation == "library":
+        if return_lse:
+            raise NotImplementedError(
+                "implementation='library' gives no lse that can be differentiated; use implementation='chunked'."
+            )
+        return library.forward(q, k, v, mask, scale, bias, softcap, sinks)
+    out, lse = _attend(Options(scale, softcap, implementation), q, k, v, bias, sinks, mask)
+    return (out, lse) if return_lse else out
+
+
+def explain(
+    q_shape: tuple, k_shape: tuple, mask: Mask | str, platform: str, dtype: Any = jnp.float32, bias: bool = False
+) -> str:
+    """Which implementation `attention` takes when lowered for `platform` ("cpu", "tpu", "cuda"), and why.
+
+    q_shape [B, T, N, H], k_shape [B, S, K, H]; dtype of q, k, v; whether there is a bias.
+    """
+    mask = masks.parse(mask) if isinstance(mask, str) else mask
+    (B, T, N, _), S = q_shape, k_shape[1]
+    q, k = jax.ShapeDtypeStruct(q_shape, dtype), jax.ShapeDtypeStruct(k_shape, dtype)
+    name, reason = _choose(platform, T, S)
+    if name in KERNELS:
+        given = jax.ShapeDtypeStruct((B, N, T, S), dtype) if bias else None
+        run = functools.partial(_forward_by(name), Options(1.0, None, name))
+        try:
+            jax.eval_shape(run, q, k, k, given, None, mask)
+        except (NotImplementedError, ImportError) as refusal:
+            name, reason = "chunked", f"{name} refuses: {refusal}"
+    return f"{name}: {reason}"
+
+
+def _choose(platform: str, T: int, S: int) -> tuple[str, str]:
+    """The implementation to try first on a platform, and why. `library` is not taken: nowhere measured to be faster."""
+    if T <= DECODE_T and S >= DECODE_S:
+        return "decode", f"T={T} queries against S={S} keys are split over the keys"
+    if platform == "cpu":
+        return "chunked", f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"
+    kernel = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}.get(platform)
+    if kernel is None:
+        return "chunked", f"there is no kernel for {platform}"
+    if T * S < SHORT:
+        return "reference", f"T*S={T * S} scores are too few for a kernel to save anything (from {SHORT})"
+    return kernel, f"{platform} has a block-sparse kernel for every mask"
+
+
+def _forward_by(name: str) -> Any:
+    """forward(options, q, k, v, bias, sinks, mask) of an implementation."""
+    module = IN_JAX.get(name) or importlib.import_module(KERNELS[name])
+
+    def forward(options, q, k, v, bias, sinks, mask):
+        out, lse = module.forward(q, k, v, mask, options.scale, bias, options.softcap, sinks)
+        return out.astype(q.dtype), lse.astype(accumulator(q, k, v))
+
+    return forward
+
+
+def _backward_by(name: str) -> Any:
+    """backward(options, residuals, d_out, d_lse) of an implementation; decoding has the gradient of chunked."""
+    name = "chunked" if name == "decode" else name
+    module = IN_JAX.get(name) or importlib.import_module(KERNELS[name])
+
+    def backward(options, residuals, d_out, d_lse):
+        q, k, v, bias, sinks, mask, out, lse = residuals
+        given = (q, k, v, mask, options.scale, bias, options.softcap, sinks, out, lse, d_out, d_lse)
+        grads = module.backward(*given)
+        return tuple(
+            None if x is None else g.astype(x.dtype) for g, x in zip(grads, (q, k, v, bias, sinks), strict=True)
+        )
+
+    return backward
+
+
+def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
+    """Runs the named implementation, or the one for the platform, which is known when the program is lowered."""
+    if options.implementation is not None:
+        name = options.implementation
+        run = functools.partial(by(name), options)
+        if name in IN_JAX:
+            return run(*args)
+        return jax.lax.platform_dependent(*args, **{"tpu" if name == "pallas_tpu" else "cuda": run})
+
+    def run_for(platform: str) -> Any:
+        def run(*args):
+            try:
+                return by(_choose(platform, T, S)[0])(options, *args)
+            except (NotImplementedError, ImportError):  # what `explain` tells
+                return by("chunked")(options, *args)
+
+        return run
+
+    if len({_choose(platform, T, S)[0] for platform in ("cpu", "tpu", "cuda", "other")}) == 1:
+        return run_for("cpu")(*args)
+    return jax.lax.platform_dependent(
+        *args, default=run_for("other"), **{p: run_for(p) for p in ("cpu", "tpu", "cuda")}
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(options, q, k, v, bias, sinks, mask):
+    return _dispatch(_forward_by, options, q.shape[1], k.shape[1], q, k, v, bias, sinks, mask)
+
+
+def _attend_forward(options, q, k, v, bias, sinks, mask):
+    out, lse = _attend(options, q, k, v, bias, sinks, mask)
+    return (out, lse), (q, k, v, bias, sinks, mask, out, lse)
+
+
+def _attend_backward(options, residuals, cotangents):
+    T, S = residuals[0].shape[1], residuals[1].shape[1]
+    return (*_dispatch(_backward_by, options, T, S, residuals, *cotangents), None)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _check(q, k, v, mask, bias, sinks, implementation) -> None:
+    """Refuses wrong shapes in the words of the caller."""
+    if q.ndim != 4 or k.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} must be [B, T, N, H] and twice [B, S, K, H].")
+    B, T, N, _ = q.shape
+    S, K = k.shape[1:3]
+    if N % K:
+        raise ValueError(f"q has {N} heads, not a multiple of the {K} of k and v; use {K * max(1, N // K)}.")
+    if not isinstance(mask, Mask):
+        raise ValueError(f"mask is a {type(mask).__name__}; use a mask such as masks.Causal(), or masks.Dense(array).")
+    if bias is not None and (
+        bias.ndim != 4 or any(b not in (1, n) for b, n in zip(bias.shape, (B, N, T, S), strict=True))
+    ):
+        raise ValueError(f"bias has shape {bias.shape}; it must be [B|1, N|1, T|1, S|1] of {(B, N, T, S)}.")
+    if sinks is not None and sinks.shape != (N,):
+        raise ValueError(f"sinks has shape {sinks.shape}; it must be one score per head, ({N},).")
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation={implementation!r} is not known; use None or one of {IMPLEMENTATIONS}.")
+    q_vectors, k_vectors, tiles = jax.eval_shape(lambda mask: mask.operands(T, S), mask)
+    for x in (*q_vectors, *k_vectors, *tiles):
+        if x.shape[0] not in (1, B) or (x.ndim == 4 and x.shape[1] not in (1, N)):
+            raise ValueError(f"mask {mask} has arrays for {x.shape[0]} rows; q has B={B} rows and N={N} heads.")
