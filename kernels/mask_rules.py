@@ -151,8 +151,7 @@ class BlockDiffusion(Mask):
         _integer(self, "size", 1)
 
     def check(self, T, S):
-        needed = 2 * self.length
-        if T != needed or S != needed:
+        if [2 * self.length] * 2 != [T, S]:
             raise ValueError(
                 f"BlockDiffusion(length={self.length}) is for T = S = {2 * self.length}, not T={T}, S={S}; "
                 f"use BlockDiffusion(length={S // 2}, size={self.size})."

@@ -6,7 +6,9 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
+from jax.interpreters import mlir
 
 from kernels import masks
 from kernels.attention import chunked, decode, library, reference
@@ -94,10 +96,10 @@ def explain(
 
 def _choose(platform: str, T: int, S: int) -> tuple[str, str]:
     """The implementation to try first on a platform, and why. `library` is not taken: nowhere measured to be faster."""
+    if platform == "cpu":  # measured also for T = 1: it skips the empty end of a cache and copies less than a split
+        return "chunked", f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"
     if T <= DECODE_T and S >= DECODE_S:
         return "decode", f"T={T} queries against S={S} keys are split over the keys"
-    if platform == "cpu":
-        return "chunked", f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"
     kernel = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}.get(platform)
     if kernel is None:
         return "chunked", f"there is no kernel for {platform}"
@@ -140,7 +142,11 @@ def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
         run = functools.partial(by(name), options)
         if name in IN_JAX:
             return run(*args)
-        return jax.lax.platform_dependent(*args, **{"tpu" if name == "pallas_tpu" else "cuda": run})
+        platform = "tpu" if name == "pallas_tpu" else "cuda"
+        refuse = _refusal(
+            f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None.", run
+        )
+        return jax.lax.platform_dependent(*args, default=refuse, **{platform: run})
 
     def run_for(platform: str) -> Any:
         def run(*args):
@@ -156,6 +162,30 @@ def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
     return jax.lax.platform_dependent(
         *args, default=run_for("other"), **{p: run_for(p) for p in ("cpu", "tpu", "cuda")}
     )
+
+
+_refusal_p = jax.extend.core.Primitive("attention_refusal")
+_refusal_p.multiple_results = True
+_refusal_p.def_abstract_eval(lambda *_, avals, reason: avals)
+
+
+def _raise_refusal(*_: Any, avals: Any, reason: str) -> Any:
+    raise NotImplementedError(reason)
+
+
+_refusal_p.def_impl(_raise_refusal)
+mlir.register_lowering(_refusal_p, _raise_refusal)
+
+
+def _refusal(reason: str, run: Any) -> Any:
+    """Something in place of `run` that raises when a program is lowered with it: only then is the platform known."""
+
+    def refuse(*args):
+        shapes, tree = jax.tree.flatten(jax.eval_shape(run, *args))
+        avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in shapes)
+        return jax.tree.unflatten(tree, _refusal_p.bind(*jax.tree.leaves(args), avals=avals, reason=reason))
+
+    return refuse
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
