@@ -1,6 +1,8 @@
 """What every flash kernel shares, whatever its platform: sizes, refusals, scores in base 2, the terms of each query."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +41,17 @@ class Call(NamedTuple):
     mask: Any
     scale: float
     softcap: float | None
+
+
+def in_32_bits(function: Callable) -> Callable:
+    """`function` traced with 64-bit types off: else its plain numbers are float64, which no kernel has."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def check(implementation: str, q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, scores
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, in_32_bits, scores
 from kernels.attention.gpu_backward import backward
 from kernels.attention.gpu_common import (
     mask_arrays,
@@ -27,6 +27,7 @@ from kernels.attention.gpu_common import (
 __all__ = ["backward", "forward"]
 
 
+@in_32_bits
 def forward(
     q: jax.Array,
     k: jax.Array,

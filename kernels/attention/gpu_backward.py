@@ -12,7 +12,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, NN, NT, Call, check, clear_unseen, dot, pad_to, row_terms, scores
+from kernels.attention.flash import (
+    LOG2_E,
+    NN,
+    NT,
+    Call,
+    check,
+    clear_unseen,
+    dot,
+    in_32_bits,
+    pad_to,
+    row_terms,
+    scores,
+)
 from kernels.attention.gpu_common import (
     mask_arrays,
     mask_specs,
@@ -24,6 +36,7 @@ from kernels.attention.gpu_common import (
 )
 
 
+@in_32_bits
 def backward(
     q: jax.Array,
     k: jax.Array,

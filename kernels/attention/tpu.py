@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, scores
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, in_32_bits, scores
 from kernels.attention.tpu_backward import backward
 from kernels.attention.tpu_common import (
     LANES,
@@ -34,6 +34,7 @@ from kernels.attention.tpu_common import (
 __all__ = ["backward", "forward"]
 
 
+@in_32_bits
 def forward(
     q: jax.Array,
     k: jax.Array,

@@ -14,7 +14,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, NN, NT, Call, check, clear_unseen, dot, pad_to, row_terms, scores
+from kernels.attention.flash import (
+    LOG2_E,
+    NN,
+    NT,
+    Call,
+    check,
+    clear_unseen,
+    dot,
+    in_32_bits,
+    pad_to,
+    row_terms,
+    scores,
+)
 from kernels.attention.tpu_common import (
     MaskOperands,
     batches,
@@ -30,6 +42,7 @@ from kernels.attention.tpu_common import (
 )
 
 
+@in_32_bits
 def backward(
     q: jax.Array,
     k: jax.Array,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.attention import gpu
+from kernels.attention import attention, gpu
 from kernels.masks import Causal, Segments
 from kernels.platforms import lower_for_cuda
 from tests.kernels import attention_cases as cases
@@ -61,3 +61,24 @@ def test_refuses_in_words():
     q = jnp.zeros((1, 8, 1, 32))
     with pytest.raises(NotImplementedError, match="no bias; use implementation='chunked'"):
         gpu.forward(q, q, q, Causal(), 1.0, jnp.zeros((1, 1, 8, 8)))
+
+
+def test_a_cuda_program_made_on_a_cpu_host_holds_the_kernels():
+    q = jax.ShapeDtypeStruct((1, 2048, 4, 64), jnp.bfloat16)
+
+    def loss(q, k, v):
+        return attention(q, k, v, mask="causal & window(256)").astype(jnp.float32).sum()
+
+    assert lower_for_cuda(loss, q, q, q).count("@__gpu$xla.gpu.triton") == 1
+    assert lower_for_cuda(jax.grad(loss, argnums=(0, 1, 2)), q, q, q).count("@__gpu$xla.gpu.triton") == 3
+
+
+def test_lowers_with_64_bit_types_on(x64):
+    q = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+
+    def loss(q, ids):
+        out = attention(q, q, q, mask=Causal() & Segments(ids), implementation="pallas_gpu")
+        return out.sum()
+
+    assert lower_for_cuda(jax.grad(loss), q, ids).count("@__gpu$xla.gpu.triton") == 3

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.attention import schedule, tpu, tpu_common
+from kernels.attention import attention, schedule, tpu, tpu_common
 from kernels.masks import BlockDiffusion, Causal, Segments, Window
 from kernels.platforms import compile_for_tpu
 from tests.kernels import attention_cases as cases
@@ -122,3 +122,33 @@ def test_refuses_in_words():
     q = jnp.zeros((1, 8, 1, 32))
     with pytest.raises(NotImplementedError, match="no bias; use implementation='chunked'"):
         tpu.forward(q, q, q, Causal(), 1.0, jnp.zeros((1, 1, 8, 8)))
+
+
+def test_a_tpu_program_made_on_a_cpu_host_holds_the_kernels():
+    q = jax.ShapeDtypeStruct((1, 2048, 4, 64), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((1, 2048, 2, 64), jnp.bfloat16)
+
+    def loss(q, k, v):
+        return attention(q, k, v, mask="causal & window(256)").astype(jnp.float32).sum()
+
+    forward = compile_for_tpu(loss, q, k, k).as_text()
+    gradient = compile_for_tpu(jax.grad(loss, argnums=(0, 1, 2)), q, k, k).as_text()
+    assert _kernels(forward) == {"attention_forward"}
+    assert _kernels(gradient) == {"attention_forward", "attention_backward_queries", "attention_backward_keys"}
+
+
+def _kernels(program: str) -> set[str]:
+    calls = [line for line in program.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    names = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
+    return {name for name in names if any(name in line for line in calls)}
+
+
+def test_lowers_with_64_bit_types_on(x64):
+    q = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+
+    def loss(q, ids):
+        out = attention(q, q, q, mask=Causal() & Segments(ids), implementation="pallas_tpu")
+        return out.sum()
+
+    assert len(_kernels(compile_for_tpu(jax.grad(loss), q, ids).as_text())) == 3
