@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
     model.num_kv_heads = 0  # K: key/value heads (GQA); 0 = N.
     model.head_dim = 0  # H; 0 = D / N.
     model.mixer = "attention"  # How tokens see each other. A comma list repeats over depth: "lact,attention".
-    model.channel = "mlp"  # What happens to one token: mlp, swiglu.
-    model.projection = "dense"  # What a linear map is: dense.
+    model.channel = "mlp"  # What happens to one token: mlp, swiglu, pattention (one map of parameter tokens).
+    model.projection = "dense"  # What a linear map is: dense, pattention (TokenFormer).
     model.norm = "rmsnorm"  # rmsnorm or layernorm, before each mixer and channel.
     model.norm_scale = True  # A learned scale in those norms (False: non-parametric).
     model.norm_bias = False  # A learned bias in those norms (layernorm only).
@@ -71,6 +71,16 @@ def get_config() -> ConfigDict:
 
     model.mlp = ConfigDict({"hidden": 0, "activation": "gelu", "bias": False})  # F; 0 = 4D.
     model.swiglu = ConfigDict({"hidden": 0, "bias": False})  # F; 0 = 8D/3 rounded up to a multiple of 64.
+
+    model.pattention = pattention = ConfigDict()  # For projection=pattention and channel=pattention.
+    pattention.tokens = 0  # P: parameter tokens of each map of a mixer; 0 = D.
+    pattention.channel_tokens = 0  # P of each map of a channel; 0 = 4 x tokens.
+    pattention.normalization = "l2_gelu"  # Of the scores over P: l2_gelu, gelu_l2, softmax (which cannot grow).
+    pattention.gelu = "exact"  # exact or tanh.
+    pattention.init_values = "wang"  # wang: N(0, (2 / (L sqrt(D)))^2); normal(init_std); fan_in. Keys: init_std.
+    pattention.top_r = 0  # Router: keeps so many of `tokens` by score, the same share in channels; 0 = all.
+    pattention.top_by = "score"  # score, or magnitude: |score|, with which growth stays exact.
+    pattention.implementation = ""  # "" = best for the platform; else reference, xla, tpu, gpu.
 
     config.loss = ConfigDict()
     config.loss.z_loss = 0.0  # Weight of mean log(Z)^2.
@@ -113,6 +123,8 @@ def get_config() -> ConfigDict:
 
     config.init = ConfigDict()
     config.init.warm_start = ""  # A workdir whose newest parameters start this run (not its optimizer or step).
+    config.init.grow_from = ""  # A workdir whose model starts this run with more parameter tokens, its function kept.
+    config.init.grow_optimizer = "reset"  # reset (as published), or carry: old rows keep their moments.
 
     config.mesh = mesh = ConfigDict()  # Devices along each axis; -1 = all that are left (at most one axis).
     mesh.data = -1
@@ -126,6 +138,7 @@ def get_config() -> ConfigDict:
     config.sharding.embed = ("fsdp",)
     config.sharding.heads = ("tensor",)
     config.sharding.hidden = ("tensor",)
+    config.sharding.tokens = ("tensor",)
     config.sharding.vocab = ("tensor",)
 
     config.generate = generate = ConfigDict()

@@ -13,10 +13,10 @@ from models.lm import LM
 
 
 def parameters(program: Any) -> dict[str, int]:
-    """Parameter counts by what they are: `total`, `embedding` (with a free head), `non_embedding`."""
+    """Trained parameters by what they are: `total`, `embedding` (with a free head), `non_embedding`."""
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
     pairs = list(zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True))
-    total = sum(size for size, _ in pairs)
+    total = sum(size for size, role in pairs if role != "frozen")
     embedding = sum(size for size, role in pairs if role == "embedding")
     return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
 
@@ -26,7 +26,7 @@ def flops_per_token(program: Any) -> dict[str, float]:
 
     A multiply-add is 2. `matmul` counts every kernel and the head once per token; `context` counts what mixers do
     beyond their projections (attention over the keys that the mask lets a token see). Norms, activations and the
-    optimizer are left out.
+    optimizer are left out. Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out).
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
     pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from models import growth
+
 
 def schedule(options, steps: int) -> Callable[[jax.Array], jax.Array]:
     """Learning rate at a step: linear warm-up from 0, then the named shape down to `final` times the peak.
@@ -56,7 +58,18 @@ def make(options, steps: int, roles: Any) -> optax.GradientTransformation:
     decayed = jax.tree.map(lambda role: role in options.decay_roles, roles)
     rate = schedule(options, steps)
     clip = [optax.clip_by_global_norm(options.clip)] if options.clip else []
-    return optax.chain(*clip, OPTIMIZERS[options.name](options, rate, decayed, roles))
+    rule = optax.chain(*clip, OPTIMIZERS[options.name](options, rate, decayed, roles))
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = rule.update(grads, state, params)
+        return keep_frozen(roles, updates, jax.tree.map(jnp.zeros_like, updates)), state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def keep_frozen(roles: Any, new: Any, old: Any) -> Any:
+    """`new`, but `old` for parameters of role "frozen", bit for bit: neither decay nor averaging may touch them."""
+    return jax.tree.map(lambda role, n, o: o if role == "frozen" else n, roles, new, old)
 
 
 def _adamw(o, rate, decayed, roles):
@@ -121,6 +134,19 @@ OPTIMIZERS = {
     "adafactor": _adafactor,
     "schedule_free": _schedule_free,
 }
+
+CARRIED = ("adamw", "lion", "muon")  # whose state grows with the parameters row by row
+
+
+def carry(old: Any, fresh: Any) -> Any:
+    """The optimizer state of grown parameters: old rows keep their moments, new rows and the schedule start afresh.
+
+    Args:
+      old: state (of an optimizer in CARRIED) as it was trained.
+      fresh: `init` of the grown parameters.
+    """
+    restarts = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
+    return jax.tree.map(lambda f, o: f if restarts(f) else growth.extend(o, f), fresh, old, is_leaf=restarts)
 
 
 def evaluation_params(options, optimizer_state: Any, params: Any) -> Any:

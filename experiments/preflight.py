@@ -1,6 +1,7 @@
 """Everything that can be known to be wrong before a compile, told together, in the config's own words."""
 
 import difflib
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,8 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
     "model.logit_scale", "model.softcap", "model.embedding_scale", "model.unroll", "model.attention.window",
-    "model.attention.sinks", "model.mlp.hidden", "model.swiglu.hidden", "loss.z_loss", "optimizer.warmup",
+    "model.attention.sinks", "model.mlp.hidden", "model.swiglu.hidden", "model.pattention.tokens",
+    "model.pattention.channel_tokens", "model.pattention.top_r", "loss.z_loss", "optimizer.warmup",
     "optimizer.weight_decay", "optimizer.clip", "eval.every", "eval.batches", "eval.batch_size", "eval.sample_tokens",
     "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
 )  # fmt: skip
@@ -109,8 +111,10 @@ def _same_type(value: Any, default: Any) -> bool:
 def _choice_problems(config: Any) -> Iterator[str]:
     """Names that are not in their socket's table."""
     import data
-    from experiments import optimizers, program, sharding
-    from models import block, channels, norms, parameters, projections
+    from experiments import grown, optimizers, program, sharding
+    from kernels.pattention import GELUS, NORMALIZATIONS
+    from kernels.pattention.dispatch import IMPLEMENTATIONS
+    from models import block, channels, norms, parameters, pattention, projections
     from models.mixers import MIXERS
 
     dtypes = ("float32", "bfloat16", "float16", "float64")
@@ -128,6 +132,12 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "model.param_dtype": dtypes,
         "model.remat": block.REMAT,
         "model.mlp.activation": channels.ACTIVATIONS,
+        "model.pattention.normalization": NORMALIZATIONS,
+        "model.pattention.gelu": GELUS,
+        "model.pattention.init_values": pattention.INIT_VALUES,
+        "model.pattention.top_by": pattention.ROUTERS,
+        "model.pattention.implementation": ("", *IMPLEMENTATIONS),
+        "init.grow_optimizer": grown.OPTIMIZERS,
         "optimizer.name": optimizers.OPTIMIZERS,
         "optimizer.schedule": optimizers.SCHEDULES,
     }
@@ -230,6 +240,29 @@ def _combination_problems(config: Any) -> Iterator[str]:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. 4096."
     if config.init.warm_start and not pathlib.Path(config.init.warm_start).expanduser().is_dir():
         yield f"init.warm_start={config.init.warm_start!r} is not a workdir; give the --workdir of a finished run."
+    yield from _parameter_token_problems(config)
+
+
+def _parameter_token_problems(config: Any) -> Iterator[str]:
+    """What parameter tokens and their growth ask for."""
+    from experiments import grown
+
+    options, init = config.model.pattention, config.init
+    tokens = options.tokens or config.model.width
+    if "pattention" in (config.model.projection, config.model.channel):
+        if options.top_r > tokens:
+            yield f"model.pattention.top_r={options.top_r} is more than the {tokens} there are; use e.g. {tokens // 2}."
+        for name, count in (("tokens", tokens), ("channel_tokens", options.channel_tokens or 4 * tokens)):
+            parts = math.prod(config.mesh[axis] for axis in config.sharding.tokens if config.mesh[axis] > 1)
+            if count % parts:
+                yield (
+                    f"model.pattention.{name}={count} does not divide over {parts} devices of "
+                    f"{tuple(config.sharding.tokens)}; use e.g. {_nearest_multiple(count, parts)}."
+                )
+    if init.grow_from and init.warm_start:
+        yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
+    elif init.grow_from:
+        yield from grown.problems(config)
 
 
 def check_corpus(config: Any, corpus: Any) -> None:

@@ -53,7 +53,14 @@ class Program:
     def _init(self, key: jax.Array) -> Any:
         init_key, train_key = jax.random.split(key)
         model = LM(self.spec, rngs=nnx.Rngs(params=init_key))
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return self._begin(nnx.to_pure_dict(nnx.state(model, nnx.Param)), train_key)
+
+    def begin(self, params: Any) -> Any:
+        """The state at step 0 with these parameters in place of the initial ones."""
+        train_key = jax.random.split(jax.random.key(self.config.seed))[1]
+        return jax.jit(self._begin, out_shardings=self.shardings)(params, train_key)
+
+    def _begin(self, params: Any, train_key: jax.Array) -> Any:
         state = {
             "step": jnp.zeros((), jnp.int32),
             "rng": jax.random.key_data(train_key),
@@ -89,7 +96,8 @@ class Program:
         new = {"step": state["step"] + 1, "rng": state["rng"], "params": params, "optimizer": optimizer}
         if "ema" in state:
             decay = self.config.optimizer.ema
-            new["ema"] = jax.tree.map(lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)
+            average = jax.tree.map(lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)
+            new["ema"] = optimizers.keep_frozen(self.roles, average, params)
         metrics = {f"train/{name}": value / total for name, value in sums.items()}
         metrics["train/grad_norm"] = optax.global_norm(grads)
         metrics["train/learning_rate"] = optimizers.schedule(self.config.optimizer, self.config.train.steps)(
@@ -117,7 +125,8 @@ class Program:
         """The parameters that evaluation, samples and export use: the average when there is one."""
         if "ema" in state:
             return state["ema"]
-        return optimizers.evaluation_params(self.config.optimizer, state["optimizer"], state["params"])
+        params = optimizers.evaluation_params(self.config.optimizer, state["optimizer"], state["params"])
+        return optimizers.keep_frozen(self.roles, params, state["params"])
 
 
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:

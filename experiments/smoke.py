@@ -16,6 +16,9 @@ def shrink(config: Any) -> Any:
     model.attention.sinks = min(model.attention.sinks, 2)
     model.mlp.hidden = min(model.mlp.hidden, 64)
     model.swiglu.hidden = min(model.swiglu.hidden, 64)
+    pattention = model.pattention
+    pattention.tokens, pattention.channel_tokens = min(pattention.tokens, 32), min(pattention.channel_tokens, 64)
+    pattention.top_r = min(pattention.top_r, 8)
     model.vocab_size = 0
     model.dtype = "float32" if model.dtype == "float16" else model.dtype
     model.unroll = 0

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, evaluate, generate, inputs, preflight, sharding, writers
+from experiments import counting, evaluate, generate, grown, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.program import Program, build, global_batch
@@ -59,7 +59,8 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     # ==================== How a run starts ====================
     # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
     # 2. A new run may take its parameters from another workdir (init.warm_start).
-    # 3. Otherwise from scratch.
+    # 3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
+    # 4. Otherwise from scratch.
     if main_process:
         files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
     checkpoint = config.checkpoint
@@ -71,11 +72,14 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
         start, state, _ = restored
         saves.forget_after(start)
         logging.info("resuming %s at step %d", workdir, start)
+    elif config.init.warm_start:
+        start, state = 0, program.begin(Checkpoints(config.init.warm_start).parameters(program))
+        logging.info("parameters taken from %s", config.init.warm_start)
+    elif config.init.grow_from:
+        start, state = 0, grown.state(program, config.init.grow_from, vocab_size=corpus.tokenizer.vocab_size)
+        logging.info("grown from %s", config.init.grow_from)
     else:
         start, state = 0, program.init()
-        if config.init.warm_start:
-            state = {**state, "params": Checkpoints(config.init.warm_start).parameters(program)}
-            logging.info("parameters taken from %s", config.init.warm_start)
     if main_process:
         writers.truncate(workdir, start if restored else -1)
 

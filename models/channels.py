@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from models import projections
+from models.pattention import PattentionChannel
 from models.spec import Spec
 
 ACTIVATIONS = {
@@ -53,4 +54,4 @@ class SwiGLU(nnx.Module):
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
-CHANNELS = {"mlp": MLP, "swiglu": SwiGLU}
+CHANNELS = {"mlp": MLP, "swiglu": SwiGLU, "pattention": PattentionChannel}

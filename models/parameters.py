@@ -9,7 +9,7 @@ from flax import nnx
 
 from models.spec import Spec
 
-ROLES = ("kernel", "embedding", "norm", "bias")
+ROLES = ("kernel", "embedding", "norm", "bias", "frozen")  # frozen: a number that is saved and never trained
 
 
 def param(

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from models import parameters
+from models.pattention import Pattention
 from models.spec import Spec
 
 
@@ -39,7 +40,7 @@ class Dense(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-PROJECTIONS = {"dense": Dense}
+PROJECTIONS = {"dense": Dense, "pattention": Pattention}
 
 
 def make(spec: Spec, d_in: int, d_out: int, **kw) -> Projection:

@@ -31,6 +31,8 @@ VARIANTS = {name: {"mixer": name} for name in MIXERS} | {
     "window+sinks": {"attention": {"window": 5, "sinks": 2}},
     "qk_norm+partial_rope": {"attention": {"qk_norm": True, "rope_fraction": 0.5}},
     "swiglu+layernorm": {"channel": "swiglu", "norm": "layernorm", "norm_scale": False, "final_norm": "layernorm"},
+    "pattention": {"projection": "pattention", "channel": "pattention", "norm_scale": False},
+    "pattention+router": {"projection": "pattention", "pattention": {"tokens": 24, "top_r": 9}},  # in an MLP, too
     "free_head": {"tied": False, "softcap": 5.0, "logit_scale": 0.5},
 }
 

@@ -1,0 +1,90 @@
+"""A run that starts from a smaller trained model, grown: `config.init.grow_from`, and the same for notebooks."""
+
+import os
+from typing import Any
+
+import jax
+
+from experiments import optimizers, trained
+from experiments.checkpoints import Checkpoints
+from experiments.program import Program, build
+from models import growth
+from models.pattention import token_counts
+from models.spec import Spec
+
+OPTIMIZERS = ("reset", "carry")
+
+
+def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) -> trained.Trained:
+    """The trained model in `workdir` with more parameter tokens and the same function, ready to use or to train on.
+
+    Args:
+      workdir: a run of a model with `model.projection` or `model.channel` "pattention".
+      tokens: P of each map of a mixer, at least what it is.
+      channel_tokens: P of each map of a channel; 0 = four times `tokens`.
+    """
+    old = trained.load(workdir)
+    config = old.config.copy_and_resolve_references().unlock()
+    config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens})
+    new = build(config.lock(), vocab_size=old.corpus.tokenizer.vocab_size, mesh=old.program.mesh)
+    return trained.Trained(config, new, _grow(old.program, new)(old.params), old.corpus)
+
+
+def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Any:
+    """The state at step 0 of `program`, its parameters grown from the newest good checkpoint in `workdir`.
+
+    `config.init.grow_optimizer`: "reset" takes the (averaged) parameters alone; "carry" also the optimizer's moments
+    of what there was, and of an average. The schedule starts afresh with both.
+    """
+    old, saves = before(program, workdir, vocab_size=vocab_size), Checkpoints(workdir)
+    if program.config.init.grow_optimizer == "reset":
+        return program.begin(_grow(old, program)(saves.parameters(old)))
+    _, was, _ = saves.restore(old.abstract, old.shardings)
+    new = program.begin(_grow(old, program)(was["params"]))
+    place = lambda name: program.shardings[name]  # noqa: E731
+    new["optimizer"] = jax.jit(optimizers.carry, out_shardings=place("optimizer"))(was["optimizer"], new["optimizer"])
+    if "ema" in was and "ema" in new:  # of old rows; new ones have no past
+        new["ema"] = jax.jit(lambda a, b: jax.tree.map(growth.extend, a, b), out_shardings=place("ema"))(
+            was["ema"], new["ema"]
+        )
+    return new
+
+
+def before(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Program:
+    """The program of the run in `workdir` on the mesh of `program`, its parameter tokens uncut."""
+    config = trained.read_config(workdir).copy_and_resolve_references().unlock()
+    config.mesh, config.sharding = program.config.mesh, program.config.sharding.copy_and_resolve_references()
+    config.sharding.tokens = ()  # What there was need not divide as what there will be.
+    return build(config.lock(), vocab_size=vocab_size, mesh=program.mesh)
+
+
+def _grow(old: Program, new: Program) -> Any:
+    """`params -> grown params`, laid out as the new program says; a second growth draws other values."""
+    key = jax.random.fold_in(jax.random.key(new.config.seed), token_counts(new.spec)[0])
+    fn = lambda params: growth.grow(params, old.spec, new.spec, key)  # noqa: E731
+    return jax.jit(fn, out_shardings=new.shardings["params"])
+
+
+def problems(config: Any) -> list[str]:
+    """What the preflight can say about `config.init.grow_from`, from the config saved there."""
+    try:
+        saved = trained.read_config(config.init.grow_from)
+    except ValueError as error:
+        return [str(error).replace("--workdir=", "init.grow_from=")]
+    specs = (Spec.from_config(c.model.to_dict(), vocab_size=1) for c in (saved, config))
+    found = growth.problems(*specs)
+    name, was = config.optimizer.name, saved.optimizer.name
+    if config.init.grow_optimizer == "carry" and name not in optimizers.CARRIED:
+        found.append(
+            f"optimizer.name={name!r} has a state that does not grow; use init.grow_optimizer='reset', "
+            f"or one of {', '.join(optimizers.CARRIED)}."
+        )
+    elif config.init.grow_optimizer == "carry" and (name, bool(config.optimizer.clip)) != (
+        was,
+        bool(saved.optimizer.clip),
+    ):
+        found.append(
+            f"optimizer.name={name!r} with optimizer.clip={config.optimizer.clip} cannot carry the state of {was!r} "
+            f"with clip={saved.optimizer.clip}; use init.grow_optimizer='reset'."
+        )
+    return found

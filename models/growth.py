@@ -1,0 +1,114 @@
+"""Growth of a TokenFormer: more parameter tokens, the same function (arXiv:2410.23168, section 3.3).
+
+A new key of zeros has score 0, so the norm of the scores stays what it was, and gelu(0) = 0, so its value adds nothing,
+whatever that is: growth is exact, provided tau stays too. tau therefore stays at its birth value, which lies with the
+parameters; the released code computes it anew from the grown P, and leaves new keys random. A new value is drawn as at
+birth: a new key's gradient is tau / (2 |a|) <dout, value> x, so that it learns from the first step on.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import pattention
+from models.lm import LM
+from models.spec import Spec
+
+KEYS = {  # of a Spec -> in a config
+    "V": "model.vocab_size", "D": "model.width", "L": "model.num_layers", "N": "model.num_heads",
+    "K": "model.num_kv_heads", "H": "model.head_dim", "mixers": "model.mixer",
+}  # fmt: skip
+FREE = {"dtype", "remat", "unroll", "partition", "init", "init_std", "options"}  # no part of the function, or below
+FREE_OPTIONS = {"pattention.init_values", "pattention.tokens", "pattention.channel_tokens"}
+
+
+def grow(params: Any, old: Spec, new: Spec, key: jax.Array) -> Any:
+    """The parameters of `new` that compute what `params` compute under `old`: zero keys and drawn values appended.
+
+    Args:
+      params: parameters of `LM(old)` as a plain dict; keys `[L, P, D_in]`, values `[L, P, D_out]`, tau `[L]`.
+      old: sizes of the model that `params` belong to.
+      new: the same but for more parameter tokens; may lie on another mesh or compute in another dtype.
+      key: draws the new values.
+
+    Raises:
+      ValueError: everything but parameter tokens that differs, by name, or fewer tokens than there were.
+    """
+    if found := problems(old, new):
+        raise ValueError("\n".join(found))
+    born = nnx.to_pure_dict(nnx.state(LM(new, rngs=nnx.Rngs(params=key)), nnx.Param))
+
+    def join(path: tuple, before: jax.Array, fresh: jax.Array) -> jax.Array:
+        return extend(before, jnp.zeros_like(fresh) if path[-1].key == "keys" else fresh)
+
+    return jax.tree_util.tree_map_with_path(join, params, born)
+
+
+def extend(before: jax.Array, fresh: jax.Array) -> jax.Array:
+    """`before`, followed by what `fresh` has beyond it along the one axis where it is longer; of `before`'s type."""
+    longer = [axis for axis, (a, b) in enumerate(zip(before.shape, fresh.shape, strict=False)) if a != b]
+    if not longer and before.ndim == fresh.ndim:
+        return before
+    if before.ndim != fresh.ndim or len(longer) > 1 or before.shape[longer[0]] > fresh.shape[longer[0]]:
+        raise ValueError(f"an array of shape {before.shape} cannot grow to {fresh.shape}; only one axis may grow.")
+    axis = longer[0]
+    rest = jax.lax.slice_in_dim(fresh, before.shape[axis], fresh.shape[axis], axis=axis)
+    return jnp.concatenate([before, rest.astype(before.dtype)], axis=axis)
+
+
+def problems(old: Spec, new: Spec) -> list[str]:
+    """One sentence for everything that growth from `old` to `new` would have to change and cannot."""
+    if not pattention.used(old):
+        return [
+            f"model.projection={old.projection!r} and model.channel={old.channel!r} have no parameter tokens to grow; "
+            "grow a model with model.projection='pattention'."
+        ]
+    found = []
+    for key, was, wanted in _differences(old, new):
+        found.append(f"{key}={wanted!r} was {was!r}; growth changes only parameter tokens, use {key}={was!r}.")
+    options = new.options["pattention"]
+    if options["normalization"] == "softmax":
+        found.append(
+            "model.pattention.normalization='softmax' gives a zero key the weight exp(0) and growth would change the "
+            "model; grow one with 'l2_gelu' or 'gelu_l2'."
+        )
+    if options["top_r"] and options["top_by"] == "score":
+        found.append(
+            "model.pattention.top_by='score' lets zero scores of new tokens displace negative ones; use 'magnitude'."
+        )
+    sizes = zip(("tokens", "channel_tokens"), pattention.token_counts(old), pattention.token_counts(new), strict=True)
+    for name, was, wanted in sizes:
+        if wanted < was:
+            found.append(f"model.pattention.{name}={wanted} is fewer than the {was} there are; use e.g. {2 * was}.")
+    (p, f), (q, g) = pattention.token_counts(old), pattention.token_counts(new)
+    if options["top_r"] and p * g != q * f:
+        found.append(
+            f"model.pattention.channel_tokens={g} changes what the router keeps of a channel's {f} tokens; "
+            f"use {q * f // p}, as many times more as model.pattention.tokens."
+        )
+    return found
+
+
+def _differences(old: Spec, new: Spec) -> list[tuple[str, Any, Any]]:
+    """(key of the config, old, new) of everything that decides the function, parameter tokens left out."""
+    pairs = [
+        (KEYS.get(f.name, f"model.{f.name}"), getattr(old, f.name), getattr(new, f.name))
+        for f in dataclasses.fields(Spec)
+        if f.name not in FREE
+    ]
+    for group in sorted({*old.options, *new.options}):
+        before, after = old.options.get(group, {}), new.options.get(group, {})
+        for name in sorted({*before, *after}):
+            if f"{group}.{name}" not in FREE_OPTIONS and name != "implementation":
+                pairs.append((f"model.{group}.{name}", before.get(name), after.get(name)))
+    return [(key, _plain(was), _plain(wanted)) for key, was, wanted in pairs if was != wanted]
+
+
+def _plain(value: Any) -> Any:
+    """As a config says it."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value) if isinstance(value, jnp.dtype) else value

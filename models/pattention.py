@@ -1,0 +1,143 @@
+"""Pattention as a linear map: tokens attend to parameter tokens (TokenFormer, arXiv:2410.23168, section 3.1).
+
+`config.model.projection = "pattention"` turns every map of a mixer or channel into one; `config.model.channel =
+"pattention"` is the paper's feed-forward, a single one. Parameters by name: `keys [P, D_in]`, `values [P, D_out]` and
+`tau []`.
+
+`tau`, the square root of P at birth, is a parameter of role "frozen": part of the parameters, so that it is saved,
+restored, placed and grown with the keys that it belongs to, and yet not trained. Its gradient is stopped here and the
+optimizer gives back no update for the role (experiments.optimizers.keep_frozen): no decay and no average moves a bit
+of it. A number of its own kind beside the parameters would have needed a second path through every one of those.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels.pattention import pattention
+from models import parameters
+from models.spec import Spec
+
+INIT_VALUES = {
+    "wang": lambda spec, P: 2 / (spec.L * math.sqrt(spec.D)),
+    "normal": lambda spec, P: spec.init_std,
+    "fan_in": lambda spec, P: 1 / math.sqrt(P),
+}
+ROUTERS = ("score", "magnitude")
+
+
+def token_counts(spec: Spec) -> tuple[int, int]:
+    """P of the maps of a mixer and P of those of a channel, the options' zeros resolved."""
+    options = spec.options["pattention"]
+    tokens = options["tokens"] or spec.D
+    return tokens, options["channel_tokens"] or 4 * tokens
+
+
+def used(spec: Spec) -> bool:
+    """Whether a model of this spec has parameter tokens."""
+    return "pattention" in (spec.projection, spec.channel)
+
+
+class Pattention(nnx.Module):
+    """`theta(x keys^T) values (+ b)`: `x [..., D_in] -> [..., D_out]` over P parameter tokens; a Projection.
+
+    P is `model.pattention.tokens`, or `channel_tokens` for a map to or from a channel's hidden width. theta divides the
+    scores by their norm over P, times tau, and takes GeLU; see kernels.pattention for the others.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        d_in: int,
+        d_out: int,
+        *,
+        axes: tuple[str | None, str | None],
+        residual: bool = False,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+        tokens: int = 0,
+    ):
+        options = spec.options["pattention"]
+        per_mixer, per_channel = token_counts(spec)
+        P = tokens or (per_channel if "hidden" in axes else per_mixer)
+        keys, values = (parameters.normal(std) for std in (spec.init_std, INIT_VALUES[options["init_values"]](spec, P)))
+        # A mesh axis cuts P (tensor) or a width (fsdp), whatever the map's ends are called.
+        self.keys = parameters.param(keys, rngs, (P, d_in), ("tokens", "embed"), "kernel", spec)
+        self.values = parameters.param(values, rngs, (P, d_out), ("tokens", "embed"), "kernel", spec)
+        wide = jnp.promote_types(spec.param_dtype, jnp.float32)
+        self.tau = nnx.Param(jnp.asarray(math.sqrt(P), wide), axes=(), role="frozen")
+        self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
+        self.rule = {name: options[name] for name in ("normalization", "gelu")}
+        self.rule["implementation"] = options["implementation"] or None
+        self.kept, self.router = _kept(options["top_r"], P, per_mixer), options["top_by"]
+        self.partition, self.dtype = spec.partition, spec.dtype
+        self.cut = _mesh_axis(spec)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def local(x: jax.Array, keys: jax.Array, values: jax.Array, tau: jax.Array) -> jax.Array:
+            mask = top_mask(x, keys, self.kept, by=self.router, axis_name=self.cut) if self.kept else None
+            return pattention(x, keys, values, tau=tau, mask=mask, axis_name=self.cut, **self.rule)
+
+        args = [a.astype(self.dtype) for a in (x, self.keys[...], self.values[...])]
+        rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))
+        axes = (rows, ("tokens", None), ("tokens", None), ())
+        y = self.partition.run(local, (*args, jax.lax.stop_gradient(self.tau[...])), axes, rows)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def top_mask(
+    x: jax.Array, keys: jax.Array, r: int, *, by: str = "score", axis_name: str | tuple[str, ...] | None = None
+) -> jax.Array:
+    """A router over parameter tokens: which of P every token keeps, the r with the largest score (or |score|).
+
+    Args:
+      x: `[..., D]`.
+      keys: `[P, D]`; with `axis_name`, this device's part of them.
+      r: how many stay; ties with the last of them stay too.
+      by: "score", or "magnitude": then zero keys never displace others, and growth stays exact.
+      axis_name: the mesh axes that cut P, inside shard_map.
+
+    Returns:
+      `[..., P]` bool, not differentiated.
+    """
+    x, keys = jax.lax.stop_gradient((x, keys))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    scores = jnp.einsum("...d,pd->...p", x, keys, preferred_element_type=wide, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.abs(scores) if by == "magnitude" else scores
+    best = jax.lax.top_k(scores, min(r, scores.shape[-1]))[0]
+    if axis_name is not None:
+        best = jax.lax.all_gather(best, axis_name, axis=best.ndim - 1, tiled=True)
+        best = jax.lax.top_k(best, r)[0]
+    return scores >= best[..., -1:]
+
+
+class PattentionChannel(nnx.Module):
+    """The feed-forward of TokenFormer: ONE Pattention D -> D over `channel_tokens` (0: 4 x tokens)."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        kw = {"tokens": token_counts(spec)[1], "residual": True, "rngs": rngs}
+        self.map = Pattention(spec, spec.D, spec.D, axes=("embed", "embed"), **kw)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.map(x)
+
+
+def _kept(top_r: int, P: int, per_mixer: int) -> int:
+    """Parameter tokens that the router keeps of P, the same share everywhere; 0 = no router."""
+    r = max(1, round(top_r * P / per_mixer)) if top_r else 0
+    return r if r < P else 0
+
+
+def _mesh_axis(spec: Spec) -> str | tuple[str, ...] | None:
+    """What cuts P on this mesh; sums over it must not mix the rows of a batch."""
+    if spec.partition.trivial:
+        return None
+    names = spec.partition.mesh_axes("tokens")
+    shared = [name for axis in ("batch", "sequence") for name in spec.partition.mesh_axes(axis) if name in names]
+    if shared:
+        raise ValueError(
+            f"sharding.tokens={names}: mesh axis {shared[0]!r} already cuts the batch; use sharding.tokens=('tensor',)."
+        )
+    return (names[0] if len(names) == 1 else names) if names else None
