@@ -12,7 +12,10 @@ from experiments.trained import Trained
 from tests.experiments import program_test, tiny
 from tests.experiments.train_test import assert_same_bits, final_state
 
-PARTS = {"model__projection": "pattention", "model__channel": "pattention", "model__pattention__tokens": 8}
+PARTS = {
+    "model__projection": "pattention", "model__channel": "pattention", "model__pattention__tokens": 8,
+    "model__vocab_multiple": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -102,24 +105,30 @@ def test_a_notebook_grows_a_workdir_and_the_text_stays(small):
     assert texts[0] == texts[1] and any(texts[0])
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 4}, {"data": 2, "tensor": 2}, {"fsdp": 8}], ids=str)
-def test_a_grown_run_on_a_mesh_equals_one_device(mesh, small):
-    """From 8 tokens, cut or not, to 12 over the tensor axis; ten steps after growth."""
-    results = []
-    for sizes in ({}, mesh):
-        devices = int(np.prod(list(sizes.values()), dtype=int))
-        changes = {**PARTS, "model__pattention__tokens": 12, "optimizer__eps": 1e-3, "init__grow_from": str(small)}
-        axes = {f"mesh__{axis}": size for axis, size in ({"data": 1} | sizes).items()}
-        made = program_test.config(**changes, **axes)
-        mesh_ = program_test.make_mesh(made, jax.devices()[:devices])
-        made = program_test.build(made, vocab_size=trained.load(small).corpus.tokenizer.vocab_size, mesh=mesh_)
-        start = grown.state(made, small, vocab_size=made.spec.V)
-        keys = start["params"]["stack"]["period"]["0_attention"]["mixer"]["q"]["keys"]
-        assert keys.sharding == made.shardings["params"]["stack"]["period"]["0_attention"]["mixer"]["q"]["keys"]
-        assert keys.addressable_shards[0].data.size * made.mesh.shape["tensor"] * made.mesh.shape["fsdp"] == keys.size
-        results.append(program_test.run(_started(made, start), 5))
-    program_test.assert_close(results[0][0], results[1][0], 1e-5)
-    for a, b in zip(results[0][1], results[1][1], strict=True):
+def five_steps(small, **mesh):
+    """From 8 tokens to 12, then five steps, on this mesh."""
+    changes = {**PARTS, "model__pattention__tokens": 12, "optimizer__eps": 1e-3, "init__grow_from": str(small)}
+    config = program_test.config(**changes, **{f"mesh__{axis}": size for axis, size in ({"data": 1} | mesh).items()})
+    devices = jax.devices()[: int(np.prod(list(mesh.values()), dtype=int))]
+    vocab = trained.load(small).corpus.tokenizer.vocab_size
+    made = program_test.build(config, vocab_size=vocab, mesh=program_test.make_mesh(config, devices))
+    start = grown.state(made, small, vocab_size=vocab)
+    keys, placed = (find(tree["params"], "q")[0] for tree in (start, made.shardings))
+    assert keys.sharding == placed
+    assert keys.addressable_shards[0].data.size * made.mesh.shape["tensor"] * made.mesh.shape["fsdp"] == keys.size
+    return program_test.run(_started(made, start), 5)
+
+
+@pytest.fixture(scope="module")
+def alone(small):
+    return five_steps(small)
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4}], ids=str)
+def test_a_grown_run_on_a_mesh_equals_one_device(mesh, small, alone):
+    state, metrics = five_steps(small, **mesh)
+    program_test.assert_close(alone[0], state, 1e-5)
+    for a, b in zip(alone[1], metrics, strict=True):
         np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
 
 
@@ -141,7 +150,6 @@ def test_the_preflight_names_what_does_not_fit(small, tmp_path):
 
     assert "model.width=64 was 32" in said(model__width=64) and "model.num_layers=4 was 2" in said(model__num_layers=4)
     assert "model.pattention.tokens=4 is fewer than the 8 there are; use e.g. 16" in said(model__pattention__tokens=4)
-    assert "is not a workdir" in said(init__grow_from=str(tmp_path / "none"))
     assert "holds no run" in said(init__grow_from=str(tmp_path))
     assert "use init.warm_start=''" in said(init__warm_start=str(small))
     assert "did you mean 'carry'" in said(init__grow_optimizer="carri")
