@@ -1,12 +1,14 @@
 """A run that starts from a smaller trained model, grown: `config.init.grow_from`, and the same for notebooks."""
 
 import os
+import pathlib
 from typing import Any
 
 import jax
 
 from experiments import optimizers, trained
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.preflight import ConfigError
 from experiments.program import Program, build
 from models import growth
 from models.pattention import token_counts
@@ -36,10 +38,17 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
     `config.init.grow_optimizer`: "reset" takes the (averaged) parameters alone; "carry" also the optimizer's moments
     of what there was, and of an average. The schedule starts afresh with both.
     """
-    old, saves = before(program, workdir, vocab_size=vocab_size), Checkpoints(workdir)
+    old, saves = before(program, workdir, vocab_size=vocab_size), Checkpoints(pathlib.Path(workdir).expanduser())
+    if found := growth.problems(old.spec, program.spec):  # With the corpus at hand: the vocabulary, too.
+        raise ConfigError(found)
     if program.config.init.grow_optimizer == "reset":
         return program.begin(_grow(old, program)(saves.parameters(old)))
-    _, was, _ = saves.restore(old.abstract, old.shardings)
+    restored = saves.restore(old.abstract, old.shardings)
+    if restored is None:
+        raise CheckpointError(
+            f"init.grow_from={workdir} holds no checkpoint; give the --workdir of a run that saved one."
+        )
+    was = restored[1]
     new = program.begin(_grow(old, program)(was["params"]))
     place = lambda name: program.shardings[name]  # noqa: E731
     new["optimizer"] = jax.jit(optimizers.carry, out_shardings=place("optimizer"))(was["optimizer"], new["optimizer"])
