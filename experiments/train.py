@@ -24,14 +24,9 @@ from absl import logging
 from experiments import counting, evaluate, generate, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
+from experiments.errors import TrainingDiverged
 from experiments.program import Program, build, global_batch
 from experiments.progress import Progress
-
-NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
-
-
-class TrainingDiverged(RuntimeError):
-    """Loss or gradients are no longer numbers."""
 
 
 def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
@@ -45,7 +40,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
 
     # ==================== Preflight: everything that can be known before a compile ====================
     preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
-    preflight.check_workdir(config, workdir, ignore=NOT_IDENTITY)
+    preflight.check_workdir(config, workdir)
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
     corpus = inputs.load(config)
@@ -60,8 +55,6 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
     # 2. A new run may take its parameters from another workdir (init.warm_start).
     # 3. Otherwise from scratch.
-    if main_process:
-        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
     checkpoint = config.checkpoint
     saves = Checkpoints(
         workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best
@@ -74,9 +67,13 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     else:
         start, state = 0, program.init()
         if config.init.warm_start:
-            state = {**state, "params": Checkpoints(config.init.warm_start).parameters(program)}
+            state = {
+                **state,
+                "params": Checkpoints(pathlib.Path(config.init.warm_start).expanduser()).parameters(program),
+            }
             logging.info("parameters taken from %s", config.init.warm_start)
-    if main_process:
+    if main_process:  # Nothing is written before all of the above stands.
+        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
         writers.truncate(workdir, start if restored else -1)
 
     flops = counting.flops_per_token(program)
