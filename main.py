@@ -74,7 +74,7 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
         if name == "mode" and value not in MODES:
             near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
             hint = f"did you mean --mode={near[0]}? " if near else ""
-            return f"--mode={value} is not a mode; {hint}Choose one of: {', '.join(MODES)}."
+            return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
         if name in ("simulate", "smoke", "nosmoke") and f"--{name}={value}" in str(error):
             kind = "a whole number, e.g. --simulate=8" if name == "simulate" else "true or false"
             return f"--{name}={value} must be {kind}."

@@ -39,7 +39,7 @@ def sentence(error: BaseException) -> str:
         if type(error).__str__ is not OSError.__str__ or not error.filename:  # Already a sentence of the house.
             return str(error)
         return f"{error.filename!r} cannot be used: {(error.strerror or 'unknown').lower()}."
-    if isinstance(error, ValueError | NotImplementedError) and _raised_by_the_house(error):
+    if type(error) in (ValueError, NotImplementedError) and _raised_by_the_house(error):
         return str(error)
     return ""
 

@@ -54,7 +54,7 @@ def _jax() -> Any:
         jax.devices()
     except RuntimeError as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
-        said = str(error).splitlines()[0].split(" (set JAX_PLATFORMS")[0]
+        said = str(error).splitlines()[0].split(" (set JAX_PLATFORMS")[0].rstrip(".")
         raise Refused(f"JAX_PLATFORMS={asked!r}: {said}; use JAX_PLATFORMS=cpu.") from error
     return jax
 
@@ -102,7 +102,7 @@ def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
     workdir = _workdir(flags)
     made = _checked(flags, changes)
-    preflight.check_workdir(made, workdir)
+    preflight.check_workdir(made, workdir)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports
     from experiments.train import train as run_training
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import pathlib
+import shlex
 import traceback
 from typing import Any
 
@@ -102,8 +103,8 @@ def parse(key: str, text: str | None, default: Any) -> tuple[Any, str]:
         kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}.get(
             type(default), "text"
         )
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        return None, f"--config.{key}={shown} must be {kind}, e.g. --config.{key}={shown(default)}."
+        given = text if len(text) <= 60 else text[:57] + "..."
+        return None, f"--config.{key}={given} must be {kind}, e.g. --config.{key}={shown(default)}."
 
 
 def _read(text: str | None, default: Any) -> Any:
@@ -183,8 +184,9 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return ",".join(map(str, value)) if value and all(isinstance(v, str) for v in value) else '"()"'
-    return str(value) if value != "" else '""'
+        words = value and all(isinstance(v, str) and v and "," not in v for v in value)
+        return shlex.quote(",".join(value) if words else str(value))
+    return shlex.quote(str(value))
 
 
 def _near_file(name: str) -> str:

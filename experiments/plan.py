@@ -55,7 +55,7 @@ def parameter_table(program: Program) -> Table:
     """One row per parameter: path, shape, logical axes, sharding, bytes on each device."""
     table = Table(title="parameters", title_justify="left")
     for name in ("parameter", "shape", "axes", "sharding", "bytes/device"):
-        table.add_column(name, justify="right" if name == "bytes/device" else "left")
+        table.add_column(name, justify="right" if name == "bytes/device" else "left", overflow="fold")
     axes = jax.tree.leaves(program.axes, is_leaf=lambda a: isinstance(a, tuple))
     leaves = jax.tree_util.tree_leaves_with_path(program.abstract["params"])
     placed = jax.tree.leaves(program.shardings["params"])

@@ -54,6 +54,17 @@ def check(config: Any, *, num_devices: int, num_processes: int = 1) -> None:
         raise ConfigError(problems)
 
 
+def check_platform(config: Any, platform: str) -> None:
+    """Raises ConfigError when the config names a kernel that `platform` (cpu, gpu, tpu) has not."""
+    name = config.model.attention.implementation
+    owner = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}.get(name, platform)
+    if owner != platform:
+        raise ConfigError([
+            f"model.attention.implementation={name!r} runs on {owner} only and this is a {platform}; "
+            "use model.attention.implementation='' for the best one here."
+        ])  # fmt: skip
+
+
 def check_generation(options: Mapping[str, Any]) -> None:
     """Raises ConfigError when `options` (as `config.generate`) cannot be drawn with."""
     options, defaults = {"generate": dict(options)}, {"generate": base()["generate"]}
@@ -84,7 +95,7 @@ def _shape_problems(config: Mapping, reference: Mapping, prefix: str = "") -> It
             yield f"{prefix}{key} is not a key of the config; {suggest(key, reference)}Known here: {_list(reference)}."
     for key, default in reference.items():
         if key not in config:
-            yield f"{prefix}{key} is missing; its default is {default!r}."
+            yield f"{prefix}{key} is missing; its default is {_short(default)}."
             continue
         value = config[key]
         if isinstance(default, Mapping):
@@ -172,7 +183,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     for key, value, table in pairs:
         if value not in table:
             names = ", ".join(name or '""' for name in table)
-            yield f"{key}={_short(value)} is unknown; {suggest(value, table)}Choose one of: {names}."
+            yield f"{key}={_short(value)} is unknown; {suggest(value, table)}choose one of: {names}."
 
 
 def _range_problems(config: Mapping, only: str = "") -> Iterator[str]:

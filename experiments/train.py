@@ -40,6 +40,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
 
     # ==================== Preflight: everything that can be known before a compile ====================
     preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    preflight.check_platform(config, jax.default_backend())
     preflight.check_workdir(config, workdir)
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
