@@ -18,15 +18,13 @@ MODES = {
     "train": "train --config in --workdir, or go on where it stopped; ends with a report",
     "plan": "print parameters, shardings, FLOPs and memory of --config; train nothing",
     "evaluate": "held-out likelihood of the newest checkpoint in --workdir",
-    "generate": "continue --prompt, or each line of the file --prompts, with the model in --workdir",
+    "generate": "continue --prompt, or each line of --prompts, with the model in --workdir",
     "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
-flags.DEFINE_string(
-    "config", None, "The experiment: FILE.py or FILE.py:PRESET; without it, that of the run in --workdir."
-)
+flags.DEFINE_string("config", None, "The experiment, FILE.py or FILE.py:PRESET; without it that of --workdir.")
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report; a run found there goes on.")
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see above.")
 flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that touches every part it names.")

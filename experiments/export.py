@@ -20,7 +20,7 @@ def save(params: Any, config: dict[str, Any], path: str | os.PathLike) -> int:
 
     Raises `experiments.workdir.WorkdirError` when the file cannot be written.
     """
-    flat = {name: np.ascontiguousarray(value) for name, value in _flatten(jax.device_get(params)).items()}
+    flat = {name: np.asarray(value, order="C") for name, value in _flatten(jax.device_get(params)).items()}
     files.write_file(path, serialize(flat, metadata={"config": json.dumps(config), "format": "tessera"}))
     return sum(math.prod(value.shape) for value in flat.values())
 

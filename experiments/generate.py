@@ -1,6 +1,7 @@
 """Text from a trained model: one prompt or many, streamed to a terminal or returned whole."""
 
 import functools
+import math
 import sys
 import zlib
 from collections import Counter
@@ -53,6 +54,8 @@ class Generator:
         if not prompts:
             return
         ids = [self.encode(prompt) for prompt in prompts]
+        real, devices = len(ids), self._row_devices()
+        ids += [ids[0]] * (-real % devices)  # Every device takes as many rows; those beyond `real` are not read.
         max_new, longest = options["max_tokens"], max(len(row) for row in ids)
         slots = -(-(longest + max_new) // 64) * 64  # Rounded up, so that few lengths compile.
         width = min(slots, -(-longest // 16) * 16)
@@ -60,12 +63,12 @@ class Generator:
         for row, tokens in enumerate(ids):
             prompt[row, : len(tokens)] = tokens
         sampler = self._sampler(options)
-        keys = request_keys(prompts, seed)
+        keys = request_keys([*prompts, *[prompts[0]] * (len(ids) - real)], seed)
         lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
         progress = self._prefill(
             params, prompt, lengths, keys, sampler=sampler, max_new=max_new, slots=max(slots, width + max_new)
         )
-        rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in ids]
+        rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen = 0
         while True:
             count, tokens = int(progress.count), np.asarray(progress.tokens)
@@ -80,6 +83,10 @@ class Generator:
             progress = self._extend(params, progress, keys, until, sampler=sampler)
             if int(progress.count) == seen:
                 return
+
+    def _row_devices(self) -> int:
+        """Over how many devices the rows of a batch are cut."""
+        return math.prod(self.program.mesh.shape[axis] for axis in self.program.config.sharding.batch)
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""

@@ -23,10 +23,10 @@ def plan(config: Any) -> str:
     text = io.StringIO()
     console = Console(file=text, width=WIDTH)
     console.print(resolved(config), highlight=False, markup=False)
-    console.print(parameter_table(program))
+    Console(file=text, width=1000).print(parameter_table(program))  # As wide as it needs: no name is cut.
     for line in summary(program):
         console.print(line, highlight=False)
-    return text.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def resolved(config: Any) -> str:
@@ -55,7 +55,7 @@ def parameter_table(program: Program) -> Table:
     """One row per parameter: path, shape, logical axes, sharding, bytes on each device."""
     table = Table(title="parameters", title_justify="left")
     for name in ("parameter", "shape", "axes", "sharding", "bytes/device"):
-        table.add_column(name, justify="right" if name == "bytes/device" else "left", overflow="fold")
+        table.add_column(name, justify="right" if name == "bytes/device" else "left")
     axes = jax.tree.leaves(program.axes, is_leaf=lambda a: isinstance(a, tuple))
     leaves = jax.tree_util.tree_leaves_with_path(program.abstract["params"])
     placed = jax.tree.leaves(program.shardings["params"])
