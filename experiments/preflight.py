@@ -1,6 +1,7 @@
 """Everything that can be known to be wrong before a compile, told together, in the config's own words."""
 
 import difflib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -263,3 +264,34 @@ def check_workdir(config: Any, workdir: pathlib.Path, *, ignore: tuple[str, ...]
         raise ConfigError([
             "\n".join([f"--workdir={workdir} belongs to a run of another config; give a new folder:", *lines, *more])
         ])  # fmt: skip
+
+
+def check_memory(program: Any) -> None:
+    """Raises ConfigError when the state and its gradients alone exceed what a device has."""
+    import jax
+
+    from experiments import counting
+
+    needed = counting.memory(program)
+    least = needed["state"] + needed["gradients"]
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    there = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.platform == "cpu":
+        least *= jax.local_device_count()  # Pretended devices share one memory.
+    if least > there:
+        raise ConfigError([
+            f"model.width={program.config.model.width} with model.num_layers={program.config.model.num_layers} needs "
+            f"{least / 2**30:.1f} GiB for parameters, gradients and optimizer, and {there / 2**30:.1f} GiB are here; "
+            f"use more devices on mesh.fsdp (now {program.mesh.shape['fsdp']}) or a smaller model."
+        ])  # fmt: skip
+
+
+def check_same_corpus(about: Mapping, corpus: Any, workdir: pathlib.Path) -> None:
+    """Raises ConfigError when a run would go on with other data than it began with."""
+    for name, now in (("corpus", corpus.hash), ("tokenizer", corpus.tokenizer.hash)):
+        if about.get(name, now) != now:
+            raise ConfigError([
+                f"the {name} of --workdir={workdir} had the hash {about[name][:12]} and has {now[:12]} now; "
+                "bring the old files back, or start again in a new folder."
+            ])  # fmt: skip

@@ -52,6 +52,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     preflight.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
+    preflight.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus)
     generator = generate.Generator(program, corpus.tokenizer)
@@ -61,6 +62,8 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     # 2. A new run may take its parameters from another workdir (init.warm_start).
     # 3. Otherwise from scratch.
     if main_process:
+        workdir.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(workdir / files.TOKENIZER)
         files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
     checkpoint = config.checkpoint
     saves = Checkpoints(
@@ -68,7 +71,8 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     )
     restored = saves.restore(program.abstract, program.shardings)
     if restored:
-        start, state, _ = restored
+        start, state, about = restored
+        preflight.check_same_corpus(about, corpus, workdir)
         saves.forget_after(start)
         logging.info("resuming %s at step %d", workdir, start)
     else:
@@ -135,7 +139,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 clock.resume()
             if due["save"] or (stop.requested and step > start):
                 clock.pause()
-                saves.save(step, state, {"config": config.to_dict()}, loss=last_eval.get("eval/loss"))
+                saves.save(step, state, _about(config, corpus), loss=last_eval.get("eval/loss"))
                 clock.resume()
             if stop.requested:
                 saves.close()
@@ -180,11 +184,21 @@ def _sample(generator: generate.Generator, params: Any, config) -> str:
     return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
 
 
+def _about(config, corpus: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays."""
+    return {
+        "config": files.plain(config.to_dict()),
+        "versions": {"jax": jax.__version__},
+        "corpus": corpus.hash,
+        "tokenizer": corpus.tokenizer.hash,
+    }
+
+
 def _facts(program: Program, corpus: Any, flops: dict, ceiling: float) -> dict[str, Any]:
     """What run.json keeps about this start."""
     return {
         "environment": files.environment(),
-        "corpus": {"hash": corpus.hash, **corpus.info},
+        "corpus": {"hash": corpus.hash, **corpus.info, **inputs.references(corpus)},
         "tokenizer": corpus.tokenizer.name,
         "parameters": counting.parameters(program),
         "flops_per_token": flops["total"],
