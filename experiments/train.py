@@ -21,17 +21,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, evaluate, generate, inputs, preflight, sharding, writers
+from experiments import counting, evaluate, fitting, generate, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
+from experiments.errors import TrainingDiverged
 from experiments.program import Program, build, global_batch
 from experiments.progress import Progress
-
-NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
-
-
-class TrainingDiverged(RuntimeError):
-    """Loss or gradients are no longer numbers."""
 
 
 def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
@@ -45,14 +40,15 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
 
     # ==================== Preflight: everything that can be known before a compile ====================
     preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
-    preflight.check_workdir(config, workdir, ignore=NOT_IDENTITY)
+    preflight.check_platform(config, jax.default_backend())
+    preflight.check_workdir(config, workdir)
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
     corpus = inputs.load(config)
-    preflight.check_corpus(config, corpus)
+    fitting.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
-    preflight.check_memory(program)
+    fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus)
     generator = generate.Generator(program, corpus.tokenizer)
@@ -61,10 +57,6 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
     # 2. A new run may take its parameters from another workdir (init.warm_start).
     # 3. Otherwise from scratch.
-    if main_process:
-        workdir.mkdir(parents=True, exist_ok=True)
-        corpus.tokenizer.save(workdir / files.TOKENIZER)
-        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
     checkpoint = config.checkpoint
     saves = Checkpoints(
         workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best
@@ -72,15 +64,21 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     restored = saves.restore(program.abstract, program.shardings)
     if restored:
         start, state, about = restored
-        preflight.check_same_corpus(about, corpus, workdir)
+        fitting.check_same_corpus(about, corpus, workdir)
         saves.forget_after(start)
         logging.info("resuming %s at step %d", workdir, start)
     else:
         start, state = 0, program.init()
         if config.init.warm_start:
-            state = {**state, "params": Checkpoints(config.init.warm_start).parameters(program)}
+            state = {
+                **state,
+                "params": Checkpoints(pathlib.Path(config.init.warm_start).expanduser()).parameters(program),
+            }
             logging.info("parameters taken from %s", config.init.warm_start)
-    if main_process:
+    if main_process:  # Nothing is written before all of the above stands.
+        workdir.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(workdir / files.TOKENIZER)
+        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
         writers.truncate(workdir, start if restored else -1)
 
     flops = counting.flops_per_token(program)
