@@ -15,7 +15,7 @@ NAMES = ("linear", "loglinear", "cosine_md4", "cosine_mdlm", "poly", "geometric"
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A noise schedule, stated by its mask probability beside its keep probability so that nothing cancels at either end.
+    """A noise schedule, stated by its mask and its keep probability so that nothing cancels at either end.
 
     `mask_of(t)` is m = 1 - alpha, `slope_of(t)` is dm/dt > 0, `time_of(m)` inverts the first. With `clip` = e > 0 the
     keep probability becomes (1 - 2e) alpha + e (MD4). All methods are elementwise on t in [0, 1] and keep its dtype.
@@ -65,7 +65,8 @@ def get(name: str, clip: float = 0.0, **kw: float) -> Schedule:
     Args:
       name: linear (alpha = 1 - t); loglinear (alpha = 1 - (1 - eps) t, eps = 1e-3; MDLM, SEDD); cosine_md4
         (alpha = 1 - cos(pi/2 (1 - t))); cosine_mdlm (alpha = eps + (1 - eps) cos(pi t / 2)); poly (alpha = 1 - t^k,
-        k = 2); geometric (sigma = sigma_min^(1-t) sigma_max^t, 1e-4 to 20; SEDD). The two cosines are different functions.
+        k = 2); geometric (sigma = sigma_min^(1-t) sigma_max^t, 1e-4 to 20; SEDD). The two cosines are different
+        functions.
       clip: e of MD4, alpha~ = (1 - 2e) alpha + e.
       **kw: eps, k, or sigma_min and sigma_max, where the schedule has them.
 

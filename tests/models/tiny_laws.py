@@ -6,6 +6,7 @@ Everything here is plain numpy in float64 and shares no code with the rooms unde
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
@@ -14,7 +15,8 @@ CASES = ("A", "B", "C", "D")
 
 
 def joint(case: str, seed: int = 0) -> np.ndarray:
-    """Joint law of shape [V] * L. A: V=3 L=4 Dirichlet; B: V=2 L=6 Dirichlet; C: V=4 L=3 Markov; D: V=2 L=3 even parity."""
+    """Joint law [V] * L. A: V=3 L=4 Dirichlet; B: V=2 L=6 Dirichlet; C: V=4 L=3 Markov chain; D: V=2 L=3 even
+    parity."""
     rng = np.random.default_rng(seed + ord(case))
     if case in "AB":
         size, length = (3, 4) if case == "A" else (2, 6)
@@ -58,6 +60,7 @@ def denoiser(table: np.ndarray, dtype=jnp.float64):
     length, size = table.shape[1:]
     rows, powers = jnp.asarray(table, dtype), np.array([(size + 1) ** (length - 1 - l) for l in range(length)])
 
+    @jax.jit
     def denoise(z, t):
         del t
         return rows[(jnp.asarray(z) * powers).sum(-1)]
