@@ -55,7 +55,7 @@ def sample(
     start = given.shape[1]
     if start > length or prefix + suffix > start:
         raise ValueError(
-            f"init has {start} tokens; it must fit length={length} and hold prefix + suffix={prefix + suffix}"
+            f"init has {start} tokens; they must fit length={length} and hold prefix={prefix} + suffix={suffix}"
         )
     z = jnp.full((batch, length + 1), pad).at[:, 0].set(bos).at[:, 1 : start + 1].set(given)
     keys, index = categorical.row_keys(key, batch, requests), jnp.arange(length + 1)
