@@ -35,13 +35,20 @@ def gumbel(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     return jax.random.gumbel(key, shape, jnp.promote_types(dtype, jnp.float32), mode="high")
 
 
-def sample(keys: Array, logits: Array, temperature: float = 1.0) -> Array:
-    """Tokens from softmax(logits / temperature): [B, ...] from keys [B] and logits [B, ..., V]; argmax at
-    temperature 0."""
+def sample(keys: Array, logits: Array, temperature: float = 1.0, first: int = 0) -> Array:
+    """Tokens from softmax(logits / temperature), argmax at temperature 0: [B] or [B, T].
+
+    keys [B]; logits [B, V], or [B, T, V] of positions `first`, `first` + 1, ...: a position's noise depends on its
+    key and its number alone, not on how many others are drawn with it.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if temperature == 0:
         return jnp.argmax(logits, -1)
-    noise = jax.vmap(lambda k: gumbel(k, logits.shape[1:], logits.dtype))(keys)
+    if logits.ndim == 3:
+        places = first + jnp.arange(logits.shape[1])
+        keys = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, places))(keys)
+    draw = lambda k: gumbel(k, logits.shape[-1:], logits.dtype)  # noqa: E731
+    noise = (jax.vmap(jax.vmap(draw)) if logits.ndim == 3 else jax.vmap(draw))(keys)
     return jnp.argmax(logits / temperature + noise, -1)
 
 
