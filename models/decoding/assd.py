@@ -61,33 +61,15 @@ def sample(
     z, order, n = _start(order, prompt, mask_id)
     rank = jnp.argsort(order, -1)
     keys = categorical.row_keys(key, batch, requests)
-    slots = jnp.arange(draft)
-
-    def logits_at(tokens: Array, seen: Array, places: Array) -> Array:
-        if two_stream:
-            out = conditionals(tokens, order, seen)
-        else:  # every slot sees the same ranks in a draft pass: one canvas
-            visible = jnp.where(rank < seen, tokens, mask_id)
-            out = conditionals(visible, (visible == mask_id).mean(-1))
-        return mask_logits(jnp.take_along_axis(out, places[..., None], 1), mask_id)
-
-    def oracle_logits(z: Array, n: Array, drafts: Array, places: Array) -> Array:
-        ahead = jnp.clip(rank - n[:, None], 0, draft - 1)
-        tokens = jnp.where(rank < n[:, None], z, jnp.take_along_axis(drafts, ahead, 1))
-        if two_stream:
-            return logits_at(tokens, rank, places)
-        seen = rank[:, None] < (n[:, None] + slots)[..., None]
-        canvases = jnp.where(seen, tokens[:, None], mask_id).reshape(-1, length)
-        out = conditionals(canvases, (canvases == mask_id).mean(-1)).reshape(batch, draft, length, -1)
-        return mask_logits(jnp.take_along_axis(out, places[..., None, None], 2)[:, :, 0], mask_id)
+    first_pass, second_pass = _passes(conditionals, order, rank, mask_id, draft, two_stream)
 
     def round_(state):
         z, n, calls = state
         left = length - n
-        places = jnp.take_along_axis(order, jnp.minimum(n[:, None] + slots, length - 1), 1)
-        log_q = jax.nn.log_softmax(logits_at(z, jnp.broadcast_to(n[:, None], rank.shape), places) / temperature, -1)
+        places = jnp.take_along_axis(order, jnp.minimum(n[:, None] + jnp.arange(draft), length - 1), 1)
+        log_q = jax.nn.log_softmax(first_pass(z, n, places) / temperature, -1)
         drafts = categorical.sample(categorical.fold(keys, n, categorical.TOKEN), log_q).astype(z.dtype)
-        log_p = jax.nn.log_softmax(oracle_logits(z, n, drafts, places) / temperature, -1)
+        log_p = jax.nn.log_softmax(second_pass(z, n, drafts, places) / temperature, -1)
         accepted, repair = verify(keys, n, log_q, log_p, drafts, left)
         # Ranks n .. n+accepted-1 take their drafts, rank n+accepted (if there is one) the repaired token.
         ahead = rank - n[:, None]
@@ -95,11 +77,38 @@ def sample(
         new = jnp.where((ahead >= 0) & (ahead < accepted[:, None]), jnp.take_along_axis(drafts, index, 1), z)
         rejected = accepted < jnp.minimum(draft, left)
         new = jnp.where((ahead == accepted[:, None]) & rejected[:, None], repair[:, None].astype(z.dtype), new)
-        calls = calls + jnp.where(left <= 0, 0, jnp.where(left == 1, 1, 2))
-        return new, jnp.where(left > 0, n + accepted + rejected, n), calls
+        return new, jnp.where(left > 0, n + accepted + rejected, n), calls + jnp.clip(left, 0, 2)
 
     z, _, calls = jax.lax.while_loop(lambda s: (s[1] < length).any(), round_, (z, n, jnp.zeros(batch, int)))
     return z, calls
+
+
+def _passes(conditionals, order: Array, rank: Array, mask_id: int, draft: int, two_stream: bool) -> tuple:
+    """The draft pass (z, n, places) and the oracle pass (z, n, drafts, places), both -> logits [B, k, C] at
+    `places`."""
+    batch, length = order.shape
+    slots = jnp.arange(draft)
+
+    def at(out: Array, places: Array) -> Array:
+        return mask_logits(jnp.take_along_axis(out, places[..., None], 1), mask_id)
+
+    def first(z: Array, n: Array, places: Array) -> Array:
+        if two_stream:
+            return at(conditionals(z, order, jnp.broadcast_to(n[:, None], order.shape)), places)
+        visible = jnp.where(rank < n[:, None], z, mask_id)
+        return at(conditionals(visible, (visible == mask_id).mean(-1)), places)
+
+    def second(z: Array, n: Array, drafts: Array, places: Array) -> Array:
+        ahead = jnp.clip(rank - n[:, None], 0, draft - 1)
+        tokens = jnp.where(rank < n[:, None], z, jnp.take_along_axis(drafts, ahead, 1))
+        if two_stream:
+            return at(conditionals(tokens, order, rank), places)
+        seen = rank[:, None] < (n[:, None] + slots)[..., None]  # one canvas per slot: [B, k, T]
+        canvases = jnp.where(seen, tokens[:, None], mask_id).reshape(-1, length)
+        out = conditionals(canvases, (canvases == mask_id).mean(-1))
+        return at(out, places.reshape(-1, 1)).reshape(batch, draft, -1)
+
+    return first, second
 
 
 def verify(keys: Array, n: Array, log_q: Array, log_p: Array, drafts: Array, left: Array) -> tuple[Array, Array]:

@@ -234,24 +234,15 @@ def _by_confidence(
     del vocab_size
     rows, length = canvas.shape
     parallel = kind in ("threshold", "factor")
-    rule = confidence if parallel else kind
     owner = reveal.block_of(length, block, prompt_length)
+    pick, limit = (reveal.threshold_count, threshold) if kind == "threshold" else (reveal.factor_count, factor)
     if counts not in ("even", "dream") or (counts == "dream" and block):
         raise ValueError(f"counts={counts!r} with block={block}: use even, or dream without blocks")
-    each = 0 if parallel else steps if counts == "dream" else block_steps(length, block, prompt_length, steps)
+    each = 0 if parallel else block_steps(length, block, prompt_length, steps)
     predict = reveal.predictor(denoise, mask_id, guidance, canvas != mask_id)
     grid = dream_grid(steps) if counts == "dream" and not parallel else None
 
-    def plan(i, masked, total):
-        """Positions open to each row, how many of them to reveal (None: ask the confidences), and the block's total."""
-        if parallel:
-            first = jnp.argmax(masked, -1)
-            return masked & (owner == owner[first][:, None]), None, total
-        if counts == "dream":
-            return masked, dream_count(masked.sum(-1), grid, i), total
-        allowed = masked & (owner == i // each) if block else masked
-        total = jnp.where(i % each == 0, allowed.sum(-1), total)
-        return allowed, jnp.where(i % each < total % each, total // each + 1, total // each), total
+    plan = _planner(parallel, grid, owner if block else None, each)
 
     def body(state):
         i, z, calls, total = state
@@ -260,23 +251,41 @@ def _by_confidence(
         logits = predict(z, masked.mean(-1) if grid is None else grid[i])
         drawn = categorical.sample(categorical.fold(keys, i, categorical.TOKEN), logits, temperature)
         places = categorical.fold(keys, i, categorical.PLACE)
+        rule = confidence if parallel else kind
         conf = reveal.confidence(rule, logits, temperature, candidates=drawn, keys=places)
         if parallel:
-            open_conf = jnp.where(allowed, conf, -jnp.inf)
-            pick = reveal.threshold_count if kind == "threshold" else reveal.factor_count
-            count = pick(open_conf, threshold if kind == "threshold" else factor)
+            count = pick(jnp.where(allowed, conf, -jnp.inf), limit)
         if position_temperature:
-            noise = jax.vmap(lambda k: categorical.gumbel(k, (length,), conf.dtype))(places)
-            conf = conf / position_temperature + noise
+            noisy = categorical.fold(keys, i, categorical.REVEAL)
+            conf = conf / position_temperature + jax.vmap(lambda k: categorical.gumbel(k, (length,), conf.dtype))(noisy)
         new = jnp.where(reveal.choose(conf, allowed, count), drawn.astype(z.dtype), z)
         return i + 1, new, calls + (1 if guidance == 0 else 2) * (count > 0) * allowed.any(-1), total
 
     def unfinished(state):
         return (state[1] == mask_id).any() & (parallel | (state[0] < (steps or 0)))
 
-    start = (0, canvas, jnp.zeros(rows, int), jnp.zeros(rows, int))
-    _, z, calls, _ = jax.lax.while_loop(unfinished, body, start)
-    return z, calls
+    none = jnp.zeros(rows, int)
+    return jax.lax.while_loop(unfinished, body, (0, canvas, none, none))[1:3]
+
+
+def _planner(parallel: bool, grid: Array | None, owner: Array | None, each: int) -> Callable:
+    """A function (step, masked [B, T], total [B]) -> the positions open to each row, how many to reveal, the block's
+    total.
+
+    The number is None where the confidences decide it. `owner` [T] numbers the blocks, None without any.
+    """
+
+    def plan(i, masked, total):
+        if parallel:
+            first = 0 if owner is None else owner[jnp.argmax(masked, -1)][:, None]
+            return masked & ((0 if owner is None else owner) == first), None, total
+        if grid is not None:
+            return masked, dream_count(masked.sum(-1), grid, i), total
+        allowed = masked if owner is None else masked & (owner == i // each)
+        total = jnp.where(i % each == 0, allowed.sum(-1), total)
+        return allowed, total // each + (i % each < total % each), total
+
+    return plan
 
 
 def dream_grid(steps: int) -> Array:

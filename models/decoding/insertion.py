@@ -50,9 +50,8 @@ def sample(
     if stop not in STOPS:
         raise ValueError(f"stop={stop!r} is unknown; use one of {', '.join(STOPS)}")
     bos, pad = vocab_size if bos is None else bos, vocab_size + 1 if pad is None else pad
-    given = jnp.zeros((batch, 0), int) if init is None else jnp.asarray(init)
-    given = jnp.broadcast_to(given, (batch, given.shape[-1]))
-    start = given.shape[1]
+    given = jnp.zeros((0,), int) if init is None else jnp.asarray(init)
+    start = given.shape[-1]
     if start > length or prefix + suffix > start:
         raise ValueError(
             f"init has {start} tokens; they must fit length={length} and hold prefix={prefix} + suffix={suffix}"
@@ -65,27 +64,25 @@ def sample(
         logits, stop_logits = insert(z, count)
         calls = calls + open_
         p_stop = jax.nn.softmax(stop_logits.astype(jnp.promote_types(stop_logits.dtype, jnp.float32)), -1)[:, 1]
-        if stop == "never":
-            halt = jnp.zeros_like(open_)
-        elif stop == "sample":
-            halt = categorical.uniform(categorical.fold(keys, count, categorical.STOP), dtype=p_stop.dtype) < p_stop
-        else:
-            halt = p_stop >= threshold
+        coin = categorical.uniform(categorical.fold(keys, count, categorical.STOP), dtype=p_stop.dtype)
+        halt = {"never": jnp.zeros_like(open_), "sample": coin < p_stop, "threshold": p_stop >= threshold}[stop]
         inside = (index >= prefix) & (index <= count[:, None] - suffix)
         log_p = jnp.where(inside[..., None], slot_log_probs(logits, count), -jnp.inf).reshape(batch, -1)
         drawn = categorical.sample(categorical.fold(keys, count, categorical.TOKEN), log_p, temperature)
-        slot, token = drawn // logits.shape[-1], drawn % logits.shape[-1]
-        grow = open_ & ~halt
-        # Everything after the slot moves one to the right; the new token lands in the gap.
-        moved = jnp.where(index > slot[:, None] + 1, jnp.roll(z, 1, -1), z)
-        moved = jnp.where(index == slot[:, None] + 1, token[:, None].astype(z.dtype), moved)
-        count = count + grow
-        return jnp.where(grow[:, None], moved, z), count, grow & (count < length), calls
+        moved, grow = put(z, *jnp.divmod(drawn, logits.shape[-1])), open_ & ~halt
+        return jnp.where(grow[:, None], moved, z), count + grow, grow & (count + grow < length), calls
 
-    counts = jnp.full(batch, start)
-    state = (z, counts, counts < length, jnp.zeros(batch, int))
+    state = (z, jnp.full(batch, start), jnp.full(batch, start < length), jnp.zeros(batch, int))
     z, _, _, calls = jax.lax.while_loop(lambda s: s[2].any(), body, state)
     return z[:, 1:], calls
+
+
+def put(z: Array, slot: Array, token: Array) -> Array:
+    """Rows [B, S] with `token` [B] inserted after index `slot` [B]; what follows moves right, the last entry falls
+    out."""
+    index = jnp.arange(z.shape[1])
+    moved = jnp.where(index > slot[:, None] + 1, jnp.roll(z, 1, -1), z)
+    return jnp.where(index == slot[:, None] + 1, token[:, None].astype(z.dtype), moved)
 
 
 def exact_law(
