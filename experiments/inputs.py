@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 import data
 from experiments import workdir as files
@@ -103,3 +104,15 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
     lines, _ = files.read_lines(workdir / files.METRICS)
     found = [line for line in lines if "eval/loss" in line]
     return {k: v for k, v in found[-1].items() if k.startswith("eval/")} if found else {}
+
+
+def references(corpus: data.Corpus) -> dict[str, float]:
+    """Lines that a curve is read against: bits per byte of a model that knows only how often each token occurs."""
+    train, valid = corpus.train, corpus.valid
+    if isinstance(train, data.Mixture):
+        return {}
+    V = corpus.tokenizer.vocab_size
+    seen, held_out = (np.bincount(split.tokens, minlength=V).astype(float) for split in (train, valid))
+    seen[corpus.tokenizer.bos] = held_out[corpus.tokenizer.bos] = 0  # Never predicted.
+    bits = -held_out @ np.log2((seen + 1) / (seen.sum() + V))
+    return {"unigram_bits_per_byte": float(bits / max(valid.num_bytes, 1))}

@@ -294,20 +294,6 @@ def _path(text: str) -> pathlib.Path:
         return pathlib.Path(text)
 
 
-def check_corpus(config: Any, corpus: Any) -> None:
-    """Raises ConfigError when the corpus does not go with the config: too many ids, too little text."""
-    from experiments import inputs
-    from experiments.program import objective
-
-    needed = corpus.tokenizer.vocab_size + objective(config.objective).extra_tokens
-    if config.model.vocab_size and config.model.vocab_size < needed:
-        raise ConfigError([
-            f"model.vocab_size={config.model.vocab_size} is smaller than the {needed} ids of tokenizer "
-            f"{corpus.tokenizer.name!r} and objective {config.objective!r}; use model.vocab_size=0 for what is needed."
-        ])  # fmt: skip
-    inputs.check_splits(config, corpus)
-
-
 def check_workdir(config: Any, workdir: pathlib.Path) -> None:
     """Raises ConfigError or OSError when `workdir` cannot be written, or belongs to a run of another config.
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, evaluate, generate, inputs, preflight, sharding, writers
+from experiments import counting, evaluate, fitting, generate, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.errors import TrainingDiverged
@@ -45,9 +45,10 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
     corpus = inputs.load(config)
-    preflight.check_corpus(config, corpus)
+    fitting.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
+    fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus)
     generator = generate.Generator(program, corpus.tokenizer)
@@ -62,7 +63,8 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     )
     restored = saves.restore(program.abstract, program.shardings)
     if restored:
-        start, state, _ = restored
+        start, state, about = restored
+        fitting.check_same_corpus(about, corpus, workdir)
         saves.forget_after(start)
         logging.info("resuming %s at step %d", workdir, start)
     else:
@@ -74,6 +76,8 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
             }
             logging.info("parameters taken from %s", config.init.warm_start)
     if main_process:  # Nothing is written before all of the above stands.
+        workdir.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(workdir / files.TOKENIZER)
         files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
         writers.truncate(workdir, start if restored else -1)
 
@@ -133,7 +137,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 clock.resume()
             if due["save"] or (stop.requested and step > start):
                 clock.pause()
-                saves.save(step, state, {"config": config.to_dict()}, loss=last_eval.get("eval/loss"))
+                saves.save(step, state, _about(config, corpus), loss=last_eval.get("eval/loss"))
                 clock.resume()
             if stop.requested:
                 saves.close()
@@ -178,11 +182,21 @@ def _sample(generator: generate.Generator, params: Any, config) -> str:
     return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
 
 
+def _about(config, corpus: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays."""
+    return {
+        "config": files.plain(config.to_dict()),
+        "versions": {"jax": jax.__version__},
+        "corpus": corpus.hash,
+        "tokenizer": corpus.tokenizer.hash,
+    }
+
+
 def _facts(program: Program, corpus: Any, flops: dict, ceiling: float) -> dict[str, Any]:
     """What run.json keeps about this start."""
     return {
         "environment": files.environment(),
-        "corpus": {"hash": corpus.hash, **corpus.info},
+        "corpus": {"hash": corpus.hash, **corpus.info, **inputs.references(corpus)},
         "tokenizer": corpus.tokenizer.name,
         "parameters": counting.parameters(program),
         "flops_per_token": flops["total"],

@@ -12,6 +12,7 @@ from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
 from models.block import Stack, Unstacked
 from models.mixers import Context
+from models.mixers.slots import Slots
 from models.spec import Spec
 
 
@@ -46,8 +47,12 @@ class LM(nnx.Module):
         x = self.embedding[...].astype(self.spec.dtype)[tokens]
         if self.spec.embedding_scale != 1.0:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)
-        x, state = self.stack(x, Context(positions, segment_ids, mask), state)
-        return self.norm(x), state
+        if state is None:
+            return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
+        start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape)
+        slots = state["slots"].append(positions)
+        x, layers = self.stack(x, Context(positions, segment_ids, mask, slots, start), state["layers"])
+        return self.norm(x), {"slots": slots, "layers": layers}
 
     def head_weights(self) -> jax.Array:
         """`[V, D]`: the tied embedding or the free head."""
@@ -65,6 +70,6 @@ class LM(nnx.Module):
             self.stack = self.stack.unstack()
         return self
 
-    def init_state(self, batch: int, length: int) -> tuple:
+    def init_state(self, batch: int, length: int) -> dict:
         """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
-        return self.stack.init_state(batch, length)
+        return {"slots": Slots.empty(batch, length), "layers": self.stack.init_state(batch, length)}

@@ -1,6 +1,8 @@
 """What every flash kernel shares, whatever its platform: sizes, refusals, scores in base 2, the terms of each query."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +41,17 @@ class Call(NamedTuple):
     mask: Any
     scale: float
     softcap: float | None
+
+
+def in_32_bits(function: Callable) -> Callable:
+    """`function` traced with 64-bit types off: else its plain numbers are float64, which no kernel has."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def check(implementation: str, q: jax.Array, k: jax.Array, v: jax.Array, bias: Any) -> None:
@@ -85,6 +98,12 @@ def scores(call: Call, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array
         return raw * (call.scale * LOG2_E), None
     capped = jnp.tanh(raw * (call.scale / call.softcap))
     return capped * (call.softcap * LOG2_E), 1.0 - capped * capped
+
+
+def clear_unseen(x: jax.Array, seen: jax.Array) -> jax.Array:
+    """x [a, H] with zeros in the rows that no row of seen [b, a] sees: 0 * NaN must not leak from what is masked."""
+    some = jnp.expand_dims(seen.astype(jnp.float32).max(axis=0), 1)
+    return jnp.where(some > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
 
 
 def row_terms(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, scores
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, in_32_bits, scores
 from kernels.attention.gpu_backward import backward
 from kernels.attention.gpu_common import (
     mask_arrays,
@@ -27,6 +27,7 @@ from kernels.attention.gpu_common import (
 __all__ = ["backward", "forward"]
 
 
+@in_32_bits
 def forward(
     q: jax.Array,
     k: jax.Array,
@@ -40,7 +41,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Values of masked keys must be finite.
+    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. What nobody sees may be NaN.
     Raises NotImplementedError for a bias, for types other than bfloat16 and float32, and for H above 256.
     """
     check("pallas_gpu", q, k, v, bias)
@@ -97,14 +98,15 @@ def _forward_kernel(call: Call, rows: int, with_sinks: bool, *refs: Any) -> None
     def tile(masked: bool, column: Any, carry: tuple) -> tuple:
         acc, old, total = carry
         where = pl.ds(column * sizes.block_k, sizes.block_k)
+        v = v_ref[where, :]
         s, _ = scores(call, q, k_ref[where, :])
         if masked:
             # A row that sees nothing so far has maximum MASKED and counts garbage; its first real score wipes it out.
-            s = jnp.where(visible(call, mask_refs, row, column), s, MASKED)
+            seen = visible(call, mask_refs, row, column)
+            s, v = jnp.where(seen, s, MASKED), clear_unseen(v, seen)
         new = jnp.maximum(old, s.max(axis=1))
         p = jnp.exp2(s - new[:, None])
         decay = jnp.exp2(old - new)
-        v = v_ref[where, :]
         return acc * decay[:, None] + dot(p.astype(v.dtype), v, NN), new, total * decay + p.sum(axis=1)
 
     carry = (jnp.zeros((sizes.block_q, sizes.H), jnp.float32), top, total)

@@ -12,7 +12,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, NN, NT, Call, check, dot, pad_to, row_terms, scores
+from kernels.attention.flash import (
+    LOG2_E,
+    NN,
+    NT,
+    Call,
+    check,
+    clear_unseen,
+    dot,
+    in_32_bits,
+    pad_to,
+    row_terms,
+    scores,
+)
 from kernels.attention.gpu_common import (
     mask_arrays,
     mask_specs,
@@ -24,6 +36,7 @@ from kernels.attention.gpu_common import (
 )
 
 
+@in_32_bits
 def backward(
     q: jax.Array,
     k: jax.Array,
@@ -117,10 +130,11 @@ def _query_kernel(call: Call, *refs: Any) -> None:
         k = k_ref[where, :]
         s, slope = scores(call, q, k)
         p = jnp.exp2(s - lse[:, None])
-        if masked:
-            p = jnp.where(visible(call, mask_refs, row, column), p, 0.0)
         ds = p * (dot(d_out, v_ref[where, :], NT) - delta[:, None])
         ds = ds if slope is None else ds * slope
+        if masked:
+            seen = visible(call, mask_refs, row, column)
+            ds, k = jnp.where(seen, ds, 0.0), clear_unseen(k, seen)
         return dq + dot(ds.astype(k.dtype), k, NN)
 
     dq = over_tiles(bounds_ref, counts_ref, tile, jnp.zeros((sizes.block_q, sizes.H), jnp.float32))
@@ -138,11 +152,12 @@ def _key_kernel(call: Call, *refs: Any) -> None:
         q, d_out = q_ref[where, member, :], d_out_ref[where, member, :]
         s, slope = scores(call, k, q)
         p = jnp.exp2(s - lse_ref[member, where][None, :])
-        if masked:
-            p = jnp.where(visible(call, mask_refs, row, column, member, transposed=True), p, 0.0)
-        dv = dv + dot(p.astype(d_out.dtype), d_out, NN)
         ds = p * (dot(v, d_out, NT) - delta_ref[member, where][None, :])
         ds = ds if slope is None else ds * slope
+        if masked:
+            seen = visible(call, mask_refs, row, column, member, transposed=True)
+            p, ds, q = jnp.where(seen, p, 0.0), jnp.where(seen, ds, 0.0), clear_unseen(q, seen)
+        dv = dv + dot(p.astype(d_out.dtype), d_out, NN)
         return dk + dot(ds.astype(q.dtype), q, NN), dv
 
     def head(member: Any, carry: tuple) -> tuple:

@@ -14,11 +14,10 @@ import numpy as np
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
 # One int32 holds a step: row and column in 13 bits each (4 million tokens in blocks of 512), its class, and whether it
-# opens or closes its row. Rows are in the high bits, so that sorted codes are tiles in row-major order.
+# opens or closes its row.
 _ROW_BITS = _COLUMN_BITS = 13
 _ROW_SHIFT, _COLUMN_SHIFT, _CLASS_SHIFT = _COLUMN_BITS + 4, 4, 2
 _FIRST, _LAST = 2, 1
-_NONE = np.iinfo(np.int32).max
 
 
 class Walk(NamedTuple):
@@ -36,7 +35,7 @@ class Runs(NamedTuple):
     """For each row of the table its runs of neighbouring tiles of one class: the FULL ones, then the PARTIAL ones.
 
     bounds: int32 [B or 1, rows, most runs, 2], first column and the one after the last; counts: int32 [B or 1, rows,
-    2], where the FULL runs end and where all runs end. Few numbers say much: a causal row is one FULL and one PARTIAL run.
+    2], where the FULL runs end and where all runs end. A causal row is one FULL and one PARTIAL run.
     """
 
     bounds: Any
@@ -83,10 +82,14 @@ def walk(table: Any) -> Walk:
     column = xp.arange(columns, dtype=np.int32)[None, None, :]
     wanted = (table > 0) | ((column == 0) & ~(table > 0).any(axis=2, keepdims=True))
     code = (row << _ROW_SHIFT) | (column << _COLUMN_SHIFT) | (table << _CLASS_SHIFT)
-    code = xp.sort(xp.where(wanted, code, _NONE).reshape(batch, rows * columns), axis=1)
-    lengths = wanted.sum(axis=(1, 2)).astype(np.int32)
+    code, wanted = code.reshape(batch, rows * columns), wanted.reshape(batch, rows * columns)
+    lengths = wanted.sum(axis=1).astype(np.int32)
     if xp is np:
-        code = code[:, : lengths.max()]
+        packed = np.zeros((batch, int(lengths.max())), np.int32)
+        packed[np.arange(packed.shape[1]) < lengths[:, None]] = code[wanted]
+        code = packed
+    else:
+        code = _pack(code, wanted)
     step = xp.arange(code.shape[1], dtype=np.int32)[None]
     row = code >> _ROW_SHIFT
     edge = xp.ones((batch, 1), bool)
@@ -96,6 +99,17 @@ def walk(table: Any) -> Walk:
     tail = xp.take_along_axis(code, lengths[:, None].astype(np.int32) - 1, axis=1) & ~(3 << _CLASS_SHIFT)
     code = xp.where(step < lengths[:, None], code | (first * _FIRST) | (last * _LAST), tail).astype(np.int32)
     return Walk(code, int(lengths.max()) if xp is np else lengths.max())
+
+
+def _pack(codes: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Each row of `codes` [B, L] with its wanted entries in front, in order. (To sort them would compile for long.)"""
+    size = codes.size
+    number = jnp.arange(size, dtype=jnp.int32).reshape(codes.shape)
+    place = jnp.cumsum(wanted.astype(jnp.int32), axis=1) - 1 + number[:, :1]
+    # Places beyond the end are dropped; they differ, because the scatter is promised that all do.
+    place = jnp.where(wanted, place, size + number)
+    packed = jnp.zeros(size, jnp.int32).at[place.reshape(-1)].set(codes.reshape(-1), mode="drop", unique_indices=True)
+    return packed.reshape(codes.shape)
 
 
 def runs(table: Any) -> Runs:

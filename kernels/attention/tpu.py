@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, scores
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, in_32_bits, scores
 from kernels.attention.tpu_backward import backward
 from kernels.attention.tpu_common import (
     LANES,
@@ -34,6 +34,7 @@ from kernels.attention.tpu_common import (
 __all__ = ["backward", "forward"]
 
 
+@in_32_bits
 def forward(
     q: jax.Array,
     k: jax.Array,
@@ -47,7 +48,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Values of masked keys must be finite.
+    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. What nobody sees may be NaN.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
     check("pallas_tpu", q, k, v, bias)
@@ -151,7 +152,8 @@ def _forward_kernel(call: Call, stride: int | None, with_sinks: bool, codes_ref:
         s, _ = scores(call, q_ref[0, 0], k_ref[0, 0])
         if masked:
             # A row that sees nothing so far has maximum MASKED and counts garbage; its first real score wipes it out.
-            s = jnp.where(visible(call, mask_refs, row, column), s, MASKED)
+            seen = visible(call, mask_refs, row, column)
+            s, v = jnp.where(seen, s, MASKED), clear_unseen(v, seen)
         old = max_ref[...]
         new = jnp.maximum(old, s.max(axis=1, keepdims=True))
         p = jnp.exp2(s - spread_lanes(new, s.shape[1]))

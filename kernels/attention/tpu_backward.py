@@ -14,7 +14,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, NN, NT, Call, check, dot, pad_to, row_terms, scores
+from kernels.attention.flash import (
+    LOG2_E,
+    NN,
+    NT,
+    Call,
+    check,
+    clear_unseen,
+    dot,
+    in_32_bits,
+    pad_to,
+    row_terms,
+    scores,
+)
 from kernels.attention.tpu_common import (
     MaskOperands,
     batches,
@@ -30,6 +42,7 @@ from kernels.attention.tpu_common import (
 )
 
 
+@in_32_bits
 def backward(
     q: jax.Array,
     k: jax.Array,
@@ -166,11 +179,12 @@ def _query_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) ->
         k = k_ref[0, 0]
         s, slope = scores(call, q_ref[0, 0], k)
         p = jnp.exp2(s - jnp.expand_dims(lse_ref[0, 0, 0], 1))
-        if masked:
-            p = jnp.where(visible(call, mask_refs, row, column), p, 0.0)
         dp = dot(d_out_ref[0, 0], v_ref[0, 0], NT)
         ds = p * (dp - jnp.expand_dims(delta_ref[0, 0, 0], 1))
         ds = ds if slope is None else ds * slope
+        if masked:
+            seen = visible(call, mask_refs, row, column)
+            ds, k = jnp.where(seen, ds, 0.0), clear_unseen(k, seen)
         acc_ref[...] += dot(ds.astype(k.dtype), k, NN)
 
     when_class(code, tile)
@@ -195,12 +209,12 @@ def _key_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) -> N
         q, d_out = q_ref[0, 0], d_out_ref[0, 0]
         s, slope = scores(call, k_ref[0, 0], q)
         p = jnp.exp2(s - lse_ref[0, 0])
-        if masked:
-            p = jnp.where(visible(call, mask_refs, row, column, transposed=True), p, 0.0)
-        dv_acc_ref[...] += dot(p.astype(d_out.dtype), d_out, NN)
-        dp = dot(v_ref[0, 0], d_out, NT)
-        ds = p * (dp - delta_ref[0, 0])
+        ds = p * (dot(v_ref[0, 0], d_out, NT) - delta_ref[0, 0])
         ds = ds if slope is None else ds * slope
+        if masked:
+            seen = visible(call, mask_refs, row, column, transposed=True)
+            p, ds, q = jnp.where(seen, p, 0.0), jnp.where(seen, ds, 0.0), clear_unseen(q, seen)
+        dv_acc_ref[...] += dot(p.astype(d_out.dtype), d_out, NN)
         dk_acc_ref[...] += dot(ds.astype(q.dtype), q, NN)
 
     when_class(code, tile)

@@ -13,6 +13,7 @@ import jax
 
 from kernels import masks
 from models.mixers.attention import Attention
+from models.mixers.slots import Slots
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +24,8 @@ class Context:
     positions: jax.Array  # [B|1, T]: the token's place in its document
     segment_ids: jax.Array | None  # [B, T]: document within the row, 0 = padding; None = one document a row
     mask: masks.Mask  # the objective's mask, over indices (training) or positions (decoding)
+    slots: Slots | None = None  # decoding: where tokens stand, the new ones included
+    start: jax.Array | None = None  # decoding: [B] the slot of each row's first new token
 
 
 class Mixer(Protocol):
@@ -33,6 +36,8 @@ class Mixer(Protocol):
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]: ...
 
     def init_state(self, batch: int, length: int) -> Any: ...
+
+    def context_flops(self, length: int, causal: bool) -> float: ...
 
 
 MIXERS = {"attention": Attention}

@@ -1,5 +1,6 @@
 """Softmax attention with grouped queries, rotary positions, optional QK-norm, window and sinks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,15 +9,17 @@ from flax import nnx
 
 from kernels import masks
 from kernels.attention import attention
+from kernels.attention.cached import attend_cache
 from models import norms, projections, rope
+from models.mixers import slots
 from models.spec import Spec
 
 
 class Attention(nnx.Module):
     """`x [B, T, D] -> [B, T, D]`, N query heads over K key/value heads of width H (Vaswani et al. 2017; GQA 2023).
 
-    The decoding state is a cache of S slots: rotated keys and values `[B, S, K, H]`, the `position [B, S]` of the token
-    in each slot (-1: empty), and the `length [B]` of each row. Masks go by position, so the order of slots is free.
+    The decoding state is a cache of S slots: rotated keys and values `[B, K, S, H]`. Masks go by the positions in
+    `context.slots`, so the order of slots is free.
     """
 
     bidirectional = True
@@ -49,18 +52,17 @@ class Attention(nnx.Module):
             if context.segment_ids is not None:
                 mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
         else:
-            positions = jnp.broadcast_to(context.positions, x.shape[:2])
-            state = _write(state, k, v, positions)
-            k, v = state["k"], state["v"]
-            mask = masks.Positions(positions, state["position"], rule=mask)
-        out = self._attend(q, k, v, mask)
+            state = {"k": self._append(state["k"], k, context), "v": self._append(state["v"], v, context)}
+            k, v = (state[name].swapaxes(1, 2) for name in ("k", "v"))
+            mask = masks.Positions(context.positions, context.slots.position, rule=mask)
+        out = self._attend(attention if state is None else attend_cache, q, k, v, mask)
         return self.out(out.reshape(*x.shape[:2], -1)), state
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
+    def _attend(self, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
         """Attention of every device's own rows and heads; array masks are cut with the rows they belong to."""
         rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
         heads = ("batch", None, "heads", None)
-        run = lambda q, k, v, mask: attention(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
+        run = lambda q, k, v, mask: op(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
         return self.partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
 
     def _see(self, context) -> masks.Mask:
@@ -83,29 +85,9 @@ class Attention(nnx.Module):
 
     def init_state(self, batch: int, length: int) -> dict[str, jax.Array]:
         """An empty cache of `length` slots for `batch` rows."""
-        slots = jnp.zeros((batch, length, self.K, self.H), self.dtype)
-        return {
-            "k": slots,
-            "v": slots,
-            "position": jnp.full((batch, length), -1, jnp.int32),
-            "length": jnp.zeros((batch,), jnp.int32),
-        }
+        cache = jnp.zeros((batch, self.K, length, self.H), self.dtype)
+        return {"k": cache, "v": cache}
 
-
-def _write(state: dict, k: jax.Array, v: jax.Array, positions: jax.Array) -> dict:
-    """Appends T tokens to every row at its own length.
-
-    Tokens with position -1 are padding at the end of a row: invisible, and overwritten by what comes next.
-    """
-
-    def put(slots, new, start):
-        return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, axis=0)
-
-    put = jax.vmap(put)
-    at = state["length"]
-    return {
-        "k": put(state["k"], k, at),
-        "v": put(state["v"], v, at),
-        "position": put(state["position"], positions, at),
-        "length": at + jnp.sum(positions >= 0, axis=1, dtype=at.dtype),
-    }
+    def _append(self, cache: jax.Array, new: jax.Array, context) -> jax.Array:
+        """The cache `[B, K, S, H]` with T new keys or values `[B, T, K, H]` at the context's slots."""
+        return slots.put(cache, new.swapaxes(1, 2), context.start, axis=2)

@@ -1,0 +1,35 @@
+"""New tokens against a cache of their own past: the one place where what nobody sees is known to be finite.
+
+A cache starts as zeros and holds only what a model wrote, so unseen slots need not be replaced before they are
+multiplied by zero weights. For a short cache on a CPU that pass over all slots would cost more than the attention.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from kernels.attention import attention
+from kernels.masks import Mask
+
+FEW_QUERIES, SHORT_CACHE = 16, 2048
+
+
+def attend_cache(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Mask, implementation: str | None = None
+) -> jax.Array:
+    """Attention of q [B, T, N, H] over a cache k, v [B, S, K, H] in which every slot, seen or not, is finite.
+
+    A few queries on a short cache are one small product per head; everything else goes to `attention`. Returns
+    [B, T, N, H] in q's type; every query must see at least one key.
+    """
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    if implementation is not None or T > FEW_QUERIES or S > SHORT_CACHE:
+        return attention(q, k, v, mask=mask, implementation=implementation)
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    grouped = q.reshape(B, T, K, N // K, H)
+    score = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=dtype) / math.sqrt(H)
+    seen = mask.traced(T, S)[:, :, None]
+    weight = jax.nn.softmax(jnp.where(seen, score, jnp.finfo(dtype).min), axis=-1)
+    out = jnp.einsum("bkgts,bskh->btkgh", weight.astype(v.dtype), v, preferred_element_type=dtype)
+    return out.reshape(B, T, N, H).astype(q.dtype)

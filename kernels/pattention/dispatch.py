@@ -1,0 +1,91 @@
+"""Which implementation runs where: chosen while lowering, or named and then that one or a refusal."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jax.interpreters import mlir
+
+from kernels.pattention import gpu, tpu, xla
+
+IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
+CPU_CHUNK_BYTES = 4 * 2**20  # of scores: a chunk that stays in a core's cache
+_PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
+
+
+def explain(implementation: str | None, dtype: jnp.dtype, platform: str) -> str:
+    """One line: which implementation a call takes when lowered for `platform` (cpu, tpu or cuda), and why."""
+    if implementation is not None:
+        return f"{implementation}: named by the caller"
+    if dtype == jnp.float64 and platform != "cpu":
+        return "xla: the kernels compute in float32 and the inputs are float64"
+    return {
+        "tpu": "tpu: Pallas kernel tiled over tokens and parameter tokens",
+        "cuda": "gpu: Pallas (Triton) products with the pointwise work in their epilogue",
+    }.get(platform, "xla: the formulas in jnp, in chunks of tokens")
+
+
+def select(kind: str, implementation: str | None, interpret: bool, args: tuple, **static: Any) -> Any:
+    """Runs `forward` or `backward` (kind) of the implementation that fits the platform in the making."""
+    plain = functools.partial(getattr(xla, kind), **static)
+    kernels = {
+        name: functools.partial(_flat, getattr(room, kind), **static) for name, room in (("tpu", tpu), ("gpu", gpu))
+    }
+    if implementation == "xla" or (implementation is None and args[0].dtype == jnp.float64):
+        return plain(*args)
+    if implementation is None:
+        return jax.lax.platform_dependent(
+            *args,
+            cpu=functools.partial(plain, limit=CPU_CHUNK_BYTES),
+            tpu=kernels["tpu"],
+            cuda=kernels["gpu"],
+            default=plain,
+        )
+    if interpret:
+        return kernels[implementation](*args)
+    if args[0].dtype == jnp.float64:
+        raise NotImplementedError(
+            f"pattention: implementation={implementation!r} computes in float32, not float64; use 'xla'."
+        )
+    reason = (
+        f"pattention: implementation={implementation!r} is a kernel for {_PLATFORMS[implementation]}, the program is "
+        "lowered for another platform; use implementation=None or 'xla'."
+    )
+
+    def refuse(*args):
+        return jax.tree.map(
+            lambda out: _refuse.bind(*jax.tree.leaves(args), shape=out.shape, dtype=out.dtype, reason=reason),
+            jax.eval_shape(plain, *args),
+        )
+
+    chosen = {_PLATFORMS[implementation]: kernels[implementation]}
+    return jax.lax.platform_dependent(*args, **chosen, default=refuse)
+
+
+def _flat(fn: Callable, *args: Any, **static: Any) -> Any:
+    """Calls a kernel with the token axes of x (and of what goes with its rows) made one, and undoes it after."""
+    lead = args[0].shape[:-1]
+
+    def down(leaf):
+        return leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim > 1 and leaf.shape[:-1] == lead else leaf
+
+    rows = args[0].size // args[0].shape[-1]
+    flat = [None if leaf is None else leaf if at in (1, 2) else down(leaf) for at, leaf in enumerate(args)]
+    results = fn(*flat, **static)
+    keep = (1, 2) if len(results) == 4 else ()  # dkeys and dvalues are no rows
+    return tuple(
+        leaf if at in keep else leaf.reshape(*lead, leaf.shape[-1]) if leaf.shape[0] == rows else leaf
+        for at, leaf in enumerate(results)
+    )
+
+
+def _refuse_lowering(context, *args, reason, **_):
+    raise NotImplementedError(reason)
+
+
+_refuse = jax.extend.core.Primitive("pattention_refuse")
+_refuse.def_abstract_eval(lambda *args, shape, dtype, reason: jax.core.ShapedArray(shape, dtype))
+mlir.register_lowering(_refuse, _refuse_lowering)
