@@ -1,0 +1,166 @@
+"""LaCT over a sequence: the fixed chunk grid, rows with documents or kept tokens, and one token at a time."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels.lact import reference as ref
+from kernels.lact.schedule import boundaries, plan, rematerialised_scan, windows
+
+
+class LactState(NamedTuple):
+    """What one call of `lact` hands to the next. All shapes are static, so it can be carried by a scan.
+
+    carry: weights, momentum buffer and number of updates of the running document (see `reference.Carry`).
+    chunk: (k, v, lr, momentum or None) of the open chunk, `[B, C, ...]`; slots from `fill` on mean nothing. C is 0 for
+        order="update_then_apply", where no chunk stays open.
+    fill: `[B]` int32, tokens in the open chunk, 1..C after a token, 0 before the first.
+    segment: `[B]` int32, segment id of the last token.
+    """
+
+    carry: ref.Carry
+    chunk: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
+    fill: jax.Array
+    segment: jax.Array
+
+
+def _norms(weights: ref.Weights, dtype: jnp.dtype) -> ref.Weights:
+    return tuple(ref.row_norms(w.astype(dtype)) for w in weights)
+
+
+def _select(rows: jax.Array, on_true: ref.Carry, on_false: ref.Carry) -> ref.Carry:
+    """Row by row (axis 0) one carry or the other."""
+    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), on_true, on_false)
+
+
+def _mask_tail(chunk: tuple, fill: jax.Array) -> tuple:
+    """Zeros in every slot from `fill` on."""
+    size = chunk[0].shape[1]
+    held = jnp.arange(size) < fill[:, None]
+    return jax.tree.map(lambda x: jnp.where(held.reshape(*held.shape, *[1] * (x.ndim - 2)), x, 0), chunk)
+
+
+def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
+    """Every row is one document that starts here: chunk c is tokens [cC, (c+1)C). Returns (out, carry, open chunk)."""
+    length, norms = q.shape[1], _norms(weights, carry.main[0].dtype)
+    whole, last = length // chunk_size, -(-length // chunk_size) - 1
+    update_first = order == "update_then_apply"
+
+    def one_chunk(carry, q, tokens, learns):
+        """learns: True, False, or a traced bool."""
+
+        def learn(c):
+            return ref.learn(c, *tokens, norms, rule)
+
+        if update_first:
+            carry = learn(carry)
+        out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+        if not update_first and learns is not False:
+            carry = learn(carry) if learns is True else jax.lax.cond(learns, learn, lambda c: c, carry)
+        return carry, out
+
+    pieces = []
+    if whole > 1:
+
+        def stack(x):
+            x = x[:, : whole * chunk_size]
+            return jnp.moveaxis(x.reshape(x.shape[0], whole, chunk_size, *x.shape[2:]), 1, 0)
+
+        def body(carry, xs):
+            index, q, tokens = xs
+            return one_chunk(carry, q, tokens, True if last == whole else index < last)
+
+        xs = (jnp.arange(whole), *jax.tree.map(stack, (q, tokens)))
+        carry, out = rematerialised_scan(body, carry, xs)
+        pieces.append(jnp.moveaxis(out, 0, 1).reshape(q.shape[0], whole * chunk_size, *q.shape[2:]))
+    elif whole == 1:
+        carry, out = one_chunk(carry, q[:, :chunk_size], jax.tree.map(lambda x: x[:, :chunk_size], tokens), last == 1)
+        pieces.append(out)
+    if length % chunk_size:
+        rest = jax.tree.map(lambda x: x[:, whole * chunk_size :], (q, tokens))
+        carry, out = one_chunk(carry, *rest, False)
+        pieces.append(out)
+    held = length - last * chunk_size
+    pad = chunk_size - held
+    chunk = jax.tree.map(
+        lambda x: jnp.pad(x[:, last * chunk_size :], ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))), tokens
+    )
+    return (pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)), carry, (chunk, held)
+
+
+def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
+    """Rows that go on from `state`, hold several documents, or both (apply_then_update). Returns (out, state)."""
+    batch, length = q.shape[:2]
+    carry = initial = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)
+    norms = _norms(weights, carry.main[0].dtype)
+    fill, last, kept, stream = jnp.zeros((batch,), jnp.int32), None, 0, tokens
+    if state is not None:
+        carry, fill, last, kept = state.carry, state.fill, state.segment, chunk_size
+        shifted = jnp.arange(chunk_size) + fill[:, None] - chunk_size  # the kept tokens end where the new ones begin
+        held = jax.tree.map(lambda x: x[jnp.arange(batch)[:, None], shifted], _mask_tail(state.chunk, fill))
+        stream = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1), held, tokens)
+    begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
+    where = plan(begins, fill, chunk_size, kept)
+    span = min(chunk_size, length)
+
+    # Tokens in the first chunk of a document meet the initial weights, those of the open chunk the state's.
+    out = jnp.zeros_like(q)
+    if state is None or segment_ids is not None:
+        out = ref.apply_fast_weights(q, ref.fast_weights(initial, norms, rule))
+    if state is not None:
+        went_on = ref.apply_fast_weights(q[:, :span], ref.fast_weights(carry, norms, rule))
+        went_on = jnp.pad(went_on, ((0, 0), (0, length - span), (0, 0), (0, 0)))
+        out = jnp.where(where.fresh[..., None, None], out, went_on)
+
+    if where.when.shape[1]:
+
+        def body(carry, xs):
+            active, reset, q, tokens = xs
+
+            def run(carry):
+                begun = _select(reset, initial, carry)
+                carry = _select(active, ref.learn(begun, *tokens, norms, rule), carry)
+                return carry, ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+
+            return jax.lax.cond(jnp.any(active), run, lambda c: (c, jnp.zeros_like(q)), carry)
+
+        begin = where.when - chunk_size + kept
+        learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
+        xs = ((where.when < length).T, where.reset.T, windows(q, where.when, span), learned)
+        carry, later = rematerialised_scan(body, carry, xs)
+        picked = later[jnp.maximum(where.read, 0), jnp.arange(batch)[:, None], jnp.minimum(where.offset, span - 1)]
+        out = jnp.where((where.read >= 0)[..., None, None], picked, out)
+
+    carry = _select(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, carry)
+    fill = where.offset[:, -1] + 1
+    chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], chunk_size)[0], stream)
+    segment = jnp.zeros((batch,), jnp.int32) if last is None else last
+    segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
+    return out, LactState(carry, _mask_tail(chunk, fill), fill, segment)
+
+
+def one_token(q, tokens, weights, state, segment_ids, chunk_size, rule):
+    """One new token per row: constant work, plus one update when a row's chunk was full. Returns (out, state)."""
+    batch = q.shape[0]
+    carry, fill, segment = state.carry, state.fill, state.segment
+    norms = _norms(weights, carry.main[0].dtype)
+    ready = fill == chunk_size
+    if segment_ids is not None:
+        begins, segment = segment_ids[:, 0] != segment, segment_ids[:, 0].astype(jnp.int32)
+        ready = ready & ~begins
+    carry = jax.lax.cond(
+        jnp.any(ready),
+        lambda c: _select(ready, ref.learn(c, *state.chunk, norms, rule), c),
+        lambda c: c,
+        carry,
+    )
+    restart = ready
+    if segment_ids is not None:
+        initial = ref.start(weights, batch, carry.main[0].dtype, carry.momentum is not None)
+        carry, restart = _select(begins, initial, carry), ready | begins
+    fill = jnp.where(restart, 0, fill)
+    rows = jnp.arange(batch)
+    chunk = jax.tree.map(lambda x, new: x.at[rows, fill].set(new[:, 0].astype(x.dtype)), state.chunk, tokens)
+    out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+    return out, LactState(carry, chunk, fill + 1, segment)
