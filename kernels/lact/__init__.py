@@ -61,8 +61,9 @@ def lact(
     Returns:
         out `[B, T, N, H]` in the dtype of `v`, and the state after the last token.
 
-    Memory: chunks are scanned and recomputed in the backward pass. Beyond inputs and outputs the backward pass holds
-    the weights (and momentum) at each chunk, or at every sqrt-th one where that would exceed the inputs.
+    Memory: chunks are scanned and recomputed in the backward pass (reverse mode only). Beyond inputs and outputs the
+    forward pass holds one chunk; the backward pass also holds the weights (and momentum) before each chunk, or before
+    every sqrt-th one where that would exceed the inputs. Rows with `state` or `segment_ids` gather their chunks first.
 
     Raises:
         ValueError: shapes or names that do not fit. NotImplementedError: a combination that is not offered.
@@ -89,7 +90,7 @@ def lact(
         out, state = chunked.in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule)
     else:
         carry = ref.start(weights, q.shape[0], jnp.promote_types(dtype, jnp.float32), momentum is not None)
-        out, carry, (chunk, held) = chunked.on_grid(q, tokens, weights, carry, chunk_size, order, rule)
+        out, carry, chunk, held = chunked.on_grid(q, tokens, weights, carry, chunk_size, order, rule)
         fill = jnp.full((q.shape[0],), held, jnp.int32)
         state = LactState(carry, chunk, fill, jnp.zeros_like(fill))
     return out.astype(v.dtype), state
@@ -121,7 +122,7 @@ def _update_first(q, tokens, weights, chunk_size, state, rule):
     batch = q.shape[0]
     carry = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)
     carry = carry if state is None else state.carry
-    out, carry, _ = chunked.on_grid(q, tokens, weights, carry, chunk_size, "update_then_apply", rule)
+    out, carry, _, _ = chunked.on_grid(q, tokens, weights, carry, chunk_size, "update_then_apply", rule)
     zero = jnp.zeros((batch,), jnp.int32)
     return out, LactState(carry, jax.tree.map(lambda x: x[:, :0], tokens), zero, zero)
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from kernels.lact import reference as ref
-from kernels.lact.schedule import boundaries, plan, rematerialised_scan, windows
+from kernels.lact.chunk_scan import chunk_scan
+from kernels.lact.schedule import boundaries, plan, windows
 
 
 class LactState(NamedTuple):
@@ -42,13 +43,17 @@ def _mask_tail(chunk: tuple, fill: jax.Array) -> tuple:
 
 
 def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
-    """Every row is one document that starts here: chunk c is tokens [cC, (c+1)C). Returns (out, carry, open chunk)."""
+    """Every row is one document that starts here: chunk c is tokens [cC, (c+1)C).
+
+    Returns (out, carry, open chunk, tokens in it). Full chunks are scanned, a short last one follows by itself.
+    """
     length, norms = q.shape[1], _norms(weights, carry.main[0].dtype)
     whole, last = length // chunk_size, -(-length // chunk_size) - 1
     update_first = order == "update_then_apply"
 
-    def one_chunk(carry, q, tokens, learns):
-        """learns: True, False, or a traced bool."""
+    def one_chunk(norms, carry, learns, chunk):
+        """learns: a traced bool, read only by apply_then_update: whether anything follows this chunk."""
+        q, tokens = chunk
 
         def learn(c):
             return ref.learn(c, *tokens, norms, rule)
@@ -56,37 +61,26 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
         if update_first:
             carry = learn(carry)
         out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
-        if not update_first and learns is not False:
-            carry = learn(carry) if learns is True else jax.lax.cond(learns, learn, lambda c: c, carry)
-        return carry, out
+        return carry if update_first else jax.lax.cond(learns, learn, lambda c: c, carry), out
 
-    pieces = []
-    if whole > 1:
-
-        def stack(x):
-            x = x[:, : whole * chunk_size]
-            return jnp.moveaxis(x.reshape(x.shape[0], whole, chunk_size, *x.shape[2:]), 1, 0)
-
-        def body(carry, xs):
-            index, q, tokens = xs
-            return one_chunk(carry, q, tokens, True if last == whole else index < last)
-
-        xs = (jnp.arange(whole), *jax.tree.map(stack, (q, tokens)))
-        carry, out = rematerialised_scan(body, carry, xs)
-        pieces.append(jnp.moveaxis(out, 0, 1).reshape(q.shape[0], whole * chunk_size, *q.shape[2:]))
-    elif whole == 1:
-        carry, out = one_chunk(carry, q[:, :chunk_size], jax.tree.map(lambda x: x[:, :chunk_size], tokens), last == 1)
-        pieces.append(out)
+    if whole:
+        learns = jnp.arange(whole) < last
+        sizes = (chunk_size, chunk_size)
+        carry, out = chunk_scan(one_chunk, norms, carry, learns, (q, tokens), sizes=sizes, steps=whole, length=length)
+    else:
+        out = jnp.zeros_like(q)
     if length % chunk_size:
         rest = jax.tree.map(lambda x: x[:, whole * chunk_size :], (q, tokens))
-        carry, out = one_chunk(carry, *rest, False)
-        pieces.append(out)
+        if update_first:
+            carry = ref.learn(carry, *rest[1], norms, rule)
+        end = ref.apply_fast_weights(rest[0], ref.fast_weights(carry, norms, rule))
+        out = jax.lax.dynamic_update_slice_in_dim(out, end, whole * chunk_size, axis=1)
     held = length - last * chunk_size
     pad = chunk_size - held
     chunk = jax.tree.map(
         lambda x: jnp.pad(x[:, last * chunk_size :], ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))), tokens
     )
-    return (pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)), carry, (chunk, held)
+    return out, carry, chunk, held
 
 
 def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
@@ -115,8 +109,8 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
 
     if where.when.shape[1]:
 
-        def body(carry, xs):
-            active, reset, q, tokens = xs
+        def body(params, carry, flags, chunk):
+            (norms, initial), (active, reset), (q, tokens) = params, flags, chunk
 
             def run(carry):
                 begun = _select(reset, initial, carry)
@@ -127,14 +121,17 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
 
         begin = where.when - chunk_size + kept
         learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
-        xs = ((where.when < length).T, where.reset.T, windows(q, where.when, span), learned)
-        carry, later = rematerialised_scan(body, carry, xs)
-        picked = later[jnp.maximum(where.read, 0), jnp.arange(batch)[:, None], jnp.minimum(where.offset, span - 1)]
-        out = jnp.where((where.read >= 0)[..., None, None], picked, out)
+        flags = ((where.when < length).T, where.reset.T)
+        xs, steps = (windows(q, where.when, span), learned), where.when.shape[1]
+        carry, later = chunk_scan(
+            body, (norms, initial), carry, flags, xs, sizes=(span, chunk_size), steps=steps, length=steps * span
+        )
+        place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
+        out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
 
     carry = _select(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, carry)
     fill = where.offset[:, -1] + 1
-    chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], chunk_size)[0], stream)
+    chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], chunk_size), stream)
     segment = jnp.zeros((batch,), jnp.int32) if last is None else last
     segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
     return out, LactState(carry, _mask_tail(chunk, fill), fill, segment)

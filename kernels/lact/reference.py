@@ -23,7 +23,8 @@ class Carry(NamedTuple):
     main: the weights that updates are added to, (w0 `[B, N, F, H]`, w1 `[B, N, H, F]`, w2 `[B, N, F, H]`): the fast
         weights themselves, except for normalize="pre", where they are the unnormalised sum.
     momentum: the running update, same shapes as `main`, or None without momentum.
-    updates: `[B]` int32, how many chunks have been learned from since the document began.
+    updates: `[B]`, how many chunks have been learned from since the document began. A float, so that every leaf has a
+        gradient; only whether it is 0 matters.
     """
 
     main: Weights
@@ -63,7 +64,7 @@ def start(weights: Weights, batch: int, dtype: jnp.dtype, with_momentum: bool) -
     """The carry at the start of a document, in the accumulation dtype, one copy per row of the batch."""
     main = tuple(jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(dtype) for w in weights)
     momentum = tuple(map(jnp.zeros_like, main)) if with_momentum else None
-    return Carry(main, momentum, jnp.zeros((batch,), jnp.int32))
+    return Carry(main, momentum, jnp.zeros((batch,), dtype))
 
 
 def fast_weights(carry: Carry, norms: Weights, rule: Rule) -> Weights:
@@ -77,7 +78,7 @@ def fast_weights(carry: Carry, norms: Weights, rule: Rule) -> Weights:
 def apply_fast_weights(x: jax.Array, weights: Weights) -> jax.Array:
     """f_W of every token: `[B, T, N, H]` with weights `[B|1, N, F, H]`, `[B|1, N, H, F]`, `[B|1, N, F, H]`.
 
-    Returns `[B, T, N, H]` in the dtype of `x`; products accumulate in float32. LaCT, section on the fast-weight network.
+    Returns `[B, T, N, H]` in the dtype of `x`; products accumulate in float32.
     """
     w0, w1, w2 = (jnp.broadcast_to(w, (x.shape[0], *w.shape[1:])) for w in weights)
     gate = _product("bcnh,bnfh->bncf", x, w0, x.dtype)

@@ -1,4 +1,4 @@
-"""Which chunk is learned from when, for rows that hold several documents, and the scan that runs it.
+"""Which chunk is learned from when, for rows that hold several documents.
 
 A row is a stream: first the tokens kept from earlier calls (up to C of them), then the T new ones. A document is a
 maximal run of equal consecutive segment ids; its chunk grid starts at its first token. A chunk is learned from when it
@@ -6,9 +6,7 @@ is complete AND its document goes on, so a row holds at most (kept + T - 1) // C
 has: that bound makes all shapes static.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,38 +52,6 @@ def plan(begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int) ->
 
 
 def windows(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
-    """`[U, B, size, ...]`: x `[B, S, ...]` from each begin `[B, U]` on. Places outside of x hold its edge tokens."""
-    index = jnp.clip(begin.T[:, :, None] + jnp.arange(size), 0, x.shape[1] - 1)
-    return x[jnp.arange(x.shape[0])[None, :, None], index]
-
-
-def nbytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def rematerialised_scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """`lax.scan` whose backward pass recomputes each step from its carry.
-
-    The carries of all steps are kept for the backward pass when together they are no larger than `xs`. Otherwise
-    only those of every sqrt(steps)-th step are, at the price of one more forward pass: memory then grows with the
-    root of the number of steps.
-    """
-    steps = jax.tree.leaves(xs)[0].shape[0]
-    body = jax.checkpoint(body, prevent_cse=False)
-    if steps < 4 or steps * nbytes(carry) <= nbytes(xs):
-        return jax.lax.scan(body, carry, xs)
-    group = math.isqrt(steps)
-    whole = steps // group * group
-
-    @jax.checkpoint
-    def run(carry, xs):
-        return jax.lax.scan(body, carry, xs)
-
-    grouped = jax.tree.map(lambda x: x[:whole].reshape(-1, group, *x.shape[1:]), xs)
-    carry, ys = jax.lax.scan(run, carry, grouped)
-    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
-    if whole < steps:
-        carry, rest = run(carry, jax.tree.map(lambda x: x[whole:], xs))
-        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, rest)
-    return carry, ys
+    """`[B, U * size, ...]`: x `[B, S, ...]` from each begin `[B, U]` on. Places outside of x hold its edge tokens."""
+    index = jnp.clip(begin[:, :, None] + jnp.arange(size), 0, x.shape[1] - 1).reshape(x.shape[0], -1)
+    return x[jnp.arange(x.shape[0])[:, None], index]
