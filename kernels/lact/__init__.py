@@ -78,8 +78,7 @@ def lact(
     if order == "update_then_apply" and segment_ids is not None:
         reason = "the number of chunks would depend on the data"
         raise NotImplementedError(f"segment_ids with order={order!r} is not offered: {reason}; use one row a document.")
-    triples(newton_schulz_steps, coefficients)
-    rule = Rule(newton_schulz_steps, coefficients, normalize, implementation)
+    rule = Rule(triples(newton_schulz_steps, coefficients), normalize, implementation)
     dtype = jnp.result_type(q, k, v)
     q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), lr, momentum)
     if order == "update_then_apply":

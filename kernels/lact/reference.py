@@ -4,7 +4,6 @@ The network of one head is f_W(x) = W1 [silu(W0 x) * (W2 x)], and a chunk's loss
 Everything here is differentiable, so outer gradients pass through the inner gradient, the norms and Newton-Schulz.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,15 +32,14 @@ class Carry(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """The static part of an update: see `lact` for the meaning of each."""
+    """The static part of an update: the (a, b, c) of each Newton-Schulz step, and see `lact` for the rest."""
 
-    newton_schulz_steps: int = 0
-    coefficients: str | Sequence[tuple[float, float, float]] = "quintic5"
+    triples: tuple[tuple[float, float, float], ...] = ()
     normalize: str = "post"
     newton_schulz_implementation: str | None = None
 
 
-def _product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """einsum with operands rounded to `dtype` and float32 (float64 for float64) accumulation."""
     precision = None if jnp.dtype(dtype).itemsize < 4 else jax.lax.Precision.HIGHEST
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -81,9 +79,9 @@ def apply_fast_weights(x: jax.Array, weights: Weights) -> jax.Array:
     Returns `[B, T, N, H]` in the dtype of `x`; products accumulate in float32.
     """
     w0, w1, w2 = (jnp.broadcast_to(w, (x.shape[0], *w.shape[1:])) for w in weights)
-    gate = _product("bcnh,bnfh->bncf", x, w0, x.dtype)
-    up = _product("bcnh,bnfh->bncf", x, w2, x.dtype)
-    return _product("bncf,bnhf->bcnh", jax.nn.silu(gate) * up, w1, x.dtype).astype(x.dtype)
+    gate = product("bcnh,bnfh->bncf", x, w0, x.dtype)
+    up = product("bcnh,bnfh->bncf", x, w2, x.dtype)
+    return product("bncf,bnhf->bcnh", jax.nn.silu(gate) * up, w1, x.dtype).astype(x.dtype)
 
 
 def fast_weight_gradient(k: jax.Array, v: jax.Array, lr: jax.Array, weights: Weights) -> Weights:
@@ -95,15 +93,15 @@ def fast_weight_gradient(k: jax.Array, v: jax.Array, lr: jax.Array, weights: Wei
     w0, w1, w2 = weights
     dtype = jnp.result_type(k, v)
     lr0, lr1, lr2 = jnp.moveaxis(lr, (3, 2), (0, 2))[..., None]  # each [B, N, C, 1]
-    gate = _product("bcnh,bnfh->bncf", k, w0, dtype)
-    up = _product("bcnh,bnfh->bncf", k, w2, dtype)
-    d_hidden = _product("bcnh,bnhf->bncf", v, w1, dtype)
+    gate = product("bcnh,bnfh->bncf", k, w0, dtype)
+    up = product("bcnh,bnfh->bncf", k, w2, dtype)
+    d_hidden = product("bcnh,bnhf->bncf", v, w1, dtype)
     sigma = jax.nn.sigmoid(gate)
     act = gate * sigma
     d_gate = d_hidden * up * sigma * (1 + gate * (1 - sigma))
-    d0 = _product("bncf,bcnh->bnfh", lr0 * d_gate, k, dtype)
-    d1 = _product("bcnh,bncf->bnhf", v, lr1 * (act * up), dtype)
-    d2 = _product("bncf,bcnh->bnfh", lr2 * (d_hidden * act), k, dtype)
+    d0 = product("bncf,bcnh->bnfh", lr0 * d_gate, k, dtype)
+    d1 = product("bcnh,bncf->bnhf", v, lr1 * (act * up), dtype)
+    d2 = product("bncf,bcnh->bnfh", lr2 * (d_hidden * act), k, dtype)
     return d0, d1, d2
 
 
@@ -118,13 +116,13 @@ def step(carry: Carry, gradient: Weights, gate: jax.Array | None, norms: Weights
         scale = gate[:, :, None, None]
         update = tuple(d + scale * m for d, m in zip(gradient, carry.momentum, strict=True))
         momentum = update
-    if rule.newton_schulz_steps:
+    if rule.triples:
         wide = update[0].dtype
         low = jnp.dtype(dtype) if jnp.dtype(dtype).itemsize < 4 else wide
         d0, d1, d2 = update
         stacked = jnp.stack([d0, jnp.swapaxes(d1, -1, -2), d2]).astype(low)  # transposing commutes with Newton-Schulz
         chosen = {"implementation": rule.newton_schulz_implementation}
-        d0, d1, d2 = newton_schulz(stacked, rule.newton_schulz_steps, rule.coefficients, **chosen).astype(wide)
+        d0, d1, d2 = newton_schulz(stacked, len(rule.triples), rule.triples, **chosen).astype(wide)
         update = (d0, jnp.swapaxes(d1, -1, -2), d2)
     main = tuple(w + d for w, d in zip(carry.main, update, strict=True))
     if rule.normalize == "post":

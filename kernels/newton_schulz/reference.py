@@ -43,28 +43,28 @@ def frobenius(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
-def newton_schulz_reference(g: jax.Array, steps: int, coefficients: str | Sequence[Triple]) -> jax.Array:
+def one_step(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> jax.Array:
+    """aX + (bA + cAA)X with A = XX^T for wide (m <= n) matrices, operands of products rounded to `low`."""
+    precision = None if jnp.dtype(low).itemsize < 4 else jax.lax.Precision.HIGHEST
+
+    def product(a, b):
+        return jnp.matmul(a.astype(low), b.astype(low), precision=precision, preferred_element_type=x.dtype)
+
+    a, b, c = abc
+    gram = product(x, jnp.swapaxes(x, -1, -2))
+    return a * x + product(b * gram + c * product(gram, gram), x)
+
+
+def newton_schulz_reference(g: jax.Array, schedule: tuple[Triple, ...]) -> jax.Array:
     """Newton-Schulz of `[..., m, n]`: X <- aX + (bA + cAA)X with A = XX^T, on the short side.
 
     The iterate is kept in float32 (float64 for float64). Operands of the products are rounded to the dtype of `g`
     when that is a 16-bit type, and the products accumulate in float32.
     """
-    schedule = triples(steps, coefficients)
-    if not schedule:
-        return g
-    wide = jnp.promote_types(g.dtype, jnp.float32)
-
-    def product(a, b):
-        precision = None if a.dtype.itemsize < 4 else jax.lax.Precision.HIGHEST
-        return jnp.matmul(a, b, precision=precision, preferred_element_type=wide)
-
     tall = g.shape[-2] > g.shape[-1]
-    x = (jnp.swapaxes(g, -1, -2) if tall else g).astype(wide)
+    x = jnp.swapaxes(g, -1, -2) if tall else g
+    x = x.astype(jnp.promote_types(g.dtype, jnp.float32))
     x = x / (frobenius(x) + EPSILON)
-    for a, b, c in schedule:
-        low = x.astype(g.dtype)
-        gram = product(low, jnp.swapaxes(low, -1, -2))
-        gram_low = gram.astype(g.dtype)
-        poly = b * gram + c * product(gram_low, gram_low)
-        x = a * x + product(poly.astype(g.dtype), low)
+    for abc in schedule:
+        x = one_step(x, abc, g.dtype)
     return (jnp.swapaxes(x, -1, -2) if tall else x).astype(g.dtype)

@@ -419,7 +419,7 @@ def test_errors_name_the_argument():
         lact(q, k, v, lr[..., :2], weights, chunk_size=4)
     with pytest.raises(ValueError, match=r"weights\[1\]"):
         lact(q, k, v, lr, (weights[0], weights[1][:, :, :2], weights[2]), chunk_size=4)
-    with pytest.raises(NotImplementedError, match="tpu"):
-        lact(*args, chunk_size=4, implementation="tpu")
+    with pytest.raises(NotImplementedError, match="pallas_tpu"):
+        lact(*args, chunk_size=4, implementation="pallas_tpu")
     with pytest.raises(NotImplementedError, match="segment_ids"):
         lact(*args, chunk_size=4, order="update_then_apply", segment_ids=jnp.zeros((1, 8), jnp.int32))
