@@ -30,7 +30,6 @@ def newton_schulz(
         coefficients: "quintic5" (five different steps, values end in about [0.98, 1.14]), "nvs" (one step repeated,
             about [0.68, 1.20]), or (a, b, c) triples. The last triple is repeated when `steps` exceeds the set.
         implementation: None takes a kernel where the program is lowered for a TPU or CUDA GPU and the matrix fits on
-        implementation: None takes a kernel where the program is lowered for a TPU or CUDA GPU and the matrix fits on
             chip, else batched matmuls; "reference" is those matmuls; "pallas_tpu" or "pallas_gpu" is that kernel or
             an error.
 
