@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kernels.lact import reference as ref
 from kernels.lact.chunk_scan import chunk_scan
-from kernels.lact.schedule import boundaries, plan, windows
+from kernels.lact.schedule import boundaries, join, mask_tail, open_chunk, plan, select_rows, windows
 
 
 class LactState(NamedTuple):
@@ -28,18 +28,6 @@ class LactState(NamedTuple):
 
 def _norms(weights: ref.Weights, dtype: jnp.dtype) -> ref.Weights:
     return tuple(ref.row_norms(w.astype(dtype)) for w in weights)
-
-
-def _select(rows: jax.Array, on_true: ref.Carry, on_false: ref.Carry) -> ref.Carry:
-    """Row by row (axis 0) one carry or the other."""
-    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), on_true, on_false)
-
-
-def _mask_tail(chunk: tuple, fill: jax.Array) -> tuple:
-    """Zeros in every slot from `fill` on."""
-    size = chunk[0].shape[1]
-    held = jnp.arange(size) < fill[:, None]
-    return jax.tree.map(lambda x: jnp.where(held.reshape(*held.shape, *[1] * (x.ndim - 2)), x, 0), chunk)
 
 
 def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
@@ -76,10 +64,7 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
         end = ref.apply_fast_weights(rest[0], ref.fast_weights(carry, norms, rule))
         out = jax.lax.dynamic_update_slice_in_dim(out, end, whole * chunk_size, axis=1)
     held = length - last * chunk_size
-    pad = chunk_size - held
-    chunk = jax.tree.map(
-        lambda x: jnp.pad(x[:, last * chunk_size :], ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))), tokens
-    )
+    chunk = open_chunk(tokens, last * chunk_size, chunk_size)
     return out, carry, chunk, held
 
 
@@ -91,9 +76,7 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
     fill, last, kept, stream = jnp.zeros((batch,), jnp.int32), None, 0, tokens
     if state is not None:
         carry, fill, last, kept = state.carry, state.fill, state.segment, chunk_size
-        shifted = jnp.arange(chunk_size) + fill[:, None] - chunk_size  # the kept tokens end where the new ones begin
-        held = jax.tree.map(lambda x: x[jnp.arange(batch)[:, None], shifted], _mask_tail(state.chunk, fill))
-        stream = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1), held, tokens)
+        stream = join(state.chunk, fill, tokens)
     begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
     where = plan(begins, fill, chunk_size, kept)
     span = min(chunk_size, length)
@@ -113,8 +96,8 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
             (norms, initial), (active, reset), (q, tokens) = params, flags, chunk
 
             def run(carry):
-                begun = _select(reset, initial, carry)
-                carry = _select(active, ref.learn(begun, *tokens, norms, rule), carry)
+                begun = select_rows(reset, initial, carry)
+                carry = select_rows(active, ref.learn(begun, *tokens, norms, rule), carry)
                 return carry, ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
 
             return jax.lax.cond(jnp.any(active), run, lambda c: (c, jnp.zeros_like(q)), carry)
@@ -129,12 +112,12 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
         place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
         out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
 
-    carry = _select(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, carry)
+    carry = select_rows(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, carry)
     fill = where.offset[:, -1] + 1
     chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], chunk_size), stream)
     segment = jnp.zeros((batch,), jnp.int32) if last is None else last
     segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
-    return out, LactState(carry, _mask_tail(chunk, fill), fill, segment)
+    return out, LactState(carry, mask_tail(chunk, fill), fill, segment)
 
 
 def one_token(q, tokens, weights, state, segment_ids, chunk_size, rule):
@@ -148,14 +131,14 @@ def one_token(q, tokens, weights, state, segment_ids, chunk_size, rule):
         ready = ready & ~begins
     carry = jax.lax.cond(
         jnp.any(ready),
-        lambda c: _select(ready, ref.learn(c, *state.chunk, norms, rule), c),
+        lambda c: select_rows(ready, ref.learn(c, *state.chunk, norms, rule), c),
         lambda c: c,
         carry,
     )
     restart = ready
     if segment_ids is not None:
         initial = ref.start(weights, batch, carry.main[0].dtype, carry.momentum is not None)
-        carry, restart = _select(begins, initial, carry), ready | begins
+        carry, restart = select_rows(begins, initial, carry), ready | begins
     fill = jnp.where(restart, 0, fill)
     rows = jnp.arange(batch)
     chunk = jax.tree.map(lambda x, new: x.at[rows, fill].set(new[:, 0].astype(x.dtype)), state.chunk, tokens)

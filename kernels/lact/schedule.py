@@ -6,7 +6,7 @@ is complete AND its document goes on, so a row holds at most (kept + T - 1) // C
 has: that bound makes all shapes static.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +55,34 @@ def windows(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
     """`[B, U * size, ...]`: x `[B, S, ...]` from each begin `[B, U]` on. Places outside of x hold its edge tokens."""
     index = jnp.clip(begin[:, :, None] + jnp.arange(size), 0, x.shape[1] - 1).reshape(x.shape[0], -1)
     return x[jnp.arange(x.shape[0])[:, None], index]
+
+
+def select_rows(rows: jax.Array, on_true: Any, on_false: Any) -> Any:
+    """Row by row, `[B]` bool against axis 0 of every leaf, one tree or the other."""
+    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), on_true, on_false)
+
+
+def mask_tail(chunk: Any, fill: jax.Array) -> Any:
+    """Zeros in every slot of `[B, C, ...]` leaves from `fill` `[B]` on."""
+
+    def one(x):
+        held = jnp.arange(x.shape[1]) < fill[:, None]
+        return jnp.where(held.reshape(*held.shape, *[1] * (x.ndim - 2)), x, 0)
+
+    return jax.tree.map(one, chunk)
+
+
+def join(kept: Any, fill: jax.Array, new: Any) -> Any:
+    """`[B, C + T, ...]`: the first `fill` slots of `kept` `[B, C, ...]`, ending where the `new` tokens begin."""
+
+    def one(kept, new):
+        slot = jnp.arange(kept.shape[1]) + fill[:, None] - kept.shape[1]  # below 0: any slot, all are masked
+        return jnp.concatenate([kept[jnp.arange(kept.shape[0])[:, None], slot], new.astype(kept.dtype)], axis=1)
+
+    return jax.tree.map(one, mask_tail(kept, fill), new)
+
+
+def open_chunk(tokens: Any, begin: int, size: int) -> Any:
+    """Tokens `[B, T, ...]` from `begin` on, padded with zeros to `size` slots."""
+    pad = size - (jax.tree.leaves(tokens)[0].shape[1] - begin)
+    return jax.tree.map(lambda x: jnp.pad(x[:, begin:], ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2))), tokens)

@@ -41,7 +41,7 @@ def ttt_linear(
 
     Raises ValueError for shapes that do not fit.
 
-    Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", sections 2.3 to 2.7.
+    Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", section 2.
     """
     return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, 1)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.lact.chunk_scan import chunk_scan
-from kernels.lact.schedule import Plan, boundaries, plan, windows
+from kernels.lact.schedule import Plan, boundaries, join, mask_tail, open_chunk, plan, select_rows, windows
 from kernels.ttt import reference as ref
 
 
@@ -63,9 +63,7 @@ def on_grid(q, tokens, layers, norm, rate):
         rest, kept = jax.tree.map(lambda x: x[:, last * size :], (q, tokens))
         end, _ = _mini_batch(layers, norm, rate[:held], rest, kept)
         out = jax.lax.dynamic_update_slice_in_dim(out, end, last * size, axis=1)
-    chunk = jax.tree.map(
-        lambda x: jnp.pad(x[:, last * size :], ((0, 0), (0, size - held), *[(0, 0)] * (x.ndim - 2))), tokens
-    )
+    chunk = open_chunk(tokens, last * size, size)
     fill = jnp.full((batch,), held, jnp.int32)
     return out, TTTState(layers, chunk, fill, jnp.zeros_like(fill))
 
@@ -109,9 +107,7 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids):
     layers, fill, last, kept, stream = initial, jnp.zeros((batch,), jnp.int32), None, 0, tokens
     if state is not None:
         layers, fill, last, kept = state.layers, state.fill, state.segment, size
-        shifted = jnp.arange(size) + fill[:, None] - size  # the kept tokens end where the new ones begin
-        held = jax.tree.map(lambda x: x[jnp.arange(batch)[:, None], shifted], _mask_tail(state.chunk, fill))
-        stream = jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1), held, tokens)
+        stream = join(state.chunk, fill, tokens)
     begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
     where = plan(begins, fill, size, kept)
 
@@ -133,8 +129,8 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids):
             (norm, rate, initial), (active, reset), (q, tokens, before) = params, flags, chunk
 
             def run(layers):
-                moved = _learn(_select(reset, initial, layers), norm, rate, before)
-                layers = _select(active, moved, layers)
+                moved = _learn(select_rows(reset, initial, layers), norm, rate, before)
+                layers = select_rows(active, moved, layers)
                 return layers, _mini_batch(layers, norm, rate, q, tokens)[0]
 
             return jax.lax.cond(jnp.any(active), run, lambda w: (w, jnp.zeros_like(q)), layers)
@@ -147,20 +143,9 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids):
         place = jnp.maximum(where.read, 0) * size + where.offset
         out = jnp.where((where.read >= 0)[..., None, None], later[rows, place], out)
 
-    layers = _select(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, layers)
+    layers = select_rows(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, layers)
     fill = where.offset[:, -1] + 1
     chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], size), stream)
     segment = jnp.zeros((batch,), jnp.int32) if last is None else last
     segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
-    return out, TTTState(layers, _mask_tail(chunk, fill), fill, segment)
-
-
-def _select(rows, on_true, on_false):
-    """Row by row (axis 0) one set of weights or the other."""
-    return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), on_true, on_false)
-
-
-def _mask_tail(chunk, fill):
-    """Zeros in every slot from `fill` on."""
-    held = jnp.arange(chunk[0].shape[1]) < fill[:, None]
-    return jax.tree.map(lambda x: jnp.where(held.reshape(*held.shape, *[1] * (x.ndim - 2)), x, 0), chunk)
+    return out, TTTState(layers, mask_tail(chunk, fill), fill, segment)

@@ -185,7 +185,7 @@ def run_split(args, momentum, cuts, segment_ids=None, **options):
 
 
 @pytest.mark.parametrize("normalize,steps", [("post", 5), ("pre", 0)])
-@pytest.mark.parametrize("cuts", [(4,), (3, 4, 5, 9)])
+@pytest.mark.parametrize("cuts", [(3, 4, 5, 9)])
 def test_split_anywhere_equals_whole_with_gradients_and_state(x64, normalize, steps, cuts):
     args, momentum = inputs(2, 11, 1, 4, 4)
     options = dict(chunk_size=4, newton_schulz_steps=steps, normalize=normalize)
@@ -263,7 +263,7 @@ def alone_run(lengths, normalize):
     return with_gradients(f)(args, momentum)
 
 
-@pytest.mark.parametrize("cuts", [(), (2,), (6, 7)])
+@pytest.mark.parametrize("cuts", [(), (2, 7)])
 @pytest.mark.parametrize(
     "lengths,normalize",
     [(((7, 6), (1, 12)), "post"), (((3, 3, 1, 6), (13,)), "pre"), (((2, 2, 2, 2, 2, 2, 1), (4, 9)), "post")],
@@ -373,32 +373,6 @@ def test_bfloat16_tokens_keep_float32_weights(x64):
     assert out.dtype == jnp.bfloat16 and state.carry.main[0].dtype == jnp.float32
     # Two updates and two layers round operands (2^-8 each), relative to the largest output.
     close(out.astype(jnp.float64), lact(*exact, *args[3:], chunk_size=8)[0], 8 * 2**-8)
-
-
-def temporaries(length, chunk, backward):
-    shapes = jax.eval_shape(lambda: inputs(1, 4, 1, 16, 16, dtype=np.float32)[0])
-    args = (*[jax.ShapeDtypeStruct((2, length, *s.shape[2:]), s.dtype) for s in shapes[:4]], shapes[4])
-
-    def loss(args):
-        return jnp.sum(lact(*args, chunk_size=chunk, momentum=args[3][..., 0], newton_schulz_steps=5)[0])
-
-    f = jax.grad(loss) if backward else lambda a: lact(*a, chunk_size=chunk, newton_schulz_steps=5)[0]
-    memory = jax.jit(f).lower(args).compile().memory_analysis()
-    return memory.temp_size_in_bytes, memory.argument_size_in_bytes + memory.output_size_in_bytes
-
-
-@pytest.mark.parametrize("chunk", [64, 1024])
-def test_forward_memory_does_not_grow_with_length(chunk):
-    short, _ = temporaries(8192, chunk, backward=False)
-    long, _ = temporaries(65536, chunk, backward=False)
-    assert long <= short + 65536  # bookkeeping only; one output alone is 8 MiB
-
-
-@pytest.mark.parametrize("chunk", [16, 1024])
-def test_backward_memory_stays_below_inputs_and_outputs(chunk):
-    short, _ = temporaries(8192, chunk, backward=True)
-    long, in_and_out = temporaries(65536, chunk, backward=True)
-    assert long - short <= in_and_out
 
 
 def test_errors_name_the_argument():

@@ -41,20 +41,21 @@ def inner(layers, scale, shift, x):
 
 def naive_head(q, k, v, eta, layers, scale, shift, position, size):
     """One row and head from the definition: token i moves the first weights by every step up to its own."""
-    first, outs = layers, []
-    for i in range(q.shape[0]):
-        place = i % size
-        if place == 0:
-            first, total = layers, jax.tree.map(jnp.zeros_like, layers)
 
-        def loss(layers, i=i):
-            return 0.5 * jnp.sum((inner(layers, scale, shift, k[i]) - (v[i] - k[i])) ** 2)
+    def token(carry, xs):
+        first, layers, total = carry
+        i, q, k, v, eta = xs
+        starts = i % size == 0
+        first = jax.tree.map(lambda a, b: jnp.where(starts, a, b), layers, first)
+        total = jax.tree.map(lambda a: jnp.where(starts, 0, a), total)
+        step = jax.grad(lambda w: 0.5 * jnp.sum((inner(w, scale, shift, k) - (v - k)) ** 2))(first)
+        total = jax.tree.map(lambda a, g: a + eta * g, total, step)
+        rate = jnp.maximum(0, 1 / (i % size + 1) + position[i % size])
+        layers = jax.tree.map(lambda w, g: w - rate * g, first, total)
+        return (first, layers, total), q + inner(layers, scale, shift, q)
 
-        total = jax.tree.map(lambda a, g, i=i: a + eta[i] * g, total, jax.grad(loss)(first))
-        rate = jnp.maximum(0, 1 / (place + 1) + position[place])
-        layers = jax.tree.map(lambda w, g, rate=rate: w - rate * g, first, total)
-        outs.append(q[i] + inner(layers, scale, shift, q[i]))
-    return jnp.stack(outs)
+    zero = jax.tree.map(jnp.zeros_like, layers)
+    return jax.lax.scan(token, (layers, layers, zero), (jnp.arange(q.shape[0]), q, k, v, eta))[1]
 
 
 def naive(q, k, v, eta, params, size):
