@@ -5,69 +5,119 @@ python main.py --config=configs/transformer.py:tiny --config.model.num_layers=4 
 python main.py --mode=generate --workdir=runs/quickstart --prompt="def main("
 """
 
+import difflib
+import functools
 import os
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+
+from experiments import overrides
 
 MODES = {
-    "train": "train --config in --workdir, or go on where it stopped",
-    "evaluate": "held-out likelihood of the newest checkpoint in --workdir",
-    "generate": "continue --prompt (or each line of --prompts) with the model in --workdir",
-    "export": "write the parameters in --workdir to --workdir/model.safetensors",
+    "train": "train --config in --workdir, or go on where it stopped; ends with a report",
     "plan": "print parameters, shardings, FLOPs and memory of --config; train nothing",
+    "evaluate": "held-out likelihood of the newest checkpoint in --workdir",
+    "generate": "continue --prompt, or each line of --prompts, with the model in --workdir",
+    "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
-config_flags.DEFINE_config_file(
-    "config", None, "The experiment: FILE.py or FILE.py:preset; --config.KEY=VALUE overrides."
-)
-flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report. Resumes when it holds one.")
-flags.DEFINE_enum("mode", "train", list(MODES), "What to do: " + "; ".join(f"{k}: {v}" for k, v in MODES.items()) + ".")
+flags.DEFINE_string("config", None, "The experiment, FILE.py or FILE.py:PRESET; without it that of --workdir.")
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report; a run found there goes on.")
+flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see above.")
 flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that touches every part it names.")
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
-flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line.")
-flags.DEFINE_string("runs", None, "report: workdirs to compare, separated by commas; --workdir receives the page.")
+flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
+flags.DEFINE_string("runs", None, "report: workdirs to compare, between commas; the page goes to --workdir.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("topology", "", "bench: compile for this TPU (v5e, v5p, v6e) that is not here; time nothing.")
-flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices (0 = what is here).")
+flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
 FLAGS = flags.FLAGS
+KNOWN = ("config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "bench_filter", "topology", "simulate")
+
+
+def usage() -> str:
+    """What `--help` prints: one screen."""
+    modes = [f"  --mode={name:<9} {text}." for name, text in MODES.items()]
+    described = {f"--{name}": FLAGS[name].help for name in KNOWN}
+    described["--config.KEY=VALUE"] = "Change one setting, e.g. --config.train.steps=500; configs/base.py lists all."
+    described["--helpfull"] = "The flags of every library too."
+    rows = [f"  {name:<18} {text}" for name, text in described.items()]
+    return "\n".join([__doc__.strip(), "", "Modes (the first is the default):", *modes, "", "Flags:", *rows])
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's parser with one sentence instead of a traceback."""
+    """absl's parser, with a help of one screen and one sentence instead of a traceback."""
+    if {"--help", "-help", "-h", "--helpshort", "-helpshort"} & set(argv[1:]):
+        print(usage())
+        sys.exit(0)
     try:
         return FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        from experiments import overrides
+    except flags.Error as error:
+        fail(_explain(argv[1:], error))
 
-        fail(overrides.explain(argv[1:], error))
+
+def _explain(arguments: list[str], error: flags.Error) -> str:
+    """One sentence for a flag that absl refuses."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, KNOWN, n=1, cutoff=0.5)
+        given = next((a for a in arguments if a.lstrip("-").partition("=")[0] == error.flagname), f"--{error.flagname}")
+        value = given.partition("=")
+        hint = f"did you mean --{near[0]}{value[1]}{value[2]}?" if near else "python main.py --help lists all."
+        return f"{given} is not a flag; {hint}"
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "mode" and value not in MODES:
+            near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
+            hint = f"did you mean --mode={near[0]}? " if near else ""
+            return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
+        if name in ("simulate", "smoke", "nosmoke") and f"--{name}={value}" in str(error):
+            kind = "a whole number, e.g. --simulate=8" if name == "simulate" else "true or false"
+            return f"--{name}={value} must be {kind}."
+    return f"{' '.join(str(error).split())}; python main.py --help lists all flags."
 
 
 def fail(message: str) -> None:
     """Says what is wrong and leaves with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    for line in message.splitlines():
+        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], changes: list[overrides.Override]) -> None:
     """Runs one mode; every expected problem ends as a sentence."""
-    if len(argv) > 1:
-        fail(f"{argv[1]!r} is not a flag; did you mean --{argv[1].lstrip('-')}?")
+    words = argv[1:]
+    if words:
+        hint = f"--mode={words[0]}" if words[0] in MODES else f"--{words[0].lstrip('-')}"
+        fail(f"{words[0]!r} is not a flag; did you mean {hint}?")
+    if not 0 <= FLAGS.simulate <= 1024:
+        fail(f"--simulate={FLAGS.simulate} must be from 0 to 1024 devices, e.g. --simulate=8.")
     if FLAGS.simulate:
+        os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = (
             f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={FLAGS.simulate}"
         )
     logging.set_verbosity(logging.WARNING)
-    from experiments import modes
+    for stream in (sys.stdout, sys.stderr):  # A terminal that cannot show a character shows its number.
+        stream.reconfigure(errors="backslashreplace")
+    from experiments import errors, modes
 
     try:
-        modes.run(FLAGS)
-    except modes.EXPECTED as error:
-        fail(str(error))
+        modes.run(FLAGS, changes)
+    except BrokenPipeError:  # `python main.py --mode=plan | head`
+        os._exit(0)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command starts or goes on from the last checkpoint.", file=sys.stderr)
+        os._exit(130)
+    except Exception as error:
+        message = errors.sentence(error)
+        if not message:
+            raise
+        fail(message)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    CHANGES, REST = overrides.split(sys.argv[1:])
+    app.run(functools.partial(main, changes=CHANGES), [sys.argv[0], *REST], flags_parser=parse)

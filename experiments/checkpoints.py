@@ -21,11 +21,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from experiments.errors import CheckpointError
+
 SUFFIX = ".sha256.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, in one sentence."""
 
 
 class Checkpoints:

@@ -1,19 +1,28 @@
 """Parameters as one `safetensors` file, which any framework reads, and back."""
 
 import json
+import math
 import os
 from typing import Any
 
 import jax
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialize
+
+from experiments import workdir as files
+
+FILE = "model.safetensors"
 
 
-def save(params: Any, config: dict[str, Any], path: str | os.PathLike) -> None:
-    """Writes parameters (names joined by "/") with the config as metadata."""
-    flat = {name: np.ascontiguousarray(value) for name, value in _flatten(jax.device_get(params)).items()}
-    save_file(flat, os.fspath(path), metadata={"config": json.dumps(config), "format": "tessera"})
+def save(params: Any, config: dict[str, Any], path: str | os.PathLike) -> int:
+    """Writes parameters (names joined by "/") with the config as metadata, whole or not at all; returns their count.
+
+    Raises `experiments.workdir.WorkdirError` when the file cannot be written.
+    """
+    flat = {name: np.asarray(value, order="C") for name, value in _flatten(jax.device_get(params)).items()}
+    files.write_file(path, serialize(flat, metadata={"config": json.dumps(config), "format": "tessera"}))
+    return sum(math.prod(value.shape) for value in flat.values())
 
 
 def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Text from a trained model: one prompt or many, streamed to a terminal or returned whole."""
 
 import functools
+import math
 import sys
 import zlib
 from collections import Counter
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import preflight
 from experiments.program import Program
 from models.decoding import autoregressive
 from models.decoding.autoregressive import Sampler
@@ -44,8 +46,16 @@ class Generator:
         return texts
 
     def stream(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> Iterator[tuple[int, str]]:
-        """Yields `(row, piece of text)` as tokens arrive; a stop string ends its row and is not yielded."""
-        ids = [self._encode(prompt) for prompt in prompts]
+        """Yields `(row, piece of text)` as tokens arrive; a stop string ends its row and is not yielded.
+
+        Raises ConfigError for options out of range. Beyond the trained length text is drawn all the same.
+        """
+        preflight.check_generation(options)
+        if not prompts:
+            return
+        ids = [self.encode(prompt) for prompt in prompts]
+        real, devices = len(ids), self._row_devices()
+        ids += [ids[0]] * (-real % devices)  # Every device takes as many rows; those beyond `real` are not read.
         max_new, longest = options["max_tokens"], max(len(row) for row in ids)
         slots = -(-(longest + max_new) // 64) * 64  # Rounded up, so that few lengths compile.
         width = min(slots, -(-longest // 16) * 16)
@@ -53,12 +63,12 @@ class Generator:
         for row, tokens in enumerate(ids):
             prompt[row, : len(tokens)] = tokens
         sampler = self._sampler(options)
-        keys = request_keys(prompts, seed)
+        keys = request_keys([*prompts, *[prompts[0]] * (len(ids) - real)], seed)
         lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
         progress = self._prefill(
             params, prompt, lengths, keys, sampler=sampler, max_new=max_new, slots=max(slots, width + max_new)
         )
-        rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in ids]
+        rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen = 0
         while True:
             count, tokens = int(progress.count), np.asarray(progress.tokens)
@@ -74,7 +84,12 @@ class Generator:
             if int(progress.count) == seen:
                 return
 
-    def _encode(self, prompt: str) -> np.ndarray:
+    def _row_devices(self) -> int:
+        """Over how many devices the rows of a batch are cut."""
+        return math.prod(self.program.mesh.shape[axis] for axis in self.program.config.sharding.batch)
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """Ids of a prompt, `[n]` int32, the start of a document before them."""
         return np.concatenate([[self.tokenizer.bos], self.tokenizer.encode(prompt)]).astype(np.int32)
 
     def _sampler(self, options: dict) -> Sampler:
@@ -121,7 +136,7 @@ def request_keys(prompts: Sequence[str], seed: int) -> jax.Array:
     """One key per request, from its prompt and how often that prompt came before: batching does not change it."""
     base, seen, keys = jax.random.key(seed), Counter(), []
     for prompt in prompts:
-        key = jax.random.fold_in(base, zlib.crc32(prompt.encode()))
+        key = jax.random.fold_in(base, zlib.crc32(prompt.encode("utf-8", "surrogateescape")))
         keys.append(jax.random.fold_in(key, seen[prompt]))
         seen[prompt] += 1
     return jnp.stack(keys)
@@ -138,11 +153,22 @@ def interactive(
 ) -> None:
     """Prints continuations: one prompt streams as it is drawn, several are printed whole, one after the other."""
     write = write or functools.partial(print, end="", flush=True, file=sys.stdout)
+    trained = generator.program.config.data.length
+    needed = max(len(generator.encode(prompt)) for prompt in prompts) + options["max_tokens"]
+    if needed > trained:
+        print(
+            f"note: up to {needed} tokens; the model was trained on {trained} and may lose the thread.", file=sys.stderr
+        )
     if len(prompts) == 1:
-        write(prompts[0])
+        write(_printable(prompts[0]))
         for _, text in generator.stream(params, prompts, options, seed=seed):
             write(text)
         write("\n")
         return
     for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
-        write(f"{'=' * 20}\n{prompt}{text}\n")
+        write(f"{'=' * 20}\n{_printable(prompt)}{text}\n")
+
+
+def _printable(prompt: str) -> str:
+    """Bytes of the command line that are not UTF-8, which the model reads as they are, show as U+FFFD."""
+    return prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,14 +1,16 @@
 """A run that starts from a smaller trained model, grown: `config.init.grow_from`, and the same for notebooks."""
 
+import math
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from experiments import optimizers, trained
-from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.preflight import ConfigError
+from experiments import optimizers, preflight, trained
+from experiments.checkpoints import Checkpoints
+from experiments.errors import CheckpointError, ConfigError
 from experiments.program import Program, build
 from models import growth
 from models.pattention import token_counts
@@ -61,7 +63,7 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
 
 def before(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Program:
     """The program of the run in `workdir` on the mesh of `program`, its parameter tokens uncut."""
-    config = trained.read_config(workdir).copy_and_resolve_references().unlock()
+    config = preflight.saved_config(pathlib.Path(workdir).expanduser()).copy_and_resolve_references()
     config.mesh, config.sharding = program.config.mesh, program.config.sharding.copy_and_resolve_references()
     config.sharding.tokens = ()  # What there was need not divide as what there will be.
     return build(config.lock(), vocab_size=vocab_size, mesh=program.mesh)
@@ -74,26 +76,41 @@ def _grow(old: Program, new: Program) -> Any:
     return jax.jit(fn, out_shardings=new.shardings["params"])
 
 
-def problems(config: Any) -> list[str]:
-    """What the preflight can say about `config.init.grow_from`, from the config saved there."""
-    try:
-        saved = trained.read_config(config.init.grow_from)
-    except ValueError as error:
-        return [str(error).replace("--workdir=", "init.grow_from=")]
-    specs = (Spec.from_config(c.model.to_dict(), vocab_size=1) for c in (saved, config))
-    found = growth.problems(*specs)
-    name, was = config.optimizer.name, saved.optimizer.name
-    if config.init.grow_optimizer == "carry" and name not in optimizers.CARRIED:
-        found.append(
-            f"optimizer.name={name!r} has a state that does not grow; use init.grow_optimizer='reset', "
+def problems(config: Any) -> Iterator[str]:
+    """What the preflight says about parameter tokens and their growth; of the run to grow it reads the config alone."""
+    options, init = config.model.pattention, config.init
+    tokens = options.tokens or config.model.width
+    if "pattention" in (config.model.projection, config.model.channel):
+        if options.top_r > tokens:
+            yield f"model.pattention.top_r={options.top_r} is more than the {tokens} there are; use e.g. {tokens // 2}."
+        parts = math.prod(config.mesh[axis] for axis in config.sharding.tokens if config.mesh[axis] > 1)
+        for name, count in (("tokens", tokens), ("channel_tokens", options.channel_tokens or 4 * tokens)):
+            if count % parts:
+                yield (
+                    f"model.pattention.{name}={count} does not divide over {parts} devices of "
+                    f"{tuple(config.sharding.tokens)}; use e.g. {max(1, round(count / parts)) * parts}."
+                )
+    if init.grow_from and init.warm_start:
+        yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
+    elif init.grow_from:
+        try:
+            saved = preflight.saved_config(pathlib.Path(init.grow_from).expanduser())
+        except ConfigError as error:
+            yield str(error).replace("--workdir=", "init.grow_from=")
+            return
+        yield from growth.problems(*(Spec.from_config(c.model.to_dict(), vocab_size=1) for c in (saved, config)))
+        if init.grow_optimizer == "carry":
+            yield from _carry_problems(config.optimizer, saved.optimizer)
+
+
+def _carry_problems(new: Any, old: Any) -> Iterator[str]:
+    if new.name not in optimizers.CARRIED:
+        yield (
+            f"optimizer.name={new.name!r} has a state that does not grow; use init.grow_optimizer='reset', "
             f"or one of {', '.join(optimizers.CARRIED)}."
         )
-    elif config.init.grow_optimizer == "carry" and (name, bool(config.optimizer.clip)) != (
-        was,
-        bool(saved.optimizer.clip),
-    ):
-        found.append(
-            f"optimizer.name={name!r} with optimizer.clip={config.optimizer.clip} cannot carry the state of {was!r} "
-            f"with clip={saved.optimizer.clip}; use init.grow_optimizer='reset'."
+    elif (new.name, bool(new.clip)) != (old.name, bool(old.clip)):
+        yield (
+            f"optimizer.name={new.name!r} with optimizer.clip={new.clip} cannot carry the state of {old.name!r} with "
+            f"clip={old.clip}; use init.grow_optimizer='reset'."
         )
-    return found

@@ -1,14 +1,16 @@
 """From a config to corpora and batches: the one place where `config.data` meets the data room."""
 
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 import data
 from experiments import workdir as files
-from experiments.preflight import ConfigError
+from experiments.errors import ConfigError
 
 
 def load(config) -> data.Corpus:
@@ -26,8 +28,15 @@ def load(config) -> data.Corpus:
             components=c.components,
             max_files=c.max_files,
         )
-    except (ValueError, FileNotFoundError) as error:  # The data room speaks in sentences.
-        raise ConfigError([str(error)]) from error
+    except (ValueError, FileNotFoundError) as error:
+        raise _named(config, error) from error
+
+
+def _named(config, error: Exception) -> ConfigError:
+    """The data room speaks in sentences that begin with its argument: the config's key without `data.`."""
+    text = str(error)
+    argument = re.match(r"\w+", text)
+    return ConfigError([f"data.{text}" if argument and argument[0] in config.data else text])
 
 
 def byte_vocabulary() -> int:
@@ -40,13 +49,34 @@ def train_loader(config, corpus: data.Corpus) -> data.Loader:
     return _loader(config, corpus, corpus.train, batch_size=config.data.batch_size, seed=config.seed)
 
 
+def eval_loader(config, corpus: data.Corpus) -> data.Loader:
+    """The held-out split once, always in the same order."""
+    size = config.eval.batch_size or config.data.batch_size // config.train.accumulation
+    return _loader(config, corpus, corpus.valid, batch_size=size, seed=0, epochs=1)
+
+
 def eval_batches(config, corpus: data.Corpus) -> Iterator[dict]:
     """The held-out batches, always the same ones."""
-    size = config.eval.batch_size or config.data.batch_size // config.train.accumulation
-    loader = _loader(config, corpus, corpus.valid, batch_size=size, seed=0, epochs=1)
+    loader = eval_loader(config, corpus)
     count = loader.steps_per_epoch
     for step in range(min(count, config.eval.batches) if config.eval.batches else count):
         yield strip(config, loader.batch(step))
+
+
+def check_splits(config, corpus: data.Corpus) -> None:
+    """Raises ConfigError when a split has no text, or too little for one row, before anything is written."""
+    for name, make in (("training", train_loader), ("held-out", eval_loader)):
+        tokens = corpus.train if name == "training" else corpus.valid
+        if not tokens.num_targets:
+            raise ConfigError([
+                f"data.validation={config.data.validation!r} leaves the {name} split of the corpus without text; "
+                "use a larger corpus, and a share such as data.validation=0.05."
+            ])  # fmt: skip
+        try:
+            make(config, corpus)
+        except ValueError as error:
+            sentence = str(_named(config, error)).replace("the whole split", f"the whole {name} split")
+            raise ConfigError([sentence]) from error
 
 
 def _loader(config, corpus: data.Corpus, tokens: Any, **kw) -> data.Loader:
@@ -74,3 +104,15 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
     lines, _ = files.read_lines(workdir / files.METRICS)
     found = [line for line in lines if "eval/loss" in line]
     return {k: v for k, v in found[-1].items() if k.startswith("eval/")} if found else {}
+
+
+def references(corpus: data.Corpus) -> dict[str, float]:
+    """Lines that a curve is read against: bits per byte of a model that knows only how often each token occurs."""
+    train, valid = corpus.train, corpus.valid
+    if isinstance(train, data.Mixture):
+        return {}
+    V = corpus.tokenizer.vocab_size
+    seen, held_out = (np.bincount(split.tokens, minlength=V).astype(float) for split in (train, valid))
+    seen[corpus.tokenizer.bos] = held_out[corpus.tokenizer.bos] = 0  # Never predicted.
+    bits = -held_out @ np.log2((seen + 1) / (seen.sum() + V))
+    return {"unigram_bits_per_byte": float(bits / max(valid.num_bytes, 1))}

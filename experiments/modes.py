@@ -1,4 +1,8 @@
-"""What each `--mode` does, in a few lines; the work is in the module of that name."""
+"""What each `--mode` does, in a few lines; the work is in the module of that name.
+
+What a person can have got wrong is found before anything heavy is imported: jax only after the keys of the config
+stand, checkpoints and plots only in the mode that needs them.
+"""
 
 import os
 import pathlib
@@ -6,64 +10,112 @@ import shlex
 import sys
 from typing import Any
 
-from experiments import versions
+from experiments import overrides, preflight, smoke, versions
+from experiments import workdir as files
+from experiments.errors import Refused
 
-_problem = versions.disagreement()
-if _problem:
-    sys.exit(f"error: {_problem}")
-
-import jax  # noqa: E402
-
-from experiments import preflight, smoke  # noqa: E402
-from experiments import workdir as files  # noqa: E402
+Changes = list[overrides.Override]
+READING = ("eval", "generate", "seed")  # Groups that the command line may change of a trained model.
 
 
-class Refused(ValueError):
-    """A command that cannot run, in one sentence."""
-
-
-from experiments.checkpoints import CheckpointError  # noqa: E402
-from experiments.train import TrainingDiverged  # noqa: E402
-
-EXPECTED = (Refused, preflight.ConfigError, CheckpointError, TrainingDiverged, OSError)
-
-
-def run(flags: Any) -> None:
-    """Runs `flags.mode`."""
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/tessera/jax"))
-    jax.config.update("jax_compilation_cache_dir", cache)
+def run(flags: Any, changes: Changes) -> None:
+    """Runs `flags.mode` with the config of `flags.config` or of the workdir, after the `changes`."""
     {
         "train": train, "evaluate": evaluate, "generate": generate, "export": export, "plan": plan, "report": report,
         "bench": bench,
-    }[flags.mode](flags)  # fmt: skip
+    }[flags.mode](flags, changes)  # fmt: skip
 
 
-def _config(flags: Any) -> Any:
-    if flags.config is None:
+def config(flags: Any, changes: Changes) -> Any:
+    """The config to run, its keys and types checked: the file, else the workdir's own; then the changes; locked."""
+    if flags.config is not None:
+        made = overrides.load(flags.config)
+    elif flags.workdir and (_workdir(flags) / files.CONFIG).exists():
+        made = preflight.saved_config(_workdir(flags))
+    else:
         raise Refused("--config is missing; try --config=configs/quickstart.py.")
-    config = smoke.shrink(flags.config) if flags.smoke else flags.config
-    return config.lock()
+    overrides.apply(made, changes)
+    preflight.check_keys(made)
+    if flags.smoke:  # What was asked for by name holds in the small run too.
+        made = overrides.apply(smoke.shrink(made), changes)
+    return made.lock()
+
+
+def _jax() -> Any:
+    """jax, once its versions agree and its devices answer."""
+    problem = versions.disagreement()
+    if problem:
+        raise Refused(problem)
+    import jax
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/tessera/jax"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        said = str(error).splitlines()[0].split(" (set JAX_PLATFORMS")[0].rstrip(".")
+        raise Refused(f"JAX_PLATFORMS={asked!r}: {said}; use JAX_PLATFORMS=cpu.") from error
+    return jax
+
+
+def _checked(flags: Any, changes: Changes) -> Any:
+    """The config to run, after the whole preflight on the devices that are here."""
+    made = config(flags, changes)
+    jax = _jax()
+    preflight.check(made, num_devices=jax.device_count(), num_processes=jax.process_count())
+    return made
 
 
 def _workdir(flags: Any) -> pathlib.Path:
     if not flags.workdir:
         raise Refused("--workdir is missing; try --workdir=runs/first.")
-    return pathlib.Path(flags.workdir).expanduser()
+    try:
+        return pathlib.Path(flags.workdir).expanduser()
+    except RuntimeError:
+        raise Refused(f"--workdir={flags.workdir} names no home folder; try --workdir=runs/first.") from None
 
 
-def train(flags: Any) -> None:
+def _trained_config(flags: Any, changes: Changes) -> Any:
+    """The config of the run in the workdir, with what the command line may say about reading it."""
+    workdir = _workdir(flags)
+    made = preflight.saved_config(workdir)
+    if flags.config is not None:  # The command that trained it, with another --mode: the same run, or a refusal.
+        asked = overrides.load(flags.config)
+        asked = overrides.apply(smoke.shrink(asked) if flags.smoke else asked, changes)
+        preflight.check_keys(asked)
+        for group in READING:
+            made[group] = asked[group]
+        preflight.check_same(asked, made.to_dict(), workdir)
+    for key, _ in changes:
+        if problem := overrides.unknown(made, key.split(".")):
+            raise Refused(problem)
+        if key.split(".")[0] not in READING:
+            raise Refused(f"--config.{key} cannot change a trained model; change eval or generate, or train another.")
+    overrides.apply(made, changes)
+    preflight.check_keys(made)
+    preflight.check_generation(made.generate.to_dict())
+    return made.lock()
+
+
+def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
+    workdir = _workdir(flags)
+    made = _checked(flags, changes)
+    preflight.check_workdir(made, workdir)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports
     from experiments.train import train as run_training
 
-    config, workdir = _config(flags), _workdir(flags)
-    result = run_training(config, workdir, command=shlex.join(["python", *sys.argv]))
+    finished = (workdir / files.RESULT).exists()
+    result = run_training(made, workdir, command=shlex.join(["python", *sys.argv]))
     if "stopped" in result:
         return
     page = reports.write(workdir)
     samples, _ = files.read_lines(workdir / files.SAMPLES, numbers=False)
     if samples:
         print(f"\na sample:\n{samples[-1]['prompt']}{samples[-1]['text']}\n")
+    if finished:
+        print(f"the run was finished before: all of its {result['step']} steps; give a new --workdir to train again.")
     print(_likelihood(result))
     print(f"report: {page}")
 
@@ -77,12 +129,14 @@ def _likelihood(result: dict[str, Any]) -> str:
     )
 
 
-def evaluate(flags: Any) -> None:
+def evaluate(flags: Any, changes: Changes) -> None:
     """Likelihood of the newest checkpoint on the held-out batches."""
+    made = _trained_config(flags, changes)
+    _jax()
     from experiments import evaluate as evaluation
     from experiments import inputs, trained
 
-    model = trained.load(_workdir(flags))
+    model = trained.load(_workdir(flags), made)
     step = evaluation.make_step(model.program)
     batches = inputs.eval_batches(model.config, model.corpus)
     print(
@@ -90,56 +144,75 @@ def evaluate(flags: Any) -> None:
     )
 
 
-def generate(flags: Any) -> None:
+def prompts(flags: Any) -> list[str]:
+    """The prompts that the command line names; bytes that are not UTF-8 stay what they are."""
+    if (flags.prompt is None) == (flags.prompts is None):
+        raise Refused('generate needs either --prompt="text" or --prompts=FILE with one prompt a line.')
+    if flags.prompt is not None:
+        return [flags.prompt]
+    try:
+        text = pathlib.Path(flags.prompts).expanduser().read_text("utf-8", "surrogateescape")
+    except (OSError, RuntimeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise Refused(
+            f"--prompts={flags.prompts} cannot be read: {reason}; give a file with one prompt a line."
+        ) from None
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise Refused(f"--prompts={flags.prompts} is empty; give a file with one prompt a line.")
+    return lines
+
+
+def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
+    asked, made = prompts(flags), _trained_config(flags, changes)
+    _jax()
     from experiments import generate as generation
     from experiments import trained
 
-    if (flags.prompt is None) == (flags.prompts is None):
-        raise Refused('generate needs either --prompt="text" or --prompts=FILE with one prompt a line.')
-    prompts = [flags.prompt] if flags.prompt is not None else pathlib.Path(flags.prompts).read_text().splitlines()
-    if not prompts:
-        raise Refused(f"--prompts={flags.prompts} is empty; give a file with one prompt a line.")
-    model = trained.load(_workdir(flags))
-    options = (flags.config or model.config).generate.to_dict()
+    model = trained.load(_workdir(flags), made)
     generator = generation.Generator(model.program, model.corpus.tokenizer)
-    generation.interactive(generator, model.params, prompts, options, seed=model.config.seed)
+    generation.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 
 
-def export(flags: Any) -> None:
+def export(flags: Any, changes: Changes) -> None:
     """Writes the parameters as safetensors."""
+    workdir, made = _workdir(flags), _trained_config(flags, changes)
+    _jax()
     from experiments import export as exporting
     from experiments import trained
 
-    workdir = _workdir(flags)
-    model = trained.load(workdir)
-    exporting.save(model.params, files.plain(model.config.to_dict()), workdir / "model.safetensors")
-    print(workdir / "model.safetensors")
+    model = trained.load(workdir, made)
+    count = exporting.save(model.params, files.plain(made.to_dict()), workdir / exporting.FILE)
+    print(f"{count:,} parameters: {workdir / exporting.FILE}")
 
 
-def plan(flags: Any) -> None:
+def plan(flags: Any, changes: Changes) -> None:
     """Prints the plan."""
+    made = _checked(flags, changes)
     from experiments import plan as planning
 
-    print(planning.plan(_config(flags)))
+    print(planning.plan(made))
 
 
-def report(flags: Any) -> None:
+def report(flags: Any, changes: Changes) -> None:
     """Rebuilds a run's page, or compares runs."""
+    workdir = _workdir(flags)
+    runs = [pathlib.Path(name.strip()).expanduser() for name in (flags.runs or "").split(",") if name.strip()]
+    if flags.runs is not None and not runs:
+        raise Refused(f"--runs={flags.runs} names no workdir; try --runs=runs/a,runs/b.")
+    for run in runs or [workdir]:
+        if not (run / files.CONFIG).exists() and not (run / files.METRICS).exists():
+            flag = "runs" if runs else "workdir"
+            raise Refused(f"--{flag}={run} holds no run; give the --workdir of a run.")
     from experiments import report as reports
 
-    if not flags.runs:
-        print(reports.write(_workdir(flags)))
-        return
-    runs = [pathlib.Path(name.strip()).expanduser() for name in flags.runs.split(",")]
-    missing = [run for run in runs if not (run / files.CONFIG).exists()]
-    if missing:
-        raise Refused(f"--runs: {missing[0]} holds no run; give workdirs of runs, separated by commas.")
-    print(reports.compare(runs, _workdir(flags) / "comparison.html"))
+    print(f"report: {reports.compare(runs, workdir / 'comparison.html') if runs else reports.write(workdir)}")
 
 
-def bench(flags: Any) -> None:
+def bench(flags: Any, changes: Changes) -> None:
     """Times this machine."""
+    _jax()
     from experiments import bench as benchmarks
 
     benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir, topology=flags.topology)

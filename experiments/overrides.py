@@ -1,67 +1,210 @@
-"""Says in one sentence what is wrong with `--config` and its overrides, where absl would print a traceback."""
+"""`--config=FILE.py:preset` and `--config.KEY=VALUE`: taken from the command line, loaded, applied, or refused."""
 
+import ast
 import difflib
 import importlib.util
+import inspect
+import math
+import os
 import pathlib
+import shlex
+import traceback
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.errors import Refused
 
-def load(path: str) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:argument`, as `--config` loads it. ValueError in one sentence."""
-    name, _, argument = path.partition(":")
-    file = pathlib.Path(name)
-    if not file.is_file():
-        near = difflib.get_close_matches(name, [str(p) for p in pathlib.Path("configs").glob("**/*.py")], n=1)
-        hint = f"did you mean --config={near[0]}?" if near else "try --config=configs/quickstart.py."
-        raise ValueError(f"--config={name} is not a file; {hint}")
+Override = tuple[str, str | None]  # The dotted key and the text behind "="; None where there was none.
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def split(arguments: list[str]) -> tuple[list[Override], list[str]]:
+    """Takes `--config.KEY=VALUE`, `--config.KEY VALUE`, `--config.KEY` and `--noconfig.KEY` out of `arguments`."""
+    taken, rest, i = [], [], 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].lstrip("-").partition("=")
+        i += 1
+        if name.startswith("noconfig.") and arguments[i - 1].startswith("-"):
+            taken.append((name.removeprefix("noconfig."), "false"))
+        elif name.startswith("config.") and arguments[i - 1].startswith("-"):
+            if not equals and i < len(arguments) and not arguments[i].startswith("-"):
+                equals, value = "=", arguments[i]
+                i += 1
+            taken.append((name.removeprefix("config."), value if equals else None))
+        elif arguments[i - 1] == "--":
+            return taken, rest + arguments[i - 1 :]
+        else:
+            rest.append(arguments[i - 1])
+    return taken, rest
+
+
+def load(path: str | os.PathLike) -> ConfigDict:
+    """The config of `FILE.py` or `FILE.py:preset`. Refused in one sentence when it cannot be had."""
+    name, colon, preset = os.fspath(path).partition(":")
+    file = pathlib.Path(name).expanduser()
+    if not name or not file.is_file() or file.suffix != ".py":
+        raise Refused(f"--config={path} is not a config file; {_near_file(name)}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
-
-
-def explain(arguments: list[str], error: BaseException) -> str:
-    """One sentence for an `error` that parsing `arguments` raised."""
-    pairs = [a.lstrip("-").partition("=") for a in arguments if a.startswith(("--config", "-config"))]
-    path = next((value for key, _, value in pairs if key == "config"), None)
     try:
-        config = load(path) if path else None
-    except ValueError as problem:
-        return str(problem)
-    for key, _, value in pairs:
-        if config is None or not key.startswith("config."):
-            continue
-        problem = _unknown(config, key.removeprefix("config.").split("."))
-        if problem:
-            return problem
-        if key.removeprefix("config.") in str(error) or f"--{key}" in str(error) or key in str(error):
-            return _mistyped(config, key.removeprefix("config."), value)
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        spec.loader.exec_module(module)
+    except Exception as error:  # A config is a person's file: anything may be wrong with it.
+        raise Refused(f"--config={path} cannot be read: {_where(error, file)}; correct the file.") from error
+    make = getattr(module, "get_config", None)
+    if make is None:
+        raise Refused(f"--config={path} has no function get_config(); start from configs/quickstart.py.")
+    try:
+        inspect.signature(make).bind(*[preset] * bool(colon))
+    except TypeError:
+        fix = f"--config={name}" if colon else f"--config={name}:PRESET"
+        raise Refused(f"--config={path}: the file takes {'no' if colon else 'a'} preset; use {fix}.") from None
+    try:
+        config = make(preset) if colon else make()
+    except Exception as error:
+        if type(error) is ValueError and "preset" in str(error):  # From configs.base.choose: a sentence.
+            raise Refused(f"--config={path}: {error}") from None
+        raise Refused(f"--config={path} cannot be made: {_where(error, file)}; correct the file.") from error
+    if not isinstance(config, ConfigDict):
+        raise Refused(f"--config={path}: get_config() gives a {type(config).__name__}; return a ConfigDict.")
+    return config
 
 
-def _unknown(config: Any, parts: list[str]) -> str:
+def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
+    """`config` with the overrides set, each as the type that its key has. Refused, all problems together."""
+    problems = []
+    for key, text in overrides:
+        problem = unknown(config, key.split("."))
+        if not problem:
+            *groups, leaf = key.split(".")
+            at = config
+            for group in groups:
+                at = at[group]
+            value, problem = parse(key, text, at[leaf])
+            if not problem:
+                at[leaf] = value
+        problems += [problem] if problem else []
+    if problems:
+        raise Refused("\n".join(problems))
+    return config
+
+
+def parse(key: str, text: str | None, default: Any) -> tuple[Any, str]:
+    """`text` as a value of the type of `default`, and "" or what is wrong with it."""
+    if isinstance(default, ConfigDict):
+        first = next((name for name in default if not isinstance(default[name], ConfigDict)), "...")
+        wrong = f"--config.{key}{'' if text is None else f'={text}'} is a group; set one of its keys, e.g. "
+        return None, f"{wrong}--config.{key}.{first}={shown(default.get(first))}."
+    if text is None and not isinstance(default, bool):
+        return None, f"--config.{key} has no value; give one, e.g. --config.{key}={shown(default)}."
+    try:
+        return _read(text, default), ""
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}.get(
+            type(default), "text"
+        )
+        given = text if len(text) <= 60 else text[:57] + "..."
+        return None, f"--config.{key}={given} must be {kind}, e.g. --config.{key}={shown(default)}."
+
+
+def _read(text: str | None, default: Any) -> Any:
+    if isinstance(default, bool):
+        return True if text is None else _word(text)
+    if isinstance(default, int):
+        return _whole(text)
+    if isinstance(default, float):
+        number = float(text)
+        if math.isnan(number):
+            raise ValueError(text)
+        return number
+    if isinstance(default, tuple):
+        return _tuple(text)
+    return text
+
+
+def _whole(text: str) -> int:
+    """128, 1_000 and 1e3 are whole numbers, 1.5 is not."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
+def _word(text: str) -> bool:
+    if text.lower() not in _WORDS:
+        raise ValueError(text)
+    return _WORDS[text.lower()]
+
+
+def _tuple(text: str) -> tuple:
+    """A Python literal, or words between commas: "('a','b')", "a,b", "a" and "" are tuples."""
+    if text.strip()[:1] in ("(", "["):
+        value = ast.literal_eval(text.strip())
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def unknown(config: Any, parts: list[str]) -> str:
     """A sentence when the dotted key is not in the config, else ""."""
     at = config
     for depth, part in enumerate(parts):
         if not isinstance(at, ConfigDict) or part not in at:
-            names = list(at) if isinstance(at, ConfigDict) else []
-            here = ".".join(parts[:depth])
-            near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
-            hint = f"did you mean --config.{'.'.join([*parts[:depth], near[0]])}? " if near else ""
-            known = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            place = f" in {here}" if here else ""
-            return f"--config.{'.'.join(parts)} is not a key of the config; {hint}Known{place}: {known}."
+            here, asked = ".".join(parts[:depth]), ".".join(parts)
+            if not isinstance(at, ConfigDict):
+                return f"--config.{asked} is not a key of the config; {here} is one value: --config.{here}={shown(at)}."
+            near = difflib.get_close_matches(part, list(at), n=1, cutoff=0.5)
+            if near:
+                rest = parts[depth + 1 :] if isinstance(at[near[0]], ConfigDict) else []
+                hint = f"did you mean --config.{'.'.join([*parts[:depth], near[0], *rest])}?"
+            else:
+                hint = _elsewhere(config, parts[-1])
+            known = ", ".join(list(at)[:12]) + (", ..." if len(at) > 12 else "")
+            hint += " " * bool(hint)
+            return f"--config.{asked} is not a key of the config; {hint}Known in {here or 'it'}: {known}."
         at = at[part]
     return ""
 
 
-def _mistyped(config: Any, key: str, value: str) -> str:
-    at = config
-    for part in key.split("."):
-        at = at[part]
-    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a tuple"}.get(
-        type(at), ""
-    )
-    return f"--config.{key}={value} does not fit; it must be {kind or type(at).__name__}, e.g. --config.{key}={at}."
+def _elsewhere(config: ConfigDict, name: str, prefix: str = "") -> str:
+    """ "did you mean ...?" for a key of that very name in another group, else ""."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            if name in value:
+                return f"did you mean --config.{prefix}{key}.{name}?"
+            if found := _elsewhere(value, name, f"{prefix}{key}."):
+                return found
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        words = value and all(isinstance(v, str) and v and "," not in v for v in value)
+        return shlex.quote(",".join(value) if words else str(value))
+    return shlex.quote(str(value))
+
+
+def _near_file(name: str) -> str:
+    """A file that was perhaps meant."""
+    files = {path: path for path in sorted(str(p) for p in pathlib.Path("configs").glob("**/*.py"))}
+    files = {path: path for path in files if not path.endswith("__init__.py")}
+    by_stem = {pathlib.Path(path).stem: path for path in files}
+    near = difflib.get_close_matches(name, files, n=1)
+    stem = difflib.get_close_matches(pathlib.Path(name).stem, by_stem, n=1) if not near and name else []
+    found = near[0] if near else by_stem[stem[0]] if stem else ""
+    return f"did you mean --config={found}?" if found else "try --config=configs/quickstart.py."
+
+
+def _where(error: BaseException, file: pathlib.Path) -> str:
+    """An exception in one line, with the line of `file` that led to it."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if pathlib.Path(f.filename) == file]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    place = f" (line {lines[-1]})" if lines else ""
+    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:160]}{place}"

@@ -1,12 +1,16 @@
 """Everything that can be known to be wrong before a compile, told together, in the config's own words."""
 
 import difflib
-import math
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from configs import base as base_config
+from experiments.errors import ConfigError
+
+# Keys that may change between two starts of one run: they decide nothing about its numbers.
+NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
 
 POSITIVE = (
     "data.length", "data.batch_size", "model.vocab_multiple", "model.width", "model.num_layers", "model.num_heads",
@@ -24,18 +28,10 @@ NOT_NEGATIVE = (
 SHARES = {  # key: (least, most), both allowed
     "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),
     "optimizer.decay_share": (0.0, 1.0), "optimizer.b1": (0.0, 0.9999), "optimizer.b2": (0.0, 0.99999),
-    "optimizer.ema": (0.0, 0.99999), "generate.top_p": (0.0, 1.0), "generate.min_p": (0.0, 1.0),
+    "optimizer.ema": (0.0, 0.99999), "generate.top_p": (1e-6, 1.0), "generate.min_p": (0.0, 1.0),
     "model.init_std": (1e-8, 10.0), "optimizer.learning_rate": (1e-12, 100.0), "optimizer.eps": (0.0, 1.0),
     "model.norm_eps": (0.0, 1.0), "model.attention.rope_theta": (1.0, 1e12),
 }  # fmt: skip
-
-
-class ConfigError(ValueError):
-    """What is wrong with a config: one sentence per problem, each naming the key, the value and one that works."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def base() -> dict[str, Any]:
@@ -43,13 +39,37 @@ def base() -> dict[str, Any]:
     return base_config.get_config().to_dict()
 
 
+def check_keys(config: Any) -> None:
+    """Raises ConfigError for unknown keys, missing keys and wrong types: the part that needs no other module."""
+    if problems := list(_shape_problems(config.to_dict(), base())):
+        raise ConfigError(problems)
+
+
 def check(config: Any, *, num_devices: int, num_processes: int = 1) -> None:
     """Raises ConfigError with every problem of `config` on `num_devices` devices."""
-    problems = list(_shape_problems(config.to_dict(), base()))
-    if not problems:  # Values are judged only when all keys and types stand.
-        problems += [*_choice_problems(config), *_range_problems(config)]
-    if not problems:
+    check_keys(config)  # Values are judged only when all keys and types stand,
+    problems = [*_choice_problems(config), *_range_problems(config.to_dict())]
+    if not problems:  # and what they make together only when each stands alone.
         problems += [*_size_problems(config, num_devices, num_processes), *_combination_problems(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_platform(config: Any, platform: str) -> None:
+    """Raises ConfigError when the config names a kernel that `platform` (cpu, gpu, tpu) has not."""
+    name = config.model.attention.implementation
+    owner = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}.get(name, platform)
+    if owner != platform:
+        raise ConfigError([
+            f"model.attention.implementation={name!r} runs on {owner} only and this is a {platform}; "
+            "use model.attention.implementation='' for the best one here."
+        ])  # fmt: skip
+
+
+def check_generation(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError when `options` (as `config.generate`) cannot be drawn with."""
+    options, defaults = {"generate": dict(options)}, {"generate": base()["generate"]}
+    problems = list(_shape_problems(options, defaults)) or list(_range_problems(options, only="generate."))
     if problems:
         raise ConfigError(problems)
 
@@ -76,17 +96,33 @@ def _shape_problems(config: Mapping, reference: Mapping, prefix: str = "") -> It
             yield f"{prefix}{key} is not a key of the config; {suggest(key, reference)}Known here: {_list(reference)}."
     for key, default in reference.items():
         if key not in config:
-            yield f"{prefix}{key} is missing; its default is {default!r}."
+            yield f"{prefix}{key} is missing; its default is {_short(default)}."
             continue
         value = config[key]
         if isinstance(default, Mapping):
             if isinstance(value, Mapping):
                 yield from _shape_problems(value, default, f"{prefix}{key}.")
             else:
-                yield f"{prefix}{key}={value!r} must be a group with the keys {_list(default)}."
+                yield f"{prefix}{key}={_short(value)} must be a group with the keys {_list(default)}."
         elif not _same_type(value, default):
-            kind = type(value).__name__
-            yield f"{prefix}{key}={value!r} is a {kind}; it must be a {_kind(default)}, e.g. {default!r}."
+            kind = "" if isinstance(value, float) and value != value else f"is a {type(value).__name__}; it "
+            yield f"{prefix}{key}={_short(value)} {kind}must be a {_kind(default)}, e.g. {default!r}."
+        elif isinstance(default, tuple):
+            yield from _element_problems(f"{prefix}{key}", value)
+
+
+def _element_problems(key: str, value: Any) -> Iterator[str]:
+    """The elements of a tuple: settings of a source in data.components, else text."""
+    mapping = key == "data.components"
+    for i, element in enumerate(value):
+        if not isinstance(element, Mapping if mapping else str):
+            like = "a group like {'source': 'stdlib', 'weight': 1.0}" if mapping else f"text, e.g. {key}=('a', 'b')"
+            yield f"{key}[{i}]={_short(element)} must be {like}."
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _list(names: Any, limit: int = 8) -> str:
@@ -110,18 +146,22 @@ def _same_type(value: Any, default: Any) -> bool:
 
 def _choice_problems(config: Any) -> Iterator[str]:
     """Names that are not in their socket's table."""
+    import jax
+
     import data
     from experiments import grown, optimizers, program, sharding
-    from kernels.pattention import GELUS, NORMALIZATIONS
-    from kernels.pattention.dispatch import IMPLEMENTATIONS
+    from kernels import pattention as parameter_tokens
+    from kernels.attention import IMPLEMENTATIONS
     from models import block, channels, norms, parameters, pattention, projections
     from models.mixers import MIXERS
 
-    dtypes = ("float32", "bfloat16", "float16", "float64")
+    # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
+    dtypes = ("float32", "bfloat16", "float64") if jax.config.jax_enable_x64 else ("float32", "bfloat16")
+    own_tokenizer = config.data.tokenizer.endswith(".json") or "/" in config.data.tokenizer
     choices = {
         "objective": program.OBJECTIVES,
         "data.source": (*data.SOURCES, "mixture"),
-        "data.tokenizer": data.TOKENIZERS,
+        "data.tokenizer": (config.data.tokenizer,) if own_tokenizer else data.TOKENIZERS,
         "data.packing": data.PACKINGS,
         "model.channel": channels.CHANNELS,
         "model.projection": projections.PROJECTIONS,
@@ -131,12 +171,13 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "model.dtype": dtypes,
         "model.param_dtype": dtypes,
         "model.remat": block.REMAT,
+        "model.attention.implementation": ("", *IMPLEMENTATIONS),
         "model.mlp.activation": channels.ACTIVATIONS,
-        "model.pattention.normalization": NORMALIZATIONS,
-        "model.pattention.gelu": GELUS,
+        "model.pattention.normalization": parameter_tokens.NORMALIZATIONS,
+        "model.pattention.gelu": parameter_tokens.GELUS,
         "model.pattention.init_values": pattention.INIT_VALUES,
         "model.pattention.top_by": pattention.ROUTERS,
-        "model.pattention.implementation": ("", *IMPLEMENTATIONS),
+        "model.pattention.implementation": ("", *parameter_tokens.IMPLEMENTATIONS),
         "init.grow_optimizer": grown.OPTIMIZERS,
         "optimizer.name": optimizers.OPTIMIZERS,
         "optimizer.schedule": optimizers.SCHEDULES,
@@ -149,20 +190,29 @@ def _choice_problems(config: Any) -> Iterator[str]:
         pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in names]
     for key, value, table in pairs:
         if value not in table:
-            yield f"{key}={value!r} is unknown; {suggest(value, table)}Choose one of: {', '.join(table)}."
+            names = ", ".join(name or '""' for name in table)
+            yield f"{key}={_short(value)} is unknown; {suggest(value, table)}choose one of: {names}."
 
 
-def _range_problems(config: Any) -> Iterator[str]:
-    flat, defaults = flatten(config.to_dict()), flatten(base())
-    for key in POSITIVE:
-        if flat[key] < 1:
-            yield f"{key}={flat[key]!r} must be at least 1, e.g. {defaults[key]!r}."
-    for key in NOT_NEGATIVE:
-        if flat[key] < 0:
-            yield f"{key}={flat[key]!r} must not be negative, e.g. {defaults[key]!r}."
-    for key, (least, most) in SHARES.items():
-        if not least <= flat[key] <= most:
-            yield f"{key}={flat[key]!r} must lie between {least:g} and {most:g}, e.g. {defaults[key]!r}."
+def _range_problems(config: Mapping, only: str = "") -> Iterator[str]:
+    """Numbers outside their range. `config` is a plain dict; `only`: keys that start so."""
+    flat, defaults = flatten(config), flatten(base())
+    for key, value in flat.items():
+        if not key.startswith(only) or not isinstance(value, int | float | tuple | list) or isinstance(value, bool):
+            continue
+        limit = f"{_short(value, 40)} must"
+        if key in SHARES:
+            least, most = SHARES[key]
+            if not least <= value <= most:
+                yield f"{key}={limit} lie between {least:g} and {most:g}, e.g. {defaults[key]!r}."
+        elif key in POSITIVE and value < 1:
+            yield f"{key}={limit} be at least 1, e.g. {defaults[key]!r}."
+        elif key in NOT_NEGATIVE and value < 0:
+            yield f"{key}={limit} not be negative, e.g. {defaults[key]!r}."
+        elif isinstance(value, int | float) and not abs(value) < 2**31:
+            yield f"{key}={limit} be below {2**31}, e.g. {defaults[key]!r}."
+        elif key == "generate.stop" and "" in value:
+            yield f"{key}={limit} not hold the empty text, which stops at once; e.g. ('\\n\\n',)."
 
 
 def _size_problems(config: Any, num_devices: int, num_processes: int) -> Iterator[str]:
@@ -216,6 +266,7 @@ def _nearest_multiple(value: int, of: int) -> int:
 
 def _combination_problems(config: Any) -> Iterator[str]:
     """Parts that do not go together."""
+    from experiments import grown
     from experiments.program import objective
     from models.mixers import MIXERS
 
@@ -231,68 +282,107 @@ def _combination_problems(config: Any) -> Iterator[str]:
             f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "
             "use optimizer.schedule='constant'."
         )
-    if config.data.source == "text" and not config.data.path:
+    path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
+    if config.data.source == "text" and not path:
         yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."
-    path = config.data.path
-    if config.data.source == "text" and path and "*" not in path and not pathlib.Path(path).expanduser().exists():
-        yield f"data.path={path!r} does not exist; give a file, folder or glob that does."
-    if config.data.tokenizer == "bpe" and 0 < config.data.vocab_size < 260:
+    elif config.data.source == "text" and "*" not in path and not _path(path).exists():
+        yield f"data.path={_short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
+    if tokenizer == "bpe" and 0 < config.data.vocab_size < 260:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. 4096."
-    if config.init.warm_start and not pathlib.Path(config.init.warm_start).expanduser().is_dir():
-        yield f"init.warm_start={config.init.warm_start!r} is not a workdir; give the --workdir of a finished run."
-    yield from _parameter_token_problems(config)
+    if ("/" in tokenizer or tokenizer.endswith(".json")) and not _path(tokenizer).is_file():
+        yield f"data.tokenizer={_short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
+    for key, start in (("warm_start", warm), ("grow_from", grow)):
+        if start and not any(_path(start).glob("checkpoints/*.sha256.json")):
+            yield f"init.{key}={_short(start)} holds no finished checkpoint; give the --workdir of a trained model."
+    yield from grown.problems(config)
 
 
-def _parameter_token_problems(config: Any) -> Iterator[str]:
-    """What parameter tokens and their growth ask for."""
-    from experiments import grown
-
-    options, init = config.model.pattention, config.init
-    tokens = options.tokens or config.model.width
-    if "pattention" in (config.model.projection, config.model.channel):
-        if options.top_r > tokens:
-            yield f"model.pattention.top_r={options.top_r} is more than the {tokens} there are; use e.g. {tokens // 2}."
-        for name, count in (("tokens", tokens), ("channel_tokens", options.channel_tokens or 4 * tokens)):
-            parts = math.prod(config.mesh[axis] for axis in config.sharding.tokens if config.mesh[axis] > 1)
-            if count % parts:
-                yield (
-                    f"model.pattention.{name}={count} does not divide over {parts} devices of "
-                    f"{tuple(config.sharding.tokens)}; use e.g. {_nearest_multiple(count, parts)}."
-                )
-    if init.grow_from and init.warm_start:
-        yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
-    elif init.grow_from:
-        yield from grown.problems(config)
+def _path(text: str) -> pathlib.Path:
+    """A path that a person typed; what cannot be one does not exist."""
+    try:
+        return pathlib.Path(text.replace("\0", "\ufffd")).expanduser()
+    except RuntimeError:  # "~nobody"
+        return pathlib.Path(text)
 
 
-def check_corpus(config: Any, corpus: Any) -> None:
-    """Raises ConfigError when the tokenizer needs a larger vocabulary than the config fixes."""
-    from experiments.program import objective
+def check_workdir(config: Any, workdir: pathlib.Path) -> None:
+    """Raises ConfigError or OSError when `workdir` cannot be written, or belongs to a run of another config.
 
-    needed = corpus.tokenizer.vocab_size + objective(config.objective).extra_tokens
-    if config.model.vocab_size and config.model.vocab_size < needed:
-        raise ConfigError([
-            f"model.vocab_size={config.model.vocab_size} is smaller than the {needed} ids of tokenizer "
-            f"{corpus.tokenizer.name!r} and objective {config.objective!r}; use model.vocab_size=0 for what is needed."
-        ])  # fmt: skip
-
-
-def check_workdir(config: Any, workdir: pathlib.Path, *, ignore: tuple[str, ...] = ()) -> None:
-    """Raises ConfigError, with the difference, when `workdir` belongs to a run of another config."""
+    The difference is shown; keys in NOT_IDENTITY may differ. Nothing is left behind.
+    """
     from experiments import workdir as files
 
-    saved = files.read_json(workdir / files.CONFIG)
-    if saved is None:
-        if workdir.exists() and not workdir.is_dir():
-            raise ConfigError([f"--workdir={workdir} is a file; give a folder, e.g. --workdir=runs/first."])
-        if (workdir / files.CHECKPOINTS).exists():
-            raise ConfigError([f"--workdir={workdir} holds checkpoints but no {files.CONFIG}; give a new folder."])
-        return
-    old, new = flatten(saved["config"]), flatten(files.plain(config.to_dict()))
-    differing = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(ignore)]
+    place = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
+    if not place.is_dir():
+        part = "" if place == workdir else f" lies in {place}, which"
+        raise ConfigError([f"--workdir={workdir}{part} is a file; give a folder, e.g. --workdir=runs/first."])
+    saved = read_saved(workdir)
+    if saved is None and any((workdir / files.CHECKPOINTS).glob("*")):
+        raise ConfigError([f"--workdir={workdir} holds checkpoints but no {files.CONFIG}; give a new folder."])
+    try:  # A file without a name, gone when it is closed.
+        with tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise files.explain(error, workdir) from error
+    if saved is not None:
+        check_same(config, saved, workdir)
+
+
+def check_same(config: Any, saved: Mapping, workdir: pathlib.Path) -> None:
+    """Raises ConfigError, with the difference, unless `config` is the `saved` one but for keys in NOT_IDENTITY."""
+    from experiments import workdir as files
+
+    old, new = flatten(files.plain(saved)), flatten(files.plain(config.to_dict()))
+    differing = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(NOT_IDENTITY)]
     if differing:
-        lines = [f"  {k}: {old.get(k, 'absent')!r} there, {new.get(k, 'absent')!r} asked for" for k in differing[:12]]
+        lines = [f"  {k}: {_there(old, k)} there, {_there(new, k)} asked for" for k in differing[:12]]
         more = [f"  and {len(differing) - 12} more"] if len(differing) > 12 else []
         raise ConfigError([
             "\n".join([f"--workdir={workdir} belongs to a run of another config; give a new folder:", *lines, *more])
         ])  # fmt: skip
+
+
+def _there(flat: dict[str, Any], key: str) -> str:
+    return _short(flat[key]) if key in flat else "absent"
+
+
+def read_saved(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The config in a workdir as a plain dict, None where there is none. ConfigError when it is damaged."""
+    from experiments import workdir as files
+
+    try:
+        saved = files.read_json(workdir / files.CONFIG)
+    except ValueError:
+        saved = {}
+    if saved is not None and not isinstance(saved.get("config"), dict):
+        raise ConfigError([
+            f"--workdir={workdir}: {files.CONFIG} is damaged; restore it from a copy, or give a new folder."
+        ])  # fmt: skip
+    return saved and saved["config"]
+
+
+def saved_config(workdir: pathlib.Path) -> Any:
+    """The config of the run in `workdir`, not locked. ConfigError when there is none, or it is damaged."""
+    saved = read_saved(workdir)
+    if saved is None:
+        raise ConfigError([f"--workdir={workdir} holds no run; give the --workdir of a trained model."])
+    config = base_config.get_config()
+    known = _tuples(saved, config.to_dict())
+    if problems := list(_shape_problems(known, config.to_dict())):
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise ConfigError(
+            [f"--workdir={workdir}: {problems[0].removesuffix('.')}{more}: the run is of another version."]
+        )
+    config.update(known)
+    return config
+
+
+def _tuples(saved: Mapping, defaults: Mapping) -> dict[str, Any]:
+    """JSON has lists where configs have tuples."""
+    fixed = {}
+    for key, value in saved.items():
+        default = defaults.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _tuples(value, default)
+        fixed[key] = tuple(value) if isinstance(default, tuple) and isinstance(value, list) else value
+    return fixed

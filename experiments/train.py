@@ -21,17 +21,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, evaluate, generate, grown, inputs, preflight, sharding, writers
+from experiments import counting, evaluate, fitting, generate, grown, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
+from experiments.errors import TrainingDiverged
 from experiments.program import Program, build, global_batch
 from experiments.progress import Progress
-
-NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
-
-
-class TrainingDiverged(RuntimeError):
-    """Loss or gradients are no longer numbers."""
 
 
 def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
@@ -45,13 +40,15 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
 
     # ==================== Preflight: everything that can be known before a compile ====================
     preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
-    preflight.check_workdir(config, workdir, ignore=NOT_IDENTITY)
+    preflight.check_platform(config, jax.default_backend())
+    preflight.check_workdir(config, workdir)
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
     corpus = inputs.load(config)
-    preflight.check_corpus(config, corpus)
+    fitting.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
+    fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus)
     generator = generate.Generator(program, corpus.tokenizer)
@@ -61,26 +58,29 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     # 2. A new run may take its parameters from another workdir (init.warm_start).
     # 3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
     # 4. Otherwise from scratch.
-    if main_process:
-        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
     checkpoint = config.checkpoint
     saves = Checkpoints(
         workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best
     )
     restored = saves.restore(program.abstract, program.shardings)
     if restored:
-        start, state, _ = restored
+        start, state, about = restored
+        fitting.check_same_corpus(about, corpus, workdir)
         saves.forget_after(start)
         logging.info("resuming %s at step %d", workdir, start)
     elif config.init.warm_start:
-        start, state = 0, program.begin(Checkpoints(config.init.warm_start).parameters(program))
+        source = Checkpoints(pathlib.Path(config.init.warm_start).expanduser())
+        start, state = 0, program.begin(source.parameters(program))
         logging.info("parameters taken from %s", config.init.warm_start)
     elif config.init.grow_from:
         start, state = 0, grown.state(program, config.init.grow_from, vocab_size=corpus.tokenizer.vocab_size)
         logging.info("grown from %s", config.init.grow_from)
     else:
         start, state = 0, program.init()
-    if main_process:
+    if main_process:  # Nothing is written before all of the above stands.
+        workdir.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(workdir / files.TOKENIZER)
+        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
         writers.truncate(workdir, start if restored else -1)
 
     flops = counting.flops_per_token(program)
@@ -139,7 +139,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 clock.resume()
             if due["save"] or (stop.requested and step > start):
                 clock.pause()
-                saves.save(step, state, {"config": config.to_dict()}, loss=last_eval.get("eval/loss"))
+                saves.save(step, state, _about(config, corpus), loss=last_eval.get("eval/loss"))
                 clock.resume()
             if stop.requested:
                 saves.close()
@@ -184,11 +184,21 @@ def _sample(generator: generate.Generator, params: Any, config) -> str:
     return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
 
 
+def _about(config, corpus: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays."""
+    return {
+        "config": files.plain(config.to_dict()),
+        "versions": {"jax": jax.__version__},
+        "corpus": corpus.hash,
+        "tokenizer": corpus.tokenizer.hash,
+    }
+
+
 def _facts(program: Program, corpus: Any, flops: dict, ceiling: float) -> dict[str, Any]:
     """What run.json keeps about this start."""
     return {
         "environment": files.environment(),
-        "corpus": {"hash": corpus.hash, **corpus.info},
+        "corpus": {"hash": corpus.hash, **corpus.info, **inputs.references(corpus)},
         "tokenizer": corpus.tokenizer.name,
         "parameters": counting.parameters(program),
         "flops_per_token": flops["total"],

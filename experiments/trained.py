@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 
-from configs import base
 from experiments import inputs, preflight, sharding
-from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
+from experiments.errors import CheckpointError
 from experiments.program import Program, build
 
 
@@ -24,32 +23,22 @@ class Trained:
     corpus: Any
 
 
-def read_config(workdir: str | os.PathLike) -> Any:
-    """The config of the run in `workdir`. ConfigError in one sentence when there is none."""
-    saved = files.read_json(pathlib.Path(workdir).expanduser() / files.CONFIG)
-    if saved is None:
-        raise preflight.ConfigError([f"--workdir={workdir} holds no run; give the --workdir of a trained model."])
-    config = base.get_config()
-    config.update(_tuples(saved["config"], config.to_dict()))
-    return config.lock()
+def load(workdir: str | os.PathLike, config: Any = None) -> Trained:
+    """Config, newest parameters and corpus of the run in `workdir`, laid out over the devices that are here.
 
-
-def load(workdir: str | os.PathLike) -> Trained:
-    """Config, newest parameters and corpus of the run in `workdir`, laid out over the devices that are here."""
-    config = read_config(workdir)
-    with config.unlocked():  # The mesh belongs to the machine that trained; reading needs no particular one.
-        config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1})
+    `config`: that of the run with other `eval` or `generate` settings; default: as it was saved. Raises ConfigError or
+    CheckpointError in one sentence.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    config = (config or preflight.saved_config(workdir)).copy_and_resolve_references()
+    saves = Checkpoints(workdir)
+    if not saves.steps():  # Told before the corpus is read.
+        raise CheckpointError(f"--workdir={workdir} holds no finished checkpoint; train it first, then read it.")
+    # The mesh belongs to the machine that trained; reading needs no particular one.
+    config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1})
+    size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
+    config.eval.batch_size = max(1, size // parts) * parts
+    config.lock()
     corpus = inputs.load(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
-    return Trained(config, program, Checkpoints(pathlib.Path(workdir).expanduser()).parameters(program), corpus)
-
-
-def _tuples(saved: dict, defaults: dict) -> dict:
-    """JSON has lists where configs have tuples."""
-    fixed = {}
-    for key, value in saved.items():
-        default = defaults.get(key)
-        if isinstance(value, dict) and isinstance(default, dict):
-            value = _tuples(value, default)
-        fixed[key] = tuple(value) if isinstance(default, tuple) else value
-    return fixed
+    return Trained(config, program, saves.parameters(program), corpus)

@@ -7,6 +7,7 @@
     timing.jsonl    what differs between two runs of one config: {"step", "seconds", "tokens_per_second", "mfu", ..}
     samples.jsonl   {"step", "prompt", "text"}
     result.json     the summary of a finished run; absent while the run is under way
+    tokenizer.json  what turns the model's ids into text
     report.html     built from the files above at any time
 
 JSON has no NaN, so floats that are not finite are written as the strings "NaN", "Infinity" and "-Infinity".
@@ -31,6 +32,7 @@ TIMING = "timing.jsonl"
 SAMPLES = "samples.jsonl"
 RESULT = "result.json"
 REPORT = "report.html"
+TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 

@@ -15,7 +15,7 @@ from absl import app, flags
 from scipy import stats
 
 from configs.claims import tokenformer_growth as claim
-from experiments import counting, evaluate, grown, inputs, report, sharding, trained
+from experiments import counting, evaluate, grown, inputs, preflight, report, sharding, trained
 from experiments import workdir as files
 from experiments.program import build
 from experiments.train import train
@@ -81,7 +81,7 @@ def _flops_per_step(config: Any) -> float:
 
 def _change_by_growth(folder: pathlib.Path) -> float:
     """How much growth alone moves the held-out loss, relative to it."""
-    options = trained.read_config(folder / "grown").model.pattention
+    options = preflight.saved_config(folder / "grown").model.pattention
     sizes = {"tokens": options.tokens, "channel_tokens": options.channel_tokens}
     values = []
     for made in (trained.load(folder / "small"), grown.grow(folder / "small", **sizes)):

@@ -152,12 +152,11 @@ def _gradients_body(x, keys, values, dout, r, coupling, *refs, rule: Rule, tiles
 
 def _call(body: Callable, inputs: list, outputs: list, shape: tuple[int, int], tiles: tuple, interpret: bool) -> list:
     """`pallas_call` over tiles of `shape`; kernels read whole arrays at the places they compute."""
-    wide = inputs[0].dtype.itemsize <= 2
     return pl.pallas_call(
         body,
         grid=(pl.cdiv(shape[0], tiles[0]), pl.cdiv(shape[1], tiles[1])),
         out_shape=[shape_like(inputs[0], shape, dtype) for shape, dtype in outputs],
-        compiler_params=plgpu.CompilerParams(num_warps=8 if wide else 4, num_stages=3),
+        compiler_params=plgpu.CompilerParams(num_warps=8 if tiles[0] == 128 else 4, num_stages=3),
         interpret=interpret,
     )(*inputs)
 

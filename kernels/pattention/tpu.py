@@ -69,6 +69,16 @@ def _call(body: Callable, grid: tuple, inputs: list, outputs: list, scratch: lis
     return call(*(array for array, *_ in inputs))
 
 
+def _finish(n: Array, peak: Array, tau: Array, rule: Rule) -> tuple[Array, Array | int]:
+    """The row statistic from its running form, and what the sum over P is still to be multiplied by."""
+    if rule.normalization == "gelu_l2":
+        n = jnp.sqrt(n)
+        return n, row_factor(n, tau, rule)
+    if rule.normalization == "softmax":
+        return peak + jnp.log(n), tau * tau / n
+    return n, 1
+
+
 def _forward_body(
     tau, x, keys, values, *refs, rule: Rule, size: int, phases: int, masked: bool, given: bool, kept: bool
 ):
@@ -122,15 +132,8 @@ def _forward_body(
 
         @pl.when(j == tiles - 1)
         def _():
-            last, scale = n[...], 1
-            if rule.normalization == "gelu_l2":
-                last = jnp.sqrt(last)
-                scale = row_factor(last, tau[0, 0], rule)
-            elif rule.normalization == "softmax":
-                scale = tau[0, 0] * tau[0, 0] / last
-                last = peak[...] + jnp.log(last)
+            n_out[...], scale = _finish(n[...], peak[...], tau[0, 0], rule)
             out[...] = (total[...] * scale).astype(out.dtype)
-            n_out[...] = last
 
 
 def forward(

@@ -150,7 +150,7 @@ def test_the_preflight_names_what_does_not_fit(small, tmp_path):
 
     assert "model.width=64 was 32" in said(model__width=64) and "model.num_layers=4 was 2" in said(model__num_layers=4)
     assert "model.pattention.tokens=4 is fewer than the 8 there are; use e.g. 16" in said(model__pattention__tokens=4)
-    assert "holds no run" in said(init__grow_from=str(tmp_path))
+    assert "holds no finished checkpoint" in said(init__grow_from=str(tmp_path))
     assert "use init.warm_start=''" in said(init__warm_start=str(small))
     assert "did you mean 'carry'" in said(init__grow_optimizer="carri")
     assert "use init.grow_optimizer='reset'" in said(init__grow_optimizer="carry", optimizer__name="adafactor")

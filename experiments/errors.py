@@ -1,0 +1,55 @@
+"""What a person can have got wrong, as exceptions whose text is the sentence to show. Imports nothing of the house."""
+
+import pathlib
+import traceback
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOMS = ("configs", "data", "experiments", "kernels", "models")
+
+
+class Refused(ValueError):
+    """A command that cannot run, in one sentence."""
+
+
+class ConfigError(ValueError):
+    """What is wrong with a config: one sentence per problem, each naming the key, the value and one that works."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, in one sentence."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Loss or gradients are no longer numbers."""
+
+
+def sentence(error: BaseException) -> str:
+    """What to tell a person about `error`; "" for a fault of the program, which needs its traceback.
+
+    Where the house itself raises a ValueError or NotImplementedError, its text is a sentence (an argument, its value, a
+    value that works); where a library does, it is a fault of ours.
+    """
+    if isinstance(error, Refused | ConfigError | CheckpointError | TrainingDiverged):
+        return str(error)
+    if isinstance(error, OSError):
+        if type(error).__str__ is not OSError.__str__ or not error.filename:  # Already a sentence of the house.
+            return str(error)
+        return f"{error.filename!r} cannot be used: {(error.strerror or 'unknown').lower()}."
+    if type(error) in (ValueError, NotImplementedError) and _raised_by_the_house(error):
+        return str(error)
+    return ""
+
+
+def _raised_by_the_house(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    try:
+        place = pathlib.Path(frames[-1].filename).resolve().relative_to(_ROOT)
+    except ValueError:
+        return False
+    return place.parts[0] in _ROOMS

@@ -1,0 +1,43 @@
+"""Scaling laws: what they are (`laws`), fits with intervals (`fit`, `isoflop`), runs (`io`), figures (`plots`)."""
+
+from experiments.scaling.fit import HUBER, Extrapolation, Fit, extrapolate, fit
+from experiments.scaling.io import PUBLISHED, Runs, read_csv, read_workdirs
+from experiments.scaling.isoflop import IsoFLOP, budgets_of, isoflop
+from experiments.scaling.laws import (
+    CHINCHILLA,
+    DOWNSTREAM,
+    LAWS,
+    LEVERAGE,
+    OVERTRAINING,
+    POWER,
+    Law,
+    absolute,
+    compute_optimal,
+)
+from experiments.scaling.study import study, table
+
+__all__ = [
+    "CHINCHILLA",
+    "DOWNSTREAM",
+    "HUBER",
+    "LAWS",
+    "LEVERAGE",
+    "OVERTRAINING",
+    "POWER",
+    "PUBLISHED",
+    "Extrapolation",
+    "Fit",
+    "IsoFLOP",
+    "Law",
+    "Runs",
+    "absolute",
+    "budgets_of",
+    "compute_optimal",
+    "extrapolate",
+    "fit",
+    "isoflop",
+    "read_csv",
+    "read_workdirs",
+    "study",
+    "table",
+]

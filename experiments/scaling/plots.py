@@ -1,0 +1,153 @@
+"""Figures that a paper could print: loss against compute, isoFLOP parabolas, the frontier, held-out errors.
+
+Each function returns a matplotlib Figure, drawn without pyplot or global state; `save` writes it as SVG, PDF and PNG.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.scaling.fit import Extrapolation, Fit
+from experiments.scaling.isoflop import IsoFLOP, budgets_of
+from experiments.scaling.laws import compute_optimal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "pdf", "png")
+_STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text: selectable, and accepted by publishers
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tessera",  # the same figure is the same file
+    "savefig.dpi": 300,
+    "figure.constrained_layout.use": True,
+}
+_INK, _ACCENT, _HELD = "#333333", "#0b5fa5", "#c2410c"
+
+
+@contextlib.contextmanager
+def _drawing(width: float, height: float, columns: int = 1):
+    """(figure, axes) in inches, under our style only, whatever the reader's own is."""
+    import matplotlib  # slow to import, and only drawing needs it
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width, height))
+        yield figure, figure.subplots(1, columns)
+
+
+def save(figure: "Figure", path: str | pathlib.Path, formats: Sequence[str] = FORMATS) -> list[pathlib.Path]:
+    """Writes `figure` as `path` with each suffix of `formats` and returns the paths."""
+    import matplotlib
+
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"formats={tuple(formats)!r} has {name!r}; use some of {FORMATS}.")
+    base = pathlib.Path(path)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update(_STYLE)
+        for name in formats:
+            out = base.with_name(f"{base.name}.{name}")
+            # No date inside: the same figure twice is the same bytes.
+            figure.savefig(out, format=name, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(name))
+            written.append(out)
+    return written
+
+
+def loss_against_compute(fit: Fit, columns: Mapping[str, np.ndarray]) -> "Figure":
+    """Runs coloured by size, the curve of the fit for each size, and the compute-optimal frontier (Chinchilla form).
+
+    `columns`: `parameters`, `tokens`, `flops`, `loss`, `[R]` each.
+    """
+    sizes, flops = np.asarray(columns["parameters"]), np.asarray(columns["flops"])
+    with _drawing(4.2, 3.0) as (figure, axes):
+        points = axes.scatter(flops, columns["loss"], c=np.log10(sizes), s=9, cmap="viridis", zorder=3, linewidths=0)
+        colour = points.get_cmap()
+        levels = np.unique(sizes) if len(np.unique(sizes)) <= 12 else np.geomspace(sizes.min(), sizes.max(), 8)
+        for size in levels:
+            near = flops[np.abs(np.log(sizes / size)) < 0.2]
+            if not len(near):
+                continue
+            along = np.geomspace(near.min(), near.max() * 1.001, 60)
+            loss = fit.predict({"parameters": np.full(60, size), "tokens": along / (6 * size)})
+            axes.plot(along, loss, color=colour(points.norm(np.log10(size))), alpha=0.6, linewidth=0.8)
+        along = np.geomspace(flops.min(), flops.max() * 10, 100)
+        best, low, high = fit.derived(lambda values: compute_optimal(values, along)["loss"])
+        axes.plot(along, best, color=_INK, linestyle="--", label="compute-optimal")
+        if np.isfinite(low).all():
+            axes.fill_between(along, low, high, color=_INK, alpha=0.15, linewidth=0)
+        axes.axhline(fit.values["E"], color=_INK, linewidth=0.6, linestyle=":")
+        axes.annotate(f"E = {fit.values['E']:.3f}", (flops.min(), fit.values["E"]), va="bottom", color=_INK)
+        axes.set(xscale="log", xlabel="training FLOPs", ylabel="loss (nats per token)")
+        axes.legend(loc="upper right")
+        figure.colorbar(points, ax=axes, label="log10 parameters", shrink=0.8)
+    return figure
+
+
+def isoflops(result: IsoFLOP, columns: Mapping[str, np.ndarray], *, tolerance: float = 0.1) -> "Figure":
+    """Parabolas of each budget with their minima, and beside them the power law of the minima."""
+    budget = budgets_of(columns["flops"], tolerance)
+    with _drawing(6.4, 2.8, 2) as (figure, (left, right)):
+        from matplotlib import cm, colors
+
+        logs = np.log10(result.budgets)
+        shade = cm.ScalarMappable(colors.Normalize(logs.min(), logs.max()), "viridis")
+        colours = shade.to_rgba(logs)
+        for k, (value, curve) in enumerate(zip(result.budgets, result.curves, strict=True)):
+            rows = np.isclose(budget, value)
+            size = np.asarray(columns["parameters"])[rows]
+            along = np.linspace(np.log(size.min()), np.log(size.max()), 80)
+            left.plot(np.exp(along), np.polyval(curve, along), color=colours[k])
+            left.scatter(size, np.asarray(columns["loss"])[rows], color=colours[k], s=8, linewidths=0)
+            left.scatter(result.parameters[k], result.loss[k], marker="*", s=24, color=_INK, zorder=4)
+            right.scatter(value, result.parameters[k], color=colours[k], s=14, zorder=3)
+        left.set(xscale="log", xlabel="parameters", ylabel="loss (nats per token)")
+        figure.colorbar(shade, ax=left, label="log10 FLOPs", shrink=0.8)
+        along = np.geomspace(result.budgets.min() / 2, result.budgets.max() * 10, 50)
+        a = result.exponents["a"]
+        right.plot(
+            along, result.constants["n"] * along**a, color=_INK, linestyle="--", label=f"$N^* \\propto C^{{{a:.3f}}}$"
+        )
+        right.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel="optimal parameters")
+        right.legend()
+    return figure
+
+
+def frontier(fit: Fit, flops: np.ndarray, minima: IsoFLOP | None = None) -> "Figure":
+    """Optimal parameters and tokens against compute `flops`, with 95% bands, and isoFLOP minima if given."""
+    flops = np.asarray(flops, np.float64)
+    with _drawing(6.4, 2.6, 2) as (figure, axes):
+        for ax, key, exponent in zip(axes, ("parameters", "tokens"), ("a", "b"), strict=True):
+            best, low, high = fit.derived(lambda values, key=key: compute_optimal(values, flops)[key])
+            power = float(compute_optimal(fit.values, flops)[exponent])
+            ax.plot(flops, best, color=_ACCENT, label=f"fit: $C^{{{power:.3f}}}$")
+            if np.isfinite(low).all():
+                ax.fill_between(flops, low, high, color=_ACCENT, alpha=0.2, linewidth=0)
+            if minima is not None:
+                ax.scatter(minima.budgets, getattr(minima, key), color=_INK, s=12, zorder=3, label="isoFLOP minima")
+            ax.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel=f"optimal {key}")
+            ax.legend()
+    return figure
+
+
+def held_out(result: Extrapolation, flops: np.ndarray) -> "Figure":
+    """Relative error of the predictions of held-out runs against their compute; `flops` `[R]` of ALL runs."""
+    with _drawing(3.4, 2.6) as (figure, axes):
+        axes.axhline(0, color=_INK, linewidth=0.6)
+        axes.scatter(np.asarray(flops)[result.held_out], 100 * result.error, color=_HELD, s=12, linewidths=0)
+        axes.set(xscale="log", xlabel="training FLOPs", ylabel="predicted / measured - 1 (%)")
+        axes.set_title(f"median |error| {100 * result.median:.2f}%", loc="left", fontsize=8)
+    return figure

@@ -1,0 +1,169 @@
+"""Large-chunk test-time training: a SwiGLU network per head, trained inside the forward pass, chunk by chunk."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from kernels.lact import chunked
+from kernels.lact import reference as ref
+from kernels.lact.chunked import LactState
+from kernels.lact.reference import Rule, Weights, apply_fast_weights, fast_weight_gradient
+from kernels.newton_schulz.reference import triples
+
+__all__ = ["LactState", "apply_fast_weights", "fast_weight_gradient", "init_state", "lact"]
+
+ORDERS = ("apply_then_update", "update_then_apply")
+IMPLEMENTATIONS = (None, "reference")
+
+
+def lact(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lr: jax.Array,
+    weights: Weights,
+    *,
+    chunk_size: int,
+    momentum: jax.Array | None = None,
+    newton_schulz_steps: int = 0,
+    coefficients: str | Sequence[tuple[float, float, float]] = "quintic5",
+    normalize: str = "post",
+    order: str = "apply_then_update",
+    state: LactState | None = None,
+    segment_ids: jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, LactState]:
+    """Fast weights f_W(x) = W1 [silu(W0 x) * (W2 x)], trained on each chunk's -sum_i lr_i <f_W(k_i), v_i>.
+
+    Args:
+        q, k, v: `[B, T, N, H]`. Products take operands of this dtype and accumulate in float32 (float64 for float64).
+        lr: `[B, T, N, 3]`, learning rate of each token for w0, w1, w2. A rate of 0 takes a token out of the update.
+        weights: initial (w0 `[B|1, N, F, H]`, w1 `[B|1, N, H, F]`, w2 `[B|1, N, F, H]`); w1 is the output matrix. The
+            same ones in every call of a stream: documents start from them and rows keep their lengths.
+        chunk_size: C, tokens per update, counted from the start of each document.
+        momentum: `[B, T, N]` gate; its mean over the chunk weighs the update before. The buffer starts at 0.
+        newton_schulz_steps: steps on each matrix's update after momentum (5 as published), 0 for none.
+        coefficients: "quintic5", "nvs" or triples (a, b, c); see `kernels.newton_schulz`.
+        normalize: "post": W <- n (W+D)/(||row||+1e-5) with n the row norms of `weights`; "pre": sums are kept as they
+            are and the network uses their normalised rows (after the first update); "none".
+        order: "apply_then_update": a chunk is read with what the chunks before it taught, then learned from once a
+            later token of its document arrives, so the last chunk never is (causal by chunks: the language model).
+            "update_then_apply": learned from, then read (sets; with C = T the bidirectional order, and with rate 0 on
+            target tokens the novel-view order). A short last chunk is learned from too.
+        state: what an earlier call returned; the T tokens go on from there. T at once, split anywhere, or token by
+            token give the same numbers. In "update_then_apply" every call starts a new chunk, so split at multiples
+            of C.
+        segment_ids: `[B, T]` integers. Wherever the id changes a document begins: initial weights, zero momentum, a
+            new chunk grid. Packed documents give exactly what each gives alone, gradients too.
+        implementation: None or "reference". None lets Newton-Schulz take its kernel for the platform.
+
+    Returns:
+        out `[B, T, N, H]` in the dtype of `v`, and the state after the last token.
+
+    Memory: chunks are scanned and recomputed in the backward pass (reverse mode only). Beyond inputs and outputs the
+    forward pass holds one chunk; the backward pass also holds the weights (and momentum) before each chunk, or before
+    every sqrt-th one where that would exceed the inputs. Rows with `state` or `segment_ids` gather their chunks first.
+
+    Raises:
+        ValueError: shapes or names that do not fit. NotImplementedError: a combination that is not offered.
+
+    Source: "Test-Time Training Done Right" (LaCT), the released language-model layer; gradients as in its appendix.
+    """
+    _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids)
+    _check_state(state, q, chunk_size, momentum, order)
+    if implementation not in IMPLEMENTATIONS:
+        reason = "the chunk loop is made of batched matmuls for XLA and has no hand-written kernel"
+        raise NotImplementedError(f"implementation={implementation!r} is not offered: {reason}; use None.")
+    if order == "update_then_apply" and segment_ids is not None:
+        reason = "the number of chunks would depend on the data"
+        raise NotImplementedError(f"segment_ids with order={order!r} is not offered: {reason}; use one row a document.")
+    rule = Rule(triples(newton_schulz_steps, coefficients), normalize, implementation)
+    dtype = jnp.result_type(q, k, v)
+    q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), lr, momentum)
+    if order == "update_then_apply":
+        out, state = _update_first(q, tokens, weights, chunk_size, state, rule)
+    elif state is not None and q.shape[1] == 1:
+        out, state = chunked.one_token(q, tokens, weights, state, segment_ids, chunk_size, rule)
+    elif state is not None or segment_ids is not None:
+        out, state = chunked.in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule)
+    else:
+        carry = ref.start(weights, q.shape[0], jnp.promote_types(dtype, jnp.float32), momentum is not None)
+        out, carry, chunk, held = chunked.on_grid(q, tokens, weights, carry, chunk_size, order, rule)
+        fill = jnp.full((q.shape[0],), held, jnp.int32)
+        state = LactState(carry, chunk, fill, jnp.zeros_like(fill))
+    return out.astype(v.dtype), state
+
+
+def init_state(
+    weights: Weights,
+    batch: int,
+    *,
+    chunk_size: int,
+    dtype: jnp.dtype = jnp.float32,
+    rate_dtype: jnp.dtype = jnp.float32,
+    momentum: bool = False,
+    order: str = "apply_then_update",
+) -> LactState:
+    """The state before the first token of `batch` rows; `dtype` is that of q, k, v, `rate_dtype` of lr and momentum."""
+    heads, width = weights[0].shape[1], weights[0].shape[-1]
+    size = chunk_size if order == "apply_then_update" else 0
+    tokens = jnp.zeros((batch, size, heads, width), dtype)
+    rates = jnp.zeros((batch, size, heads, 3), rate_dtype)
+    chunk = (tokens, tokens, rates, rates[..., 0] if momentum else None)
+    carry = ref.start(weights, batch, jnp.promote_types(dtype, jnp.float32), momentum)
+    zero = jnp.zeros((batch,), jnp.int32)
+    return LactState(carry, chunk, zero, zero)
+
+
+def _update_first(q, tokens, weights, chunk_size, state, rule):
+    """update_then_apply: no chunk stays open, so the state's chunk has no slots."""
+    batch = q.shape[0]
+    carry = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)
+    carry = carry if state is None else state.carry
+    out, carry, _, _ = chunked.on_grid(q, tokens, weights, carry, chunk_size, "update_then_apply", rule)
+    zero = jnp.zeros((batch,), jnp.int32)
+    return out, LactState(carry, jax.tree.map(lambda x: x[:, :0], tokens), zero, zero)
+
+
+def _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids):
+    """Raises ValueError for the first argument that does not fit, naming what would."""
+    if q.ndim != 4 or 0 in q.shape:
+        raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
+    batch, length, heads, width = q.shape
+    wanted = {"k": (k, q.shape), "v": (v, q.shape), "lr": (lr, (*q.shape[:3], 3))}
+    if momentum is not None:
+        wanted["momentum"] = (momentum, q.shape[:3])
+    if segment_ids is not None:
+        wanted["segment_ids"] = (segment_ids, q.shape[:2])
+    for name, (array, shape) in wanted.items():
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; q of shape {q.shape} needs {shape}.")
+    hidden = weights[0].shape[2] if weights[0].ndim == 4 else 0
+    for i, w in enumerate(weights):
+        shape = (heads, width, hidden) if i == 1 else (heads, hidden, width)
+        if w.ndim != 4 or w.shape[0] not in (1, batch) or w.shape[1:] != shape:
+            raise ValueError(f"weights[{i}] has shape {w.shape}; use ({batch} or 1, {', '.join(map(str, shape))}).")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} is not positive; use e.g. {length}.")
+    if normalize not in ref.NORMALIZE:
+        raise ValueError(f"normalize={normalize!r} is not known; use one of {ref.NORMALIZE}.")
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r} is not known; use one of {ORDERS}.")
+
+
+def _check_state(state, q, chunk_size, momentum, order):
+    """Raises ValueError where a state was made for other settings."""
+    if state is None:
+        return
+    slots = chunk_size if order == "apply_then_update" else 0
+    if state.chunk[0].shape[:2] != (q.shape[0], slots):
+        made = state.chunk[0].shape[:2]
+        raise ValueError(f"state has (rows, chunk slots) {made}; this call needs {(q.shape[0], slots)}.")
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    if state.carry.main[0].dtype != wide or (slots and state.chunk[0].dtype != q.dtype):
+        made = (state.chunk[0].dtype.name, state.carry.main[0].dtype.name)
+        raise ValueError(f"state has (tokens, weights) of types {made}; q of type {q.dtype} needs {wide} weights.")
+    if (state.carry.momentum is None) != (momentum is None):
+        held = "no momentum buffer" if state.carry.momentum is None else "a momentum buffer"
+        raise ValueError(f"state has {held}; pass momentum to every call of a stream or to none.")

@@ -1,0 +1,139 @@
+"""A scan over the chunks of `[B, T, ...]` arrays that copies none of them, forwards or backwards.
+
+`lax.scan` wants its chunks stacked in front and hands the results back stacked: copies as large as the inputs. Here
+each step reads its chunk where it lies and writes its result, or its gradient, in place. The backward pass recomputes
+each step from the carry before it.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# body(params, carry, flag, chunk) -> (carry, y); it must not close over traced values.
+Body = Callable[[Any, Any, Any, tuple], tuple[Any, jax.Array]]
+
+
+def chunk_scan(
+    body: Body, params: Any, carry: Any, flags: Any, xs: tuple, *, sizes: tuple[int, ...], steps: int, length: int
+) -> tuple[Any, jax.Array]:
+    """Runs `body` over `steps` chunks: chunk i of xs[j] is `[:, i * sizes[j] : (i + 1) * sizes[j]]` of every leaf.
+
+    params, carry, xs: pytrees of floating arrays, all differentiable in reverse mode. flags: arrays `[steps, ...]`
+    without gradient. y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side,
+    `[B, length, ...]`, zero after the last chunk.
+
+    Memory of the backward pass: the carry before each step where all of them are no larger than xs, otherwise before
+    every sqrt(steps)-th step at the price of one more forward pass.
+    """
+    return _scan(body, sizes, steps, length, params, carry, flags, xs)
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _take(xs: tuple, index: jax.Array, sizes: tuple[int, ...]) -> tuple:
+    cut = jax.lax.dynamic_slice_in_dim
+    return tuple(jax.tree.map(lambda x: cut(x, index * n, n, axis=1), x) for x, n in zip(xs, sizes, strict=True))  # noqa: B023
+
+
+def _put(buffers: tuple, index: jax.Array, chunks: tuple, sizes: tuple[int, ...]) -> tuple:
+    put = jax.lax.dynamic_update_slice_in_dim
+    return tuple(
+        jax.tree.map(lambda b, c: put(b, c.astype(b.dtype), index * n, axis=1), b, c)  # noqa: B023
+        for b, c, n in zip(buffers, chunks, sizes, strict=True)
+    )
+
+
+def _at(flags: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), flags)
+
+
+def _forward(body, sizes, steps, length, params, carry, flags, xs, group):
+    """(carry, out, the carry before every `group`-th step or None when group is 0)."""
+    shape = jax.eval_shape(body, params, carry, _at(flags, 0), _take(xs, 0, sizes))[1]
+    out = jnp.zeros((shape.shape[0], length, *shape.shape[2:]), shape.dtype)
+
+    def one(state, index):
+        carry, out = state
+        carry, y = body(params, carry, _at(flags, index), _take(xs, index, sizes))
+        (out,) = _put((out,), index, (y,), sizes[:1])
+        return carry, out
+
+    if not group:
+        carry, out = jax.lax.scan(lambda s, i: (one(s, i), None), (carry, out), jnp.arange(steps))[0]
+        return carry, out, None
+
+    def several(state, base):
+        inner = lambda s, j: (_when(base + j < steps, lambda s: one(s, base + j), s, steps % group), None)  # noqa: E731
+        return jax.lax.scan(inner, state, jnp.arange(group))[0], state[0]
+
+    (carry, out), kept = jax.lax.scan(several, (carry, out), jnp.arange(0, steps, group))
+    return carry, out, kept
+
+
+def _when(condition: jax.Array, run: Callable, state: Any, uneven: int) -> Any:
+    """run(state) where the condition holds, else the state; no branch where the groups come out even."""
+    return jax.lax.cond(condition, run, lambda s: s, state) if uneven else run(state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _scan(body, sizes, steps, length, params, carry, flags, xs):
+    carry, out, _ = _forward(body, sizes, steps, length, params, carry, flags, xs, 0)
+    return carry, out
+
+
+def _scan_fwd(body, sizes, steps, length, params, carry, flags, xs):
+    few = steps * _nbytes(carry) <= _nbytes(xs)
+    group = 1 if few else max(1, math.isqrt(steps))
+    carry, out, kept = _forward(body, sizes, steps, length, params, carry, flags, xs, group)
+    return (carry, out), (params, kept, flags, xs)
+
+
+def _scan_bwd(body, sizes, steps, length, residuals, cotangents):
+    params, kept, flags, xs = residuals
+    d_carry, d_out = cotangents
+    group = -(-steps // jax.tree.leaves(kept)[0].shape[0])
+    uneven = steps % group
+
+    def one(state, index, carry):
+        d_params, d_carry, d_xs = state
+
+        def again(params, carry, chunk):
+            return body(params, carry, _at(flags, index), chunk)
+
+        (d_y,) = _take((d_out,), index, sizes[:1])
+        _, pull = jax.vjp(again, params, carry, _take(xs, index, sizes))
+        d_p, d_carry, d_chunk = pull((d_carry, d_y))
+        return jax.tree.map(jnp.add, d_params, d_p), d_carry, _put(d_xs, index, d_chunk, sizes)
+
+    def several(state, group_index):
+        base = group_index * group
+        carry = _at(kept, group_index)
+        if group == 1:
+            return one(state, base, carry), None
+
+        def recompute(carry, j):
+            step = lambda c: body(params, c, _at(flags, base + j), _take(xs, base + j, sizes))[0]  # noqa: E731
+            return _when(base + j < steps, step, carry, uneven), carry
+
+        _, carries = jax.lax.scan(recompute, carry, jnp.arange(group))
+
+        def back(state, x):
+            j, carry = x
+            return _when(base + j < steps, lambda s: one(s, base + j, carry), state, uneven), None
+
+        return jax.lax.scan(back, state, (jnp.arange(group), carries), reverse=True)[0], None
+
+    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    groups = jnp.arange(-(-steps // group))
+    state, _ = jax.lax.scan(several, (zeros(params), d_carry, zeros(xs)), groups, reverse=True)
+    d_params, d_carry, d_xs = state
+    return d_params, d_carry, None, d_xs
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)

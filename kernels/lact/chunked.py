@@ -1,0 +1,146 @@
+"""LaCT over a sequence: the fixed chunk grid, rows with documents or kept tokens, and one token at a time."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels.lact import reference as ref
+from kernels.lact.chunk_scan import chunk_scan
+from kernels.lact.schedule import boundaries, join, mask_tail, open_chunk, plan, select_rows, windows
+
+
+class LactState(NamedTuple):
+    """What one call of `lact` hands to the next. All shapes are static, so it can be carried by a scan.
+
+    carry: weights, momentum buffer and number of updates of the running document (see `reference.Carry`).
+    chunk: (k, v, lr, momentum or None) of the open chunk, `[B, C, ...]`; slots from `fill` on mean nothing. C is 0 for
+        order="update_then_apply", where no chunk stays open.
+    fill: `[B]` int32, tokens in the open chunk, 1..C after a token, 0 before the first.
+    segment: `[B]` int32, segment id of the last token.
+    """
+
+    carry: ref.Carry
+    chunk: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]
+    fill: jax.Array
+    segment: jax.Array
+
+
+def _norms(weights: ref.Weights, dtype: jnp.dtype) -> ref.Weights:
+    return tuple(ref.row_norms(w.astype(dtype)) for w in weights)
+
+
+def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
+    """Every row is one document that starts here: chunk c is tokens [cC, (c+1)C).
+
+    Returns (out, carry, open chunk, tokens in it). Full chunks are scanned, a short last one follows by itself.
+    """
+    length, norms = q.shape[1], _norms(weights, carry.main[0].dtype)
+    whole, last = length // chunk_size, -(-length // chunk_size) - 1
+    update_first = order == "update_then_apply"
+
+    def one_chunk(norms, carry, learns, chunk):
+        """learns: a traced bool, read only by apply_then_update: whether anything follows this chunk."""
+        q, tokens = chunk
+
+        def learn(c):
+            return ref.learn(c, *tokens, norms, rule)
+
+        if update_first:
+            carry = learn(carry)
+        out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+        return carry if update_first else jax.lax.cond(learns, learn, lambda c: c, carry), out
+
+    if whole:
+        learns = jnp.arange(whole) < last
+        sizes = (chunk_size, chunk_size)
+        carry, out = chunk_scan(one_chunk, norms, carry, learns, (q, tokens), sizes=sizes, steps=whole, length=length)
+    else:
+        out = jnp.zeros_like(q)
+    if length % chunk_size:
+        rest = jax.tree.map(lambda x: x[:, whole * chunk_size :], (q, tokens))
+        if update_first:
+            carry = ref.learn(carry, *rest[1], norms, rule)
+        end = ref.apply_fast_weights(rest[0], ref.fast_weights(carry, norms, rule))
+        out = jax.lax.dynamic_update_slice_in_dim(out, end, whole * chunk_size, axis=1)
+    held = length - last * chunk_size
+    chunk = open_chunk(tokens, last * chunk_size, chunk_size)
+    return out, carry, chunk, held
+
+
+def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
+    """Rows that go on from `state`, hold several documents, or both (apply_then_update). Returns (out, state)."""
+    batch, length = q.shape[:2]
+    carry = initial = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)
+    norms = _norms(weights, carry.main[0].dtype)
+    fill, last, kept, stream = jnp.zeros((batch,), jnp.int32), None, 0, tokens
+    if state is not None:
+        carry, fill, last, kept = state.carry, state.fill, state.segment, chunk_size
+        stream = join(state.chunk, fill, tokens)
+    begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
+    where = plan(begins, fill, chunk_size, kept)
+    span = min(chunk_size, length)
+
+    # Tokens in the first chunk of a document meet the initial weights, those of the open chunk the state's.
+    out = jnp.zeros_like(q)
+    if state is None or segment_ids is not None:
+        out = ref.apply_fast_weights(q, ref.fast_weights(initial, norms, rule))
+    if state is not None:
+        went_on = ref.apply_fast_weights(q[:, :span], ref.fast_weights(carry, norms, rule))
+        went_on = jnp.pad(went_on, ((0, 0), (0, length - span), (0, 0), (0, 0)))
+        out = jnp.where(where.fresh[..., None, None], out, went_on)
+
+    if where.when.shape[1]:
+
+        def body(params, carry, flags, chunk):
+            (norms, initial), (active, reset), (q, tokens) = params, flags, chunk
+
+            def run(carry):
+                begun = select_rows(reset, initial, carry)
+                carry = select_rows(active, ref.learn(begun, *tokens, norms, rule), carry)
+                return carry, ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+
+            return jax.lax.cond(jnp.any(active), run, lambda c: (c, jnp.zeros_like(q)), carry)
+
+        begin = where.when - chunk_size + kept
+        learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
+        flags = ((where.when < length).T, where.reset.T)
+        xs, steps = (windows(q, where.when, span), learned), where.when.shape[1]
+        carry, later = chunk_scan(
+            body, (norms, initial), carry, flags, xs, sizes=(span, chunk_size), steps=steps, length=steps * span
+        )
+        place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
+        out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
+
+    carry = select_rows(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, carry)
+    fill = where.offset[:, -1] + 1
+    chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], chunk_size), stream)
+    segment = jnp.zeros((batch,), jnp.int32) if last is None else last
+    segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
+    return out, LactState(carry, mask_tail(chunk, fill), fill, segment)
+
+
+def one_token(q, tokens, weights, state, segment_ids, chunk_size, rule):
+    """One new token per row: constant work, plus one update when a row's chunk was full. Returns (out, state)."""
+    batch = q.shape[0]
+    carry, fill, segment = state.carry, state.fill, state.segment
+    norms = _norms(weights, carry.main[0].dtype)
+    ready = fill == chunk_size
+    if segment_ids is not None:
+        begins, segment = segment_ids[:, 0] != segment, segment_ids[:, 0].astype(jnp.int32)
+        ready = ready & ~begins
+    carry = jax.lax.cond(
+        jnp.any(ready),
+        lambda c: select_rows(ready, ref.learn(c, *state.chunk, norms, rule), c),
+        lambda c: c,
+        carry,
+    )
+    restart = ready
+    if segment_ids is not None:
+        initial = ref.start(weights, batch, carry.main[0].dtype, carry.momentum is not None)
+        carry, restart = select_rows(begins, initial, carry), ready | begins
+    fill = jnp.where(restart, 0, fill)
+    rows = jnp.arange(batch)
+    chunk = jax.tree.map(lambda x, new: x.at[rows, fill].set(new[:, 0].astype(x.dtype)), state.chunk, tokens)
+    out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+    return out, LactState(carry, chunk, fill + 1, segment)

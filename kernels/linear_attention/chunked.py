@@ -1,0 +1,87 @@
+"""Linear attention and the gated delta rule, a chunk of tokens at a time, as matmuls."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels.lact.chunk_scan import chunk_scan
+from kernels.lact.reference import product
+
+
+class Ratios(NamedTuple):
+    """What is left of a memory between two places of a chunk, 0 across a document boundary.
+
+    pair: `[B, N, C, C]`, from after token j to token i >= j. entering: `[B, N, C]`, from before the chunk to token i.
+    leaving: `[B, N, C]`, from after token j to the end of the chunk. whole: `[B, N]`, across the chunk.
+    """
+
+    pair: jax.Array
+    entering: jax.Array
+    leaving: jax.Array
+    whole: jax.Array
+
+
+def ratios(decay: jax.Array, begins: jax.Array) -> Ratios:
+    """decay `[B, C, N]` (logarithms), begins `[B, C]` bool."""
+    run = jnp.cumsum(begins, axis=1)
+    total = jnp.cumsum(jnp.moveaxis(decay, 2, 1), axis=-1)
+    order = jnp.arange(decay.shape[1])
+    seen = (order[:, None] >= order) & (run[:, :, None] == run[:, None, :])
+    gap = jnp.where(seen[:, None], total[..., :, None] - total[..., None, :], 0)  # masked before exp: no overflow
+    pair = jnp.where(seen[:, None], jnp.exp(gap), 0)
+    entering = jnp.where((run == 0)[:, None], jnp.exp(total), 0)
+    return Ratios(pair, entering, pair[..., -1, :], entering[..., -1])
+
+
+def one_chunk(delta_rule: bool, memory: jax.Array, begins: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
+    """(memory after the chunk, out). With the delta rule each token writes what the memory lacks, all solved at once:
+
+    d_i + beta_i sum_{j<i} pair_ij (k_i.k_j) d_j = beta_i (v_i - entering_i k_i^T S), a triangular system.
+    """
+    q, k, v, decay, beta = tokens
+    dtype, wide = q.dtype, memory.dtype
+    rest = ratios(decay.astype(wide), begins)
+    written = jnp.moveaxis(v, 2, 1).astype(wide)  # [B, N, C, P]
+    if delta_rule:
+        beta = jnp.moveaxis(beta, 2, 1).astype(wide)[..., None]
+        overlap = jnp.tril(product("bcnh,bsnh->bncs", k, k, dtype) * rest.pair * beta, -1)
+        known = product("bcnh,bnhp->bncp", k, memory, dtype) * rest.entering[..., None]
+        written = jax.lax.linalg.triangular_solve(
+            overlap, beta * (written - known), left_side=True, lower=True, unit_diagonal=True
+        )
+    scores = product("bcnh,bsnh->bncs", q, k, dtype) * rest.pair
+    inside = product("bncs,bnsp->bcnp", scores, written, dtype)
+    before = product("bcnh,bnhp->bcnp", q, memory, dtype) * jnp.moveaxis(rest.entering, 1, 2)[..., None]
+    added = product("bcnh,bncp->bnhp", k, written * rest.leaving[..., None], dtype)
+    return memory * rest.whole[..., None, None] + added, (inside + before).astype(v.dtype)
+
+
+def chunked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    beta: jax.Array | None,
+    decay: jax.Array | None,
+    memory: jax.Array,
+    begins: jax.Array,
+    chunk_size: int,
+) -> tuple[jax.Array, jax.Array]:
+    """As `reference.recurrent`, with one step per chunk."""
+    batch, length = q.shape[:2]
+    decay = jnp.zeros(q.shape[:3], memory.dtype) if decay is None else decay
+    tokens, delta_rule, whole = (q, k, v, decay, beta), beta is not None, length // chunk_size
+
+    def body(params, memory, begins, chunk):
+        return one_chunk(delta_rule, memory, begins, chunk[0])
+
+    out = jnp.zeros_like(v)
+    if whole:
+        flags = jnp.moveaxis(begins[:, : whole * chunk_size].reshape(batch, whole, chunk_size), 1, 0)
+        xs, sizes = (tokens,), (chunk_size,)
+        memory, out = chunk_scan(body, (), memory, flags, xs, sizes=sizes, steps=whole, length=length)
+    if length % chunk_size:
+        tail = jax.tree.map(lambda x: x[:, whole * chunk_size :], tokens)
+        memory, end = one_chunk(delta_rule, memory, begins[:, whole * chunk_size :], tail)
+        out = jax.lax.dynamic_update_slice_in_dim(out, end, whole * chunk_size, axis=1)
+    return out, memory

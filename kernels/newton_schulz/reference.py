@@ -1,0 +1,70 @@
+"""Newton-Schulz orthogonalisation in plain jnp: the specification of the op."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+Triple = tuple[float, float, float]
+
+COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
+    # Five different steps: singular values end in about [0.98, 1.14] after all five (LaCT language models).
+    "quintic5": (
+        (4.0848, -6.8946, 2.9270),
+        (3.9505, -6.3029, 2.6377),
+        (3.7418, -5.5913, 2.3037),
+        (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012),
+    ),
+    # One step repeated: singular values end in about [0.68, 1.20] (Muon; LaCT novel-view and video models).
+    "nvs": ((3.4445, -4.7750, 2.0315),),
+}
+EPSILON = 1e-7
+
+
+def triples(steps: int, coefficients: str | Sequence[Triple]) -> tuple[Triple, ...]:
+    """The (a, b, c) of each of `steps` steps; the last triple of a set is repeated when `steps` exceeds the set."""
+    if isinstance(coefficients, str):
+        if coefficients not in COEFFICIENTS:
+            raise ValueError(f"coefficients={coefficients!r} is not a known set; use one of {sorted(COEFFICIENTS)}.")
+        coefficients = COEFFICIENTS[coefficients]
+    if steps < 0:
+        raise ValueError(f"steps={steps} is negative; use 5, or 0 to leave the matrix as it is.")
+    table = tuple((float(a), float(b), float(c)) for a, b, c in coefficients)
+    if steps and not table:
+        raise ValueError("coefficients is empty; give at least one (a, b, c), e.g. (3.4445, -4.775, 2.0315).")
+    return (table + table[-1:] * steps)[:steps]
+
+
+def frobenius(x: jax.Array) -> jax.Array:
+    """||x||_F over the last two axes, kept, with gradient 0 (not NaN) where the matrix is 0."""
+    square = jnp.sum(x * x, axis=(-2, -1), keepdims=True)
+    zero = square == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def one_step(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> jax.Array:
+    """aX + (bA + cAA)X with A = XX^T for wide (m <= n) matrices, operands of products rounded to `low`."""
+    precision = None if jnp.dtype(low).itemsize < 4 else jax.lax.Precision.HIGHEST
+
+    def product(a, b):
+        return jnp.matmul(a.astype(low), b.astype(low), precision=precision, preferred_element_type=x.dtype)
+
+    a, b, c = abc
+    gram = product(x, jnp.swapaxes(x, -1, -2))
+    return a * x + product(b * gram + c * product(gram, gram), x)
+
+
+def newton_schulz_reference(g: jax.Array, schedule: tuple[Triple, ...]) -> jax.Array:
+    """Newton-Schulz of `[..., m, n]`: X <- aX + (bA + cAA)X with A = XX^T, on the short side.
+
+    The iterate is kept in float32 (float64 for float64). Operands of the products are rounded to the dtype of `g`
+    when that is a 16-bit type, and the products accumulate in float32.
+    """
+    tall = g.shape[-2] > g.shape[-1]
+    x = jnp.swapaxes(g, -1, -2) if tall else g
+    x = x.astype(jnp.promote_types(g.dtype, jnp.float32))
+    x = x / (frobenius(x) + EPSILON)
+    for abc in schedule:
+        x = one_step(x, abc, g.dtype)
+    return (jnp.swapaxes(x, -1, -2) if tall else x).astype(g.dtype)

@@ -1,0 +1,125 @@
+"""TTT-Linear and TTT-MLP: a small model per head, trained inside the forward pass by mini-batches of tokens."""
+
+import jax
+import jax.numpy as jnp
+
+from kernels.ttt import chunked
+from kernels.ttt import reference as ref
+from kernels.ttt.chunked import TTTState
+from kernels.ttt.reference import TTTParams
+
+__all__ = ["TTTParams", "TTTState", "init_state", "ttt_linear", "ttt_mlp"]
+
+
+def ttt_linear(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    eta: jax.Array,
+    params: TTTParams,
+    *,
+    mini_batch: int = 16,
+    state: TTTState | None = None,
+    segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, TTTState]:
+    """Learns k -> v with f(x) = x + LN(x W + b) and reads f(q), update then apply, token i included.
+
+    With Z_j = k_j W_0 + b_0 at the first weights of the mini-batch and G_j = d/dZ 1/2 ||LN(Z_j) - (v_j - k_j)||^2:
+    W_i = W_0 - sum_{j<=i} rate_i eta_j k_j^T G_j, b_i likewise, out_i = q_i + LN(q_i W_i + b_i); the mini-batch leaves
+    W_{K-1}. rate_i = max(0, 1/(i+1) + position_i). Computed in the dual form: matmuls only.
+
+    Args:
+        q, k, v: `[B, T, N, H]`. Products take operands of this dtype and accumulate in float32 (float64 for float64).
+        eta: `[B, T, N]`, rate of each token: base_lr * sigmoid(gate) / H in the published layers.
+        params: see `TTTParams`. The same in every call of a stream: documents start from them.
+        mini_batch: K, counted from the start of each document. A shorter last one uses the first rates.
+        state: what an earlier call returned. T at once, split anywhere, or token by token give the same numbers.
+        segment_ids: `[B, T]` integers; wherever the id changes a document begins with the initial weights.
+
+    Returns out `[B, T, N, H]` in the dtype of `v`, and the state after the last token. Reverse-mode gradients pass
+    through the inner gradients; memory as for `kernels.lact.lact`.
+
+    Raises ValueError for shapes that do not fit.
+
+    Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", section 2.
+    """
+    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, 1)
+
+
+def ttt_mlp(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    eta: jax.Array,
+    params: TTTParams,
+    *,
+    mini_batch: int = 16,
+    state: TTTState | None = None,
+    segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, TTTState]:
+    """As `ttt_linear` with f(x) = x + LN(gelu(x W1 + b1) W2 + b2), gelu in its tanh form; F = 4H as published."""
+    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, 2)
+
+
+def init_state(
+    params: TTTParams, batch: int, *, mini_batch: int = 16, dtype: jnp.dtype = jnp.float32, eta_dtype=jnp.float32
+) -> TTTState:
+    """The state before the first token; `dtype` is that of q, k, v and `eta_dtype` that of eta."""
+    heads, width = params.scale.shape
+    tokens, eta = jnp.zeros((batch, mini_batch, heads, width), dtype), jnp.zeros((batch, mini_batch, heads), eta_dtype)
+    zero = jnp.zeros((batch,), jnp.int32)
+    return TTTState(_start(params, batch, jnp.promote_types(dtype, jnp.float32)), (tokens, tokens, eta), zero, zero)
+
+
+def _start(params, batch, wide):
+    return jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(wide), params.layers)
+
+
+def _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, depth):
+    _check(q, k, v, eta, params, mini_batch, segment_ids, depth)
+    dtype = jnp.result_type(q, k, v)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    batch = q.shape[0]
+    if state is not None and (
+        state.chunk[0].shape[:2] != (batch, mini_batch)
+        or (state.chunk[0].dtype, state.layers[0][0].dtype) != (dtype, wide)
+    ):
+        made = f"{state.chunk[0].dtype}{list(state.chunk[0].shape[:2])}"
+        raise ValueError(f"state has an open mini-batch {made}; this call needs {dtype}{[batch, mini_batch]}.")
+    initial, norm = _start(params, batch, wide), (params.scale.astype(wide), params.shift.astype(wide))
+    rate = ref.rates(params, mini_batch, wide)
+    q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), eta)
+    if state is None and segment_ids is None:
+        out, state = chunked.on_grid(q, tokens, initial, norm, rate)
+    else:
+        out, state = chunked.in_documents(q, tokens, initial, norm, rate, state, segment_ids)
+    return out.astype(v.dtype), state
+
+
+def _check(q, k, v, eta, params, mini_batch, segment_ids, depth):
+    """Raises ValueError for the first argument that does not fit."""
+    if q.ndim != 4 or 0 in q.shape:
+        raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
+    if mini_batch < 1:
+        raise ValueError(f"mini_batch={mini_batch} is not positive; use 16.")
+    batch, _, heads, width = q.shape
+    wanted = {
+        "k": (k, q.shape),
+        "v": (v, q.shape),
+        "eta": (eta, q.shape[:3]),
+        "segment_ids": (segment_ids, q.shape[:2]),
+    }
+    wanted |= {"params.scale": (params.scale, (heads, width)), "params.shift": (params.shift, (heads, width))}
+    wanted["params.position"] = (params.position, (mini_batch,))
+    for name, (array, shape) in wanted.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}; q of shape {q.shape} needs {shape}.")
+    if len(params.layers) != depth:
+        raise ValueError(f"params.layers has {len(params.layers)} linear maps; this inner model has {depth}.")
+    hidden = width if depth == 1 else params.layers[0][1].shape[-1]
+    sides = [(width, hidden), (hidden, width)][:depth]
+    for i, ((w, b), (a, c)) in enumerate(zip(params.layers, sides, strict=True)):
+        for name, array, shape in (("w", w, (heads, a, c)), ("b", b, (heads, c))):
+            if array.shape[0] not in (1, batch) or array.shape[1:] != shape:
+                need = f"({batch} or 1, {', '.join(map(str, shape))})"
+                raise ValueError(f"params.layers[{i}] has {name} of shape {array.shape}; use {need}.")

@@ -1,0 +1,106 @@
+"""Guided diffusion: the diffusion model drafts every masked token at once, a small autoregressive guide says how
+many to keep.
+
+Only the diffusion model's own drafts are ever written; the guide's tokens never are. Decoding goes from left to
+right, and the result is not lossless with respect to either model's joint law (FlashDLM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from models.decoding import categorical
+from models.objectives.masked_diffusion import mask_logits
+
+Array = jax.Array
+RULES = ("match", "top_k", "threshold", "ratio", "sample", "always", "never")
+
+
+def decode(
+    denoise: Callable[[Array, Array], Array],
+    guide: Callable[[Array], Array],
+    key: Array | None = None,
+    *,
+    batch: int,
+    length: int,
+    vocab_size: int,
+    mask_id: int | None = None,
+    rule: str = "match",
+    top_k: int = 5,
+    threshold: float = 0.3,
+    ratio: float = 0.3,
+    init: Array | None = None,
+    requests: Array | None = None,
+) -> tuple[Array, Array]:
+    """Fills the masked positions; safe under jit; deterministic but for rule "sample", which needs `key`.
+
+    Each round: one call of `denoise(z [B, T], t [B]) -> [B, T, C]`, argmax at all masked positions; one call of
+    `guide(tokens [B, T]) -> [B, T, V]`, whose row l is the guide's prediction of token l from tokens < l; then the
+    longest prefix of the drafts that obeys the rule is committed, and at least the first draft.
+
+    Args:
+      rule: match (the guide's argmax is the draft); top_k (draft among its `top_k`); threshold (p > `threshold`);
+      ratio (among
+        its top_k and p >= `ratio` times its largest); sample (with chance p); always; never.
+      init: [T] or [B, T] canvas with `mask_id` where tokens are wanted; all masked if None. requests: as in
+        `models.decoding.diffusion.sample`.
+
+    Returns:
+      tokens [B, T]; calls [B] of the diffusion model, never more than the masked tokens. The guide is called as often.
+
+    Raises:
+      ValueError: unknown rule, or "sample" without a key.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r} is unknown; use one of {', '.join(RULES)}")
+    if rule == "sample" and key is None:
+        raise ValueError("key=None cannot serve rule='sample'; give jax.random.key(0), for example")
+    mask_id = vocab_size if mask_id is None else mask_id
+    canvas = jnp.full((length,), mask_id) if init is None else jnp.asarray(init)
+    canvas = jnp.broadcast_to(canvas, (batch, length))
+    keys = categorical.row_keys(jax.random.key(0) if key is None else key, batch, requests)
+
+    def body(state):
+        i, z, calls = state
+        masked = z == mask_id
+        drafts = jnp.argmax(mask_logits(denoise(z, masked.mean(-1)), mask_id), -1).astype(z.dtype)
+        filled = jnp.where(masked, drafts, z)
+        good = accepts(rule, guide(filled), filled, keys, i, top_k=top_k, threshold=threshold, ratio=ratio)
+        # A draft is kept while none up to it was refused; if the very first is refused, it alone is kept.
+        first = masked & (jnp.cumsum(masked, -1) == 1)
+        kept = jnp.cumprod(good | ~masked, -1).astype(bool) | first
+        return i + 1, jnp.where(masked & kept, drafts, z), calls + masked.any(-1)
+
+    start = (0, canvas, jnp.zeros(batch, int))
+    _, z, calls = jax.lax.while_loop(lambda s: (s[1] == mask_id).any(), body, start)
+    return z, calls
+
+
+def accepts(
+    rule: str,
+    logits: Array,
+    drafts: Array,
+    keys: Array,
+    when: Array | int,
+    *,
+    top_k: int,
+    threshold: float,
+    ratio: float,
+) -> Array:
+    """Whether the guide lets each draft stand, by `rule`: bool [B, T] from its logits [B, T, V] and drafts [B, T]."""
+    if rule in ("always", "never"):
+        return jnp.full(drafts.shape, rule == "always")
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if rule == "match":
+        return jnp.argmax(logits, -1) == drafts
+    at_draft = jnp.take_along_axis(logits, drafts[..., None], -1)[..., 0]
+    p = jnp.exp(at_draft - jax.nn.logsumexp(logits, -1))
+    if rule == "threshold":
+        return p > threshold
+    if rule == "sample":
+        return categorical.uniform(categorical.fold(keys, when, categorical.ACCEPT), drafts.shape[1:], p.dtype) < p
+    among = (logits > at_draft[..., None]).sum(-1) < top_k
+    return among if rule == "top_k" else among & (jnp.exp(at_draft - logits.max(-1)) >= ratio)

@@ -1,0 +1,98 @@
+"""Any-subset autoregression: one network for every conditional p(targets | prompt), trained on their joint likelihood.
+
+`order` [T] or [B, T] lists positions by rank. A prompt holds the first m ranks. Two streams share the weights
+(XLNet): the content stream at rank i sees ranks <= i, the query stream, which predicts, sees ranks < i. Losses in
+nats; exact ("=").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from models.objectives.masked_diffusion import mask_logits
+
+Array = jax.Array
+
+
+class Split(NamedTuple):
+    """A batch split in prompt and targets: order [B, T], prompt length [B], weight [B, T] (1 at targets)."""
+
+    order: Array
+    prompt_length: Array
+    weight: Array
+
+
+def lattice_order(targets: Array) -> Array:
+    """Prompt positions ascending, then targets ascending: [..., T] from bool [..., T].
+
+    2^T orders instead of T!, which is all that infilling needs (AS-ARM section 4).
+    """
+    return jnp.argsort(jnp.asarray(targets), -1, stable=True)
+
+
+def ranks(order: Array) -> Array:
+    """Rank of each position, the inverse of `order`: [..., T]."""
+    return jnp.argsort(order, -1)
+
+
+def stream_masks(order: Array, prompt_length: Array | int) -> tuple[Array, Array]:
+    """Attention masks (content, query) of the two streams, bool [..., T, T], positions in rows and columns.
+
+    A content token sees ranks up to its own, prompt tokens all of the prompt; a query sees lower ranks only, so rank 0
+    without a prompt sees nothing and must fall back on a start token.
+    """
+    rank = ranks(order)
+    own, other = rank[..., :, None], rank[..., None, :]
+    m = jnp.asarray(prompt_length)[..., None, None]
+    return (other <= own) | ((own < m) & (other < m)), other < own
+
+
+def target_rate(
+    progress: float, start: float = 0.15, limits: tuple[float, float] = (0.85, 0.99)
+) -> tuple[float, float]:
+    """Range of the target share at `progress` in [0, 1] of the warm-up: from {start} to U[limits] (AS-ARM's
+    training)."""
+    share = min(max(progress, 0.0), 1.0)
+    return tuple(start + share * (limit - start) for limit in limits)
+
+
+def corrupt(key: Array, x: Array, limits: tuple[float, float] = (0.85, 0.99), frozen: Array | None = None) -> Split:
+    """Draws targets for a batch x [B, T]: a share U[limits] of the free tokens, at least one, uniform in place.
+
+    frozen: [B, T] bool, never a target (a given prompt, padding).
+    """
+    rate_key, place_key = jax.random.split(key)
+    free = jnp.ones(x.shape, bool) if frozen is None else ~jnp.asarray(frozen)
+    rate = jax.random.uniform(rate_key, x.shape[:1], minval=limits[0], maxval=limits[1])
+    count = jnp.clip(jnp.round(rate * free.sum(-1)), 1, free.sum(-1))
+    noise = jnp.where(free, jax.random.uniform(place_key, x.shape), 2.0)
+    targets = free & (jnp.argsort(jnp.argsort(noise, -1), -1) < count[:, None])
+    return Split(lattice_order(targets), (~targets).sum(-1), targets.astype(jnp.float32))
+
+
+def token_loss(logits: Array, x: Array, weight: Array, mask_id: int) -> Array:
+    """-log p(x_l | lower ranks) at targets, 0 in the prompt: [B, T]; the sum is the joint NLL of the targets.
+
+    logits [B, T, C] are the query stream's, column `mask_id` (if any) ruled out as in sampling.
+    """
+    log_p = jax.nn.log_softmax(mask_logits(logits, mask_id), -1)
+    chosen = jnp.take_along_axis(log_p, jnp.asarray(x)[..., None], -1)[..., 0]
+    return jnp.where(weight > 0, -chosen * weight, 0.0)
+
+
+def nll_exact(
+    conditionals: Callable[[Array, Array], Array], x: Array, order: Array, mask_id: int, prompt_length: int = 0
+) -> Array:
+    """-log p(targets | prompt) in the given order, one call of `conditionals(z, t)` per target: [B] for x [B, T]."""
+    x = jnp.asarray(x)
+    order = jnp.broadcast_to(jnp.asarray(order), x.shape)
+    rank, total = ranks(order), 0.0
+    for n in range(prompt_length, x.shape[1]):
+        z = jnp.where(rank < n, x, mask_id)
+        t = jnp.full(x.shape[:1], 1 - n / x.shape[1])
+        total = total + token_loss(conditionals(z, t), x, rank == n, mask_id).sum(-1)
+    return total
