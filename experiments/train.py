@@ -147,7 +147,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 break
             # (2) Take a batch.
             with clock.waiting_for_data():
-                batch = global_batch(inputs.strip(config, next(batches)), program)
+                batch = global_batch(inputs.prepare(config, corpus, next(batches)), program)
             # (3) Step.
             with _profile(config, step, workdir):
                 state, metrics = step_fn(state, batch)
