@@ -24,9 +24,9 @@ def parameters(program: Any) -> dict[str, int]:
 def flops_per_token(program: Any) -> dict[str, float]:
     """FLOPs of one training step per token: forward plus twice that backward; rematerialisation not counted.
 
-    A multiply-add is 2. `matmul` counts the head once and every kernel once per copy of a token; `context` counts what mixers do
-    beyond their projections (attention over the keys that the mask lets a token see). Norms, activations and the
-    optimizer are left out.
+    A multiply-add is 2. `matmul` counts the head once and every kernel once per copy of a token that the objective
+    makes; `context` counts what mixers do beyond their projections (attention over the keys that the mask lets a token
+    see). Norms, activations and the optimizer are left out.
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
     pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)

@@ -14,9 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
-from models.objectives import block_diffusion, masked_diffusion
+from models.objectives import block_diffusion, masked_diffusion, schedules
 from models.objectives.masked_diffusion import Corruption
 from models.objectives.next_token import target_nll, weighted_nll
+
+GROUPS = ("masked_diffusion", "block_diffusion")
+CHOICES = {
+    "schedule": schedules.NAMES,
+    "masking": ("bernoulli", "fixed_count"),
+    "times": ("iid", "offset", "stratified"),
+}
+WEIGHTINGS = ("elbo", "ones")
 
 
 @dataclasses.dataclass(frozen=True)
