@@ -24,9 +24,10 @@ def parameters(program: Any) -> dict[str, int]:
 def flops_per_token(program: Any) -> dict[str, float]:
     """FLOPs of one training step per token: forward plus twice that backward; rematerialisation not counted.
 
-    A multiply-add is 2. `matmul` counts every kernel and the head once per token; `context` counts what mixers do
-    beyond their projections (attention over the keys that the mask lets a token see). Norms, activations and the
-    optimizer are left out. Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out).
+    A multiply-add is 2. `matmul` counts the head once and every kernel once per copy of a token that the objective
+    makes; `context` counts what mixers do beyond their projections (attention over the keys that the mask lets a token
+    see). Norms, activations and the optimizer are left out.
+    Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out).
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
     pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)
@@ -36,7 +37,10 @@ def flops_per_token(program: Any) -> dict[str, float]:
     model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
     mixers = [getattr(model.stack.period, name).mixer for name in model.stack.period.names]
     context = spec.L / len(mixers) * sum(mixer.context_flops(length, causal) for mixer in mixers)
-    matmul = 2 * (kernels + spec.V * spec.D)
+    copies = program.objective.copies
+    if copies > 1:  # Its own mask over several copies of the row, instead of each token seeing the row once.
+        context *= program.objective.keys(length) / length
+    matmul = 2 * (copies * kernels + spec.V * spec.D)
     return {"matmul": 3 * matmul, "context": 3 * context, "total": 3 * (matmul + context)}
 
 
@@ -49,7 +53,7 @@ def memory(program: Any) -> dict[str, int]:
     state = _bytes_per_device(program.abstract, program.shardings)
     gradients = _bytes_per_device(program.abstract["params"], program.shardings["params"])
     spec, data = program.spec, program.config.data
-    tokens = data.batch_size * data.length // program.config.train.accumulation
+    tokens = program.objective.copies * data.batch_size * data.length // program.config.train.accumulation
     tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context"))
     hidden = max(_hidden(program), spec.D)
     layer = tokens * (2 * hidden + 8 * spec.D + 2 * spec.N * spec.H) * spec.dtype.itemsize

@@ -143,7 +143,7 @@ def request_keys(prompts: Sequence[str], seed: int) -> jax.Array:
 
 
 def interactive(
-    generator: Generator,
+    generator: Any,
     params: Any,
     prompts: Sequence[str],
     options: dict,

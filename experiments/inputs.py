@@ -11,6 +11,7 @@ import numpy as np
 import data
 from experiments import workdir as files
 from experiments.errors import ConfigError
+from models.objectives import OBJECTIVES
 
 
 def load(config) -> data.Corpus:
@@ -60,7 +61,7 @@ def eval_batches(config, corpus: data.Corpus) -> Iterator[dict]:
     loader = eval_loader(config, corpus)
     count = loader.steps_per_epoch
     for step in range(min(count, config.eval.batches) if config.eval.batches else count):
-        yield strip(config, loader.batch(step))
+        yield prepare(config, corpus, loader.batch(step))
 
 
 def check_splits(config, corpus: data.Corpus) -> None:
@@ -92,8 +93,16 @@ def _loader(config, corpus: data.Corpus, tokens: Any, **kw) -> data.Loader:
     )
 
 
-def strip(config, batch: dict) -> dict:
-    """A row of one segment needs no positions and no segment ids: the attention stays static."""
+def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
+    """A batch of the loader as the objective reads it.
+
+    One that predicts tokens themselves scores every token but the first of each document, which is given: the same
+    tokens as one that predicts the next, so that bits per byte count each byte once in both. It needs segment ids to
+    tell padding. Else a row of one segment goes without positions and segment ids: the attention stays static.
+    """
+    if OBJECTIVES[config.objective].bidirectional:
+        tokens = batch["tokens"]
+        return {**batch, "targets": tokens, "mask": (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)}
     if config.data.isolate:
         return batch
     return {k: v for k, v in batch.items() if k not in ("positions", "segment_ids")}

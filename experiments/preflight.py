@@ -8,30 +8,10 @@ from typing import Any
 
 from configs import base as base_config
 from experiments.errors import ConfigError
+from experiments.limits import DENOISING, NOT_NEGATIVE, POSITIVE, SHARES
 
 # Keys that may change between two starts of one run: they decide nothing about its numbers.
 NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
-
-POSITIVE = (
-    "data.length", "data.batch_size", "model.vocab_multiple", "model.width", "model.num_layers", "model.num_heads",
-    "train.steps", "train.accumulation", "train.log_every", "train.profile_steps", "generate.max_tokens",
-    "checkpoint.keep_last",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
-    "model.logit_scale", "model.softcap", "model.embedding_scale", "model.unroll", "model.attention.window",
-    "model.attention.sinks", "model.mlp.hidden", "model.swiglu.hidden", "model.pattention.tokens",
-    "model.pattention.channel_tokens", "model.pattention.top_r", "loss.z_loss", "optimizer.warmup",
-    "optimizer.weight_decay", "optimizer.clip", "eval.every", "eval.batches", "eval.batch_size", "eval.sample_tokens",
-    "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
-)  # fmt: skip
-SHARES = {  # key: (least, most), both allowed
-    "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),
-    "optimizer.decay_share": (0.0, 1.0), "optimizer.b1": (0.0, 0.9999), "optimizer.b2": (0.0, 0.99999),
-    "optimizer.ema": (0.0, 0.99999), "generate.top_p": (1e-6, 1.0), "generate.min_p": (0.0, 1.0),
-    "model.init_std": (1e-8, 10.0), "optimizer.learning_rate": (1e-12, 100.0), "optimizer.eps": (0.0, 1.0),
-    "model.norm_eps": (0.0, 1.0), "model.attention.rope_theta": (1.0, 1e12),
-}  # fmt: skip
 
 
 def base() -> dict[str, Any]:
@@ -69,7 +49,9 @@ def check_platform(config: Any, platform: str) -> None:
 def check_generation(options: Mapping[str, Any]) -> None:
     """Raises ConfigError when `options` (as `config.generate`) cannot be drawn with."""
     options, defaults = {"generate": dict(options)}, {"generate": base()["generate"]}
-    problems = list(_shape_problems(options, defaults)) or list(_range_problems(options, only="generate."))
+    problems = list(_shape_problems(options, defaults))
+    if not problems:
+        problems = [*_range_problems(options, only="generate."), *_unknown_names(flatten(options), DENOISING)]
     if problems:
         raise ConfigError(problems)
 
@@ -149,17 +131,18 @@ def _choice_problems(config: Any) -> Iterator[str]:
     import jax
 
     import data
-    from experiments import grown, optimizers, program, sharding
+    from experiments import grown, optimizers, sharding
     from kernels import pattention as parameter_tokens
     from kernels.attention import IMPLEMENTATIONS
     from models import block, channels, norms, parameters, pattention, projections
     from models.mixers import MIXERS
+    from models.objectives import OBJECTIVES, diffusion
 
     # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
     dtypes = ("float32", "bfloat16", "float64") if jax.config.jax_enable_x64 else ("float32", "bfloat16")
     own_tokenizer = config.data.tokenizer.endswith(".json") or "/" in config.data.tokenizer
     choices = {
-        "objective": program.OBJECTIVES,
+        "objective": OBJECTIVES,
         "data.source": (*data.SOURCES, "mixture"),
         "data.tokenizer": (config.data.tokenizer,) if own_tokenizer else data.TOKENIZERS,
         "data.packing": data.PACKINGS,
@@ -181,17 +164,26 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "init.grow_optimizer": grown.OPTIMIZERS,
         "optimizer.name": optimizers.OPTIMIZERS,
         "optimizer.schedule": optimizers.SCHEDULES,
+        **{f"{name}.{key}": table for name in diffusion.GROUPS for key, table in diffusion.CHOICES.items()},
+        "block_diffusion.weighting": diffusion.WEIGHTINGS,
+        **DENOISING,
     }
     flat = flatten(config.to_dict())
-    pairs = [(key, flat[key], table) for key, table in choices.items()]
-    pairs += [("model.mixer", name.strip(), MIXERS) for name in config.model.mixer.split(",")]
+    yield from _unknown_names(flat, choices)
+    pairs = [("model.mixer", name.strip(), MIXERS) for name in config.model.mixer.split(",")]
     pairs += [("optimizer.decay_roles", role, parameters.ROLES) for role in config.optimizer.decay_roles]
     for axis, names in config.sharding.to_dict().items():
         pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in names]
     for key, value, table in pairs:
-        if value not in table:
+        yield from _unknown_names({key: value}, {key: table})
+
+
+def _unknown_names(flat: Mapping[str, Any], choices: Mapping[str, Any]) -> Iterator[str]:
+    """Values that are not among the choices of their key."""
+    for key, table in choices.items():
+        if flat[key] not in table:
             names = ", ".join(name or '""' for name in table)
-            yield f"{key}={_short(value)} is unknown; {suggest(value, table)}choose one of: {names}."
+            yield f"{key}={_short(flat[key])} is unknown; {suggest(flat[key], table)}choose one of: {names}."
 
 
 def _range_problems(config: Mapping, only: str = "") -> Iterator[str]:
@@ -277,6 +269,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
                     f"model.mixer={name!r} is causal and objective={config.objective!r} is not; "
                     "use model.mixer='attention'."
                 )
+    yield from _diffusion_problems(config)
     if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
         yield (
             f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "
@@ -295,6 +288,29 @@ def _combination_problems(config: Any) -> Iterator[str]:
         if start and not any(_path(start).glob("checkpoints/*.sha256.json")):
             yield f"init.{key}={_short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from grown.problems(config)
+
+
+def _diffusion_problems(config: Any) -> Iterator[str]:
+    """What masked and block diffusion need of the rows and of each other's options."""
+    name = config.objective
+    if name not in ("masked_diffusion", "block_diffusion"):
+        return
+    options, length, window = config[name], config.data.length, config.model.attention.window
+    if options.t_min > options.t_max:
+        yield f"{name}.t_min={options.t_min} lies above {name}.t_max={options.t_max}; use e.g. {name}.t_min=0.001."
+    if name == "masked_diffusion":
+        return
+    if length % options.block:
+        fits = max(size for size in range(1, min(options.block, length) + 1) if length % size == 0)
+        yield (
+            f"block_diffusion.block={options.block} does not divide data.length={length}; "
+            f"use e.g. block_diffusion.block={fits}."
+        )
+    if window:
+        yield (
+            f"model.attention.window={window} counts tokens of a row, which block diffusion lays out twice; "
+            "use model.attention.window=0."
+        )
 
 
 def _path(text: str) -> pathlib.Path:

@@ -8,7 +8,6 @@ Parameters are a plain dict; the model object exists only inside a trace, by `me
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,16 +18,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments import optimizers, sharding
+from models import objectives
 from models.lm import LM
+from models.objectives import OBJECTIVES
 from models.partition import Partition
 from models.spec import Spec
 
-OBJECTIVES = ("next_token",)
-
 
 def objective(name: str) -> Any:
-    """The module of models/objectives that `config.objective` names."""
-    return importlib.import_module(f"models.objectives.{name}")
+    """What `config.objective` names, as far as it does not depend on its options; see models/objectives."""
+    return OBJECTIVES[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +83,7 @@ class Program:
     def _train_step(self, state: Any, batch: dict) -> tuple[Any, dict]:
         params = state["params"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
+        batch = self.objective.corrupt(batch, key)
         total = jnp.maximum(jnp.sum(batch["mask"], dtype=jnp.float32), 1.0)
 
         def loss_fn(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -131,7 +131,8 @@ class Program:
 
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
-    goal = objective(config.objective)
+    options = config.to_dict().get(config.objective, {})
+    goal = objectives.make(config.objective, options, vocab_size=vocab_size)
     partition = Partition(mesh, tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items()))
     spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)
     model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))

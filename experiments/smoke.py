@@ -1,5 +1,6 @@
 """Shrinks any config to a run of seconds that still touches every part it names."""
 
+import math
 from typing import Any
 
 
@@ -26,6 +27,7 @@ def shrink(config: Any) -> Any:
     data.batch_size = 8 * config.train.accumulation
     if data.tokenizer == "bpe":
         data.vocab_size = 300
+    config.block_diffusion.block = math.gcd(config.block_diffusion.block, data.length)
     config.train.steps, config.train.log_every = 4, 1
     config.eval.every, config.eval.batches, config.eval.batch_size = 2, 2, 8
     config.eval.sample_tokens = config.generate.max_tokens = 8

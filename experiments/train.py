@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, evaluate, fitting, generate, grown, inputs, preflight, sharding, writers
+from experiments import counting, denoise, evaluate, fitting, grown, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.errors import TrainingDiverged
@@ -51,7 +51,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus)
-    generator = generate.Generator(program, corpus.tokenizer)
+    generator = denoise.generator(program, corpus.tokenizer)
 
     # ==================== How a run starts ====================
     # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
@@ -133,7 +133,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 last_eval = evaluate.evaluate(program, eval_fn, params, held_out, corpus.tokenizer.token_bytes)
                 done = step * tokens_per_step
                 writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **last_eval})
-                if config.eval.sample_prompt and config.eval.sample_tokens and config.objective == "next_token":
+                if config.eval.sample_prompt and config.eval.sample_tokens:
                     writer.sample(step, config.eval.sample_prompt, _sample(generator, params, config))
                 progress.note(step, last_eval)
                 clock.resume()
@@ -149,7 +149,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 break
             # (2) Take a batch.
             with clock.waiting_for_data():
-                batch = global_batch(inputs.strip(config, next(batches)), program)
+                batch = global_batch(inputs.prepare(config, corpus, next(batches)), program)
             # (3) Step.
             with _profile(config, step, workdir):
                 state, metrics = step_fn(state, batch)
@@ -178,7 +178,7 @@ def _due(config, step: int, steps: int, *, first: bool) -> dict[str, bool]:
     return {"evaluate": at(config.eval.every), "save": at(config.checkpoint.every)}
 
 
-def _sample(generator: generate.Generator, params: Any, config) -> str:
+def _sample(generator: Any, params: Any, config) -> str:
     """One continuation for the report, drawn as `config.generate` says."""
     options = {**config.generate.to_dict(), "max_tokens": config.eval.sample_tokens}
     return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]

@@ -1,1 +1,48 @@
-"""What is learned: losses as pure functions of arrays and callables, one file per family of models."""
+"""Socket Objective: what is learned?
+
+Losses are pure functions of arrays and callables, one file per family of models. The table below holds those that a
+backbone can be trained with: `config.objective` names one, `config.<objective>` holds its options.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from kernels import masks
+from models.objectives import next_token
+from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
+
+
+class Objective(Protocol):
+    """What the training loop, evaluation and generation know of an objective.
+
+    A batch's `mask` and `targets` say which tokens are scored: the next ones, or of a `bidirectional` objective the
+    tokens themselves. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and
+    over devices, so that no cut changes a number.
+    """
+
+    mask: masks.Mask  # what a token sees in a plain pass: `Causal()`, `Full()`, ...
+    bound: str  # of the reported nats: "=" exact, "<=" an upper bound of the negative log-likelihood
+    bidirectional: bool  # needs mixers that run under masks that are not causal
+    extra_tokens: int  # ids beyond the tokenizer's
+    copies: int  # tokens that pass through the backbone for each token of a row
+
+    def corrupt(self, batch: dict, key: jax.Array) -> dict: ...
+
+    def loss(self, model: Any, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]: ...
+
+    def row_nll(self, model: Any, batch: dict, key: jax.Array) -> jax.Array: ...
+
+
+OBJECTIVES = {  # An objective without options as it is, one with options as its class.
+    "next_token": next_token,
+    "masked_diffusion": MaskedDiffusion,
+    "block_diffusion": BlockDiffusion,
+}
+
+
+def make(name: str, options: Mapping[str, Any], *, vocab_size: int) -> Objective:
+    """The objective `name` for a tokenizer of `vocab_size` ids; the first id beyond them is the mask's."""
+    entry = OBJECTIVES[name]
+    return entry(mask_id=vocab_size, **options) if isinstance(entry, type) else entry

@@ -10,6 +10,12 @@ mask = masks.Causal()
 bound = "="  # What the reported nats are: the exact negative log-likelihood.
 bidirectional = False
 extra_tokens = 0
+copies = 1
+
+
+def corrupt(batch: dict, key: jax.Array) -> dict:
+    """The batch as it is: nothing is hidden from this model but what comes later."""
+    return batch
 
 
 def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -29,8 +35,19 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[ja
     return total, {"nll": nll}
 
 
+def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
+    """Nats of each row's valid targets, `[B]`: what evaluation sums."""
+    return jnp.sum(jnp.where(batch["mask"], target_nll(model, _features(model, batch), batch["targets"]), 0), axis=-1)
+
+
 def weighted_nll(
-    model, features: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0
+    model,
+    features: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    classes: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over all tokens of `weight * (nll + z_loss log(Z)^2)` and of `weight * nll`; every device does its rows.
 
@@ -40,6 +57,7 @@ def weighted_nll(
       targets: `[B, T]` ids.
       weights: `[B, T]` not differentiated.
       z_loss: weight of the squared log-partition.
+      classes: only ids below this one can be predicted; None: every row of the head.
     """
     partition, spec = model.spec.partition, model.spec
 
@@ -56,13 +74,13 @@ def weighted_nll(
         return jnp.stack([total, nll])[None]
 
     rows = ("batch", None)
-    args = (features, model.head_weights(), targets, weights)
+    args = (features, model.head_weights()[:classes], targets, weights)
     sums = partition.run(local, args, ((*rows, None), (None, None), rows, rows), rows)
     return jnp.sum(sums[:, 0]), jax.lax.stop_gradient(jnp.sum(sums[:, 1]))
 
 
-def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
-    """Nats of each row's valid targets, `[B]`: what evaluation sums."""
+def target_nll(model, features: jax.Array, targets: jax.Array, *, classes: int | None = None) -> jax.Array:
+    """Nats of each target, `[B, T]`, without gradients in mind; arguments as in `weighted_nll`."""
     spec = model.spec
 
     def local(features: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
@@ -71,9 +89,8 @@ def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
         return nll.reshape(targets.shape)
 
     rows = ("batch", None)
-    args = (_features(model, batch), model.head_weights(), batch["targets"])
-    nll = spec.partition.run(local, args, ((*rows, None), (None, None), rows), rows)
-    return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
+    args = (features, model.head_weights()[:classes], targets)
+    return spec.partition.run(local, args, ((*rows, None), (None, None), rows), rows)
 
 
 def _features(model, batch: dict) -> jax.Array:

@@ -1,0 +1,165 @@
+"""Text from a trained diffusion model: masks behind a prompt (and before a suffix) are filled in by a sampler of
+models/decoding/diffusion.py, with the model as its `denoise`.
+
+A row is `[bos] prompt [mask * max_tokens] suffix`, then padding up to a length that few requests do not share. Blocks
+are filled from left to right: those of a block diffusion model, else of `generate.diffusion.block`; tokens of later
+blocks stay masked meanwhile.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import preflight
+from experiments.generate import Generator
+from experiments.program import Program
+from models.decoding import diffusion
+from models.objectives.diffusion import GROUPS
+
+# What a method takes beside temperature and guidance.
+TAKES = {
+    "ancestral": ("grid", "remask"), "ancestral_two_step": ("grid", "remask"), "cached": ("grid", "remask"),
+    "threshold": ("threshold",), "factor": ("factor",),
+}  # fmt: skip
+
+
+def generator(program: Program, tokenizer: Any) -> Any:
+    """What writes text with the model of `program`: token by token, or by filling masks in."""
+    return Filler(program, tokenizer) if program.config.objective in GROUPS else Generator(program, tokenizer)
+
+
+class Filler:
+    """Filling in with one model, behind the face of `generate.Generator`; compiled once per shape and setting.
+
+    `options` is `config.generate` as a dict; top_k, top_p and min_p are not used.
+    """
+
+    def __init__(self, program: Program, tokenizer: Any):
+        self.program, self.tokenizer = program, tokenizer
+        self._fill = jax.jit(self._run, static_argnames=("settings",))
+
+    def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
+        """What follows each prompt, the suffix included. The same prompt and seed give the same text in any batch."""
+        return [text for _, text in self.stream(params, prompts, options, seed=seed)]
+
+    def stream(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> Iterator[tuple[int, str]]:
+        """Yields `(row, its text)`, each row once and whole. Raises ConfigError for options out of range."""
+        preflight.check_generation(options)
+        if not prompts:
+            return
+        suffix, count = options["diffusion"]["suffix"], options["max_tokens"]
+        canvas, segments, starts = self.canvas(prompts, count, suffix)
+        tokens, _ = self._fill(
+            params, canvas, segments, jax.random.key(seed), requests(prompts), settings=settings(options)
+        )
+        for row, (filled, start) in enumerate(zip(np.asarray(tokens), starts, strict=True)):
+            yield row, self._text(filled[start : start + count], tuple(options["stop"])) + suffix
+
+    def encode(self, prompt: str) -> np.ndarray:
+        """Ids of a prompt, `[n]` int32, the start of a document before them."""
+        return np.concatenate([[self.tokenizer.bos], self.tokenizer.encode(prompt)]).astype(np.int32)
+
+    def canvas(self, prompts: Sequence[str], count: int, suffix: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Tokens and segment ids `[B, T]` of rows with `count` masks each, and where the masks begin."""
+        tail = np.concatenate([np.full(count, self._mask_id), self.tokenizer.encode(suffix)]).astype(np.int32)
+        ids = [self.encode(prompt) for prompt in prompts]
+        width = -(-(max(map(len, ids)) + len(tail)) // 64) * 64  # Rounded up, so that few lengths compile.
+        canvas = np.full((len(ids), width), self.tokenizer.pad, np.int32)
+        segments = np.zeros(canvas.shape, np.int32)
+        for row, head in enumerate(ids):
+            whole = np.concatenate([head, tail])
+            canvas[row, : len(whole)], segments[row, : len(whole)] = whole, 1
+        return canvas, segments, [len(head) for head in ids]
+
+    @property
+    def _mask_id(self) -> int:
+        return self.program.objective.mask_id
+
+    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+        model, goal = self.program.merge(params), self.program.objective
+        never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
+
+        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
+            features, _ = model(z, mask=goal.mask, segment_ids=segments)
+            return model.logits(features)[..., : goal.mask_id].at[..., never].set(-jnp.inf)
+
+        return fill(denoise, key, canvas, rows, mask_id=goal.mask_id, block=getattr(goal, "block", 0), **dict(settings))
+
+    def _text(self, tokens: np.ndarray, stop: tuple[str, ...]) -> str:
+        """Text up to the end of the document or the first stop string."""
+        ends = np.flatnonzero(tokens == self.tokenizer.eos)
+        text = self.tokenizer.decode(tokens[: ends[0]] if len(ends) else tokens)
+        return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
+
+
+def settings(options: dict) -> tuple[tuple[str, Any], ...]:
+    """The arguments of `fill` that `config.generate` names, hashable."""
+    chosen = options["diffusion"]
+    names = ("guidance", *TAKES.get(chosen["method"], ()))
+    return (
+        ("method", chosen["method"]),
+        ("steps", chosen["steps"] or options["max_tokens"]),
+        ("count", options["max_tokens"]),
+        ("by", chosen["block"]),
+        ("temperature", options["temperature"]),
+        *((name, chosen[name]) for name in names),
+    )
+
+
+def fill(
+    denoise: Callable[[jax.Array, jax.Array], jax.Array],
+    key: jax.Array,
+    canvas: jax.Array,
+    rows: jax.Array,
+    *,
+    mask_id: int,
+    count: int,
+    steps: int,
+    block: int = 0,
+    by: int = 0,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Fills the masks of `canvas [B, T]`: tokens `[B, T]` and calls of the model `[B]`. Safe under jit.
+
+    Args:
+      denoise: `(z [B, T], t [B]) -> logits [B, T, mask_id]`.
+      key: of the request's seed; `rows [B]`: numbers from which the rows' own keys are folded.
+      count: masks of a row; steps: calls that they are worth, shared out among the blocks.
+      block: the model's own blocks, 0 for none; by: those to use else. Counted from the first token of a row.
+      **options: of `diffusion.sample`: method, temperature, ...
+    """
+    B, T = canvas.shape
+    sample = lambda denoise, key, init, steps: diffusion.sample(  # noqa: E731
+        denoise, key, batch=B, length=T, vocab_size=mask_id, steps=steps, init=init, requests=rows, **options
+    )
+    size = block or by
+    if not size or size >= T:
+        return sample(denoise, key, canvas, steps)
+    index, share = jnp.arange(T), max(1, -(-steps * size // count))
+
+    def one(b: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        z, calls = state
+        # To the sampler the masks of later blocks are tokens that stand; the model sees them as the masks they are.
+        later = (index >= (b + 1) * size) & (z == mask_id)
+        seen = lambda z, t: denoise(jnp.where(later, mask_id, z), t)  # noqa: E731
+        filled, more = sample(seen, jax.random.fold_in(key, b), jnp.where(later, 0, z), share)
+        return jnp.where(later, mask_id, filled), calls + more
+
+    first = jnp.min(jnp.where(canvas == mask_id, index, T)) // size
+    last = jnp.max(jnp.where(canvas == mask_id, index, -1)) // size
+    return jax.lax.fori_loop(first, last + 1, one, (jnp.asarray(canvas), jnp.zeros(B, int)))
+
+
+def requests(prompts: Sequence[str]) -> jax.Array:
+    """One number a request, from its prompt and how often that prompt came before: batching does not change it."""
+    seen, numbers = Counter(), []
+    for prompt in prompts:
+        numbers.append(zlib.crc32(f"{seen[prompt]} {prompt}".encode("utf-8", "surrogateescape")))
+        seen[prompt] += 1
+    return jnp.asarray(np.asarray(numbers, np.uint32))

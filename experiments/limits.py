@@ -1,0 +1,34 @@
+"""Between which values a number of the config may lie, for the preflight: a new knob with a limit is a word here."""
+
+POSITIVE = (
+    "data.length", "data.batch_size", "model.vocab_multiple", "model.width", "model.num_layers", "model.num_heads",
+    "train.steps", "train.accumulation", "train.log_every", "train.profile_steps", "generate.max_tokens",
+    "checkpoint.keep_last", "masked_diffusion.draws", "block_diffusion.draws", "block_diffusion.block",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
+    "model.logit_scale", "model.softcap", "model.embedding_scale", "model.unroll", "model.attention.window",
+    "model.attention.sinks", "model.mlp.hidden", "model.swiglu.hidden", "model.pattention.tokens",
+    "model.pattention.channel_tokens", "model.pattention.top_r", "loss.z_loss", "optimizer.warmup",
+    "optimizer.weight_decay", "optimizer.clip", "eval.every", "eval.batches", "eval.batch_size", "eval.sample_tokens",
+    "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
+    "masked_diffusion.steps", "generate.diffusion.steps", "generate.diffusion.block", "generate.diffusion.factor",
+    "generate.diffusion.guidance",
+)  # fmt: skip
+SHARES = {  # key: (least, most), both allowed
+    "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),
+    "optimizer.decay_share": (0.0, 1.0), "optimizer.b1": (0.0, 0.9999), "optimizer.b2": (0.0, 0.99999),
+    "optimizer.ema": (0.0, 0.99999), "generate.top_p": (1e-6, 1.0), "generate.min_p": (0.0, 1.0),
+    "model.init_std": (1e-8, 10.0), "optimizer.learning_rate": (1e-12, 100.0), "optimizer.eps": (0.0, 1.0),
+    "model.norm_eps": (0.0, 1.0), "model.attention.rope_theta": (1.0, 1e12),
+    "masked_diffusion.t_min": (0.0, 1.0), "masked_diffusion.t_max": (1e-6, 1.0), "block_diffusion.t_min": (0.0, 1.0),
+    "block_diffusion.t_max": (1e-6, 1.0), "generate.diffusion.remask": (0.0, 1.0),
+    "generate.diffusion.threshold": (0.0, 1.0),
+}  # fmt: skip
+DENOISING = {  # Of models.decoding.diffusion.METHODS those that draw from a model of tokens, not of scores.
+    "generate.diffusion.method": (
+        "ancestral", "ancestral_two_step", "cached", "first_hitting", "max_prob", "margin", "entropy", "random",
+        "left_to_right", "candidate", "threshold", "factor",
+    ),
+    "generate.diffusion.grid": ("linear", "cosine"),
+}  # fmt: skip

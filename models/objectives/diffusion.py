@@ -1,0 +1,173 @@
+"""Masked and block diffusion of a language model: the losses of masked_diffusion.py and block_diffusion.py with an
+`LM` as their denoiser.
+
+The model is not told the time: how much of its input is masked says enough (MDLM). Scored are the tokens themselves,
+where `batch["mask"]` is true; the others (padding, the start of a document) are given and never masked. The head
+predicts ids below `mask_id` only, which is the SUBS parameterisation: the mask has no probability, visible tokens have
+no loss. Nats are upper bounds, summed over the valid tokens.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from kernels import masks
+from models.objectives import block_diffusion, masked_diffusion, schedules
+from models.objectives.masked_diffusion import Corruption
+from models.objectives.next_token import target_nll, weighted_nll
+
+GROUPS = ("masked_diffusion", "block_diffusion")
+CHOICES = {
+    "schedule": schedules.NAMES,
+    "masking": ("bernoulli", "fixed_count"),
+    "times": ("iid", "offset", "stratified"),
+}
+WEIGHTINGS = ("elbo", "ones")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Diffusion:
+    """What both have in common; `noise` and `features` tell them apart. Options: see `config.masked_diffusion`."""
+
+    mask_id: int
+    schedule: str = "linear"
+    masking: str = "bernoulli"
+    times: str = "stratified"
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    draws: int = 4
+
+    bidirectional: ClassVar[bool] = True
+    extra_tokens: ClassVar[int] = 1
+
+    def corrupt(self, batch: dict, key: jax.Array) -> dict:
+        """The global batch with noised tokens `noised [B, T]` and loss weights `weight [B, T]` (0: nothing learned)."""
+        drawn = self.noise(key, batch["tokens"], ~batch["mask"], training=True)
+        return {**batch, "noised": drawn.z, "weight": drawn.weight}
+
+    def loss(self, model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]:
+        """Sum of the weighted loss over a batch from `corrupt`, an estimate of its bound in nats, plus the z-loss.
+
+        Args:
+          model: an `LM`.
+          batch: `tokens`, `noised` `[B, T]`, `weight [B, T]`, and where rows hold several documents `positions` and
+            `segment_ids` `[B, T]`.
+          key: not used: the noise is in the batch.
+          z_loss: weight of the squared log-partition.
+
+        Returns:
+          The sum to differentiate and `{"nll": sum of nats}`.
+        """
+        features = self.features(model, batch, batch["noised"])
+        total, nll = weighted_nll(
+            model, features, batch["tokens"], batch["weight"], z_loss=z_loss, classes=self.mask_id
+        )
+        return total, {"nll": nll}
+
+    def row_nll(self, model, batch: dict, key: jax.Array) -> jax.Array:
+        """Bound of each row's nats, `[B]`: the mean of `draws` fixed-count estimates (LLaDA, appendix B.5).
+
+        Each masks k of a row's n free tokens, k uniform on 1..n, with weight n / k, whatever the training drew.
+        """
+        tokens = batch["tokens"]
+
+        def draw(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+            drawn = self.noise(key, tokens, ~batch["mask"], training=False)
+            nll = target_nll(model, self.features(model, batch, drawn.z), tokens, classes=self.mask_id)
+            return total + jnp.sum(jnp.where(drawn.weight > 0, drawn.weight * nll, 0), axis=-1), None
+
+        start = jnp.zeros(tokens.shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
+        return jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+
+    def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
+        raise NotImplementedError
+
+    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusion(_Diffusion):
+    """Masked diffusion (MDLM, Sahoo et al. 2024; MD4, Shi et al. 2024; LLaDA, Nie et al. 2025)."""
+
+    steps: int = 0
+
+    mask: ClassVar[masks.Mask] = masks.Full()
+    bound: ClassVar[str] = "<="
+    copies: ClassVar[int] = 1
+
+    def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
+        """`masked_diffusion.corrupt` as the options say; fixed counts outside training."""
+        return masked_diffusion.corrupt(
+            key,
+            tokens,
+            mask_id=self.mask_id,
+            schedule=self.schedule,
+            how=self.masking if training else "fixed_count",
+            times=self.times,
+            limits=(self.t_min, self.t_max),
+            steps=self.steps or None,
+            frozen=frozen,
+        )
+
+    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+        """Features `[B, T, D]` of the noised tokens; every token sees its whole document."""
+        return model(noised, mask=self.mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockDiffusion(_Diffusion):
+    """Block diffusion (BD3-LM, Arriola et al. 2025): blocks of `block` tokens of a row, each with a rate of its own.
+
+    One pass over [noised ; clean], both with the positions and segments of the row. Every block is a masked diffusion
+    given the clean blocks before it. Block 1 is the autoregressive likelihood, exactly; block T is masked diffusion.
+    """
+
+    block: int = 4
+    weighting: str = "elbo"
+
+    copies: ClassVar[int] = 2
+
+    @property
+    def bound(self) -> str:
+        """At block 1 the fixed count masks the only token of every block: nothing is random, the value exact."""
+        return "=" if self.block == 1 else "<="
+
+    @property
+    def mask(self) -> masks.Mask:
+        """What the clean half sees, and a row that is being generated: its own block and all before it."""
+        return masks.BlockCausal(self.block)
+
+    def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
+        """`block_diffusion.corrupt` as the options say; fixed counts with the weights of the bound outside training."""
+        return block_diffusion.corrupt(
+            key,
+            tokens,
+            self.block,
+            mask_id=self.mask_id,
+            schedule=self.schedule,
+            how=self.masking if training else "fixed_count",
+            times=self.times,
+            limits=(self.t_min, self.t_max),
+            weighting=self.weighting if training else "elbo",
+            frozen=frozen,
+        )
+
+    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+        """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper."""
+        T = noised.shape[1]
+        tokens, positions = block_diffusion.training_inputs(noised, batch["tokens"])
+        positions, segments = batch.get("positions", positions[:T][None]), batch.get("segment_ids")
+        features, _ = model(
+            tokens,
+            mask=masks.BlockDiffusion(T, self.block),
+            positions=jnp.concatenate([positions, positions], -1),
+            segment_ids=None if segments is None else jnp.concatenate([segments, segments], -1),
+        )
+        return features[:, :T]
+
+    def keys(self, length: int) -> float:
+        """Keys seen for each token of a row of `length`, over both copies: (n^2 + n block) / n."""
+        return length + self.block
