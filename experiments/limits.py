@@ -25,10 +25,3 @@ SHARES = {  # key: (least, most), both allowed
     "block_diffusion.t_max": (1e-6, 1.0), "generate.diffusion.remask": (0.0, 1.0),
     "generate.diffusion.threshold": (0.0, 1.0),
 }  # fmt: skip
-DENOISING = {  # Of models.decoding.diffusion.METHODS those that draw from a model of tokens, not of scores.
-    "generate.diffusion.method": (
-        "ancestral", "ancestral_two_step", "cached", "first_hitting", "max_prob", "margin", "entropy", "random",
-        "left_to_right", "candidate", "threshold", "factor",
-    ),
-    "generate.diffusion.grid": ("linear", "cosine"),
-}  # fmt: skip

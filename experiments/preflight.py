@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from configs import base as base_config
+from experiments import preflight_diffusion
 from experiments.errors import ConfigError
-from experiments.limits import DENOISING, NOT_NEGATIVE, POSITIVE, SHARES
+from experiments.limits import NOT_NEGATIVE, POSITIVE, SHARES
 
 # Keys that may change between two starts of one run: they decide nothing about its numbers.
 NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
@@ -51,7 +52,10 @@ def check_generation(options: Mapping[str, Any]) -> None:
     options, defaults = {"generate": dict(options)}, {"generate": base()["generate"]}
     problems = list(_shape_problems(options, defaults))
     if not problems:
-        problems = [*_range_problems(options, only="generate."), *_unknown_names(flatten(options), DENOISING)]
+        problems = [
+            *_range_problems(options, only="generate."),
+            *_unknown_names(flatten(options), preflight_diffusion.GENERATION),
+        ]
     if problems:
         raise ConfigError(problems)
 
@@ -136,7 +140,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     from kernels.attention import IMPLEMENTATIONS
     from models import block, channels, norms, parameters, pattention, projections
     from models.mixers import MIXERS
-    from models.objectives import OBJECTIVES, diffusion
+    from models.objectives import OBJECTIVES
 
     # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
     dtypes = ("float32", "bfloat16", "float64") if jax.config.jax_enable_x64 else ("float32", "bfloat16")
@@ -164,9 +168,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "init.grow_optimizer": grown.OPTIMIZERS,
         "optimizer.name": optimizers.OPTIMIZERS,
         "optimizer.schedule": optimizers.SCHEDULES,
-        **{f"{name}.{key}": table for name in diffusion.GROUPS for key, table in diffusion.CHOICES.items()},
-        "block_diffusion.weighting": diffusion.WEIGHTINGS,
-        **DENOISING,
+        **preflight_diffusion.choices(),
     }
     flat = flatten(config.to_dict())
     yield from _unknown_names(flat, choices)
@@ -269,7 +271,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
                     f"model.mixer={name!r} is causal and objective={config.objective!r} is not; "
                     "use model.mixer='attention'."
                 )
-    yield from _diffusion_problems(config)
+    yield from preflight_diffusion.problems(config)
     if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
         yield (
             f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "
@@ -288,29 +290,6 @@ def _combination_problems(config: Any) -> Iterator[str]:
         if start and not any(_path(start).glob("checkpoints/*.sha256.json")):
             yield f"init.{key}={_short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from grown.problems(config)
-
-
-def _diffusion_problems(config: Any) -> Iterator[str]:
-    """What masked and block diffusion need of the rows and of each other's options."""
-    name = config.objective
-    if name not in ("masked_diffusion", "block_diffusion"):
-        return
-    options, length, window = config[name], config.data.length, config.model.attention.window
-    if options.t_min > options.t_max:
-        yield f"{name}.t_min={options.t_min} lies above {name}.t_max={options.t_max}; use e.g. {name}.t_min=0.001."
-    if name == "masked_diffusion":
-        return
-    if length % options.block:
-        fits = max(size for size in range(1, min(options.block, length) + 1) if length % size == 0)
-        yield (
-            f"block_diffusion.block={options.block} does not divide data.length={length}; "
-            f"use e.g. block_diffusion.block={fits}."
-        )
-    if window:
-        yield (
-            f"model.attention.window={window} counts tokens of a row, which block diffusion lays out twice; "
-            "use model.attention.window=0."
-        )
 
 
 def _path(text: str) -> pathlib.Path:

@@ -5,6 +5,7 @@ every device sees only its own rows and heads.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,10 +45,15 @@ class Partition:
         """`fn(*args)` on every device's own part.
 
         `axes` has, for each argument, its logical axes, or a pytree of them in the argument's structure; `out_axes`
-        likewise for what `fn` returns. Sums over a cut axis are `fn`'s business (`jax.lax.psum`).
+        likewise for what `fn` returns. Sums over a cut axis are `fn`'s business (`jax.lax.psum`). A batch that does not
+        divide, such as one prompt on eight devices, is computed by every device.
         """
         if self.trivial:
             return fn(*args)
         is_axes = lambda leaf: isinstance(leaf, tuple) and all(a is None or isinstance(a, str) for a in leaf)  # noqa: E731
-        specs = jax.tree.map(self.spec, (tuple(axes), out_axes), is_leaf=is_axes)
+        ways = math.prod(self.mesh.shape[name] for name in self.mesh_axes("batch"))
+        fits = lambda names, x: "batch" not in names or x.shape[names.index("batch")] % ways == 0  # noqa: E731
+        even = all(jax.tree.leaves(jax.tree.map(fits, tuple(axes), tuple(args), is_leaf=is_axes)))
+        cut = self if even else dataclasses.replace(self, rules=tuple(r for r in self.rules if r[0] != "batch"))
+        specs = jax.tree.map(cut.spec, (tuple(axes), out_axes), is_leaf=is_axes)
         return jax.shard_map(fn, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)(*args)
