@@ -16,6 +16,7 @@ from experiments import preflight
 from experiments.program import Program
 from models.decoding import autoregressive
 from models.decoding.autoregressive import Sampler
+from models.lm import unstack
 
 CHUNK = 16  # Tokens between two looks from the host: what streaming shows at once, and where stop strings are found.
 
@@ -28,15 +29,17 @@ class Generator:
 
     def __init__(self, program: Program, tokenizer: Any):
         self.program, self.tokenizer = program, tokenizer
-        self._prefill = jax.jit(self._run_prefill, static_argnames=("sampler", "max_new", "slots"))
-        self._extend = jax.jit(self._run_extend, static_argnames=("sampler",), donate_argnames=("progress",))
+        self.prefill = jax.jit(self._prefill, static_argnames=("sampler", "max_new", "slots"))
+        self.extend = jax.jit(self._extend, static_argnames=("sampler",), donate_argnames=("progress",))
+        self.layers = jax.jit(unstack)  # One copy of the layers serves a whole call.
 
-    def _run_prefill(self, params, prompt, lengths, keys, *, sampler, max_new, slots):
-        model = self.program.merge(params)
+    def _prefill(self, params, layers, prompt, lengths, keys, *, sampler, max_new, slots):
+        model = self.program.merge(params).for_decoding(layers)
         return autoregressive.prefill(model, prompt, lengths, keys, sampler, max_new=max_new, slots=slots)
 
-    def _run_extend(self, params, progress, keys, until, *, sampler):
-        return autoregressive.extend(self.program.merge(params), progress, keys, sampler, until)
+    def _extend(self, params, layers, progress, keys, until, *, sampler):
+        model = self.program.merge(params).for_decoding(layers)
+        return autoregressive.extend(model, progress, keys, sampler, until)
 
     def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
         """The continuation of each prompt. The same prompt and seed give the same text in any batch."""
@@ -65,8 +68,9 @@ class Generator:
         sampler = self._sampler(options)
         keys = request_keys([*prompts, *[prompts[0]] * (len(ids) - real)], seed)
         lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
-        progress = self._prefill(
-            params, prompt, lengths, keys, sampler=sampler, max_new=max_new, slots=max(slots, width + max_new)
+        layers = self.layers(params)
+        progress = self.prefill(
+            params, layers, prompt, lengths, keys, sampler=sampler, max_new=max_new, slots=max(slots, width + max_new)
         )
         rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen = 0
@@ -80,7 +84,7 @@ class Generator:
                 return
             seen = count
             until = jnp.int32(min(count + CHUNK, max_new))
-            progress = self._extend(params, progress, keys, until, sampler=sampler)
+            progress = self.extend(params, layers, progress, keys, until, sampler=sampler)
             if int(progress.count) == seen:
                 return
 

@@ -79,11 +79,12 @@ class Stack(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT[self.remat])
         return jax.lax.scan(layer, x, params, unroll=self.unroll)
 
-    def unstack(self) -> "Unstacked":
-        """The same layers one by one."""
+    def unstack(self, layers: tuple | None = None) -> "Unstacked":
+        """The same layers one by one; `layers` holds the parameters of each as plain dicts, if they are cut already."""
         graphdef, params = nnx.split(self.period)
-        layers = (nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], params)) for i in range(self.repeats))
-        return Unstacked(tuple(layers))
+        if layers is None:
+            layers = [jax.tree.map(lambda p, i=i: p[i], params) for i in range(self.repeats)]
+        return Unstacked(tuple(nnx.merge(graphdef, layer) for layer in layers))
 
 
 class Unstacked:

@@ -65,12 +65,22 @@ class LM(nnx.Module):
         logits = jnp.einsum("...d,vd->...v", features, weights, preferred_element_type=jnp.float32)
         return shape_logits(logits, self.spec.logit_scale, self.spec.softcap)
 
-    def for_decoding(self) -> "LM":
-        """This model with its layers one by one, as `init_state` and calls with a state need it (inside a trace)."""
+    def for_decoding(self, layers: tuple | None = None) -> "LM":
+        """This model with its layers one by one, as `init_state` and calls with a state need it (inside a trace).
+
+        `layers`: their parameters from `unstack`, where one copy is to serve many calls; None cuts them out here.
+        """
         if not isinstance(self.stack, Unstacked):
-            self.stack = self.stack.unstack()
+            self.stack = self.stack.unstack(layers)
         return self
 
     def init_state(self, batch: int, length: int) -> dict:
         """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
         return {"slots": Slots.empty(batch, length), "layers": self.stack.init_state(batch, length)}
+
+
+def unstack(params: dict) -> tuple:
+    """Parameters of each repetition of the stack by themselves: `{"stack": {"period": {... [L, ...]}}}` -> L trees."""
+    period = params["stack"]["period"]
+    count = jax.tree.leaves(period)[0].shape[0]
+    return tuple(jax.tree.map(lambda p, i=i: p[i], period) for i in range(count))

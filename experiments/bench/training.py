@@ -139,10 +139,11 @@ def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Row
 
     def tessera() -> Any:
         lengths = jnp.full((batch,), prompt, jnp.int32)
-        progress = generator._prefill(
-            params, tokens, lengths, keys, sampler=sampler, max_new=max_new, slots=prompt + max_new
+        layers = generator.layers(params)
+        progress = generator.prefill(
+            params, layers, tokens, lengths, keys, sampler=sampler, max_new=max_new, slots=prompt + max_new
         )
-        return generator._extend(params, progress, keys, jnp.int32(max_new), sampler=sampler).tokens
+        return generator.extend(params, layers, progress, keys, jnp.int32(max_new), sampler=sampler).tokens
 
     def by_hand() -> Any:
         return plain.decode(hand, tokens, N=N, max_new=max_new)

@@ -164,7 +164,9 @@ def test_the_first_token_follows_the_law_of_the_model():
     prompt = jnp.tile(jnp.asarray([[256, *b"ab"]], jnp.int32), (n, 1))
     keys = jax.random.split(jax.random.key(0), n)
     sampler = maker._sampler(OPTIONS | {"temperature": 0.8})
-    tokens = maker._prefill(params, prompt, jnp.full(n, 3), keys, sampler=sampler, max_new=1, slots=8).tokens[:, 0]
+    tokens = maker.prefill(
+        params, maker.layers(params), prompt, jnp.full(n, 3), keys, sampler=sampler, max_new=1, slots=8
+    ).tokens[:, 0]
     counts = np.bincount(np.asarray(tokens), minlength=len(law))
     assert counts[[256, 258]].sum() == 0
     order = np.argsort(law)[::-1]
