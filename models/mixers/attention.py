@@ -18,7 +18,7 @@ from models.spec import Spec
 class Attention(nnx.Module):
     """`x [B, T, D] -> [B, T, D]`, N query heads over K key/value heads of width H (Vaswani et al. 2017; GQA 2023).
 
-    The decoding state is a cache of S slots: rotated keys and values `[B, K, S, H]`. Masks go by the positions in
+    The decoding state is a cache of S slots: rotated keys and values `[B, 2, K, S, H]`. Masks go by the positions in
     `context.slots`, so the order of slots is free.
     """
 
@@ -52,8 +52,9 @@ class Attention(nnx.Module):
             if context.segment_ids is not None:
                 mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
         else:
-            state = {"k": self._append(state["k"], k, context), "v": self._append(state["v"], v, context)}
-            k, v = (state[name].swapaxes(1, 2) for name in ("k", "v"))
+            new = jnp.stack([k, v], axis=1).swapaxes(2, 3)  # One write for both: [B, 2, K, T, H].
+            state = slots.put(state, new, context.start, axis=3)
+            k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
         out = self._attend(attention if state is None else attend_cache, q, k, v, mask)
         return self.out(out.reshape(*x.shape[:2], -1)), state
@@ -83,11 +84,6 @@ class Attention(nnx.Module):
         seen = window - window * (window - 1) / (2 * length) if causal else window
         return 4 * self.q_width * seen
 
-    def init_state(self, batch: int, length: int) -> dict[str, jax.Array]:
+    def init_state(self, batch: int, length: int) -> jax.Array:
         """An empty cache of `length` slots for `batch` rows."""
-        cache = jnp.zeros((batch, self.K, length, self.H), self.dtype)
-        return {"k": cache, "v": cache}
-
-    def _append(self, cache: jax.Array, new: jax.Array, context) -> jax.Array:
-        """The cache `[B, K, S, H]` with T new keys or values `[B, T, K, H]` at the context's slots."""
-        return slots.put(cache, new.swapaxes(1, 2), context.start, axis=2)
+        return jnp.zeros((batch, 2, self.K, length, self.H), self.dtype)
