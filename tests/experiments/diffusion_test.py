@@ -1,0 +1,164 @@
+"""Diffusion objectives in the loop: the same numbers however a step is cut, learning, filling in, refusals."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import data
+from configs import base, diffusion
+from experiments import denoise, inputs, preflight, preflight_diffusion
+from experiments.train import train
+from models.decoding import diffusion as sampling
+from tests.experiments import program_test, tiny
+from tests.models import tiny_laws
+
+OBJECTIVES = tuple(diffusion.PRESETS.values())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_accumulation_of_four_and_eight_devices_equal_one_batch(objective):
+    kw = {"objective": objective, "optimizer__eps": 1e-3}
+    whole, w = program_test.run(program_test.program(**kw), 2)
+    parts, p = program_test.run(program_test.program(**kw, train__accumulation=4), 2)
+    cut, c = program_test.run(program_test.program(8, **kw, mesh__data=2, mesh__fsdp=4), 2)
+    for state, metrics in ((parts, p), (cut, c)):
+        program_test.assert_close(whole, state, 1e-5)
+        for a, b in zip(w, metrics, strict=True):
+            np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
+    assert w[0]["train/loss"] != w[1]["train/loss"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_training_learns_and_reports_a_bound(objective, tmp_path):
+    config = tiny.config(
+        tmp_path, objective=objective, train__steps=60, optimizer__learning_rate=1e-2, eval__every=0,
+        checkpoint__every=0, eval__sample_prompt="ab",
+    )  # fmt: skip
+    result = train(config, tmp_path / "run", quiet=True)
+    # The untrained model has log(259) = 5.6 nats; nine symbols and an end are at most log(10) = 2.3.
+    assert result["eval/loss"] < 3.0 and result["eval/kind"] == "<=" and result["eval/bits_per_byte_se"] > 0
+    assert (tmp_path / "run" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_every_byte_is_scored_once_as_in_the_autoregressive_control(isolate, tmp_path):
+    scored = {}
+    for objective in ("next_token", *OBJECTIVES):
+        config = tiny.config(tmp_path, objective=objective, eval__batches=0, data__isolate=isolate)
+        corpus = inputs.load(config)
+        seen = [b["targets"][b["mask"]] for b in inputs.eval_batches(config, corpus)]
+        scored[objective] = np.bincount(np.concatenate(seen), minlength=259)
+        assert corpus.tokenizer.token_bytes @ scored[objective] == corpus.valid.num_bytes
+        np.testing.assert_array_equal(scored[objective], scored["next_token"])
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def filler(request):
+    """An untrained model that writes."""
+    config = program_test.config(objective=request.param, generate__max_tokens=10)
+    tokenizer = data.ByteTokenizer()
+    program = program_test.build(
+        config, vocab_size=tokenizer.vocab_size, mesh=program_test.make_mesh(config, jax.devices()[:1])
+    )
+    return denoise.generator(program, tokenizer), program.init()["params"]
+
+
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"method": "threshold", "block": 8, "threshold": 0.01}], ids=str)
+def test_what_is_given_stays_and_no_mask_is_left(filler, changes):
+    made, params = filler
+    options = made.program.config.generate.to_dict()
+    options["diffusion"] |= changes
+    canvas, segments, starts = made.canvas(["ab cd", "é"], 10, "xyz")
+    tokens, calls = made._fill(
+        params,
+        canvas,
+        segments,
+        jax.random.key(0),
+        denoise.requests(["ab cd", "é"]),
+        settings=denoise.settings(options),
+    )
+    tokens, given = np.asarray(tokens), canvas != made.program.objective.mask_id
+    np.testing.assert_array_equal(tokens[given], canvas[given])
+    assert (~given).sum() == 20 and (tokens < 258)[~given].all() and (tokens != 256)[~given].all()
+    assert starts == [6, 3] and (np.asarray(calls) > 0).all()
+    options["diffusion"]["suffix"] = "xyz"
+    texts = made(params, ["ab cd", "é"], options, seed=5)
+    assert made(params, ["é"], options, seed=5) == texts[1:] and all(text.endswith("xyz") for text in texts)
+    assert made(params, ["é", "é"], options, seed=5)[0] == texts[1] != made(params, ["é"], options, seed=6)[0]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_filling_by_blocks_has_the_law_of_their_orders(block):
+    """A table whose law depends on the order, one token a call: the mean over all orders that respect the blocks."""
+    size, length, draws = 2, 4, 60_000
+    table = tiny_laws.tab_table(size, length)
+    block_of = np.arange(length) // (block or length)
+    orders = [o for o in itertools.permutations(range(length)) if (np.diff(block_of[list(o)]) >= 0).all()]
+    law = np.mean([tiny_laws.order_law(table, order) for order in orders], axis=0)
+    fill = functools.partial(
+        denoise.fill,
+        tiny_laws.denoiser(table, jnp.float32),
+        mask_id=size,
+        count=length,
+        steps=length,
+        by=block,
+        method="first_hitting",
+    )
+    canvas = jnp.full((draws, length), size)
+    tokens, calls = jax.jit(lambda key: fill(key, canvas, jnp.arange(draws)))(jax.random.key(0))
+    assert (np.asarray(calls) == length).all()
+    statistic, limit = tiny_laws.chi_square(tiny_laws.histogram(tokens, size), law)
+    assert statistic < limit and tiny_laws.power(size**length, draws) > 0.99
+
+
+def test_names_of_methods_and_options_are_those_of_the_samplers():
+    methods = preflight_diffusion.GENERATION["generate.diffusion.method"]
+    assert set(methods) == set(sampling.METHODS) - {"analytic", "euler"}
+    options = base.get_config().generate.to_dict()
+    logits = jnp.zeros((2, 6, 3))
+    for method in methods:
+        options["diffusion"]["method"], options["max_tokens"] = method, 6
+        tokens, _ = denoise.fill(
+            lambda z, t: logits, jax.random.key(0), jnp.full((2, 6), 3), jnp.arange(2), mask_id=3,
+            **dict(denoise.settings(options)),
+        )  # fmt: skip
+        assert (tokens < 3).all(), method
+
+
+REFUSALS = {
+    "block_diffusion.block=5 does not divide data.length=128; use e.g. block_diffusion.block=4": {
+        "objective": "block_diffusion", "block_diffusion": {"block": 5},
+    },
+    "model.attention.window=8 counts tokens of a row": {
+        "objective": "block_diffusion", "model": {"attention": {"window": 8}},
+    },
+    "masked_diffusion.t_min=0.5 lies above masked_diffusion.t_max=0.25": {
+        "masked_diffusion": {"t_min": 0.5, "t_max": 0.25},
+    },
+    "masked_diffusion.times='straitfied' is unknown; did you mean": {"masked_diffusion": {"times": "straitfied"}},
+    "masked_diffusion.draws=0 must be at least 1": {"masked_diffusion": {"draws": 0}},
+    "generate.diffusion.method='entrpoy' is unknown; did you mean 'entropy'": {
+        "generate": {"diffusion": {"method": "entrpoy"}},
+    },
+    "objective='masked_difusion' is unknown; did you mean 'masked_diffusion'": {"objective": "masked_difusion"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sentence", REFUSALS)
+def test_what_cannot_be_is_refused_in_one_sentence(sentence):
+    config = diffusion.get_config("mdlm")
+    config.update(REFUSALS[sentence])
+    with pytest.raises(preflight.ConfigError) as refused:
+        preflight.check(config, num_devices=1)
+    assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
+
+
+def test_settings_of_generation_are_checked_before_anything_is_drawn():
+    options = base.get_config().generate.to_dict()
+    options["diffusion"]["grid"] = "cubic"
+    with pytest.raises(preflight.ConfigError, match="generate.diffusion.grid='cubic' is unknown; .*linear, cosine"):
+        preflight.check_generation(options)
