@@ -229,7 +229,7 @@ def test_the_published_chinchilla_table_refits_to_its_published_values():
     assert len(runs) == 245
     runs = runs.select(runs["loss"] < np.sort(runs["loss"])[-5])  # as published: the five highest losses left out
     found = scaling.fit("chinchilla", runs.columns, bootstrap=200)
-    # Besiroglu et al. 2024, table 1 and their released notebook: estimates, their standard errors, 95% intervals.
+    # Besiroglu et al. 2024, as printed in their released notebook: estimates, their standard errors, 95% intervals.
     published = {"E": (1.8172, 0.03), "A": (482.01, 124.58), "B": (2085.43, 1293.23), "alpha": (0.3478, 0.02),
                  "beta": (0.3658, 0.02)}  # fmt: skip
     theirs = {"alpha": (0.317, 0.373), "beta": (0.331, 0.415), "E": (1.769, 1.871)}
@@ -259,7 +259,7 @@ def test_the_published_overtraining_runs_refit_to_their_published_law(data, valu
     ratio, size = np.round(runs["tokens_per_parameter"]), runs["parameters"]
     small = (size < 1e9) & (ratio == 20) | (size < 2e7) & (ratio == 320)
     assert small.sum() == 5
-    # They fit by least squares of the loss itself, with the constant of C = 6 N D in one of the two amplitudes only.
+    # They fit by least squares of the loss itself.
     found = scaling.fit(scaling.absolute(scaling.OVERTRAINING), runs.select(small).columns, delta=math.inf)
     assert found.values["E"] == pytest.approx(values["E"], abs=0.006)
     assert found.values["eta"] == pytest.approx(values["eta"], abs=0.0006)
