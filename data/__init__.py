@@ -3,6 +3,8 @@
 from data.corpus import TOKENIZERS, Corpus, Mixture, Tokens, load
 from data.loader import PACKINGS, Loader
 from data.sources import SOURCES, Request, Sequences, Texts
+from data.tasks import TASKS
+from data.tasks.loading import TaskLoader
 from data.throughput import measure
 from data.tokenizer import (
     BPETokenizer,
@@ -17,6 +19,7 @@ from data.tokenizer import (
 __all__ = [
     "PACKINGS",
     "SOURCES",
+    "TASKS",
     "TOKENIZERS",
     "BPETokenizer",
     "ByteTokenizer",
@@ -27,6 +30,7 @@ __all__ = [
     "Sequences",
     "StreamDecoder",
     "SymbolTokenizer",
+    "TaskLoader",
     "Texts",
     "Tokenizer",
     "Tokens",

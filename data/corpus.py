@@ -93,9 +93,9 @@ def load(
     """The corpus that a source and a tokenizer make, from the cache where it is there.
 
     Args:
-      source: a name in `data.SOURCES`, or "mixture".
+      source: a name in `data.SOURCES`, "mixture", or "task:NAME" with a name in `data.TASKS`.
       path: file, folder or pattern for "text"; data folder for "tfds"; another library's folder for "stdlib".
-      name: data set for "tfds"; "all" keeps the test folders of "stdlib".
+      name: data set for "tfds"; "all" keeps the test folders of "stdlib"; settings of a task, as "pairs=32, keys=64".
       tokenizer: "bytes", "bpe" (trained on the train split), or the path of a saved tokenizer. Sources of symbols
         ("digits", "random") have their own vocabulary.
       vocab_size: ids, specials included; 0 is the tokenizer's own (bytes 259, bpe 4096). "random" needs it.
@@ -103,16 +103,18 @@ def load(
         has at least one document (a corpus of a single document is cut near that share of its end).
       cache_dir: where tokenizers and tokens are kept.
       components: for "mixture": one mapping per part, with `source`, `weight` and that source's own arguments.
-      max_files, size, seed: see `data.sources.Request`.
+      max_files, size, seed: see `data.sources.Request`; of a task, `size` is rows of the train split (0: endless).
 
     Errors: ValueError or FileNotFoundError with one sentence: the argument, its value, and a value that works.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation!r} is not a share; use 0 <= validation < 1, such as 0.05.")
     cached_in = pathlib.Path(cache_dir).expanduser()
+    if components and source != "mixture":
+        raise ValueError(f"components are given with source={source!r}; use source='mixture' with components.")
+    if source.startswith("task:"):
+        return _task(source, name, tokenizer, vocab_size, size, seed)
     if source != "mixture":
-        if components:
-            raise ValueError(f"components are given with source={source!r}; use source='mixture' with components.")
         request = sources.Request(path, name, vocab_size, max_files, size, seed)
         made = _source(source, request)
         kind = _tokenizer(tokenizer, vocab_size, [made], [source], validation, cached_in)
@@ -121,6 +123,17 @@ def load(
     kind = _tokenizer(tokenizer, vocab_size, parts, names, validation, cached_in)
     corpora = [_corpus(part, n, kind, validation, cached_in) for part, n in zip(parts, names, strict=True)]
     return _mixed(corpora, names, weights)
+
+
+def _task(source: str, settings: str, tokenizer: str, vocab_size: int, rows: int, seed: int) -> Corpus:
+    """The corpus of a synthetic task."""
+    from data.tasks import loading  # builds a Corpus, so it stands above this module
+
+    if tokenizer != "bytes":
+        raise ValueError(f"tokenizer={tokenizer!r} is for text and source={source!r} has symbols; leave it at 'bytes'.")
+    made = loading.corpus(source.removeprefix(loading.PREFIX), settings, rows=rows, seed=seed)
+    _of_size(made.tokenizer, vocab_size, source)
+    return made
 
 
 def _source(name: str, request: sources.Request) -> sources.Texts | sources.Sequences:

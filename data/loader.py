@@ -21,7 +21,8 @@ class Loader:
     same step, each `batch_size / process_count` consecutive rows of the global batch.
 
     Args:
-      tokens: a split of a corpus; of a `Mixture`, parts take turns by weight, each through its own epochs.
+      tokens: a split of a corpus; of a `Mixture`, parts take turns by weight, each through its own epochs. A split of
+        a task (`data.tasks`) makes its rows itself, one per sequence, whatever `packing` is.
       batch_size: rows of the GLOBAL batch, a multiple of `process_count`.
       length: T, tokens per row.
       seed: of the order of rows; every epoch has its own order.
@@ -58,7 +59,9 @@ class Loader:
         self.shuffle, self.isolate, self.epochs = shuffle, isolate, epochs
         self._first_row = batch_size // process_count * process_index
         self._local = batch_size // process_count
-        self._packed = [PACKINGS[packing](part, length) for part in parts]
+        self._packed = [
+            PACKINGS[packing](part, length) if isinstance(part, Tokens) else part.packed(length) for part in parts
+        ]
         self._weights = tokens.weights if mixed else (1,)
         self._part_rows = np.array([packed.num_rows for packed in self._packed], np.int64)
         self._block = functools.lru_cache(maxsize=4)(self._ordered)
@@ -182,6 +185,8 @@ def _check(
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs={epochs} is not a number of passes; use 1 or more, or None to repeat for ever.")
     for k, part in enumerate(parts):
+        if not isinstance(part, Tokens):  # rows that are made as they are read check their length themselves
+            continue
         count = len(part.tokens)
         where = f" of components[{k}]" if len(parts) > 1 else ""
         if count == 0:

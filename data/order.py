@@ -19,7 +19,7 @@ _FEWEST_BITS = 8
 _LONGEST_SCHEDULE = 1 << 16
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """A bijective scrambler of 64-bit words (the finaliser of SplitMix64, Steele et al. 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -42,8 +42,8 @@ def permute(index: np.ndarray, count: int, seed: int, epoch: np.ndarray | int) -
     """
     index = np.atleast_1d(np.asarray(index, np.uint64))
     epoch = np.broadcast_to(np.asarray(epoch, np.uint64), index.shape)
-    key = _mix(_mix(np.full(index.shape, seed & _WORD, np.uint64) + _GOLDEN) + epoch * _GOLDEN)
-    keys = _mix(key + (np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN)[:, None])
+    key = mix(mix(np.full(index.shape, seed & _WORD, np.uint64) + _GOLDEN) + epoch * _GOLDEN)
+    keys = mix(key + (np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _GOLDEN)[:, None])
     bits = max(_FEWEST_BITS, (count - 1).bit_length())
     low_bits = bits // 2
     place = _feistel(index, keys, low_bits, bits - low_bits)
@@ -59,8 +59,8 @@ def _feistel(x: np.ndarray, keys: np.ndarray, low_bits: int, high_bits: int) -> 
     shift = np.uint64(low_bits)
     low, high = x & np.uint64((1 << low_bits) - 1), x >> shift
     for r in range(0, _ROUNDS, 2):
-        low = low ^ (_mix(high + keys[r]) >> np.uint64(64 - low_bits))
-        high = high ^ (_mix(low + keys[r + 1]) >> np.uint64(64 - high_bits))
+        low = low ^ (mix(high + keys[r]) >> np.uint64(64 - low_bits))
+        high = high ^ (mix(low + keys[r + 1]) >> np.uint64(64 - high_bits))
     return (high << shift) | low
 
 

@@ -88,7 +88,7 @@ def fit(
     Errors: ValueError where there are fewer runs than parameters, or a column is missing or not positive.
 
     Resamples start at the fit. Their spread about it is widened by sqrt(n / (n - P)), since n residuals after P
-    parameters are too small (Hesterberg 2015, section 3.2, for the percentile interval).
+    parameters are too small (Hesterberg 2015 on the percentile interval).
     """
     law = LAWS[law] if isinstance(law, str) else law
     inputs, target = law.columns(columns), positive(columns, law.target, law.name)

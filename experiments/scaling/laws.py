@@ -181,7 +181,7 @@ CHINCHILLA = _power_sum(
 OVERTRAINING = _power_sum(
     "overtraining", ("E", "a", "b"), ("eta",), ("tokens_per_parameter", "flops"), _features_overtraining
 )
-"""L = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024, equation 4). M = D/N tokens per parameter, C FLOPs.
+"""L = E + (a M^eta + b M^-eta) C^-eta (Gadre et al. 2024). M = D/N tokens per parameter, C FLOPs.
 
 It is the Chinchilla form with alpha = beta = 2 eta and C = 6 N D: a = A 6^eta, b = B 6^eta."""
 
@@ -192,7 +192,7 @@ DOWNSTREAM = Law(
     "downstream", ("epsilon", "k", "gamma"), frozenset({"k", "gamma"}), ("loss",), "error", False,
     _evaluate_downstream, _starts_downstream,
 )  # fmt: skip
-"""Err = epsilon - k exp(-gamma L) (Gadre et al. 2024, equation 5): mean top-1 error from loss, absolute residuals."""
+"""Err = epsilon - k exp(-gamma L) (Gadre et al. 2024): mean top-1 error from loss, absolute residuals."""
 
 LEVERAGE = Law(
     "leverage", ("a", "d", "gamma", "beta", "A_start"), frozenset({"A_start"}),

@@ -22,6 +22,7 @@ def study(
     delta: float = HUBER,
     groups: Any = None,
     folder: str | pathlib.Path = "",
+    formats: tuple[str, ...] = plots.FORMATS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Fits `laws` to `runs`, each also on the smaller `share` of compute to predict the rest.
@@ -29,7 +30,7 @@ def study(
     Args:
       laws, bootstrap, delta, groups, seed: as for `fit`.
       share: of the runs, those of least compute, for the held-out error.
-      folder: where figures (SVG, PDF, PNG) and `scaling.json` go; "" writes nothing.
+      folder: where figures (in each of `formats`) and `scaling.json` go; "" writes nothing.
 
     Returns: plain JSON: `runs`, `left_out`, `laws` (per law `values`, `intervals` at 95%, `residual`,
       `held_out_median`, `held_out_largest`, `held_out_runs`), and where they can be had `frontier` (compute decades,
@@ -73,7 +74,7 @@ def study(
     if folder:
         files.write_json(pathlib.Path(folder) / "scaling.json", record)
         for name, (draw, arguments) in figures.items():
-            plots.save(draw(*arguments), pathlib.Path(folder) / name)
+            plots.save(draw(*arguments), pathlib.Path(folder) / name, formats)
     return record
 
 

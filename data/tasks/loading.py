@@ -1,0 +1,116 @@
+"""Tasks as corpora: splits whose rows are made when they are read, in the loader's own order and batches."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data import cache, packing
+from data.corpus import Corpus
+from data.loader import Loader
+from data.tasks import Task, draws, make
+from data.tokenizer import SymbolTokenizer
+
+ROWS = 1 << 40  # of a training split: more than any run reads, so no row comes twice
+VALIDATION_ROWS = 1 << 12
+PREFIX = "task:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Rows of `length` tokens of a task, by number; the counterpart of a packing for data that is made, not read."""
+
+    task: Task
+    seed: int
+    num_rows: int
+    length: int
+
+    def rows(self, index: np.ndarray) -> packing.Rows:
+        """The rows `index` `[B]`; a negative index is a row of padding."""
+        index = np.asarray(index, np.int64)
+        sequence, answers = self.task.sample(self.seed, np.maximum(index, 0), self.length)
+        held = (sequence >= 0) & (index >= 0)[:, None]
+        first = np.zeros((len(index), self.length), bool)
+        first[:, 0] = True
+        return packing.Rows(sequence[:, :-1], sequence[:, 1:], first, held[:, :-1], (answers & held)[:, 1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a task: `seed` fixes its rows, `count` says how many there are."""
+
+    task: Task
+    seed: int
+    count: int
+
+    def packed(self, length: int) -> Packed:
+        """Its rows at T = `length`. Errors: ValueError where a row of the task does not fit."""
+        least = self.task.least_length()
+        if length < least:
+            name = type(self.task).__name__.lower()
+            raise ValueError(f"length={length} is too short for a row of task:{name}; use {least} or more.")
+        return Packed(self.task, self.seed, self.count, length)
+
+
+def corpus(name: str, settings: Any = "", *, rows: int = 0, seed: int = 0) -> Corpus:
+    """The corpus of a task: endless training rows (or `rows` of them) and 4,096 validation rows of another seed.
+
+    `name`: of `TASKS`; `settings`: see `make`. Symbols are tokens, with the bos, eos and pad of a `SymbolTokenizer`.
+    Both splits have the same law. `info` also has `best_accuracy`, `best_kind` and `chance_loss` of the task.
+    """
+    task = make(name, settings)
+    splits = {
+        "train": Split(task, draws.derive(seed, "train"), rows or ROWS),
+        "valid": Split(task, draws.derive(seed, "valid"), VALIDATION_ROWS),
+    }
+    tokenizer = SymbolTokenizer(task.num_symbols)
+    hashed = cache.digest("task", name, dataclasses.asdict(task), rows, seed)
+    counts = {key: {"documents": split.count} for key, split in splits.items()}
+    info = {
+        "source": PREFIX + name,
+        "settings": dataclasses.asdict(task),
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "hash": hashed,
+        "files": 0,
+        "documents": sum(c["documents"] for c in counts.values()),
+        "bytes_per_token": 1.0,
+        "splits": counts,
+        "best_loss": task.best_loss,
+        "best_accuracy": task.best_accuracy,
+        "best_kind": task.best_kind,
+        "chance_loss": task.chance_loss,
+    }
+    return Corpus(**splits, tokenizer=tokenizer, hash=hashed, info=info)
+
+
+class TaskLoader(Loader):
+    """A `data.Loader` of one task: the same batches by step, order, processes and iterator.
+
+    Args:
+      task: a task, or its name in `data.tasks.TASKS` (with the settings that it has by itself).
+      split: "train" or "valid", which never share a stream of random numbers.
+      rows: how many there are; 0 is endless for train, 4,096 for valid.
+      seed: of the rows and of their order.
+      others: as for `data.Loader`, but for `tokens`, `pad` and `packing`.
+    """
+
+    def __init__(
+        self,
+        task: Task | str,
+        *,
+        batch_size: int,
+        length: int,
+        seed: int = 0,
+        split: str = "train",
+        rows: int = 0,
+        **kw,
+    ):
+        if split not in ("train", "valid"):
+            raise ValueError(f"split={split!r} is not known; use 'train' or 'valid'.")
+        self.task = make(task) if isinstance(task, str) else task
+        self.task.check()
+        count = rows or (ROWS if split == "train" else VALIDATION_ROWS)
+        made = Split(self.task, draws.derive(seed, split), count)
+        pad = SymbolTokenizer(self.task.num_symbols).pad
+        super().__init__(made, batch_size=batch_size, length=length, pad=pad, seed=seed, **kw)
