@@ -48,7 +48,7 @@ def context_attention(
 
     q [B, T, N, H]; k, v [B, T, K, H], N a multiple of K: whole arrays, sharded over T (others are resharded). Rows are
     cut over the mesh axes data and fsdp and heads over tensor, where these exist and divide them; over any other axis
-    the arrays are equal. mask: a `kernels.masks.Mask` or its string, of the [T, T] square. scale: 1 / sqrt(H) when None.
+    the arrays are equal. mask: a `kernels.masks.Mask` or its string, of the [T, T] square. scale: 1 / sqrt(H) if None.
     schedule: one of SCHEDULES, "usp:u" for groups of u ranks, or "auto" (see `explain`).
     layout="natural": q, k, v, the arrays of the mask and the results are in sequence order, converted inside.
     layout="schedule": all of them lie as `to_layout(x, P, schedule)` puts them; nothing is moved.

@@ -126,7 +126,7 @@ def _decide(q_shape, k_shape, mask, P, dtype) -> tuple[str, str]:
     other = names[best == names[0]]
     moved = "keys and values move" if best == names[0] else "queries move and results return the other way"
     why = (
-        f"{moved}: {cost[best]:,} bytes in the busier direction, forward and backward, against {cost[other]:,} of {other} "
+        f"{moved}: {cost[best]:,} bytes in the busier direction, both passes, against {cost[other]:,} of {other} "
         f"(N={N} query heads, K={K} key/value heads); the mask is {'' if causal else 'not '}causal"
     )
     if N % P == 0:

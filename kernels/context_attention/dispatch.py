@@ -87,6 +87,8 @@ def _attend_backward(options: Options, residuals, cotangents):
 
     def run(kept, mask, d_out, d_lse):
         task = _task(options, mask)
+        # Else the compiler would find what was sent in the forward pass and keep it, to send it only once.
+        kept, d_out = jax.lax.optimization_barrier((kept, d_out))
         if options.deals_heads:
             kept = jax.tree.map(lambda x: x[0], kept)
             d_out = to_heads(task, d_out)

@@ -89,7 +89,7 @@ def neighbour_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> t
 
 
 def _circulate(task: Task, moving: Any, compute: Callable, join: Callable) -> tuple[Any, Any]:
-    """Takes `moving` around the ring. compute(t, moving) -> (what goes home by travelling along, what stays and adds up).
+    """Takes `moving` around the ring. compute(t, moving) -> (what travels along and home, what stays and adds up).
 
     Each rank's own part waits at home; no hop carries what nobody needs.
     """

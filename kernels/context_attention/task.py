@@ -1,6 +1,6 @@
 """What one device does between two hops: its blocks of a step, added to what it has; and the hops themselves.
 
-Everything here runs inside `shard_map`: arrays are the local parts, q [B, C, N, H], k and v [B, C, K, H], lse [B, N, C].
+Everything here runs inside `shard_map` on local parts: q [B, C, N, H], k and v [B, C, K, H], lse [B, N, C].
 """
 
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ def _mask(task: Task, slot: Slot, at: Any) -> Mask:
 
 
 def _own(task: Task, slot: Slot) -> tuple:
-    """This rank's chunk of queries and of keys in a slot: numbers where all ranks have the same; None for all chunks."""
+    """This rank's chunk of queries and of keys in a slot: a number where all ranks agree; None for all chunks."""
 
     def pick(options: Any) -> Any:
         if options is None or len(set(options)) == 1:
