@@ -1,0 +1,110 @@
+"""Attention over a sequence that is cut across devices: one function, nine schedules, one result."""
+
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from kernels import masks
+from kernels.context_attention.bytes import choose, explain, sent
+from kernels.context_attention.dispatch import Options, attend
+from kernels.context_attention.heads_move import check_heads
+from kernels.context_attention.layouts import (
+    SCHEDULES,
+    check_length,
+    from_layout,
+    positions,
+    restore,
+    spec_of,
+    to_layout,
+)
+from kernels.context_attention.placement import whole
+from kernels.context_attention.plan import score_entries
+from kernels.masks import Mask
+
+__all__ = [
+    "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "positions", "score_entries", "sent",
+    "to_layout",
+]  # fmt: skip
+
+# What the other axes of a mesh cut: rows of the batch and heads, where they divide them.
+ROW_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
+
+
+def context_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mesh: Mesh,
+    axis: str = "context",
+    schedule: str,
+    mask: Mask | str,
+    scale: float | None = None,
+    layout: str = "natural",
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """softmax(scale q.k) v over the keys that `mask` sees, the sequence being cut over `axis` of `mesh`.
+
+    q [B, T, N, H]; k, v [B, T, K, H], N a multiple of K: whole arrays, sharded over T (others are resharded). Rows are
+    cut over the mesh axes data and fsdp and heads over tensor, where these exist and divide them; over any other axis
+    the arrays are equal. mask: a `kernels.masks.Mask` or its string, of the [T, T] square. scale: 1 / sqrt(H) if None.
+    schedule: one of SCHEDULES, "usp:u" for groups of u ranks, or "auto" (see `explain`).
+    layout="natural": q, k, v, the arrays of the mask and the results are in sequence order, converted inside.
+    layout="schedule": all of them lie as `to_layout(x, P, schedule)` puts them; nothing is moved.
+    Returns out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an
+    input is); both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
+    Raises ValueError for shapes that do not fit each other, the mesh or the schedule, naming what would.
+    """
+    mask = masks.parse(mask) if isinstance(mask, str) else mask
+    P = _check(q, k, v, mesh, axis, mask, layout)
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    if schedule == "auto":
+        if layout == "schedule":
+            raise ValueError(
+                "schedule='auto' with layout='schedule' leaves the layout open; use schedule=choose(...) by name."
+            )
+        schedule = choose(q.shape, k.shape, mask, P, q.dtype)
+    spec = spec_of(schedule, P)
+    check_length(T, P, schedule)
+    rows, heads = _cut_by(mesh, ROW_AXES, B, axis), _cut_by(mesh, HEAD_AXES, K, axis)
+    local_N, local_K = (n // math.prod(mesh.shape[a] for a in heads) for n in (N, K))
+    check_heads(local_N, local_K, schedule, spec.ulysses)
+    scale = 1 / math.sqrt(H) if scale is None else float(scale)
+
+    natural = layout == "natural"
+    mask = whole(mask, T, (lambda x, axis: x) if natural else (lambda x, axis: restore(x, spec.layout, axis)))
+    if natural:
+        q, k, v = (to_layout(x, P, schedule) for x in (q, k, v))
+    result = attend(Options(mesh, axis, spec, T, local_K, scale, rows, heads, return_lse), q, k, v, mask)
+    out, lse = result if return_lse else (result, None)
+    if natural:
+        out = restore(out, spec.layout, 1)
+        lse = restore(lse, spec.layout, 2) if return_lse else None
+    return (out, lse) if return_lse else out
+
+
+def _cut_by(mesh: Mesh, names: tuple[str, ...], length: int, axis: str) -> tuple[str, ...]:
+    """Those mesh axes of `names` that can cut `length` together."""
+    chosen: tuple[str, ...] = ()
+    for name in names:
+        if name in mesh.shape and name != axis and length % math.prod(mesh.shape[a] for a in (*chosen, name)) == 0:
+            chosen += (name,)
+    return chosen
+
+
+def _check(q, k, v, mesh: Mesh, axis: str, mask, layout: str) -> int:
+    """Refuses what does not fit together, in the words of the caller; returns the number of ranks."""
+    if axis not in mesh.shape:
+        raise ValueError(f"axis={axis!r} is not an axis of the mesh; use one of {', '.join(map(repr, mesh.shape))}.")
+    if layout not in ("natural", "schedule"):
+        raise ValueError(f"layout={layout!r} is not known; use 'natural' or 'schedule'.")
+    if not isinstance(mask, Mask):
+        raise ValueError(f"mask is a {type(mask).__name__}; use a mask such as masks.Causal(), or masks.Dense(array).")
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} must be [B, T, N, H] and twice [B, T, K, H].")
+    N, K = q.shape[2], k.shape[2]
+    if N % K:
+        raise ValueError(f"q has {N} heads, not a multiple of the {K} of k and v; use {K * max(1, N // K)}.")
+    return mesh.shape[axis]

@@ -1,0 +1,79 @@
+"""Compiled by the TPU compiler for four chips: while anything is under way, attention is being computed."""
+
+import functools
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kernels.context_attention import context_attention
+from kernels.platforms import tpu_device
+
+T, N, K, H = 8192, 8, 8, 128
+# What nothing can be computed beside: the last results (or gradients of keys) on their way home.
+LAST = {"ring": (0, 2), "token_ring": (2, 1)}
+
+
+def topology_mesh() -> Mesh:
+    """Four described chips of a v5e in a row."""
+    tpu_device("v5e")  # sets what the compiler wants to know
+    from jax.experimental import topologies
+
+    assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
+    chips = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
+    return Mesh(np.array(chips), ("context",))
+
+
+def compiled(schedule: str, backward: bool) -> tuple[str, int]:
+    """The scheduled program of one pass and its temporary bytes per chip."""
+    mesh = topology_mesh()
+    cut = NamedSharding(mesh, PartitionSpec(None, "context"))
+    q, k = (jax.ShapeDtypeStruct((1, T, n, H), jnp.bfloat16, sharding=cut) for n in (N, K))
+    attend = functools.partial(context_attention, mesh=mesh, schedule=schedule, mask="full", layout="schedule")
+    if not backward:
+        lowered = jax.jit(attend).trace(q, k, k).lower(lowering_platforms=("tpu",))
+    else:
+        _, gradient = jax.eval_shape(lambda *x: jax.vjp(attend, *x), q, k, k)
+        lse_cut = NamedSharding(mesh, PartitionSpec(None, None, "context"))
+        gradient = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut if x.ndim == 4 else lse_cut), gradient
+        )
+        run = jax.jit(lambda gradient, d_out: gradient(d_out), out_shardings=cut)
+        lowered = run.trace(gradient, q).lower(lowering_platforms=("tpu",))
+    program = lowered.compile()
+    return program.as_text(), program.memory_analysis().temp_size_in_bytes
+
+
+def permutes(text: str) -> list[tuple[str, bool]]:
+    """For each permute of the scheduled program its name and whether an attention kernel runs before it is done."""
+    assert "is_scheduled=true" in text
+    lines = text[text.index("\nENTRY") :].splitlines()
+    found = []
+    for start, line in enumerate(lines):
+        begun = re.match(r"\s+%?([\w.\-]+) = .* collective-permute-start\(", line)
+        if begun:
+            done = next(
+                i
+                for i, other in enumerate(lines)
+                if re.search(rf" collective-permute-done\([^)]*%?{re.escape(begun[1])}\)", other)
+            )
+            beside = [other for other in lines[start:done] if "tpu_custom_call" in other]
+            found.append((begun[1], bool(beside)))
+    assert " collective-permute(" not in text
+    return found
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("schedule", LAST)
+def test_attention_runs_beside_every_permute(schedule, backward):
+    text, temporary = compiled(schedule, backward)
+    under_way = permutes(text)
+    assert len(under_way) >= 3
+    exposed = [name for name, beside in under_way if not beside]
+    assert len(exposed) <= LAST[schedule][backward], (exposed, under_way)
+    # No chip ever holds the scores of a block, let alone of a ring.
+    assert temporary < N * (T // 4) ** 2 * 4
