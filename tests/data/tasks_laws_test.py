@@ -1,4 +1,4 @@
-"""Tasks with a law of chance: entropy by enumeration, rows that follow it, walks in chunks equal to single steps."""
+"""Tasks with a law of chance: entropy by enumeration, rows that follow it, walks in chunks and in single steps."""
 
 import itertools
 import math
