@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments import optimizers, preflight, trained
-from experiments.checkpoints import Checkpoints
+from experiments import optimizers, preflight
 from experiments.errors import CheckpointError, ConfigError
 from experiments.program import Program, build
 from models import growth
@@ -19,7 +18,7 @@ from models.spec import Spec
 OPTIMIZERS = ("reset", "carry")
 
 
-def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) -> trained.Trained:
+def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) -> Any:
     """The trained model in `workdir` with more parameter tokens and the same function, ready to use or to train on.
 
     Args:
@@ -27,6 +26,8 @@ def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) ->
       tokens: P of each map of a mixer, at least what it is.
       channel_tokens: P of each map of a channel; 0 = four times `tokens`.
     """
+    from experiments import trained  # Here, because the preflight imports this module and must not read checkpoints.
+
     old = trained.load(workdir)
     config = old.config.copy_and_resolve_references().unlock()
     config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens})
@@ -40,6 +41,8 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
     `config.init.grow_optimizer`: "reset" takes the (averaged) parameters alone; "carry" also the optimizer's moments
     of what there was, and of an average. The schedule starts afresh with both.
     """
+    from experiments.checkpoints import Checkpoints  # Here, because the preflight imports this module.
+
     old, saves = before(program, workdir, vocab_size=vocab_size), Checkpoints(pathlib.Path(workdir).expanduser())
     if found := growth.problems(old.spec, program.spec):  # With the corpus at hand: the vocabulary, too.
         raise ConfigError(found)

@@ -147,7 +147,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     own_tokenizer = config.data.tokenizer.endswith(".json") or "/" in config.data.tokenizer
     choices = {
         "objective": OBJECTIVES,
-        "data.source": (*data.SOURCES, "mixture"),
+        "data.source": (*data.SOURCES, "mixture", *(f"task:{name}" for name in data.TASKS)),
         "data.tokenizer": (config.data.tokenizer,) if own_tokenizer else data.TOKENIZERS,
         "data.packing": data.PACKINGS,
         "model.channel": channels.CHANNELS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import data
-from configs import transformer
+from configs import base, transformer
 from experiments import generate as generation
 from experiments import smoke
 from experiments.errors import ConfigError
@@ -18,7 +18,7 @@ from experiments.sharding import make_mesh
 from kernels import masks
 
 PROMPTS = ["a", "def main(", "", "x" * 37]
-OPTIONS = {"max_tokens": 24, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": ()}
+OPTIONS = base.get_config().generate.to_dict() | {"max_tokens": 24, "temperature": 1.0}
 # Between runs of other shapes logits differ by float32 sums of width 32: far below the gap between two choices.
 
 
