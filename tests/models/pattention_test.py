@@ -15,7 +15,6 @@ from experiments.program import build
 from experiments.sharding import make_mesh
 from kernels import masks
 from models.block import Block
-from models.lm import LM
 from models.mixers import Context
 from models.partition import Partition
 from models.pattention import Pattention, PattentionChannel, top_mask
@@ -214,22 +213,23 @@ def test_tiny_is_of_the_size_of_the_tiny_transformer():
 
 
 def test_flops_agree_with_the_compiler():
-    """XLA's own count, forward and backward without a mask, within what norms, GeLU and the loss add."""
-    changes = {"projection": "pattention", "channel": "pattention", "width": 64, "num_heads": 2, "unroll": 2}
-    made = program_test.program(
-        **{f"model__{k}": v for k, v in changes.items()}, model__attention__implementation="reference",
-        model__pattention__implementation="reference", model__pattention__tokens=64,
-    )  # fmt: skip
+    """What XLA counts for twice the width, forward and backward without a mask; GeLUs do not depend on it."""
     B, T = program_test.B, program_test.T
+    counted, formula = [], []
+    for width in (64, 128):
+        changes = {"width": width, "num_heads": 2, "unroll": 2}
+        made = program_test.program(
+            **{f"model__{k}": v for k, v in changes.items()}, **PARTS | {"model__pattention__tokens": 64},
+            model__attention__implementation="reference", model__pattention__implementation="reference",
+        )  # fmt: skip
 
-    def loss(params):
-        model = made.merge(params)
-        assert isinstance(model, LM)
-        features, _ = model(jnp.zeros((B, T), jnp.int32), mask=masks.Full())
-        return jnp.sum(model.logits(features) ** 2)
+        def loss(params, made=made):
+            features, _ = made.merge(params)(jnp.zeros((B, T), jnp.int32), mask=masks.Full())
+            return jnp.sum(made.merge(params).logits(features) ** 2)
 
-    shapes = made.abstract["params"]
-    counted = jax.jit(jax.grad(loss)).lower(shapes).compile().cost_analysis()["flops"] / (B * T)
-    flops = counting.flops_per_token(made)
-    full_attention = flops["context"] * T / ((T + 1) / 2)
-    assert 1.0 <= counted / (flops["matmul"] + full_attention) < 1.20
+        compiled = jax.jit(jax.grad(loss)).lower(made.abstract["params"]).compile()
+        counted.append(compiled.cost_analysis()["flops"] / (B * T))
+        flops = counting.flops_per_token(made)
+        formula.append(flops["matmul"] + flops["context"] * T / ((T + 1) / 2))
+    # The compiler also counts what norms and residuals do: a few hundred FLOPs per unit of width.
+    assert 1.0 <= (counted[1] - counted[0]) / (formula[1] - formula[0]) < 1.05
