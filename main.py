@@ -32,7 +32,7 @@ flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
 flags.DEFINE_string("runs", None, "report: workdirs to compare, between commas; the page goes to --workdir.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
-flags.DEFINE_string("topology", "", "bench: compile for this TPU (v5e, v5p, v6e) that is not here; time nothing.")
+flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, cpu:8, local; bench: for v5e, v5p, v6e.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
 FLAGS = flags.FLAGS
 KNOWN = ("config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "bench_filter", "topology", "simulate")
@@ -92,6 +92,8 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     if words:
         hint = f"--mode={words[0]}" if words[0] in MODES else f"--{words[0].lstrip('-')}"
         fail(f"{words[0]!r} is not a flag; did you mean {hint}?")
+    if FLAGS.mode == "plan" and FLAGS.topology.startswith("cpu:") and FLAGS.topology[4:].isdigit():
+        FLAGS.simulate = int(FLAGS.topology[4:])
     if not 0 <= FLAGS.simulate <= 1024:
         fail(f"--simulate={FLAGS.simulate} must be from 0 to 1024 devices, e.g. --simulate=8.")
     if FLAGS.simulate:

@@ -153,6 +153,9 @@ def get_config() -> ConfigDict:
     mesh.tensor = 1
     mesh.context = 1
 
+    config.plan = ConfigDict()
+    config.plan.search = False  # --mode=plan --topology=...: compile other meshes of the same devices too, rank them.
+
     config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
     config.sharding.batch = ("data", "fsdp")
     config.sharding.sequence = ("context",)

@@ -188,11 +188,18 @@ def export(flags: Any, changes: Changes) -> None:
 
 
 def plan(flags: Any, changes: Changes) -> None:
-    """Prints the plan."""
-    made = _checked(flags, changes)
-    from experiments import plan as planning
+    """Prints the plan; with --topology that of a machine which need not be here."""
+    if not flags.topology:
+        made = _checked(flags, changes)
+        from experiments import planning
 
-    print(planning.plan(made))
+        print(planning.plan(made))
+        return
+    made, folder = config(flags, changes), pathlib.Path(flags.workdir or "runs/plan").expanduser()
+    _jax()
+    from experiments import planning
+
+    print(planning.plan_for(made, flags.topology, folder))
 
 
 def report(flags: Any, changes: Changes) -> None:

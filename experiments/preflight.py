@@ -12,7 +12,7 @@ from experiments.errors import ConfigError
 from experiments.limits import NOT_NEGATIVE, POSITIVE, SHARES
 
 # Keys that may change between two starts of one run: they decide nothing about its numbers.
-NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
+NOT_IDENTITY = ("generate", "plan", "train.profile_step", "train.profile_steps", "train.wandb")
 
 
 def base() -> dict[str, Any]:

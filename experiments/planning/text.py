@@ -1,8 +1,9 @@
-"""`--mode=plan`: what a config is and costs, without training: parameters, shardings, FLOPs, memory."""
+"""A plan as text: the resolved config, parameters, shardings, FLOPs, memory, and what a compiler said of the step."""
 
 import io
 import math
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ WIDTH = 120
 def plan(config: Any) -> str:
     """The plan as text: the resolved config, every parameter with its shape and sharding, and the totals."""
     preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
-    tokenizer_ids = _vocabulary(config)
+    tokenizer_ids = vocabulary(config)
     program = build(config, vocab_size=tokenizer_ids, mesh=sharding.make_mesh(config))
     text = io.StringIO()
     console = Console(file=text, width=WIDTH)
@@ -44,18 +45,29 @@ def resolved(config: Any) -> str:
     return "\n".join(["config (* differs from configs/base.py)", *paragraphs, ""])
 
 
-def _vocabulary(config: Any) -> int:
+def vocabulary(config: Any) -> int:
     """Ids of the tokenizer. Only a byte tokenizer or a stated size is known without reading the corpus."""
     if config.data.tokenizer == "bpe" or config.data.source in ("random", "digits"):
         return config.data.vocab_size or inputs.load(config).tokenizer.vocab_size
     return inputs.byte_vocabulary()
 
 
+COLUMNS = ("parameter", "shape", "axes", "sharding", "bytes/device")
+
+
 def parameter_table(program: Program) -> Table:
-    """One row per parameter: path, shape, logical axes, sharding, bytes on each device."""
+    """`parameter_rows` as a table."""
     table = Table(title="parameters", title_justify="left")
-    for name in ("parameter", "shape", "axes", "sharding", "bytes/device"):
+    for name in COLUMNS:
         table.add_column(name, justify="right" if name == "bytes/device" else "left")
+    for row in parameter_rows(program):
+        table.add_row(*row)
+    return table
+
+
+def parameter_rows(program: Program) -> list[list[str]]:
+    """One row per parameter: path, shape, logical axes, sharding, bytes on each device."""
+    rows = []
     axes = jax.tree.leaves(program.axes, is_leaf=lambda a: isinstance(a, tuple))
     leaves = jax.tree_util.tree_leaves_with_path(program.abstract["params"])
     placed = jax.tree.leaves(program.shardings["params"])
@@ -64,8 +76,8 @@ def parameter_table(program: Program) -> Table:
         name = "/".join(str(key.key) for key in path)
         axes_text = ",".join(a or "-" for a in names)
         spec = ",".join(str(part or "-") for part in where.spec) or "-"
-        table.add_row(name, f"{leaf.dtype}{list(leaf.shape)}", axes_text, spec, f"{size:,}")
-    return table
+        rows.append([name, f"{leaf.dtype}{list(leaf.shape)}", axes_text, spec, f"{size:,}"])
+    return rows
 
 
 def summary(program: Program) -> list[str]:
@@ -89,3 +101,58 @@ def summary(program: Program) -> list[str]:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def compiled(record: Mapping[str, Any]) -> list[str]:
+    """What the compiler said, a line a fact; `record` is plan.json."""
+    lines = []
+    for tried in record["tried"]:
+        changed = ", ".join(f"{key}={value}" for key, value in tried["changes"].items())
+        lines.append("")
+        lines.append(f"compiled for {record['topology']}{f' with {changed}' if changed else ''}: {_verdict(tried)}")
+        lines += [f"  {_size(size)}: {name}" for size, name in tried["largest"][:4]] if not changed else []
+        lines += [f"  {line}" for line in _collectives(tried)]
+        if line := _speed(tried["roofline"]):
+            lines.append(f"  {line}")
+    if len(fitting := [t for t in record["tried"] if t["roofline"]]) > 1:
+        best = min(fitting, key=lambda t: t["roofline"]["step_seconds"])
+        lines += ["", f"fastest by the roofline: {' x '.join(f'mesh.{a}={n}' for a, n in best['mesh'].items())}"]
+    return lines
+
+
+def _verdict(tried: Mapping[str, Any]) -> str:
+    of = f" of {_size(tried['available'])}" if tried["available"] else ""
+    if not tried["fits"]:
+        return f"does not fit: it needs {_size(tried['needed'])}{of} on each device" if of else "does not fit"
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in tried["memory"].items())
+    return f"fits: {_size(tried['needed'])}{of} on each device ({parts})"
+
+
+def collective_totals(tried: Mapping[str, Any]) -> list[tuple[str, str, int, float, float]]:
+    """(kind, mesh axes, times, bytes a device sends a step, of these beside other work), largest first."""
+    totals: dict[tuple[str, str], list[float]] = {}
+    for c in tried["collectives"]:
+        entry = totals.setdefault((c["kind"], ", ".join(c["axes"])), [0, 0.0, 0.0])
+        sent = c["times"] * c["sent"]
+        for i, value in enumerate((c["times"], sent, sent if c["overlapped"] else 0.0)):
+            entry[i] += value
+    return sorted(((*key, *map(int, v)) for key, v in totals.items()), key=lambda row: -row[3])
+
+
+def _collectives(tried: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{kind} over {axes}: {times} a step, {_size(sent)} sent by each device, {_size(beside)} beside other work"
+        for kind, axes, times, sent, beside in collective_totals(tried)
+    ]
+
+
+def _speed(roofline: Mapping[str, float]) -> str:
+    if not roofline:
+        return ""
+    r = {name: value * 1e3 for name, value in roofline.items()}
+    return (
+        f"roofline: {r['step_seconds']:.1f} ms a step at best (compute {r['compute_seconds']:.1f}, memory "
+        f"{r['memory_seconds']:.1f}, transfers beside work {r['overlapped_seconds']:.1f}, alone "
+        f"{r['exposed_seconds']:.1f}), {roofline['tokens_per_second']:,.0f} tokens/s, MFU {roofline['mfu']:.0%}, "
+        f"{roofline['days']:.2f} days for all steps"
+    )
