@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,15 @@ def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
     """
     sharding = jax.sharding.SingleDeviceSharding(tpu_device(generation))
     placed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-    return jax.jit(fn).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
+    return compile_described(jax.jit(fn).trace(*placed))
+
+
+def compile_described(traced: Any) -> Any:
+    """Compiles what `jax.jit(...).trace(...)` made for devices of `tpu_devices`."""
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    with warnings.catch_warnings():  # What is compiled for a machine that is not here cannot be read from the cache.
+        warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
+        return lowered.compile()
 
 
 def lower_for_cuda(fn: Callable, *shapes: Any) -> str:

@@ -44,7 +44,7 @@ def plan_for(config: Any, topology: str, workdir: pathlib.Path) -> str:
             if others[-1].compiled.fits:
                 break
     elif config.plan.search:
-        others = [_try(config, changes, devices, chip) for changes in _meshes(config, len(devices))]
+        others = [_try(config, changes, devices, chip) for changes in _meshes(config, devices)]
     record = {
         "topology": topology, "devices": len(devices), "chip": chip and dataclasses.asdict(chip),
         "parameters": counting.parameters(asked.program), "flops_per_token": counting.flops_per_token(asked.program),
@@ -94,15 +94,16 @@ def _smaller(config: Any, mesh: dict[str, int]) -> list[dict[str, Any]]:
     return steps
 
 
-def _meshes(config: Any, devices: int) -> list[dict[str, Any]]:
+def _meshes(config: Any, devices: list[Any]) -> list[dict[str, Any]]:
     """Other ways to lay the devices along data, fsdp and tensor that pass the preflight, at most five."""
-    now = sharding.mesh_shape(config.mesh, devices)
-    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    count = len(devices)
+    now = sharding.mesh_shape(config.mesh, count)
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
     found = []
     for fsdp, tensor in itertools.product(reversed(divisors), (1, 2, 4, 8)):
-        if devices % (fsdp * tensor):
+        if count % (fsdp * tensor):
             continue
-        mesh = {"data": devices // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor, "context": 1}
+        mesh = {"data": count // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor, "context": 1}
         changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
         made = config.copy_and_resolve_references()
         with made.unlocked():
@@ -112,9 +113,10 @@ def _meshes(config: Any, devices: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda c: (c["mesh.tensor"], -math.log2(c["mesh.fsdp"])))[:5]
 
 
-def _possible(config: Any, devices: int) -> bool:
+def _possible(config: Any, devices: list[Any]) -> bool:
     try:
-        preflight.check(config, num_devices=devices)
-    except preflight.ConfigError:
+        preflight.check(config, num_devices=len(devices))
+        build(config, vocab_size=text.vocabulary(config), mesh=sharding.make_mesh(config, devices))
+    except ValueError:  # ConfigError, or a dimension that does not divide
         return False
     return True

@@ -11,6 +11,7 @@ from experiments import counting, sharding
 from experiments.planning import hlo
 from experiments.planning.chips import Chip
 from experiments.program import Program
+from kernels import platforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,9 @@ class Compiled:
 
 def compile_step(program: Program, chip: Chip | None) -> Compiled:
     """Compiles the training step of `program` for the devices of its mesh."""
-    platforms = ("tpu",) if program.mesh.devices.flat[0].platform == "tpu" else None
     traced = program.train_step().trace(_state(program), batch_shapes(program))
-    lowered = traced.lower(lowering_platforms=platforms) if platforms else traced.lower()
     try:
-        compiled = lowered.compile()
+        compiled = platforms.compile_described(traced) if chip else traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -49,7 +49,7 @@ def _memory(record: Mapping[str, Any]) -> list[str]:
     return [
         page.table(["By the compiler", "Bytes"], rows, numeric=(1,), kind="narrow"),
         "<h3>The largest arrays that the step makes</h3>",
-        page.table(["Array", "Bytes"], largest, numeric=(1,)) if largest else page.note("None is in HBM."),
+        page.table(["Array", "Bytes"], largest, numeric=(1,)) if largest else page.note("The compiler names none."),
     ]
 
 
@@ -59,7 +59,7 @@ def _transfers(asked: Mapping[str, Any]) -> list[str]:
         for kind, axes, times, sent, beside in text.collective_totals(asked)
     ]
     if not rows:
-        return [page.note("Nothing is exchanged between devices.")]
+        return [page.note("None: no device needs another." if asked["fits"] else "Not known: the step does not fit.")]
     head = ["Collective", "Mesh axes", "A step", "Sent by each device a step", "Beside other work"]
     said = "Counted in the compiled program, loops by their trips. Beside other work: scheduled between start and end."
     return [page.table(head, rows, numeric=(2, 3, 4)), page.note(said)]
