@@ -82,7 +82,7 @@ class Filler:
 
     def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
         """Filled tokens `[B, T]` and calls of the model `[B]`."""
-        model, goal = self.program.merge(params), self.program.objective
+        model, goal = self.program.decoder(params), self.program.objective
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:

@@ -34,11 +34,11 @@ class Generator:
         self.layers = jax.jit(unstack)  # One copy of the layers serves a whole call.
 
     def _prefill(self, params, layers, prompt, lengths, keys, *, sampler, max_new, slots):
-        model = self.program.merge(params).for_decoding(layers)
+        model = self.program.decoder(params).for_decoding(layers)
         return autoregressive.prefill(model, prompt, lengths, keys, sampler, max_new=max_new, slots=slots)
 
     def _extend(self, params, layers, progress, keys, until, *, sampler):
-        model = self.program.merge(params).for_decoding(layers)
+        model = self.program.decoder(params).for_decoding(layers)
         return autoregressive.extend(model, progress, keys, sampler, until)
 
     def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:

@@ -63,7 +63,7 @@ def _checked(flags: Any, changes: Changes) -> Any:
     """The config to run, after the whole preflight on the devices that are here."""
     made = config(flags, changes)
     jax = _jax()
-    preflight.check(made, num_devices=jax.device_count(), num_processes=jax.process_count())
+    preflight.check(made, num_devices=jax.device_count())
     return made
 
 
@@ -138,7 +138,7 @@ def evaluate(flags: Any, changes: Changes) -> None:
 
     model = trained.load(_workdir(flags), made)
     step = evaluation.make_step(model.program)
-    batches = inputs.eval_batches(model.config, model.corpus)
+    batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
     print(
         _likelihood(evaluation.evaluate(model.program, step, model.params, batches, model.corpus.tokenizer.token_bytes))
     )

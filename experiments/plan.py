@@ -17,7 +17,7 @@ WIDTH = 120
 
 def plan(config: Any) -> str:
     """The plan as text: the resolved config, every parameter with its shape and sharding, and the totals."""
-    preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    preflight.check(config, num_devices=jax.device_count())
     tokenizer_ids = _vocabulary(config)
     program = build(config, vocab_size=tokenizer_ids, mesh=sharding.make_mesh(config))
     text = io.StringIO()

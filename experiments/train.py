@@ -39,7 +39,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     main_process = jax.process_index() == 0
 
     # ==================== Preflight: everything that can be known before a compile ====================
-    preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    preflight.check(config, num_devices=jax.device_count())
     preflight.check_platform(config, jax.default_backend())
     preflight.check_workdir(config, workdir)
 
@@ -50,7 +50,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
     fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
-    loader = inputs.train_loader(config, corpus)
+    loader = inputs.train_loader(config, corpus, program.rows)
     generator = denoise.generator(program, corpus.tokenizer)
 
     # ==================== How a run starts ====================
@@ -129,7 +129,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
             if due["evaluate"]:
                 clock.pause()
                 params = program.evaluation_params(state)
-                held_out = inputs.eval_batches(config, corpus)
+                held_out = inputs.eval_batches(config, corpus, program.rows)
                 last_eval = evaluate.evaluate(program, eval_fn, params, held_out, corpus.tokenizer.token_bytes)
                 done = step * tokens_per_step
                 writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **last_eval})
