@@ -18,7 +18,7 @@ def problems(config: Any, num_devices: int) -> Iterator[str]:
     yield from _head_problems(config, mesh)
     if config.sharding.sequence not in ((), ("context",)):
         yield (
-            f"sharding.sequence={config.sharding.sequence!r} must be () or ('context',): only the mesh axis context can "
+            f"sharding.sequence={config.sharding.sequence!r} must be () or ('context',): no other mesh axis can "
             "cut a sequence."
         )
     elif mesh["context"] > 1 and config.sharding.sequence:
@@ -31,8 +31,8 @@ def _row_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     parts, size = accumulation * devices, config.data.batch_size
     if size % parts:
         yield (
-            f"data.batch_size={size} does not divide over {parts} (train.accumulation={accumulation} x {devices} devices "
-            f"of mesh.data and mesh.fsdp); use e.g. data.batch_size={nearest_multiple(size, parts)}."
+            f"data.batch_size={size} does not divide over {parts} (train.accumulation={accumulation} x {devices} "
+            f"devices of mesh.data and mesh.fsdp); use e.g. data.batch_size={nearest_multiple(size, parts)}."
         )
     if config.eval.batch_size % devices:
         yield (
@@ -68,11 +68,11 @@ def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     P, implementation = mesh["context"], config.model.attention.implementation
     for mixer in dict.fromkeys(part.strip() for part in config.model.mixer.split(",")):
         if not getattr(MIXERS[mixer], "context_parallel", False):
-            yield f"mesh.context={P}: model.mixer={mixer!r} cannot share a sequence between devices; use mesh.context=1."
+            yield f"mesh.context={P}: model.mixer={mixer!r} cannot share a sequence among devices; use mesh.context=1."
     if implementation:
         yield (
-            f"model.attention.implementation={implementation!r} is not what mesh.context={P} runs, which has kernels of "
-            "its own; use model.attention.implementation=''."
+            f"model.attention.implementation={implementation!r} is not what mesh.context={P} runs, which has its own "
+            "kernels; use model.attention.implementation=''."
         )
     if config.objective == "block_diffusion":
         yield (
@@ -104,8 +104,8 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     heads = config.model.num_heads // math.prod(mesh[axis] for axis in config.sharding.heads)
     if heads % dealt:
         yield (
-            f"parallel.schedule={name!r} cannot deal the {heads} heads of a device (model.num_heads over mesh.tensor) to "
-            f"{dealt} devices; use parallel.schedule='auto'."
+            f"parallel.schedule={name!r} cannot deal the {heads} heads of a device (model.num_heads over mesh.tensor) "
+            f"to {dealt} devices; use parallel.schedule='auto'."
         )
 
 

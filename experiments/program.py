@@ -182,7 +182,7 @@ def _full_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
 
 
 def global_batch(batch: dict, program: Program) -> dict:
-    """This process's rows of a batch (those of `program.rows`) as global device arrays, tokens as the schedule wants."""
+    """This process's rows of a batch (see `program.rows`) as global arrays, their tokens as the schedule wants them."""
     placed, (part, parts) = sharding.batch_sharding(program.config, program.mesh), program.rows
     batch = _in_order(batch, program.spec.partition)
     if jax.process_count() == 1:

@@ -45,10 +45,12 @@ class LM(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        x = self.embedding[...].astype(self.spec.dtype)[tokens]
+        partition = self.spec.partition
+        # Width whole before the look-up: rows that are cut along it could only reach their tokens' devices as a whole.
+        x = partition.constrain(self.embedding[...].astype(self.spec.dtype), ("vocab", None))[tokens]
         if self.spec.embedding_scale != 1.0:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)
-        x = self.spec.partition.constrain(x, ("batch", "sequence", None))
+        x = partition.constrain(x, ("batch", "sequence", None))
         if state is None:
             return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape)
