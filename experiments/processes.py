@@ -8,6 +8,7 @@ import glob
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -43,14 +44,29 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    limits = {"initialization_timeout": JOIN, "heartbeat_timeout_seconds": ALIVE, "shutdown_timeout_seconds": LEAVE}
+    limits = {"initialization_timeout": 2 * JOIN, "heartbeat_timeout_seconds": ALIVE, "shutdown_timeout_seconds": LEAVE}
+    late = threading.Timer(JOIN, _nobody_came, (coordinator, num_processes))
+    late.start()
     try:
         jax.distributed.initialize(**where, **limits)
-    except jax.errors.JaxRuntimeError as error:
-        raise Refused(
-            f"--coordinator={coordinator}: not all of the {num_processes} processes came within {JOIN} seconds; start "
-            f"each with its own --process_id, from 0 to {num_processes - 1}."
-        ) from error
+    except ValueError:
+        if where:
+            raise
+        # A TPU that belongs to no cluster: this process is alone.
+    finally:
+        late.cancel()
+
+
+def _nobody_came(coordinator: str, num_processes: int) -> NoReturn:
+    """Ends the process with a sentence, where jax would end it with a trace of C++."""
+    flags = f"--num_processes={num_processes} --coordinator={coordinator}" if coordinator else "this job"
+    print(
+        f"error: {flags}: not all processes came within {JOIN} seconds; start all of them, these flags the same and "
+        "--process_id from 0 on.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
 
 
 def check(coordinator: str, num_processes: int, process_id: int) -> None:
