@@ -120,7 +120,7 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
         print("\nstopped; the same command starts or goes on from the last checkpoint.", file=sys.stderr)
         os._exit(130)
     except Exception as error:
-        message = errors.sentence(error) or processes.sentence(error)
+        message = processes.sentence(error) or errors.sentence(error)
         if not message and processes.many():  # The others would wait for this one to come to its end.
             traceback.print_exc()
             processes.leave(1)

@@ -81,21 +81,23 @@ class Checkpoints:
         )
         if processes.many():  # Orbax waits by collectives of all devices, which must not mix with those of training.
             self._finish(manager, step)
-            self.wait()
             return
-        self._finisher = threading.Thread(target=self._finish, args=(manager, step), name="checkpoint-finisher")
+        self._finisher = threading.Thread(target=self._try_to_finish, args=(manager, step), name="checkpoint-finisher")
         self._finisher.start()
 
-    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
+    def _try_to_finish(self, manager: ocp.CheckpointManager, step: int) -> None:
         try:
-            manager.wait_until_finished()
-            if processes.is_main():
-                _write_atomically(self._checksums(step), json.dumps(_hash_files(self.root / str(step))))
-                for old in self.root.glob(f"*{SUFFIX}"):
-                    if not (self.root / old.name.removesuffix(SUFFIX)).exists():
-                        old.unlink()
+            self._finish(manager, step)
         except BaseException as error:  # Handed to the thread that trains.
             self._failure = error
+
+    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
+        manager.wait_until_finished()
+        if processes.is_main():
+            _write_atomically(self._checksums(step), json.dumps(_hash_files(self.root / str(step))))
+            for old in self.root.glob(f"*{SUFFIX}"):
+                if not (self.root / old.name.removesuffix(SUFFIX)).exists():
+                    old.unlink()
 
     def wait(self) -> None:
         """Waits for the save under way and raises what went wrong in it."""

@@ -140,11 +140,16 @@ def told_to_stop(step: int) -> str:
     return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else ""
 
 
-def sentence(error: BaseException) -> str:
+def sentence(error: BaseException | None) -> str:
     """What to say of an error that another process caused by ending; "" for any other."""
+    if not many():
+        return ""
     words = ("gloo", "connection", "heartbeat", "coordination", "unavailable", "barrier", "peer", "nccl")
-    runtime = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-    return LOST if many() and runtime and any(word in str(error).lower() for word in words) else ""
+    while error is not None:  # Orbax wraps what it is told.
+        if type(error).__name__ == "JaxRuntimeError" and any(word in str(error).lower() for word in words):
+            return LOST
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def leave(code: int) -> NoReturn:

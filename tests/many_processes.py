@@ -21,6 +21,7 @@ def start(workdir: pathlib.Path, *flags: str, processes: int) -> list[subprocess
     cache = os.environ.get("TESSERA_TEST_CACHE", str(ROOT / ".cache" / "jax"))
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # They run for seconds.
     pipe = subprocess.PIPE
     return [
         subprocess.Popen(
