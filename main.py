@@ -9,10 +9,11 @@ import difflib
 import functools
 import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 
-from experiments import overrides
+from experiments import overrides, processes
 
 MODES = {
     "train": "train --config in --workdir, or go on where it stopped; ends with a report",
@@ -34,8 +35,15 @@ flags.DEFINE_string("runs", None, "report: workdirs to compare, between commas; 
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, cpu:8, local; bench: for v5e, v5p, v6e.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
+flags.DEFINE_string("coordinator", "", "One of many processes: HOST:PORT of process 0. TPU and SLURM need no flag.")
+flags.DEFINE_integer("num_processes", 0, "One of many processes: how many there are.")
+flags.DEFINE_integer("process_id", -1, "One of many processes: which one this is, from 0.")
 FLAGS = flags.FLAGS
-KNOWN = ("config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "bench_filter", "topology", "simulate")
+KNOWN = (
+    "config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "bench_filter", "topology", "simulate",
+    "coordinator", "num_processes", "process_id",
+)  # fmt: skip
+NUMBERS = {"simulate": 8, "num_processes": 2, "process_id": 0}
 
 
 def usage() -> str:
@@ -73,8 +81,8 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
             near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
             hint = f"did you mean --mode={near[0]}? " if near else ""
             return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
-        if name in ("simulate", "smoke", "nosmoke") and f"--{name}={value}" in str(error):
-            kind = "a whole number, e.g. --simulate=8" if name == "simulate" else "true or false"
+        if name in (*NUMBERS, "smoke", "nosmoke") and f"--{name}={value}" in str(error):
+            kind = f"a whole number, e.g. --{name}={NUMBERS[name]}" if name in NUMBERS else "true or false"
             return f"--{name}={value} must be {kind}."
     return f"{' '.join(str(error).split())}; python main.py --help lists all flags."
 
@@ -83,7 +91,7 @@ def fail(message: str) -> None:
     """Says what is wrong and leaves with exit code 2."""
     for line in message.splitlines():
         print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    processes.leave(2)
 
 
 def main(argv: list[str], changes: list[overrides.Override]) -> None:
@@ -114,7 +122,10 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
         print("\nstopped; the same command starts or goes on from the last checkpoint.", file=sys.stderr)
         os._exit(130)
     except Exception as error:
-        message = errors.sentence(error)
+        message = processes.sentence(error) or errors.sentence(error)
+        if not message and processes.many():  # The others would wait for this one to come to its end.
+            traceback.print_exc()
+            processes.leave(1)
         if not message:
             raise
         fail(message)

@@ -151,14 +151,28 @@ def get_config() -> ConfigDict:
     mesh.data = -1
     mesh.fsdp = 1
     mesh.tensor = 1
-    mesh.context = 1
+    mesh.context = 1  # Devices that share one sequence; it must divide data.length, see docs/context_parallel.md.
+
+    config.parallel = parallel = ConfigDict()
+    # How attention crosses devices that share a sequence (mesh.context > 1), and so the order of tokens in a batch.
+    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring.
+    #   all_gather         every device collects all keys and values: simple, memory grows with the whole sequence
+    #   ring               keys and values travel; under a causal mask the first device idles half of the time
+    #   zigzag             ring, with two pieces a device, so that causal work is equal; length a multiple of 2 context
+    #   striped            ring, with every context-th token; equal work too; length a multiple of context
+    #   ulysses            heads are exchanged for tokens, once; context must divide num_heads / mesh.tensor
+    #   usp                ulysses between neighbours, zigzag between groups; "usp:4" says the size of a group
+    #   token_ring         queries travel one way and results the other: half of ring's busiest link without GQA
+    #   token_ring_neighbour  the same by neighbours only, results travelling along
+    #   token_ring_zigzag  token_ring with the two pieces of zigzag, for causal masks
+    parallel.schedule = "auto"
 
     config.plan = ConfigDict()
     config.plan.search = False  # --mode=plan --topology=...: compile other meshes of the same devices too, rank them.
 
     config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
     config.sharding.batch = ("data", "fsdp")
-    config.sharding.sequence = ("context",)
+    config.sharding.sequence = ("context",)  # Or () to leave sequences whole.
     config.sharding.embed = ("fsdp",)
     config.sharding.heads = ("tensor",)
     config.sharding.hidden = ("tensor",)

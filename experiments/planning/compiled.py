@@ -5,12 +5,12 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from experiments import counting, sharding
 from experiments.planning import hlo
 from experiments.planning.chips import Chip
-from experiments.program import Program
+from experiments.program import Program, in_order
 from kernels import platforms
 
 
@@ -71,11 +71,12 @@ def batch_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch as the loader makes it and `experiments.inputs.prepare` hands it on, without its numbers."""
     config = program.config
     shape = (config.data.batch_size, config.data.length)
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_}
+    kinds = {"tokens": np.int32, "targets": np.int32, "mask": np.bool_}
     if config.data.isolate or program.objective.bidirectional:
-        kinds |= {"positions": jnp.int32, "segment_ids": jnp.int32}
+        kinds |= {"positions": np.int32, "segment_ids": np.int32}
+    batch = in_order({name: np.zeros(shape, kind) for name, kind in kinds.items()}, program.spec.partition)
     where = sharding.batch_sharding(config, program.mesh)
-    return {name: jax.ShapeDtypeStruct(shape, kind, sharding=where) for name, kind in kinds.items()}
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for name, x in batch.items()}
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

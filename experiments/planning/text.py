@@ -12,13 +12,14 @@ from rich.table import Table
 
 from experiments import counting, inputs, overrides, preflight, sharding
 from experiments.program import Program, build
+from kernels import context_attention
 
 WIDTH = 120
 
 
 def plan(config: Any) -> str:
     """The plan as text: the resolved config, every parameter with its shape and sharding, and the totals."""
-    preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    preflight.check(config, num_devices=jax.device_count())
     tokenizer_ids = vocabulary(config)
     program = build(config, vocab_size=tokenizer_ids, mesh=sharding.make_mesh(config))
     text = io.StringIO()
@@ -90,6 +91,7 @@ def summary(program: Program) -> list[str]:
     size = {name: _size(count) for name, count in memory.items()}
     return [
         f"devices: {program.mesh.size} {program.mesh.devices.flat[0].device_kind} ({mesh})",
+        *_crossing(program),
         f"parameters: {parameters['total']:,} in all, {parameters['non_embedding']:,} without embeddings",
         f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, attention and other mixing "
         f"{flops['context']:.4g}); {flops['total'] * tokens:.4g} for {train.steps:,} steps of "
@@ -97,6 +99,16 @@ def summary(program: Program) -> list[str]:
         f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "
         f"{size['gradients']}, activations {size['activations']}, logits {size['logits']})",
     ]
+
+
+def _crossing(program: Program) -> list[str]:
+    """How attention crosses devices that share a sequence, and, where "auto" chose it, why."""
+    partition, asked = program.spec.partition, program.config.parallel.schedule
+    if not partition.schedule:
+        return []
+    P, shapes = partition.ways("sequence"), sharding.attention_shapes(program.config)
+    why = context_attention.explain(*shapes, program.objective.mask, P, program.spec.dtype)
+    return [f"sequence over {P} devices: {why if asked == 'auto' else partition.schedule}"]
 
 
 def _size(count: int) -> str:
