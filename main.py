@@ -21,6 +21,7 @@ MODES = {
     "generate": "continue --prompt, or each line of --prompts, with the model in --workdir",
     "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
+    "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
@@ -33,9 +34,14 @@ flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; b
 flags.DEFINE_string("runs", None, "report: workdirs to compare, between commas; the page goes to --workdir.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("topology", "", "bench: compile for this TPU (v5e, v5p, v6e) that is not here; time nothing.")
+flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
+flags.DEFINE_enum("launcher", "local", ["local", "ray", "slurm"], "sweep: where runs go: local, ray or slurm.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
 FLAGS = flags.FLAGS
-KNOWN = ("config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "bench_filter", "topology", "simulate")
+KNOWN = (
+    "config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "jobs", "launcher", "bench_filter", "topology",
+    "simulate",
+)  # fmt: skip
 
 
 def usage() -> str:
@@ -73,9 +79,9 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
             near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
             hint = f"did you mean --mode={near[0]}? " if near else ""
             return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
-        if name in ("simulate", "smoke", "nosmoke") and f"--{name}={value}" in str(error):
-            kind = "a whole number, e.g. --simulate=8" if name == "simulate" else "true or false"
-            return f"--{name}={value} must be {kind}."
+        if name in ("simulate", "jobs", "smoke", "nosmoke") and f"--{name}={value}" in str(error):
+            kinds = {"simulate": "a whole number, e.g. --simulate=8", "jobs": "a whole number, e.g. --jobs=2"}
+            return f"--{name}={value} must be {kinds.get(name, 'true or false')}."
     return f"{' '.join(str(error).split())}; python main.py --help lists all flags."
 
 

@@ -22,7 +22,7 @@ def run(flags: Any, changes: Changes) -> None:
     """Runs `flags.mode` with the config of `flags.config` or of the workdir, after the `changes`."""
     {
         "train": train, "evaluate": evaluate, "generate": generate, "export": export, "plan": plan, "report": report,
-        "bench": bench,
+        "bench": bench, "sweep": sweep,
     }[flags.mode](flags, changes)  # fmt: skip
 
 
@@ -208,6 +208,32 @@ def report(flags: Any, changes: Changes) -> None:
     from experiments import report as reports
 
     print(f"report: {reports.compare(runs, workdir / 'comparison.html') if runs else reports.write(workdir)}")
+
+
+def sweep(flags: Any, changes: Changes) -> None:
+    """Runs the trials of a sweep, then its table, comparison and fit."""
+    workdir = _workdir(flags)
+    if flags.config is None:
+        raise Refused("--config is missing; try --config=configs/sweeps/scaling.py.")
+    from experiments import sweep as sweeps
+    from experiments.sweep import table
+
+    made = sweeps.load(flags.config)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the trials.
+    _jax()
+    found = sweeps.run(
+        made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
+        command=shlex.join(["python", *sys.argv]),
+    )  # fmt: skip
+    print(f"\n{table.text(found)}\n\ntable: {workdir / table.CSV}")
+    if page := table.compare(found, workdir):
+        print(f"comparison: {page}")
+    if "study" in made:
+        print(f"\n{table.study(made['study'], workdir)}")
+    failed = [row for row in found if row["status"] == "failed"]
+    if failed:
+        reasons = "\n".join(f"  {row['name']} ({row['hash']}): {row['error']}" for row in failed)
+        raise Refused(f"{len(failed)} of {len(found)} trials failed; the same command tries them again:\n{reasons}")
 
 
 def bench(flags: Any, changes: Changes) -> None:

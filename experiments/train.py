@@ -14,14 +14,13 @@ import math
 import os
 import pathlib
 import resource
-import signal
 import time
 from typing import Any
 
 import jax
 from absl import logging
 
-from experiments import counting, denoise, evaluate, fitting, grown, inputs, preflight, sharding, writers
+from experiments import counting, denoise, evaluate, fitting, grown, inputs, preflight, sharding, stopping, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.errors import TrainingDiverged
@@ -96,7 +95,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
         progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
-        stop = stack.enter_context(_signals())
+        stop = stack.enter_context(stopping.collected())
         stack.callback(saves.close)
         batches = loader.iterate(start)
         pending: tuple[int, Any] | None = None
@@ -258,32 +257,6 @@ def peak_memory() -> int:
     """Peak bytes of the accelerator where it reports them, else of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextlib.contextmanager
-def _signals():
-    """Collects SIGTERM and SIGINT: the loop saves and leaves at its next step; a second signal acts at once."""
-
-    class Stop:
-        requested = ""
-
-    stop = Stop()
-
-    def handle(number: int, frame: Any) -> None:
-        stop.requested = signal.Signals(number).name
-        signal.signal(number, previous[number])
-
-    previous = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:  # Not the main thread (a notebook's executor, a test): signals stay with whoever owns them.
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
