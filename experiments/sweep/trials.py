@@ -14,7 +14,7 @@ A file of configs/sweeps has `get_sweep() -> dict` with the keys
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -71,25 +71,27 @@ def resolve(
 
     `shrink`: the smoke form of each. Errors: ConfigError with the problems of all trials, each with its name.
     """
-    names = _names(chosen)
-    trials, problems = {}, []
-    for name, values in zip(names, chosen, strict=True):
+    late = {key for values in chosen for key, value in values.items() if callable(value)}
+    early = [{key: value for key, value in values.items() if key not in late} for values in chosen]
+    configs, plain, problems = [], [], []
+    for name, values, simple in zip(_names(early), chosen, early, strict=True):
         config = base.copy_and_resolve_references().unlock()
-        late = {key: value for key, value in values.items() if callable(value)}
-        found = [_set(config, key, value) for key, value in values.items() if key not in late]
+        found = [_set(config, key, value) for key, value in simple.items()]
         overrides.apply(config, list(changes))
-        found += [_set(config, key, _called(function, config)) for key, function in late.items()]
+        found += [_set(config, key, _called(value, config)) for key, value in values.items() if key in late]
         overrides.apply(config, list(changes))
-        if found := [text for text in found if text]:
-            problems += [f"trial {name!r}: {text}" for text in found]
-            continue
-        plain = {key: overrides.value_at(config, key) for key in values}
+        problems += [f"trial {name!r}: {text}" for text in found if text]
+        configs.append(config)
+        if not any(found):
+            plain.append({key: overrides.value_at(config, key) for key in values})
+    if problems:
+        raise ConfigError(problems)
+    trials: dict[str, Trial] = {}
+    for name, values, config in zip(_names(plain, late), plain, configs, strict=True):
         if shrink:
             config = overrides.apply(smoke.shrink(config), list(changes))
         digest = files.config_hash(config.to_dict())
-        trials.setdefault(digest, Trial(name, plain, config.lock(), digest))
-    if problems:
-        raise ConfigError(problems)
+        trials.setdefault(digest, Trial(name, values, config.lock(), digest))
     return list(trials.values())
 
 
@@ -99,36 +101,45 @@ def _set(config: ConfigDict, key: str, value: Any) -> str:
         return problem.replace("--config.", "")
     if isinstance(value, Exception):
         return f"{key} cannot be computed: {type(value).__name__}: {value}; correct its function."
+    before = overrides.value_at(config, key)
+    if isinstance(before, ConfigDict):
+        return f"{key}={value!r} replaces a group; set one of its keys, e.g. {key}.{next(iter(before))}."
     group, _, leaf = key.rpartition(".")
     try:
         overrides.value_at(config, group)[leaf] = value
     except (TypeError, ValueError):
-        return f"{key}={value!r} is a {type(value).__name__}; use a value like {overrides.value_at(config, key)!r}."
+        return f"{key}={value!r} is a {type(value).__name__}; use a value like {before!r}."
     return ""
 
 
-def _called(function: Callable[[ConfigDict], Any], config: ConfigDict) -> Any:
+def _called(value: Any, config: ConfigDict) -> Any:
+    """What a function makes of the config, or the exception that it raises; other values as they are."""
+    if not callable(value):
+        return value
     try:
-        return function(config)
+        return value(config)
     except Exception as error:  # A person's function: anything may be wrong with it.
         return error
 
 
-def _names(chosen: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(chosen: Sequence[Mapping[str, Any]], computed: Collection[str] = ()) -> list[str]:
     """What differs between the trials, with the last word of each key where that is enough: "width=64 seed=1".
 
-    A value that is computed follows from the others and is not named.
+    A `computed` key is named where trials are told apart by it only.
     """
     keys = dict.fromkeys(key for values in chosen for key in values)
-    plain = {key: [values.get(key) for values in chosen if not callable(values.get(key))] for key in keys}
-    varied = [key for key, values in plain.items() if len({repr(value) for value in values}) > 1]
-    leaves = [key.rpartition(".")[2] for key in varied]
-    short = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(varied, leaves, strict=True)}
-    named = []
-    for values in chosen:
-        words = [f"{short[k]}={_shown(values[k])}" for k in varied if k in values and not callable(values[k])]
-        named.append(" ".join(words) or "base")
-    return named
+    varied = [key for key in keys if len({repr(values.get(key)) for values in chosen}) > 1]
+    kept = [key for key in varied if key not in computed]
+    for key in varied:
+        if key in computed and _distinct(chosen, [*kept, key]) > _distinct(chosen, kept):
+            kept.append(key)
+    leaves = [key.rpartition(".")[2] for key in kept]
+    short = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(kept, leaves, strict=True)}
+    return [" ".join(f"{short[k]}={_shown(values[k])}" for k in kept if k in values) or "base" for values in chosen]
+
+
+def _distinct(chosen: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({repr([values.get(key) for key in keys]) for values in chosen})
 
 
 def _shown(value: Any) -> str:
