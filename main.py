@@ -22,6 +22,8 @@ MODES = {
     "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
     "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
+    "claim": "re-test the claim --config of a paper and write its row to --workdir/claim.json",
+    "ledger": "rewrite the claims of docs/LEDGER.md from docs/claims, after adding those of --runs",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
@@ -31,7 +33,7 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see above.")
 flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that touches every part it names.")
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
-flags.DEFINE_string("runs", None, "report: workdirs to compare, between commas; the page goes to --workdir.")
+flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("topology", "", "bench: compile for this TPU (v5e, v5p, v6e) that is not here; time nothing.")
 flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")

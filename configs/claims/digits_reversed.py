@@ -1,6 +1,7 @@
 """Claim: a transformer learns addition better when the sum is written ones first.
 
-    python main.py --mode=claim --config=configs/claims/digits_reversed.py --workdir=runs/claims/digits_reversed --jobs=2
+    python main.py --mode=claim --config=configs/claims/digits_reversed.py \\
+        --workdir=runs/claims/digits_reversed --jobs=2
 
 Lee et al. 2023, "Teaching Arithmetic to Small Transformers" (arXiv:2307.03381, section 3): writing the sum in reverse
 makes each digit a function of one column and a carry, and improves accuracy and sample complexity.

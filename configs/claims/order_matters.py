@@ -25,7 +25,7 @@ def get_claim():
     return {
         "statement": "A set is learned better written in ascending order than from its middle outwards",
         "source": "Vinyals et al. 2016, arXiv:1511.06391",
-        "published": "the order of outputs matters significantly (recurrent networks; no figure for this pair of orders)",
+        "published": "output order matters significantly (recurrent networks; no figure for this pair)",
         "check": "contrast",
         "base": config,
         "arms": {

@@ -1,4 +1,4 @@
-"""A scaling study for two CPU cores: 21 runs from 33k to 2.8M parameters on the standard library's source, byte by byte.
+"""A scaling study for two CPU cores: 21 runs from 33k to 2.8M parameters on bytes of the standard library's source.
 
     python main.py --mode=sweep --config=configs/sweeps/scaling.py --workdir=runs/scaling --jobs=2
     python main.py --mode=sweep --config=configs/sweeps/scaling.py:seconds --workdir=runs/scaling_seconds --jobs=2

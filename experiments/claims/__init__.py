@@ -36,7 +36,9 @@ def load(path: str) -> dict[str, Any]:
             raise Refused(f"--config={path}: {key}={claim.get(key)!r} must be text; see configs/claims.")
     if claim["check"] not in CHECKS:
         hint = suggest(claim["check"], CHECKS)
-        raise Refused(f"--config={path}: check={claim['check']!r} is unknown; {hint}choose one of: {', '.join(CHECKS)}.")
+        raise Refused(
+            f"--config={path}: check={claim['check']!r} is unknown; {hint}choose one of: {', '.join(CHECKS)}."
+        )
     return claim
 
 

@@ -1,7 +1,7 @@
 """Check: a law fitted to small runs, most of them near the optimum, predicts over-trained runs of more compute.
 
 The claim has `base`, `small` and `large` (lists of {dotted key: value}: the runs that are fitted, and those that are
-predicted), `law` (a name in `experiments.scaling.LAWS`), `seeds`, and `within`: the relative error that counts as reliable.
+predicted), `law` (a name in `experiments.scaling.LAWS`), `seeds`, and `within`, the error that counts as reliable.
 """
 
 import pathlib
@@ -31,8 +31,8 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         Row(
             statement=claim["statement"],
             published=claim["published"],
-            measured=f"mean relative error {100 * mean:.2f}% [{100 * low:.2f}, {100 * high:.2f}] on {len(claim['large'])} "
-            f"runs of {beyond:.1f} times the compute, up to {ratio:.0f} tokens per parameter",
+            measured=f"mean relative error {100 * mean:.2f}% [{100 * low:.2f}, {100 * high:.2f}] on "
+            f"{len(claim['large'])} runs of {beyond:.1f} times the compute, up to {ratio:.0f} tokens per parameter",
             scale=arms.scale(found, seeds),
             # Reliable means an error below the bound.
             verdict=above(-high, -low, -claim["within"]),

@@ -33,7 +33,8 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     bits = {arm: [row["eval/bits_per_byte"] for row in rows] for arm, rows in found.items()}
     learned = {arm: interval([(chance - b) / (chance - rate) for b in by_seed]) for arm, by_seed in bits.items()}
     shares = "; ".join(
-        f"{arm} {np.mean(bits[arm]):.3f} bits a character, {100 * mean:.0f}% of the way [{100 * low:.0f}, {100 * high:.0f}]"
+        f"{arm} {np.mean(bits[arm]):.3f} bits a character, {100 * mean:.0f}% of the way "
+        f"[{100 * low:.0f}, {100 * high:.0f}]"
         for arm, (mean, low, high) in learned.items()
     )
     return [

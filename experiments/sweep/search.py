@@ -2,10 +2,11 @@
 
 `sweep["search"]`: `method` (random, tpe), `space` ({dotted key: range}, a range being ("log", low, high),
 ("uniform", low, high), ("int", low, high) or ("choice", value, ...)), `trials` (how many), `batch` (asked together;
-results become known to the search batch by batch, whatever `--jobs` is), `metric` (of result.json, to be least), `seed`.
+results become known to the search batch by batch, whatever `--jobs` is), `metric` (of result.json, the least is best),
+`seed`.
 
 Optuna's journal in the workdir holds finished trials only, in their order. What a batch is asked follows from the
-trials of earlier batches and from (seed, number of the trial), so a search that was killed anywhere asks the same again.
+trials of earlier batches and from (seed, number of the trial), so a search that was killed asks the same again.
 """
 
 import pathlib
@@ -24,9 +25,10 @@ _RANGES = ("log", "uniform", "int", "choice")
 def settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """The search of a sweep with defaults. Refused, in one sentence, where something in it cannot be."""
     given = dict(sweep["search"])
+    known = (*_DEFAULTS, "space")
     for key in given:
-        if key not in (*_DEFAULTS, "space"):
-            raise Refused(f"search.{key} is not a setting; {suggest(key, _DEFAULTS)}use {', '.join(_DEFAULTS)}, space.")
+        if key not in known:
+            raise Refused(f"search.{key} is not a setting; {suggest(key, known)}use {', '.join(known)}.")
     made = _DEFAULTS | given
     if made["method"] not in METHODS:
         hint = suggest(made["method"], METHODS)
@@ -84,8 +86,8 @@ def _ask(optuna: Any, made: Mapping, space: Mapping, known: Sequence, numbers: r
     asked = []
     for number in numbers:
         seed = made["seed"] * 1_000_003 + number
-        sampler = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}[made["method"]](seed=seed)
-        memory = optuna.create_study(sampler=sampler)
+        kind = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}[made["method"]]
+        memory = optuna.create_study(sampler=kind(seed=seed))
         memory.add_trials(known)
         asked.append(memory.ask(dict(space)).params)
     return asked

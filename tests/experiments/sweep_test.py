@@ -4,16 +4,17 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
-from experiments import modes, scaling, sweep
+from configs.sweeps import scaling as scaling_study
+from experiments import counting, modes, scaling, sharding, sweep
 from experiments import workdir as files
 from experiments.errors import ConfigError, Refused
+from experiments.program import build
 from experiments.sweep import launchers, pool, process, search, table, trials
 from experiments.sweep.launchers import local
 from tests.experiments import tiny
@@ -41,8 +42,10 @@ def test_trials_are_plain_named_and_each_once(base):
     assert [trial.name for trial in found] == [f"width={w} seed={s}" for w in (32, 64) for s in (0, 1)]
     for trial in found:
         assert trial.config.is_locked and trial.config.model.num_layers == 3
-        assert trial.values["optimizer.learning_rate"] == trial.config.optimizer.learning_rate == 0.1 / (
-            trial.values["model.width"]
+        assert (
+            trial.values["optimizer.learning_rate"]
+            == trial.config.optimizer.learning_rate
+            == 0.1 / (trial.values["model.width"])
         )
         assert trial.digest == files.config_hash(trial.config.to_dict())
         json.dumps(trial.values)
@@ -92,6 +95,23 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     refused(made % "'resources': {'gpus': 2}", "resources=.* do not suit --launcher=local")
     refused(made % "'search': {'spaces': 1}", "search.spaces is not a setting; did you mean 'space'?")
     refused(made % "'search': {'space': {'seed': ('log', 3, 1)}}", r"search.space\['seed'\]=.* is no range")
+
+
+def test_the_study_of_the_house_holds_out_its_largest_budget():
+    made = scaling_study.get_sweep()
+    found = trials.resolve(made["base"], trials.points(made))
+    assert len({trial.name for trial in found}) == len(found) == 21
+
+    def spent(config):
+        return scaling_study.flops_per_token(config) * config.train.steps * config.data.batch_size * config.data.length
+
+    flops = sorted(spent(trial.config) for trial in found)
+    assert flops[15] / flops[14] > 2.9 and flops[-1] / flops[15] < 1.02  # a budget of 6 runs, 15 below it
+    for trial, about in ((found[0], 33e3), (found[-1], 2.8e6)):  # what its formula says is what the house counts
+        program = build(trial.config, vocab_size=259, mesh=sharding.make_mesh(trial.config))
+        counted = counting.flops_per_token(program)["total"]
+        assert scaling_study.flops_per_token(trial.config) == pytest.approx(counted, rel=0.01)
+        assert counting.parameters(program)["total"] == pytest.approx(about, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["ray", "slurm"])
@@ -180,7 +200,8 @@ def test_a_trial_is_locked_and_pinned_while_it_runs(base, tmp_path, monkeypatch)
         "import os, sys, time, pathlib\n"
         "out = pathlib.Path(sys.argv[1].partition('=')[2])\n"
         "time.sleep(0.3)\n"  # The affinity is set from outside, once the process is there.
-        "print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'], os.environ['XLA_FLAGS'], flush=True)\n"
+        "flags = os.environ.get('OMP_NUM_THREADS'), os.environ.get('XLA_FLAGS')\n"
+        "print(sorted(os.sched_getaffinity(0)), *flags, flush=True)\n"
         "while not (out / 'go').exists(): time.sleep(0.02)\n"
     )
     monkeypatch.setattr(process, "_MAIN", script)
@@ -275,16 +296,20 @@ def test_ray_runs_the_same_four_trials(base, quick_children, on_submitit, tmp_pa
     assert sweep.run(four(base), tmp_path, jobs=2, launcher="ray", quiet=True) == on_submitit
 
 
-def test_killed_and_started_again_a_sweep_gives_the_same_table(base, quick_children, on_submitit, tmp_path):
+def test_killed_and_started_again_a_sweep_gives_the_same_table(
+    base, quick_children, on_submitit, tmp_path, monkeypatch
+):
     """The first trial is killed once it has saved: it is reported, the other finishes, and the next start goes on."""
     made = {"base": base, "grid": {"seed": [0, 1]}}
     folder = tmp_path / on_submitit[0]["hash"]
 
+    children, start = [], process.start
+    monkeypatch.setattr(process, "start", lambda *given: children.append(start(*given)) or children[-1])
+
     def kill():
-        while not any((folder / "checkpoints").glob("*.sha256.json")):
-            time.sleep(0.01)
-        found = subprocess.run(["pgrep", "-f", f"--workdir={folder}"], capture_output=True, text=True).stdout.split()
-        os.kill(int(found[0]), signal.SIGKILL)
+        while not any((folder / files.CHECKPOINTS).glob("*.sha256.json")):
+            time.sleep(0.001)
+        children[0].kill()
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -50,4 +50,6 @@ def make(name: str, jobs: int, folder: pathlib.Path, resources: Mapping[str, Any
     try:
         return made.launcher(jobs, folder, **resources)
     except TypeError as error:
-        raise Refused(f"resources={dict(resources)!r} do not suit --launcher={name}: {error}; see its module.") from None
+        raise Refused(
+            f"resources={dict(resources)!r} do not suit --launcher={name}: {error}; see its module."
+        ) from None

@@ -1,8 +1,8 @@
 """SLURM, through submitit: each trial is one job that sees the same file system.
 
 `resources` are submitit's parameters (`timeout_min`, `gpus_per_node`, `slurm_partition`, ...), and `cluster`: "slurm",
-or "local" for submitit's processes on this machine. A job that runs out of time is signalled before (`slurm_signal_delay_s`
-of submitit) and saves; the same sweep command goes on with it.
+or "local" for submitit's processes on this machine. A job is signalled before its time runs out
+(`slurm_signal_delay_s`) and saves; the same sweep command goes on with it.
 """
 
 import dataclasses
