@@ -60,17 +60,15 @@ def run_trials(
     *,
     jobs: int = 1,
     launcher: str = "local",
-    resources: Mapping[str, Any] = (),
+    resources: Mapping[str, Any] | None = None,
     command: str = "",
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Checks every one of the trials, runs them all and returns their rows; as for `run`."""
     work = trials.check(made, workdir)
-    place = launchers.make(launcher, jobs, workdir / "jobs", dict(resources))
+    place = launchers.make(launcher, jobs, workdir / "jobs", resources or {})
     try:
-        failed = pool.run(
-            made, workdir, jobs=jobs, launcher=place, work=work, command=command, quiet=quiet
-        )  # fmt: skip
+        failed = pool.run(made, workdir, jobs=jobs, launcher=place, work=work, command=command, quiet=quiet)
     finally:
         place.close()
     return table.rows(made, workdir, failed)

@@ -69,7 +69,7 @@ class _Pool:
 
     def fill(self, jobs: int, launcher: Launcher) -> None:
         """Starts a trial in every slot that is free."""
-        for slot in set(range(jobs)) - set(self.running):
+        for slot in sorted(set(range(jobs)) - set(self.running)):
             now = time.monotonic()
             trial = next((t for t in self.waiting if self._not_before.get(t.digest, 0.0) <= now), None)
             if trial is None:

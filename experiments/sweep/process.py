@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from experiments import workdir as files
@@ -17,6 +18,7 @@ from experiments import workdir as files
 LOG = "log.txt"
 LOCK = ".lock"
 LOCKED = 75  # As an exit code: another process runs this trial (EX_TEMPFAIL of sysexits.h).
+_LOOK = 0.1  # seconds
 _MAIN = pathlib.Path(__file__).resolve().parents[2] / "main.py"
 
 
@@ -58,7 +60,9 @@ def wait(workdir: str) -> int:
     if process is None:
         return LOCKED
     try:
-        return process.wait()
+        while (code := process.poll()) is None:
+            time.sleep(_LOOK)  # Ray interrupts Python only, not a system call that waits.
+        return code
     except BaseException:
         process.terminate()
         process.wait()

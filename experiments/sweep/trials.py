@@ -48,6 +48,12 @@ def load(path: str) -> dict[str, Any]:
                 f"--config={path}: {key!r} is not a key of a sweep; "
                 f"{preflight.suggest(key, KEYS)}use {', '.join(KEYS)}."
             )
+    listed = sweep.get("trials", [{}])
+    if not (isinstance(listed, list | tuple) and listed and all(isinstance(values, Mapping) for values in listed)):
+        raise Refused(f"--config={path}: trials must be a list of {{dotted key: value}}, e.g. [{{'model.width': 64}}].")
+    for key, values in sweep.get("grid", {}).items():
+        if not (isinstance(values, list | tuple) and values):
+            raise Refused(f"--config={path}: grid[{key!r}]={values!r} is no list of values; use e.g. [0, 1].")
     if not isinstance(sweep.get("base"), ConfigDict):
         raise Refused(f"--config={path}: base={sweep.get('base')!r} is no config; use e.g. base.get_config().")
     return sweep

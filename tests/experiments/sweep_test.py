@@ -1,5 +1,6 @@
 """Sweeps: plain trials, all checked first, run side by side, killed anywhere and ended with the same table."""
 
+import _thread
 import json
 import os
 import pathlib
@@ -91,6 +92,8 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     refused("def get_sweep():\n    return {}", "base=None is no config")
     refused("def get_config():\n    return base.get_config()", "no function get_sweep.*use it with --mode=train")
     refused(made % "", "--config is missing", config=None)
+    refused(made % "'trials': []", "trials must be a list of")
+    refused(made % "'grid': {'seed': []}", r"grid\['seed'\]=\[\] is no list of values")
     refused(made % "", "--jobs=0 must be at least 1", jobs=0)
     refused(made % "'resources': {'gpus': 2}", "resources=.* do not suit --launcher=local")
     refused(made % "'search': {'spaces': 1}", "search.spaces is not a setting; did you mean 'space'?")
@@ -214,6 +217,31 @@ def test_a_trial_is_locked_and_pinned_while_it_runs(base, tmp_path, monkeypatch)
     assert told.startswith(f"[{core}] 1 ") and "xla_cpu_multi_thread_eigen=false" in told
     again = process.start(tmp_path)  # Whoever held the lock is gone, and the lock with it.
     assert again is not None and again.wait() == 0
+
+
+def test_a_cancelled_task_lets_its_process_save(tmp_path, monkeypatch):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "out = pathlib.Path(sys.argv[1].partition('=')[2])\n"
+        "def save(*_):\n    time.sleep(0.2); (out / 'saved').touch(); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "(out / 'ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(process, "_MAIN", script)
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        _thread.interrupt_main()  # As Ray does it: Python is told, the operating system is not.
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        process.wait(str(tmp_path))
+    thread.join()
+    assert (tmp_path / "saved").exists()
 
 
 def test_slots_share_out_the_cores(monkeypatch):
