@@ -46,11 +46,15 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Documents of bytes. `fingerprint` changes when the documents may have; `documents()` reads them one by one."""
+    """Documents of bytes. `fingerprint` changes when the documents may have; `documents()` reads them one by one.
+
+    `asked` is what a person wrote to name them, for messages: "path='corpus.txt'".
+    """
 
     fingerprint: str
     files: int
     documents: Callable[[], Iterator[Document]]
+    asked: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,8 @@ def text(request: Request) -> Texts:
     if not found:
         what = "has no .txt, .md, .py or .jsonl files" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"path={request.path!r} {what}; use a file, a folder or a pattern like 'a/*.txt'.")
-    return Texts(stat_fingerprint("text", found), len(found), lambda: _read_all(name for name, _ in found))
+    read = lambda: _read_all(name for name, _ in found)  # noqa: E731
+    return Texts(stat_fingerprint("text", found), len(found), read, asked=f"path={request.path!r}")
 
 
 def digits(request: Request) -> Sequences:

@@ -118,9 +118,8 @@ def _build(
                 document[0], document[1:-1], document[-1] = kind.bos, ids, kind.eos
                 file.write(memoryview(document))  # tofile would hide that the disk is full.
     if not lengths:
-        raise ValueError(
-            f"source={name!r} has no text in any of its {source.files} files; use files that are not empty."
-        )
+        asked = source.asked or f"source={name!r}"
+        raise ValueError(f"{asked} has no text in any of its {source.files} files; use files that are not empty.")
     ends = np.cumsum(lengths, dtype=np.int64)
     unsorted = np.memmap(raw, dtype, "r")
     splits = _split(digests, np.array(given), validation)

@@ -38,13 +38,17 @@ def check(config: Any, *, num_devices: int, num_processes: int = 1) -> None:
 
 def check_platform(config: Any, platform: str) -> None:
     """Raises ConfigError when the config names a kernel that `platform` (cpu, gpu, tpu) has not."""
-    name = config.model.attention.implementation
-    owner = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}.get(name, platform)
-    if owner != platform:
-        raise ConfigError([
-            f"model.attention.implementation={name!r} runs on {owner} only and this is a {platform}; "
-            "use model.attention.implementation='' for the best one here."
-        ])  # fmt: skip
+    problems = []
+    for group, options in config.model.to_dict().items():
+        name = options.get("implementation", "") if isinstance(options, Mapping) else ""
+        owner = {"tpu": "tpu", "gpu": "gpu"}.get(name.removeprefix("pallas_"), platform)
+        if owner != platform:
+            problems.append(
+                f"model.{group}.implementation={name!r} runs on {owner} only and this is a {platform}; "
+                f"use model.{group}.implementation='' for the best one here."
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_generation(options: Mapping[str, Any]) -> None:

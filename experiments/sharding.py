@@ -22,9 +22,9 @@ def mesh_shape(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
     if len(free) > 1:
         raise ValueError(f"mesh.{free[1]}=-1: only one axis can take what is left; set mesh.{free[1]}=1.")
     if num_devices % fixed or (not free and fixed != num_devices):
-        shown = " x ".join(f"{axis}={sizes[axis]}" for axis in AXES if sizes[axis] != 1) or "data=1"
+        shown = " x ".join(f"mesh.{axis}={sizes[axis]}" for axis in AXES if sizes[axis] != 1) or "mesh.data=1"
         raise ValueError(
-            f"mesh: {shown} needs {'a multiple of ' if free else ''}{fixed} devices and {num_devices} are here; "
+            f"{shown} needs {'a multiple of ' if free else ''}{fixed} devices and {num_devices} are here; "
             f"use e.g. mesh.data=-1 with the other axes 1."
         )
     return {axis: num_devices // fixed if size == -1 else size for axis, size in sizes.items()}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import counting
-from experiments.bench import attention, timing, training
+from experiments.bench import attention, pattention, timing, training
 from experiments.bench.rows import Planned, Row
 
 OTHER = ("data", "startup/a", "startup/b")
@@ -43,7 +43,7 @@ def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> 
 
 def planned(platform: str) -> list[Planned]:
     """Every row for `platform` (cpu, gpu, tpu), not built yet."""
-    return [*attention.planned(platform), *training.planned()]
+    return [*attention.planned(platform), *pattention.planned(platform), *training.planned()]
 
 
 def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[str, Any]]:

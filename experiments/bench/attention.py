@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench import ops
 from experiments.bench.rows import Planned, Row
-from kernels import masks, platforms
+from kernels import masks
 from kernels.attention import attention, shapes
 
 
@@ -40,25 +41,18 @@ def seen_pairs(mask: masks.Mask, T: int, S: int, block: int = 1024) -> float:
     return total
 
 
-def _inputs(shape: shapes.Shape, T: int = 0, S: int = 0) -> list[jax.Array]:
-    T, S = T or shape.T, S or shape.S
-    keys = jax.random.split(jax.random.key(0), 4)
-    sizes = [(shape.B, T, shape.N, shape.H), *[(shape.B, S, shape.K, shape.H)] * 2, (shape.B, T, shape.N, shape.H)]
-    return [jax.random.normal(key, size, jnp.dtype(shape.dtype)) for key, size in zip(keys, sizes, strict=True)]
+def _inputs(shape: shapes.Shape) -> tuple[list[jax.Array], jax.Array]:
+    """q, k, v and the cotangent of the output."""
+    keys = (shape.B, shape.S, shape.K, shape.H)
+    queries = (shape.B, shape.T, shape.N, shape.H)
+    *inputs, cotangent = ops.normal(shape.dtype, queries, keys, keys, queries)
+    return inputs, cotangent
 
 
-def _call(shape: shapes.Shape, implementation: str | None, backward: bool) -> Any:
-    forward = functools.partial(attention, mask=masks.parse(shape.mask), implementation=implementation)
+def _forward(shape: shapes.Shape, implementation: str) -> ops.Forward:
     if implementation == "jax.nn":
-        forward = _jax_nn(shape)
-    if not backward:
-        return jax.jit(lambda q, k, v, g: forward(q, k, v))
-
-    def run(q, k, v, g):
-        out, vjp = jax.vjp(forward, q, k, v)
-        return out, *vjp(g)
-
-    return jax.jit(run)
+        return _jax_nn(shape)
+    return functools.partial(attention, mask=masks.parse(shape.mask), implementation=implementation)
 
 
 def _jax_nn(shape: shapes.Shape) -> Any:
@@ -71,40 +65,33 @@ def _jax_nn(shape: shapes.Shape) -> Any:
     return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=mask.dense(shape.T, shape.S)[None, None])
 
 
-def _implementations(shape: shapes.Shape, platform: str) -> list[str]:
+def _forwards(shape: shapes.Shape, platform: str) -> dict[str, ops.Forward]:
     kernel = {"tpu": ["pallas_tpu"], "cuda": ["pallas_gpu"], "gpu": ["pallas_gpu"]}.get(platform, [])
     names = [*kernel, "chunked", "jax.nn"]
     if shape.T * shape.S <= 2048 * 2048:
         names.append("reference")
-    return [*names, "decode"] if shape.T == 1 else names
+    if shape.T == 1:
+        names.append("decode")
+    return {name: _forward(shape, name) for name in names}
 
 
 def _row(name: str, shape: shapes.Shape, backward: bool, platform: str) -> Row:
     args = _inputs(shape)
-    candidates, temporaries = {}, {}
-    for implementation in _implementations(shape, platform):
-        call = _call(shape, implementation, backward)
-        try:
-            compiled = call.lower(*args).compile()
-        except NotImplementedError:
-            continue
-        candidates[implementation] = functools.partial(compiled, *args)
-        temporaries[implementation] = compiled.memory_analysis().temp_size_in_bytes
-    if torch_call := _torch(shape, backward, args):
-        candidates["torch"] = torch_call
     pairs = seen_pairs(masks.parse(shape.mask), shape.T, shape.S)
-    # Two matmuls forward, five backward, 2 FLOPs a multiply-add.
-    flops = 2 * pairs * shape.B * shape.N * shape.H * (2 + 5 * backward)
-    size = sum(x.size for x in args) * args[0].dtype.itemsize
-    return Row(
-        name=name,
-        candidates=candidates,
+    size = sum(x.nbytes for x in jax.tree.leaves(args))
+    torch_call = _torch(shape, backward, [*args[0], args[1]])
+    return ops.row(
+        name,
+        _forwards(shape, platform),
+        args,
+        backward,
         baseline="jax.nn",
         check=lambda: _check(shape, backward, platform),
-        flops=flops,
+        # Two matmuls forward, five backward, 2 FLOPs a multiply-add.
+        flops=2 * pairs * shape.B * shape.N * shape.H * (2 + 5 * backward),
         bytes=size * (2 if backward else 1),
-        temporaries=temporaries,
         rounds=7 if shape.T <= 2048 else 5,
+        extra={"torch": torch_call} if torch_call else {},
     )
 
 
@@ -113,31 +100,14 @@ def _check(shape: shapes.Shape, backward: bool, platform: str) -> str:
     short = shape._replace(T=min(shape.T, 512), S=min(shape.S, 512), B=1)
     if "blockdiffusion" in shape.mask:
         short = short._replace(mask="blockdiffusion(256, 64)")
-    args = _inputs(short)
-    wide = [x.astype(jnp.float32) for x in args]
-    exact = jax.tree.leaves(_call(short._replace(dtype="float32"), "reference", backward)(*wide))
     # Rounding of inputs and outputs, times the square root of the longest sum (errors of random sign).
-    tolerance = float(jnp.finfo(args[0].dtype).eps) * 4 * math.sqrt(short.S)
-    for implementation in _implementations(short, platform):
-        try:
-            got = jax.tree.leaves(_call(short, implementation, backward)(*args))
-        except NotImplementedError:
-            continue
-        for a, b in zip(got, exact, strict=True):
-            error = float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b)))
-            if not error <= tolerance:
-                return f"{implementation} is off by {error:.1e} of the largest value (allowed {tolerance:.1e})"
-    return ""
+    tolerance = float(jnp.finfo(shape.dtype).eps) * 4 * math.sqrt(short.S)
+    return ops.wrong(_forwards(short, platform), _forward(short, "reference"), _inputs(short), backward, tolerance)
 
 
 def _ahead_of_time(shape: shapes.Shape, backward: bool, generation: str) -> dict[str, Any]:
-    """What the TPU compiler says of the kernel: temporaries outside VMEM, and that it compiles."""
     args = jax.eval_shape(lambda: _inputs(shape))
-    compiled = platforms.compile_for_tpu(_call(shape, "pallas_tpu", backward), *args, generation=generation)
-    return {
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "kernels": compiled.as_text().count("tpu_custom_call"),
-    }
+    return ops.ahead_of_time(_forward(shape, "pallas_tpu"), args, backward, generation)
 
 
 def _torch(shape: shapes.Shape, backward: bool, args: list[jax.Array]) -> Any:

@@ -13,14 +13,14 @@ def top_k(logits: jax.Array, k: int) -> jax.Array:
 
 
 def top_p(logits: jax.Array, p: float) -> jax.Array:
-    """Keeps the smallest set of tokens whose probability reaches p (Holtzman et al. 2020); 1 keeps all. `[..., V]`."""
+    """Keeps the fewest tokens, at least one, whose probability reaches p (Holtzman et al. 2020). `[..., V]`."""
     if p >= 1.0:
         return logits
     order = jnp.argsort(-logits, axis=-1)
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    keep = jnp.zeros(logits.shape, bool)
-    keep = jnp.put_along_axis(keep, order, before < p, axis=-1, inplace=False)
+    reaching = (before < p).at[..., 0].set(True)
+    keep = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, reaching, axis=-1, inplace=False)
     return jnp.where(keep, logits, -jnp.inf)
 
 

@@ -189,9 +189,12 @@ def test_a_path_that_is_not_there(tmp_path):
 
 def test_a_kernel_of_another_chip_is_refused_before_anything_is_written():
     config = base.get_config()
-    config.model.attention.implementation = "pallas_gpu"
+    config.model.attention.implementation, config.model.pattention.implementation = "pallas_gpu", "gpu"
     preflight.check_platform(config, "gpu")
-    with pytest.raises(ConfigError, match="'pallas_gpu' runs on gpu only and this is a cpu"):
+    both = (
+        r"(?s)attention.implementation='pallas_gpu' runs on gpu only and this is a cpu.*pattention.implementation='gpu'"
+    )
+    with pytest.raises(ConfigError, match=both):
         preflight.check_platform(config, "cpu")
 
 

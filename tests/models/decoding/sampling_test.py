@@ -34,7 +34,7 @@ def test_top_k_keeps_ties_of_the_last():
 
 @pytest.mark.parametrize(
     ("p", "left"),
-    [(1.0, 5), (0.99, 5), (0.949, 4), (0.851, 4), (0.849, 3), (0.701, 3), (0.699, 2), (0.39, 1), (1e-6, 1)],
+    [(1.0, 5), (0.99, 5), (0.949, 4), (0.851, 4), (0.849, 3), (0.701, 3), (0.699, 2), (0.39, 1), (1e-6, 1), (0.0, 1)],
 )
 def test_top_p(p, left):
     """Cumulative 0.4, 0.7, 0.85, 0.95, 1: the smallest set that reaches p."""

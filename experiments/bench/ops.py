@@ -1,0 +1,74 @@
+"""What the bench rows of all kernels share: a call from an implementation, a row from the calls, their check."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.rows import Row
+from kernels import platforms
+
+Forward = Callable[..., jax.Array]
+
+
+def call(forward: Forward, backward: bool) -> Any:
+    """`(inputs, cotangent) -> output`, or `-> (output, gradient of every input)`, jitted."""
+    if not backward:
+        return jax.jit(lambda inputs, cotangent: forward(*inputs))
+
+    def run(inputs: Sequence[jax.Array], cotangent: jax.Array) -> Any:
+        out, vjp = jax.vjp(forward, *inputs)
+        return out, *vjp(cotangent)
+
+    return jax.jit(run)
+
+
+def row(name: str, forwards: Mapping[str, Forward], args: tuple, backward: bool, **rest: Any) -> Row:
+    """A Row of every implementation that compiles for `args = (inputs, cotangent)`; `rest` are Row's other fields.
+
+    An implementation that has not this case (NotImplementedError) is left out. `rest["extra"]` are candidates that are
+    not jax: zero-argument calls.
+    """
+    candidates, temporaries = {}, {}
+    for implementation, forward in forwards.items():
+        try:
+            compiled = call(forward, backward).lower(*args).compile()
+        except NotImplementedError:
+            continue
+        candidates[implementation] = functools.partial(compiled, *args)
+        temporaries[implementation] = compiled.memory_analysis().temp_size_in_bytes
+    candidates |= rest.pop("extra", {})
+    return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
+
+
+def wrong(forwards: Mapping[str, Forward], exact: Forward, args: tuple, backward: bool, tolerance: float) -> str:
+    """What differs from `exact`, computed in float32, by more than `tolerance` of the largest value; "" if nothing."""
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), args)
+    expected = jax.tree.leaves(call(exact, backward)(*wide))
+    for implementation, forward in forwards.items():
+        try:
+            got = jax.tree.leaves(call(forward, backward)(*args))
+        except NotImplementedError:
+            continue
+        for a, b in zip(got, expected, strict=True):
+            error = float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b)))
+            if not error <= tolerance:
+                return f"{implementation} is off by {error:.1e} of the largest value (allowed {tolerance:.1e})"
+    return ""
+
+
+def ahead_of_time(forward: Forward, args: tuple, backward: bool, generation: str) -> dict[str, Any]:
+    """What the compiler of a TPU generation says of a kernel: temporaries outside VMEM, and that it compiles."""
+    compiled = platforms.compile_for_tpu(call(forward, backward), *args, generation=generation)
+    return {
+        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+        "kernels": compiled.as_text().count("tpu_custom_call"),
+    }
+
+
+def normal(dtype: str, *sizes: tuple[int, ...]) -> list[jax.Array]:
+    """One standard normal array of each size."""
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    return [jax.random.normal(key, size, jnp.dtype(dtype)) for key, size in zip(keys, sizes, strict=True)]
