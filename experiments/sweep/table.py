@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import workdir as files
+from experiments.errors import sentence
 from experiments.sweep import process
 from experiments.sweep.trials import Trial
 
@@ -69,6 +70,8 @@ def study(settings: Mapping[str, Any], workdir: pathlib.Path) -> str:
     try:
         record = scaling.study(scaling.read_csv(workdir / CSV), folder=workdir / SCALING, **settings)
     except ValueError as error:
+        if not sentence(error):
+            raise
         return f"no fit: {error}"
     return f"{scaling.table(record)}\nfigures: {workdir / SCALING}"
 
