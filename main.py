@@ -22,6 +22,9 @@ MODES = {
     "generate": "continue --prompt, or each line of --prompts, with the model in --workdir",
     "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
+    "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
+    "claim": "re-test the claim --config of a paper and write its row to --workdir/claim.json",
+    "ledger": "rewrite the claims of docs/LEDGER.md from docs/claims, after adding those of --runs",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
@@ -31,19 +34,21 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see above.")
 flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that touches every part it names.")
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
-flags.DEFINE_string("runs", None, "report: workdirs to compare, between commas; the page goes to --workdir.")
+flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, cpu:8, local; bench: for v5e, v5p, v6e.")
+flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
+flags.DEFINE_enum("launcher", "local", ["local", "ray", "slurm"], "sweep: where runs go: local, ray or slurm.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
 flags.DEFINE_string("coordinator", "", "One of many processes: HOST:PORT of process 0. TPU and SLURM need no flag.")
 flags.DEFINE_integer("num_processes", 0, "One of many processes: how many there are.")
 flags.DEFINE_integer("process_id", -1, "One of many processes: which one this is, from 0.")
 FLAGS = flags.FLAGS
 KNOWN = (
-    "config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "bench_filter", "topology", "simulate",
-    "coordinator", "num_processes", "process_id",
+    "config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "jobs", "launcher", "bench_filter", "topology",
+    "simulate", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
-NUMBERS = {"simulate": 8, "num_processes": 2, "process_id": 0}
+NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 
 
 def usage() -> str:

@@ -1,5 +1,6 @@
 """From a config to corpora and batches: the one place where `config.data` meets the data room."""
 
+import math
 import pathlib
 import re
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def check_splits(config, corpus: data.Corpus) -> None:
     """Raises ConfigError when a split has no text, or too little for one row, before anything is written."""
     for name, make in (("training", train_loader), ("held-out", eval_loader)):
         tokens = corpus.train if name == "training" else corpus.valid
-        if not tokens.num_targets:
+        if isinstance(tokens, data.Tokens | data.Mixture) and not tokens.num_targets:  # A task makes its rows.
             raise ConfigError([
                 f"data.validation={config.data.validation!r} leaves the {name} split of the corpus without text; "
                 "use a larger corpus, and a share such as data.validation=0.05."
@@ -115,10 +116,16 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def references(corpus: data.Corpus) -> dict[str, float]:
-    """Lines that a curve is read against: bits per byte of a model that knows only how often each token occurs."""
+    """Lines that a curve is read against: bits per byte of a model that knows only how often each token occurs.
+
+    Of a task, bits per answer: of a model that has not read the row ("chance"), and the least where it is not zero.
+    """
     train, valid = corpus.train, corpus.valid
     if isinstance(train, data.Mixture):
         return {}
+    if not isinstance(train, data.Tokens):
+        known = {name: corpus.info[f"{name}_loss"] for name in ("chance", "best")}
+        return {f"{name}_bits_per_byte": nats / math.log(2) for name, nats in known.items() if nats}
     V = corpus.tokenizer.vocab_size
     seen, held_out = (np.bincount(split.tokens, minlength=V).astype(float) for split in (train, valid))
     seen[corpus.tokenizer.bos] = held_out[corpus.tokenizer.bos] = 0  # Never predicted.

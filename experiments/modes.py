@@ -23,7 +23,7 @@ def run(flags: Any, changes: Changes) -> None:
     """Runs `flags.mode` with the config of `flags.config` or of the workdir, after the `changes`."""
     {
         "train": train, "evaluate": evaluate, "generate": generate, "export": export, "plan": plan, "report": report,
-        "bench": bench,
+        "bench": bench, "sweep": sweep, "claim": claim, "ledger": ledger,
     }[flags.mode](flags, changes)  # fmt: skip
 
 
@@ -210,10 +210,7 @@ def plan(flags: Any, changes: Changes) -> None:
 
 def report(flags: Any, changes: Changes) -> None:
     """Rebuilds a run's page, or compares runs."""
-    workdir = _workdir(flags)
-    runs = [pathlib.Path(name.strip()).expanduser() for name in (flags.runs or "").split(",") if name.strip()]
-    if flags.runs is not None and not runs:
-        raise Refused(f"--runs={flags.runs} names no workdir; try --runs=runs/a,runs/b.")
+    workdir, runs = _workdir(flags), _runs(flags)
     for run in runs or [workdir]:
         if not (run / files.CONFIG).exists() and not (run / files.METRICS).exists():
             flag = "runs" if runs else "workdir"
@@ -221,6 +218,71 @@ def report(flags: Any, changes: Changes) -> None:
     from experiments import report as reports
 
     print(f"report: {reports.compare(runs, workdir / 'comparison.html') if runs else reports.write(workdir)}")
+
+
+def _runs(flags: Any) -> list[pathlib.Path]:
+    """The workdirs that --runs names."""
+    runs = [pathlib.Path(name.strip()).expanduser() for name in (flags.runs or "").split(",") if name.strip()]
+    if flags.runs is not None and not runs:
+        raise Refused(f"--runs={flags.runs} names no workdir; try --runs=runs/a,runs/b.")
+    return runs
+
+
+def sweep(flags: Any, changes: Changes) -> None:
+    """Runs the trials of a sweep, then its table, comparison and fit."""
+    workdir = _workdir(flags)
+    if flags.config is None:
+        raise Refused("--config is missing; try --config=configs/sweeps/scaling.py.")
+    from experiments import sweep as sweeps
+    from experiments.sweep import table
+
+    made = sweeps.load(flags.config)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the trials.
+    _jax()
+    found = sweeps.run(
+        made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
+        command=shlex.join(["python", *sys.argv]),
+    )  # fmt: skip
+    print(f"\n{table.text(found)}\n\ntable: {workdir / table.CSV}")
+    if page := table.compare(found, workdir):
+        print(f"comparison: {page}")
+    if "study" in made:
+        print(f"\n{table.study(made['study'], workdir)}")
+    failed = [row for row in found if row["status"] == "failed"]
+    if failed:
+        reasons = "\n".join(f"  {row['name']} ({row['hash']}): {row['error']}" for row in failed)
+        raise Refused(f"{len(failed)} of {len(found)} trials failed; the same command tries them again:\n{reasons}")
+
+
+def claim(flags: Any, changes: Changes) -> None:
+    """Re-tests a claim and prints its rows."""
+    workdir = _workdir(flags)
+    if flags.config is None:
+        raise Refused("--config is missing; try --config=configs/claims/digits_reversed.py.")
+    if changes or flags.smoke:
+        given = f"--config.{changes[0][0]}" if changes else "--smoke"
+        raise Refused(
+            f"{given} does not go with --mode=claim, which runs a claim as it stands; edit a copy of its file."
+        )
+    from experiments import claims
+
+    made = claims.load(flags.config)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the runs.
+    _jax()
+    record = claims.run(made, workdir, name=pathlib.Path(flags.config).name, jobs=flags.jobs)
+    for row in record["rows"]:
+        print(f"\n{row['statement']}\n  published: {row['published']}\n  measured here: {row['measured']}")
+        print(f"  scale: {row['scale']}\n  verdict: {row['verdict']}")
+    print(f"\n{workdir / claims.FILE}; into the ledger: python main.py --mode=ledger --runs={workdir}")
+
+
+def ledger(flags: Any, changes: Changes) -> None:
+    """Stores claims of --runs and rewrites the ledger."""
+    runs = _runs(flags)
+    from experiments.claims import ledger as ledgers
+
+    ledgers.store(runs)
+    print("ledger: {}\npage: {}".format(*ledgers.write(page_folder=_workdir(flags) if flags.workdir else None)))
 
 
 def bench(flags: Any, changes: Changes) -> None:

@@ -16,6 +16,12 @@ from ml_collections import ConfigDict
 from experiments.errors import Refused
 
 Override = tuple[str, str | None]  # The dotted key and the text behind "="; None where there was none.
+_OTHER = {"get_sweep": "--mode=sweep", "get_claim": "--mode=claim", "get_config": "--mode=train"}
+_EXAMPLES = {
+    "get_config": "configs/quickstart.py",
+    "get_sweep": "configs/sweeps/scaling.py",
+    "get_claim": "configs/claims/digits_reversed.py",
+}
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -39,8 +45,9 @@ def split(arguments: list[str]) -> tuple[list[Override], list[str]]:
     return taken, rest
 
 
-def load(path: str | os.PathLike) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:preset`. Refused in one sentence when it cannot be had."""
+def load(path: str | os.PathLike, function: str = "get_config", kind: type = ConfigDict) -> Any:
+    """What `function` of `FILE.py` or `FILE.py:preset` returns, a `kind`: a config, or the plain dict of a sweep
+    (get_sweep) or claim (get_claim). Refused in one sentence when it cannot be had."""
     name, colon, preset = os.fspath(path).partition(":")
     file = pathlib.Path(name).expanduser()
     if not name or not file.is_file() or file.suffix != ".py":
@@ -51,9 +58,11 @@ def load(path: str | os.PathLike) -> ConfigDict:
         spec.loader.exec_module(module)
     except Exception as error:  # A config is a person's file: anything may be wrong with it.
         raise Refused(f"--config={path} cannot be read: {_where(error, file)}; correct the file.") from error
-    make = getattr(module, "get_config", None)
+    make = getattr(module, function, None)
     if make is None:
-        raise Refused(f"--config={path} has no function get_config(); start from configs/quickstart.py.")
+        other = next((mode for name, mode in _OTHER.items() if hasattr(module, name)), "")
+        hint = f"use it with {other}." if other else f"start from {_EXAMPLES[function]}."
+        raise Refused(f"--config={path} has no function {function}(); {hint}")
     try:
         inspect.signature(make).bind(*[preset] * bool(colon))
     except TypeError:
@@ -65,8 +74,8 @@ def load(path: str | os.PathLike) -> ConfigDict:
         if type(error) is ValueError and "preset" in str(error):  # From configs.base.choose: a sentence.
             raise Refused(f"--config={path}: {error}") from None
         raise Refused(f"--config={path} cannot be made: {_where(error, file)}; correct the file.") from error
-    if not isinstance(config, ConfigDict):
-        raise Refused(f"--config={path}: get_config() gives a {type(config).__name__}; return a ConfigDict.")
+    if not isinstance(config, kind):
+        raise Refused(f"--config={path}: {function}() gives a {type(config).__name__}; return a {kind.__name__}.")
     return config
 
 
@@ -76,16 +85,20 @@ def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
     for key, text in overrides:
         problem = unknown(config, key.split("."))
         if not problem:
-            *groups, leaf = key.split(".")
-            at = config
-            for group in groups:
-                at = at[group]
-            value, problem = parse(key, text, at[leaf])
+            value, problem = parse(key, text, value_at(config, key))
             if not problem:
-                at[leaf] = value
+                group, _, leaf = key.rpartition(".")
+                value_at(config, group)[leaf] = value
         problems += [problem] if problem else []
     if problems:
         raise Refused("\n".join(problems))
+    return config
+
+
+def value_at(config: ConfigDict, key: str) -> Any:
+    """The value or group behind a dotted key that is there; "" is the config itself."""
+    for part in filter(None, key.split(".")):
+        config = config[part]
     return config
 
 

@@ -14,14 +14,25 @@ import math
 import os
 import pathlib
 import resource
-import signal
 import time
 from typing import Any
 
 import jax
 from absl import logging
 
-from experiments import counting, denoise, evaluate, fitting, grown, inputs, preflight, processes, sharding, writers
+from experiments import (
+    counting,
+    denoise,
+    evaluate,
+    fitting,
+    grown,
+    inputs,
+    preflight,
+    processes,
+    sharding,
+    stopping,
+    writers,
+)
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.errors import TrainingDiverged
@@ -97,7 +108,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
         progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
-        stop = stack.enter_context(_signals())
+        stop = stack.enter_context(stopping.collected())
         stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
         batches = loader.iterate(start)
         pending: tuple[int, Any] | None = None
@@ -260,42 +271,6 @@ def peak_memory() -> int:
     """Peak bytes of the accelerator where it reports them, else of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextlib.contextmanager
-def _signals():
-    """Collects SIGTERM and SIGINT: the loop saves and leaves at its next step; a second signal acts at once.
-
-    Of many processes a SIGTERM stops all before the same step; jax hears it, and keeps its handler.
-    """
-
-    class Stop:
-        requested = ""
-
-        def look(self, step: int) -> None:
-            if processes.many():
-                self.requested = processes.told_to_stop(step)
-
-    stop = Stop()
-    if processes.many():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        stop.requested = signal.Signals(number).name
-        signal.signal(number, previous[number])
-
-    previous = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:  # Not the main thread (a notebook's executor, a test): signals stay with whoever owns them.
-        pass
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -11,15 +11,30 @@ from typing import Any, Protocol
 import numpy as np
 
 from data import messages
+from data.tasks.addition import Addition
 from data.tasks.automata import Automata
 from data.tasks.copying import Copying
 from data.tasks.disjointness import Disjointness
 from data.tasks.markov import Markov
 from data.tasks.recall import Recall
 from data.tasks.scoring import score
+from data.tasks.sorting import Sorting
 from data.tasks.threading import Threading
 
-__all__ = ["TASKS", "Automata", "Copying", "Disjointness", "Markov", "Recall", "Task", "Threading", "make", "score"]
+__all__ = [
+    "TASKS",
+    "Addition",
+    "Automata",
+    "Copying",
+    "Disjointness",
+    "Markov",
+    "Recall",
+    "Sorting",
+    "Task",
+    "Threading",
+    "make",
+    "score",
+]
 
 
 class Task(Protocol):
@@ -54,6 +69,8 @@ TASKS: dict[str, type] = {
     "automata": Automata,
     "markov": Markov,
     "disjointness": Disjointness,
+    "addition": Addition,
+    "sorting": Sorting,
 }
 
 _MAY_BE_ZERO = {"payload", "item_length", "branches", "law", "burn_in"}

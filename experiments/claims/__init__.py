@@ -1,0 +1,73 @@
+"""Claims: one statement of one paper, re-tested at the scale at hand with seeds and intervals, and a row that says so.
+
+A file of configs/claims has `get_claim() -> dict` with the keys `statement`, `source` (paper and place), `published`
+(what it found, as it says it), `check` (a name in `CHECKS`), and what that check reads: configs, arms, seeds.
+"""
+
+import datetime
+import importlib
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import overrides
+from experiments import workdir as files
+from experiments.claims.rows import Row
+from experiments.errors import Refused
+from experiments.preflight import suggest
+
+CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
+    "contrast": "contrast",
+    "growth": "growth",
+    "tokenization": "tokenization",
+    "overtraining": "overtraining",
+}
+FILE = "claim.json"
+_NEEDED = ("statement", "source", "published", "check")
+
+
+def load(path: str) -> dict[str, Any]:
+    """The claim of `FILE.py` or `FILE.py:preset`. Refused where it is none."""
+    claim = overrides.load(path, "get_claim", dict)
+    for key in _NEEDED:
+        if not isinstance(claim.get(key), str):
+            raise Refused(f"--config={path}: {key}={claim.get(key)!r} must be text; see configs/claims.")
+    if claim["check"] not in CHECKS:
+        hint = suggest(claim["check"], CHECKS)
+        raise Refused(
+            f"--config={path}: check={claim['check']!r} is unknown; {hint}choose one of: {', '.join(CHECKS)}."
+        )
+    return claim
+
+
+def run(
+    claim: Mapping[str, Any], workdir: pathlib.Path, *, name: str, jobs: int = 1, quiet: bool = False
+) -> dict[str, Any]:
+    """Runs the check of a claim in `workdir` and returns what claim.json there holds.
+
+    Every training run resumes, and a finished claim trains nothing again. `name`: of the config file, as in the command
+    that the record states.
+    """
+    check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
+    rows: list[Row] = check.run(claim, workdir, jobs=jobs, quiet=quiet)
+    record = {
+        "claim": name,
+        "source": claim["source"],
+        "command": f"python main.py --mode=claim --config=configs/claims/{name} --workdir=runs/claims/"
+        f"{name.replace('.py', '').replace(':', '_')} --jobs={jobs}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "machine": _machine(),
+        "rows": [row.to_dict() for row in rows],
+    }
+    files.write_json(workdir / FILE, record)
+    return record
+
+
+def _machine() -> str:
+    """What computed it, without naming the machine."""
+    environment = files.environment()
+    kind = environment["devices"][0]
+    device = f"{os.cpu_count()} CPU cores" if kind == "cpu" else f"{len(environment['devices'])} x {kind}"
+    return f"{device}, {platform.machine()}, Python {environment['python']}, jax {environment['jax']}"

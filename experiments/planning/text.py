@@ -48,7 +48,7 @@ def resolved(config: Any) -> str:
 
 def vocabulary(config: Any) -> int:
     """Ids of the tokenizer. Only a byte tokenizer or a stated size is known without reading the corpus."""
-    if config.data.tokenizer == "bpe" or config.data.source in ("random", "digits"):
+    if config.data.tokenizer == "bpe" or config.data.source.startswith(("random", "digits", "task:")):
         return config.data.vocab_size or inputs.load(config).tokenizer.vocab_size
     return inputs.byte_vocabulary()
 

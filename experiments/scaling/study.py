@@ -57,7 +57,8 @@ def study(
             decades = np.geomspace(flops.min(), 100 * flops.max(), 9)
             record["frontier"] = _frontier(whole, decades)
             figures["loss"] = plots.loss_against_compute, (whole, columns)
-            figures["frontier"] = plots.frontier, (whole, decades)
+            if np.isfinite(record["frontier"]["loss"]["value"]).all():  # An exponent that is not positive has none.
+                figures["frontier"] = plots.frontier, (whole, decades)
     try:
         minima = isoflop(columns, bootstrap=bootstrap, seed=seed)
     except ValueError as error:  # most collections of runs are no isoFLOP grid

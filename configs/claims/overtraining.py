@@ -1,0 +1,53 @@
+"""Claim: the loss of over-trained models of more compute follows from a law fitted to small runs.
+
+    python main.py --mode=claim --config=configs/claims/overtraining.py --workdir=runs/claims/overtraining --jobs=2
+
+Gadre et al. 2024, "Language models scale reliably with over-training and on downstream tasks" (arXiv:2403.08540): the
+law L = E + (a M^eta + b M^-eta) C^-eta, M tokens per parameter and C FLOPs, predicts the loss of a 1.4B-parameter,
+900B-token run (32 times over-trained) from runs of 300 times less compute. Here: bytes of the standard library's
+source; three sizes at three budgets for the fit, two of the sizes at 8 times the largest of those budgets to be
+predicted.
+
+Expect: an error of a few per cent at best: a law of four parameters on nine tiny runs. It counts as reliable within 2%.
+Cost: 22 runs, 1.3e13 FLOPs; planned for 8 minutes with --jobs=2.
+"""
+
+from configs import transformer
+from configs.sweeps.scaling import flops_per_token
+
+SIZES = ((2, 32, 1), (2, 48, 2), (2, 64, 2))  # L, D, N: 33k, 68k and 115k parameters
+SMALL = (7.5e10, 1.5e11, 3e11)  # FLOPs
+LARGE = 2.4e12
+
+
+def get_claim():
+    """The claim, for the check `overtraining`."""
+    config = transformer.get_config("tiny")
+    config.data.batch_size = 4
+    config.train.log_every = 50
+    config.eval.update({"every": 0, "batches": 200, "sample_prompt": ""})
+    config.checkpoint.every = 1000
+    return {
+        "statement": "The loss of over-trained runs follows from a law fitted to runs of an eighth of their compute",
+        "source": "Gadre et al. 2024, arXiv:2403.08540, section 3",
+        "published": "1.4B at 640 tokens per parameter predicted from 300 times less compute",
+        "check": "overtraining",
+        "base": config,
+        "small": [_run(config, size, flops) for size in SIZES for flops in SMALL],
+        "large": [_run(config, size, LARGE) for size in SIZES[1:]],
+        "law": "overtraining",
+        "within": 0.02,
+        "seeds": (0, 1),
+    }
+
+
+def _run(base, size: tuple[int, int, int], flops: float):
+    """One run of `size` for `flops`, as plain values."""
+    config = base.copy_and_resolve_references()
+    config.model.update(dict(zip(("num_layers", "width", "num_heads"), size, strict=True)))
+    steps = round(flops / flops_per_token(config) / (config.data.batch_size * config.data.length))
+    return {
+        **{f"model.{key}": config.model[key] for key in ("num_layers", "width", "num_heads")},
+        "optimizer.learning_rate": 4e-3 * (128 / config.model.width) ** 0.5,
+        "train.steps": steps,
+    }

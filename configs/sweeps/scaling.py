@@ -1,0 +1,57 @@
+"""A scaling study for two CPU cores: 21 runs from 33k to 2.8M parameters on bytes of the standard library's source.
+
+    python main.py --mode=sweep --config=configs/sweeps/scaling.py --workdir=runs/scaling --jobs=2
+    python main.py --mode=sweep --config=configs/sweeps/scaling.py:seconds --workdir=runs/scaling_seconds --jobs=2
+
+Four compute budgets a factor of 3 apart; in each, 4 to 6 sizes from a ladder around the one expected to be best, and
+the tokens that the budget leaves (Hoffmann et al. 2022, approach 2, with room for approach 3). The 15 runs of the three
+smaller budgets are fitted, the 6 of the largest are predicted: 15 is three quarters of 21.
+
+Learning rates follow 4e-3 sqrt(128 / D), the quickstart's at D = 128; batches are 8 x 128 tokens for all.
+FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.counting`.
+
+Expect: exponents with wide intervals (a decade and a half of compute), held-out error of a few per cent, no more.
+Cost: 9.4e13 FLOPs; 40 minutes planned with --jobs=2, at 2e10 FLOP/s a core. `seconds` runs six tiny trials end to end: its fit means nothing.
+"""
+
+from configs import base, transformer
+
+# L, D, N: about 33k, 68k, 115k, 250k, 476k, 830k, 1.5M and 2.8M parameters.
+LADDER = ((2, 32, 1), (2, 48, 2), (2, 64, 2), (2, 96, 3), (3, 112, 4), (4, 128, 4), (4, 176, 4), (4, 240, 4))
+BUDGETS = {4e11: range(0, 4), 1.2e12: range(0, 5), 3.6e12: range(1, 7), 1.08e13: range(2, 8)}  # FLOPs: rungs
+SECONDS = {2e9: range(0, 3), 4e9: range(0, 3)}
+PRESETS = ("study", "seconds")
+
+
+def flops_per_token(c) -> int:
+    """Training FLOPs of a Transformer with F = 4D: 6 (12 L D^2 + V D), and causal attention 6 L D (T + 1)."""
+    layers, width, ids = c.model.num_layers, c.model.width, 259  # bytes with bos, eos and pad
+    return 6 * (12 * layers * width**2 + ids * width) + 6 * layers * width * (c.data.length + 1)
+
+
+def get_sweep(preset: str = "study"):
+    """The sweep of `preset`: study, or seconds."""
+    base.choose("preset", preset, dict.fromkeys(PRESETS))
+    config = transformer.get_config("tiny")
+    config.data.batch_size = 8
+    config.optimizer.learning_rate = 4e-3
+    config.train.log_every = 50
+    config.eval.update({"every": 0, "batches": 100, "sample_prompt": ""})
+    study = {"laws": ("chinchilla",), "share": 0.75, "bootstrap": 400}
+    if preset == "seconds":
+        config.data.update({"length": 32, "max_files": 40})
+        config.eval.batches = 4
+        study.update({"bootstrap": 20, "share": 0.84})  # Five runs fix five parameters, and one is left.
+    budgets = SECONDS if preset == "seconds" else BUDGETS
+    return {"base": config, "trials": [_trial(c, *LADDER[k]) for c in budgets for k in budgets[c]], "study": study}
+
+
+def _trial(flops: float, layers: int, width: int, heads: int):
+    return {
+        "model.num_layers": layers,
+        "model.width": width,
+        "model.num_heads": heads,
+        "optimizer.learning_rate": lambda c: 4e-3 * (128 / c.model.width) ** 0.5,
+        "train.steps": lambda c: round(flops / flops_per_token(c) / (c.data.batch_size * c.data.length)),
+        "checkpoint.every": lambda c: max(200, c.train.steps // 10),
+    }

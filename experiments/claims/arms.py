@@ -1,0 +1,59 @@
+"""The runs of a claim: arms by seeds, as trials of a sweep."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import sweep
+from experiments.errors import Refused
+from experiments.sweep import table, trials
+
+RUNS = "runs"
+
+
+def train(
+    base: ConfigDict,
+    arms: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    *,
+    jobs: int,
+    quiet: bool,
+) -> dict[str, list[dict[str, Any]]]:
+    """Trains every arm ({dotted key: value} on `base`) with every seed; returns its rows by arm, in order of the seeds.
+
+    A row is that of a sweep's table, and `workdir`. Refused where a run failed.
+    """
+    points = {(arm, seed): {**values, "seed": seed} for arm, values in arms.items() for seed in seeds}
+    made = trials.resolve(base, list(points.values()))
+    if len(made) < len(points):
+        raise Refused("two arms of the claim have the same config; let them differ.")
+    found = sweep.run_trials(made, workdir / RUNS, jobs=jobs, command=str(workdir), quiet=quiet)
+    if failed := [row for row in found if row["status"] != "finished"]:
+        reasons = "\n".join(f"  {row['name']} ({row['hash']}): {row['error']}" for row in failed)
+        raise Refused(f"{len(failed)} of {len(found)} runs failed; the same command tries them again:\n{reasons}")
+    result: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for (arm, _), row in zip(points, found, strict=True):
+        result[arm].append(row | {"workdir": workdir / RUNS / row["hash"]})
+    return result
+
+
+def compare(found: Mapping[str, Sequence[Mapping[str, Any]]], workdir: pathlib.Path) -> None:
+    """Writes comparison.html of all runs."""
+    from experiments import report
+
+    report.compare([row["workdir"] for rows in found.values() for row in rows], workdir / table.COMPARISON)
+
+
+def scale(found: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int]) -> str:
+    """Parameters, tokens and seeds in words."""
+    rows = [row for rows in found.values() for row in rows]
+
+    def span(key: str) -> str:
+        ends = sorted({row[key] for row in rows})
+        texts = [f"{end / 1e6:.2f}" for end in (ends[0], ends[-1])]
+        return f"{texts[0] if texts[0] == texts[1] else ' to '.join(texts)} M {key}"
+
+    return f"{span('parameters')}, {span('tokens')}, {len(seeds)} seeds"

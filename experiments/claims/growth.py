@@ -1,0 +1,80 @@
+"""Check: a model grown from a smaller one, against rivals trained from scratch with the same FLOPs.
+
+The claim has `arms` (configs of small, large and the rivals beside `large` itself), `rivals` {arm: (statement,
+published)}, `steps` (before growth and after it) and `seeds`.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import counting, evaluate, grown, inputs, preflight, sharding, trained
+from experiments.claims import arms
+from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
+from experiments.program import build
+
+
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+    """Trains small, grows it by each seed, trains on; trains every rival for the FLOPs of both; compares by seed."""
+    seeds, steps, configs = claim["seeds"], claim["steps"], claim["arms"]
+
+    def go(name: str, arm: Mapping[str, Any], count: int, some=seeds) -> list[dict[str, Any]]:
+        given = {name: {**arm, "train.steps": count}}
+        return arms.train(configs[name], given, some, workdir, jobs=jobs, quiet=quiet)[name]
+
+    found = {"small": go("small", {}, steps[0])}
+    found["grown"] = [
+        go("large", {"init.grow_from": str(small["workdir"])}, steps[1], (seed,))[0]
+        for seed, small in zip(seeds, found["small"], strict=True)
+    ]
+    flops = found["small"][0]["flops"] + found["grown"][0]["flops"]
+    for name in claim["rivals"]:
+        found[name] = go(name, {}, max(1, round(flops / flops_per_step(configs[name]))))
+    arms.compare(found, workdir)
+    changed = max(map(change_by_growth, found["small"], found["grown"]))
+    spent = {name: found[name][0]["flops"] / flops for name in claim["rivals"]}
+    return [
+        _row(statement, published, name, found, arms.scale(found, seeds), {
+            "seeds": list(seeds), "steps": list(steps), "flops_over_grown": spent[name],
+            "change_of_loss_by_growth": changed,
+            "losses": {arm: [row["loss"] for row in rows] for arm, rows in found.items()},
+        })
+        for name, (statement, published) in claim["rivals"].items()
+    ]  # fmt: skip
+
+
+def flops_per_step(config: Any) -> float:
+    """Training FLOPs of one step of `config`."""
+    corpus = inputs.load(config)
+    program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
+    return counting.flops_per_token(program)["total"] * config.data.batch_size * config.data.length
+
+
+def change_by_growth(small: Mapping[str, Any], large: Mapping[str, Any]) -> float:
+    """How much growth alone moves the held-out loss, relative to it."""
+    options = preflight.saved_config(large["workdir"]).model.pattention
+    sizes = {"tokens": options.tokens, "channel_tokens": options.channel_tokens}
+    values = []
+    for made in (trained.load(small["workdir"]), grown.grow(small["workdir"], **sizes)):
+        held_out = inputs.eval_batches(made.config, made.corpus)
+        step = evaluate.make_step(made.program)
+        result = evaluate.evaluate(made.program, step, made.params, held_out, made.corpus.tokenizer.token_bytes)
+        values.append(result["eval/loss"])
+    return abs(values[1] / values[0] - 1)
+
+
+def _row(statement: str, published: str, rival: str, found: Mapping, scale: str, numbers: dict[str, Any]) -> Row:
+    """Mean difference in nats, grown minus rival, paired by seed."""
+    losses = numbers["losses"]
+    mean, low, high = interval(np.subtract(losses["grown"], losses[rival]).tolist())
+    return Row(
+        statement=statement,
+        published=published,
+        measured=f"{mean:+.4f} nats [{low:+.4f}, {high:+.4f}]; growth alone moves the loss by "
+        f"{numbers['change_of_loss_by_growth']:.0e} of it",
+        scale=scale,
+        verdict=HOLDS if high < 0 else DOES_NOT if low > 0 else UNDECIDED,
+        numbers=numbers | {"mean": mean, "low": low, "high": high},
+    )

@@ -1,0 +1,110 @@
+"""The ledger: stored rows of claims, the table of docs/LEDGER.md between two markers, and the same as a page.
+
+docs/claims holds one small JSON file for each claim, as `experiments.claims.run` wrote it: committed evidence with the
+command, the date and the machine. The tables are made from these files and nothing else.
+"""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import workdir as files
+from experiments.claims import FILE
+from experiments.claims.rows import VERDICTS
+from experiments.errors import Refused
+from experiments.report import page
+
+DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
+BEGIN, END = "<!-- claims: written by --mode=ledger -->", "<!-- end of claims -->"
+LEDGER, STORE, PAGE = "LEDGER.md", "claims", "ledger.html"
+_HEADS = ("claim", "published", "measured here", "scale", "verdict")
+
+
+def store(workdirs: Sequence[pathlib.Path], docs: pathlib.Path = DOCS) -> None:
+    """Copies claim.json of each workdir into the evidence. Refused where there is none, or it is damaged."""
+    records = []
+    for workdir in workdirs:
+        record = files.read_json(workdir / FILE)
+        if record is None:
+            raise Refused(f"--runs={workdir} holds no {FILE}; give the --workdir of a --mode=claim that finished.")
+        records.append(_checked(record, workdir / FILE))
+    for record in records:
+        files.write_json(docs / STORE / f"{_stem(record['claim'])}.json", record)
+
+
+def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) -> tuple[pathlib.Path, pathlib.Path]:
+    """Rewrites the claims table of LEDGER.md and ledger.html; returns both paths. Text outside the markers is kept."""
+    paths = sorted((docs / STORE).glob("*.json"))
+    records = [_checked(files.read_json(path), path) for path in paths]
+    ledger = docs / LEDGER
+    text = ledger.read_text("utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise Refused(f"{LEDGER} needs the lines {BEGIN!r} and {END!r} once each; put them where the table belongs.")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    files.write_file(ledger, f"{before}{BEGIN}\n{markdown(records)}{END}{after}".encode())
+    out = (page_folder or docs) / PAGE
+    files.write_file(out, _page(records).encode())
+    return ledger, out
+
+
+def _checked(record: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """A record with every part that a row needs. Refused, naming the file, where one is missing."""
+    missing = [key for key in ("claim", "source", "command", "date", "machine", "rows") if not record.get(key)]
+    if not missing and not re.fullmatch(r"[\w.:-]+", record["claim"]):
+        missing = ["claim"]
+    for row in record.get("rows") or ():
+        missing += [key for key in ("statement", "published", "measured", "scale", "verdict") if not row.get(key)]
+        if row.get("verdict") not in VERDICTS:
+            missing.append("verdict")
+    if missing:
+        raise Refused(f"'{path}' has no usable {missing[0]!r}; run its claim again.")
+    return record
+
+
+def _stem(claim: str) -> str:
+    return claim.replace(".py", "").replace(":", "_")
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The table, one line per row, and the commands below it."""
+    if not records:
+        return "\nNo claim has been run yet.\n\n"
+    lines = ["", f"| {' | '.join(_HEADS)} |", "|" + "---|" * len(_HEADS)]
+    for record in records:
+        for row in record["rows"]:
+            claim = f"{row['statement']} ({record['source']})"
+            cells = (claim, row["published"], row["measured"], row["scale"], row["verdict"])
+            lines.append(f"| {' | '.join(_cell(text) for text in cells)} |")
+    lines.append("")
+    for record in records:
+        lines.append(f"- {record['date']}, {record['machine']}: `{record['command']}`")
+    return "\n".join([*lines, "", ""])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _page(records: Sequence[dict[str, Any]]) -> str:
+    """The ledger as one page that needs nothing else."""
+    rows = [
+        [page.escape(text) for text in (
+            f"{row['statement']} ({record['source']})", row["published"], row["measured"], row["scale"], row["verdict"],
+        )]
+        for record in records for row in record["rows"]
+    ]  # fmt: skip
+    table = (
+        page.table([head.capitalize() for head in _HEADS], rows) if rows else page.note("No claim has been run yet.")
+    )
+    commands = "".join(
+        f"<p>{page.escape(record['date'])}, {page.escape(record['machine'])}</p>"
+        f"<pre>{page.escape(record['command'])}</pre>"
+        for record in records
+    )
+    count = sum(len(record["rows"]) for record in records)
+    title = f"{count} claim{'s' * (count != 1)}, re-tested"
+    header = f'<header><p class="kicker">Ledger</p><h1>{title}</h1></header>'
+    body = [header, page.section("claims", "Claims", table), page.section("commands", "Commands", commands)]
+    return page.document("Ledger of claims", body)

@@ -1,0 +1,85 @@
+"""One trial as a process of this machine: the same command as anyone would type, its log, its lock.
+
+The lock is a file lock of the operating system that the process holds for as long as it lives, even when the sweep
+that started it was killed: another sweep on the same folder waits for it instead of writing beside it.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from experiments import workdir as files
+
+LOG = "log.txt"
+LOCK = ".lock"
+LOCKED = 75  # As an exit code: another process runs this trial (EX_TEMPFAIL of sysexits.h).
+_LOOK = 0.1  # seconds
+_MAIN = pathlib.Path(__file__).resolve().parents[2] / "main.py"
+
+
+def start(workdir: pathlib.Path, cores: Sequence[int] = ()) -> subprocess.Popen | None:
+    """Trains the run of `workdir`, which holds its config, in a process of its own; None where one does so already.
+
+    `cores`: those it may use; with one of them XLA computes in one thread. The process does not hear the terminal's
+    Ctrl-C: whoever started it decides when it is told to stop.
+    """
+    with open(workdir / LOCK, "wb") as lock, open(workdir / LOG, "ab") as log:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        process = subprocess.Popen(
+            [sys.executable, str(_MAIN), f"--workdir={workdir}"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True, env=_environment(cores), pass_fds=(lock.fileno(),),
+        )  # fmt: skip
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, cores)  # Threads that it starts later inherit this.
+    return process
+
+
+def _environment(cores: Sequence[int]) -> dict[str, str]:
+    if not cores:
+        return dict(os.environ)
+    threads = {f"{name}_NUM_THREADS": str(len(cores)) for name in ("OMP", "OPENBLAS", "MKL")}
+    one = " --xla_cpu_multi_thread_eigen=false" if len(cores) == 1 else ""
+    return os.environ | threads | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + one}
+
+
+def wait(workdir: str) -> int:
+    """Trains the run of `workdir` and returns its exit code: what a launcher for other machines calls there.
+
+    An exception from outside (a cancelled task) tells the process to save and leave, and waits for that.
+    """
+    process = start(pathlib.Path(workdir))
+    if process is None:
+        return LOCKED
+    try:
+        while (code := process.poll()) is None:
+            time.sleep(_LOOK)  # Ray interrupts Python only, not a system call that waits.
+        return code
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def error(workdir: pathlib.Path) -> str:
+    """What the log says of the end of a run that failed: its last sentence, or line."""
+    try:
+        lines = (workdir / LOG).read_text("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return "it wrote no log"
+    lines = [line for line in lines if line.strip()]
+    told = [line for line in lines if line.startswith("error: ")]
+    return (told or lines or ["it wrote nothing"])[-1].removeprefix("error: ")
+
+
+def finished(workdir: pathlib.Path) -> bool:
+    """Whether the run of `workdir` came to its end."""
+    return (workdir / files.RESULT).exists()

@@ -1,0 +1,113 @@
+"""Random and Bayesian search through Optuna, resumable to the same bits.
+
+`sweep["search"]`: `method` (random, tpe), `space` ({dotted key: range}, a range being ("log", low, high),
+("uniform", low, high), ("int", low, high) or ("choice", value, ...)), `trials` (how many), `batch` (asked together;
+results become known to the search batch by batch, whatever `--jobs` is), `metric` (of result.json, the least is best),
+`seed`.
+
+Optuna's journal in the workdir holds finished trials only, in their order. What a batch is asked follows from the
+trials of earlier batches and from (seed, number of the trial), so a search that was killed asks the same again.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.errors import Refused
+from experiments.preflight import suggest
+
+JOURNAL = "optuna.log"
+METHODS = ("random", "tpe")
+_DEFAULTS = {"method": "tpe", "trials": 20, "batch": 4, "metric": "eval/bits_per_byte", "seed": 0}
+_RANGES = ("log", "uniform", "int", "choice")
+
+
+def settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """The search of a sweep with defaults. Refused, in one sentence, where something in it cannot be."""
+    given = dict(sweep["search"])
+    known = (*_DEFAULTS, "space")
+    for key in given:
+        if key not in known:
+            raise Refused(f"search.{key} is not a setting; {suggest(key, known)}use {', '.join(known)}.")
+    made = _DEFAULTS | given
+    if made["method"] not in METHODS:
+        hint = suggest(made["method"], METHODS)
+        raise Refused(f"search.method={made['method']!r} is unknown; {hint}choose one of: {', '.join(METHODS)}.")
+    if not made.get("space"):
+        raise Refused("search.space is empty; use e.g. {'optimizer.learning_rate': ('log', 1e-4, 1e-2)}.")
+    for key, (kind, *ends) in made["space"].items():
+        ordered = kind == "choice" or (len(ends) == 2 and ends[0] < ends[1])
+        if kind not in _RANGES or not ends or not ordered or (kind == "log" and ends[0] <= 0):
+            raise Refused(f"search.space[{key!r}]={(kind, *ends)} is no range; use e.g. ('log', 1e-4, 1e-2).")
+    if min(made["trials"], made["batch"]) < 1:
+        raise Refused(f"search.trials={made['trials']} and search.batch={made['batch']} must be at least 1, e.g. 4.")
+    if "grid" in sweep or len(sweep.get("trials", ())) > 1:
+        raise Refused("search cannot be combined with grid or several trials; use a search, or a list.")
+    return made
+
+
+def run(
+    sweep: Mapping[str, Any], workdir: pathlib.Path, go: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Asks for values and runs them with `go` (points -> rows), batch by batch; returns the rows of all trials."""
+    made = settings(sweep)
+    fixed = dict((sweep.get("trials") or [{}])[0])
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise Refused("search needs the package optuna; pip install optuna.") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    stored = _stored(optuna, workdir)
+    space = {key: _distribution(optuna, *range_) for key, range_ in made["space"].items()}
+    every: list[dict[str, Any]] = []
+    for first in range(0, made["trials"], made["batch"]):
+        numbers = range(first, min(first + made["batch"], made["trials"]))
+        asked = _ask(optuna, made, space, stored.get_trials(deepcopy=False)[:first], numbers)
+        rows = go([{**fixed, **values} for values in asked])
+        by_values = [_row_of(rows, values) for values in asked]
+        for number, values, row in zip(numbers, asked, by_values, strict=True):
+            if number >= len(stored.get_trials(deepcopy=False)):
+                stored.add_trial(_told(optuna, values, space, row.get(made["metric"])))
+        every += [row for row in rows if row["hash"] not in {known["hash"] for known in every}]
+    return every
+
+
+def _stored(optuna: Any, workdir: pathlib.Path) -> Any:
+    """Optuna's study in the workdir."""
+    from optuna.storages.journal import JournalFileBackend
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(workdir / JOURNAL)))
+    return optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
+
+
+def _ask(optuna: Any, made: Mapping, space: Mapping, known: Sequence, numbers: range) -> list[dict[str, Any]]:
+    """The values of trials `numbers`, given the trials `known`; nothing is stored."""
+    asked = []
+    for number in numbers:
+        seed = made["seed"] * 1_000_003 + number
+        kind = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}[made["method"]]
+        memory = optuna.create_study(sampler=kind(seed=seed))
+        memory.add_trials(known)
+        asked.append(memory.ask(dict(space)).params)
+    return asked
+
+
+def _distribution(optuna: Any, kind: str, *ends: Any) -> Any:
+    kinds = optuna.distributions
+    if kind == "choice":
+        return kinds.CategoricalDistribution(ends)
+    if kind == "int":
+        return kinds.IntDistribution(*ends)
+    return kinds.FloatDistribution(*ends, log=kind == "log")
+
+
+def _told(optuna: Any, values: Mapping, space: Mapping, outcome: float | None) -> Any:
+    """A trial as Optuna stores it; one without an outcome failed."""
+    state = optuna.trial.TrialState.FAIL if outcome is None else optuna.trial.TrialState.COMPLETE
+    return optuna.trial.create_trial(state=state, params=dict(values), distributions=dict(space), value=outcome)
+
+
+def _row_of(rows: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row of the trial that set `values`; trials that turned out alike share one."""
+    return next((row for row in rows if all(row["values"][key] == value for key, value in values.items())), {})

@@ -1,0 +1,209 @@
+"""From the file of a sweep to its trials: plain configs, named, counted and checked before anything runs.
+
+A file of configs/sweeps has `get_sweep() -> dict` with the keys
+
+    base       a ConfigDict
+    trials     a list of {dotted key: value}, one for each trial; a value may be a function of the trial's config, which
+               is called when all plain values are set
+    grid       {dotted key: list of values}: every combination, with each of `trials`
+    search     settings of `experiments.sweep.search`, which asks Optuna for values instead
+    study      settings of `experiments.scaling.study`, run on the finished table
+    resources  what a launcher for many machines should ask for, in that library's own words
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import overrides, preflight, smoke
+from experiments import workdir as files
+from experiments.errors import ConfigError, Refused
+
+KEYS = ("base", "trials", "grid", "search", "study", "resources")
+# Groups of a config that do not change what is built, and so neither its FLOPs nor whether it can be.
+_NOT_BUILT = ("seed", "eval", "generate", "checkpoint", "init", "train.steps", "train.log_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run: `name` tells it from the others, `values` is what it sets (dotted key -> plain value), `config` is
+    locked, `digest` is its hash and the name of its folder."""
+
+    name: str
+    values: dict[str, Any]
+    config: ConfigDict
+    digest: str
+
+
+def load(path: str) -> dict[str, Any]:
+    """The sweep of `FILE.py` or `FILE.py:preset`. Refused where its keys are not those of a sweep."""
+    sweep = overrides.load(path, "get_sweep", dict)
+    for key in sweep:
+        if key not in KEYS:
+            raise Refused(
+                f"--config={path}: {key!r} is not a key of a sweep; "
+                f"{preflight.suggest(key, KEYS)}use {', '.join(KEYS)}."
+            )
+    listed = sweep.get("trials", [{}])
+    if not (isinstance(listed, list | tuple) and listed and all(isinstance(values, Mapping) for values in listed)):
+        raise Refused(f"--config={path}: trials must be a list of {{dotted key: value}}, e.g. [{{'model.width': 64}}].")
+    for key, values in sweep.get("grid", {}).items():
+        if not (isinstance(values, list | tuple) and values):
+            raise Refused(f"--config={path}: grid[{key!r}]={values!r} is no list of values; use e.g. [0, 1].")
+    if not isinstance(sweep.get("base"), ConfigDict):
+        raise Refused(f"--config={path}: base={sweep.get('base')!r} is no config; use e.g. base.get_config().")
+    return sweep
+
+
+def points(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each trial sets: every entry of `trials` with every combination of `grid`."""
+    grid = sweep.get("grid", {})
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return [{**trial, **chosen} for trial in sweep.get("trials") or [{}] for chosen in combinations]
+
+
+def resolve(
+    base: ConfigDict,
+    chosen: Sequence[Mapping[str, Any]],
+    changes: Sequence[overrides.Override] = (),
+    *,
+    shrink: bool = False,
+) -> list[Trial]:
+    """Trials of plain configs, each once. What the command line `changes` has the last word, functions see it too.
+
+    `shrink`: the smoke form of each. Errors: ConfigError with the problems of all trials, each with its name.
+    """
+    late = {key for values in chosen for key, value in values.items() if callable(value)}
+    early = [{key: value for key, value in values.items() if key not in late} for values in chosen]
+    configs, plain, problems = [], [], []
+    for name, values, simple in zip(_names(early), chosen, early, strict=True):
+        config = base.copy_and_resolve_references().unlock()
+        found = [_set(config, key, value) for key, value in simple.items()]
+        overrides.apply(config, list(changes))
+        found += [_set(config, key, _called(value, config)) for key, value in values.items() if key in late]
+        overrides.apply(config, list(changes))
+        problems += [f"trial {name!r}: {text}" for text in found if text]
+        configs.append(config)
+        if not any(found):
+            plain.append({key: overrides.value_at(config, key) for key in values})
+    if problems:
+        raise ConfigError(problems)
+    trials: dict[str, Trial] = {}
+    for name, values, config in zip(_names(plain, late), plain, configs, strict=True):
+        if shrink:
+            config = overrides.apply(smoke.shrink(config), list(changes))
+        digest = files.config_hash(config.to_dict())
+        trials.setdefault(digest, Trial(name, values, config.lock(), digest))
+    return list(trials.values())
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> str:
+    """Sets one key; "" or what is wrong with it."""
+    if problem := overrides.unknown(config, key.split(".")):
+        return problem.replace("--config.", "")
+    if isinstance(value, Exception):
+        return f"{key} cannot be computed: {type(value).__name__}: {value}; correct its function."
+    before = overrides.value_at(config, key)
+    if isinstance(before, ConfigDict):
+        return f"{key}={value!r} replaces a group; set one of its keys, e.g. {key}.{next(iter(before))}."
+    group, _, leaf = key.rpartition(".")
+    try:
+        overrides.value_at(config, group)[leaf] = value
+    except (TypeError, ValueError):
+        return f"{key}={value!r} is a {type(value).__name__}; use a value like {before!r}."
+    return ""
+
+
+def _called(value: Any, config: ConfigDict) -> Any:
+    """What a function makes of the config, or the exception that it raises; other values as they are."""
+    if not callable(value):
+        return value
+    try:
+        return value(config)
+    except Exception as error:  # A person's function: anything may be wrong with it.
+        return error
+
+
+def _names(chosen: Sequence[Mapping[str, Any]], computed: Collection[str] = ()) -> list[str]:
+    """What differs between the trials, with the last word of each key where that is enough: "width=64 seed=1".
+
+    A `computed` key is named where trials are told apart by it only.
+    """
+    keys = dict.fromkeys(key for values in chosen for key in values)
+    varied = [key for key in keys if len({repr(values.get(key)) for values in chosen}) > 1]
+    kept = [key for key in varied if key not in computed]
+    for key in varied:
+        if key in computed and _distinct(chosen, [*kept, key]) > _distinct(chosen, kept):
+            kept.append(key)
+    leaves = [key.rpartition(".")[2] for key in kept]
+    short = {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(kept, leaves, strict=True)}
+    return [" ".join(f"{short[k]}={_shown(values[k])}" for k in kept if k in values) or "base" for values in chosen]
+
+
+def _distinct(chosen: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({repr([values.get(key) for key in keys]) for values in chosen})
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, float]:
+    """The whole preflight of every trial, its corpus and its structure; then the training FLOPs of each, by digest.
+
+    Corpora are read (and so cached) here, once, before several processes ask for the same one. Errors: ConfigError
+    with the problems of all trials, each with its name.
+    """
+    import jax
+
+    problems = []
+    for trial in trials:
+        try:
+            preflight.check(trial.config, num_devices=jax.device_count(), num_processes=jax.process_count())
+            preflight.check_platform(trial.config, jax.default_backend())
+            preflight.check_workdir(trial.config, workdir / trial.digest)
+        except ConfigError as error:
+            problems += [f"trial {trial.name!r}: {text}" for text in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return _work(trials)
+
+
+def _work(trials: Sequence[Trial]) -> dict[str, float]:
+    """Training FLOPs by digest; what cannot be built or does not go with its corpus is refused."""
+    from experiments import counting, fitting, inputs, sharding
+    from experiments.program import build
+
+    corpora, flops, work, problems = {}, {}, {}, []
+    for trial in trials:
+        config = trial.config
+        key = files.config_hash({**config.data.to_dict(), "batch_size": 0, "length": 0})
+        try:
+            if key not in corpora:
+                corpora[key] = inputs.load(config)
+            fitting.check_corpus(config, corpora[key])
+            kind = _kind(config)
+            if kind not in flops:
+                vocabulary = corpora[key].tokenizer.vocab_size
+                program = build(config, vocab_size=vocabulary, mesh=sharding.make_mesh(config))
+                fitting.check_memory(program)
+                flops[kind] = counting.flops_per_token(program)["total"]
+        except ConfigError as error:
+            problems += [f"trial {trial.name!r}: {text}" for text in error.problems]
+        except (ValueError, OSError) as error:
+            problems.append(f"trial {trial.name!r}: {error}")
+        else:
+            tokens = config.train.steps * config.data.batch_size * config.data.length
+            work[trial.digest] = tokens * flops[kind]
+    if problems:
+        raise ConfigError(problems)
+    return work
+
+
+def _kind(config: ConfigDict) -> str:
+    flat = preflight.flatten(config.to_dict())
+    return files.config_hash({key: value for key, value in flat.items() if not key.startswith(_NOT_BUILT)})

@@ -1,0 +1,254 @@
+"""Claims from end to end at a size of seconds: what they train, how they judge, and the ledger that shows them."""
+
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+
+from configs.claims import digits_reversed, order_matters, overtraining, tokenformer_growth, tokenization
+from data import tasks
+from experiments import claims, modes, preflight, smoke
+from experiments import workdir as files
+from experiments.claims import answers, contrast, ledger, rows
+from experiments.claims import tokenization as tokens_check
+from experiments.errors import Refused, sentence
+from experiments.sweep import launchers, trials
+from experiments.train import train
+from tests.experiments import tiny
+from tests.experiments.cli_test import flags
+
+HOUSE = (digits_reversed, order_matters, overtraining, tokenization, tokenformer_growth)
+
+
+class Here:
+    """A launcher without processes: a trial is over when it has started."""
+
+    def start(self, workdir, slot):
+        train(preflight.saved_config(workdir).lock(), workdir, quiet=True)
+        return self
+
+    def poll(self):
+        return 0
+
+    def stop(self):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.setattr(launchers, "make", lambda *_: Here())
+
+
+def small(config, folder, *, texts=False):
+    """A few steps of two narrow layers, with the data that the claim names, or little text."""
+    made = smoke.shrink(config)
+    made.data.length, made.data.cache_dir, made.eval.sample_prompt = config.data.length, str(folder / "cache"), ""
+    if texts:
+        made.data.update({"source": "text", "path": str(tiny.corpus(folder)), "length": 32, "max_files": 0})
+    return made
+
+
+@pytest.mark.parametrize("module", HOUSE)
+def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(module):
+    name = module.__name__.rpartition(".")[2]
+    claim = claims.load(f"{pathlib.Path(module.__file__)}")
+    assert f"--config=configs/claims/{name}.py" in module.__doc__ and "xpect" in module.__doc__
+    assert len(claim["seeds"]) >= 2
+    arms = claim.get("small", []) + claim.get("large", []) or claim["arms"]
+    if claim["check"] == "growth":
+        made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
+    else:
+        made = trials.resolve(claim["base"], list(arms.values()) if isinstance(arms, dict) else arms)
+    assert len(made) == len(arms)
+    for trial in made:
+        preflight.check(trial.config, num_devices=1)
+        assert trial.config.train.steps * trial.config.data.batch_size * trial.config.data.length < 2e7
+
+
+def test_verdicts_follow_the_interval():
+    mean, low, high = rows.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and high - mean == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert mean - low == pytest.approx(high - mean)
+    with pytest.raises(Refused, match="use at least 2"):
+        rows.interval([1.0])
+    assert [rows.above(*ends) for ends in ((0.1, 2), (-1, 1), (-2, -0.1))] == ["holds", "undecided", "does not"]
+    judge = tokens_check.verdict
+    assert judge((0.1, 0.0, 0.2), (0.9, 0.8, 1.0), 0.5) == "holds"
+    assert judge((0.9, 0.8, 1.0), (0.9, 0.8, 1.0), 0.5) == "does not"
+    assert judge((0.1, 0.0, 0.2), (0.3, 0.2, 0.4), 0.5) == "does not"
+    assert judge((0.4, 0.0, 0.8), (0.9, 0.8, 1.0), 0.5) == "undecided"
+
+
+def test_answers_are_scored_as_the_model_gives_them(tmp_path):
+    """A model that has learned to copy one symbol is right everywhere; an untrained one about as often as by chance."""
+    config = small(digits_reversed.get_claim()["base"], tmp_path)
+    config.data.update({"source": "task:copying", "name": "symbols=2, payload=1", "length": 4})
+    config.data.batch_size, config.optimizer.learning_rate = 64, 0.01
+    config.eval.update({"every": 0, "batches": 8, "batch_size": 64})
+    for steps in (1, 200):
+        config.train.steps = steps
+        train(config.copy_and_resolve_references().lock(), tmp_path / str(steps), quiet=True)
+    learned, guessed = answers.score(tmp_path / "200"), answers.score(tmp_path / "1")
+    assert learned == {"accuracy": 1.0, "exact": 1.0} and guessed["exact"] == guessed["accuracy"] < 0.8
+
+
+def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monkeypatch):
+    claim = digits_reversed.get_claim()
+    claim["base"], claim["seeds"] = small(claim["base"], tmp_path), (0, 1)
+    scored = {}
+
+    def pretended(workdir):
+        saved = preflight.saved_config(workdir)
+        real = answers.score(workdir)
+        assert 0 <= real["exact"] <= real["accuracy"] <= 1
+        scored[saved.data.name, saved.seed] = real
+        return real | {"exact": 0.9 + 0.01 * saved.seed if "reversed" in saved.data.name else 0.5}
+
+    monkeypatch.setattr(contrast, "answers", types.SimpleNamespace(score=pretended))
+    record = claims.run(claim, tmp_path / "w", name="digits_reversed.py", quiet=True)
+    (row,) = record["rows"]
+    assert len(scored) == 4 and row["verdict"] == "holds"
+    assert row["numbers"]["exact"] == {"reversed": [0.9, 0.91], "plain": [0.5, 0.5]}
+    assert row["numbers"]["mean"] == pytest.approx(0.405) and len(set(row["numbers"]["flops"]["plain"])) == 1
+    assert row["numbers"]["flops"]["plain"] == row["numbers"]["flops"]["reversed"]  # equal compute
+    assert files.read_json(tmp_path / "w" / claims.FILE) == record
+    assert (tmp_path / "w" / "comparison.html").exists()
+
+
+def test_tokenization_places_both_arms_between_frequencies_and_entropy_rate(tmp_path):
+    claim = tokenization.get_claim()
+    claim["base"] = small(claim["base"], tmp_path)
+    claim.update({"documents": 20, "document_length": 300, "seeds": (0, 1)})
+    claim["base"].data.length, claim["base"].data.max_files = 32, 0
+    claim["arms"]["tokens"]["data.vocab_size"] = 265
+    (row,) = claims.run(claim, tmp_path / "w", name="tokenization.py", quiet=True)["rows"]
+    numbers = row["numbers"]
+    assert numbers["chance"] == pytest.approx(1.0) and numbers["rate"] == pytest.approx(0.468996, abs=1e-6)
+    for arm in ("characters", "tokens"):
+        bits, (mean, low, high) = numbers["bits"][arm], numbers["learned"][arm]
+        assert mean == pytest.approx((1 - np.mean(bits)) / (1 - numbers["rate"])) and low < mean < high
+    texts = sorted((tmp_path / "w" / tokens_check.TEXTS).iterdir())
+    source = tasks.Markov(**claim["source_settings"])
+    text = b"".join(path.read_bytes() for path in texts)
+    assert len(texts) == 20 and len(text) == 6000 and set(text) == set(b"ab")
+    back = np.frombuffer(text, np.uint8).reshape(20, 300)
+    returned = (back[:, 2:] == back[:, :-2]).mean()  # With probability 1 - flip: a binomial share of 5,960.
+    assert abs(returned - (1 - source.flip)) < 4.5 * np.sqrt(0.09 / 5960)
+
+
+def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monkeypatch):
+    """Losses of a planted law with a wrinkle of 1% on large runs: the error that is found is that wrinkle."""
+    from experiments.claims import overtraining as check
+
+    claim = overtraining.get_claim()
+    planted = {"E": 0.8, "a": 30.0, "b": 20.0, "eta": 0.16}
+
+    def trained(base, runs, seeds, workdir, **_):
+        made = {}
+        for arm, values in runs.items():
+            L, D = values["model.num_layers"], values["model.width"]
+            parameters, tokens = 12 * L * D**2 + 259 * D, values["train.steps"] * 512
+            columns = {"flops": np.array([6.0 * parameters * tokens]), "tokens_per_parameter": tokens / parameters}
+            loss = check.scaling.OVERTRAINING.predict(planted, columns)[0] * (1.01 if "large" in arm else 1.0)
+            row = {"parameters": parameters, "tokens": tokens, "flops": columns["flops"][0], "loss": loss}
+            made[arm] = [row | {"loss": loss * (1 + 1e-4 * seed)} for seed in seeds]
+        return made
+
+    monkeypatch.setattr(check.arms, "train", trained)
+    (row,) = check.run(claim, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "holds" and row.numbers["mean"] == pytest.approx(0.01 / 1.01, rel=0.05)
+    assert 7 < row.numbers["beyond"] < 9 and len(row.numbers["errors"][0]) == 2
+    (row,) = check.run(claim | {"within": 0.005}, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "does not"
+
+
+@pytest.mark.slow
+def test_growth_compares_at_equal_flops(tmp_path):
+    claim = tokenformer_growth.get_claim()
+    claim.update({"seeds": (0, 1), "steps": (6, 6)})
+    for name, config in claim["arms"].items():
+        made = claim["arms"][name] = small(config, tmp_path, texts=True)
+        if name != "transformer":
+            count = {"small": 16, "large": 32}[name]
+            made.model.pattention.update({"tokens": count, "channel_tokens": 4 * count})
+    found = claims.run(claim, tmp_path / "claim", name="tokenformer_growth.py", quiet=True)["rows"]
+    assert len(found) == 2
+    for row in found:
+        numbers = row["numbers"]
+        assert numbers["change_of_loss_by_growth"] < 1e-6
+        assert abs(numbers["flops_over_grown"] - 1) < 0.06  # whole steps: half of one in ten
+        assert numbers["low"] < numbers["mean"] < numbers["high"]
+        assert (row["verdict"] == "holds") == (numbers["high"] < 0)
+        assert all(len(values) == 2 and np.all(np.isfinite(values)) for values in numbers["losses"].values())
+
+
+RECORD = {
+    "claim": "a.py", "source": "Author 2020", "command": "python main.py --mode=claim --config=configs/claims/a.py",
+    "date": "2026-01-02", "machine": "2 CPU cores",
+    "rows": [{"statement": "A | B", "published": "1 < 2", "measured": "3", "scale": "4", "verdict": "does not",
+              "numbers": {}}],
+}  # fmt: skip
+
+
+def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tmp_path):
+    docs, run = tmp_path / "docs", tmp_path / "run"
+    docs.mkdir()
+    (docs / "LEDGER.md").write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
+    files.write_json(run / claims.FILE, RECORD)
+    ledger.store([run], docs)
+    assert json.loads((docs / "claims" / "a.json").read_text()) == RECORD
+    ledger.write(docs)
+    first = (docs / "LEDGER.md").read_text()
+    assert first.startswith("before\n") and first.endswith("\nafter\n") and "old" not in first
+    assert "| A \\| B (Author 2020) | 1 < 2 | 3 | 4 | does not |" in first and RECORD["command"] in first
+    ledger.write(docs)
+    assert (docs / "LEDGER.md").read_text() == first
+    shown = (docs / "ledger.html").read_text()
+    assert "1 &lt; 2" in shown and RECORD["command"] in shown
+    for key, value in (
+        ("date", ""),
+        ("rows", []),
+        ("claim", "../x"),
+        ("rows", [RECORD["rows"][0] | {"verdict": "yes"}]),
+    ):
+        files.write_json(run / claims.FILE, RECORD | {key: value})
+        with pytest.raises(Refused, match="has no usable"):
+            ledger.store([run], docs)
+    (docs / "LEDGER.md").write_text("no markers")
+    with pytest.raises(Refused, match="needs the lines"):
+        ledger.write(docs)
+
+
+def test_the_ledger_of_the_house_is_up_to_date(tmp_path):
+    """Its table says what docs/claims holds, no more and no less."""
+    text = (ledger.DOCS / ledger.LEDGER).read_text("utf-8")
+    paths = sorted((ledger.DOCS / ledger.STORE).glob("*.json"))
+    table = text.split(ledger.BEGIN)[1].split(ledger.END)[0]
+    assert table == "\n" + ledger.markdown([json.loads(path.read_text()) for path in paths])
+
+
+def test_commands_that_name_no_claim_are_refused(tmp_path):
+    def refused(given, changes=(), **more):
+        with pytest.raises(Refused) as caught:
+            modes.run(flags(workdir=str(tmp_path / "w"), **given), list(changes))
+        assert "\n" not in sentence(caught.value)
+        return str(caught.value)
+
+    def claim_of(check):
+        (tmp_path / "c.py").write_text(
+            f"def get_claim():\n    return {{'statement': 's', 'source': 's', 'published': 'p', {check}}}"
+        )
+        return {"mode": "claim", "config": str(tmp_path / "c.py")}
+
+    assert "did you mean 'contrast'?" in refused(claim_of("'check': 'contrasts'"))
+    assert "check=None must be text" in refused(claim_of(""))
+    assert "--config.seed does not go with --mode=claim" in refused(claim_of(""), [("seed", "1")])
+    assert "--smoke does not go" in refused(claim_of("") | {"smoke": True})
+    assert "--config is missing" in refused({"mode": "claim"})
+    assert f"--runs={tmp_path} holds no claim.json" in refused({"mode": "ledger", "runs": str(tmp_path)})
+    assert not (tmp_path / "w").exists()
