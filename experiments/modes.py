@@ -200,7 +200,7 @@ def plan(flags: Any, changes: Changes) -> None:
         said = planning.plan(made)
     else:
         made, folder = config(flags, changes), pathlib.Path(flags.workdir or "runs/plan").expanduser()
-        _jax()
+        _jax(flags)
         from experiments import planning
 
         said = planning.plan_for(made, flags.topology, folder)
@@ -238,7 +238,7 @@ def sweep(flags: Any, changes: Changes) -> None:
 
     made = sweeps.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the trials.
-    _jax()
+    _jax(flags)
     found = sweeps.run(
         made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
         command=shlex.join(["python", *sys.argv]),
@@ -268,7 +268,7 @@ def claim(flags: Any, changes: Changes) -> None:
 
     made = claims.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the runs.
-    _jax()
+    _jax(flags)
     record = claims.run(made, workdir, name=pathlib.Path(flags.config).name, jobs=flags.jobs)
     for row in record["rows"]:
         print(f"\n{row['statement']}\n  published: {row['published']}\n  measured here: {row['measured']}")
