@@ -12,27 +12,7 @@ from kernels.attention import attention
 from kernels.attention.cached import attend_cache
 from models import norms, projections, rope
 from models.mixers import slots
-from models.partition import Partition
 from models.spec import Spec
-
-
-def attend(
-    partition: Partition,
-    op: Callable,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: masks.Mask,
-    implementation: str | None = None,
-) -> jax.Array:
-    """`op`, a form of attention, on every device's own rows and heads; array masks are cut with the rows they belong to.
-
-    q `[B, T, N, H]`, k, v `[B, S, K, H]`; returns `[B, T, N, H]`.
-    """
-    rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
-    heads = ("batch", None, "heads", None)
-    run = lambda q, k, v, mask: op(q, k, v, mask=mask, implementation=implementation)  # noqa: E731
-    return partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
 
 
 class Attention(nnx.Module):
@@ -76,9 +56,15 @@ class Attention(nnx.Module):
             state = slots.put(state, new, context.start, axis=3)
             k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
-        op = attention if state is None else attend_cache
-        out = attend(self.partition, op, q, k, v, mask, self.implementation)
+        out = self._attend(attention if state is None else attend_cache, q, k, v, mask)
         return self.out(out.reshape(*x.shape[:2], -1)), state
+
+    def _attend(self, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
+        """Attention of every device's own rows and heads; array masks are cut with the rows they belong to."""
+        rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+        heads = ("batch", None, "heads", None)
+        run = lambda q, k, v, mask: op(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
+        return self.partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""

@@ -1,4 +1,4 @@
-"""What mixers that learn or accumulate along the row share: their gates, their norm of queries, what counts as a token."""
+"""What mixers that learn or accumulate along the row share: gates, a norm, and what counts as a token."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +43,7 @@ def only_causal(name: str, mask: masks.Mask) -> None:
 
 
 def kept(context, state: Any, state_axes: Any) -> tuple[dict, dict]:
-    """What a kernel needs beside the tokens, and its logical axes: documents in training, state and padding in decoding.
+    """What a kernel reads beside the tokens, with logical axes: documents in training, state and padding in decoding.
 
     In decoding a row is one document, and its tokens with negative positions, at its end, are padding.
     """

@@ -1,5 +1,6 @@
 """Causal sliding-window attention whose decoding state is as long as the window, however long the text."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
-from models.mixers.attention import attend
 from models.partition import Partition
 
 
@@ -39,7 +39,7 @@ def attend_window(
     if state is None:
         if context.segment_ids is not None:
             mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
-        return attend(partition, attention, q, k, v, mask), None
+        return _attend(partition, attention, q, k, v, mask), None
     positions = jnp.broadcast_to(context.positions, q.shape[:2])
     new = jnp.stack([k, v], axis=2).astype(state.cache.dtype)
     after = _keep(state, new, positions)
@@ -48,7 +48,7 @@ def attend_window(
         cache = jnp.concatenate([state.cache, new], axis=1)
         held = jnp.concatenate([state.position, positions], axis=1)
     rule = masks.Positions(positions, held, rule=mask)
-    return attend(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
+    return _attend(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
 
 
 def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowState:
@@ -58,3 +58,13 @@ def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowSta
     place = (jnp.arange(positions.shape[0])[:, None], jnp.where(kept, positions % size, size))  # `size` is no slot
     write = lambda old, new: old.at[place].set(new, mode="drop")  # noqa: E731
     return WindowState(write(state.cache, new), write(state.position, positions))
+
+
+def _attend(
+    partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask
+) -> jax.Array:
+    """`op` on every device's own rows and heads; array masks are cut with the rows they belong to."""
+    rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+    heads = ("batch", None, "heads", None)
+    run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731
+    return partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
