@@ -13,11 +13,11 @@ w2 starting at rank 32. State a sequence and layer: 0.75 D^2 weights, as much mo
 | 760m   | 24 | 1536 | 24    | 384    | 2048           | 32768 | published as curves of loss by position only          |
 | 3b     | 24 | 3072 | 24    | 768    | 2048           | 32768 | published as curves of loss by position only          |
 
-Published, as orderings: Muon below momentum below plain updates in loss, larger states below smaller ones, and LaCT
+Published, as orderings of loss: Muon below momentum below plain updates, larger states below smaller ones, and LaCT
 below gated linear attention and DeltaNet with the same window at late positions. Recipe: AdamW at 1e-3, cosine to a
-tenth, 1024 steps of warm-up, 40960 steps of 32 rows of 32768 tokens (43B), a vocabulary of 32000. The width of SwiGLU is
-the house's (8 D / 3); the released configuration was not at hand to compare. None of the large presets was run here. The
-other published forms are overrides:
+tenth, 1024 steps of warm-up, 40960 steps of 32 rows of 32768 tokens (43B), a vocabulary of 32000. The width of SwiGLU
+is the house's (8 D / 3); the released configuration was not at hand to compare. None of the large presets was run here.
+The other published forms are overrides:
 
     --config.model.lact.newton_schulz_steps=0                                  (momentum alone)
     --config.model.lact.newton_schulz_steps=0 --config.model.lact.momentum=False

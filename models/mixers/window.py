@@ -41,11 +41,11 @@ def attend_window(
             mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
         return _attend(partition, attention, q, k, v, mask), None
     positions = jnp.broadcast_to(context.positions, q.shape[:2])
-    new = jnp.stack([k, v], axis=2).astype(state.cache.dtype)
+    new = jnp.stack([k, v], axis=2)
     after = _keep(state, new, positions)
     cache, held = after
     if q.shape[1] > 1:  # Tokens that the last new one no longer sees are still seen by the first.
-        cache = jnp.concatenate([state.cache, new], axis=1)
+        cache = jnp.concatenate([state.cache, new.astype(state.cache.dtype)], axis=1)
         held = jnp.concatenate([state.position, positions], axis=1)
     rule = masks.Positions(positions, held, rule=mask)
     return _attend(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
@@ -56,7 +56,7 @@ def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowSta
     size = state.position.shape[1]
     kept = (positions >= 0) & (positions > jnp.max(positions, axis=1, keepdims=True) - size)
     place = (jnp.arange(positions.shape[0])[:, None], jnp.where(kept, positions % size, size))  # `size` is no slot
-    write = lambda old, new: old.at[place].set(new, mode="drop")  # noqa: E731
+    write = lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop")  # noqa: E731
     return WindowState(write(state.cache, new), write(state.position, positions))
 
 

@@ -1,4 +1,4 @@
-"""Padding at a row's end is no token: outputs and state are those of the row without it, for every kernel with a chunk."""
+"""Padding at a row's end is no token: outputs and state are those of the row without it, in kernels with a chunk."""
 
 import functools
 
