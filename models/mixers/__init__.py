@@ -14,7 +14,10 @@ import jax
 
 from kernels import masks
 from models.mixers.attention import Attention
+from models.mixers.lact import Lact
+from models.mixers.linear import GatedDelta, LinearAttention
 from models.mixers.slots import Slots
+from models.mixers.ttt import TTTMLP, TTTLinear
 
 
 @jax.tree_util.register_dataclass
@@ -42,4 +45,11 @@ class Mixer(Protocol):
     def context_flops(self, length: int, causal: bool) -> float: ...
 
 
-MIXERS = {"attention": Attention}
+MIXERS = {
+    "attention": Attention,
+    "lact": Lact,
+    "ttt_linear": TTTLinear,
+    "ttt_mlp": TTTMLP,
+    "linear_attention": LinearAttention,
+    "gated_delta": GatedDelta,
+}
