@@ -43,13 +43,14 @@ def _row_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
 
 def _head_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Heads over devices: each computes whole ones."""
-    ways = math.prod(mesh[axis] for axis in config.sharding.heads)
+    cut = [axis for axis in config.sharding.heads if mesh[axis] > 1]
+    ways = math.prod(mesh[axis] for axis in cut)
     for key, heads in (("num_heads", config.model.num_heads), ("num_kv_heads", config.model.num_kv_heads)):
         if heads % ways:
-            axes = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in config.sharding.heads if mesh[axis] > 1)
+            axes = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in cut)
             yield (
-                f"{axes} must divide model.{key}={heads}; use e.g. model.{key}={-(-heads // ways) * ways}, or "
-                f"mesh.tensor={math.gcd(heads, ways)}."
+                f"{axes}, the devices of sharding.heads, must divide model.{key}={heads}; use e.g. "
+                f"model.{key}={-(-heads // ways) * ways}, or mesh.{cut[-1]}={math.gcd(heads, mesh[cut[-1]])}."
             )
 
 
