@@ -64,6 +64,7 @@ def schedules(config: Any) -> tuple[str, ...]:
 
 def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Tokens of a sequence over devices: who can do it, and what the schedule must divide."""
+    from experiments import program
     from models.mixers import MIXERS
 
     P, implementation = mesh["context"], config.model.attention.implementation
@@ -75,10 +76,10 @@ def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
             f"model.attention.implementation={implementation!r} is not what mesh.context={P} runs, which has its own "
             "kernels; use model.attention.implementation=''."
         )
-    if config.objective == "block_diffusion":
+    if program.objective(config.objective).copies > 1:
         yield (
-            f"mesh.context={P}: objective='block_diffusion' lays every row out twice, which no schedule cuts evenly; "
-            "use mesh.context=1."
+            f"mesh.context={P}: objective={config.objective!r} holds every token of a row more than once, which no "
+            "schedule cuts evenly; use mesh.context=1."
         )
     else:
         yield from _schedule_problems(config, mesh)
