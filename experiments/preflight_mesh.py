@@ -43,13 +43,14 @@ def _row_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
 
 def _head_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Heads over devices: each computes whole ones."""
-    ways = math.prod(mesh[axis] for axis in config.sharding.heads)
+    cut = [axis for axis in config.sharding.heads if mesh[axis] > 1]
+    ways = math.prod(mesh[axis] for axis in cut)
     for key, heads in (("num_heads", config.model.num_heads), ("num_kv_heads", config.model.num_kv_heads)):
         if heads % ways:
-            axes = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in config.sharding.heads if mesh[axis] > 1)
+            axes = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in cut)
             yield (
-                f"{axes} must divide model.{key}={heads}; use e.g. model.{key}={-(-heads // ways) * ways}, or "
-                f"mesh.tensor={math.gcd(heads, ways)}."
+                f"{axes}, the devices of sharding.heads, must divide model.{key}={heads}; use e.g. "
+                f"model.{key}={-(-heads // ways) * ways}, or mesh.{cut[-1]}={math.gcd(heads, mesh[cut[-1]])}."
             )
 
 
@@ -63,6 +64,7 @@ def schedules(config: Any) -> tuple[str, ...]:
 
 def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Tokens of a sequence over devices: who can do it, and what the schedule must divide."""
+    from experiments import program
     from models.mixers import MIXERS
 
     P, implementation = mesh["context"], config.model.attention.implementation
@@ -74,10 +76,10 @@ def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
             f"model.attention.implementation={implementation!r} is not what mesh.context={P} runs, which has its own "
             "kernels; use model.attention.implementation=''."
         )
-    if config.objective == "block_diffusion":
+    if program.objective(config.objective).copies > 1:
         yield (
-            f"mesh.context={P}: objective='block_diffusion' lays every row out twice, which no schedule cuts evenly; "
-            "use mesh.context=1."
+            f"mesh.context={P}: objective={config.objective!r} holds every token of a row more than once, which no "
+            "schedule cuts evenly; use mesh.context=1."
         )
     else:
         yield from _schedule_problems(config, mesh)

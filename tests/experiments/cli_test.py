@@ -266,7 +266,10 @@ def test_a_refusal_imports_nothing_heavy():
 import sys, types
 from experiments import modes
 from experiments.errors import sentence
-flags = types.SimpleNamespace(config="configs/quickstart.py", workdir="/tmp/none", mode="train", smoke=False)
+flags = types.SimpleNamespace(
+    config="configs/quickstart.py", workdir="/tmp/none", mode="train", smoke=False, coordinator="", num_processes=0,
+    process_id=-1,
+)
 def heavy(key, value):
     try:
         modes.run(flags, [(key, value)])

@@ -50,11 +50,12 @@ def refusal(made) -> str:
         ({"mesh__context": 8, "parallel__schedule": "zigzg"}, "is unknown; did you mean 'zigzag'?"),
         (
             {"mesh__tensor": 8},
-            "mesh.tensor=8 must divide model.num_heads=4; use e.g. model.num_heads=8, or mesh.tensor=4.",
+            "mesh.tensor=8, the devices of sharding.heads, must divide model.num_heads=4; use e.g. model.num_heads=8, "
+            "or mesh.tensor=4.",
         ),
         (
             {"mesh__tensor": 4, "model__num_kv_heads": 2},
-            "mesh.tensor=4 must divide model.num_kv_heads=2; use e.g. model.num_kv_heads=4, or mesh.tensor=2.",
+            "must divide model.num_kv_heads=2; use e.g. model.num_kv_heads=4, or mesh.tensor=2.",
         ),
         ({"mesh__context": 4, "objective": "block_diffusion"}, "use mesh.context=1."),
         (

@@ -18,6 +18,7 @@ STEPS = 20
 SETTINGS = {
     "train__steps": STEPS, "train__log_every": 1, "checkpoint__every": 3, "eval__every": 2, "eval__sample_tokens": 2,
     "mesh__data": 1, "mesh__fsdp": 2, "mesh__context": 2, "parallel__schedule": "zigzag",
+    "optimizer__eps": 1e-3,  # Keeps Adam from dividing by gradients that are zero but for rounding.
 }  # fmt: skip
 
 
@@ -45,9 +46,7 @@ def test_one_of_two_processes_is_killed_and_one_process_goes_on(tmp_path):
     assert code == 2 and f"error: {processes.LOST}" in said, said
     assert not (killed / files.RESULT).exists()
     run(killed, *flags, processes=1)
-    train(
-        tiny.config(tmp_path, **SETTINGS | {"mesh__data": 2}), alone, quiet=True
-    )  # On all eight devices that are here.
+    train(tiny.config(tmp_path, **SETTINGS | {"mesh__data": 2}), alone, quiet=True)  # On the eight devices here.
 
     one, other = losses(alone), losses(killed)
     assert one.keys() == other.keys() and {step for step, _ in one} == set(range(1, STEPS + 1))
