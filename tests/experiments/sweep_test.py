@@ -244,9 +244,13 @@ def test_a_cancelled_task_lets_its_process_save(tmp_path, monkeypatch):
         _thread.interrupt_main()  # As Ray does it: Python is told, the operating system is not.
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        process.wait(str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may start its jobs deaf to it.
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            process.wait(str(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert (tmp_path / "saved").exists()
 
