@@ -10,10 +10,11 @@ import functools
 import os
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
 
-from experiments import overrides
+from experiments import overrides, processes
 
 MODES = {
     "train": "train --config in --workdir, or go on where it stopped; ends with a report",
@@ -36,15 +37,19 @@ flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
-flags.DEFINE_string("topology", "", "bench: compile for this TPU (v5e, v5p, v6e) that is not here; time nothing.")
+flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, cpu:8, local; bench: for v5e, v5p, v6e.")
 flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
 flags.DEFINE_enum("launcher", "local", ["local", "ray", "slurm"], "sweep: where runs go: local, ray or slurm.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
+flags.DEFINE_string("coordinator", "", "One of many processes: HOST:PORT of process 0. TPU and SLURM need no flag.")
+flags.DEFINE_integer("num_processes", 0, "One of many processes: how many there are.")
+flags.DEFINE_integer("process_id", -1, "One of many processes: which one this is, from 0.")
 FLAGS = flags.FLAGS
 KNOWN = (
     "config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "jobs", "launcher", "bench_filter", "topology",
-    "simulate",
+    "simulate", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
+NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 
 
 def usage() -> str:
@@ -83,9 +88,9 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
             near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
             hint = f"did you mean --mode={near[0]}? " if near else ""
             return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
-        if name in ("simulate", "jobs", "smoke", "nosmoke") and f"--{name}={value}" in str(error):
-            kinds = {"simulate": "a whole number, e.g. --simulate=8", "jobs": "a whole number, e.g. --jobs=2"}
-            return f"--{name}={value} must be {kinds.get(name, 'true or false')}."
+        if name in (*NUMBERS, "smoke", "nosmoke") and f"--{name}={value}" in str(error):
+            kind = f"a whole number, e.g. --{name}={NUMBERS[name]}" if name in NUMBERS else "true or false"
+            return f"--{name}={value} must be {kind}."
     return f"{' '.join(str(error).split())}; python main.py --help lists all flags."
 
 
@@ -93,7 +98,7 @@ def fail(message: str) -> None:
     """Says what is wrong and leaves with exit code 2."""
     for line in message.splitlines():
         print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    processes.leave(2)
 
 
 def main(argv: list[str], changes: list[overrides.Override]) -> None:
@@ -102,6 +107,8 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     if words:
         hint = f"--mode={words[0]}" if words[0] in MODES else f"--{words[0].lstrip('-')}"
         fail(f"{words[0]!r} is not a flag; did you mean {hint}?")
+    if FLAGS.mode == "plan" and FLAGS.topology.startswith("cpu:") and FLAGS.topology[4:].isdigit():
+        FLAGS.simulate = int(FLAGS.topology[4:])
     if not 0 <= FLAGS.simulate <= 1024:
         fail(f"--simulate={FLAGS.simulate} must be from 0 to 1024 devices, e.g. --simulate=8.")
     if FLAGS.simulate:
@@ -122,7 +129,10 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
         print("\nstopped; the same command starts or goes on from the last checkpoint.", file=sys.stderr)
         os._exit(130)
     except Exception as error:
-        message = errors.sentence(error)
+        message = processes.sentence(error) or errors.sentence(error)
+        if not message and processes.many():  # The others would wait for this one to come to its end.
+            traceback.print_exc()
+            processes.leave(1)
         if not message:
             raise
         fail(message)

@@ -69,6 +69,45 @@ def get_config() -> ConfigDict:
     attention.bias = False  # Bias in q, k, v, o.
     attention.implementation = ""  # "" = best for the platform; else reference, chunked, pallas_tpu, ...
 
+    model.lact = lact = ConfigDict()  # Large-chunk test-time training beside a sliding window.
+    lact.heads = 4  # Networks of fast weights; divides N x H. Their width and number fix the state: 3 F d each.
+    lact.hidden_ratio = 1.0  # F of a network as a multiple of its width d.
+    lact.chunk_size = 2048  # Tokens per update. A document of no more than one chunk is never learned from.
+    lact.window = (
+        2048  # Tokens that the attention branch sees; below chunk_size some tokens of a chunk are seen by none.
+    )
+    lact.newton_schulz_steps = (
+        5  # Orthogonalises each update (Muon); 0 = off: then the rates set the step, not weights.
+    )
+    lact.momentum = True  # A learned gate per chunk carries the update before into this one; doubles the state.
+    lact.normalize = "post"  # Rows of fast weights keep their length: post (after each update), pre (when read), none.
+    lact.base_rate = 0.001  # Rate of a token at initialisation.
+    lact.rank = 32  # Of the start of two of the three matrices, beside 0.5 I; 0 = full matrices.
+    lact.value_silu = True  # SiLU on the values of the fast branch; queries and keys always have it.
+    lact.output_scale = True  # A learned gate per token and head on the fast branch.
+    lact.qk_norm = False  # RMSNorm over all of q and of k, before both branches.
+    lact.rope_fast = True  # Rotary positions in the fast branch too; the attention branch always has them.
+    lact.rope_theta = 1000000.0
+
+    model.ttt_linear = ttt = ConfigDict()  # Test-time training of one linear map a head (num_heads of them).
+    ttt.mini_batch = 16  # Tokens that share the weights at which gradients are taken.
+    ttt.base_rate = 1.0  # Times a sigmoid gate / H: the inner learning rate.
+    ttt.gate = False  # A GeLU gate on the output, one more D x D map (published beside a short convolution).
+    ttt.rope_theta = 10000.0  # Positions count within a mini-batch.
+
+    model.ttt_mlp = ttt = ConfigDict()  # As ttt_linear, with two maps and GeLU between them.
+    ttt.mini_batch = 16
+    ttt.base_rate = 0.1
+    ttt.hidden_ratio = 4.0  # Hidden width of the inner model as a multiple of H.
+    ttt.gate = False
+    ttt.rope_theta = 10000.0
+
+    model.linear_attention = linear = ConfigDict()
+    linear.chunk_size = 64  # Tokens a matmul; any gives the same numbers, only the speed differs.
+    linear.decay = True  # A learned gate per token and head forgets; False: the memory only grows.
+
+    model.gated_delta = ConfigDict({"chunk_size": 64})
+
     model.mlp = ConfigDict({"hidden": 0, "activation": "gelu", "bias": False})  # F; 0 = 4D.
     model.swiglu = ConfigDict({"hidden": 0, "bias": False})  # F; 0 = 8D/3 rounded up to a multiple of 64.
 
@@ -151,11 +190,28 @@ def get_config() -> ConfigDict:
     mesh.data = -1
     mesh.fsdp = 1
     mesh.tensor = 1
-    mesh.context = 1
+    mesh.context = 1  # Devices that share one sequence; it must divide data.length, see docs/context_parallel.md.
+
+    config.parallel = parallel = ConfigDict()
+    # How attention crosses devices that share a sequence (mesh.context > 1), and so the order of tokens in a batch.
+    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring.
+    #   all_gather         every device collects all keys and values: simple, memory grows with the whole sequence
+    #   ring               keys and values travel; under a causal mask the first device idles half of the time
+    #   zigzag             ring, with two pieces a device, so that causal work is equal; length a multiple of 2 context
+    #   striped            ring, with every context-th token; equal work too; length a multiple of context
+    #   ulysses            heads are exchanged for tokens, once; context must divide num_heads / mesh.tensor
+    #   usp                ulysses between neighbours, zigzag between groups; "usp:4" says the size of a group
+    #   token_ring         queries travel one way and results the other: half of ring's busiest link without GQA
+    #   token_ring_neighbour  the same by neighbours only, results travelling along
+    #   token_ring_zigzag  token_ring with the two pieces of zigzag, for causal masks
+    parallel.schedule = "auto"
+
+    config.plan = ConfigDict()
+    config.plan.search = False  # --mode=plan --topology=...: compile other meshes of the same devices too, rank them.
 
     config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
     config.sharding.batch = ("data", "fsdp")
-    config.sharding.sequence = ("context",)
+    config.sharding.sequence = ("context",)  # Or () to leave sequences whole.
     config.sharding.embed = ("fsdp",)
     config.sharding.heads = ("tensor",)
     config.sharding.hidden = ("tensor",)

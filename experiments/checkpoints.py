@@ -21,13 +21,17 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from experiments import processes
 from experiments.errors import CheckpointError
 
 SUFFIX = ".sha256.json"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. `save` returns at once; `close` waits until everything is safe on disk."""
+    """The checkpoints of one workdir. `close` waits until everything is safe on disk.
+
+    `save` returns at once; many processes write together and return when they are done.
+    """
 
     def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, keep_best: int = 0):
         self.root = pathlib.Path(workdir).absolute() / "checkpoints"
@@ -43,8 +47,9 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            if jax.process_index() == 0:
+            if processes.is_main():
                 self._sweep()
+            processes.wait_for_all("checkpoints")
             options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.root, options=options)
         return self._manager
@@ -66,7 +71,7 @@ class Checkpoints:
         """Saves `state` as of `step` in the background; a failure of the save before is raised here."""
         self.wait()
         manager = self._open()
-        if step in self.steps():
+        if processes.from_main(step in self.steps()):
             return
         about = {**about, "arrays": manifest(state)}
         manager.save(
@@ -74,19 +79,25 @@ class Checkpoints:
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)),
             metrics=None if loss is None else {"loss": loss},
         )
-        self._finisher = threading.Thread(target=self._finish, args=(manager, step), name="checkpoint-finisher")
+        if processes.many():  # Orbax waits by collectives of all devices, which must not mix with those of training.
+            self._finish(manager, step)
+            return
+        self._finisher = threading.Thread(target=self._try_to_finish, args=(manager, step), name="checkpoint-finisher")
         self._finisher.start()
 
-    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
+    def _try_to_finish(self, manager: ocp.CheckpointManager, step: int) -> None:
         try:
-            manager.wait_until_finished()
-            if jax.process_index() == 0:
-                _write_atomically(self._checksums(step), json.dumps(_hash_files(self.root / str(step))))
-                for old in self.root.glob(f"*{SUFFIX}"):
-                    if not (self.root / old.name.removesuffix(SUFFIX)).exists():
-                        old.unlink()
+            self._finish(manager, step)
         except BaseException as error:  # Handed to the thread that trains.
             self._failure = error
+
+    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
+        manager.wait_until_finished()
+        if processes.is_main():
+            _write_atomically(self._checksums(step), json.dumps(_hash_files(self.root / str(step))))
+            for old in self.root.glob(f"*{SUFFIX}"):
+                if not (self.root / old.name.removesuffix(SUFFIX)).exists():
+                    old.unlink()
 
     def wait(self) -> None:
         """Waits for the save under way and raises what went wrong in it."""
@@ -113,31 +124,40 @@ class Checkpoints:
         refused with the difference (CheckpointError), never loaded in part.
         """
         candidates = [step] if step is not None else self.steps()[::-1]
-        for candidate in candidates:
-            problem = damage(self.root / str(candidate), self._checksums(candidate))
-            if problem:
-                logging.warning("checkpoint %d is damaged (%s); trying the one before it.", candidate, problem)
-                continue
-            about = self.about(candidate)
-            difference = differences(about["arrays"], manifest(abstract))
-            if difference:
-                raise CheckpointError(
-                    f"checkpoint {self.root / str(candidate)} holds another model than the config describes:\n"
-                    + "\n".join(f"  {line}" for line in difference)
-                )
-            target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-            with ocp.StandardCheckpointer() as reader:
-                return candidate, reader.restore(self.root / str(candidate) / "state", target), about
-        if candidates:
+        good = self._newest_good(candidates)
+        if good is None and candidates:
             raise CheckpointError(
                 f"every checkpoint in {self.root} is damaged (steps {', '.join(map(str, candidates[::-1]))}); "
                 "start again in a new --workdir, or restore the folder from a copy."
             )
-        return None
+        if good is None:
+            return None
+        about = self.about(good)
+        difference = differences(about["arrays"], manifest(abstract))
+        if difference:
+            raise CheckpointError(
+                f"checkpoint {self.root / str(good)} holds another model than the config describes:\n"
+                + "\n".join(f"  {line}" for line in difference)
+            )
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        with ocp.StandardCheckpointer() as reader:
+            return good, reader.restore(self.root / str(good) / "state", target), about
+
+    def _newest_good(self, candidates: list[int]) -> int | None:
+        """The first of the candidates that is not damaged, None when there is none; process 0 looks, for all."""
+        good = -1
+        for candidate in candidates if processes.is_main() else ():
+            problem = damage(self.root / str(candidate), self._checksums(candidate))
+            if not problem:
+                good = candidate
+                break
+            logging.warning("checkpoint %d is damaged (%s); trying the one before it.", candidate, problem)
+        good = processes.from_main(good)
+        return None if good < 0 else good
 
     def forget_after(self, step: int) -> None:
         """Moves checkpoints later than `step` (damaged ones that `restore` passed over) out of the way."""
-        if jax.process_index() != 0:
+        if not processes.is_main():
             return
         for later in [s for s in self.steps() if s > step]:
             aside = self.root / f"damaged-{later}-{time.strftime('%Y%m%dT%H%M%S')}"
@@ -149,27 +169,25 @@ class Checkpoints:
 
         Another optimizer or run length is no obstacle; other parameters are refused with the difference.
         """
-        for step in self.steps()[::-1]:
-            if problem := damage(self.root / str(step), self._checksums(step)):
-                logging.warning("checkpoint %d is damaged (%s); trying the one before it.", step, problem)
-                continue
-            saved = self.about(step)["arrays"]
-            group = "ema" if any(path.startswith("['ema']") for path in saved) else "params"
-            wanted = {group: program.abstract["params"]}
-            mine = {path: text for path, text in saved.items() if path.startswith(f"['{group}']")}
-            if difference := differences(mine, manifest(wanted)):
-                raise CheckpointError(
-                    f"checkpoint {self.root / str(step)} holds other parameters than the config describes:\n"
-                    + "\n".join(f"  {line}" for line in difference)
-                )
-            placed = {group: program.shardings["params"]}
-            target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), wanted, placed)
-            arguments = ocp.args.PyTreeRestore(
-                target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+        step = self._newest_good(self.steps()[::-1])
+        if step is None:
+            raise CheckpointError(f"{self.root} holds no good checkpoint; give the --workdir of a run that saved one.")
+        saved = self.about(step)["arrays"]
+        group = "ema" if any(path.startswith("['ema']") for path in saved) else "params"
+        wanted = {group: program.abstract["params"]}
+        mine = {path: text for path, text in saved.items() if path.startswith(f"['{group}']")}
+        if difference := differences(mine, manifest(wanted)):
+            raise CheckpointError(
+                f"checkpoint {self.root / str(step)} holds other parameters than the config describes:\n"
+                + "\n".join(f"  {line}" for line in difference)
             )
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(self.root / str(step) / "state", args=arguments)[group]
-        raise CheckpointError(f"{self.root} holds no good checkpoint; give the --workdir of a run that saved one.")
+        placed = {group: program.shardings["params"]}
+        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), wanted, placed)
+        arguments = ocp.args.PyTreeRestore(
+            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self.root / str(step) / "state", args=arguments)[group]
 
     def about(self, step: int) -> dict:
         """The description that was saved with `step`."""

@@ -44,6 +44,16 @@ def flops_per_token(program: Any) -> dict[str, float]:
     return {"matmul": 3 * matmul, "context": 3 * context, "total": 3 * (matmul + context)}
 
 
+def state_bytes(program: Any) -> int:
+    """Bytes of the decoding state of one sequence of `data.length` tokens, all layers: caches, memories, fast weights.
+
+    Parameters are not in it, not even those that fast weights start from.
+    """
+    spec, length = program.spec, program.config.data.length
+    state = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)).for_decoding().init_state(1, length))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
 def memory(program: Any) -> dict[str, int]:
     """Bytes per device: the state as it lies, gradients, and an estimate of what the backward pass keeps.
 
@@ -89,4 +99,4 @@ def matmul_rate(dtype: Any = jnp.float32, n: int = 0, seconds: float = 0.15) -> 
     return 2 * n**3 / best
 
 
-__all__ = ["flops_per_token", "matmul_rate", "memory", "parameters"]
+__all__ = ["flops_per_token", "matmul_rate", "memory", "parameters", "state_bytes"]

@@ -82,14 +82,16 @@ class Filler:
 
     def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
         """Filled tokens `[B, T]` and calls of the model `[B]`."""
-        model, goal = self.program.merge(params), self.program.objective
+        model, goal = self.program.decoder(params), self.program.objective
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
             features, _ = model(z, mask=goal.mask, segment_ids=segments)
             return model.logits(features)[..., : goal.mask_id].at[..., never].set(-jnp.inf)
 
-        return fill(denoise, key, canvas, rows, mask_id=goal.mask_id, block=getattr(goal, "block", 0), **dict(settings))
+        block = getattr(goal, "block", 0)
+        tokens, calls = fill(denoise, key, canvas, rows, mask_id=goal.mask_id, block=block, **dict(settings))
+        return self.program.spec.partition.constrain(tokens, (None, None)), calls  # Whole: the host reads it.
 
     def _text(self, tokens: np.ndarray, stop: tuple[str, ...]) -> str:
         """Text up to the end of the document or the first stop string."""

@@ -13,11 +13,15 @@ from experiments.program import Program, global_batch
 
 
 def make_step(program: Program) -> Callable:
-    """Jitted `(params, batch, key) -> [rows, 2]`: nats and valid targets of each row of a global batch."""
+    """Jitted `(params, batch, key, token_bytes) -> [rows, 3]`: nats, valid targets and their bytes of text, of each row
+    of a global batch.
+    """
 
-    def step(params: Any, batch: dict, key: jax.Array) -> jax.Array:
+    def step(params: Any, batch: dict, key: jax.Array, token_bytes: jax.Array) -> jax.Array:
         nats = program.objective.row_nll(program.merge(params), batch, key)
-        return jnp.stack([nats, jnp.sum(batch["mask"], axis=-1, dtype=nats.dtype)], axis=-1)
+        sizes = token_bytes[jnp.minimum(batch["targets"], len(token_bytes) - 1)]
+        valid, text = (jnp.sum(jnp.where(batch["mask"], x, 0), axis=-1) for x in (1, sizes))
+        return jnp.stack([nats, valid.astype(nats.dtype), text.astype(nats.dtype)], axis=-1)
 
     return jax.jit(step, out_shardings=sharding.replicated(program.mesh))
 
@@ -38,16 +42,12 @@ def evaluate(
       `eval/loss` (nats a token), `eval/bits_per_byte`, its standard error over rows, `eval/tokens`, and `eval/kind`:
       "=" for an exact likelihood, "<=" for a bound.
     """
-    rows, sizes = [], []
+    rows, token_bytes = [], np.asarray(token_bytes, np.int32)
     for i, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(0), i)
-        rows.append(step(params, global_batch(batch, program), key))
-        text = np.where(batch["mask"], token_bytes[np.minimum(batch["targets"], len(token_bytes) - 1)], 0)
-        sizes.append(_gather(text.sum(axis=-1)))
+        rows.append(step(params, global_batch(batch, program), key, token_bytes))
     rows = np.concatenate([np.asarray(r, np.float64) for r in jax.device_get(rows)])
-    sizes = np.concatenate(sizes).astype(np.float64)
-    used = rows[:, 1] > 0
-    nats, tokens, sizes = rows[used, 0], rows[used, 1], sizes[used]
+    nats, tokens, sizes = rows[rows[:, 1] > 0].T
     bits = nats.sum() / math.log(2) / max(sizes.sum(), 1.0)
     return {
         "eval/loss": float(nats.sum() / max(tokens.sum(), 1)),
@@ -65,12 +65,3 @@ def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> floa
         return float("nan")
     residual = numerator - numerator.sum() / total * denominator
     return float(math.sqrt(n / (n - 1) * np.sum(residual**2)) / total)
-
-
-def _gather(rows: np.ndarray) -> np.ndarray:
-    """Rows of all processes, in the order of the global batch."""
-    if jax.process_count() == 1:
-        return rows
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

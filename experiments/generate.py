@@ -1,5 +1,6 @@
 """Text from a trained model: one prompt or many, streamed to a terminal or returned whole."""
 
+import dataclasses
 import functools
 import math
 import sys
@@ -34,12 +35,20 @@ class Generator:
         self.layers = jax.jit(unstack)  # One copy of the layers serves a whole call.
 
     def _prefill(self, params, layers, prompt, lengths, keys, *, sampler, max_new, slots):
-        model = self.program.merge(params).for_decoding(layers)
-        return autoregressive.prefill(model, prompt, lengths, keys, sampler, max_new=max_new, slots=slots)
+        model = self.program.decoder(params).for_decoding(layers)
+        progress = autoregressive.prefill(model, prompt, lengths, keys, sampler, max_new=max_new, slots=slots)
+        return self._readable(progress)
 
     def _extend(self, params, layers, progress, keys, until, *, sampler):
-        model = self.program.merge(params).for_decoding(layers)
-        return autoregressive.extend(model, progress, keys, sampler, until)
+        model = self.program.decoder(params).for_decoding(layers)
+        return self._readable(autoregressive.extend(model, progress, keys, sampler, until))
+
+    def _readable(self, progress: autoregressive.Progress) -> autoregressive.Progress:
+        """What the host looks at, whole on every device: it may see only its own."""
+        whole = self.program.spec.partition.constrain
+        return dataclasses.replace(
+            progress, tokens=whole(progress.tokens, (None, None)), count=whole(progress.count, ())
+        )
 
     def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
         """The continuation of each prompt. The same prompt and seed give the same text in any batch."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 import data
@@ -46,20 +45,20 @@ def byte_vocabulary() -> int:
     return data.ByteTokenizer().vocab_size
 
 
-def train_loader(config, corpus: data.Corpus) -> data.Loader:
-    """Endless shuffled batches of the training split, this process's rows."""
-    return _loader(config, corpus, corpus.train, batch_size=config.data.batch_size, seed=config.seed)
+def train_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> data.Loader:
+    """Endless shuffled batches of the training split; rows=(i, n): the i-th of n parts of their rows."""
+    return _loader(config, corpus, corpus.train, rows, batch_size=config.data.batch_size, seed=config.seed)
 
 
-def eval_loader(config, corpus: data.Corpus) -> data.Loader:
-    """The held-out split once, always in the same order."""
+def eval_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> data.Loader:
+    """The held-out split once, always in the same order; rows as in `train_loader`."""
     size = config.eval.batch_size or config.data.batch_size // config.train.accumulation
-    return _loader(config, corpus, corpus.valid, batch_size=size, seed=0, epochs=1)
+    return _loader(config, corpus, corpus.valid, rows, batch_size=size, seed=0, epochs=1)
 
 
-def eval_batches(config, corpus: data.Corpus) -> Iterator[dict]:
-    """The held-out batches, always the same ones."""
-    loader = eval_loader(config, corpus)
+def eval_batches(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> Iterator[dict]:
+    """The held-out batches, always the same ones; rows as in `train_loader`."""
+    loader = eval_loader(config, corpus, rows)
     count = loader.steps_per_epoch
     for step in range(min(count, config.eval.batches) if config.eval.batches else count):
         yield prepare(config, corpus, loader.batch(step))
@@ -81,15 +80,15 @@ def check_splits(config, corpus: data.Corpus) -> None:
             raise ConfigError([sentence]) from error
 
 
-def _loader(config, corpus: data.Corpus, tokens: Any, **kw) -> data.Loader:
+def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **kw) -> data.Loader:
     return data.Loader(
         tokens,
         length=config.data.length,
         pad=corpus.tokenizer.pad,
         isolate=config.data.isolate,
         packing=config.data.packing,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=rows[0],
+        process_count=rows[1],
         **kw,
     )
 

@@ -4,6 +4,8 @@ POSITIVE = (
     "data.length", "data.batch_size", "model.vocab_multiple", "model.width", "model.num_layers", "model.num_heads",
     "train.steps", "train.accumulation", "train.log_every", "train.profile_steps", "generate.max_tokens",
     "checkpoint.keep_last", "masked_diffusion.draws", "block_diffusion.draws", "block_diffusion.block",
+    "model.lact.heads", "model.lact.chunk_size", "model.lact.window", "model.ttt_linear.mini_batch",
+    "model.ttt_mlp.mini_batch", "model.linear_attention.chunk_size", "model.gated_delta.chunk_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
@@ -13,7 +15,7 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay", "optimizer.clip", "eval.every", "eval.batches", "eval.batch_size", "eval.sample_tokens",
     "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
     "masked_diffusion.steps", "generate.diffusion.steps", "generate.diffusion.block", "generate.diffusion.factor",
-    "generate.diffusion.guidance",
+    "generate.diffusion.guidance", "model.lact.newton_schulz_steps", "model.lact.rank",
 )  # fmt: skip
 SHARES = {  # key: (least, most), both allowed
     "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),
@@ -23,5 +25,9 @@ SHARES = {  # key: (least, most), both allowed
     "model.norm_eps": (0.0, 1.0), "model.attention.rope_theta": (1.0, 1e12),
     "masked_diffusion.t_min": (0.0, 1.0), "masked_diffusion.t_max": (1e-6, 1.0), "block_diffusion.t_min": (0.0, 1.0),
     "block_diffusion.t_max": (1e-6, 1.0), "generate.diffusion.remask": (0.0, 1.0),
-    "generate.diffusion.threshold": (0.0, 1.0),
+    "generate.diffusion.threshold": (0.0, 1.0), "model.lact.hidden_ratio": (0.01, 100.0),
+    "model.lact.base_rate": (1e-8, 10.0), "model.lact.rope_theta": (1.0, 1e12),
+    "model.ttt_linear.base_rate": (1e-8, 100.0), "model.ttt_linear.rope_theta": (1.0, 1e12),
+    "model.ttt_mlp.base_rate": (1e-8, 100.0), "model.ttt_mlp.rope_theta": (1.0, 1e12),
+    "model.ttt_mlp.hidden_ratio": (0.01, 100.0),
 }  # fmt: skip

@@ -10,11 +10,12 @@ import shlex
 import sys
 from typing import Any
 
-from experiments import overrides, preflight, smoke, versions
+from experiments import overrides, preflight, processes, smoke, versions
 from experiments import workdir as files
 from experiments.errors import Refused
 
 Changes = list[overrides.Override]
+TOGETHER = ("train", "evaluate", "plan")  # Modes that many processes can run as one.
 READING = ("eval", "generate", "seed")  # Groups that the command line may change of a trained model.
 
 
@@ -41,11 +42,14 @@ def config(flags: Any, changes: Changes) -> Any:
     return made.lock()
 
 
-def _jax() -> Any:
-    """jax, once its versions agree and its devices answer."""
+def _jax(flags: Any) -> Any:
+    """jax, once its versions agree, the other processes are there and its devices answer."""
     problem = versions.disagreement()
     if problem:
         raise Refused(problem)
+    if flags.num_processes > 1 and flags.mode not in TOGETHER:
+        raise Refused(f"--num_processes={flags.num_processes}: --mode={flags.mode} is for one process; leave it away.")
+    processes.join(flags.coordinator, flags.num_processes, flags.process_id)
     import jax
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/tessera/jax"))
@@ -62,8 +66,8 @@ def _jax() -> Any:
 def _checked(flags: Any, changes: Changes) -> Any:
     """The config to run, after the whole preflight on the devices that are here."""
     made = config(flags, changes)
-    jax = _jax()
-    preflight.check(made, num_devices=jax.device_count(), num_processes=jax.process_count())
+    jax = _jax(flags)
+    preflight.check(made, num_devices=jax.device_count())
     return made
 
 
@@ -108,7 +112,7 @@ def train(flags: Any, changes: Changes) -> None:
 
     finished = (workdir / files.RESULT).exists()
     result = run_training(made, workdir, command=shlex.join(["python", *sys.argv]))
-    if "stopped" in result:
+    if "stopped" in result or not processes.is_main():
         return
     page = reports.write(workdir)
     samples, _ = files.read_lines(workdir / files.SAMPLES, numbers=False)
@@ -132,16 +136,16 @@ def _likelihood(result: dict[str, Any]) -> str:
 def evaluate(flags: Any, changes: Changes) -> None:
     """Likelihood of the newest checkpoint on the held-out batches."""
     made = _trained_config(flags, changes)
-    _jax()
+    _jax(flags)
     from experiments import evaluate as evaluation
     from experiments import inputs, trained
 
     model = trained.load(_workdir(flags), made)
     step = evaluation.make_step(model.program)
-    batches = inputs.eval_batches(model.config, model.corpus)
-    print(
-        _likelihood(evaluation.evaluate(model.program, step, model.params, batches, model.corpus.tokenizer.token_bytes))
-    )
+    batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
+    found = evaluation.evaluate(model.program, step, model.params, batches, model.corpus.tokenizer.token_bytes)
+    if processes.is_main():
+        print(_likelihood(found))
 
 
 def prompts(flags: Any) -> list[str]:
@@ -166,7 +170,7 @@ def prompts(flags: Any) -> list[str]:
 def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
     asked, made = prompts(flags), _trained_config(flags, changes)
-    _jax()
+    _jax(flags)
     from experiments import denoise, trained
     from experiments import generate as generation
 
@@ -178,7 +182,7 @@ def generate(flags: Any, changes: Changes) -> None:
 def export(flags: Any, changes: Changes) -> None:
     """Writes the parameters as safetensors."""
     workdir, made = _workdir(flags), _trained_config(flags, changes)
-    _jax()
+    _jax(flags)
     from experiments import export as exporting
     from experiments import trained
 
@@ -188,11 +192,20 @@ def export(flags: Any, changes: Changes) -> None:
 
 
 def plan(flags: Any, changes: Changes) -> None:
-    """Prints the plan."""
-    made = _checked(flags, changes)
-    from experiments import plan as planning
+    """Prints the plan; with --topology that of a machine which need not be here."""
+    if not flags.topology:
+        made = _checked(flags, changes)
+        from experiments import planning
 
-    print(planning.plan(made))
+        said = planning.plan(made)
+    else:
+        made, folder = config(flags, changes), pathlib.Path(flags.workdir or "runs/plan").expanduser()
+        _jax(flags)
+        from experiments import planning
+
+        said = planning.plan_for(made, flags.topology, folder)
+    if processes.is_main():
+        print(said)
 
 
 def report(flags: Any, changes: Changes) -> None:
@@ -225,7 +238,7 @@ def sweep(flags: Any, changes: Changes) -> None:
 
     made = sweeps.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the trials.
-    _jax()
+    _jax(flags)
     found = sweeps.run(
         made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
         command=shlex.join(["python", *sys.argv]),
@@ -255,7 +268,7 @@ def claim(flags: Any, changes: Changes) -> None:
 
     made = claims.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the runs.
-    _jax()
+    _jax(flags)
     record = claims.run(made, workdir, name=pathlib.Path(flags.config).name, jobs=flags.jobs)
     for row in record["rows"]:
         print(f"\n{row['statement']}\n  published: {row['published']}\n  measured here: {row['measured']}")
@@ -274,7 +287,7 @@ def ledger(flags: Any, changes: Changes) -> None:
 
 def bench(flags: Any, changes: Changes) -> None:
     """Times this machine."""
-    _jax()
+    _jax(flags)
     from experiments import bench as benchmarks
 
     benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir, topology=flags.topology)

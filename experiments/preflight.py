@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from configs import base as base_config
-from experiments import preflight_diffusion
+from experiments import preflight_diffusion, preflight_mesh, preflight_mixers
 from experiments.errors import ConfigError
 from experiments.limits import NOT_NEGATIVE, POSITIVE, SHARES
 
 # Keys that may change between two starts of one run: they decide nothing about its numbers.
-NOT_IDENTITY = ("generate", "train.profile_step", "train.profile_steps", "train.wandb")
+NOT_IDENTITY = ("generate", "plan", "train.profile_step", "train.profile_steps", "train.wandb")
 
 
 def base() -> dict[str, Any]:
@@ -26,12 +26,13 @@ def check_keys(config: Any) -> None:
         raise ConfigError(problems)
 
 
-def check(config: Any, *, num_devices: int, num_processes: int = 1) -> None:
+def check(config: Any, *, num_devices: int) -> None:
     """Raises ConfigError with every problem of `config` on `num_devices` devices."""
     check_keys(config)  # Values are judged only when all keys and types stand,
     problems = [*_choice_problems(config), *_range_problems(config.to_dict())]
     if not problems:  # and what they make together only when each stands alone.
-        problems += [*_size_problems(config, num_devices, num_processes), *_combination_problems(config)]
+        problems += _size_problems(config)
+        problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
     if problems:
         raise ConfigError(problems)
 
@@ -170,9 +171,11 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "model.pattention.top_by": pattention.ROUTERS,
         "model.pattention.implementation": ("", *parameter_tokens.IMPLEMENTATIONS),
         "init.grow_optimizer": grown.OPTIMIZERS,
+        "parallel.schedule": ("auto", *preflight_mesh.schedules(config)),
         "optimizer.name": optimizers.OPTIMIZERS,
         "optimizer.schedule": optimizers.SCHEDULES,
         **preflight_diffusion.choices(),
+        **preflight_mixers.choices(),
     }
     flat = flatten(config.to_dict())
     yield from _unknown_names(flat, choices)
@@ -213,15 +216,13 @@ def _range_problems(config: Mapping, only: str = "") -> Iterator[str]:
             yield f"{key}={limit} not hold the empty text, which stops at once; e.g. ('\\n\\n',)."
 
 
-def _size_problems(config: Any, num_devices: int, num_processes: int) -> Iterator[str]:
-    """What must divide what, each with a value that works."""
-    from experiments import sharding
-
-    model, data = config.model, config.data
+def _size_problems(config: Any) -> Iterator[str]:
+    """What must divide what in a model, each with a value that works."""
+    model = config.model
     if not model.head_dim and model.width % model.num_heads:
         yield (
             f"model.width={model.width} does not divide by model.num_heads={model.num_heads}; "
-            f"use e.g. model.width={_nearest_multiple(model.width, model.num_heads)}."
+            f"use e.g. model.width={preflight_mesh.nearest_multiple(model.width, model.num_heads)}."
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         fits = max(k for k in range(1, model.num_kv_heads + 1) if model.num_heads % k == 0)
@@ -231,35 +232,11 @@ def _size_problems(config: Any, num_devices: int, num_processes: int) -> Iterato
         )
     pattern = len(model.mixer.split(","))
     if model.num_layers % pattern:
-        near = _nearest_multiple(model.num_layers, pattern)
+        near = preflight_mesh.nearest_multiple(model.num_layers, pattern)
         yield (
             f"model.num_layers={model.num_layers} does not repeat the {pattern} mixers of model.mixer; "
             f"use e.g. model.num_layers={near}."
         )
-    try:
-        mesh = sharding.mesh_shape(config.mesh, num_devices)
-    except ValueError as error:
-        yield str(error)
-        return
-    if mesh["context"] > 1:
-        yield f"mesh.context={mesh['context']}: no mixer here can cut the sequence yet; use mesh.context=1."
-    parts = config.train.accumulation * max(mesh["data"] * mesh["fsdp"], num_processes)
-    if data.batch_size % parts:
-        yield (
-            f"data.batch_size={data.batch_size} does not divide over {parts} (train.accumulation="
-            f"{config.train.accumulation} x {parts // config.train.accumulation} devices of mesh.data and mesh.fsdp); "
-            f"use e.g. data.batch_size={_nearest_multiple(data.batch_size, parts)}."
-        )
-    size, parts = config.eval.batch_size, max(mesh["data"] * mesh["fsdp"], num_processes)
-    if size % parts:
-        yield (
-            f"eval.batch_size={size} does not divide over {parts} devices of mesh.data and mesh.fsdp; "
-            f"use e.g. eval.batch_size={_nearest_multiple(size, parts)}."
-        )
-
-
-def _nearest_multiple(value: int, of: int) -> int:
-    return max(of, round(value / of) * of)
 
 
 def _combination_problems(config: Any) -> Iterator[str]:
@@ -276,6 +253,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
                     "use model.mixer='attention'."
                 )
     yield from preflight_diffusion.problems(config)
+    yield from preflight_mixers.problems(config)
     if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
         yield (
             f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "

@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from experiments import optimizers, sharding
+from kernels import context_attention
 from models import objectives
 from models.lm import LM
 from models.objectives import OBJECTIVES
@@ -44,6 +46,8 @@ class Program:
     shardings: Any  # the state's NamedShardings
     axes: Any  # logical axes of each parameter
     roles: Any  # role of each parameter
+    decoder: Callable[[Any], LM]  # `merge` for generation: sequences are whole on every device, in their order
+    rows: tuple[int, int]  # (i, n): this process reads the i-th of n parts of the rows of a batch
 
     def init(self) -> Any:
         """The state at step 0, created sharded: no parameter ever exists whole on one device."""
@@ -133,10 +137,11 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
     options = config.to_dict().get(config.objective, {})
     goal = objectives.make(config.objective, options, vocab_size=vocab_size)
-    partition = Partition(mesh, tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items()))
+    rules = tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items())
+    partition = Partition(mesh, rules, sharding.schedule(config, mesh.shape, goal.mask))
     spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)
-    model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
-    graphdef, variables = nnx.split(model, nnx.Param)
+    graphdef, variables = _structure(spec)
+    decoder = _structure(dataclasses.replace(spec, partition=partition.without("sequence")))[0]
     # A stacked parameter carries one more dimension than it was made with: the layers.
     axes = jax.tree.map(_full_axes, variables, is_leaf=_is_variable)
     roles = jax.tree.map(lambda v: v.get_metadata("role"), variables, is_leaf=_is_variable)
@@ -153,11 +158,18 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
         shardings=None,
         axes=axes,
         roles=roles,
+        decoder=lambda params: nnx.merge(decoder, params),
+        rows=sharding.own_rows(config, mesh),
     )
     abstract = jax.eval_shape(program._init, jax.random.key(0))
     placed = sharding.parameter_shardings(params, axes, config, mesh)
     shardings = sharding.like_parameters(abstract, params, placed, mesh)
     return dataclasses.replace(program, abstract=abstract, shardings=shardings)
+
+
+def _structure(spec: Spec) -> tuple[Any, Any]:
+    """What a model is but its numbers, and the shapes of those."""
+    return nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0))), nnx.Param)
 
 
 def _is_variable(leaf: Any) -> bool:
@@ -170,8 +182,34 @@ def _full_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
 
 
 def global_batch(batch: dict, program: Program) -> dict:
-    """This process's rows of a batch as global device arrays."""
-    placed = sharding.batch_sharding(program.config, program.mesh)
+    """This process's rows of a batch (see `program.rows`) as global arrays, their tokens as the schedule wants them."""
+    placed, (part, parts) = sharding.batch_sharding(program.config, program.mesh), program.rows
+    batch = in_order(batch, program.spec.partition)
     if jax.process_count() == 1:
         return jax.device_put(batch, placed)
-    return {k: jax.make_array_from_process_local_data(placed, v) for k, v in batch.items()}
+
+    def place(mine: np.ndarray) -> jax.Array:
+        first, shape = part * len(mine), (parts * len(mine), *mine.shape[1:])
+
+        def cut(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(shape[0])
+            return mine[(slice(start - first, stop - first), *index[1:])]
+
+        return jax.make_array_from_callback(shape, placed, cut)
+
+    return {name: place(mine) for name, mine in batch.items()}
+
+
+def in_order(batch: dict, partition: Partition) -> dict:
+    """A batch of `[B, T]` arrays with its tokens in the order of the schedule that crosses the cuts of a sequence.
+
+    This is the one place where tokens change places. `order [B, T]` says which place of its row each token had.
+    """
+    if not partition.schedule:
+        return batch
+    B, T = batch["tokens"].shape
+    order = context_attention.positions(T, partition.ways("sequence"), partition.schedule)
+    if np.array_equal(order, np.arange(T)):
+        return batch
+    rows = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    return {name: array[:, order] for name, array in ({"positions": rows} | batch | {"order": rows}).items()}

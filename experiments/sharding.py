@@ -8,6 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernels import context_attention
+from kernels.masks import Mask
+
 AXES = ("data", "fsdp", "tensor", "context")
 
 
@@ -58,9 +61,10 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], rules: Mapping[str, S
             used[name] = axis
         ways = math.prod(mesh.shape[name] for name in names)
         if size % ways:
+            multiple = f"model.vocab_multiple={ways}" if axis == "vocab" else f"a multiple of {ways}"
             raise ValueError(
                 f"sharding.{axis}: {size} does not divide over {ways} devices of {names}; "
-                f"use a multiple of {ways}, or sharding.{axis}=()."
+                f"use {multiple}, or sharding.{axis}=()."
             )
         parts.append(names if len(names) > 1 else names[0] if names else None)
     return PartitionSpec(*parts)
@@ -71,6 +75,38 @@ def batch_sharding(config, mesh: Mesh) -> NamedSharding:
     rules = config.sharding.to_dict()
     cut = tuple(tuple(a for a in rules[name] if mesh.shape[a] > 1) or None for name in ("batch", "sequence"))
     return NamedSharding(mesh, PartitionSpec(*cut))
+
+
+def own_rows(config, mesh: Mesh) -> tuple[int, int]:
+    """`(i, n)`: this process's devices need the i-th of n equal parts of the rows of a batch.
+
+    Processes whose devices share sequences or parameters only read the same part. Where the mesh deals the rows of one
+    process out unevenly, it reads all of them: (0, 1).
+    """
+    rows = math.prod(mesh.shape[name] for name in config.sharding.batch)
+    cuts = batch_sharding(config, mesh).addressable_devices_indices_map((rows, mesh.size))
+    mine = sorted({index[0].start or 0 for index in cuts.values()})
+    if mine != list(range(mine[0], mine[0] + len(mine))) or rows % len(mine) or mine[0] % len(mine):
+        return 0, 1
+    return mine[0] // len(mine), rows // len(mine)
+
+
+def schedule(config, shape: Mapping[str, int], mask: Mask) -> str:
+    """How attention under `mask` crosses the devices that share a sequence, on a mesh of this shape.
+
+    `parallel.schedule`, "auto" decided; "" where every device has whole sequences.
+    """
+    P = math.prod(shape[name] for name in config.sharding.sequence)
+    if P == 1 or config.parallel.schedule != "auto":
+        return config.parallel.schedule if P > 1 else ""
+    return context_attention.choose(*attention_shapes(config), mask, P, config.model.dtype)
+
+
+def attention_shapes(config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of q `[B, T, N, H]` and k `[B, T, K, H]` of a whole batch."""
+    model, data = config.model, config.data
+    N, H = model.num_heads, model.head_dim or model.width // model.num_heads
+    return tuple((data.batch_size, data.length, heads, H) for heads in (N, model.num_kv_heads or N))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

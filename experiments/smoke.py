@@ -17,6 +17,9 @@ def shrink(config: Any) -> Any:
     model.attention.sinks = min(model.attention.sinks, 2)
     model.mlp.hidden = min(model.mlp.hidden, 64)
     model.swiglu.hidden = min(model.swiglu.hidden, 64)
+    lact = model.lact
+    lact.heads, lact.rank = min(lact.heads, heads), min(lact.rank, 4)
+    lact.chunk_size, lact.window = min(lact.chunk_size, 8), min(lact.window, 8)
     pattention = model.pattention
     pattention.tokens, pattention.channel_tokens = min(pattention.tokens, 32), min(pattention.channel_tokens, 64)
     pattention.top_r = min(pattention.top_r, 8)

@@ -5,17 +5,30 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from experiments import processes
+
 
 class Stop:
     """`requested`: the name of the signal that came, "" before."""
 
     requested = ""
 
+    def look(self, step: int) -> None:
+        """Before every step of a loop that many processes run together: they stop at the same one."""
+        if processes.many():
+            self.requested = processes.told_to_stop(step)
+
 
 @contextlib.contextmanager
 def collected() -> Iterator[Stop]:
-    """Collects SIGTERM and SIGINT: the loop saves and leaves at its next step; a second signal acts at once."""
+    """Collects SIGTERM and SIGINT: the loop saves and leaves at its next step; a second signal acts at once.
+
+    Of many processes a SIGTERM stops all before the same step; jax hears it, and keeps its handler.
+    """
     stop = Stop()
+    if processes.many():
+        yield stop
+        return
 
     def handle(number: int, frame: Any) -> None:
         stop.requested = signal.Signals(number).name

@@ -20,7 +20,19 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, denoise, evaluate, fitting, grown, inputs, preflight, sharding, stopping, writers
+from experiments import (
+    counting,
+    denoise,
+    evaluate,
+    fitting,
+    grown,
+    inputs,
+    preflight,
+    processes,
+    sharding,
+    stopping,
+    writers,
+)
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.errors import TrainingDiverged
@@ -35,21 +47,21 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     CheckpointError) or OSError with one sentence when something does not fit, TrainingDiverged on NaN or Inf.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    main_process = jax.process_index() == 0
+    main_process = processes.is_main()
 
     # ==================== Preflight: everything that can be known before a compile ====================
-    preflight.check(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    preflight.check(config, num_devices=jax.device_count())
     preflight.check_platform(config, jax.default_backend())
     preflight.check_workdir(config, workdir)
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
-    corpus = inputs.load(config)
+    corpus = processes.main_first("corpus", lambda: inputs.load(config))
     fitting.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
     fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
-    loader = inputs.train_loader(config, corpus)
+    loader = inputs.train_loader(config, corpus, program.rows)
     generator = denoise.generator(program, corpus.tokenizer)
 
     # ==================== How a run starts ====================
@@ -86,6 +98,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     ceiling = counting.matmul_rate(program.spec.dtype) * _distinct_devices()
     if main_process:
         files.write_run(workdir, _facts(program, corpus, flops, ceiling))
+    processes.wait_for_all("workdir")  # What is read below must stand.
 
     # ==================== The loop ====================
     steps = config.train.steps
@@ -96,7 +109,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
         writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
         progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
         stop = stack.enter_context(stopping.collected())
-        stack.callback(saves.close)
+        stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
         batches = loader.iterate(start)
         pending: tuple[int, Any] | None = None
 
@@ -120,6 +133,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 )
 
         for step in range(start, steps + 1):
+            stop.look(step)
             # (1) Act on the old state.
             due = _due(config, step, steps, first=step == start)
             if (due["evaluate"] or due["save"] or stop.requested) and pending:
@@ -128,7 +142,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
             if due["evaluate"]:
                 clock.pause()
                 params = program.evaluation_params(state)
-                held_out = inputs.eval_batches(config, corpus)
+                held_out = inputs.eval_batches(config, corpus, program.rows)
                 last_eval = evaluate.evaluate(program, eval_fn, params, held_out, corpus.tokenizer.token_bytes)
                 done = step * tokens_per_step
                 writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **last_eval})

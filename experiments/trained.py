@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments import inputs, preflight, sharding
+from experiments import inputs, preflight, processes, sharding
 from experiments.checkpoints import Checkpoints
 from experiments.errors import CheckpointError
 from experiments.program import Program, build
@@ -39,6 +39,6 @@ def load(workdir: str | os.PathLike, config: Any = None) -> Trained:
     size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
     config.eval.batch_size = max(1, size // parts) * parts
     config.lock()
-    corpus = inputs.load(config)
+    corpus = processes.main_first("corpus", lambda: inputs.load(config))
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
     return Trained(config, program, saves.parameters(program), corpus)

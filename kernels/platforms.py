@@ -8,11 +8,17 @@ import contextlib
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+# libtpu probes for a real chip and its hosts, and allows one process; none applies when it is only a compiler.
+COMPILER_ONLY = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+}  # fmt: skip
 TPU_TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:1x1x1"}
 
 
@@ -21,15 +27,19 @@ def tpu_device(generation: str) -> Any:
     """One described (not present) TPU chip of `generation`: v5e, v5p, v6e or tpu7x. Needs the libtpu package."""
     if generation not in TPU_TOPOLOGIES:
         raise ValueError(f"generation={generation!r} is not a TPU generation; use one of {sorted(TPU_TOPOLOGIES)}.")
-    # libtpu probes for a real chip and allows one process; neither applies when it is only a compiler.
-    for key, value in (("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_SKIP_MDS_QUERY", "1")):
+    return tpu_devices(TPU_TOPOLOGIES[generation], chips_per_host_bounds=[1, 1, 1])[0]
+
+
+def tpu_devices(topology: str, **options: Any) -> list[Any]:
+    """The described (not present) devices of a TPU such as "v5e:4x4", in the order of the topology.
+
+    Raises whatever jax and the libtpu package raise when there is no such shape, or no libtpu.
+    """
+    for key, value in COMPILER_ONLY.items():
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    name = TPU_TOPOLOGIES[generation]
-    bounds = [1] * (name.count("x", name.index(":")) + 1)
-    bounds += [1] * (3 - len(bounds))
-    return topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds).devices[0]
+    return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
 
 
 def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
@@ -40,7 +50,15 @@ def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
     """
     sharding = jax.sharding.SingleDeviceSharding(tpu_device(generation))
     placed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-    return jax.jit(fn).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
+    return compile_described(jax.jit(fn).trace(*placed))
+
+
+def compile_described(traced: Any) -> Any:
+    """Compiles what `jax.jit(...).trace(...)` made for devices of `tpu_devices`."""
+    lowered = traced.lower(lowering_platforms=("tpu",))
+    with warnings.catch_warnings():  # What is compiled for a machine that is not here cannot be read from the cache.
+        warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
+        return lowered.compile()
 
 
 def lower_for_cuda(fn: Callable, *shapes: Any) -> str:

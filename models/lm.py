@@ -36,7 +36,7 @@ class LM(nnx.Module):
         Args:
           tokens: `[B, T]` ids.
           mask: what a token may see, before segments and the mixer's own window, e.g. `Causal()`.
-          positions: `[B, T]` place in the document; None: 0..T-1.
+          positions: `[B, T]` place in the document; None: 0..T-1, which a cut sequence may not be in the order of.
           segment_ids: `[B, T]` document within the row, 0 = padding; None: one document a row.
           state: from `init_state`, for decoding; None in training.
 
@@ -45,9 +45,12 @@ class LM(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        x = self.embedding[...].astype(self.spec.dtype)[tokens]
+        partition = self.spec.partition
+        # Width whole before the look-up: rows that are cut along it could only reach their tokens' devices as a whole.
+        x = partition.constrain(self.embedding[...].astype(self.spec.dtype), ("vocab", None))[tokens]
         if self.spec.embedding_scale != 1.0:
             x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)
+        x = partition.constrain(x, ("batch", "sequence", None))
         if state is None:
             return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape)

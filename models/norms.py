@@ -14,9 +14,19 @@ class Norm(nnx.Module):
     RMSNorm: x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019). LayerNorm also subtracts the mean (Ba et al. 2016).
     """
 
-    def __init__(self, spec: Spec, width: int, *, kind: str, scale: bool, bias: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        spec: Spec,
+        width: int,
+        *,
+        kind: str,
+        scale: bool,
+        bias: bool = False,
+        eps: float | None = None,  # None: the model's.
+        rngs: nnx.Rngs,
+    ):
         self.centre = kind == "layernorm"
-        self.eps = spec.norm_eps
+        self.eps = spec.norm_eps if eps is None else eps
         self.dtype = spec.dtype
         self.scale = parameters.param(parameters.ones, rngs, (width,), (None,), "norm", spec) if scale else None
         self.bias = parameters.param(parameters.zeros, rngs, (width,), (None,), "norm", spec) if bias else None

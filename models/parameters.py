@@ -9,7 +9,8 @@ from flax import nnx
 
 from models.spec import Spec
 
-ROLES = ("kernel", "embedding", "norm", "bias", "frozen")  # frozen: a number that is saved and never trained
+# fast: where weights start that are trained inside the forward pass. frozen: a number that is saved and never trained.
+ROLES = ("kernel", "embedding", "norm", "bias", "fast", "frozen")
 
 
 def param(

@@ -1,7 +1,7 @@
 """How a model lies on a mesh, as far as its own code must know: logical axes to mesh axes, and regions run per device.
 
 XLA partitions matmuls by itself. Kernels and loops over tiles it cannot cut, so they run inside `Partition.run`, where
-every device sees only its own rows and heads.
+every device sees only its own rows, tokens and heads.
 """
 
 import dataclasses
@@ -17,10 +17,15 @@ Axes = Sequence[str | None]
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """A mesh (None: one device) and pairs of a logical axis (`batch`, `heads`, ...) and the mesh axes that cut it."""
+    """A mesh (None: one device) and pairs of a logical axis (`batch`, `heads`, ...) and the mesh axes that cut it.
+
+    `schedule`: where `sequence` is cut, how attention crosses the cuts, by its name in
+    `kernels.context_attention.SCHEDULES`; batches then come with their tokens in its order.
+    """
 
     mesh: Mesh | None = None
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    schedule: str = ""
 
     @property
     def trivial(self) -> bool:
@@ -31,6 +36,15 @@ class Partition:
         """Mesh axes, larger than 1, that cut the logical `axis`."""
         return tuple(name for name in dict(self.rules).get(axis, ()) if self.mesh.shape[name] > 1)
 
+    def ways(self, axis: str | None) -> int:
+        """Parts that the logical `axis` is cut into."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
+
+    def without(self, *axes: str) -> "Partition":
+        """The same mesh, with these logical axes whole on every device."""
+        rules = tuple(rule for rule in self.rules if rule[0] not in axes)
+        return dataclasses.replace(self, rules=rules, schedule="" if "sequence" in axes else self.schedule)
+
     def spec(self, axes: Axes) -> PartitionSpec:
         """PartitionSpec of an array with these logical axes."""
         return PartitionSpec(*(self.mesh_axes(axis) or None for axis in axes))
@@ -39,7 +53,19 @@ class Partition:
         """`x` laid out as its logical axes say."""
         if self.trivial:
             return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, self.spec(axes)))
+        cut = self if self._even(x, axes) else self.without("batch")
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, cut.spec(axes)))
+
+    def gather(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """Inside `run`: `x` whole along its logical `axes`, e.g. a weight of which every device holds a part.
+
+        Gathered here and not before `run`, its gradient comes back by a reduce-scatter: each device gets the sum of its
+        own part, at half the bytes of the whole sum everywhere.
+        """
+        for dimension, axis in enumerate(axes):
+            if names := self.mesh_axes(axis) if not self.trivial else ():
+                x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
+        return x
 
     def run(self, fn: Callable, args: Sequence[Any], axes: Sequence[Any], out_axes: Any) -> Any:
         """`fn(*args)` on every device's own part.
@@ -51,9 +77,12 @@ class Partition:
         if self.trivial:
             return fn(*args)
         is_axes = lambda leaf: isinstance(leaf, tuple) and all(a is None or isinstance(a, str) for a in leaf)  # noqa: E731
-        ways = math.prod(self.mesh.shape[name] for name in self.mesh_axes("batch"))
-        fits = lambda names, x: "batch" not in names or x.shape[names.index("batch")] % ways == 0  # noqa: E731
+        fits = lambda names, x: self._even(x, names)  # noqa: E731
         even = all(jax.tree.leaves(jax.tree.map(fits, tuple(axes), tuple(args), is_leaf=is_axes)))
-        cut = self if even else dataclasses.replace(self, rules=tuple(r for r in self.rules if r[0] != "batch"))
+        cut = self if even else self.without("batch")
         specs = jax.tree.map(cut.spec, (tuple(axes), out_axes), is_leaf=is_axes)
         return jax.shard_map(fn, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)(*args)
+
+    def _even(self, x: jax.Array, axes: Axes) -> bool:
+        """Whether the batch of `x` divides over the devices that share it."""
+        return "batch" not in axes or x.shape[list(axes).index("batch")] % self.ways("batch") == 0

@@ -77,12 +77,13 @@ class Pattention(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         def local(x: jax.Array, keys: jax.Array, values: jax.Array, tau: jax.Array) -> jax.Array:
+            keys, values = (self.partition.gather(p, (None, "embed")) for p in (keys, values))
             mask = top_mask(x, keys, self.kept, by=self.router, axis_name=self.cut) if self.kept else None
             return pattention(x, keys, values, tau=tau, mask=mask, axis_name=self.cut, **self.rule)
 
         args = [a.astype(self.dtype) for a in (x, self.keys[...], self.values[...])]
         rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))
-        axes = (rows, ("tokens", None), ("tokens", None), ())
+        axes = (rows, ("tokens", "embed"), ("tokens", "embed"), ())
         y = self.partition.run(local, (*args, jax.lax.stop_gradient(self.tau[...])), axes, rows)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

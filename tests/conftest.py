@@ -23,3 +23,17 @@ def x64():
     """Runs the test with 64-bit types on."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="also the products of which a sample is always run")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what only a run by name asks for: hours in all, for a machine with time."""
+    if config.getoption("--exhaustive"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]

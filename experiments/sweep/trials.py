@@ -164,7 +164,7 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, float]:
     problems = []
     for trial in trials:
         try:
-            preflight.check(trial.config, num_devices=jax.device_count(), num_processes=jax.process_count())
+            preflight.check(trial.config, num_devices=jax.device_count())
             preflight.check_platform(trial.config, jax.default_backend())
             preflight.check_workdir(trial.config, workdir / trial.digest)
         except ConfigError as error:

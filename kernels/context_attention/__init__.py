@@ -13,6 +13,7 @@ from kernels.context_attention.layouts import (
     SCHEDULES,
     check_length,
     from_layout,
+    multiple,
     positions,
     restore,
     spec_of,
@@ -23,8 +24,8 @@ from kernels.context_attention.plan import score_entries
 from kernels.masks import Mask
 
 __all__ = [
-    "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "positions", "score_entries", "sent",
-    "to_layout",
+    "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions", "score_entries",
+    "sent", "spec_of", "to_layout",
 ]  # fmt: skip
 
 # What the other axes of a mesh cut: rows of the batch and heads, where they divide them.

@@ -32,6 +32,7 @@ def lact(
     order: str = "apply_then_update",
     state: LactState | None = None,
     segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, LactState]:
     """Fast weights f_W(x) = W1 [silu(W0 x) * (W2 x)], trained on each chunk's -sum_i lr_i <f_W(k_i), v_i>.
@@ -56,6 +57,8 @@ def lact(
             of C.
         segment_ids: `[B, T]` integers. Wherever the id changes a document begins: initial weights, zero momentum, a
             new chunk grid. Packed documents give exactly what each gives alone, gradients too.
+        lengths: `[B]` tokens of each row that count, 0 to T. What stands behind them is padding: it enters neither
+            weights nor chunk, and its outputs mean nothing. None: all T.
         implementation: None or "reference". None lets Newton-Schulz take its kernel for the platform.
 
     Returns:
@@ -70,23 +73,24 @@ def lact(
 
     Source: "Test-Time Training Done Right" (LaCT), the released language-model layer; gradients as in its appendix.
     """
-    _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids)
+    _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids, lengths)
     _check_state(state, q, chunk_size, momentum, order)
     if implementation not in IMPLEMENTATIONS:
         reason = "the chunk loop is made of batched matmuls for XLA and has no hand-written kernel"
         raise NotImplementedError(f"implementation={implementation!r} is not offered: {reason}; use None.")
-    if order == "update_then_apply" and segment_ids is not None:
+    if order == "update_then_apply" and not (segment_ids is None and lengths is None):
+        name = "lengths" if segment_ids is None else "segment_ids"
         reason = "the number of chunks would depend on the data"
-        raise NotImplementedError(f"segment_ids with order={order!r} is not offered: {reason}; use one row a document.")
+        raise NotImplementedError(f"{name} with order={order!r} is not offered: {reason}; use one row a document.")
     rule = Rule(triples(newton_schulz_steps, coefficients), normalize, implementation)
     dtype = jnp.result_type(q, k, v)
     q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), lr, momentum)
     if order == "update_then_apply":
         out, state = _update_first(q, tokens, weights, chunk_size, state, rule)
     elif state is not None and q.shape[1] == 1:
-        out, state = chunked.one_token(q, tokens, weights, state, segment_ids, chunk_size, rule)
-    elif state is not None or segment_ids is not None:
-        out, state = chunked.in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule)
+        out, state = chunked.one_token(q, tokens, weights, state, segment_ids, lengths, chunk_size, rule)
+    elif not (state is None and segment_ids is None and lengths is None):
+        out, state = chunked.in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, rule)
     else:
         carry = ref.start(weights, q.shape[0], jnp.promote_types(dtype, jnp.float32), momentum is not None)
         out, carry, chunk, held = chunked.on_grid(q, tokens, weights, carry, chunk_size, order, rule)
@@ -126,7 +130,7 @@ def _update_first(q, tokens, weights, chunk_size, state, rule):
     return out, LactState(carry, jax.tree.map(lambda x: x[:, :0], tokens), zero, zero)
 
 
-def _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids):
+def _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids, lengths):
     """Raises ValueError for the first argument that does not fit, naming what would."""
     if q.ndim != 4 or 0 in q.shape:
         raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
@@ -136,6 +140,8 @@ def _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment
         wanted["momentum"] = (momentum, q.shape[:3])
     if segment_ids is not None:
         wanted["segment_ids"] = (segment_ids, q.shape[:2])
+    if lengths is not None:
+        wanted["lengths"] = (lengths, q.shape[:1])
     for name, (array, shape) in wanted.items():
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}; q of shape {q.shape} needs {shape}.")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kernels.lact import reference as ref
 from kernels.lact.chunk_scan import chunk_scan
-from kernels.lact.schedule import boundaries, join, mask_tail, open_chunk, plan, select_rows, windows
+from kernels.lact.schedule import boundaries, end, join, mask_tail, open_chunk, plan, select_rows, windows
 
 
 class LactState(NamedTuple):
@@ -68,8 +68,8 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
     return out, carry, chunk, held
 
 
-def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
-    """Rows that go on from `state`, hold several documents, or both (apply_then_update). Returns (out, state)."""
+def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, rule):
+    """Rows that go on from `state`, hold several documents or end in padding (apply_then_update): (out, state)."""
     batch, length = q.shape[:2]
     carry = initial = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)
     norms = _norms(weights, carry.main[0].dtype)
@@ -78,7 +78,7 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
         carry, fill, last, kept = state.carry, state.fill, state.segment, chunk_size
         stream = join(state.chunk, fill, tokens)
     begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
-    where = plan(begins, fill, chunk_size, kept)
+    where = plan(begins, fill, chunk_size, kept, lengths)
     span = min(chunk_size, length)
 
     # Tokens in the first chunk of a document meet the initial weights, those of the open chunk the state's.
@@ -112,22 +112,22 @@ def in_documents(q, tokens, weights, state, segment_ids, chunk_size, rule):
         place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
         out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
 
-    carry = select_rows(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, carry)
-    fill = where.offset[:, -1] + 1
-    chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], chunk_size), stream)
-    segment = jnp.zeros((batch,), jnp.int32) if last is None else last
-    segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
+    begun, fill, first, segment = end(where, fill, kept, lengths, segment_ids, last)
+    carry = select_rows(begun, initial, carry)
+    chunk = jax.tree.map(lambda x: windows(x, first, chunk_size), stream)
     return out, LactState(carry, mask_tail(chunk, fill), fill, segment)
 
 
-def one_token(q, tokens, weights, state, segment_ids, chunk_size, rule):
+def one_token(q, tokens, weights, state, segment_ids, lengths, chunk_size, rule):
     """One new token per row: constant work, plus one update when a row's chunk was full. Returns (out, state)."""
     batch = q.shape[0]
+    counts = jnp.ones((batch,), bool) if lengths is None else lengths > 0
     carry, fill, segment = state.carry, state.fill, state.segment
     norms = _norms(weights, carry.main[0].dtype)
-    ready = fill == chunk_size
+    ready = counts & (fill == chunk_size)
     if segment_ids is not None:
-        begins, segment = segment_ids[:, 0] != segment, segment_ids[:, 0].astype(jnp.int32)
+        begins = counts & (segment_ids[:, 0] != segment)
+        segment = jnp.where(counts, segment_ids[:, 0].astype(jnp.int32), segment)
         ready = ready & ~begins
     carry = jax.lax.cond(
         jnp.any(ready),
@@ -140,7 +140,7 @@ def one_token(q, tokens, weights, state, segment_ids, chunk_size, rule):
         initial = ref.start(weights, batch, carry.main[0].dtype, carry.momentum is not None)
         carry, restart = select_rows(begins, initial, carry), ready | begins
     fill = jnp.where(restart, 0, fill)
-    rows = jnp.arange(batch)
-    chunk = jax.tree.map(lambda x, new: x.at[rows, fill].set(new[:, 0].astype(x.dtype)), state.chunk, tokens)
+    place = (jnp.arange(batch), jnp.where(counts, fill, chunk_size))  # Padding has no slot: it is dropped.
+    chunk = jax.tree.map(lambda x, y: x.at[place].set(y[:, 0].astype(x.dtype), mode="drop"), state.chunk, tokens)
     out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
-    return out, LactState(carry, chunk, fill + 1, segment)
+    return out, LactState(carry, chunk, fill + counts, segment)

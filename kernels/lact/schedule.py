@@ -35,20 +35,56 @@ def boundaries(segment_ids: jax.Array, last: jax.Array | None) -> jax.Array:
     return jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
 
 
-def plan(begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int) -> Plan:
-    """The plan for document starts `begins` `[B, T]` after `fill` `[B]` kept tokens (at most `most_kept`)."""
+def plan(begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int, lengths: jax.Array | None) -> Plan:
+    """The plan for document starts `begins` `[B, T]` after `fill` `[B]` kept tokens (at most `most_kept`).
+
+    lengths: `[B]` tokens of each row that count, or None for all; padding behind them completes no chunk.
+    """
     length = begins.shape[1]
     position = jnp.arange(length, dtype=jnp.int32)
     origin = jax.lax.cummax(jnp.where(begins, position, -fill[:, None]), axis=1)
     index, offset = jnp.divmod(position - origin, chunk_size)
     fresh = jnp.cumsum(begins, axis=1) > 0
     event = (offset == 0) & (index > 0)
+    if lengths is not None:
+        event &= position < lengths[:, None]
     read = jnp.where(index > 0, jnp.cumsum(event, axis=1, dtype=jnp.int32) - 1, -1)
     updates = (most_kept + length - 1) // chunk_size
     when = jnp.sort(jnp.where(event, position, length), axis=1)[:, :updates]
     at = jnp.minimum(when, length - 1)
     reset = jnp.take_along_axis(fresh & (index == 1), at, axis=1) & (when < length)
     return Plan(read, offset, fresh, when, reset)
+
+
+class End(NamedTuple):
+    """Where each row stands after its last token that counts; a row without any stands where it stood.
+
+    begun: `[B]` bool, its document began in this call and has not been learned from. fill: `[B]` int32, tokens in the
+    open chunk. first: `[B, 1]` int32, place of the chunk's first token in the stream. segment: `[B]` int32, its id.
+    """
+
+    begun: jax.Array
+    fill: jax.Array
+    first: jax.Array
+    segment: jax.Array
+
+
+def end(
+    where: Plan, fill: jax.Array, kept: int, lengths: jax.Array | None, ids: jax.Array | None, last: jax.Array | None
+) -> End:
+    """The end of a call over `where`, in a stream of `kept` places and the new tokens; other arguments as for `plan`.
+
+    ids: `[B, T]` segment ids or None. last: `[B]` the id before this call, None = no such token.
+    """
+    batch, length = where.read.shape
+    lengths = jnp.full((batch,), length, jnp.int32) if lengths is None else lengths.astype(jnp.int32)
+    some, at = lengths > 0, jnp.maximum(lengths - 1, 0)[:, None]
+    pick = lambda x: jnp.take_along_axis(x, at, axis=1)[:, 0]  # noqa: E731
+    begun = some & pick(where.fresh) & (pick(where.read) < 0)
+    fill = jnp.where(some, pick(where.offset) + 1, fill)
+    segment = jnp.zeros((batch,), jnp.int32) if last is None else last
+    segment = segment if ids is None else jnp.where(some, pick(ids).astype(jnp.int32), segment)
+    return End(begun, fill, (lengths + kept - fill)[:, None], segment)
 
 
 def windows(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:

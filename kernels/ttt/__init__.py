@@ -21,6 +21,7 @@ def ttt_linear(
     mini_batch: int = 16,
     state: TTTState | None = None,
     segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, TTTState]:
     """Learns k -> v with f(x) = x + LN(x W + b) and reads f(q), update then apply, token i included.
 
@@ -35,6 +36,8 @@ def ttt_linear(
         mini_batch: K, counted from the start of each document. A shorter last one uses the first rates.
         state: what an earlier call returned. T at once, split anywhere, or token by token give the same numbers.
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with the initial weights.
+        lengths: `[B]` tokens of each row that count, 0 to T. What stands behind them is padding: it enters neither
+            weights nor mini-batch, and its outputs mean nothing. None: all T.
 
     Returns out `[B, T, N, H]` in the dtype of `v`, and the state after the last token. Reverse-mode gradients pass
     through the inner gradients; memory as for `kernels.lact.lact`.
@@ -43,7 +46,7 @@ def ttt_linear(
 
     Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", section 2.
     """
-    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, 1)
+    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, 1)
 
 
 def ttt_mlp(
@@ -56,9 +59,10 @@ def ttt_mlp(
     mini_batch: int = 16,
     state: TTTState | None = None,
     segment_ids: jax.Array | None = None,
+    lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, TTTState]:
     """As `ttt_linear` with f(x) = x + LN(gelu(x W1 + b1) W2 + b2), gelu in its tanh form; F = 4H as published."""
-    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, 2)
+    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, 2)
 
 
 def init_state(
@@ -75,8 +79,8 @@ def _start(params, batch, wide):
     return jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(wide), params.layers)
 
 
-def _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, depth):
-    _check(q, k, v, eta, params, mini_batch, segment_ids, depth)
+def _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, depth):
+    _check(q, k, v, eta, params, mini_batch, segment_ids, lengths, depth)
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
     batch = q.shape[0]
@@ -89,14 +93,14 @@ def _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, depth):
     initial, norm = _start(params, batch, wide), (params.scale.astype(wide), params.shift.astype(wide))
     rate = ref.rates(params, mini_batch, wide)
     q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), eta)
-    if state is None and segment_ids is None:
+    if state is None and segment_ids is None and lengths is None:
         out, state = chunked.on_grid(q, tokens, initial, norm, rate)
     else:
-        out, state = chunked.in_documents(q, tokens, initial, norm, rate, state, segment_ids)
+        out, state = chunked.in_documents(q, tokens, initial, norm, rate, state, segment_ids, lengths)
     return out.astype(v.dtype), state
 
 
-def _check(q, k, v, eta, params, mini_batch, segment_ids, depth):
+def _check(q, k, v, eta, params, mini_batch, segment_ids, lengths, depth):
     """Raises ValueError for the first argument that does not fit."""
     if q.ndim != 4 or 0 in q.shape:
         raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
@@ -108,6 +112,7 @@ def _check(q, k, v, eta, params, mini_batch, segment_ids, depth):
         "v": (v, q.shape),
         "eta": (eta, q.shape[:3]),
         "segment_ids": (segment_ids, q.shape[:2]),
+        "lengths": (lengths, q.shape[:1]),
     }
     wanted |= {"params.scale": (params.scale, (heads, width)), "params.shift": (params.shift, (heads, width))}
     wanted["params.position"] = (params.position, (mini_batch,))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.lact.chunk_scan import chunk_scan
-from kernels.lact.schedule import Plan, boundaries, join, mask_tail, open_chunk, plan, select_rows, windows
+from kernels.lact.schedule import Plan, boundaries, end, join, mask_tail, open_chunk, plan, select_rows, windows
 from kernels.ttt import reference as ref
 
 
@@ -100,8 +100,8 @@ def first_mini_batches(q, tokens, layers, norm, rate, where: Plan):
     return out.reshape(batch, blocks * size, *q.shape[2:])[:, :length].astype(q.dtype)
 
 
-def in_documents(q, tokens, initial, norm, rate, state, segment_ids):
-    """Rows that go on from `state`, hold several documents, or both. Returns (out, state)."""
+def in_documents(q, tokens, initial, norm, rate, state, segment_ids, lengths):
+    """Rows that go on from `state`, hold several documents or end in padding. Returns (out, state)."""
     batch, length = q.shape[:2]
     size = rate.shape[0]
     layers, fill, last, kept, stream = initial, jnp.zeros((batch,), jnp.int32), None, 0, tokens
@@ -109,7 +109,7 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids):
         layers, fill, last, kept = state.layers, state.fill, state.segment, size
         stream = join(state.chunk, fill, tokens)
     begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
-    where = plan(begins, fill, size, kept)
+    where = plan(begins, fill, size, kept, lengths)
 
     def window(begin):
         """(q, tokens) of the mini-batches at these positions; what runs past its document is never read."""
@@ -143,9 +143,7 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids):
         place = jnp.maximum(where.read, 0) * size + where.offset
         out = jnp.where((where.read >= 0)[..., None, None], later[rows, place], out)
 
-    layers = select_rows(where.fresh[:, -1] & (where.read[:, -1] < 0), initial, layers)
-    fill = where.offset[:, -1] + 1
-    chunk = jax.tree.map(lambda x: windows(x, (length + kept - fill)[:, None], size), stream)
-    segment = jnp.zeros((batch,), jnp.int32) if last is None else last
-    segment = segment if segment_ids is None else segment_ids[:, -1].astype(jnp.int32)
+    begun, fill, first, segment = end(where, fill, kept, lengths, segment_ids, last)
+    layers = select_rows(begun, initial, layers)
+    chunk = jax.tree.map(lambda x: windows(x, first, size), stream)
     return out, TTTState(layers, mask_tail(chunk, fill), fill, segment)

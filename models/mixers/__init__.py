@@ -3,7 +3,8 @@
 A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context, state) -> (y [B, T, D], state)`. Training
 calls it with `state=None`; decoding hands it the state that `init_state(batch, length)` made, with any number of new
 tokens: the parallel form and the step form are one function, and a test holds them equal for every part in the table.
-`bidirectional` says whether the part can run under a mask that is not causal.
+`bidirectional` says whether the part can run under a mask that is not causal, `context_parallel` whether it can where
+the devices of the mesh axis `context` share a sequence (a part that does not say so cannot).
 """
 
 import dataclasses
@@ -13,7 +14,10 @@ import jax
 
 from kernels import masks
 from models.mixers.attention import Attention
+from models.mixers.lact import Lact
+from models.mixers.linear import GatedDelta, LinearAttention
 from models.mixers.slots import Slots
+from models.mixers.ttt import TTTMLP, TTTLinear
 
 
 @jax.tree_util.register_dataclass
@@ -23,7 +27,7 @@ class Context:
 
     positions: jax.Array  # [B|1, T]: the token's place in its document
     segment_ids: jax.Array | None  # [B, T]: document within the row, 0 = padding; None = one document a row
-    mask: masks.Mask  # the objective's mask, over indices (training) or positions (decoding)
+    mask: masks.Mask  # the objective's mask, over places in the row (training) or positions (decoding)
     slots: Slots | None = None  # decoding: where tokens stand, the new ones included
     start: jax.Array | None = None  # decoding: [B] the slot of each row's first new token
 
@@ -32,6 +36,7 @@ class Mixer(Protocol):
     """See the module's docstring."""
 
     bidirectional: bool
+    context_parallel: bool
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]: ...
 
@@ -40,4 +45,11 @@ class Mixer(Protocol):
     def context_flops(self, length: int, causal: bool) -> float: ...
 
 
-MIXERS = {"attention": Attention}
+MIXERS = {
+    "attention": Attention,
+    "lact": Lact,
+    "ttt_linear": TTTLinear,
+    "ttt_mlp": TTTMLP,
+    "linear_attention": LinearAttention,
+    "gated_delta": GatedDelta,
+}

@@ -1,6 +1,5 @@
 """Softmax attention with grouped queries, rotary positions, optional QK-norm, window and sinks."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from flax import nnx
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
+from kernels.context_attention import context_attention
 from models import norms, projections, rope
 from models.mixers import slots
 from models.spec import Spec
@@ -23,6 +23,7 @@ class Attention(nnx.Module):
     """
 
     bidirectional = True
+    context_parallel = True
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["attention"]
@@ -56,15 +57,25 @@ class Attention(nnx.Module):
             state = slots.put(state, new, context.start, axis=3)
             k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
-        out = self._attend(attention if state is None else attend_cache, q, k, v, mask)
+        out = self._attend(q, k, v, mask, cached=state is not None)
         return self.out(out.reshape(*x.shape[:2], -1)), state
 
-    def _attend(self, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
-        """Attention of every device's own rows and heads; array masks are cut with the rows they belong to."""
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
+        """Attention of every device's own rows and heads; array masks are cut with the rows they belong to.
+
+        Where devices share a sequence, keys or queries travel between them; the mask goes by places in the sequence,
+        whatever order the schedule keeps the tokens in.
+        """
+        partition = self.partition
+        if partition.schedule:
+            (axis,) = partition.mesh_axes("sequence")
+            where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
+            return context_attention(q, k, v, mask=mask, **where)
+        op = attend_cache if cached else attention
         rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
         heads = ("batch", None, "heads", None)
         run = lambda q, k, v, mask: op(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
-        return self.partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
+        return partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""

@@ -18,7 +18,8 @@ class Objective(Protocol):
     """What the training loop, evaluation and generation know of an objective.
 
     A batch's `mask` and `targets` say which tokens are scored: the next ones, or of a `bidirectional` objective the
-    tokens themselves. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and
+    tokens themselves. Where devices share a sequence its tokens may lie in another order, and `order [B, T]` says the
+    place of each. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and
     over devices, so that no cut changes a number.
     """
 

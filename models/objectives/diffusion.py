@@ -4,7 +4,8 @@
 The model is not told the time: how much of its input is masked says enough (MDLM). Scored are the tokens themselves,
 where `batch["mask"]` is true; the others (padding, the start of a document) are given and never masked. The head
 predicts ids below `mask_id` only, which is the SUBS parameterisation: the mask has no probability, visible tokens have
-no loss. Nats are upper bounds, summed over the valid tokens.
+no loss. Nats are upper bounds, summed over the valid tokens. Noise is drawn in the order of the row, also where a batch
+comes in another (`order`), so that no layout changes a number.
 """
 
 import dataclasses
@@ -44,8 +45,19 @@ class _Diffusion:
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict:
         """The global batch with noised tokens `noised [B, T]` and loss weights `weight [B, T]` (0: nothing learned)."""
-        drawn = self.noise(key, batch["tokens"], ~batch["mask"], training=True)
-        return {**batch, "noised": drawn.z, "weight": drawn.weight}
+        noised, weight = self._drawn(batch, key, training=True)
+        return {**batch, "noised": noised, "weight": weight}
+
+    def _drawn(self, batch: dict, key: jax.Array, *, training: bool) -> tuple[jax.Array, jax.Array]:
+        """Noised tokens and loss weights `[B, T]` of a batch, drawn in the order of the row."""
+        given, order = (batch["tokens"], ~batch["mask"]), batch.get("order")
+        if order is not None:
+            back = jnp.argsort(order, axis=-1)
+            given = tuple(jnp.take_along_axis(x, back, axis=-1) for x in given)
+        drawn = self.noise(key, *given, training=training)
+        if order is None:
+            return drawn.z, drawn.weight
+        return tuple(jnp.take_along_axis(x, order, axis=-1) for x in (drawn.z, drawn.weight))
 
     def loss(self, model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]:
         """Sum of the weighted loss over a batch from `corrupt`, an estimate of its bound in nats, plus the z-loss.
@@ -74,9 +86,9 @@ class _Diffusion:
         tokens = batch["tokens"]
 
         def draw(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            drawn = self.noise(key, tokens, ~batch["mask"], training=False)
-            nll = target_nll(model, self.features(model, batch, drawn.z), tokens, classes=self.mask_id)
-            return total + jnp.sum(jnp.where(drawn.weight > 0, drawn.weight * nll, 0), axis=-1), None
+            noised, weight = self._drawn(batch, key, training=False)
+            nll = target_nll(model, self.features(model, batch, noised), tokens, classes=self.mask_id)
+            return total + jnp.sum(jnp.where(weight > 0, weight * nll, 0), axis=-1), None
 
         start = jnp.zeros(tokens.shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
         return jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws

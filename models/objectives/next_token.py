@@ -49,7 +49,7 @@ def weighted_nll(
     z_loss: float = 0.0,
     classes: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over all tokens of `weight * (nll + z_loss log(Z)^2)` and of `weight * nll`; every device does its rows.
+    """Sums over all tokens of `weight * (nll + z_loss log(Z)^2)` and of `weight * nll`; every device does its tokens.
 
     Args:
       model: an `LM`.
@@ -62,6 +62,7 @@ def weighted_nll(
     partition, spec = model.spec.partition, model.spec
 
     def local(features: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        head = partition.gather(head, (None, "embed"))
         total, nll = cross_entropy(
             features.reshape(-1, features.shape[-1]),
             head,
@@ -71,12 +72,12 @@ def weighted_nll(
             scale=spec.logit_scale,
             softcap=spec.softcap,
         )
-        return jnp.stack([total, nll])[None]
+        return jnp.stack([total, nll])[None, None]
 
-    rows = ("batch", None)
+    rows = ("batch", "sequence")
     args = (features, model.head_weights()[:classes], targets, weights)
-    sums = partition.run(local, args, ((*rows, None), (None, None), rows, rows), rows)
-    return jnp.sum(sums[:, 0]), jax.lax.stop_gradient(jnp.sum(sums[:, 1]))
+    sums = partition.run(local, args, ((*rows, None), (None, "embed"), rows, rows), (*rows, None))
+    return jnp.sum(sums[..., 0]), jax.lax.stop_gradient(jnp.sum(sums[..., 1]))
 
 
 def target_nll(model, features: jax.Array, targets: jax.Array, *, classes: int | None = None) -> jax.Array:
@@ -84,13 +85,14 @@ def target_nll(model, features: jax.Array, targets: jax.Array, *, classes: int |
     spec = model.spec
 
     def local(features: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        head = spec.partition.gather(head, (None, "embed"))
         flat = features.reshape(-1, features.shape[-1])
         nll = token_nll(flat, head, targets.reshape(-1), scale=spec.logit_scale, softcap=spec.softcap)
         return nll.reshape(targets.shape)
 
-    rows = ("batch", None)
+    rows = ("batch", "sequence")
     args = (features, model.head_weights()[:classes], targets)
-    return spec.partition.run(local, args, ((*rows, None), (None, None), rows), rows)
+    return spec.partition.run(local, args, ((*rows, None), (None, "embed"), rows), rows)
 
 
 def _features(model, batch: dict) -> jax.Array:

@@ -125,7 +125,6 @@ def test_what_the_preflight_accepts_can_be_built_or_is_refused_in_a_sentence():
         ),
         ("eval.batch_size", 9, "eval.batch_size=9 does not divide over 8"),
         ("mesh.fsdp", 3, "needs a multiple of 3 devices and 8 are here"),
-        ("mesh.context", 8, "mesh.context=8: no mixer here"),
         ("optimizer.learning_rate", 0.0, "optimizer.learning_rate=0.0 must lie between 1e-12 and 100, e.g. 0.001."),
         ("optimizer.weight_decay", float("inf"), "optimizer.weight_decay=inf must be below"),
         ("optimizer.decay_roles", ("kernels",), "did you mean 'kernel'?"),

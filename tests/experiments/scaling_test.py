@@ -124,7 +124,7 @@ def test_planted_exponents_are_covered_20():
     assert 0.5 < np.mean(widths) / (1.96 * np.std(estimates, ddof=1)) < 1.5 / (1 - 0.16)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_planted_exponents_are_covered_100():
     covered, medians, _, _ = coverage(100, 200, extrapolated=100)
     assert min(covered.values()) >= 90, covered

@@ -1,6 +1,7 @@
 """The TPU flash kernels: equal to float64 in the simulator, compiled for real chips, and no tile too many."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -79,17 +80,22 @@ def _grids(jaxpr) -> list[tuple]:
     return [tuple(eqn.params["grid_mapping"].grid) for eqn in found]
 
 
-@pytest.mark.parametrize("generation,name", zip(GENERATIONS, ("causal", "segments", "block_diffusion"), strict=True))
-def test_compiles_for_the_chip_at_131072(generation, name):
-    _compile(name, 131072, generation)
+def each_mask_once() -> list[tuple[str, int, str]]:
+    """Every mask for one chip at one length, so that every chip meets both lengths."""
+    places = itertools.cycle(itertools.product(GENERATIONS, (8192, 131072)))
+    short = [name for name in cases.accelerator_masks(8192) if name not in cases.accelerator_masks(131072)]
+    both = cases.accelerator_masks(131072)
+    return [(name, 8192, "v5e") for name in short] + [
+        (name, T, chip) for name, (chip, T) in zip(both, places, strict=False)
+    ]
 
 
-@pytest.mark.parametrize("name", ["window", "positions", "dense"])
-def test_compiles_for_the_chip_at_8192(name):
-    _compile(name, 8192, "v5e")
+@pytest.mark.parametrize(("name", "T", "generation"), each_mask_once())
+def test_compiles_for_a_chip(name, T, generation):
+    _compile(name, T, generation)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("T", [8192, 131072])
 @pytest.mark.parametrize("name", cases.accelerator_masks(8192))
@@ -99,12 +105,17 @@ def test_compiles_for_every_chip_and_mask(name, T, generation):
     _compile(name, T, generation)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(("H", "dtype"), [(80, jnp.bfloat16), (256, jnp.float32)], ids=["80-bfloat16", "256-float32"])
+def test_compiles_for_a_width(H, dtype):
+    test_compiles_for_every_width(H, dtype, ("v5e",))
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("H", [32, 64, 80, 96, 192, 256])
-def test_compiles_for_every_width(H, dtype):
+def test_compiles_for_every_width(H, dtype, generations=GENERATIONS):
     q = jax.ShapeDtypeStruct((2, 4000, 2, H), dtype)
-    for generation in GENERATIONS:
+    for generation in generations:
         compile_for_tpu(lambda q: tpu.forward(q, q, q, Causal(), 1.0, None, 30.0), q, generation=generation)
 
 

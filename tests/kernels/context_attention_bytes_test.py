@@ -54,7 +54,7 @@ def test_bytes_are_those_of_the_formulas(schedule, causal, P):
     check(schedule, P, causal, N=4, K=2)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("N", "K"), [(8, 8), (8, 4), (8, 1)])
 @pytest.mark.parametrize(("schedule", "causal"), COUNTED)
 def test_bytes_are_those_of_the_formulas_on_8(schedule, causal, N, K):

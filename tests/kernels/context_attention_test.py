@@ -49,7 +49,7 @@ def everywhere() -> list[tuple]:
     return list(itertools.product(SCHEDULES, cases.LENGTH, MASKS, cases.HEADS, RELATIVE))[::17]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("schedule", "P", "mask", "heads", "dtype"), everywhere())
 def test_equals_one_device_everywhere(schedule, P, mask, heads, dtype):
     test_equals_one_device(schedule, P, mask, heads, dtype)

@@ -1,0 +1,122 @@
+"""`--mode=plan`: what a config is and costs, without training, here or on a machine that nobody owns yet."""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from typing import Any
+
+from experiments import counting, preflight, sharding
+from experiments import workdir as files
+from experiments.planning import compiled as compiling
+from experiments.planning import machines, page, text
+from experiments.program import Program, build
+
+__all__ = ["plan", "plan_for"]
+plan = text.plan
+PAGE, RECORD = "plan.html", "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """One compile of the step: the settings that differ from the config, the program, and what the compiler said."""
+
+    changes: dict[str, Any]
+    program: Program
+    compiled: compiling.Compiled
+    roofline: dict[str, float]
+
+
+def plan_for(config: Any, topology: str, workdir: pathlib.Path) -> str:
+    """Compiles the real training step for `topology` and writes plan.html and plan.json to `workdir`.
+
+    Where it does not fit, settings that make it smaller are tried by compiling, the cheapest first, until one fits.
+    With `config.plan.search` meshes of the same devices are compiled too and ranked by the time of a step.
+    Returns the plan as text. Raises Refused or ConfigError, with what would work.
+    """
+    devices, chip = machines.devices(topology)
+    preflight.check(config, num_devices=len(devices))
+    asked = _try(config, {}, devices, chip)
+    others = []
+    if not asked.compiled.fits:
+        for changes in _smaller(config, dict(asked.program.mesh.shape)):
+            others.append(_try(config, changes, devices, chip))
+            if others[-1].compiled.fits:
+                break
+    elif config.plan.search:
+        others = [_try(config, changes, devices, chip) for changes in _meshes(config, devices)]
+    record = {
+        "topology": topology, "devices": len(devices), "chip": chip and dataclasses.asdict(chip),
+        "parameters": counting.parameters(asked.program), "flops_per_token": counting.flops_per_token(asked.program),
+        "tried": [_record(tried) for tried in (asked, *others)],
+    }  # fmt: skip
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(workdir / RECORD, record)
+    rows = text.parameter_rows(asked.program)
+    files.write_file(workdir / PAGE, page.write(config, record, rows).encode())
+    lines = [*text.summary(asked.program), *text.compiled(record), f"written to {workdir / PAGE}"]
+    return "\n".join(lines)
+
+
+def _try(config: Any, changes: dict[str, Any], devices: list[Any], chip: Any) -> Tried:
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        for key, value in changes.items():
+            made.update_from_flattened_dict({key: value})
+    preflight.check(made, num_devices=len(devices))
+    program = build(made, vocab_size=text.vocabulary(made), mesh=sharding.make_mesh(made, devices))
+    found = compiling.compile_step(program, chip)
+    roofline = compiling.roofline(program, found, chip) if chip and found.fits else {}
+    return Tried(changes, program, found, roofline)
+
+
+def _record(tried: Tried) -> dict[str, Any]:
+    found = dataclasses.asdict(tried.compiled)
+    found["collectives"] = [{**c, "axes": list(c["axes"])} for c in found["collectives"]]
+    mesh = {axis: size for axis, size in tried.program.mesh.shape.items() if size > 1}
+    return {"changes": tried.changes, "mesh": mesh, **found, "roofline": tried.roofline}
+
+
+def _smaller(config: Any, mesh: dict[str, int]) -> list[dict[str, Any]]:
+    """Settings that need less memory, the cheapest in time first; each keeps those before it."""
+    steps, changes = [], {}
+    if mesh["data"] > 1:
+        changes = {"mesh.data": 1, "mesh.fsdp": mesh["data"] * mesh["fsdp"]}
+        steps.append(changes)
+    if config.model.remat != "full":
+        changes = {**changes, "model.remat": "full"}
+        steps.append(changes)
+    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"])
+    for factor in (2, 4, 8):
+        accumulation = config.train.accumulation * factor
+        if rows % accumulation == 0:
+            steps.append({**changes, "train.accumulation": accumulation})
+    return steps
+
+
+def _meshes(config: Any, devices: list[Any]) -> list[dict[str, Any]]:
+    """Other ways to lay the devices along data, fsdp and tensor that pass the preflight, at most five."""
+    count = len(devices)
+    now = sharding.mesh_shape(config.mesh, count)
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    found = []
+    for fsdp, tensor in itertools.product(reversed(divisors), (1, 2, 4, 8)):
+        if count % (fsdp * tensor):
+            continue
+        mesh = {"data": count // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor, "context": 1}
+        changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        made = config.copy_and_resolve_references()
+        with made.unlocked():
+            made.update_from_flattened_dict(changes)
+        if mesh != now and _possible(made, devices):
+            found.append(changes)
+    return sorted(found, key=lambda c: (c["mesh.tensor"], -math.log2(c["mesh.fsdp"])))[:5]
+
+
+def _possible(config: Any, devices: list[Any]) -> bool:
+    try:
+        preflight.check(config, num_devices=len(devices))
+        build(config, vocab_size=text.vocabulary(config), mesh=sharding.make_mesh(config, devices))
+    except ValueError:  # ConfigError, or a dimension that does not divide
+        return False
+    return True

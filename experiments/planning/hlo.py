@@ -1,0 +1,278 @@
+"""What a compiled program says of itself: its collectives, how often each runs, over which mesh axes, beside what."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
+         "ragged-all-to-all")  # fmt: skip
+WORK = ("fusion", "convolution", "dot", "custom-call", "while", "call", "conditional")  # What hides a transfer.
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16, "token": 0}
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: `shape` is the text of its result, `rest` what follows the operands."""
+
+    name: str
+    shape: str
+    op: str
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def place(self) -> int:
+        """Which parameter of its computation a parameter is: the number stands where others have operands."""
+        return int(self.operands[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of the program.
+
+    axes: mesh axes that its groups span. group: devices that take part together. sent: bytes that each device sends
+    each time, on a ring. times: how often it runs a step. overlapped: whether other work is scheduled between its start
+    and its end. name: the operation of the source that it belongs to.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group: int
+    sent: float
+    times: int
+    overlapped: bool
+    name: str
+
+
+def computations(text: str) -> dict[str, list[Instruction]]:
+    """Name -> instructions in the order of the schedule; the entry is called "ENTRY"."""
+    found: dict[str, list[Instruction]] = {}
+    current: list[Instruction] | None = None
+    for line in text.splitlines():
+        if line.startswith("}"):
+            current = None
+        elif line and not line[0].isspace() and line.rstrip().endswith("{"):
+            name = "ENTRY" if line.startswith("ENTRY") else line.split()[0].lstrip("%")
+            current = found.setdefault(name, [])
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(_instruction(match[1], match[2]))
+    return found
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    shape, rest = _balanced(text) if text.startswith("(") else text.split(" ", 1)
+    op, _, rest = rest.strip().partition("(")
+    operands, rest = _balanced("(" + rest)
+    names = tuple(word.split()[-1].lstrip("%") for word in _split(operands[1:-1]) if word.strip())
+    return Instruction(name, shape, op, names, rest)
+
+
+def _balanced(text: str) -> tuple[str, str]:
+    """The bracketed beginning of `text`, and what follows."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c in "({[") - (c in ")}]")
+        if depth == 0:
+            return text[: i + 1], text[i + 1 :]
+    return text, ""
+
+
+def _split(text: str) -> Iterator[str]:
+    """Parts between commas that stand in no bracket; /*index=5*/ marks are not part of any."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    depth, start = 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "({[") - (c in ")}]")
+        if c == "," and depth == 0:
+            yield text[start:i]
+            start = i + 1
+    yield text[start:]
+
+
+def size(shape: str) -> float:
+    """Bytes of a shape such as `f32[2,3]{1,0}` or a tuple of them."""
+    total = 0.0
+    for kind, dims in re.findall(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]", shape):
+        width = _BYTES.get(kind) or int(re.search(r"\d+", kind)[0]) / 8
+        total += width * math.prod(int(d) for d in dims.split(",") if d)
+    return total
+
+
+def times(found: Mapping[str, list[Instruction]]) -> dict[str, int]:
+    """How often each computation runs a step: a loop's body as often as the compiler knows it to repeat, else once."""
+    counts: dict[str, int] = collections.Counter()
+
+    def visit(name: str, count: int) -> None:
+        counts[name] += count
+        for instruction in found[name]:
+            repeat = 1
+            if instruction.op == "while" and (
+                trips := re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.rest)
+            ):
+                repeat = int(trips[1])
+            for called in _called(instruction, found):
+                visit(called, count * repeat)
+
+    visit("ENTRY", 1)
+    return dict(counts)
+
+
+def _called(instruction: Instruction, found: Mapping[str, Any]) -> list[str]:
+    """Computations that an instruction runs; the scalar ones of reductions are not worth a visit."""
+    names = re.findall(r"(?:calls|body|condition|called_computations)=\{?%?([\w.\-]+)", instruction.rest)
+    branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+    names += [b.strip().lstrip("%") for b in branches[1].split(",")] if branches else []
+    if instruction.op == "call" and (target := re.search(r"to_apply=%?([\w.\-]+)", instruction.rest)):
+        names.append(target[1])
+    return [name for name in names if name in found]
+
+
+def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int]) -> list[Collective]:
+    """Every collective of a compiled program on a mesh of these axis sizes, in the order of the mesh."""
+    count = times(found)
+    result = []
+    for name, instructions in found.items():
+        if name not in count:
+            continue
+        shapes = {i.name: i.shape for i in instructions}
+        for at, instruction in enumerate(instructions):
+            kind = instruction.op.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            payload = sum(size(shapes.get(operand, "")) for operand in instruction.operands)
+            groups = _groups(instruction, math.prod(mesh.values()))
+            ways = len(groups[0]) if kind != "collective-permute" else 2
+            if ways < 2:
+                continue
+            result.append(
+                Collective(
+                    kind, _axes(groups, mesh), ways, _sent(kind, ways, payload), count[name],
+                    instruction.op.endswith("-start") and _beside(instructions, at), _source(instruction),
+                )
+            )  # fmt: skip
+    return result
+
+
+def _sent(kind: str, n: int, payload: float) -> float:
+    """Bytes that a device sends for `payload` bytes of its own, by the ring algorithms."""
+    if kind == "all-gather":
+        return (n - 1) * payload
+    if kind == "all-reduce":
+        return 2 * (n - 1) / n * payload
+    return payload if kind in ("collective-permute", "collective-broadcast") else (n - 1) / n * payload
+
+
+def _groups(instruction: Instruction, devices: int) -> list[list[int]]:
+    """Which devices take part together, by their place in the mesh; for a permute its pairs."""
+    rest = instruction.rest
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)", pairs[0])]
+    if explicit := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
+        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit[1])]
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        shape, dims, order = ([int(n) for n in part.split(",")] if part else [] for part in iota.groups())
+        return np.arange(math.prod(dims)).reshape(dims).transpose(order or None).reshape(shape).tolist()
+    if named := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", rest):
+        sizes = {k: int(v) for k, v in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        inside = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", named[2])]
+        outside = [i for i in range(len(sizes)) if i not in inside]
+        grid = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        ways = math.prod(grid.shape[i] for i in inside)
+        return grid.transpose(outside + inside).reshape(-1, ways).tolist()
+    return [list(range(devices))]
+
+
+def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Mesh axes along which the members of a group differ."""
+    places = [np.stack(np.unravel_index(group, tuple(mesh.values()))) for group in groups]
+    return tuple(axis for i, axis in enumerate(mesh) if any(np.ptp(place[i]) for place in places))
+
+
+def _beside(instructions: list[Instruction], start: int) -> bool:
+    """Whether any work is scheduled after the start at this place and before what waits for it."""
+    waiting = {instructions[start].name}
+    for later in instructions[start + 1 :]:
+        if later.op.endswith("-done") and waiting & set(later.operands):
+            return False
+        if later.op in ("get-tuple-element", "bitcast") and waiting & set(later.operands):
+            waiting.add(later.name)
+        elif later.op in WORK:
+            return True
+    return False
+
+
+def _source(instruction: Instruction) -> str:
+    named = re.search(r'op_name="([^"]*)"', instruction.rest)
+    return named[1] if named else instruction.name
+
+
+def short(name: str) -> str:
+    """An operation's name without what every one of them begins with."""
+    return re.sub(r"^(jit\(\w+\)/)+", "", name)
+
+
+def _scheduled(found: Mapping[str, list[Instruction]]) -> Iterator[tuple[int, list[Instruction]]]:
+    """(times, instructions) of what runs by itself: the entry, loops and branches, not the insides of fusions."""
+    count, names = times(found), {"ENTRY"}
+    while True:
+        instructions = [i for name in names for i in found[name] if i.op in ("while", "conditional", "call")]
+        more = {name for i in instructions for name in _called(i, found)} - names
+        if not more:
+            return iter([(count[name], found[name]) for name in names])
+        names |= more
+
+
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
+         "after-all", "partition-id", "replica-id", "copy-done", "slice-done", "optimization-barrier")  # fmt: skip
+
+
+def traffic(found: Mapping[str, list[Instruction]]) -> float:
+    """Bytes that the scheduled instructions read and write in HBM a step, on each device.
+
+    What lies in on-chip memory (memory space 1 and up) does not count; of an operand that a fusion only slices, the
+    slices count. A kernel counts its operands and results once.
+    """
+    total = 0.0
+    for repeat, instructions in _scheduled(found):
+        shapes = {i.name: i.shape for i in instructions}
+        for instruction in instructions:
+            if instruction.op in _FREE or instruction.op.removesuffix("-start").removesuffix("-done") in KINDS:
+                continue
+            total += repeat * (_in_hbm(instruction.shape) + _read(instruction, shapes, found))
+    return total
+
+
+def _in_hbm(shape: str) -> float:
+    return sum(
+        size(part) for part in re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape) if not re.search(r"S\([1-9]", part)
+    )
+
+
+def _read(instruction: Instruction, shapes: Mapping[str, str], found: Mapping[str, list[Instruction]]) -> float:
+    """Bytes of the operands that an instruction reads."""
+    inside = found[_called(instruction, found)[0]] if instruction.op == "fusion" and _called(instruction, found) else []
+    parameters = {i.place: i.name for i in inside if i.op == "parameter"}
+    total = 0.0
+    for n, operand in enumerate(instruction.operands):
+        whole = _in_hbm(shapes.get(operand, ""))
+        users = [i for i in inside if parameters.get(n) in i.operands]
+        sliced = bool(users) and all(i.op in ("dynamic-slice", "slice", "gather") for i in users)
+        total += min(whole, sum(size(i.shape) for i in users)) if sliced else whole
+    return total
+
+
+def largest(found: Mapping[str, list[Instruction]], count: int = 8) -> list[tuple[float, str]]:
+    """(bytes, shape and operation) of the largest arrays in HBM that the program makes, each operation once."""
+    seen: dict[str, float] = {}
+    for _, instructions in _scheduled(found):
+        for i in instructions:
+            if i.op not in _FREE and not i.shape.startswith("("):
+                label = f"{i.shape.split('{')[0]} {short(_source(i))}"
+                seen[label] = max(seen.get(label, 0.0), _in_hbm(i.shape))
+    return sorted(((s, label) for label, s in seen.items() if s), reverse=True)[:count]

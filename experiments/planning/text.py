@@ -1,0 +1,170 @@
+"""A plan as text: the resolved config, parameters, shardings, FLOPs, memory, and what a compiler said of the step."""
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from experiments import counting, inputs, overrides, preflight, sharding
+from experiments.program import Program, build
+from kernels import context_attention
+
+WIDTH = 120
+
+
+def plan(config: Any) -> str:
+    """The plan as text: the resolved config, every parameter with its shape and sharding, and the totals."""
+    preflight.check(config, num_devices=jax.device_count())
+    tokenizer_ids = vocabulary(config)
+    program = build(config, vocab_size=tokenizer_ids, mesh=sharding.make_mesh(config))
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH)
+    console.print(resolved(config), highlight=False, markup=False)
+    Console(file=text, width=1000).print(parameter_table(program))  # As wide as it needs: no name is cut.
+    for line in summary(program):
+        console.print(line, highlight=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+def resolved(config: Any) -> str:
+    """Every setting as one would type it, a group a paragraph; `*` marks what differs from configs/base.py."""
+    flat, defaults = preflight.flatten(config.to_dict()), preflight.flatten(preflight.base())
+    groups: dict[str, list[str]] = {}
+    for key, value in flat.items():
+        group, _, name = key.rpartition(".")
+        mark = "" if key in defaults and defaults[key] == value else "*"
+        groups.setdefault(group, []).append(f"{mark}{name}={overrides.shown(value)}")
+    paragraphs = (
+        textwrap.fill(" ".join(settings), WIDTH, initial_indent=f"  {group or 'top':<16} ", subsequent_indent=" " * 19)
+        for group, settings in groups.items()
+    )
+    return "\n".join(["config (* differs from configs/base.py)", *paragraphs, ""])
+
+
+def vocabulary(config: Any) -> int:
+    """Ids of the tokenizer. Only a byte tokenizer or a stated size is known without reading the corpus."""
+    if config.data.tokenizer == "bpe" or config.data.source.startswith(("random", "digits", "task:")):
+        return config.data.vocab_size or inputs.load(config).tokenizer.vocab_size
+    return inputs.byte_vocabulary()
+
+
+COLUMNS = ("parameter", "shape", "axes", "sharding", "bytes/device")
+
+
+def parameter_table(program: Program) -> Table:
+    """`parameter_rows` as a table."""
+    table = Table(title="parameters", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="right" if name == "bytes/device" else "left")
+    for row in parameter_rows(program):
+        table.add_row(*row)
+    return table
+
+
+def parameter_rows(program: Program) -> list[list[str]]:
+    """One row per parameter: path, shape, logical axes, sharding, bytes on each device."""
+    rows = []
+    axes = jax.tree.leaves(program.axes, is_leaf=lambda a: isinstance(a, tuple))
+    leaves = jax.tree_util.tree_leaves_with_path(program.abstract["params"])
+    placed = jax.tree.leaves(program.shardings["params"])
+    for (path, leaf), names, where in zip(leaves, axes, placed, strict=True):
+        size = math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        name = "/".join(str(key.key) for key in path)
+        axes_text = ",".join(a or "-" for a in names)
+        spec = ",".join(str(part or "-") for part in where.spec) or "-"
+        rows.append([name, f"{leaf.dtype}{list(leaf.shape)}", axes_text, spec, f"{size:,}"])
+    return rows
+
+
+def summary(program: Program) -> list[str]:
+    """The totals, one line each."""
+    parameters, flops = counting.parameters(program), counting.flops_per_token(program)
+    memory = counting.memory(program)
+    train, data = program.config.train, program.config.data
+    tokens = train.steps * data.batch_size * data.length
+    mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
+    size = {name: _size(count) for name, count in memory.items()}
+    return [
+        f"devices: {program.mesh.size} {program.mesh.devices.flat[0].device_kind} ({mesh})",
+        *_crossing(program),
+        f"parameters: {parameters['total']:,} in all, {parameters['non_embedding']:,} without embeddings",
+        f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, attention and other mixing "
+        f"{flops['context']:.4g}); {flops['total'] * tokens:.4g} for {train.steps:,} steps of "
+        f"{data.batch_size * data.length:,} tokens",
+        f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "
+        f"{size['gradients']}, activations {size['activations']}, logits {size['logits']})",
+    ]
+
+
+def _crossing(program: Program) -> list[str]:
+    """How attention crosses devices that share a sequence, and, where "auto" chose it, why."""
+    partition, asked = program.spec.partition, program.config.parallel.schedule
+    if not partition.schedule:
+        return []
+    P, shapes = partition.ways("sequence"), sharding.attention_shapes(program.config)
+    why = context_attention.explain(*shapes, program.objective.mask, P, program.spec.dtype)
+    return [f"sequence over {P} devices: {why if asked == 'auto' else partition.schedule}"]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def compiled(record: Mapping[str, Any]) -> list[str]:
+    """What the compiler said, a line a fact; `record` is plan.json."""
+    lines = []
+    for tried in record["tried"]:
+        changed = ", ".join(f"{key}={value}" for key, value in tried["changes"].items())
+        lines.append("")
+        lines.append(f"compiled for {record['topology']}{f' with {changed}' if changed else ''}: {_verdict(tried)}")
+        lines += [f"  {_size(size)}: {name}" for size, name in tried["largest"][:4]] if not changed else []
+        lines += [f"  {line}" for line in _collectives(tried)]
+        if line := _speed(tried["roofline"]):
+            lines.append(f"  {line}")
+    if len(fitting := [t for t in record["tried"] if t["roofline"]]) > 1:
+        best = min(fitting, key=lambda t: t["roofline"]["step_seconds"])
+        lines += ["", f"fastest by the roofline: {' x '.join(f'mesh.{a}={n}' for a, n in best['mesh'].items())}"]
+    return lines
+
+
+def _verdict(tried: Mapping[str, Any]) -> str:
+    of = f" of {_size(tried['available'])}" if tried["available"] else ""
+    if not tried["fits"]:
+        return f"does not fit: it needs {_size(tried['needed'])}{of} on each device" if of else "does not fit"
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in tried["memory"].items())
+    return f"fits: {_size(tried['needed'])}{of} on each device ({parts})"
+
+
+def collective_totals(tried: Mapping[str, Any]) -> list[tuple[str, str, int, float, float]]:
+    """(kind, mesh axes, times, bytes a device sends a step, of these beside other work), largest first."""
+    totals: dict[tuple[str, str], list[float]] = {}
+    for c in tried["collectives"]:
+        entry = totals.setdefault((c["kind"], ", ".join(c["axes"])), [0, 0.0, 0.0])
+        sent = c["times"] * c["sent"]
+        for i, value in enumerate((c["times"], sent, sent if c["overlapped"] else 0.0)):
+            entry[i] += value
+    return sorted(((*key, *map(int, v)) for key, v in totals.items()), key=lambda row: -row[3])
+
+
+def _collectives(tried: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{kind} over {axes}: {times} a step, {_size(sent)} sent by each device, {_size(beside)} beside other work"
+        for kind, axes, times, sent, beside in collective_totals(tried)
+    ]
+
+
+def _speed(roofline: Mapping[str, float]) -> str:
+    if not roofline:
+        return ""
+    r = {name: value * 1e3 for name, value in roofline.items()}
+    return (
+        f"roofline: {r['step_seconds']:.1f} ms a step at best (compute {r['compute_seconds']:.1f}, memory "
+        f"{r['memory_seconds']:.1f}, transfers beside work {r['overlapped_seconds']:.1f}, alone "
+        f"{r['exposed_seconds']:.1f}), {roofline['tokens_per_second']:,.0f} tokens/s, MFU {roofline['mfu']:.0%}, "
+        f"{roofline['days']:.2f} days for all steps"
+    )

@@ -1,0 +1,114 @@
+"""What the preflight knows of meshes: what each axis must divide, and what can share a sequence between devices."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+
+def problems(config: Any, num_devices: int) -> Iterator[str]:
+    """What the mesh and the sizes of model and batch ask of each other, each with a value that works."""
+    from experiments import sharding
+
+    try:
+        mesh = sharding.mesh_shape(config.mesh, num_devices)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from _row_problems(config, mesh)
+    yield from _head_problems(config, mesh)
+    if config.sharding.sequence not in ((), ("context",)):
+        yield (
+            f"sharding.sequence={config.sharding.sequence!r} must be () or ('context',): no other mesh axis can "
+            "cut a sequence."
+        )
+    elif mesh["context"] > 1 and config.sharding.sequence:
+        yield from _sequence_problems(config, mesh)
+
+
+def _row_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
+    """Rows of a batch over devices."""
+    devices, accumulation = mesh["data"] * mesh["fsdp"], config.train.accumulation
+    parts, size = accumulation * devices, config.data.batch_size
+    if size % parts:
+        yield (
+            f"data.batch_size={size} does not divide over {parts} (train.accumulation={accumulation} x {devices} "
+            f"devices of mesh.data and mesh.fsdp); use e.g. data.batch_size={nearest_multiple(size, parts)}."
+        )
+    if config.eval.batch_size % devices:
+        yield (
+            f"eval.batch_size={config.eval.batch_size} does not divide over {devices} devices of mesh.data and "
+            f"mesh.fsdp; use e.g. eval.batch_size={nearest_multiple(config.eval.batch_size, devices)}."
+        )
+
+
+def _head_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
+    """Heads over devices: each computes whole ones."""
+    ways = math.prod(mesh[axis] for axis in config.sharding.heads)
+    for key, heads in (("num_heads", config.model.num_heads), ("num_kv_heads", config.model.num_kv_heads)):
+        if heads % ways:
+            axes = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in config.sharding.heads if mesh[axis] > 1)
+            yield (
+                f"{axes} must divide model.{key}={heads}; use e.g. model.{key}={-(-heads // ways) * ways}, or "
+                f"mesh.tensor={math.gcd(heads, ways)}."
+            )
+
+
+def schedules(config: Any) -> tuple[str, ...]:
+    """The names that `parallel.schedule` takes beside "auto"; "usp:4" is one of them, whatever its number."""
+    from kernels import context_attention
+
+    name = config.parallel.schedule
+    return (*context_attention.SCHEDULES, *([name] if name.startswith("usp:") else []))
+
+
+def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
+    """Tokens of a sequence over devices: who can do it, and what the schedule must divide."""
+    from models.mixers import MIXERS
+
+    P, implementation = mesh["context"], config.model.attention.implementation
+    for mixer in dict.fromkeys(part.strip() for part in config.model.mixer.split(",")):
+        if not getattr(MIXERS[mixer], "context_parallel", False):
+            yield f"mesh.context={P}: model.mixer={mixer!r} cannot share a sequence among devices; use mesh.context=1."
+    if implementation:
+        yield (
+            f"model.attention.implementation={implementation!r} is not what mesh.context={P} runs, which has its own "
+            "kernels; use model.attention.implementation=''."
+        )
+    if config.objective == "block_diffusion":
+        yield (
+            f"mesh.context={P}: objective='block_diffusion' lays every row out twice, which no schedule cuts evenly; "
+            "use mesh.context=1."
+        )
+    else:
+        yield from _schedule_problems(config, mesh)
+
+
+def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
+    """What the schedule must divide: tokens of a row, and heads where it deals them out."""
+    from experiments import program, sharding
+    from kernels import context_attention
+
+    P, length = mesh["context"], config.data.length
+    name = sharding.schedule(config, mesh, program.objective(config.objective).mask)
+    try:
+        dealt = context_attention.spec_of(name, P).ulysses
+    except ValueError as error:  # A group of "usp:3" that does not divide P.
+        yield f"parallel.{error}"
+        return
+    step = context_attention.multiple(name, P)
+    if length % step:
+        yield (
+            f"data.length={length} cannot be cut over mesh.context={P} by parallel.schedule={name!r}, which needs a "
+            f"multiple of {step}; use e.g. data.length={-(-length // step) * step}."
+        )
+    heads = config.model.num_heads // math.prod(mesh[axis] for axis in config.sharding.heads)
+    if heads % dealt:
+        yield (
+            f"parallel.schedule={name!r} cannot deal the {heads} heads of a device (model.num_heads over mesh.tensor) "
+            f"to {dealt} devices; use parallel.schedule='auto'."
+        )
+
+
+def nearest_multiple(value: int, of: int) -> int:
+    """The positive multiple of `of` that lies nearest to `value`."""
+    return max(of, round(value / of) * of)

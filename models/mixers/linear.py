@@ -1,0 +1,129 @@
+"""Linear attention and the gated delta rule: a memory `[N, H, H]` per row that every token writes to and reads."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels import linear_attention as kernel
+from kernels.linear_attention import LinearState
+from models import norms, parameters, projections
+from models.mixers import fast
+from models.spec import Spec
+
+FORGETTING = 16  # decay = logsigmoid(gate) / 16: a gate at 0 halves a memory in 16 tokens (Yang et al. 2024, GLA).
+STATE_AXES = LinearState(fast.WEIGHTS, fast.ROWS)
+
+
+class LinearAttention(nnx.Module):
+    """`x [B, T, D] -> [B, T, D]`: S_t = e^decay_t S_{t-1} + phi(k_t) v_t^T, out(RMSNorm(phi(q_t) S_t)), phi = elu + 1.
+
+    Katharopoulos et al. 2020 also divide by phi(q_t) sum_j phi(k_j), a positive number per token and head, which the
+    norm over each head takes out again. With `decay` a gate per token and head forgets. No positions but by the decay.
+    """
+
+    bidirectional = False
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        options = spec.options["linear_attention"]
+        _memory(self, spec, options["chunk_size"], rngs)
+        self.decay = fast.Gate(spec, spec.N, rngs=rngs) if options["decay"] else None
+
+    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+        fast.only_causal("linear_attention", context.mask)
+        q, k, v = (y.reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
+        decay = None if self.decay is None else jax.nn.log_sigmoid(self.decay(x)) / FORGETTING
+        out, state = _recall(self, (q, k, v, None, decay), context, state)
+        return self.out(self.norm(out).reshape(*x.shape[:2], -1)), state
+
+    def context_flops(self, length: int, causal: bool) -> float:
+        """Forward FLOPs a token beyond the projections: its chunk in 4 C H a head, writing and reading in 4 H^2."""
+        size = min(self.chunk_size, length)
+        return self.N * (4 * size * self.H + 4 * self.H**2)
+
+    def init_state(self, batch: int, length: int) -> LinearState:
+        """The empty memory of `batch` rows; the same size for any `length`."""
+        return kernel.init_state(batch, self.N, self.H, self.H, jnp.promote_types(self.dtype, jnp.float32))
+
+
+class GatedDelta(nnx.Module):
+    """`x [B, T, D] -> [B, T, D]`: a memory from which a key's old value is taken before its new one is written.
+
+    S' = e^decay_t S_{t-1}, S_t = S' + beta_t k_t (v_t - k_t^T S')^T, out(RMSNorm(q_t S_t) * silu(gate(x))). q, k: SiLU
+    and length 1, v: SiLU; decay = -A softplus(W x + b) and beta = sigmoid(W x), per token and head. The published
+    layer also has a convolution over 4 tokens before SiLU and values twice as wide.
+
+    Source: Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"; A and b start as in Mamba-2 (Dao & Gu 2024).
+    """
+
+    bidirectional = False
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        options = spec.options["gated_delta"]
+        _memory(self, spec, options["chunk_size"], rngs)
+        self.gate = projections.make(spec, spec.D, spec.N * spec.H, axes=("embed", "heads"), rngs=rngs)
+        self.beta = fast.Gate(spec, spec.N, rngs=rngs)
+        self.decay = fast.Gate(spec, spec.N, bias=_small_steps, rngs=rngs)
+        self.log_a = parameters.param(_log_uniform, rngs, (spec.N,), ("heads",), "bias", spec)
+
+    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+        fast.only_causal("gated_delta", context.mask)
+        q, k, v = (jax.nn.silu(y).reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        q, k = fast.unit(q) / math.sqrt(self.H), fast.unit(k)
+        beta, decay = jax.nn.sigmoid(self.beta(x)), -jnp.exp(self.log_a[...]) * jax.nn.softplus(self.decay(x))
+        out, state = _recall(self, (q, k, v, beta, decay), context, state)
+        gate = jax.nn.silu(self.gate(x))
+        return self.out(self.norm(out).reshape(gate.shape) * gate), state
+
+    def context_flops(self, length: int, causal: bool) -> float:
+        """As for linear attention, with the overlap of the keys 2 C H, the triangular system C H and its side 2 H^2."""
+        size = min(self.chunk_size, length)
+        return self.N * (7 * size * self.H + 6 * self.H**2)
+
+    init_state = LinearAttention.init_state
+
+
+def _memory(mixer: nnx.Module, spec: Spec, chunk_size: int, rngs: nnx.Rngs) -> None:
+    """Gives `mixer` what both layers have: projections, the norm of what is read, sizes."""
+    D, N, H = spec.D, spec.N, spec.H
+    mixer.q, mixer.k, mixer.v = (projections.make(spec, D, N * H, axes=("embed", "heads"), rngs=rngs) for _ in "qkv")
+    mixer.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, rngs=rngs)
+    mixer.norm = norms.Norm(spec, H, kind="rmsnorm", scale=True, rngs=rngs)
+    mixer.N, mixer.H, mixer.chunk_size = N, H, chunk_size
+    mixer.dtype, mixer.partition = spec.dtype, spec.partition
+
+
+def _recall(mixer: Any, tokens: tuple, context, state: LinearState | None) -> tuple[jax.Array, LinearState | None]:
+    """The kernel on every device's own rows and heads; tokens: (q, k, v, beta or None, decay or None)."""
+    if state is not None:  # Padding writes nothing and forgets nothing.
+        real = (context.positions >= 0)[:, :, None]
+        blank = lambda y: y if y is None else jnp.where(real.reshape(*real.shape, *[1] * (y.ndim - 3)), y, 0)  # noqa: E731
+        tokens = (tokens[0], *map(blank, tokens[1:]))
+
+    def run(tokens, kept):
+        q, k, v, beta, decay = tokens
+        args = (q, k, v) if beta is None else (q, k, v, beta)
+        op = kernel.linear_attention if beta is None else kernel.gated_delta_rule
+        options = {name: kept.get(name) for name in ("segment_ids", "state")}
+        out, after = op(*args, decay=decay, chunk_size=mixer.chunk_size, **options)
+        return out, None if kept["state"] is None else after
+
+    state_axes = None if state is None else STATE_AXES
+    kept, kept_axes = fast.kept(context, state, state_axes)
+    rates = (None if y is None else fast.RATES for y in tokens[3:])
+    axes = ((*(fast.TOKENS,) * 3, *rates), kept_axes)
+    return mixer.partition.run(run, (tokens, kept), axes, (fast.TOKENS, state_axes))
+
+
+def _small_steps(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """b with softplus(b) log-uniform in [0.001, 0.1]."""
+    step = jnp.exp(jax.random.uniform(key, shape, dtype, math.log(1e-3), math.log(1e-1)))
+    return step + jnp.log(-jnp.expm1(-step))
+
+
+def _log_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """log A with A uniform in [1, 16]."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))

@@ -1,0 +1,70 @@
+"""Causal sliding-window attention whose decoding state is as long as the window, however long the text."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kernels import masks
+from kernels.attention import attention
+from kernels.attention.cached import attend_cache
+from models.partition import Partition
+
+
+class WindowState(NamedTuple):
+    """The last W tokens, that of position p in slot p mod W.
+
+    cache: keys and values as they were given, `[B, W, 2, N, H]`. position: `[B, W]` int32, -1 = an empty slot.
+    """
+
+    cache: jax.Array
+    position: jax.Array
+
+
+def init_state(batch: int, size: int, heads: int, width: int, dtype: jnp.dtype) -> WindowState:
+    """No token yet, in `size` slots."""
+    return WindowState(jnp.zeros((batch, size, 2, heads, width), dtype), jnp.full((batch, size), -1, jnp.int32))
+
+
+def attend_window(
+    partition: Partition, q: jax.Array, k: jax.Array, v: jax.Array, context, window: int, state: WindowState | None
+) -> tuple[jax.Array, WindowState | None]:
+    """Softmax attention of every token to itself and the `window - 1` before it in its document.
+
+    q, k, v: `[B, T, N, H]`, already rotated. context: see `models.mixers.Context`. Positions of a row count up by one
+    over all calls with a state; negative ones are padding, which is not kept. Returns (out `[B, T, N, H]`, state).
+    """
+    mask = context.mask & masks.Window(window - 1, window - 1)
+    if state is None:
+        if context.segment_ids is not None:
+            mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
+        return _attend(partition, attention, q, k, v, mask), None
+    positions = jnp.broadcast_to(context.positions, q.shape[:2])
+    new = jnp.stack([k, v], axis=2)
+    after = _keep(state, new, positions)
+    cache, held = after
+    if q.shape[1] > 1:  # Tokens that the last new one no longer sees are still seen by the first.
+        cache = jnp.concatenate([state.cache, new.astype(state.cache.dtype)], axis=1)
+        held = jnp.concatenate([state.position, positions], axis=1)
+    rule = masks.Positions(positions, held, rule=mask)
+    return _attend(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
+
+
+def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowState:
+    """The state with those of T new tokens `[B, T, 2, N, H]` that lie in the window of the last one."""
+    size = state.position.shape[1]
+    kept = (positions >= 0) & (positions > jnp.max(positions, axis=1, keepdims=True) - size)
+    place = (jnp.arange(positions.shape[0])[:, None], jnp.where(kept, positions % size, size))  # `size` is no slot
+    write = lambda old, new: old.at[place].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    return WindowState(write(state.cache, new), write(state.position, positions))
+
+
+def _attend(
+    partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask
+) -> jax.Array:
+    """`op` on every device's own rows and heads; array masks are cut with the rows they belong to."""
+    rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+    heads = ("batch", None, "heads", None)
+    run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731
+    return partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)

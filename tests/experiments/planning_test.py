@@ -1,0 +1,225 @@
+"""The plan says what hand counts say, where every array would lie, and what a compiled step moves."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import tokenformer, transformer
+from experiments import counting, planning, preflight, sharding
+from experiments.errors import ConfigError, Refused
+from experiments.planning import chips, compiled, hlo, text
+from experiments.program import build
+
+
+def numbers(said: str, pattern: str) -> list[str]:
+    found = re.search(pattern, " ".join(said.split()))
+    assert found, said
+    return list(found.groups())
+
+
+@pytest.fixture(scope="module")
+def tiny_plan():
+    config = transformer.get_config("tiny")
+    config.mesh.data = 8
+    return planning.plan(config.lock())
+
+
+def test_parameters_of_tiny_by_hand(tiny_plan):
+    """2 layers of 128: four 128x128 projections, 128x512 up and down, two norms; 259 ids tied; a last norm."""
+    layer = 4 * 128 * 128 + 2 * 128 * 512 + 2 * 128
+    assert numbers(tiny_plan, r"parameters: ([\d,]+) in all, ([\d,]+) without embeddings") == [
+        f"{2 * layer + 128 + 259 * 128:,}",
+        f"{2 * layer + 128:,}",
+    ]
+
+
+def test_flops_of_tiny_by_hand(tiny_plan):
+    """6 per weight of a matmul; attention 12 * width per key that a causal row of 128 sees on average, 64.5."""
+    matmul = 6 * (2 * (4 * 128 * 128 + 2 * 128 * 512) + 259 * 128)
+    context = 2 * 12 * 128 * 64.5
+    told = numbers(
+        tiny_plan, r"training FLOPs per token: (\S+) \(matmuls (\S+), attention and other mixing (\S+)\); (\S+)"
+    )
+    for shown, value in zip(
+        told, [matmul + context, matmul, context, (matmul + context) * 2000 * 16 * 128], strict=True
+    ):
+        assert float(shown) == pytest.approx(value, rel=5e-4)  # four digits are printed
+
+
+def test_memory_of_the_state_by_hand(tiny_plan):
+    """Float32 parameters and two moments of AdamW, whole on each device of a data mesh, and gradients once."""
+    state, gradients = numbers(tiny_plan, r"parameters and optimizer ([\d.]+) MiB, gradients ([\d.]+) MiB")
+    parameters = 2 * (4 * 128 * 128 + 2 * 128 * 512 + 2 * 128) + 128 + 259 * 128
+    assert float(state) == pytest.approx(12 * parameters / 2**20, abs=0.06)
+    assert float(gradients) == pytest.approx(4 * parameters / 2**20, abs=0.06)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Path -> [shape, axes, sharding, bytes] of the table."""
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_a_sharded_plan_shows_where_each_parameter_lies():
+    config = transformer.get_config("tiny")
+    config.mesh.data, config.mesh.fsdp = 1, 8
+    text = planning.plan(config.lock())
+    found = rows(text)
+    assert found["embedding"] == ["float32[259, 128]", "vocab,embed", "-,fsdp", f"{259 * 128 * 4 // 8:,}"]
+    block = "stack/period/0_attention"
+    assert found[f"{block}/channel/up/kernel"][1:] == ["layers,embed,hidden", "-,fsdp,-", f"{2 * 128 * 512 * 4 // 8:,}"]
+    assert found[f"{block}/mixer/out/kernel"][1:] == ["layers,heads,embed", "-,-,fsdp", f"{2 * 128 * 128 * 4 // 8:,}"]
+    assert "devices: 8 cpu (fsdp=8)" in text and "…" not in text
+
+
+def test_tensor_shards_cut_heads_hidden_and_vocabulary():
+    config = transformer.get_config("tiny")
+    config.model.vocab_multiple, config.mesh.tensor, config.mesh.data = 8, 4, 2
+    found = rows(planning.plan(config.lock()))
+    assert found["embedding"][:3] == ["float32[264, 128]", "vocab,embed", "tensor,-"]
+    assert found["stack/period/0_attention/mixer/q/kernel"][2] == "-,-,tensor"
+    assert found["stack/period/0_attention/channel/down/kernel"][2] == "-,tensor,-"
+
+
+def test_every_setting_is_shown_once_and_what_differs_is_marked(tiny_plan):
+    told = text.resolved(transformer.get_config("tiny"))
+    flat = preflight.flatten(transformer.get_config("tiny").to_dict())
+    words = re.findall(r"(\*?)(\w+)=", told)
+    assert len(words) == len(flat)
+    defaults = preflight.flatten(preflight.base())
+    differing = sorted(key.rsplit(".", 1)[-1] for key in flat if flat[key] != defaults[key])
+    assert sorted(name for mark, name in words if mark) == differing == sorted(
+        ["num_layers", "width", "length", "steps", "learning_rate"]
+    )  # fmt: skip
+    assert "*width=128" in tiny_plan and max(map(len, told.splitlines())) <= text.WIDTH
+
+
+def test_a_plan_of_what_cannot_run_is_refused():
+    config = transformer.get_config("tiny")
+    config.model.width = 129
+    with pytest.raises(ConfigError, match="model.width=129"):
+        planning.plan(config)
+
+
+def small(**mesh: int):
+    config = tokenformer.get_config("tiny")
+    config.mesh.update(mesh)
+    return config.lock()
+
+
+def test_a_compiled_plan_counts_what_fsdp_gathers_and_scatters(tmp_path):
+    """Each parameter token is gathered once in the forward pass and its gradient reduce-scattered once: (n-1)/n of the
+    bytes of all keys and values each; nothing else is scattered but the gradient of the head."""
+    said = planning.plan_for(small(data=1, fsdp=8), "cpu:8", tmp_path)
+    record = json.loads((tmp_path / planning.RECORD).read_text())
+    asked = record["tried"][0]
+    parameters = record["parameters"]
+    tokens, head = parameters["non_embedding"] - 2 * 128, 259 * 128  # without the weight and bias of the last norm
+    totals = {(kind, axes): sent for kind, axes, _, sent, _ in text.collective_totals(asked)}
+    assert totals["reduce-scatter", "fsdp"] == pytest.approx(7 / 8 * 4 * (tokens + head))
+    assert totals["all-gather", "fsdp"] >= 7 / 8 * 4 * (tokens + head)
+    assert asked["fits"] and not asked["roofline"] and "compiled for cpu:8: fits" in said
+    page = (tmp_path / planning.PAGE).read_text()
+    assert "reduce-scatter" in page and "<script src" not in page and "http://" not in page
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_turns():
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def local(x):
+        turn = lambda _, x: jax.lax.ppermute(x, "tensor", [(i, (i + 1) % 4) for i in range(4)])  # noqa: E731
+        return jax.lax.psum(jax.lax.fori_loop(0, 5, turn, x), "data")
+
+    both = jax.sharding.PartitionSpec(("data", "tensor"))
+    fn = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=both, out_specs=jax.sharding.PartitionSpec("tensor")))
+    found = hlo.computations(fn.lower(jax.ShapeDtypeStruct((8, 16), jnp.float32)).compile().as_text())
+    moved, summed = sorted(hlo.collectives(found, dict(mesh.shape)), key=lambda c: -c.times)
+    assert (moved.kind, moved.axes, moved.times, moved.sent) == ("collective-permute", ("tensor",), 5, 64.0)
+    assert (summed.kind, summed.axes, summed.group, summed.times) == ("all-reduce", ("data",), 2, 1)
+    assert summed.sent == 2 * 1 / 2 * 64
+
+
+def test_groups_of_devices_are_read_in_every_way_that_they_are_written():
+    def axes(text):
+        instruction = hlo._instruction("x", f"f32[2]{{0}} all-reduce(%y), {text}")
+        return hlo._axes(hlo._groups(instruction, 8), {"data": 2, "fsdp": 4, "tensor": 1})
+
+    assert axes("replica_groups={{0,1,2,3},{4,5,6,7}}") == ("fsdp",)
+    assert axes("replica_groups=[2,4]<=[8]") == ("fsdp",)
+    assert axes("replica_groups=[4,2]<=[2,4]T(1,0)") == ("data",)
+    assert axes("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}") == ("fsdp",)
+    assert axes("replica_groups=mesh['a'=2,'b'=4] {'a','b'}, channel_id=1") == ("data", "fsdp")
+    assert axes("replica_groups={}") == ("data", "fsdp")
+
+
+def test_traffic_counts_reads_and_writes_and_only_the_slices_that_a_fusion_takes():
+    text = """HloModule m, is_scheduled=true
+
+%inside (a: f32[4,256], i: s32[]) -> f32[1,256] {
+  %a = f32[4,256]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %cut = f32[1,256]{1,0} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={1,256}
+}
+
+ENTRY %main (x: f32[4,256], n: s32[]) -> f32[256,256] {
+  %x = f32[4,256]{1,0:T(8,128)} parameter(0)
+  %n = s32[] parameter(1)
+  %row = f32[1,256]{1,0:T(8,128)S(1)} fusion(%x, %n), kind=kLoop, calls=%inside
+  ROOT %out = f32[256,256]{1,0:T(8,128)} dot(%row, %row), lhs_contracting_dims={0}
+}
+"""
+    found = hlo.computations(text)
+    assert hlo.traffic(found) == (1024 + 4) + 256 * 256 * 4  # the row itself lies on chip
+    assert hlo.largest(found) == [(256 * 256 * 4, "f32[256,256] out")]
+
+
+def test_what_does_not_fit_is_read_from_the_words_of_the_compiler():
+    """Both sentences as a TPU compiler printed them."""
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (21.61G) exceeds "
+    )
+    found = compiled._too_large(said + "available HBM (15.75G).")
+    assert not found.fits and found.needed == 21.61 * 2**30 and found.available == 15.75 * 2**30
+    found = compiled._too_large("RESOURCE_EXHAUSTED: ... Used 20.5G of 15.75G hbm. Exceeded hbm capacity by 4.75G.")
+    assert found.needed == 20.5 * 2**30
+
+
+def test_the_roofline_by_hand():
+    """A chip of 1 TFLOP/s, 1 GB/s and 1 GB/s a link; an all-reduce alone uses both ways of a ring."""
+    config = small(data=8, fsdp=1)
+    program = build(config, vocab_size=259, mesh=sharding.make_mesh(config))
+    alone = hlo.Collective("all-reduce", ("data",), 8, 4e9, 2, False, "x")
+    hidden = hlo.Collective("collective-permute", ("data",), 2, 1e9, 3, True, "x")
+    found = compiled.Compiled(True, 1.0, 2.0, {}, [], [alone, hidden], traffic=2.5e9)
+    r = compiled.roofline(program, found, chips.Chip("made up", 1e12, 1e9, 1e9, 1e9, 4))
+    flops = counting.flops_per_token(program)["total"] * 16 * 128 / 8
+    assert r["compute_seconds"] == pytest.approx(flops / 1e12) and r["memory_seconds"] == 2.5
+    assert r["overlapped_seconds"] == 3.0 and r["exposed_seconds"] == 4.0 and r["step_seconds"] == 7.0
+    assert r["tokens_per_second"] == pytest.approx(16 * 128 / 7) and r["days"] == pytest.approx(7 * 2000 / 86400)
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5x:2x2", "did you mean v5[ep]"),
+        ("v5e:four", "is unknown; use one like v5e:4x4"),
+        ("cpu:3", "is not 8 CPU devices; use --topology=cpu:8"),
+        ("v5e:3x3", "is no shape of this TPU"),
+    ],
+)
+def test_a_topology_that_cannot_be_is_refused(topology, message, tmp_path):
+    with pytest.raises(Refused, match=message):
+        planning.plan_for(small(data=-1), topology, tmp_path)
+
+
+def test_the_step_compiles_for_a_tpu_that_is_not_here(tmp_path):
+    config = transformer.get_config("tiny")
+    config.model.num_layers, config.mesh.fsdp = 1, 2
+    said = planning.plan_for(config.lock(), "v5e:2x2", tmp_path)
+    asked = json.loads((tmp_path / planning.RECORD).read_text())["tried"][0]
+    assert asked["fits"] and asked["mesh"] == {"data": 2, "fsdp": 2} and "TPU v5 lite" in said
+    assert {"fsdp"} <= {axis for c in asked["collectives"] for axis in c["axes"]} <= {"data", "fsdp"}
+    assert 0 < asked["roofline"]["step_seconds"] < 1

@@ -1,0 +1,140 @@
+"""Every model of the house means the same on every mesh: loss, gradients, one update and what it writes.
+
+A part joins by being in its socket's table. One compiled step a model and mesh: Adam's first moment after one step is
+the gradient, times 1 - b1.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import data
+from configs import base
+from experiments import denoise, preflight
+from experiments.errors import ConfigError
+from experiments.program import build, global_batch
+from experiments.sharding import make_mesh
+from models.mixers import MIXERS
+from models.objectives import OBJECTIVES
+from models.projections import PROJECTIONS
+from tests.experiments import program_test
+
+B, T = 8, 16
+TOKENIZER = data.ByteTokenizer()
+MESHES = {
+    "data4": {"data": 4},
+    "fsdp4": {"fsdp": 4},
+    "tensor4": {"tensor": 4},
+    "context4": {"context": 4},
+    "fsdp2 x tensor2 x context2": {"fsdp": 2, "tensor": 2, "context": 2},
+}
+MODELS = {
+    **{name: {"model.mixer": name} for name in MIXERS},
+    **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
+    **{name: {"objective": name} for name in OBJECTIVES if name != base.get_config().objective},
+}
+
+
+def config(changes, mesh):
+    """A model of one layer; without a cut sequence by the kernel that compiles soonest."""
+    made = base.get_config()
+    kernel = {} if "context" in mesh else {"attention": {"implementation": "reference"}}
+    # Chunks of which a row has several; Newton-Schulz amplifies rounding, see tests/models/lact_test.py.
+    small = {"lact": {"chunk_size": 5, "window": 7, "rank": 3, "newton_schulz_steps": 0}}
+    sizes = {
+        "model": {"width": 32, "num_layers": 1, "num_heads": 4, "vocab_multiple": 4, **kernel, **small},
+        "data": {"length": T, "batch_size": B},
+        "optimizer": {"clip": 0.0, "eps": 1e-3, "warmup": 0.0, "schedule": "constant"},
+        "generate": {"max_tokens": 6, "temperature": 0.0},
+        "parallel": {"schedule": "zigzag"},
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, **mesh},
+    }
+    made.update(sizes)
+    made.update_from_flattened_dict(changes)
+    return made.lock()
+
+
+def batch():
+    """Rows of two documents each and some padding, with unequal numbers of targets."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 255, (B, T + 1)).astype(np.int32)
+    at, cut, end = np.arange(T)[None], rng.integers(1, T, (B, 1)), rng.integers(T - 3, T + 1, (B, 1))
+    segments = np.where(at < end, np.where(at < cut, 1, 2), 0).astype(np.int32)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "mask": (segments > 0) & (at != cut - 1) & (rng.random((B, T)) < rng.random((B, 1))),
+        "positions": np.where(at < cut, at, at - cut).astype(np.int32),
+        "segment_ids": segments,
+    }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """Programs run once here: what the compiler is slow at would never be earned back."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Case:
+    """A model on a mesh."""
+
+    def __init__(self, model, mesh):
+        self.config = config(MODELS[model], mesh)
+        self.devices = int(np.prod(list(mesh.values())))
+
+    def built(self):
+        mesh = make_mesh(self.config, jax.devices()[: self.devices])
+        return build(self.config, vocab_size=TOKENIZER.vocab_size, mesh=mesh)
+
+
+def step(program, state):
+    """State and metrics after one step from `state`, whichever mesh that lies on."""
+    return jax.device_get(program.train_step()(placed(program, state), global_batch(batch(), program)))
+
+
+def written(program, state):
+    """A greedy continuation of two prompts of unequal length."""
+    generator = denoise.generator(program, TOKENIZER)
+    return generator(placed(program, state)["params"], ["ab", "c"], program.config.generate.to_dict())
+
+
+def evaluated(program, state):
+    """Each row's nats."""
+    nats = jax.jit(lambda params, rows: program.objective.row_nll(program.merge(params), rows, jax.random.key(1)))
+    return jax.device_get(nats(placed(program, state)["params"], global_batch(batch(), program)))
+
+
+def placed(program, state):
+    return jax.device_put(state, program.shardings)
+
+
+@functools.cache
+def alone(model):
+    """A model on one device: where it starts, and what it does there, each computed when first asked for."""
+    program = Case(model, {"data": 1}).built()
+    state = jax.device_get(program.init())
+    return state, functools.cache(lambda what: what(program, state))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("model", MODELS)
+def test_sharded_equals_unsharded(model, mesh):
+    case, together = Case(model, MESHES[mesh]), len(MESHES[mesh]) > 1
+    try:
+        preflight.check(case.config, num_devices=case.devices)
+    except ConfigError as refused:
+        able = getattr(MIXERS[MODELS[model].get("model.mixer", "attention")], "context_parallel", False)
+        assert "context" in MESHES[mesh] and "mesh.context" in str(refused)
+        assert not able or MODELS[model].get("objective") == "block_diffusion", refused
+        return
+    program = case.built()
+    state, unsharded = alone(model)
+    program_test.assert_close(unsharded(step), step(program, state), 1e-5)
+    if together:
+        np.testing.assert_allclose(evaluated(program, state), unsharded(evaluated), rtol=1e-5)
+    if together or model in MIXERS:  # Whose state is what decoding adds.
+        assert written(program, state) == unsharded(written)

@@ -1,0 +1,161 @@
+"""Mixers that learn along the row: cut over devices, counted, with a state that does not grow."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+
+from configs import base, long_context
+from experiments import counting, preflight
+from experiments.program import build
+from experiments.sharding import make_mesh
+from kernels import masks
+from models.mixers import MIXERS, Context
+from models.partition import Partition
+from models.spec import Spec
+from tests.models.lm_test import SMALL, make, tokens
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost
+LEARNING = tuple(name for name in MIXERS if name != "attention")
+
+
+def spec(name, *, width=16, heads=4, partition=Partition(), dtype="float32", **group):  # noqa: B008 (immutable)
+    config = base.get_config().model
+    config.update({"width": width, "num_heads": heads, "init": "fan_in", "dtype": dtype, "param_dtype": dtype})
+    config.update({name: group})
+    return Spec.from_config(config.to_dict(), vocab_size=7, partition=partition)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_cut_over_devices_equals_one_device(name, x64):
+    """Packed rows forward and backward, then a decoding step, with rows on `data` and heads on `tensor`."""
+    mesh = Mesh(np.asarray(jax.devices()[:4]).reshape(2, 2), ("data", "tensor"))
+    rules = (("batch", ("data",)), ("heads", ("tensor",)))
+    B, T = 2, 8
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, T, 16)))
+    segments = jnp.asarray([[1] * 3 + [2] * 5, [1] * 8])
+    at = jnp.arange(T)[None] - jnp.where(segments == 2, 3, 0)
+
+    def run(partition):
+        group = {key: 3 if key in ("chunk_size", "mini_batch") else value for key, value in SMALL[name].items()}
+        made = MIXERS[name](spec(name, partition=partition, dtype="float64", **group), rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(made)
+
+        @jit
+        def both(params, x):
+            def loss(params, x):
+                return jnp.sum(jnp.sin(nnx.merge(graphdef, params)(x, Context(at, segments, masks.Causal()))[0]))
+
+            mixer = nnx.merge(graphdef, params)
+            step = Context(jnp.asarray([[0, 1, 2, 3], [0, 1, -1, -1]]), None, masks.Causal())
+            out, state = mixer(x[:, :4], step, mixer.init_state(B, T))
+            return jax.grad(loss, argnums=(0, 1))(params, x), out[:, :2], state
+
+        return both(params, x)
+
+    for a, b in zip(*map(jax.tree.leaves, (run(Partition()), run(Partition(mesh, rules)))), strict=True):
+        # Sums over devices in another order, in float64.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1, float(jnp.abs(a).max())))
+
+
+def test_patterns_of_mixers_with_pattention_agree_rematerialised_and_run_in_bfloat16():
+    changes = {"num_layers": 4, "projection": "pattention", "lact": SMALL["lact"], "ttt_linear": SMALL["ttt_linear"]}
+
+    def grads(**more):
+        graphdef, params = nnx.split(make("lact, ttt_linear", **changes, **more))
+        loss = lambda p: jnp.sum(nnx.merge(graphdef, p)(tokens(), mask=masks.Causal())[0].astype(jnp.float32) ** 3)  # noqa: E731
+        return jax.tree.leaves(jit(jax.grad(loss))(params))
+
+    kept, again, half = grads(), grads(remat="full"), grads(dtype="bfloat16", remat="dots")
+    for a, b, c in zip(kept, again, half, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * float(jnp.abs(a).max()))
+        assert a.dtype == c.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(c)))
+
+
+T, C = 96, 64  # A chunk that is learned from and half a one, so that no loop of the program turns twice
+COUNTED = {
+    "lact": {"chunk_size": C, "window": T, "heads": 2, "rank": 0, "newton_schulz_steps": 2},
+    "ttt_linear": {"mini_batch": C},
+    "ttt_mlp": {"mini_batch": C},
+    "linear_attention": {"chunk_size": T},
+    "gated_delta": {"chunk_size": T},
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_flops_agree_with_the_compiler(name):
+    """What XLA counts for twice the width, forward."""
+    counted, formula, N = [], [], 2
+    for width in (128, 256):
+        mixer = nnx.eval_shape(
+            lambda w=width: MIXERS[name](spec(name, width=w, heads=N, **COUNTED[name]), rngs=nnx.Rngs(0))
+        )
+        graphdef, params = nnx.split(mixer)
+
+        def run(params, x, graphdef=graphdef):
+            return nnx.merge(graphdef, params)(x, Context(jnp.arange(T)[None], None, masks.Causal()))[0]
+
+        lowered = jax.jit(run).lower(params, jax.ShapeDtypeStruct((1, T, width), jnp.float32))
+        solve = T * T * width if name == "gated_delta" else 0  # XLA counts a triangular system as nothing
+        counted.append(lowered.cost_analysis()["flops"] + solve)
+        kernels = sum(math.prod(v.shape) for _, v in nnx.to_flat_state(params) if v.get_metadata("role") == "kernel")
+        formula.append(T * (2 * kernels + mixer.context_flops(T, True)))
+    # The compiler also counts norms, activations and rotations: a few hundred FLOPs per token and unit of width.
+    assert 1.0 <= (counted[1] - counted[0]) / (formula[1] - formula[0]) < 1.05
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_the_state_does_not_grow_with_the_text(name):
+    mixer = nnx.eval_shape(lambda: MIXERS[name](spec(name, **SMALL[name]), rngs=nnx.Rngs(0)))
+    short, long = (nnx.eval_shape(lambda m, n=n: m.init_state(1, n), mixer) for n in (64, 65536))
+    assert jax.tree.map(jnp.shape, short) == jax.tree.map(jnp.shape, long)
+
+
+def test_state_bytes_by_hand():
+    """Two layers of attention keep keys and values of every token; each token's slot also has its position."""
+    for preset, each in (("attention", 2 * 2048 * 128 * 4), ("linear_attention", 4 * 32 * 32 * 4 + 4)):
+        config = long_context.get_config(preset).lock()
+        made = build(config, vocab_size=259, mesh=make_mesh(config, jax.devices()[:1]))
+        assert counting.state_bytes(made) == 2 * each + 4 * 2048 + 4
+
+
+def test_presets_for_long_context_have_equal_parameters_and_the_state_of_the_table():
+    sizes = {}
+    for preset in long_context.PRESETS:
+        config = long_context.get_config(preset).lock()
+        made = build(config, vocab_size=259, mesh=make_mesh(config, jax.devices()[:1]))
+        sizes[preset] = counting.parameters(made)["total"]
+        cells = next(line.split("|") for line in long_context.__doc__.splitlines() if line.startswith(f"| {preset} "))
+        assert [int(cells[2]), int(cells[3].replace(",", ""))] == [config.model.mlp.hidden, counting.state_bytes(made)]
+    assert max(sizes.values()) / min(sizes.values()) < 1.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"objective": "masked_diffusion"}, "model.mixer='lact' is causal and objective='masked_diffusion' is not"),
+        ({"mesh.context": 2, "mesh.data": 1}, "mesh.context=2"),
+        ({"model.num_kv_heads": 2}, "model.num_kv_heads=2 is for attention, .* use model.num_kv_heads=0"),
+        ({"model.lact.heads": 3}, "model.lact.heads=3 must divide the 128 channels .* model.lact.heads=2"),
+        (
+            {"model.lact.heads": 2, "mesh.tensor": 4, "mesh.data": 1},
+            "model.lact.heads=2 .* use e.g. model.lact.heads=4",
+        ),
+        ({"model.lact.chunk_size": 2048}, "model.lact.chunk_size=2048 leaves no token .* model.lact.chunk_size=512"),
+        ({"model.lact.window": 0}, "model.lact.window=0 must be at least 1"),
+        ({"model.lact.normalize": "pots"}, "model.lact.normalize='pots' is unknown; did you mean 'post'"),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_what_does_not_go_together_is_refused(changes, sentence):
+    config = long_context.get_config("lact")
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    devices = max(1, config.mesh.context * config.mesh.tensor)
+    with pytest.raises(preflight.ConfigError, match=sentence):
+        preflight.check(config, num_devices=devices)
