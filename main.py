@@ -8,6 +8,7 @@ python main.py --mode=generate --workdir=runs/quickstart --prompt="def main("
 import difflib
 import functools
 import os
+import re
 import sys
 import traceback
 
@@ -24,7 +25,7 @@ MODES = {
     "report": "rebuild report.html in --workdir, or compare --runs",
     "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
     "claim": "re-test the claim --config of a paper and write its row to --workdir/claim.json",
-    "ledger": "rewrite the claims of docs/LEDGER.md from docs/claims, after adding those of --runs",
+    "ledger": "rewrite the claims of docs/LEDGER.md, after adding those of --runs",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
@@ -54,7 +55,8 @@ NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 def usage() -> str:
     """What `--help` prints: one screen."""
     modes = [f"  --mode={name:<9} {text}." for name, text in MODES.items()]
-    described = {f"--{name}": FLAGS[name].help for name in KNOWN}
+    # absl puts the choices of a flag before its sentence; those of --mode stand above.
+    described = {f"--{name}": re.sub(r"^<.*?>: ", "", FLAGS[name].help) for name in KNOWN}
     described["--config.KEY=VALUE"] = "Change one setting, e.g. --config.train.steps=500; configs/base.py lists all."
     described["--helpfull"] = "The flags of every library too."
     rows = [f"  {name:<18} {text}" for name, text in described.items()]

@@ -47,6 +47,7 @@ def run(
     if "search" in sweep:
         from experiments.sweep import search
 
+        trials.check(trials.resolve(sweep["base"], search.corners(sweep), changes, shrink=shrink), workdir)
         found = search.run(sweep, workdir, go)
     else:
         found = go(trials.points(sweep))

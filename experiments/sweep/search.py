@@ -46,6 +46,13 @@ def settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def corners(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The points at both ends of every range of a search: what the preflight can judge before anything runs."""
+    space = settings(sweep)["space"]
+    fixed = dict((sweep.get("trials") or [{}])[0])
+    return [{**fixed, **{key: ends[end] for key, (_, *ends) in space.items()}} for end in (0, -1)]
+
+
 def run(
     sweep: Mapping[str, Any], workdir: pathlib.Path, go: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:

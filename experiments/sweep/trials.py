@@ -6,7 +6,8 @@ A file of configs/sweeps has `get_sweep() -> dict` with the keys
     trials     a list of {dotted key: value}, one for each trial; a value may be a function of the trial's config, which
                is called when all plain values are set
     grid       {dotted key: list of values}: every combination, with each of `trials`
-    search     settings of `experiments.sweep.search`, which asks Optuna for values instead
+    search     settings of `experiments.sweep.search`, which asks Optuna for values instead; the ends of its ranges are
+               checked before anything runs, what lies between before its batch
     study      settings of `experiments.scaling.study`, run on the finished table
     resources  what a launcher for many machines should ask for, in that library's own words
 """

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+import data
 from configs.claims import digits_reversed, order_matters, overtraining, tokenformer_growth, tokenization
 from data import tasks
 from experiments import claims, modes, preflight, smoke
@@ -120,25 +121,35 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
     assert (tmp_path / "w" / "comparison.html").exists()
 
 
-def test_tokenization_places_both_arms_between_frequencies_and_entropy_rate(tmp_path):
-    claim = tokenization.get_claim()
-    claim["base"] = small(claim["base"], tmp_path)
-    claim.update({"documents": 20, "document_length": 300, "seeds": (0, 1)})
-    claim["base"].data.length, claim["base"].data.max_files = 32, 0
-    claim["arms"]["tokens"]["data.vocab_size"] = 265
-    (row,) = claims.run(claim, tmp_path / "w", name="tokenization.py", quiet=True)["rows"]
-    numbers = row["numbers"]
-    assert numbers["chance"] == pytest.approx(1.0) and numbers["rate"] == pytest.approx(0.468996, abs=1e-6)
-    for arm in ("characters", "tokens"):
-        bits, (mean, low, high) = numbers["bits"][arm], numbers["learned"][arm]
-        assert mean == pytest.approx((1 - np.mean(bits)) / (1 - numbers["rate"])) and low < mean < high
-    texts = sorted((tmp_path / "w" / tokens_check.TEXTS).iterdir())
-    source = tasks.Markov(**claim["source_settings"])
-    text = b"".join(path.read_bytes() for path in texts)
-    assert len(texts) == 20 and len(text) == 6000 and set(text) == set(b"ab")
+def test_tokenization_places_both_arms_between_frequencies_and_entropy_rate(tmp_path, monkeypatch):
+    claim = tokenization.get_claim() | {"documents": 20, "document_length": 300, "seeds": (0, 1)}
+    bits = {"characters": [0.98, 0.99], "tokens": [0.5, 0.51]}
+    given = {}
+
+    def trained(base, arms, seeds, workdir, **_):
+        given.update(base.data.to_dict())
+        about = {"parameters": 1e5, "tokens": 1e6, "workdir": workdir}
+        return {arm: [about | {"eval/bits_per_byte": bits[arm][seed]} for seed in seeds] for arm in arms}
+
+    monkeypatch.setattr(tokens_check.arms, "train", trained)
+    monkeypatch.setattr(tokens_check.arms, "compare", lambda *_: None)
+    (row,) = tokens_check.run(claim, tmp_path, jobs=1, quiet=True)
+    assert row.numbers["chance"] == pytest.approx(1.0) and row.numbers["rate"] == pytest.approx(0.468996, abs=1e-6)
+    mean, low, high = row.numbers["learned"]["tokens"]
+    assert mean == pytest.approx((1 - 0.505) / (1 - 0.468996), rel=1e-5) and low < mean < high
+    assert row.verdict == "holds" and row.numbers["bits"] == bits
+    # What the arms read: the source, in letters, which BPE cuts into longer tokens.
+    texts = sorted(pathlib.Path(given["path"]).iterdir())
+    source, text = tasks.Markov(**claim["source_settings"]), b"".join(path.read_bytes() for path in texts)
+    assert given["source"] == "text" and len(texts) == 20 and len(text) == 6000 and set(text) == set(b"ab")
     back = np.frombuffer(text, np.uint8).reshape(20, 300)
     returned = (back[:, 2:] == back[:, :-2]).mean()  # With probability 1 - flip: a binomial share of 5,960.
     assert abs(returned - (1 - source.flip)) < 4.5 * np.sqrt(0.09 / 5960)
+    arm = claim["arms"]["tokens"]
+    corpus = data.load(
+        "text", path=given["path"], tokenizer="bpe", vocab_size=arm["data.vocab_size"], cache_dir=str(tmp_path / "c")
+    )
+    assert corpus.tokenizer.vocab_size == arm["data.vocab_size"] and corpus.info["bytes_per_token"] > 2
 
 
 def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ from experiments.sweep.launchers import local
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -74,6 +76,11 @@ def test_all_problems_of_all_trials_are_told_before_anything_runs(base, tmp_path
     told = caught.value.problems
     assert len(told) == 5 and not (tmp_path / "w").exists()  # three with 0 steps; 3 and 5 heads with 4
     assert told[1].startswith("trial 'num_heads=3 steps=4': model.width=32 does not divide by model.num_heads=3")
+    space = {"model.num_heads": ("choice", 2, 3), "optimizer.learning_rate": ("log", 1e-3, 1e3)}
+    with pytest.raises(ConfigError) as caught:
+        sweep.run({"base": base, "search": {"space": space}}, tmp_path / "w", quiet=True)
+    (told,) = caught.value.problems
+    assert "optimizer.learning_rate=1000.0 must lie between" in told and not (tmp_path / "w").exists()
     with pytest.raises(ConfigError, match="^trial 'length=100000': data.length=100000 is longer than the whole"):
         sweep.run({"base": base, "trials": [{"data.length": 10**5}, {"seed": 1}]}, tmp_path / "w", quiet=True)
     assert not (tmp_path / "w").exists()
@@ -237,9 +244,13 @@ def test_a_cancelled_task_lets_its_process_save(tmp_path, monkeypatch):
         _thread.interrupt_main()  # As Ray does it: Python is told, the operating system is not.
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        process.wait(str(tmp_path))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may start its jobs deaf to it.
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            process.wait(str(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert (tmp_path / "saved").exists()
 
@@ -287,6 +298,10 @@ def test_a_search_that_is_killed_asks_the_same_again(method, tmp_path):
     assert run("other") != rows
 
 
+# One worker runs them all: they share the rows of four trials.
+children = pytest.mark.xdist_group("sweep_children")
+
+
 def four(base):
     return {"base": base, "grid": {"seed": [0, 1, 2, 3]}}
 
@@ -303,9 +318,6 @@ def quick_children():
         yield
 
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
 @pytest.fixture(scope="module")
 def on_submitit(base, quick_children, tmp_path_factory):
     """The rows of four trials on submitit's local executor."""
@@ -314,16 +326,19 @@ def on_submitit(base, quick_children, tmp_path_factory):
     return sweep.run(made, tmp_path_factory.mktemp("slurm"), jobs=2, launcher="slurm", quiet=True)
 
 
+@children
 def test_submitit_runs_four_real_trials(on_submitit):
     assert [r["status"] for r in on_submitit] == ["finished"] * 4
     assert len({r["loss"] for r in on_submitit}) == 4
 
 
+@children
 def test_ray_runs_the_same_four_trials(base, quick_children, on_submitit, tmp_path):
     pytest.importorskip("ray")
     assert sweep.run(four(base), tmp_path, jobs=2, launcher="ray", quiet=True) == on_submitit
 
 
+@children
 def test_killed_and_started_again_a_sweep_gives_the_same_table(
     base, quick_children, on_submitit, tmp_path, monkeypatch
 ):
