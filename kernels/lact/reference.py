@@ -41,9 +41,18 @@ class Rule(NamedTuple):
 
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """einsum with operands rounded to `dtype` and float32 (float64 for float64) accumulation."""
-    precision = None if jnp.dtype(dtype).itemsize < 4 else jax.lax.Precision.HIGHEST
     wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), precision=precision, preferred_element_type=wide)
+    a, b = a.astype(dtype), b.astype(dtype)
+    if jnp.dtype(dtype).itemsize >= 4:
+        return jnp.einsum(spec, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=wide)
+
+    def native(a, b):
+        return jnp.einsum(spec, a, b, preferred_element_type=wide)
+
+    def widened(a, b):  # The CPU refuses some layouts of 16-bit operands; their products are exact in float32.
+        return jnp.einsum(spec, a.astype(wide), b.astype(wide))
+
+    return jax.lax.platform_dependent(a, b, cpu=widened, default=native)
 
 
 def row_norms(w: jax.Array) -> jax.Array:
