@@ -136,7 +136,10 @@ def interpret_params(interpret: bool) -> Any:
 
 
 def cost(sizes: Sizes, batch: int, tiles: int, products: int) -> pl.CostEstimate:
-    """What a call takes, for the scheduler to lay transfers beside it: `products` with H for every score of its tiles."""
+    """What a call takes: `products` over H for each score of its tiles. The scheduler lays transfers beside it.
+
+    Without it ring attention's backward pass sent its next keys only after the work that they should travel beside.
+    """
     scores = batch * sizes.N * tiles * sizes.block_q * sizes.block_k
     return pl.CostEstimate(flops=2 * products * sizes.H * scores, transcendentals=scores, bytes_accessed=0)
 
