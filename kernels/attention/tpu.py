@@ -20,6 +20,7 @@ from kernels.attention.tpu_common import (
     MaskOperands,
     batches,
     compiler_params,
+    cost,
     head_major,
     interpret_params,
     mask_operands,
@@ -123,6 +124,7 @@ def _forward_call(
             jax.ShapeDtypeStruct((batch, sizes.N, 1, q.shape[2]), jnp.float32),
         ],
         compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        cost_estimate=cost(sizes, batch, most, 2),
         interpret=interpret_params(interpret),
         name="attention_forward",
     )(*prefetched, q, k, v, *jax.tree.leaves(operands))

@@ -31,6 +31,7 @@ from kernels.attention.tpu_common import (
     MaskOperands,
     batches,
     compiler_params,
+    cost,
     head_major,
     interpret_params,
     mask_operands,
@@ -112,6 +113,7 @@ def _query_call(call: Call, codes: Any, length: Any, operands: MaskOperands, arr
         ),
         out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)],
         compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        cost_estimate=cost(sizes, batch, most, 3),
         interpret=interpret_params(interpret),
         name="attention_backward_queries",
     )(jnp.asarray(codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
@@ -138,6 +140,7 @@ def _key_call(call: Call, codes: Any, length: Any, operands: MaskOperands, array
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[2:4]],
         compiler_params=compiler_params("parallel", "parallel", "arbitrary", "arbitrary"),
+        cost_estimate=cost(sizes, batch, most, 4),
         interpret=interpret_params(interpret),
         name="attention_backward_keys",
     )(jnp.asarray(codes).reshape(-1), *arrays, *jax.tree.leaves(operands))

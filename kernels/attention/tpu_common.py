@@ -135,6 +135,15 @@ def interpret_params(interpret: bool) -> Any:
     return pltpu.InterpretParams() if interpret else False
 
 
+def cost(sizes: Sizes, batch: int, tiles: int, products: int) -> pl.CostEstimate:
+    """What a call takes: `products` over H for each score of its tiles. The scheduler lays transfers beside it.
+
+    Without it ring attention's backward pass sent its next keys only after the work that they should travel beside.
+    """
+    scores = batch * sizes.N * tiles * sizes.block_q * sizes.block_k
+    return pl.CostEstimate(flops=2 * products * sizes.H * scores, transcendentals=scores, bytes_accessed=0)
+
+
 def batches(codes: Any, B: int) -> list[slice]:
     """Slices of the batch whose codes fit scalar memory together."""
     at_once = B if codes.shape[0] == 1 else max(1, MOST_CODES // codes.shape[1])

@@ -71,7 +71,10 @@ def test_it_compiles_for_four_chips_and_permutes_beside_attention(schedule, back
     text, temporary = compiled(schedule, backward)
     under_way = permutes(text)
     assert len(under_way) >= 3
-    # Which of them the scheduler leaves without attention beside differs between compilers: some must have it.
-    assert any(beside for _, beside in under_way), under_way
+    bare = [name for name, beside in under_way if not beside]
+    if schedule == "token_ring" and not backward:  # The last results go home with nothing left to compute.
+        assert len(bare) < len(under_way) / 2, under_way
+    else:
+        assert not bare, under_way
     # No chip ever holds the scores of a block, let alone of a ring.
     assert temporary < N * (T // 4) ** 2 * 4
