@@ -16,8 +16,6 @@ from tests.kernels.attention_cases import segment_ids
 HEADS = {"mha": (8, 8), "gqa": (8, 2), "mqa": (8, 1)}
 # Cut into 2P chunks of odd length for P = 2 and 4, and of 5 for P = 8.
 LENGTH = {2: 52, 4: 56, 8: 80}
-# The programs are large and the arrays small: code that is not optimised is ready earlier.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def mask_of(name: str, T: int):
@@ -51,7 +49,7 @@ def results(attend, given) -> dict[str, np.ndarray]:
         seen = lse > -jnp.inf
         return (out * out_weight).sum() + (jnp.where(seen, lse, 0) * lse_weight).sum(), (out, lse)
 
-    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), compiler_options=QUICK)
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     (_, (out, lse)), grads = run(q, k, v)
     return {"out": out, "lse": lse} | dict(zip(("dq", "dk", "dv"), grads, strict=True))
 

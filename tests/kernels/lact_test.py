@@ -12,9 +12,6 @@ import pytest
 from kernels.lact import init_state, lact
 from kernels.lact.shapes import SMALL
 
-# Compiling is most of the cost of these tests; the numbers do not depend on how hard LLVM tries.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 # float64 rounding times the longest chain of sums in these shapes (about a thousand terms), relative to the result.
 F64 = 1e-12
 NS5 = [
@@ -137,7 +134,7 @@ def with_gradients(f):
         (_, out), grads = jax.value_and_grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
         return out, grads
 
-    return jit(run)
+    return jax.jit(run)
 
 
 @pytest.mark.parametrize("normalize,steps,with_momentum,order", CASES)
@@ -190,8 +187,8 @@ def test_split_anywhere_equals_whole_with_gradients_and_state(x64, normalize, st
     args, momentum = inputs(2, 11, 1, 4, 4)
     options = dict(chunk_size=4, newton_schulz_steps=steps, normalize=normalize)
 
-    whole = jit(lambda a, m: lact(*a, momentum=m, **options))
-    parts = jit(lambda a, m: run_split(a, m, cuts, **options))
+    whole = jax.jit(lambda a, m: lact(*a, momentum=m, **options))
+    parts = jax.jit(lambda a, m: run_split(a, m, cuts, **options))
     (out, state), (_, state_s) = whole(args, momentum), parts(args, momentum)
     out_s, grads_s = with_gradients(lambda a, m: run_split(a, m, cuts, **options)[0])(args, momentum)
     _, grads = with_gradients(lambda a, m: lact(*a, momentum=m, **options)[0])(args, momentum)
@@ -210,7 +207,7 @@ def test_token_by_token_in_a_scan_equals_whole(x64, normalize):
     options = dict(chunk_size=4, newton_schulz_steps=5, normalize=normalize)
     state = init_state(weights, 2, chunk_size=4, dtype=jnp.float64, rate_dtype=jnp.float64, momentum=True)
 
-    @jit
+    @jax.jit
     def decode(state, tokens, momentum):
         def body(state, xs):
             *token, gate = [x[:, None] for x in xs]
@@ -221,7 +218,7 @@ def test_token_by_token_in_a_scan_equals_whole(x64, normalize):
         return jax.lax.scan(body, state, xs)
 
     last, outs = decode(state, tokens, momentum)
-    whole, expected = jit(lambda a, m: lact(*a, momentum=m, **options))(args, momentum)
+    whole, expected = jax.jit(lambda a, m: lact(*a, momentum=m, **options))(args, momentum)
     close(jnp.moveaxis(outs, 0, 1), whole)
     trees_close(last.carry, expected.carry)
 
@@ -283,8 +280,8 @@ def test_packing_equals_each_document_alone(x64, lengths, normalize, cuts):
     trees_close(grads, grads_alone)
 
 
-packed_run = jit(lambda a, m, s: lact(*a, momentum=m, segment_ids=s, chunk_size=3)[0])
-alone_by_definition = jit(lambda a, m: naive(a, m, 3))
+packed_run = jax.jit(lambda a, m, s: lact(*a, momentum=m, segment_ids=s, chunk_size=3)[0])
+alone_by_definition = jax.jit(lambda a, m: naive(a, m, 3))
 
 
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
@@ -311,8 +308,8 @@ def test_no_leak_by_gradient_and_perturbation(x64):
     def reached(jacobian):  # [T out, T in]
         return np.any(np.asarray(jacobian)[:, :, :, 0] != 0, axis=(1, 2, *range(4, jacobian.ndim - 1)))
 
-    run = jit(once)
-    jac_q, jac_k, jac_v, jac_lr = jit(jax.jacrev(once))(tokens, momentum)
+    run = jax.jit(once)
+    jac_q, jac_k, jac_v, jac_lr = jax.jit(jax.jacrev(once))(tokens, momentum)
     chunk = np.arange(13) // 4
     np.testing.assert_array_equal(reached(jac_q), np.eye(13, dtype=bool))
     for jac in (jac_k, jac_v, jac_lr):
@@ -350,7 +347,7 @@ def test_zero_and_rank_poor_updates_are_safe(normalize):
     q, k, v, lr, weights = args
     rank_one = jnp.broadcast_to(k[:, :1], k.shape)
     options = dict(chunk_size=4, momentum=momentum, newton_schulz_steps=5, normalize=normalize)
-    run = jit(jax.value_and_grad(lambda *a: probe(lact(*a, **options)[0]), (0, 1, 2, 3, 4)))
+    run = jax.jit(jax.value_and_grad(lambda *a: probe(lact(*a, **options)[0]), (0, 1, 2, 3, 4)))
     for keys, values in ((k, jnp.zeros_like(v)), (jnp.zeros_like(k), v), (rank_one, v)):
         value, grads = run(q, keys, values, lr, weights)
         assert jnp.isfinite(value) and all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(grads))
@@ -359,7 +356,7 @@ def test_zero_and_rank_poor_updates_are_safe(normalize):
 @pytest.mark.parametrize("steps,tolerance", [(0, 5e-6), (5, 1e-4)])
 def test_float32_is_close_to_float64(x64, steps, tolerance):
     args, momentum = inputs(1, 24, 2, 8, 8)
-    run = jit(lambda a, m: lact(*a, chunk_size=8, momentum=m, newton_schulz_steps=steps)[0])
+    run = jax.jit(lambda a, m: lact(*a, chunk_size=8, momentum=m, newton_schulz_steps=steps)[0])
     single = run(*jax.tree.map(lambda x: x.astype(jnp.float32), (args, momentum)))
     assert single.dtype == jnp.float32
     close(single, run(args, momentum), tolerance)

@@ -12,7 +12,6 @@ from kernels.linear_attention import gated_delta_rule, init_state, linear_attent
 from kernels.linear_attention.shapes import SMALL
 from kernels.platforms import compile_for_tpu, lower_for_cuda
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 F64 = 1e-12  # rounding times the longest sum here (hundreds of terms of order one)
 
 
@@ -40,7 +39,7 @@ def with_gradients(f):
         (_, out), grads = jax.value_and_grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
         return out, grads
 
-    return jit(run)
+    return jax.jit(run)
 
 
 def close(actual, expected):
@@ -107,7 +106,7 @@ def test_token_by_token_in_a_scan(x64, kind):
         out, state = call(kind, [x[:, None] for x in xs], chunk_size=4, state=state)
         return state, out[:, 0]
 
-    state, outs = jit(lambda s, a: jax.lax.scan(body, s, [jnp.moveaxis(x, 1, 0) for x in a]))(
+    state, outs = jax.jit(lambda s, a: jax.lax.scan(body, s, [jnp.moveaxis(x, 1, 0) for x in a]))(
         init_state(1, 2, 4, 4, jnp.float64), args
     )
     whole, last = call(kind, args, chunk_size=4)

@@ -1,7 +1,5 @@
 """Padding at a row's end is no token: outputs and state are those of the row without it, in kernels with a chunk."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from kernels import ttt
 from kernels.lact import init_state, lact
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 C, T, N, H = 3, 8, 2, 4
 LENGTHS = (8, 5, 0)  # all; two documents of 2 and 3, so a full chunk at the end; nothing
 B = len(LENGTHS)
@@ -52,7 +49,7 @@ def test_padding_is_no_token(x64, op):
     """Two calls of four places and one of a single place, in which the last two rows wait, against each row alone."""
     tokens = [draw(B, T, N, H, seed=i) for i in range(3)] + [draw(B, T, N, seed=3), draw(B, T, N, seed=4)]
     ids = jnp.asarray([[1] * 8, [1, 1, 2, 2, 2, 9, 9, 9], [9] * 8])  # padding has an id of its own
-    call = jit(lambda tokens, state, ids, lengths=None: op(tokens, state=state, segment_ids=ids, lengths=lengths))
+    call = jax.jit(lambda tokens, state, ids, lengths=None: op(tokens, state=state, segment_ids=ids, lengths=lengths))
     state, outs = op.start(B), []
     for begin, end, counts in ((0, 4, (4, 4, 0)), (4, 8, (4, 1, 0)), (0, 1, (1, 0, 0))):
         piece = [t[:, begin:end] for t in tokens]

@@ -11,7 +11,6 @@ from kernels.platforms import compile_for_tpu, lower_for_cuda
 from kernels.ttt import TTTParams, init_state, ttt_linear, ttt_mlp
 from kernels.ttt.shapes import SMALL
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OPS = {"linear": ttt_linear, "mlp": ttt_mlp}
 F64 = (
     1e-11  # rounding times the longest chain of sums (hundreds of terms), divided by the smallest std of LN, about 0.1
@@ -73,7 +72,7 @@ def with_gradients(f):
         (_, out), grads = jax.value_and_grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
         return out, grads
 
-    return jit(run)
+    return jax.jit(run)
 
 
 def close(actual, expected):
@@ -121,7 +120,7 @@ def test_token_by_token_in_a_scan(x64, kind):
         return state, out[:, 0]
 
     state = init_state(params, 2, mini_batch=4, dtype=jnp.float64, eta_dtype=jnp.float64)
-    state, outs = jit(lambda s, a: jax.lax.scan(body, s, [jnp.moveaxis(x, 1, 0) for x in a]))(state, tokens)
+    state, outs = jax.jit(lambda s, a: jax.lax.scan(body, s, [jnp.moveaxis(x, 1, 0) for x in a]))(state, tokens)
     out, last = OPS[kind](*args, mini_batch=4)
     close(jnp.moveaxis(outs, 0, 1), out)
     close(state, last)
@@ -149,7 +148,7 @@ def test_no_leak(x64):
     """Output i moves with tokens up to and including i, and with none after."""
     args = inputs("linear", 1, 10, 1, 4, 4)
     args = (*args[:4], args[4]._replace(position=None))
-    jacobian = jit(jax.jacrev(lambda v: ttt_linear(*args[:2], v, *args[3:], mini_batch=4)[0][0, :, 0]))(args[2])
+    jacobian = jax.jit(jax.jacrev(lambda v: ttt_linear(*args[:2], v, *args[3:], mini_batch=4)[0][0, :, 0]))(args[2])
     reached = np.any(np.asarray(jacobian)[:, :, 0, :, 0] != 0, axis=(1, 3))
     np.testing.assert_array_equal(reached, np.tril(np.ones((10, 10), bool)))
 

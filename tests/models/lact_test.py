@@ -1,7 +1,5 @@
 """The LaCT layer against its formulas token by token, what each branch may see, and decoding with Newton-Schulz."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,6 @@ from models.mixers import Context
 from models.mixers.lact import Lact
 from models.spec import Spec
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost
 B, T, C, W = 2, 17, 4, 6
 NS5 = [
     (4.0848, -6.8946, 2.9270),
@@ -49,7 +46,7 @@ def context(positions=None):
 
 
 def whole(graphdef):
-    return jit(lambda params, x: nnx.merge(graphdef, params)(x, context())[0])
+    return jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, context())[0])
 
 
 # ==================== The formulas, in loops ====================
@@ -150,7 +147,7 @@ def test_the_layer_is_its_formulas(x64):
 def in_pieces(graphdef, params, x):
     """Prompts of 9 and 5 tokens padded to 9, then steps; the outputs of row 0's T tokens and row 1's T - 4."""
 
-    @jit
+    @jax.jit
     def read(params, piece, positions, state):
         return nnx.merge(graphdef, params)(piece, context(positions), state)
 
@@ -196,7 +193,7 @@ def reach(graphdef, params):
     def outputs(x):
         return nnx.merge(graphdef, params)(x[None], context())[0][0] @ weigh
 
-    return np.any(np.asarray(jit(jax.jacrev(outputs))(inputs()[0])) != 0, axis=-1)
+    return np.any(np.asarray(jax.jit(jax.jacrev(outputs))(inputs()[0])) != 0, axis=-1)
 
 
 def test_the_fast_branch_sees_earlier_chunks_only(x64):

@@ -1,7 +1,5 @@
 """What must be true of every model in the house, whatever mixer it is built of."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +13,6 @@ from models.mixers import MIXERS
 from models.spec import Spec
 
 V, B, T = 17, 2, 24
-# Compiling is most of the cost of these tests; the numbers do not depend on how hard LLVM tries.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def make(mixer="attention", **changes):
@@ -64,7 +60,7 @@ def test_no_token_sees_a_later_one(model):
     graphdef, params = nnx.split(model)
     at = T // 2
 
-    @jit
+    @jax.jit
     def sensitivity(params):
         def f(x):
             features, _ = _from_embeddings(nnx.merge(graphdef, params), x)
@@ -87,7 +83,7 @@ def _from_embeddings(model, x):
 
 def test_a_row_does_not_depend_on_its_neighbours(model):
     graphdef, params = nnx.split(model)
-    run = jit(lambda params, x: nnx.merge(graphdef, params)(x, mask=masks.Causal())[0])
+    run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, mask=masks.Causal())[0])
     x = tokens(shape=(4, T))
     whole = run(params, x)
     turned = run(params, jnp.roll(x, 1, axis=0))
@@ -103,13 +99,13 @@ def test_prefill_and_steps_equal_the_full_forward(model):
     """Prompts of two lengths, read on in pieces and token by token, padded to one width, end in the same features."""
     graphdef, params = nnx.split(model)
     x = tokens()
-    want = jit(lambda params: nnx.merge(graphdef, params)(x, mask=masks.Causal())[0])(params)
+    want = jax.jit(lambda params: nnx.merge(graphdef, params)(x, mask=masks.Causal())[0])(params)
 
-    @jit
+    @jax.jit
     def read(params, piece, positions, state):
         return nnx.merge(graphdef, params).for_decoding()(piece, mask=masks.Causal(), positions=positions, state=state)
 
-    state = jit(lambda params: nnx.merge(graphdef, params).for_decoding().init_state(B, T))(params)
+    state = jax.jit(lambda params: nnx.merge(graphdef, params).for_decoding().init_state(B, T))(params)
     done = np.zeros(B, int)
     for width, *used in ((10, 10, 6), (9, 9, 3), (1, 1, 1), (1, 1, 0), (1, 1, 1), (1, 1, 1)):
         at = done[:, None] + np.arange(width)
@@ -135,7 +131,7 @@ def test_packing_equals_each_document_alone(model):
         features, _ = nnx.merge(graphdef, params)(x, mask=masks.Causal(), **kw)
         return jnp.sum(features * weights), features
 
-    grad = jit(jax.grad(loss, has_aux=True))
+    grad = jax.jit(jax.grad(loss, has_aux=True))
     together, features = grad(params, x, weights, positions=positions, segment_ids=segments)
     g1, first = grad(params, x[:, :cut], weights[:, :cut])
     g2, second = grad(params, x[:, cut:], weights[:, cut:])
@@ -151,7 +147,7 @@ def test_scanned_unrolled_and_rematerialised_layers_agree(changes):
 
     def grads(model):
         graphdef, params = nnx.split(model)
-        run = jit(jax.grad(lambda p: jnp.sum(nnx.merge(graphdef, p)(x, mask=masks.Causal())[0] ** 2)))
+        run = jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graphdef, p)(x, mask=masks.Causal())[0] ** 2)))
         return jax.tree.leaves(run(params))
 
     for a, b in zip(grads(make(num_layers=4)), grads(make(num_layers=4, **changes)), strict=True):

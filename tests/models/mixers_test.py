@@ -1,6 +1,5 @@
 """Mixers that learn along the row: cut over devices, counted, with a state that does not grow."""
 
-import functools
 import math
 
 import jax
@@ -20,7 +19,6 @@ from models.partition import Partition
 from models.spec import Spec
 from tests.models.lm_test import SMALL, make, tokens
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling is the cost
 LEARNING = tuple(name for name in MIXERS if name != "attention")
 
 
@@ -44,7 +42,7 @@ def test_cut_over_devices_equals_one_device(name, x64):
         made = MIXERS[name](spec(name, partition=partition, dtype="float64", **group), rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(made)
 
-        @jit
+        @jax.jit
         def both(params, x):
             def loss(params, x):
                 context = Context(jnp.arange(T)[None], None, masks.Causal())
@@ -66,7 +64,7 @@ def test_a_pattern_of_mixers_with_pattention_runs_in_bfloat16():
     groups = {"lact": SMALL["lact"], "ttt_linear": SMALL["ttt_linear"]}
     changes = {"num_layers": 2, "projection": "pattention", **groups}
     graphdef, params = nnx.split(make("lact, ttt_linear", dtype="bfloat16", **changes))
-    out = jit(lambda p: nnx.merge(graphdef, p)(tokens(), mask=masks.Causal())[0])(params)
+    out = jax.jit(lambda p: nnx.merge(graphdef, p)(tokens(), mask=masks.Causal())[0])(params)
     assert out.dtype == jnp.bfloat16 and bool(jnp.all(jnp.isfinite(out)))
 
 

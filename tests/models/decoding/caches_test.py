@@ -10,7 +10,7 @@ import pytest
 from models.decoding import caches, diffusion
 
 # The programs are tiny and many: most of the time would go into optimising them.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 pytestmark = pytest.mark.usefixtures("x64")
 SIZE, LENGTH, BLOCK, WIDTH, BATCH = 5, 6, 2, 8, 256
 INIT = jnp.full((BATCH, LENGTH), SIZE).at[:, :2].set(jnp.array([3, 1]))
@@ -44,7 +44,7 @@ def network(depth, causal=False, seed=0):
 def run(depth, causal, policy, commit=True, refresh=None, method="max_prob", temperature=1.0):
     forward, empty = network(depth, causal)
     steps = None if method in ("threshold", "factor") else 4
-    call = jit(
+    call = jax.jit(
         lambda key: caches.decode(
             forward,
             empty,
@@ -70,7 +70,7 @@ def test_no_cache_is_the_plain_sampler(method):
     """The same keys, so the same tokens, as the semi-autoregressive sampler of the diffusion module."""
     forward, empty = network(2)
     denoise = lambda z, t: forward(z, jnp.arange(LENGTH), empty)[0]  # noqa: E731
-    tokens, calls = jit(
+    tokens, calls = jax.jit(
         lambda key: diffusion.sample(
             denoise,
             key,
@@ -138,7 +138,7 @@ def test_parallel_rules_leave_finished_rows_alone():
     forward, empty = network(2)
     few = [(k[:3], v[:3]) for k, v in empty]
     pick = jnp.array([40, 7, 21])
-    alone = jit(
+    alone = jax.jit(
         lambda key: caches.decode(
             forward,
             few,

@@ -32,7 +32,7 @@ def draw(table, method, batch, seed=0, **options):
         denoise, key, batch=batch, length=length, vocab_size=size, mask_id=size, method=method, **options
     )
     # Small programs, many of them: most of the time would go into optimising what runs for a second.
-    tokens, calls = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(seed))
+    tokens, calls = jax.jit(run)(jax.random.key(seed))
     return np.asarray(tokens), np.asarray(calls)
 
 
