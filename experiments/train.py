@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import counting, denoise, evaluate, fitting, grown, inputs, preflight, sharding, writers
+from experiments import counting, evaluate, fitting, generators, grown, inputs, preflight, sharding, writers
 from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from experiments.errors import TrainingDiverged
@@ -51,7 +51,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus)
-    generator = denoise.generator(program, corpus.tokenizer)
+    generator = generators.make(program, corpus.tokenizer)
 
     # ==================== How a run starts ====================
     # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.

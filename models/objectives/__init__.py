@@ -11,7 +11,9 @@ import jax
 
 from kernels import masks
 from models.objectives import next_token
+from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
+from models.objectives.score_entropy import ScoreEntropy
 
 
 class Objective(Protocol):
@@ -39,6 +41,8 @@ OBJECTIVES = {  # An objective without options as it is, one with options as its
     "next_token": next_token,
     "masked_diffusion": MaskedDiffusion,
     "block_diffusion": BlockDiffusion,
+    "score_entropy": ScoreEntropy,
+    "any_subset": AnySubset,
 }
 
 

@@ -1,7 +1,8 @@
 """Masked and block diffusion of a language model: the losses of masked_diffusion.py and block_diffusion.py with an
 `LM` as their denoiser.
 
-The model is not told the time: how much of its input is masked says enough (MDLM). Scored are the tokens themselves,
+The model is told the time t where `model.time_features` asks for it; without, how much of its input is masked says
+enough (MDLM). Scored are the tokens themselves,
 where `batch["mask"]` is true; the others (padding, the start of a document) are given and never masked. The head
 predicts ids below `mask_id` only, which is the SUBS parameterisation: the mask has no probability, visible tokens have
 no loss. Nats are upper bounds, summed over the valid tokens.
@@ -43,24 +44,24 @@ class _Diffusion:
     extra_tokens: ClassVar[int] = 1
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict:
-        """The global batch with noised tokens `noised [B, T]` and loss weights `weight [B, T]` (0: nothing learned)."""
+        """The global batch with `noised [B, T]` tokens, their `time`, and `weight [B, T]` of the loss (0: none)."""
         drawn = self.noise(key, batch["tokens"], ~batch["mask"], training=True)
-        return {**batch, "noised": drawn.z, "weight": drawn.weight}
+        return {**batch, "noised": drawn.z, "time": drawn.t, "weight": drawn.weight}
 
     def loss(self, model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]:
         """Sum of the weighted loss over a batch from `corrupt`, an estimate of its bound in nats, plus the z-loss.
 
         Args:
           model: an `LM`.
-          batch: `tokens`, `noised` `[B, T]`, `weight [B, T]`, and where rows hold several documents `positions` and
-            `segment_ids` `[B, T]`.
+          batch: `tokens`, `noised` `[B, T]`, `weight [B, T]`, `time` `[B]` or `[B, T]`, and where rows hold several
+            documents `positions` and `segment_ids` `[B, T]`.
           key: not used: the noise is in the batch.
           z_loss: weight of the squared log-partition.
 
         Returns:
           The sum to differentiate and `{"nll": sum of nats}`.
         """
-        features = self.features(model, batch, batch["noised"])
+        features = self.features(model, batch, batch["noised"], batch["time"])
         total, nll = weighted_nll(
             model, features, batch["tokens"], batch["weight"], z_loss=z_loss, classes=self.mask_id
         )
@@ -75,7 +76,7 @@ class _Diffusion:
 
         def draw(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
             drawn = self.noise(key, tokens, ~batch["mask"], training=False)
-            nll = target_nll(model, self.features(model, batch, drawn.z), tokens, classes=self.mask_id)
+            nll = target_nll(model, self.features(model, batch, drawn.z, drawn.t), tokens, classes=self.mask_id)
             return total + jnp.sum(jnp.where(drawn.weight > 0, drawn.weight * nll, 0), axis=-1), None
 
         start = jnp.zeros(tokens.shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
@@ -84,7 +85,7 @@ class _Diffusion:
     def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
         raise NotImplementedError
 
-    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
         raise NotImplementedError
 
 
@@ -112,9 +113,9 @@ class MaskedDiffusion(_Diffusion):
             frozen=frozen,
         )
 
-    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
         """Features `[B, T, D]` of the noised tokens; every token sees its whole document."""
-        return model(noised, mask=self.mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))[0]
+        return whole_documents(model, batch, noised, time)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,7 @@ class BlockDiffusion(_Diffusion):
             frozen=frozen,
         )
 
-    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
         """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper."""
         T = noised.shape[1]
         tokens, positions = block_diffusion.training_inputs(noised, batch["tokens"])
@@ -165,9 +166,16 @@ class BlockDiffusion(_Diffusion):
             mask=masks.BlockDiffusion(T, self.block),
             positions=jnp.concatenate([positions, positions], -1),
             segment_ids=None if segments is None else jnp.concatenate([segments, segments], -1),
+            time=jnp.concatenate([time, jnp.zeros_like(time)], -1),  # [B, T], a time for each block; clean is time 0.
         )
         return features[:, :T]
 
     def keys(self, length: int) -> float:
         """Keys seen for each token of a row of `length`, over both copies: (n^2 + n block) / n."""
         return length + self.block
+
+
+def whole_documents(model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
+    """Features `[B, T, D]` of noised tokens `[B, T]` at times `[B]` or `[B, T]`; each sees its whole document."""
+    places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
+    return model(noised, mask=masks.Full(), time=time, **places)[0]
