@@ -11,15 +11,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from data import messages
+from data.tasks.arithmetic import Arithmetic
 from data.tasks.automata import Automata
 from data.tasks.copying import Copying
 from data.tasks.disjointness import Disjointness
+from data.tasks.infilling import Infilling
 from data.tasks.markov import Markov
 from data.tasks.recall import Recall
 from data.tasks.scoring import score
+from data.tasks.star_graph import StarGraph
+from data.tasks.sudoku import Sudoku
 from data.tasks.threading import Threading
 
-__all__ = ["TASKS", "Automata", "Copying", "Disjointness", "Markov", "Recall", "Task", "Threading", "make", "score"]
+__all__ = [
+    "TASKS", "Arithmetic", "Automata", "Copying", "Disjointness", "Infilling", "Markov", "Recall", "StarGraph",
+    "Sudoku", "Task", "Threading", "make", "score",
+]  # fmt: skip
 
 
 class Task(Protocol):
@@ -54,9 +61,13 @@ TASKS: dict[str, type] = {
     "automata": Automata,
     "markov": Markov,
     "disjointness": Disjointness,
+    "arithmetic": Arithmetic,
+    "star_graph": StarGraph,
+    "sudoku": Sudoku,
+    "infilling": Infilling,
 }
 
-_MAY_BE_ZERO = {"payload", "item_length", "branches", "law", "burn_in"}
+_MAY_BE_ZERO = {"payload", "item_length", "branches", "law", "burn_in", "room", "pads"}
 
 
 def make(name: str, settings: str | Mapping[str, Any] = "") -> Task:

@@ -26,6 +26,12 @@ CASES = {
     "automata": ("automata", "states=4, symbols=5, degree=2, string_length=6", 50),
     "markov": ("markov", "order=2, symbols=3", 40),
     "switching": ("markov", "order=3, symbols=3, kind=switching, flip=0.2", 40),
+    "sums": ("arithmetic", "digits=3", 14),
+    "products": ("arithmetic", "digits=2, operation=multiply, reverse=true, room=8, pads=3", 20),
+    "stars": ("star_graph", "arms=3, least=2, most=4, nodes=15, room=6", 40),
+    "sudoku": ("sudoku", "", 34),
+    "infilling": ("infilling", "gap=4, room=7, pads=2", 20),
+    "infilling-in-place": ("infilling", "side=2, in_place=true", 12),
     "disjoint": ("disjointness", "universe=20, small=3, large=6, noise=4", 30),
     "twice": ("disjointness", "universe=20, small=3, large=6, overlap=2, order=large_first, repeats=2", 40),
 }
