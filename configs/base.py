@@ -120,6 +120,10 @@ def get_config() -> ConfigDict:
     config.any_subset.rate_min = 0.85  # Training: the share of targets is drawn between the two; the rest is prompt.
     config.any_subset.rate_max = 0.99
 
+    config.insertion = ConfigDict()  # Reads a row as one string: data.isolate=False.
+    config.insertion.weighting = "length"  # length (L + 1 a row: the sampled law is exact), or constant (as published).
+    config.insertion.draws = 4
+
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, lion, muon, adafactor, schedule_free.
     optimizer.learning_rate = 1e-3  # Peak.
@@ -184,6 +188,10 @@ def get_config() -> ConfigDict:
     generate.min_p = 0.0
     generate.draft = 4  # any_subset: tokens drafted in one call and checked in the next; the law does not change.
     generate.stop = ()  # Strings that end a sample.
+
+    generate.insertion = ConfigDict()
+    generate.insertion.stop = "sample"  # sample (a coin of p_stop: the exact law), threshold (as published) or never.
+    generate.insertion.threshold = 0.9  # threshold: stops where p_stop is at least this.
 
     generate.diffusion = denoising = ConfigDict()  # Of diffusion objectives: fills max_tokens masks behind the prompt.
     denoising.method = ""  # "" = the objective's own (ancestral; score_entropy: analytic), else euler, entropy, ...

@@ -57,6 +57,19 @@ class Filler:
         for row, (filled, start) in enumerate(zip(np.asarray(tokens), starts, strict=True)):
             yield row, self._text(filled[start : start + count], tuple(options["stop"])) + suffix
 
+    def answers(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a task with their answers drawn anew: tokens `[B, T]`, calls `[B]`. `batch` as from `inputs.prepare`.
+
+        `data.tasks.score(batch, predicted=tokens)` says how many are right.
+        """
+        canvas = np.where(batch["mask"], self._mask_id, batch["tokens"]).astype(np.int32)
+        options = {**options, "max_tokens": max(1, int(batch["mask"].sum(1).max()))}
+        filled = self._fill(
+            params, canvas, batch["segment_ids"], jax.random.key(seed), jnp.arange(len(canvas)),
+            settings=self.settings(options),
+        )  # fmt: skip
+        return tuple(map(np.asarray, filled))
+
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""
         return np.concatenate([[self.tokenizer.bos], self.tokenizer.encode(prompt)]).astype(np.int32)

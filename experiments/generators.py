@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.anyorder import Drafter
+from experiments.anyorder import Drafter, Inserter
 from experiments.denoise import Filler
 from experiments.generate import Generator
 from experiments.program import Program
@@ -13,9 +13,10 @@ GENERATORS = {
     "block_diffusion": Filler,
     "score_entropy": Filler,
     "any_subset": Drafter,
+    "insertion": Inserter,
 }
 
 
 def make(program: Program, tokenizer: Any) -> Any:
-    """What writes text with the model of `program`: token by token, by filling masks in, or by drafts."""
+    """What writes text with the model of `program`: token by token, by filling masks in, by drafts, by insertion."""
     return GENERATORS[program.config.objective](program, tokenizer)

@@ -4,7 +4,7 @@ POSITIVE = (
     "data.length", "data.batch_size", "model.vocab_multiple", "model.width", "model.num_layers", "model.num_heads",
     "train.steps", "train.accumulation", "train.log_every", "train.profile_steps", "generate.max_tokens",
     "checkpoint.keep_last", "masked_diffusion.draws", "block_diffusion.draws", "block_diffusion.block",
-    "score_entropy.draws", "generate.draft",
+    "score_entropy.draws", "generate.draft", "insertion.draws",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
@@ -26,6 +26,6 @@ SHARES = {  # key: (least, most), both allowed
     "block_diffusion.t_max": (1e-6, 1.0),
     "any_subset.rate_min": (0.0, 1.0), "any_subset.rate_max": (0.0, 1.0), "score_entropy.t_min": (0.0, 1.0),
     "score_entropy.t_max": (1e-6, 1.0),
-    "generate.diffusion.remask": (0.0, 1.0),
+    "generate.insertion.threshold": (0.0, 1.0), "generate.diffusion.remask": (0.0, 1.0),
     "generate.diffusion.threshold": (0.0, 1.0),
 }  # fmt: skip

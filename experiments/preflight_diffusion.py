@@ -12,20 +12,22 @@ GENERATION = {
         "left_to_right", "candidate", "threshold", "factor", *SCORE_METHODS,
     ),
     "generate.diffusion.grid": ("linear", "cosine"),
+    "generate.insertion.stop": ("sample", "threshold", "never"),
 }  # fmt: skip
 TIMED = ("masked_diffusion", "block_diffusion", "score_entropy")  # They tell the model a time that it asks for.
-NO_Z_LOSS = ("score_entropy",)  # The log-partition is part of what they learn.
+NO_Z_LOSS = ("score_entropy", "insertion")  # The log-partition is part of what they learn.
 LAID_OUT_TWICE = ("block_diffusion", "any_subset")
-OWN_SAMPLER = ("any_subset",)  # Not one of models.decoding.diffusion.
+OWN_SAMPLER = ("any_subset", "insertion")  # Not one of models.decoding.diffusion.
 
 
 def choices() -> dict[str, Sequence[str]]:
     """Key of the config -> the names it takes."""
-    from models.objectives import diffusion, score_entropy
+    from models.objectives import diffusion, insertion, score_entropy
 
     tables = {**dict.fromkeys(diffusion.GROUPS, diffusion.CHOICES), "score_entropy": score_entropy.CHOICES}
     groups = {f"{name}.{key}": names for name, table in tables.items() for key, names in table.items()}
-    return {**groups, "block_diffusion.weighting": diffusion.WEIGHTINGS, **GENERATION}
+    groups |= {"block_diffusion.weighting": diffusion.WEIGHTINGS, "insertion.weighting": insertion.WEIGHTINGS}
+    return {**groups, **GENERATION}
 
 
 def method(objective: str, chosen: str) -> str:
@@ -58,6 +60,8 @@ def problems(config: Any) -> Iterator[str]:
         if options.t_min > options.t_max:
             yield f"{name}.t_min={options.t_min} lies above {name}.t_max={options.t_max}; use e.g. {name}.t_min=0.001."
     yield from sampling_problems(config, config.generate)
+    if name == "insertion" and config.data.isolate:
+        yield "data.isolate=True parts a row, which objective='insertion' reads as one string; use data.isolate=False."
     if name == "any_subset" and config.any_subset.rate_min > config.any_subset.rate_max:
         rates = config.any_subset
         yield (

@@ -13,6 +13,7 @@ from kernels import masks
 from models.objectives import next_token
 from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
+from models.objectives.insertion import Insertion
 from models.objectives.score_entropy import ScoreEntropy
 
 
@@ -43,6 +44,7 @@ OBJECTIVES = {  # An objective without options as it is, one with options as its
     "block_diffusion": BlockDiffusion,
     "score_entropy": ScoreEntropy,
     "any_subset": AnySubset,
+    "insertion": Insertion,
 }
 
 

@@ -24,7 +24,9 @@ def flat(changes, prefix=""):
 
 
 PRESETS = {name: flat(changes) for name, changes in diffusion.PRESETS.items()}
-FILLED = ("mdlm", "block", "sedd", "any_subset")  # Presets whose masks are filled in.
+FILLED = ("mdlm", "block", "sedd", "any_subset", "insertion")  # What is given stays, to the token.
+OTHER = {"any_subset": {"draft": 1}, "insertion": {"insertion": {"stop": "never", "threshold": 0.5}}}
+IN_BLOCKS = {"diffusion": {"method": "threshold", "block": 8, "threshold": 0.01}}
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "sedd"])  # uniform is score_entropy, too.
@@ -75,11 +77,13 @@ def filler(request):
     return generators.make(program, tokenizer), program.init()["params"]
 
 
-@pytest.mark.parametrize("changes", [{"steps": 4}, {"method": "threshold", "block": 8, "threshold": 0.01}], ids=str)
-def test_what_is_given_stays_and_no_mask_is_left(filler, changes):
+@pytest.mark.parametrize("other", [False, True], ids=["own sampler", "another"])
+def test_what_is_given_stays_and_no_mask_is_left(filler, other):
     made, params = filler
     options = made.program.config.generate.to_dict()
-    options["diffusion"] |= changes
+    changes = OTHER.get(made.program.config.objective, IN_BLOCKS) if other else {"diffusion": {"steps": 4}}
+    for key, value in changes.items():
+        options[key] = options[key] | value if isinstance(value, dict) else value
     canvas, segments, starts = made.canvas(["ab cd", "é"], 10, "xyz")
     tokens, calls = made._fill(
         params,
@@ -176,6 +180,7 @@ REFUSALS = {
     "model.attention.window=4 counts tokens of a row, which objective='any_subset' lays out twice": {
         "objective": "any_subset", "model": {"attention": {"window": 4}},
     },
+    "data.isolate=True parts a row, which objective='insertion' reads as one string": {"objective": "insertion"},
     "objective='masked_difusion' is unknown; did you mean 'masked_diffusion'": {"objective": "masked_difusion"},
 }  # fmt: skip
 
