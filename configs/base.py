@@ -124,6 +124,12 @@ def get_config() -> ConfigDict:
     config.insertion.weighting = "length"  # length (L + 1 a row: the sampled law is exact), or constant (as published).
     config.insertion.draws = 4
 
+    config.neodiff = neodiff = ConfigDict()  # Needs model.time_features: each token is told its own noise.
+    neodiff.levels = 99  # K: intrinsic times 0..K; the vocabulary grows by K + 1 classes of the time predictor.
+    neodiff.smoothing = 0.1  # Of the anchor's targets.
+    neodiff.noise_factor = 1.0
+    neodiff.draws = 4
+
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, lion, muon, adafactor, schedule_free.
     optimizer.learning_rate = 1e-3  # Peak.

@@ -1,4 +1,4 @@
-"""Text from models of any order: drafts that the model checks itself (any_subset), and insertion."""
+"""Text from models of any order: drafts that the model checks itself, insertion, noised embeddings."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.denoise import Filler
-from models.decoding import assd, insertion
+from models.decoding import assd, categorical, insertion, neodiff
 
 
 class Drafter(Filler):
@@ -55,3 +55,30 @@ class Inserter(Filler):
         new = (tokens != pad).sum(-1) - given
         inserted = jnp.where(index < (prefix + new)[:, None], tokens, self.tokenizer.eos)
         return jnp.where(open_, inserted, canvas), calls
+
+
+class Refiner(Filler):
+    """Denoises embeddings between a prompt and a suffix (neodiff), then draws the token of each."""
+
+    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
+        """The steps (20 if none are named) and the temperature of the tokens, hashable."""
+        return (("temperature", options["temperature"]), ("steps", options["diffusion"]["steps"] or 20))
+
+    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+        model, goal, settings = self.program.merge(params), self.program.objective, dict(settings)
+        never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
+        fixed, row, K = canvas != goal.mask_id, {"segment_ids": segments}, goal.levels
+
+        def times(x: jax.Array, t: jax.Array) -> jax.Array:
+            logits = model.logits(goal.decode(model, x, t, row))
+            return logits[..., goal.mask_id : goal.mask_id + K + 1]
+
+        x, calls = neodiff.sample(
+            lambda z, tau: goal.decode(model, z, tau / K, row), times, key, goal.embed(model, canvas), fixed,
+            K=K, steps=settings["steps"], noise_factor=goal.noise_factor, requests=rows,
+        )  # fmt: skip
+        logits = model.logits(x.astype(model.spec.dtype))[..., : goal.mask_id].at[..., never].set(-jnp.inf)
+        keys = categorical.fold(categorical.row_keys(key, len(canvas), rows), 0, categorical.TOKEN)
+        drawn = categorical.sample(keys, logits, settings["temperature"]).astype(canvas.dtype)
+        return jnp.where(fixed, canvas, drawn), calls

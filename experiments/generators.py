@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.anyorder import Drafter, Inserter
+from experiments.anyorder import Drafter, Inserter, Refiner
 from experiments.denoise import Filler
 from experiments.generate import Generator
 from experiments.program import Program
@@ -14,9 +14,10 @@ GENERATORS = {
     "score_entropy": Filler,
     "any_subset": Drafter,
     "insertion": Inserter,
+    "neodiff": Refiner,
 }
 
 
 def make(program: Program, tokenizer: Any) -> Any:
-    """What writes text with the model of `program`: token by token, by filling masks in, by drafts, by insertion."""
+    """What writes text with the model of `program`: token by token, by filling masks in, by insertion, ..."""
     return GENERATORS[program.config.objective](program, tokenizer)

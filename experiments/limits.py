@@ -4,7 +4,7 @@ POSITIVE = (
     "data.length", "data.batch_size", "model.vocab_multiple", "model.width", "model.num_layers", "model.num_heads",
     "train.steps", "train.accumulation", "train.log_every", "train.profile_steps", "generate.max_tokens",
     "checkpoint.keep_last", "masked_diffusion.draws", "block_diffusion.draws", "block_diffusion.block",
-    "score_entropy.draws", "generate.draft", "insertion.draws",
+    "score_entropy.draws", "generate.draft", "insertion.draws", "neodiff.levels", "neodiff.draws",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
@@ -14,7 +14,7 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay", "optimizer.clip", "eval.every", "eval.batches", "eval.batch_size", "eval.sample_tokens",
     "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
     "masked_diffusion.steps", "generate.diffusion.steps", "generate.diffusion.block", "generate.diffusion.factor",
-    "generate.diffusion.guidance", "model.time_features",
+    "generate.diffusion.guidance", "model.time_features", "neodiff.noise_factor",
 )  # fmt: skip
 SHARES = {  # key: (least, most), both allowed
     "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),
@@ -25,7 +25,7 @@ SHARES = {  # key: (least, most), both allowed
     "masked_diffusion.t_min": (0.0, 1.0), "masked_diffusion.t_max": (1e-6, 1.0), "block_diffusion.t_min": (0.0, 1.0),
     "block_diffusion.t_max": (1e-6, 1.0),
     "any_subset.rate_min": (0.0, 1.0), "any_subset.rate_max": (0.0, 1.0), "score_entropy.t_min": (0.0, 1.0),
-    "score_entropy.t_max": (1e-6, 1.0),
+    "score_entropy.t_max": (1e-6, 1.0), "neodiff.smoothing": (0.0, 1.0),
     "generate.insertion.threshold": (0.0, 1.0), "generate.diffusion.remask": (0.0, 1.0),
     "generate.diffusion.threshold": (0.0, 1.0),
 }  # fmt: skip

@@ -14,10 +14,11 @@ GENERATION = {
     "generate.diffusion.grid": ("linear", "cosine"),
     "generate.insertion.stop": ("sample", "threshold", "never"),
 }  # fmt: skip
-TIMED = ("masked_diffusion", "block_diffusion", "score_entropy")  # They tell the model a time that it asks for.
-NO_Z_LOSS = ("score_entropy", "insertion")  # The log-partition is part of what they learn.
+FILLED = ("masked_diffusion", "block_diffusion", "score_entropy")  # By models.decoding.diffusion.
+TIMED = ("masked_diffusion", "score_entropy", "neodiff")  # They tell the model a time that it asks for.
+NO_Z_LOSS = ("score_entropy", "insertion", "neodiff")  # The log-partition is part of what they learn.
 LAID_OUT_TWICE = ("block_diffusion", "any_subset")
-OWN_SAMPLER = ("any_subset", "insertion")  # Not one of models.decoding.diffusion.
+OWN_SAMPLER = ("any_subset", "insertion", "neodiff")  # Not one of models.decoding.diffusion.
 
 
 def choices() -> dict[str, Sequence[str]]:
@@ -45,7 +46,7 @@ def problems(config: Any) -> Iterator[str]:
         )
     if model.time_features and name not in TIMED:
         yield (
-            f"model.time_features={model.time_features} wants a time and objective={name!r} has none; "
+            f"model.time_features={model.time_features} wants a time, which objective={name!r} does not tell; "
             "use model.time_features=0."
         )
     if config.loss.z_loss and name in NO_Z_LOSS:
@@ -55,7 +56,12 @@ def problems(config: Any) -> Iterator[str]:
             f"model.attention.window={model.attention.window} counts tokens of a row, which objective={name!r} lays "
             "out twice; use model.attention.window=0."
         )
-    if name in TIMED:
+    if name == "neodiff" and not model.time_features:
+        yield (
+            "model.time_features=0 does not tell a token its noise, which objective='neodiff' needs; "
+            "use e.g. model.time_features=64."
+        )
+    if name in FILLED:
         options = config[name]
         if options.t_min > options.t_max:
             yield f"{name}.t_min={options.t_min} lies above {name}.t_max={options.t_max}; use e.g. {name}.t_min=0.001."
@@ -80,7 +86,7 @@ def problems(config: Any) -> Iterator[str]:
 def sampling_problems(config: Any, options: Mapping[str, Any]) -> Iterator[str]:
     """Settings of generation, as `config.generate`, that the objective of `config` has no sampler for."""
     chosen, name = options["diffusion"], config.objective
-    if name not in TIMED:
+    if name not in FILLED:
         if name in OWN_SAMPLER and chosen["method"]:
             yield (
                 f"generate.diffusion.method={chosen['method']!r} is not for objective={name!r}, which has a sampler of "

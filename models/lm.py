@@ -37,7 +37,7 @@ class LM(nnx.Module):
         """Features of `tokens`, and the decoding state after them.
 
         Args:
-          tokens: `[B, T]` ids.
+          tokens: `[B, T]` ids, or vectors `[B, T, D]` in place of embedded ones.
           mask: what a token may see, before segments and the mixer's own window, e.g. `Causal()`.
           positions: `[B, T]` place in the document; None: 0..T-1.
           segment_ids: `[B, T]` document within the row, 0 = padding; None: one document a row.
@@ -49,17 +49,20 @@ class LM(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        x = self.embedding[...].astype(self.spec.dtype)[tokens]
-        if self.spec.embedding_scale != 1.0:
-            x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)
+        x = tokens.astype(self.spec.dtype) if tokens.ndim == 3 else self.embed(tokens)
         if self.time is not None:
             x = x + self.time(time)
         if state is None:
             return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
-        start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape)
+        start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
         x, layers = self.stack(x, Context(positions, segment_ids, mask, slots, start), state["layers"])
         return self.norm(x), {"slots": slots, "layers": layers}
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """`[B, T] -> [B, T, D]`, scaled as the config says."""
+        x = self.embedding[...].astype(self.spec.dtype)[tokens]
+        return x if self.spec.embedding_scale == 1.0 else x * jnp.asarray(self.spec.embedding_scale, x.dtype)
 
     def head_weights(self) -> jax.Array:
         """`[V, D]`: the tied embedding or the free head."""

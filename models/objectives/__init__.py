@@ -14,6 +14,7 @@ from models.objectives import next_token
 from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
 from models.objectives.insertion import Insertion
+from models.objectives.neodiff import NeoDiff
 from models.objectives.score_entropy import ScoreEntropy
 
 
@@ -26,7 +27,7 @@ class Objective(Protocol):
     """
 
     mask: masks.Mask  # what a token sees in a plain pass: `Causal()`, `Full()`, ...
-    bound: str  # of the reported nats: "=" exact, "<=" an upper bound of the negative log-likelihood
+    bound: str  # of the reported nats: "=" exact, "<=" an upper bound of the negative log-likelihood, "~" neither
     bidirectional: bool  # needs mixers that run under masks that are not causal
     extra_tokens: int  # ids beyond the tokenizer's
     copies: int  # tokens that pass through the backbone for each token of a row
@@ -45,6 +46,7 @@ OBJECTIVES = {  # An objective without options as it is, one with options as its
     "score_entropy": ScoreEntropy,
     "any_subset": AnySubset,
     "insertion": Insertion,
+    "neodiff": NeoDiff,
 }
 
 

@@ -1,7 +1,7 @@
 """Masked and block diffusion of a language model: the losses of masked_diffusion.py and block_diffusion.py with an
 `LM` as their denoiser.
 
-The model is told the time t where `model.time_features` asks for it; without, how much of its input is masked says
+A masked model is told the time t where `model.time_features` asks for it; without, how much of its input is masked says
 enough (MDLM). Scored are the tokens themselves,
 where `batch["mask"]` is true; the others (padding, the start of a document) are given and never masked. The head
 predicts ids below `mask_id` only, which is the SUBS parameterisation: the mask has no probability, visible tokens have
@@ -157,7 +157,7 @@ class BlockDiffusion(_Diffusion):
         )
 
     def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
-        """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper."""
+        """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper; no time is told."""
         T = noised.shape[1]
         tokens, positions = block_diffusion.training_inputs(noised, batch["tokens"])
         positions, segments = batch.get("positions", positions[:T][None]), batch.get("segment_ids")
@@ -166,7 +166,6 @@ class BlockDiffusion(_Diffusion):
             mask=masks.BlockDiffusion(T, self.block),
             positions=jnp.concatenate([positions, positions], -1),
             segment_ids=None if segments is None else jnp.concatenate([segments, segments], -1),
-            time=jnp.concatenate([time, jnp.zeros_like(time)], -1),  # [B, T], a time for each block; clean is time 0.
         )
         return features[:, :T]
 

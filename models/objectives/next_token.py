@@ -99,7 +99,7 @@ def target_nll(model, features: jax.Array, targets: jax.Array, *, classes: int |
 def over_logits(
     function: Callable[..., jax.Array], model, features: jax.Array, *arrays: jax.Array, classes: int | None = None
 ) -> jax.Array:
-    """`function(logits [b, T, C], *arrays) -> [b]` of the rows of every device, joined: `[B]`.
+    """`function(logits [b, T, C], *arrays) -> [b, ...]` of the rows of every device, joined: `[B, ...]`.
 
     For losses that need whole rows of logits, which are held in memory: B T C numbers. They are float32 or wider.
     Arrays have the batch in front; other arguments as in `weighted_nll`.
