@@ -151,7 +151,7 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
 def references(corpus: data.Corpus) -> dict[str, float]:
     """Lines that a curve is read against: bits per byte of a model that knows only how often each token occurs."""
     train, valid = corpus.train, corpus.valid
-    if isinstance(train, data.Mixture):
+    if not isinstance(train, data.Tokens):  # Only stored tokens can be counted.
         return {}
     V = corpus.tokenizer.vocab_size
     seen, held_out = (np.bincount(split.tokens, minlength=V).astype(float) for split in (train, valid))

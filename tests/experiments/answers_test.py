@@ -7,8 +7,9 @@ import pytest
 from data import tasks
 from experiments import generators, inputs
 from experiments.errors import ConfigError
+from experiments.train import train
 from models import objectives
-from tests.experiments import diffusion_test, program_test
+from tests.experiments import diffusion_test, program_test, tiny
 
 SETTINGS = {"data__source": "task:arithmetic", "data__name": "digits=2, room=5, pads=2", "data__length": 12}
 
@@ -32,6 +33,7 @@ def test_only_answers_are_hidden_and_scored(preset):
     noised, prompt = jax.device_get(goal.corrupt(batch, jax.random.key(0))), ~batch["mask"]
     hidden = {
         "insertion": lambda: noised["dropped"],
+        "neodiff": lambda: noised["tau"] > 0,
         "any_subset": lambda: noised["rank"] >= noised["prompt_length"][:, None],
     }.get(config.objective, lambda: noised["noised"] != batch["tokens"])()
     assert hidden.any() and not hidden[prompt].any()
@@ -47,6 +49,13 @@ def test_answers_are_drawn_behind_their_prompts():
     assert (tokens < 13 + 2 + 3).all() and (calls > 0).all() and (calls <= 5).all()
     scored = tasks.score(batch, predicted=tokens)
     assert scored["rows"] == 32 and scored["exact"] < 0.5 < tasks.score(batch, predicted=batch["tokens"])["exact"]
+
+
+def test_a_task_trains_and_is_evaluated_on_its_answers(tmp_path):
+    task = {"data__source": "task:infilling", "data__name": "in_place=true, gap=3", "data__path": ""}
+    result = train(tiny.config(tmp_path, objective="masked_diffusion", **task), tmp_path / "run", quiet=True)
+    assert 16 <= result["eval/tokens"] <= 3 * 16  # Two batches of eight, one to three each.
+    assert 0 < result["eval/loss"] < 10 and result["eval/kind"] == "<="
 
 
 def test_a_row_that_does_not_fit_names_a_length_that_does():
