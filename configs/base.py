@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     model.logit_scale = 1.0  # Multiplies logits; 0 = 1/sqrt(D) (tied heads with unit-variance embeddings).
     model.softcap = 0.0  # cap * tanh(logits / cap); 0 = off.
     model.embedding_scale = 1.0  # Multiplies embeddings after look-up; 0 = sqrt(D).
+    model.time_features = 0  # Even: features of the noise level t, added by a learned map; 0 = t is not told.
     model.init = "normal"  # Of projections: normal(init_std), fan_in, or normal_depth (outputs / sqrt(2L)).
     model.init_std = 0.02
     model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
@@ -145,6 +146,29 @@ def get_config() -> ConfigDict:
     diffusion.weighting = "elbo"  # Training: elbo, or ones for weight 1 at every masked token.
     diffusion.draws = 4
 
+    config.score_entropy = diffusion = ConfigDict()
+    diffusion.graph = "absorb"  # absorb (tokens become masks) or uniform (tokens become any token; no mask).
+    diffusion.head = "score"  # What logits mean: score (SEDD), or probs of the clean token (uniform: UDLM).
+    diffusion.schedule = "loglinear"  # loglinear, cosine_mdlm or geometric: those whose noise is finite at t = 1.
+    diffusion.times = "stratified"
+    diffusion.t_min = 1e-3  # Training draws times between t_min and t_max; evaluation between 0 and 1.
+    diffusion.t_max = 1.0
+    diffusion.draws = 4
+
+    config.any_subset = ConfigDict()
+    config.any_subset.rate_min = 0.85  # Training: the share of targets is drawn between the two; the rest is prompt.
+    config.any_subset.rate_max = 0.99
+
+    config.insertion = ConfigDict()  # Reads a row as one string: data.isolate=False.
+    config.insertion.weighting = "length"  # length (L + 1 a row: the sampled law is exact), or constant (as published).
+    config.insertion.draws = 4
+
+    config.neodiff = neodiff = ConfigDict()  # Needs model.time_features: each token is told its own noise.
+    neodiff.levels = 99  # K: intrinsic times 0..K; the vocabulary grows by K + 1 classes of the time predictor.
+    neodiff.smoothing = 0.1  # Of the anchor's targets.
+    neodiff.noise_factor = 1.0
+    neodiff.draws = 4
+
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw, lion, muon, adafactor, schedule_free.
     optimizer.learning_rate = 1e-3  # Peak.
@@ -224,10 +248,15 @@ def get_config() -> ConfigDict:
     generate.top_k = 0  # 0 = off.
     generate.top_p = 1.0
     generate.min_p = 0.0
+    generate.draft = 4  # any_subset: tokens drafted in one call and checked in the next; the law does not change.
     generate.stop = ()  # Strings that end a sample.
 
+    generate.insertion = ConfigDict()
+    generate.insertion.stop = "sample"  # sample (a coin of p_stop: the exact law), threshold (as published) or never.
+    generate.insertion.threshold = 0.9  # threshold: stops where p_stop is at least this.
+
     generate.diffusion = denoising = ConfigDict()  # Of diffusion objectives: fills max_tokens masks behind the prompt.
-    denoising.method = "ancestral"  # first_hitting, ancestral, max_prob, margin, entropy, threshold, factor, ...
+    denoising.method = ""  # "" = the objective's own (ancestral; score_entropy: analytic), else euler, entropy, ...
     denoising.steps = 0  # Calls of the model for the whole text; 0 = one a token.
     denoising.block = 0  # Tokens filled before the next ones; 0 = all at once, or the blocks of block_diffusion.
     denoising.grid = "linear"  # ancestral: times of the steps: linear, or cosine (few tokens first).

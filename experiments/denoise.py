@@ -15,22 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import preflight
-from experiments.generate import Generator
+from experiments import preflight, preflight_diffusion
+from experiments.errors import ConfigError
 from experiments.program import Program
 from models.decoding import diffusion
-from models.objectives.diffusion import GROUPS
+from models.objectives import schedules
 
 # What a method takes beside temperature and guidance.
 TAKES = {
     "ancestral": ("grid", "remask"), "ancestral_two_step": ("grid", "remask"), "cached": ("grid", "remask"),
-    "threshold": ("threshold",), "factor": ("factor",),
+    "threshold": ("threshold",), "factor": ("factor",), **dict.fromkeys(preflight_diffusion.SCORE_METHODS, ("grid",)),
 }  # fmt: skip
-
-
-def generator(program: Program, tokenizer: Any) -> Any:
-    """What writes text with the model of `program`: token by token, or by filling masks in."""
-    return Filler(program, tokenizer) if program.config.objective in GROUPS else Generator(program, tokenizer)
 
 
 class Filler:
@@ -50,15 +45,30 @@ class Filler:
     def stream(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> Iterator[tuple[int, str]]:
         """Yields `(row, its text)`, each row once and whole. Raises ConfigError for options out of range."""
         preflight.check_generation(options)
+        if problems := list(preflight_diffusion.sampling_problems(self.program.config, options)):
+            raise ConfigError(problems)
         if not prompts:
             return
         suffix, count = options["diffusion"]["suffix"], options["max_tokens"]
         canvas, segments, starts = self.canvas(prompts, count, suffix)
         tokens, _ = self._fill(
-            params, canvas, segments, jax.random.key(seed), requests(prompts), settings=settings(options)
+            params, canvas, segments, jax.random.key(seed), requests(prompts), settings=self.settings(options)
         )
         for row, (filled, start) in enumerate(zip(np.asarray(tokens), starts, strict=True)):
             yield row, self._text(filled[start : start + count], tuple(options["stop"])) + suffix
+
+    def answers(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a task with their answers drawn anew: tokens `[B, T]`, calls `[B]`. `batch` as from `inputs.prepare`.
+
+        `data.tasks.score(batch, predicted=tokens)` says how many are right.
+        """
+        canvas = np.where(batch["mask"], self._mask_id, batch["tokens"]).astype(np.int32)
+        options = {**options, "max_tokens": max(1, int(batch["mask"].sum(1).max()))}
+        filled = self._fill(
+            params, canvas, batch["segment_ids"], jax.random.key(seed), jnp.arange(len(canvas)),
+            settings=self.settings(options),
+        )  # fmt: skip
+        return tuple(map(np.asarray, filled))
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""
@@ -82,16 +92,31 @@ class Filler:
 
     def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
         """Filled tokens `[B, T]` and calls of the model `[B]`."""
-        model, goal = self.program.decoder(params), self.program.objective
+        model, goal, settings = self.program.decoder(params), self.program.objective, dict(settings)
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
 
-        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
-            features, _ = model(z, mask=goal.mask, segment_ids=segments)
-            return model.logits(features)[..., : goal.mask_id].at[..., never].set(-jnp.inf)
+        def predict(z: jax.Array, t: jax.Array) -> jax.Array:
+            features, _ = model(z, mask=goal.mask, segment_ids=segments, time=t)
+            return model.logits(features)[..., : goal.mask_id]
 
-        block = getattr(goal, "block", 0)
-        tokens, calls = fill(denoise, key, canvas, rows, mask_id=goal.mask_id, block=block, **dict(settings))
+        def denoise(z: jax.Array, rate: jax.Array) -> jax.Array:
+            # Samplers that fill masks run on the linear schedule, whose time is the rate of masks.
+            return predict(z, schedules.get(goal.schedule).time(rate)).at[..., never].set(-jnp.inf)
+
+        def log_score(z: jax.Array, t: jax.Array) -> jax.Array:
+            return goal.log_score(predict(z, t), t, z, temperature).at[..., never].set(-jnp.inf)
+
+        scores = settings["method"] in preflight_diffusion.SCORE_METHODS
+        if scores:
+            temperature = settings.pop("temperature")
+            settings |= {"schedule": goal.schedule, "graph": goal.graph}
+        source, block = log_score if scores else denoise, getattr(goal, "block", 0)
+        tokens, calls = fill(source, key, canvas, rows, mask_id=goal.mask_id, block=block, **settings)
         return self.program.spec.partition.constrain(tokens, (None, None)), calls  # Whole: the host reads it.
+
+    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
+        """The arguments of `fill` that `config.generate` names, hashable."""
+        return settings(options, self.program.config.objective)
 
     def _text(self, tokens: np.ndarray, stop: tuple[str, ...]) -> str:
         """Text up to the end of the document or the first stop string."""
@@ -100,12 +125,15 @@ class Filler:
         return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
-def settings(options: dict) -> tuple[tuple[str, Any], ...]:
+def settings(options: dict, objective: str = "masked_diffusion") -> tuple[tuple[str, Any], ...]:
     """The arguments of `fill` that `config.generate` names, hashable."""
     chosen = options["diffusion"]
-    names = ("guidance", *TAKES.get(chosen["method"], ()))
+    method = preflight_diffusion.method(objective, chosen["method"])
+    names = TAKES.get(method, ())
+    if method not in preflight_diffusion.SCORE_METHODS:
+        names = ("guidance", *names)
     return (
-        ("method", chosen["method"]),
+        ("method", method),
         ("steps", chosen["steps"] or options["max_tokens"]),
         ("count", options["max_tokens"]),
         ("by", chosen["block"]),

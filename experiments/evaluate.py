@@ -40,7 +40,7 @@ def evaluate(
 
     Returns:
       `eval/loss` (nats a token), `eval/bits_per_byte`, its standard error over rows, `eval/tokens`, and `eval/kind`:
-      "=" for an exact likelihood, "<=" for a bound.
+      "=" for an exact likelihood, "<=" for a bound, "~" for what is neither.
     """
     rows, token_bytes = [], np.asarray(token_bytes, np.int32)
     for i, batch in enumerate(batches):

@@ -9,14 +9,15 @@ import jax
 
 from experiments import counting
 from experiments.errors import ConfigError
-from experiments.program import objective
+from experiments.program import make_objective
 
 
 def check_corpus(config: Any, corpus: Any) -> None:
     """Raises ConfigError when the corpus does not go with the config: too many ids, too little text."""
     from experiments import inputs
 
-    needed = corpus.tokenizer.vocab_size + objective(config.objective).extra_tokens
+    vocab_size = corpus.tokenizer.vocab_size
+    needed = vocab_size + make_objective(config, vocab_size).extra_tokens
     if config.model.vocab_size and config.model.vocab_size < needed:
         raise ConfigError([
             f"model.vocab_size={config.model.vocab_size} is smaller than the {needed} ids of tokenizer "

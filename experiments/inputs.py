@@ -68,7 +68,7 @@ def check_splits(config, corpus: data.Corpus) -> None:
     """Raises ConfigError when a split has no text, or too little for one row, before anything is written."""
     for name, make in (("training", train_loader), ("held-out", eval_loader)):
         tokens = corpus.train if name == "training" else corpus.valid
-        if isinstance(tokens, data.Tokens | data.Mixture) and not tokens.num_targets:  # A task makes its rows.
+        if not tokens.num_targets:
             raise ConfigError([
                 f"data.validation={config.data.validation!r} leaves the {name} split of the corpus without text; "
                 "use a larger corpus, and a share such as data.validation=0.05."
@@ -81,9 +81,17 @@ def check_splits(config, corpus: data.Corpus) -> None:
 
 
 def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **kw) -> data.Loader:
+    length = config.data.length
+    if _whole_rows(config):
+        least = tokens.task.least_length() + 1
+        if length < least:
+            raise ValueError(
+                f"length={length} is too short for a whole row of {config.data.source}; use {least} or more."
+            )
+        length -= 1  # A loader's row is one symbol longer than its tokens: the last target.
     return data.Loader(
         tokens,
-        length=config.data.length,
+        length=length,
         pad=corpus.tokenizer.pad,
         isolate=config.data.isolate,
         packing=config.data.packing,
@@ -99,13 +107,38 @@ def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
     One that predicts tokens themselves scores every token but the first of each document, which is given: the same
     tokens as one that predicts the next, so that bits per byte count each byte once in both. It needs segment ids to
     tell padding. Else a row of one segment goes without positions and segment ids: the attention stays static.
+    Of a task only the answers are scored, whatever the objective: its prompts are given and never masked.
     """
+    if _whole_rows(config):
+        return _whole(batch)
     if OBJECTIVES[config.objective].bidirectional:
         tokens = batch["tokens"]
         return {**batch, "targets": tokens, "mask": (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)}
     if config.data.isolate:
         return batch
     return {k: v for k, v in batch.items() if k not in ("positions", "segment_ids")}
+
+
+def _whole_rows(config) -> bool:
+    """Whether rows are a task's whole sequences, whose answers are told from their prompts."""
+    return config.data.source.startswith("task:") and OBJECTIVES[config.objective].bidirectional
+
+
+def _whole(batch: dict) -> dict:
+    """Rows of T - 1 tokens and their targets as rows of T tokens that are their own targets.
+
+    The mask of a token is that of the target that it was. A last symbol that is no answer stands in no batch: padding.
+    """
+    last = batch["mask"][:, -1:]
+    tokens = np.concatenate([batch["tokens"], batch["targets"][:, -1:]], axis=1)
+    segments, places = batch["segment_ids"], batch["positions"]
+    return {
+        "tokens": tokens,
+        "targets": tokens,
+        "mask": np.concatenate([np.zeros_like(last), batch["mask"]], axis=1),
+        "segment_ids": np.concatenate([segments, np.where(last, segments[:, -1:], 0)], axis=1),
+        "positions": np.concatenate([places, np.where(last, places[:, -1:] + 1, 0)], axis=1),
+    }
 
 
 def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:

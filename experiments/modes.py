@@ -171,11 +171,11 @@ def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
     asked, made = prompts(flags), _trained_config(flags, changes)
     _jax(flags)
-    from experiments import denoise, trained
     from experiments import generate as generation
+    from experiments import generators, trained
 
     model = trained.load(_workdir(flags), made)
-    generator = denoise.generator(model.program, model.corpus.tokenizer)
+    generator = generators.make(model.program, model.corpus.tokenizer)
     generation.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 
 

@@ -1,45 +1,119 @@
-"""What the preflight knows of diffusion objectives: the names they take, and what does not go together."""
+"""What the preflight knows of diffusion and any-order objectives: their names, and what does not go together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Of models.decoding.diffusion.METHODS those that draw from a model of tokens, not of scores. Written out, because
-# settings of generation are checked before jax is imported.
+SCORE_METHODS = ("analytic", "euler")
+# The methods of models.decoding.diffusion. Written out, because settings of generation are checked before jax is
+# imported.
 GENERATION = {
     "generate.diffusion.method": (
-        "ancestral", "ancestral_two_step", "cached", "first_hitting", "max_prob", "margin", "entropy", "random",
-        "left_to_right", "candidate", "threshold", "factor",
+        "", "ancestral", "ancestral_two_step", "cached", "first_hitting", "max_prob", "margin", "entropy", "random",
+        "left_to_right", "candidate", "threshold", "factor", *SCORE_METHODS,
     ),
     "generate.diffusion.grid": ("linear", "cosine"),
+    "generate.insertion.stop": ("sample", "threshold", "never"),
 }  # fmt: skip
+FILLED = ("masked_diffusion", "block_diffusion", "score_entropy")  # By models.decoding.diffusion.
+TIMED = ("masked_diffusion", "score_entropy", "neodiff")  # They tell the model a time that it asks for.
+NO_Z_LOSS = ("score_entropy", "insertion", "neodiff")  # The log-partition is part of what they learn.
+LAID_OUT_TWICE = ("block_diffusion", "any_subset")
+OWN_SAMPLER = ("any_subset", "insertion", "neodiff")  # Not one of models.decoding.diffusion.
 
 
 def choices() -> dict[str, Sequence[str]]:
     """Key of the config -> the names it takes."""
-    from models.objectives import diffusion
+    from models.objectives import diffusion, insertion, score_entropy
 
-    groups = {f"{name}.{key}": table for name in diffusion.GROUPS for key, table in diffusion.CHOICES.items()}
-    return {**groups, "block_diffusion.weighting": diffusion.WEIGHTINGS, **GENERATION}
+    tables = {**dict.fromkeys(diffusion.GROUPS, diffusion.CHOICES), "score_entropy": score_entropy.CHOICES}
+    groups = {f"{name}.{key}": names for name, table in tables.items() for key, names in table.items()}
+    groups |= {"block_diffusion.weighting": diffusion.WEIGHTINGS, "insertion.weighting": insertion.WEIGHTINGS}
+    return {**groups, **GENERATION}
+
+
+def method(objective: str, chosen: str) -> str:
+    """The method to draw with: `chosen`, or the objective's own where nothing is."""
+    return chosen or ("analytic" if objective == "score_entropy" else "ancestral")
 
 
 def problems(config: Any) -> Iterator[str]:
-    """What masked and block diffusion need of the rows and of each other's options."""
-    name = config.objective
-    if name not in ("masked_diffusion", "block_diffusion"):
-        return
-    options, length, window = config[name], config.data.length, config.model.attention.window
-    if options.t_min > options.t_max:
-        yield f"{name}.t_min={options.t_min} lies above {name}.t_max={options.t_max}; use e.g. {name}.t_min=0.001."
-    if name == "masked_diffusion":
-        return
-    if length % options.block:
-        fits = max(size for size in range(1, min(options.block, length) + 1) if length % size == 0)
+    """What objectives need of the model, of the rows and of their own options."""
+    name, length, model = config.objective, config.data.length, config.model
+    if model.time_features % 2:
         yield (
-            f"block_diffusion.block={options.block} does not divide data.length={length}; "
+            f"model.time_features={model.time_features} must be even (a cosine and a sine each); "
+            f"use e.g. model.time_features={model.time_features + 1}."
+        )
+    if model.time_features and name not in TIMED:
+        yield (
+            f"model.time_features={model.time_features} wants a time, which objective={name!r} does not tell; "
+            "use model.time_features=0."
+        )
+    if config.loss.z_loss and name in NO_Z_LOSS:
+        yield f"loss.z_loss={config.loss.z_loss} has no meaning for objective={name!r}; use loss.z_loss=0.0."
+    if model.attention.window and name in LAID_OUT_TWICE:
+        yield (
+            f"model.attention.window={model.attention.window} counts tokens of a row, which objective={name!r} lays "
+            "out twice; use model.attention.window=0."
+        )
+    if name == "neodiff" and not model.time_features:
+        yield (
+            "model.time_features=0 does not tell a token its noise, which objective='neodiff' needs; "
+            "use e.g. model.time_features=64."
+        )
+    if name in FILLED:
+        options = config[name]
+        if options.t_min > options.t_max:
+            yield f"{name}.t_min={options.t_min} lies above {name}.t_max={options.t_max}; use e.g. {name}.t_min=0.001."
+    yield from sampling_problems(config, config.generate)
+    if name == "insertion" and config.data.isolate:
+        yield "data.isolate=True parts a row, which objective='insertion' reads as one string; use data.isolate=False."
+    if name == "any_subset" and config.any_subset.rate_min > config.any_subset.rate_max:
+        rates = config.any_subset
+        yield (
+            f"any_subset.rate_min={rates.rate_min} lies above any_subset.rate_max={rates.rate_max}; "
+            f"use e.g. any_subset.rate_min={rates.rate_max}."
+        )
+    if name == "block_diffusion" and length % config.block_diffusion.block:
+        block = config.block_diffusion.block
+        fits = max(size for size in range(1, min(block, length) + 1) if length % size == 0)
+        yield (
+            f"block_diffusion.block={block} does not divide data.length={length}; "
             f"use e.g. block_diffusion.block={fits}."
         )
-    if window:
+
+
+def sampling_problems(config: Any, options: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of generation, as `config.generate`, that the objective of `config` has no sampler for."""
+    chosen, name = options["diffusion"], config.objective
+    if name not in FILLED:
+        if name in OWN_SAMPLER and chosen["method"]:
+            yield (
+                f"generate.diffusion.method={chosen['method']!r} is not for objective={name!r}, which has a sampler of "
+                "its own; use generate.diffusion.method=''."
+            )
+        return
+    how = method(name, chosen["method"])
+    scores = how in SCORE_METHODS
+    if scores and name != "score_entropy":
         yield (
-            f"model.attention.window={window} counts tokens of a row, which block diffusion lays out twice; "
-            "use model.attention.window=0."
+            f"generate.diffusion.method={how!r} follows scores and objective={name!r} has none; "
+            "use generate.diffusion.method='ancestral'."
+        )
+    elif scores and chosen["guidance"]:
+        yield (
+            f"generate.diffusion.guidance={chosen['guidance']} does not go with method={how!r}; "
+            "use generate.diffusion.guidance=0.0."
+        )
+    if name != "score_entropy" or config.score_entropy.graph != "uniform":
+        return
+    if not scores:
+        yield (
+            f"generate.diffusion.method={how!r} fills masks, which score_entropy.graph='uniform' has not; "
+            "use generate.diffusion.method='analytic'."
+        )
+    if chosen["block"]:
+        yield (
+            f"generate.diffusion.block={chosen['block']} leaves masks for later, which score_entropy.graph='uniform' "
+            "has not; use generate.diffusion.block=0."
         )

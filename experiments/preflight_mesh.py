@@ -76,10 +76,16 @@ def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
             f"model.attention.implementation={implementation!r} is not what mesh.context={P} runs, which has its own "
             "kernels; use model.attention.implementation=''."
         )
-    if program.objective(config.objective).copies > 1:
+    goal = program.objective(config.objective)
+    if goal.copies > 1:
         yield (
             f"mesh.context={P}: objective={config.objective!r} holds every token of a row more than once, which no "
             "schedule cuts evenly; use mesh.context=1."
+        )
+    elif not getattr(goal, "context_parallel", False):
+        yield (
+            f"mesh.context={P}: objective={config.objective!r} reads its tokens in the order of the row, which is cut "
+            "otherwise; use mesh.context=1."
         )
     else:
         yield from _schedule_problems(config, mesh)

@@ -32,6 +32,11 @@ def objective(name: str) -> Any:
     return OBJECTIVES[name]
 
 
+def make_objective(config: Any, vocab_size: int) -> Any:
+    """What `config.objective` names, with its options, for a tokenizer of `vocab_size` ids."""
+    return objectives.make(config.objective, config.to_dict().get(config.objective, {}), vocab_size=vocab_size)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A config made concrete for one mesh; `build` makes it without allocating a single parameter."""
@@ -135,8 +140,7 @@ class Program:
 
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
-    options = config.to_dict().get(config.objective, {})
-    goal = objectives.make(config.objective, options, vocab_size=vocab_size)
+    goal = make_objective(config, vocab_size)
     rules = tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items())
     partition = Partition(mesh, rules, sharding.schedule(config, mesh.shape, goal.mask))
     spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)

@@ -22,9 +22,9 @@ from absl import logging
 
 from experiments import (
     counting,
-    denoise,
     evaluate,
     fitting,
+    generators,
     grown,
     inputs,
     preflight,
@@ -62,7 +62,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     fitting.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus, program.rows)
-    generator = denoise.generator(program, corpus.tokenizer)
+    generator = generators.make(program, corpus.tokenizer)
 
     # ==================== How a run starts ====================
     # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.

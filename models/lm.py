@@ -4,6 +4,8 @@ Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hid
 (the stack).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,20 +26,22 @@ class LM(nnx.Module):
         V, D = spec.V, spec.D
         init = parameters.normal(spec.init_std)
         self.embedding = parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
+        self.time = TimeEmbedding(spec, rngs=rngs) if spec.time_features else None
         self.stack = Stack(spec, rngs=rngs)
         self.norm = norms.make_final(spec, rngs=rngs)
         head = None if spec.tied else parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
         self.head = head
         self.spec = spec
 
-    def __call__(self, tokens: jax.Array, *, mask: masks.Mask, positions=None, segment_ids=None, state=None):
+    def __call__(self, tokens: jax.Array, *, mask: masks.Mask, positions=None, segment_ids=None, time=None, state=None):
         """Features of `tokens`, and the decoding state after them.
 
         Args:
-          tokens: `[B, T]` ids.
+          tokens: `[B, T]` ids, or vectors `[B, T, D]` in place of embedded ones.
           mask: what a token may see, before segments and the mixer's own window, e.g. `Causal()`.
           positions: `[B, T]` place in the document; None: 0..T-1, which a cut sequence may not be in the order of.
           segment_ids: `[B, T]` document within the row, 0 = padding; None: one document a row.
+          time: `[B]` or `[B, T]` in 0..1, how noisy the tokens are; read where `model.time_features` asks for it.
           state: from `init_state`, for decoding; None in training.
 
         Returns:
@@ -45,18 +49,23 @@ class LM(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        partition = self.spec.partition
-        # Width whole before the look-up: rows that are cut along it could only reach their tokens' devices as a whole.
-        x = partition.constrain(self.embedding[...].astype(self.spec.dtype), ("vocab", None))[tokens]
-        if self.spec.embedding_scale != 1.0:
-            x = x * jnp.asarray(self.spec.embedding_scale, x.dtype)
-        x = partition.constrain(x, ("batch", "sequence", None))
+        x = tokens.astype(self.spec.dtype) if tokens.ndim == 3 else self.embed(tokens)
+        if self.time is not None:
+            x = x + self.time(time)
+        x = self.spec.partition.constrain(x, ("batch", "sequence", None))
         if state is None:
             return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
-        start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape)
+        start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
         x, layers = self.stack(x, Context(positions, segment_ids, mask, slots, start), state["layers"])
         return self.norm(x), {"slots": slots, "layers": layers}
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """`[B, T] -> [B, T, D]`, scaled as the config says."""
+        # Width whole before the look-up: rows that are cut along it could only reach their tokens' devices as a whole.
+        table = self.spec.partition.constrain(self.embedding[...].astype(self.spec.dtype), ("vocab", None))
+        x = table[tokens]
+        return x if self.spec.embedding_scale == 1.0 else x * jnp.asarray(self.spec.embedding_scale, x.dtype)
 
     def head_weights(self) -> jax.Array:
         """`[V, D]`: the tied embedding or the free head."""
@@ -80,6 +89,27 @@ class LM(nnx.Module):
     def init_state(self, batch: int, length: int) -> dict:
         """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
         return {"slots": Slots.empty(batch, length), "layers": self.stack.init_state(batch, length)}
+
+
+class TimeEmbedding(nnx.Module):
+    """Noise levels `[B]` or `[B, T]` in 0..1 to vectors `[B, 1|T, D]` that are added to the embedded tokens.
+
+    A linear map of cos and sin of 1000 t at wavelengths in geometric progression (Ho et al. 2020, appendix B), zero at
+    first: the untrained model does not depend on the time.
+    """
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        F = spec.time_features
+        self.kernel = parameters.param(parameters.zeros, rngs, (F, spec.D), (None, "embed"), "kernel", spec)
+        self.dtype = spec.dtype
+
+    def __call__(self, time: jax.Array) -> jax.Array:
+        F = self.kernel.shape[0]
+        time = time[:, None] if time.ndim == 1 else time
+        rates = 1000 * jnp.exp(-math.log(10_000) * jnp.arange(F // 2) / (F // 2))
+        angles = time[..., None] * rates
+        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+        return features.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
 
 
 def unstack(params: dict) -> tuple:

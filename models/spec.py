@@ -33,6 +33,7 @@ class Spec:
     logit_scale: float
     softcap: float
     embedding_scale: float
+    time_features: int
     init: str
     init_std: float
     dtype: Any
@@ -71,5 +72,5 @@ class Spec:
 
 _COPIED = (
     "channel", "projection", "norm", "norm_scale", "norm_bias", "norm_eps", "final_norm", "tied", "softcap", "init",
-    "init_std", "remat",
+    "init_std", "remat", "time_features",
 )  # fmt: skip

@@ -12,29 +12,23 @@ import numpy as np
 
 from data import messages
 from data.tasks.addition import Addition
+from data.tasks.arithmetic import Arithmetic
 from data.tasks.automata import Automata
 from data.tasks.copying import Copying
 from data.tasks.disjointness import Disjointness
+from data.tasks.infilling import Infilling
 from data.tasks.markov import Markov
 from data.tasks.recall import Recall
 from data.tasks.scoring import score
 from data.tasks.sorting import Sorting
+from data.tasks.star_graph import StarGraph
+from data.tasks.sudoku import Sudoku
 from data.tasks.threading import Threading
 
 __all__ = [
-    "TASKS",
-    "Addition",
-    "Automata",
-    "Copying",
-    "Disjointness",
-    "Markov",
-    "Recall",
-    "Sorting",
-    "Task",
-    "Threading",
-    "make",
-    "score",
-]
+    "TASKS", "Addition", "Arithmetic", "Automata", "Copying", "Disjointness", "Infilling", "Markov", "Recall",
+    "Sorting", "StarGraph", "Sudoku", "Task", "Threading", "make", "score",
+]  # fmt: skip
 
 
 class Task(Protocol):
@@ -71,9 +65,13 @@ TASKS: dict[str, type] = {
     "disjointness": Disjointness,
     "addition": Addition,
     "sorting": Sorting,
+    "arithmetic": Arithmetic,
+    "star_graph": StarGraph,
+    "sudoku": Sudoku,
+    "infilling": Infilling,
 }
 
-_MAY_BE_ZERO = {"payload", "item_length", "branches", "law", "burn_in"}
+_MAY_BE_ZERO = {"payload", "item_length", "branches", "law", "burn_in", "room", "pads"}
 
 
 def make(name: str, settings: str | Mapping[str, Any] = "") -> Task:

@@ -43,6 +43,11 @@ class Split:
     seed: int
     count: int
 
+    @property
+    def num_targets(self) -> int:
+        """At least so many: every row has an answer."""
+        return self.count
+
     def packed(self, length: int) -> Packed:
         """Its rows at T = `length`. Errors: ValueError where a row of the task does not fit."""
         least = self.task.least_length()

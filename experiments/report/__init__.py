@@ -141,8 +141,8 @@ def _curves(run: data.Run) -> list[str]:
     axes = data.usable_axes([run])
     loss, bits = [], []
     evaluated, smoothed = run.last("eval/loss") is not None, len(_trained(run, "train/loss", "step")) > 1
-    bound = (run.last(data.BITS) or run.last("eval/loss") or {}).get("eval/kind") == "<="
-    held_out = "validation (upper bound)" if bound else "validation"
+    kind = (run.last(data.BITS) or run.last("eval/loss") or {}).get("eval/kind")
+    held_out = {"<=": "validation (upper bound)", "~": "validation (no likelihood)"}.get(kind, "validation")
     for key, _ in axes:
         x = plots.horizontal(key)
         x_eval, y_eval = data.series(run, "eval/loss", key)

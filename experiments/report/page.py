@@ -242,9 +242,12 @@ def with_error(value: float, error: float, digits: int = 3) -> str:
     return f"{value:.{digits}f} <small>± {error:.{digits}f}</small>"
 
 
+MARKS = {"=": "", "<=": "≤ ", "~": "~ "}  # Of eval/kind, the loosest last.
+
+
 def bits(row: dict) -> str:
-    """Bits per byte with standard error, marked ≤ where it is an upper bound."""
-    bound = "≤ " if row.get("eval/kind") == "<=" else ""
+    """Bits per byte with standard error, marked ≤ where it is an upper bound and ~ where it is no likelihood."""
+    bound = MARKS[row.get("eval/kind", "=")]
     return bound + with_error(data.number(row, data.BITS), data.number(row, f"{data.BITS}_se"))
 
 
@@ -270,12 +273,12 @@ def results(groups: Sequence[data.Group]) -> list[str]:
     shared = data.shared_compute(runs)
     quality, cost = [], []
     for i, group in enumerate(groups):
-        bound = "≤ " if "<=" in data.kinds([group]) else ""
+        bound = MARKS[max(data.kinds([group]), key=list(MARKS).index, default="=")]
         final = bound + with_error(*data.mean_interval(data.finals(group, data.BITS)))
         equal = bound + with_error(*data.mean_interval([data.at_compute(run, shared) for run in group.runs]))
         loss = with_error(*data.mean_interval(data.finals(group, "eval/loss")))
         name = chip(i) + escape(group.label)
-        quality.append([name, str(len(group.runs)), *(cell.replace("≤ –", "–") for cell in (final, equal)), loss])
+        quality.append([name, str(len(group.runs)), *(cell.replace(f"{bound}–", "–") for cell in (final, equal)), loss])
         last = [run.metrics[-1] if run.metrics else {} for run in group.runs]
 
         def mean(values: Iterable[float]) -> float:
@@ -301,7 +304,7 @@ def results(groups: Sequence[data.Group]) -> list[str]:
     parts = [_filled(["Config", "Seeds", "Bits per byte", "at equal compute", "Validation loss"], quality)]
     parts.append(f'<p class="note">{text}</p>')
     if len(data.kinds(groups)) > 1:
-        text = "≤ marks an upper bound; its gap to an exact likelihood is not a difference between models."
+        text = "≤ marks an upper bound, ~ no likelihood at all; gaps between kinds are not differences of models."
         parts.append(note(text, "warn"))
     head = ["Config", "Parameters", "Tokens", "FLOPs", "Wall time", "Tokens/s", "MFU", "Peak memory"]
     return [*parts, "<h3>Cost, mean over seeds</h3>", _filled(head, cost)]

@@ -45,7 +45,8 @@ def sample(
       prompt: [m] or [B, m] tokens of the first m ranks; or a canvas [T] or [B, T] with `mask_id` where tokens are
       drawn,
         whose given positions are then moved to the front of the order.
-      vocab_size, mask_id: by default the logits' number of columns, and vocab_size. temperature: of both passes.
+      vocab_size, mask_id: by default the logits' number of columns, and vocab_size. temperature: of both passes
+        (0: argmax).
 
     Returns:
       tokens [B, T]; calls [B], draft and oracle passes both counted (a draft of the very last rank needs no oracle).
@@ -67,9 +68,9 @@ def sample(
         z, n, calls = state
         left = length - n
         places = jnp.take_along_axis(order, jnp.minimum(n[:, None] + jnp.arange(draft), length - 1), 1)
-        log_q = jax.nn.log_softmax(first_pass(z, n, places) / temperature, -1)
+        log_q = _at_temperature(first_pass(z, n, places), temperature)
         drafts = categorical.sample(categorical.fold(keys, n, categorical.TOKEN), log_q).astype(z.dtype)
-        log_p = jax.nn.log_softmax(second_pass(z, n, drafts, places) / temperature, -1)
+        log_p = _at_temperature(second_pass(z, n, drafts, places), temperature)
         accepted, repair = verify(keys, n, log_q, log_p, drafts, left)
         # Ranks n .. n+accepted-1 take their drafts, rank n+accepted (if there is one) the repaired token.
         ahead = rank - n[:, None]
@@ -81,6 +82,13 @@ def sample(
 
     z, _, calls = jax.lax.while_loop(lambda s: (s[1] < length).any(), round_, (z, n, jnp.zeros(batch, int)))
     return z, calls
+
+
+def _at_temperature(logits: Array, temperature: float) -> Array:
+    """Log-probabilities [..., V]; at temperature 0 all of it is on the largest logit."""
+    if temperature:
+        return jax.nn.log_softmax(logits / temperature, -1)
+    return jnp.where(jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1)[..., None], 0.0, -jnp.inf)
 
 
 def _passes(conditionals, order: Array, rank: Array, mask_id: int, draft: int, two_stream: bool) -> tuple:

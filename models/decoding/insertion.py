@@ -26,8 +26,10 @@ def sample(
     threshold: float = 0.9,
     temperature: float = 1.0,
     init: Array | None = None,
-    prefix: int = 0,
-    suffix: int = 0,
+    prefix: int | Array = 0,
+    suffix: int | Array = 0,
+    given: Array | None = None,
+    room: int | None = None,
     bos: int | None = None,
     pad: int | None = None,
     requests: Array | None = None,
@@ -41,8 +43,9 @@ def sample(
       coin of
         p_stop, which the exact law needs; "never" up to `length` tokens.
       init: [m] or [B, m] tokens to begin with; `prefix` first and `suffix` last of them are kept together (infilling
-      of free
-        length: insertions happen only between). bos, pad: V and V + 1 by default.
+        of free length: insertions happen only between). given: [B], how many tokens of each row of init count, all if
+        None; prefix and suffix may then be [B], too. room: the most tokens to insert in a row. bos, pad: V and V + 1 by
+        default.
 
     Returns:
       tokens [B, length], padded with `pad`; calls [B].
@@ -50,13 +53,16 @@ def sample(
     if stop not in STOPS:
         raise ValueError(f"stop={stop!r} is unknown; use one of {', '.join(STOPS)}")
     bos, pad = vocab_size if bos is None else bos, vocab_size + 1 if pad is None else pad
-    given = jnp.zeros((0,), int) if init is None else jnp.asarray(init)
-    start = given.shape[-1]
-    if start > length or prefix + suffix > start:
+    init = jnp.zeros((0,), int) if init is None else jnp.asarray(init)
+    start = init.shape[-1]
+    if start > length or (given is None and prefix + suffix > start):
         raise ValueError(
             f"init has {start} tokens; they must fit length={length} and hold prefix={prefix} + suffix={suffix}"
         )
-    z = jnp.full((batch, length + 1), pad).at[:, 0].set(bos).at[:, 1 : start + 1].set(given)
+    z = jnp.full((batch, length + 1), pad).at[:, 0].set(bos).at[:, 1 : start + 1].set(init)
+    begun = jnp.full(batch, start) if given is None else jnp.asarray(given)
+    most = jnp.minimum(length, length if room is None else begun + room)
+    first, last = (jnp.broadcast_to(edge, (batch,))[:, None] for edge in (prefix, suffix))
     keys, index = categorical.row_keys(key, batch, requests), jnp.arange(length + 1)
 
     def body(state):
@@ -66,13 +72,13 @@ def sample(
         p_stop = jax.nn.softmax(stop_logits.astype(jnp.promote_types(stop_logits.dtype, jnp.float32)), -1)[:, 1]
         coin = categorical.uniform(categorical.fold(keys, count, categorical.STOP), dtype=p_stop.dtype)
         halt = {"never": jnp.zeros_like(open_), "sample": coin < p_stop, "threshold": p_stop >= threshold}[stop]
-        inside = (index >= prefix) & (index <= count[:, None] - suffix)
+        inside = (index >= first) & (index <= count[:, None] - last)
         log_p = jnp.where(inside[..., None], slot_log_probs(logits, count), -jnp.inf).reshape(batch, -1)
         drawn = categorical.sample(categorical.fold(keys, count, categorical.TOKEN), log_p, temperature)
         moved, grow = put(z, *jnp.divmod(drawn, logits.shape[-1])), open_ & ~halt
-        return jnp.where(grow[:, None], moved, z), count + grow, grow & (count + grow < length), calls
+        return jnp.where(grow[:, None], moved, z), count + grow, grow & (count + grow < most), calls
 
-    state = (z, jnp.full(batch, start), jnp.full(batch, start < length), jnp.zeros(batch, int))
+    state = (z, begun, begun < most, jnp.zeros(batch, int))
     z, _, _, calls = jax.lax.while_loop(lambda s: s[2].any(), body, state)
     return z[:, 1:], calls
 

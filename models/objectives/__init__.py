@@ -11,7 +11,11 @@ import jax
 
 from kernels import masks
 from models.objectives import next_token
+from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
+from models.objectives.insertion import Insertion
+from models.objectives.neodiff import NeoDiff
+from models.objectives.score_entropy import ScoreEntropy
 
 
 class Objective(Protocol):
@@ -24,8 +28,9 @@ class Objective(Protocol):
     """
 
     mask: masks.Mask  # what a token sees in a plain pass: `Causal()`, `Full()`, ...
-    bound: str  # of the reported nats: "=" exact, "<=" an upper bound of the negative log-likelihood
+    bound: str  # of the reported nats: "=" exact, "<=" an upper bound of the negative log-likelihood, "~" neither
     bidirectional: bool  # needs mixers that run under masks that are not causal
+    context_parallel: bool  # works where devices share a sequence: heeds `order` (one that does not say so does not)
     extra_tokens: int  # ids beyond the tokenizer's
     copies: int  # tokens that pass through the backbone for each token of a row
 
@@ -40,6 +45,10 @@ OBJECTIVES = {  # An objective without options as it is, one with options as its
     "next_token": next_token,
     "masked_diffusion": MaskedDiffusion,
     "block_diffusion": BlockDiffusion,
+    "score_entropy": ScoreEntropy,
+    "any_subset": AnySubset,
+    "insertion": Insertion,
+    "neodiff": NeoDiff,
 }
 
 

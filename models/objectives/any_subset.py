@@ -7,13 +7,16 @@ nats; exact ("=").
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kernels import masks
 from models.objectives.masked_diffusion import mask_logits
+from models.objectives.next_token import target_nll, weighted_nll
 
 Array = jax.Array
 
@@ -96,3 +99,83 @@ def nll_exact(
         t = jnp.full(x.shape[:1], 1 - n / x.shape[1])
         total = total + token_loss(conditionals(z, t), x, rank == n, mask_id).sum(-1)
     return total
+
+
+def row_mask(rank: Array, prompt_length: Array, seen: Array) -> masks.Mask:
+    """What each token of [query ; content] sees in one pass over both streams.
+
+    rank, seen [B, T]; prompt_length [B]. Content as in `stream_masks`; the query at l sees the content of ranks below
+    seen[l], its own rank in training, and itself, who knows its place only: a rank 0 without a prompt sees no more.
+    """
+    unseen = jnp.full_like(rank, -1)
+    content = jnp.maximum(rank, prompt_length[:, None] - 1)
+    queries = jnp.concatenate([seen - 1, content], -1)
+    return masks.Positions(queries, jnp.concatenate([unseen, rank], -1)) | masks.Window(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnySubset:
+    """Any-subset autoregression of an `LM` (AS-ARM), both streams in one row of 2 T tokens, lattice orders.
+
+    Targets are a share of the tokens where `batch["mask"]` is true; all others are prompt. The query of every token is
+    `mask_id`. Evaluation gives all free tokens, from left to right: an exact likelihood. Options: `config.any_subset`.
+    The share is drawn as after the warm-up of the paper.
+    """
+
+    mask_id: int
+    rate_min: float = 0.85
+    rate_max: float = 0.99
+
+    mask: ClassVar[masks.Mask] = masks.Full()
+    bound: ClassVar[str] = "="
+    bidirectional: ClassVar[bool] = True
+    extra_tokens: ClassVar[int] = 1
+    copies: ClassVar[int] = 2
+
+    def corrupt(self, batch: dict, key: Array) -> dict:
+        """The global batch with `rank [B, T]`, `prompt_length [B]`, and the targets as its `mask`."""
+        split = corrupt(key, batch["tokens"], (self.rate_min, self.rate_max), ~batch["mask"])
+        return {**batch, "rank": ranks(split.order), "prompt_length": split.prompt_length, "mask": split.weight > 0}
+
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+        """Joint `-log p(targets | prompt)` of a batch from `corrupt` in nats, plus the z-loss; `key` is not used."""
+        features = self.features(model, batch, batch["rank"], batch["prompt_length"], batch["rank"])
+        weights = batch["mask"]
+        total, nll = weighted_nll(model, features, batch["tokens"], weights, z_loss=z_loss, classes=self.mask_id)
+        return total, {"nll": nll}
+
+    def row_nll(self, model, batch: dict, key: Array) -> Array:
+        """Nats of each row's free tokens given the others, [B], exact; `key` is not used."""
+        rank = ranks(lattice_order(batch["mask"]))
+        features = self.features(model, batch, rank, (~batch["mask"]).sum(-1), rank)
+        nll = target_nll(model, features, batch["tokens"], classes=self.mask_id)
+        return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
+
+    def features(self, model, batch: dict, rank: Array, prompt_length: Array, seen: Array) -> Array:
+        """Features [B, T, D] of the query stream; arguments as in `row_mask`."""
+        x = batch["tokens"]
+        twice = lambda value: None if value is None else jnp.concatenate([value, value], -1)  # noqa: E731
+        features, _ = model(
+            jnp.concatenate([jnp.full_like(x, self.mask_id), x], -1),
+            mask=row_mask(rank, prompt_length, seen),
+            positions=twice(batch.get("positions", jnp.arange(x.shape[1])[None])),
+            segment_ids=twice(batch.get("segment_ids")),
+        )
+        return features[:, : x.shape[1]]
+
+    def conditionals(self, model, canvas: Array, segment_ids: Array | None = None) -> Callable[..., Array]:
+        """For `decoding.assd.sample(two_stream=True)`: (tokens, order, seen), each [B, T], -> logits [B, T, mask_id].
+
+        `canvas` [B, T] has `mask_id` where tokens are drawn; the others are prompt.
+        """
+        given = (canvas != self.mask_id).sum(-1)
+
+        def logits(tokens: Array, order: Array, seen: Array) -> Array:
+            row = {"tokens": tokens, "segment_ids": segment_ids}
+            return model.logits(self.features(model, row, ranks(order), given, seen))[..., : self.mask_id]
+
+        return logits
+
+    def keys(self, length: int) -> float:
+        """Keys seen for each token of a row of `length`, over both copies: (n + 1) / 2 twice."""
+        return length + 1

@@ -1,7 +1,8 @@
 """Masked and block diffusion of a language model: the losses of masked_diffusion.py and block_diffusion.py with an
 `LM` as their denoiser.
 
-The model is not told the time: how much of its input is masked says enough (MDLM). Scored are the tokens themselves,
+A masked model is told the time t where `model.time_features` asks for it; without, how much of its input is masked says
+enough (MDLM). Scored are the tokens themselves,
 where `batch["mask"]` is true; the others (padding, the start of a document) are given and never masked. The head
 predicts ids below `mask_id` only, which is the SUBS parameterisation: the mask has no probability, visible tokens have
 no loss. Nats are upper bounds, summed over the valid tokens. Noise is drawn in the order of the row, also where a batch
@@ -41,38 +42,40 @@ class _Diffusion:
     draws: int = 4
 
     bidirectional: ClassVar[bool] = True
+    context_parallel: ClassVar[bool] = True
     extra_tokens: ClassVar[int] = 1
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict:
-        """The global batch with noised tokens `noised [B, T]` and loss weights `weight [B, T]` (0: nothing learned)."""
-        noised, weight = self._drawn(batch, key, training=True)
-        return {**batch, "noised": noised, "weight": weight}
+        """The global batch with `noised [B, T]` tokens, their `time`, and `weight [B, T]` of the loss (0: none)."""
+        noised, time, weight = self._drawn(batch, key, training=True)
+        return {**batch, "noised": noised, "time": time, "weight": weight}
 
-    def _drawn(self, batch: dict, key: jax.Array, *, training: bool) -> tuple[jax.Array, jax.Array]:
-        """Noised tokens and loss weights `[B, T]` of a batch, drawn in the order of the row."""
+    def _drawn(self, batch: dict, key: jax.Array, *, training: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Noised tokens `[B, T]`, times and loss weights `[B, T]` of a batch, drawn in the order of the row."""
         given, order = (batch["tokens"], ~batch["mask"]), batch.get("order")
         if order is not None:
             back = jnp.argsort(order, axis=-1)
             given = tuple(jnp.take_along_axis(x, back, axis=-1) for x in given)
         drawn = self.noise(key, *given, training=training)
+        found = (drawn.z, drawn.t, drawn.weight)
         if order is None:
-            return drawn.z, drawn.weight
-        return tuple(jnp.take_along_axis(x, order, axis=-1) for x in (drawn.z, drawn.weight))
+            return found
+        return tuple(x if x.ndim == 1 else jnp.take_along_axis(x, order, axis=-1) for x in found)
 
     def loss(self, model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]:
         """Sum of the weighted loss over a batch from `corrupt`, an estimate of its bound in nats, plus the z-loss.
 
         Args:
           model: an `LM`.
-          batch: `tokens`, `noised` `[B, T]`, `weight [B, T]`, and where rows hold several documents `positions` and
-            `segment_ids` `[B, T]`.
+          batch: `tokens`, `noised` `[B, T]`, `weight [B, T]`, `time` `[B]` or `[B, T]`, and where rows hold several
+            documents `positions` and `segment_ids` `[B, T]`.
           key: not used: the noise is in the batch.
           z_loss: weight of the squared log-partition.
 
         Returns:
           The sum to differentiate and `{"nll": sum of nats}`.
         """
-        features = self.features(model, batch, batch["noised"])
+        features = self.features(model, batch, batch["noised"], batch["time"])
         total, nll = weighted_nll(
             model, features, batch["tokens"], batch["weight"], z_loss=z_loss, classes=self.mask_id
         )
@@ -86,8 +89,8 @@ class _Diffusion:
         tokens = batch["tokens"]
 
         def draw(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            noised, weight = self._drawn(batch, key, training=False)
-            nll = target_nll(model, self.features(model, batch, noised), tokens, classes=self.mask_id)
+            noised, time, weight = self._drawn(batch, key, training=False)
+            nll = target_nll(model, self.features(model, batch, noised, time), tokens, classes=self.mask_id)
             return total + jnp.sum(jnp.where(weight > 0, weight * nll, 0), axis=-1), None
 
         start = jnp.zeros(tokens.shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
@@ -96,7 +99,7 @@ class _Diffusion:
     def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
         raise NotImplementedError
 
-    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
         raise NotImplementedError
 
 
@@ -124,9 +127,9 @@ class MaskedDiffusion(_Diffusion):
             frozen=frozen,
         )
 
-    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
+    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
         """Features `[B, T, D]` of the noised tokens; every token sees its whole document."""
-        return model(noised, mask=self.mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))[0]
+        return whole_documents(model, batch, noised, time)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +170,8 @@ class BlockDiffusion(_Diffusion):
             frozen=frozen,
         )
 
-    def features(self, model, batch: dict, noised: jax.Array) -> jax.Array:
-        """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper."""
+    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
+        """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper; no time is told."""
         T = noised.shape[1]
         tokens, positions = block_diffusion.training_inputs(noised, batch["tokens"])
         positions, segments = batch.get("positions", positions[:T][None]), batch.get("segment_ids")
@@ -183,3 +186,9 @@ class BlockDiffusion(_Diffusion):
     def keys(self, length: int) -> float:
         """Keys seen for each token of a row of `length`, over both copies: (n^2 + n block) / n."""
         return length + self.block
+
+
+def whole_documents(model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
+    """Features `[B, T, D]` of noised tokens `[B, T]` at times `[B]` or `[B, T]`; each sees its whole document."""
+    places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
+    return model(noised, mask=masks.Full(), time=time, **places)[0]

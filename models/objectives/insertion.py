@@ -6,14 +6,19 @@ Slot s follows the s-th surviving token; slot 0 follows the start token. A noise
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels import masks
+from models.objectives.next_token import over_logits
+
 Array = jax.Array
+WEIGHTINGS = ("length", "constant")
 
 
 class Deletion(NamedTuple):
@@ -49,25 +54,14 @@ def target(x: Array, dropped: Array | Collection[int], vocab_size: int) -> Array
     return counts / jnp.maximum(dropped.sum(-1), 1)[..., None, None]
 
 
-def corrupt(
-    key: Array,
-    x: Array,
-    lengths: Array | None = None,
-    *,
-    vocab_size: int,
-    bos: int | None = None,
-    pad: int | None = None,
-    weighted: bool = False,
-    frozen: Array | None = None,
-) -> Deletion:
-    """Removes n ~ U{0..L_x} uniformly chosen tokens from each row x [B, L] of `lengths` [B] (all L if None).
+def delete(
+    key: Array, x: Array, lengths: Array | None = None, *, bos: int, pad: int, frozen: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Removes n ~ U{0..L_x} uniformly chosen tokens from each row x [B, L]: z [B, L+1], survivors [B], dropped [B, L].
 
-    weighted: weight L_x + 1 instead of 1 on both losses. With variable lengths and a sampled stop, the optimum of
-    the plain losses samples P(x)/(L_x + 1) renormalised, too short; the weighted one samples P exactly. bos and pad
-    default to V and V + 1. frozen: [B, L] bool, tokens never removed; n is then uniform over the removable ones.
+    lengths: [B], all L if None. frozen: [B, L] bool, tokens never removed; L_x then counts the removable ones.
     """
     batch, length = x.shape
-    bos, pad = vocab_size if bos is None else bos, vocab_size + 1 if pad is None else pad
     lengths = jnp.full(batch, length) if lengths is None else jnp.asarray(lengths)
     real = jnp.arange(length) < lengths[:, None]
     free = real if frozen is None else real & ~jnp.asarray(frozen)
@@ -80,9 +74,34 @@ def corrupt(
     front = jnp.argsort(~kept, -1, stable=True)
     count = kept.sum(-1)
     tokens = jnp.where(jnp.arange(length) < count[:, None], jnp.take_along_axis(x, front, -1), pad)
-    z = jnp.concatenate([jnp.full((batch, 1), bos, tokens.dtype), tokens], -1)
-    weight = (lengths + 1 if weighted else jnp.ones_like(lengths)).astype(jnp.float32)
-    return Deletion(z, count, target(jnp.where(real, x, 0), dropped, vocab_size), n == 0, weight)
+    return jnp.concatenate([jnp.full((batch, 1), bos, tokens.dtype), tokens], -1), count, dropped
+
+
+def corrupt(
+    key: Array,
+    x: Array,
+    lengths: Array | None = None,
+    *,
+    vocab_size: int,
+    bos: int | None = None,
+    pad: int | None = None,
+    weighted: bool = False,
+    frozen: Array | None = None,
+) -> Deletion:
+    """`delete`, and the targets of what it dropped.
+
+    weighted: weight L_x + 1 instead of 1 on both losses. With variable lengths and a sampled stop, the optimum of
+    the plain losses samples P(x)/(L_x + 1) renormalised, too short; the weighted one samples P exactly. bos and pad
+    default to V and V + 1.
+    """
+    batch, length = x.shape
+    bos, pad = vocab_size if bos is None else bos, vocab_size + 1 if pad is None else pad
+    lengths = jnp.full(batch, length) if lengths is None else jnp.asarray(lengths)
+    z, count, dropped = delete(key, x, lengths, bos=bos, pad=pad, frozen=frozen)
+    real = jnp.arange(length) < lengths[:, None]
+    removable = (real if frozen is None else real & ~jnp.asarray(frozen)).sum(-1)
+    weight = (removable + 1 if weighted else jnp.ones_like(removable)).astype(jnp.float32)
+    return Deletion(z, count, target(jnp.where(real, x, 0), dropped, vocab_size), ~dropped.any(-1), weight)
 
 
 def slot_log_probs(logits: Array, count: Array) -> Array:
@@ -116,3 +135,87 @@ def strings(vocab_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
             rows.append([vocab_size, *digits, *[vocab_size + 1] * (length - count)])
             counts.append(count)
     return np.array(rows), np.array(counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Insertion:
+    """Insertion of an `LM` (ILM, Patel et al. 2025): a row is ONE string, whatever documents it holds.
+
+    Removed and scored are the tokens where `batch["mask"]` is true. Two more ids: `mask_id` starts a row and
+    `mask_id` + 1 pads it, and their rows of the head are the two classes of the stop, go on and stop, read at the
+    start. Options: see `config.insertion`.
+
+    Each order of inserting the n missing tokens is one way to the string, all n! equally likely backwards, so that
+    -log P(x) <= (L + 1) E[both losses] - log L!, L the free tokens: the bound that evaluation estimates. It includes
+    the end of the row.
+    """
+
+    mask_id: int
+    weighting: str = "length"
+    draws: int = 4
+
+    mask: ClassVar[masks.Mask] = masks.Full()
+    bound: ClassVar[str] = "<="
+    bidirectional: ClassVar[bool] = True
+    extra_tokens: ClassVar[int] = 2
+    copies: ClassVar[int] = 1
+
+    def corrupt(self, batch: dict, key: Array) -> dict:
+        """The global batch with survivors `noised [B, T+1]` and `count [B]`, `dropped [B, T]`, `weight [B]`."""
+        noised = self._noise(key, batch)
+        weight = batch["mask"].sum(-1) + 1
+        if self.weighting == "constant":
+            weight = jnp.full_like(weight, batch["tokens"].shape[1] + 1)
+        return {**batch, **noised, "weight": weight}
+
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+        """Weighted sum of both losses over a batch from `corrupt`, nats; `key` and `z_loss` are not used."""
+        total = jnp.sum(batch["weight"] * self._rows(model, batch, batch))
+        return total, {"nll": jax.lax.stop_gradient(total)}
+
+    def row_nll(self, model, batch: dict, key: Array) -> Array:
+        """Bound of each row's nats, [B]: the mean of `draws` estimates."""
+        free = batch["mask"].sum(-1)
+
+        def draw(total: Array, key: Array) -> tuple[Array, None]:
+            return total + (free + 1) * self._rows(model, batch, self._noise(key, batch)), None
+
+        start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
+        mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+        return mean - jax.lax.lgamma(free + 1.0)
+
+    def predict(self, model, z: Array, count: Array) -> tuple[Array, Array]:
+        """Slot logits [B, S, V] and stop logits [B, 2] of rows z [B, S] with `count` tokens behind the start."""
+        return self.split(model.logits(self._features(model, z, count)))
+
+    def split(self, logits: Array) -> tuple[Array, Array]:
+        """The two parts of the head's logits [B, S, V + 2]."""
+        return logits[..., : self.mask_id], logits[:, 0, self.mask_id : self.mask_id + 2]
+
+    def _features(self, model, z: Array, count: Array) -> Array:
+        held = jnp.arange(z.shape[1]) <= count[:, None]
+        return model(z, mask=self.mask, segment_ids=held.astype(jnp.int32))[0]
+
+    def _noise(self, key: Array, batch: dict) -> dict:
+        tokens = batch["tokens"]
+        lengths = (batch["segment_ids"] != 0).sum(-1) if "segment_ids" in batch else None
+        ids = {"bos": self.mask_id, "pad": self.mask_id + 1}
+        z, count, dropped = delete(key, tokens, lengths, **ids, frozen=~batch["mask"])
+        return {"noised": z, "count": count, "dropped": dropped}
+
+    def _rows(self, model, batch: dict, noised: dict) -> Array:
+        """Both losses of each row [B]; no [B, S, V] target is made."""
+
+        def local(logits: Array, x: Array, dropped: Array, count: Array) -> Array:
+            slots, stop = self.split(logits)
+            log_p = slot_log_probs(slots, count)
+            index = jnp.cumsum(~dropped, -1) * slots.shape[-1] + jnp.minimum(x, self.mask_id - 1)
+            chosen = jnp.take_along_axis(log_p.reshape(len(x), -1), index, -1)
+            n = dropped.sum(-1)
+            inserted = -jnp.where(dropped, chosen, 0).sum(-1) / jnp.maximum(n, 1)
+            log_stop = jax.nn.log_softmax(stop, -1)
+            return inserted - jnp.where(n == 0, log_stop[:, 1], log_stop[:, 0])
+
+        features = self._features(model, noised["noised"], noised["count"])
+        arrays = (batch["tokens"], noised["dropped"], noised["count"])
+        return over_logits(local, model, features, *arrays, classes=self.mask_id + 2)

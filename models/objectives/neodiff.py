@@ -6,10 +6,15 @@ tau = clip(round((s - lambda) sqrt(lambda) + lambda), 0, K). It is strongly bimo
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from kernels import masks
+from models.objectives import schedules
+from models.objectives.next_token import over_logits
 
 Array = jax.Array
 FULL_NOISE_ABOVE = 0.99
@@ -132,3 +137,103 @@ def _log_poisson(s: Array, mean: Array) -> Array:
     zero = mean == 0
     value = s * jnp.log(jnp.where(zero, 1.0, mean)) - mean - jax.lax.lgamma(s + 1)
     return jnp.where(zero, jnp.where(s == 0, 0.0, -jnp.inf), value)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeoDiff:
+    """NeoDiff of an `LM` whose inputs are noised embeddings of unit mean square and whose features predict clean ones.
+
+    Every token is told its own tau / levels (`model.time_features`). The time predictor is the same backbone, run over
+    the predicted embeddings at the next global time, with `levels` + 1 more rows of the head as its classes (the paper
+    has a layer of its own for it). No self-conditioning. Tokens where `batch["mask"]` is false stay clean. Options: see
+    `config.neodiff`. The nats of evaluation are those of clean tokens given noised ones at a random time: NOT a bound
+    of the likelihood, which this model does not have.
+    """
+
+    mask_id: int
+    levels: int = 99
+    smoothing: float = 0.1
+    noise_factor: float = 1.0
+    draws: int = 4
+
+    mask: ClassVar[masks.Mask] = masks.Full()
+    bound: ClassVar[str] = "~"
+    bidirectional: ClassVar[bool] = True
+    copies: ClassVar[int] = 2
+
+    @property
+    def extra_tokens(self) -> int:
+        """The classes of the time predictor."""
+        return self.levels + 1
+
+    def corrupt(self, batch: dict, key: Array) -> dict:
+        """The global batch with `tau [B, T]`, the global times `next [B]` of the predictor, and `noise [B, 2]`: keys.
+
+        The width of the noise is the model's, so that each row draws its own from its key.
+        """
+        time_key, tau_key, next_key, noise_key = jax.random.split(key, 4)
+        B, T = batch["tokens"].shape
+        t = schedules.sample_times(time_key, B)
+        tau = jnp.where(batch["mask"], sample_tau(tau_key, t, T, self.levels), 0)
+        noise = jax.random.key_data(jax.random.split(noise_key, B))
+        return {**batch, "tau": tau, "next": t * jax.random.uniform(next_key, (B,)), "noise": noise}
+
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+        """Sum of squared error, anchor and time losses over a batch from `corrupt`; `key` and `z_loss` are not used."""
+        features, x = self._predicted(model, batch)
+        error, anchor = self._token_losses(model, features, x, batch, self.smoothing)
+        ranked = jax.lax.stop_gradient(error + anchor)
+        label = labels(ranked, batch["next"], self.levels, batch["mask"])
+        # The predictor reads what was predicted and learns nothing about the embeddings.
+        read = jax.lax.stop_gradient(jnp.where(batch["mask"][..., None], features, x))
+        late = over_logits(
+            lambda logits, label: time_loss(logits[..., self.mask_id : self.mask_id + self.levels + 1], label),
+            model, self.decode(model, read, batch["next"], batch), label,
+        )  # fmt: skip
+        sums = [jnp.sum(jnp.where(batch["mask"], value, 0)) for value in (error, anchor, late)]
+        names = ("error", "nll", "time")
+        return sum(sums), dict(zip(names, map(jax.lax.stop_gradient, sums), strict=True))
+
+    def row_nll(self, model, batch: dict, key: Array) -> Array:
+        """Nats of each row's clean tokens given noised ones, [B]: the mean of `draws` random times."""
+
+        def draw(total: Array, key: Array) -> tuple[Array, None]:
+            noised = self.corrupt(batch, key)
+            _, nll = self._token_losses(model, *self._predicted(model, noised), noised, 0.0)
+            return total + jnp.sum(jnp.where(batch["mask"], nll, 0), -1), None
+
+        start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
+        return jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+
+    def embed(self, model, tokens: Array) -> Array:
+        """Clean embeddings [B, T, D], each of unit mean square."""
+        x = model.embed(tokens).astype(jnp.promote_types(model.spec.dtype, jnp.float32))
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-12)
+
+    def decode(self, model, z: Array, time: Array, batch: dict) -> Array:
+        """Features [B, T, D] of embeddings z [B, T, D] at times [B] or [B, T] in 0..1."""
+        places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
+        return model(z, mask=self.mask, time=time, **places)[0]
+
+    def _predicted(self, model, batch: dict) -> tuple[Array, Array]:
+        """Predicted and clean embeddings [B, T, D] of a batch from `corrupt`."""
+        x, tau = self.embed(model, batch["tokens"]), batch["tau"]
+        keys = jax.random.wrap_key_data(batch["noise"])
+        eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+        keep = signal(tau, self.levels).astype(x.dtype)[..., None]
+        z = jnp.sqrt(keep) * x + jnp.sqrt(1 - keep) * self.noise_factor * eps
+        z = jnp.where(batch["mask"][..., None], z, x)
+        return self.decode(model, z, tau / self.levels, batch), x
+
+    def _token_losses(self, model, features: Array, x: Array, batch: dict, smoothing: float) -> tuple[Array, Array]:
+        """Squared error and anchor of every token, [B, T] each."""
+
+        def local(logits: Array, predicted: Array, x: Array, tokens: Array) -> Array:
+            return jnp.stack(token_loss(predicted, x, logits, tokens, smoothing), 1)
+
+        both = over_logits(local, model, features, features, x, batch["tokens"], classes=self.mask_id)
+        return both[:, 0], both[:, 1]
+
+    def keys(self, length: int) -> float:
+        """Keys seen for each token of a row of `length`, over both passes."""
+        return 2 * length

@@ -1,14 +1,18 @@
 """The autoregressive control: exact likelihood, each token given those before it."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from kernels import masks
 from kernels.cross_entropy import cross_entropy, token_nll
+from kernels.cross_entropy.reference import shape_logits
 
 mask = masks.Causal()
 bound = "="  # What the reported nats are: the exact negative log-likelihood.
 bidirectional = False
+context_parallel = True
 extra_tokens = 0
 copies = 1
 
@@ -93,6 +97,26 @@ def target_nll(model, features: jax.Array, targets: jax.Array, *, classes: int |
     rows = ("batch", "sequence")
     args = (features, model.head_weights()[:classes], targets)
     return spec.partition.run(local, args, ((*rows, None), (None, "embed"), rows), rows)
+
+
+def over_logits(
+    function: Callable[..., jax.Array], model, features: jax.Array, *arrays: jax.Array, classes: int | None = None
+) -> jax.Array:
+    """`function(logits [b, T, C], *arrays) -> [b, ...]` of the rows of every device, joined: `[B, ...]`.
+
+    For losses that need whole rows of logits, which are held in memory: B T C numbers. They are float32 or wider.
+    Arrays have the batch in front; other arguments as in `weighted_nll`.
+    """
+    spec = model.spec
+
+    def local(features: jax.Array, head: jax.Array, *arrays: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(features.dtype, jnp.float32)
+        logits = jnp.einsum("btd,vd->btv", features, head.astype(features.dtype), preferred_element_type=wide)
+        return function(shape_logits(logits, spec.logit_scale, spec.softcap), *arrays)
+
+    rows = tuple(("batch", *(None,) * (array.ndim - 1)) for array in arrays)
+    args = (features, model.head_weights()[:classes], *arrays)
+    return spec.partition.run(local, args, (("batch", None, None), (None, None), *rows), ("batch",))
 
 
 def _features(model, batch: dict) -> jax.Array:

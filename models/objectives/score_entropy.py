@@ -7,12 +7,25 @@ the factor sigma'(t).
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
-from models.objectives.masked_diffusion import per_token
+from kernels import masks
+from models.objectives import masked_diffusion, schedules
+from models.objectives.diffusion import whole_documents
+from models.objectives.masked_diffusion import Corruption, per_token
+from models.objectives.next_token import over_logits
 
 Array = jax.Array
+CHOICES = {
+    "graph": ("absorb", "uniform"),
+    "head": ("score", "probs"),
+    "schedule": ("loglinear", "cosine_mdlm", "geometric"),  # Those whose noise is finite at t = 1.
+    "times": ("iid", "offset", "stratified"),
+}
 
 
 def absorbing(log_score: Array, sigma: Array | float, z: Array, x: Array) -> Array:
@@ -168,3 +181,117 @@ def _log_expm1(sigma: Array) -> Array:
 def _pick(values: Array, index: Array) -> Array:
     index = jnp.clip(index, 0, values.shape[-1] - 1)
     return jnp.take_along_axis(values, index[..., None], -1)[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreEntropy:
+    """Score entropy of an `LM` (SEDD, Lou et al. 2024), or with head="probs" masked and uniform-state diffusion.
+
+    Scored are the tokens where `batch["mask"]` is true; the others are given. graph="absorb": tokens become `mask_id`.
+    graph="uniform": tokens become any of the `mask_id` ids of the tokenizer, and there is no mask. Options: see
+    `config.score_entropy`. Nats are upper bounds.
+    """
+
+    mask_id: int
+    graph: str = "absorb"
+    head: str = "score"
+    schedule: str = "loglinear"
+    times: str = "stratified"
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    draws: int = 4
+
+    mask: ClassVar[masks.Mask] = masks.Full()
+    bound: ClassVar[str] = "<="
+    bidirectional: ClassVar[bool] = True
+    copies: ClassVar[int] = 1
+
+    @property
+    def extra_tokens(self) -> int:
+        """The mask, which the uniform graph has not."""
+        return int(self.graph == "absorb")
+
+    def log_score(self, logits: Array, t: Array, z: Array, temperature: float = 1.0) -> Array:
+        """Log-scores [B, T, V] from the head's logits [B, T, V] at times t; the absorbing ones mean k p at the masks.
+
+        head "score": the logits themselves, of the absorbing graph scaled as in SEDD; "probs": what predictions of x
+        imply. Temperatures other than 1 change where tokens go, not how many: log-sum-exp stays.
+        """
+        logits, sigma = tempered(_wide(logits), temperature), schedules.get(self.schedule).sigma(t)
+        if self.head == "probs":
+            return log_score_from_probs(jax.nn.log_softmax(logits, -1), sigma, z, self.graph)
+        return log_score_from_logits(logits, sigma, z) if self.graph == "absorb" else logits
+
+    def corrupt(self, batch: dict, key: Array) -> dict:
+        """The global batch with `noised [B, T]` tokens, their `time [B]`, and `weight [B, T]` of the loss."""
+        drawn = self._noise(key, batch, training=True)
+        return {**batch, "noised": drawn.z, "time": drawn.t, "weight": drawn.weight}
+
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+        """Sum of sigma' times score entropy over a batch from `corrupt`, nats; `key` and `z_loss` are not used."""
+        total = jnp.sum(self._rows(model, batch, Corruption(batch["noised"], batch["time"], batch["weight"])))
+        return total, {"nll": jax.lax.stop_gradient(total)}
+
+    def row_nll(self, model, batch: dict, key: Array) -> Array:
+        """Bound of each row's nats, [B]: the mean of `draws` estimates.
+
+        Absorbing: fixed counts, k of a row's n free tokens masked, weight n / k. Uniform: times in (0, 1], and the
+        divergence of the noise at t = 1 from the uniform law, which the sampler starts from.
+        """
+
+        def draw(total: Array, key: Array) -> tuple[Array, None]:
+            return total + self._rows(model, batch, self._noise(key, batch, training=False)), None
+
+        start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
+        mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+        return mean + self.prior() * batch["mask"].sum(-1)
+
+    def prior(self) -> Array:
+        """KL(q(z_1 | x) || law that the sampler starts from) of a token, nats; 0 where all is masked at the end."""
+        if self.graph == "absorb":
+            return jnp.zeros(())
+        floor = schedules.get(self.schedule).mask(1.0) / self.mask_id
+        stays = 1 - (self.mask_id - 1) * floor
+        entropy = -stays * jnp.log(stays) - (self.mask_id - 1) * floor * jnp.log(floor)
+        return jnp.log(self.mask_id) - entropy
+
+    def _rows(self, model, batch: dict, drawn: Corruption) -> Array:
+        """Weighted loss of each row [B]."""
+        plain = absorbing if self.graph == "absorb" else uniform
+
+        def local(logits: Array, z: Array, x: Array, t: Array, weight: Array) -> Array:
+            loss = plain(self.log_score(logits, t, z), schedules.get(self.schedule).sigma(t), z, x)
+            return jnp.where(weight > 0, weight * loss, 0).sum(-1)
+
+        features = whole_documents(model, batch, drawn.z, drawn.t)
+        arrays = (drawn.z, batch["tokens"], drawn.t, drawn.weight)
+        return over_logits(local, model, features, *arrays, classes=self.mask_id)
+
+    def _noise(self, key: Array, batch: dict, *, training: bool) -> Corruption:
+        """Noised tokens, times [B], and what the score entropy of each token is worth: sigma' where it is scored."""
+        schedule, tokens, free = schedules.get(self.schedule), batch["tokens"], batch["mask"]
+        if self.graph == "absorb" and not training:
+            drawn = masked_diffusion.corrupt(
+                key, tokens, mask_id=self.mask_id, schedule=schedule, how="fixed_count", frozen=~free
+            )
+            # n / k belongs to the loss at the rate 1 / m of the mask; score entropy is 1 / expm1(sigma) of that.
+            scale = jnp.exp(_log_expm1(schedule.sigma(drawn.t)))
+            return drawn._replace(weight=drawn.weight * scale[:, None])
+        time_key, move_key, token_key = jax.random.split(key, 3)
+        limits = (self.t_min, self.t_max) if training else (0.0, 1.0)
+        t = schedules.sample_times(time_key, tokens.shape[0], self.times, *limits)
+        moved = free & (jax.random.uniform(move_key, tokens.shape) < schedule.mask(t)[:, None])
+        anew = jax.random.randint(token_key, tokens.shape, 0, self.mask_id, tokens.dtype)
+        z = jnp.where(moved, self.mask_id if self.graph == "absorb" else anew, tokens)
+        return Corruption(z, t, jnp.where(free, schedule.dsigma(t)[:, None], 0.0))
+
+
+def tempered(logits: Array, temperature: float) -> Array:
+    """Logits [..., C] at a temperature (0: all on the largest) with the log-sum-exp that they had."""
+    if temperature == 1:
+        return logits
+    if temperature == 0:
+        sharp = jnp.where(jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1)[..., None], 0.0, -jnp.inf)
+    else:
+        sharp = jax.nn.log_softmax(logits / temperature, -1)
+    return sharp + jax.nn.logsumexp(logits, -1, keepdims=True)

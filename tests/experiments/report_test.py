@@ -132,6 +132,7 @@ def test_bounds_are_labelled_apart(tmp_path):
     assert "≤ " in found.text and "upper bound" in found.text
     assert "≤ " not in read(report.write(exact)).text
     assert "≤ marks an upper bound" in read(report.compare([bound, exact], tmp_path / "c.html")).text
+    assert page.bits({"eval/kind": "~", data.BITS: 2.0}).startswith("~ ")
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "text", [1], {"a": []}, float("nan")])

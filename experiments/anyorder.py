@@ -1,0 +1,84 @@
+"""Text from models of any order: drafts that the model checks itself, insertion, noised embeddings."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.denoise import Filler
+from models.decoding import assd, categorical, insertion, neodiff
+
+
+class Drafter(Filler):
+    """Fills masks from left to right by any-subset speculative decoding; what is given on either side is the prompt."""
+
+    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
+        """The arguments of `assd.sample` that `config.generate` names, hashable."""
+        return (("temperature", options["temperature"]), ("draft", options["draft"]))
+
+    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+        model, goal = self.program.decoder(params), self.program.objective
+        never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
+        logits = goal.conditionals(model, canvas, segments)
+        kw = {"order": jnp.arange(canvas.shape[1]), "prompt": canvas, "batch": canvas.shape[0], "requests": rows}
+        allowed = lambda *streams: logits(*streams).at[..., never].set(-jnp.inf)  # noqa: E731
+        return assd.sample(allowed, key, mask_id=goal.mask_id, two_stream=True, **kw, **dict(settings))
+
+
+class Inserter(Filler):
+    """Inserts up to max_tokens between a prompt and a suffix, one a call, until the model stops."""
+
+    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
+        """The arguments of `insertion.sample` that `config.generate` names, hashable."""
+        chosen = tuple((key, options["insertion"][key]) for key in ("stop", "threshold"))
+        return (("temperature", options["temperature"]), ("room", options["max_tokens"]), *chosen)
+
+    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+        """`canvas [B, T]` with its masks replaced by what was inserted and, behind that, ends; calls `[B]`."""
+        model, goal, (B, T) = self.program.decoder(params), self.program.objective, canvas.shape
+        never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
+        open_ = canvas == goal.mask_id
+        kept = (segments != 0) & ~open_
+        given, prefix = kept.sum(-1), jnp.argmax(open_, -1)
+        init = jnp.take_along_axis(canvas, jnp.argsort(~kept, -1, stable=True), -1)
+
+        def insert(z: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+            slots, stop = goal.predict(model, z, count)
+            return slots.at[..., never].set(-jnp.inf), stop
+
+        pad, index = goal.mask_id + 1, jnp.arange(T)
+        tokens, calls = insertion.sample(
+            insert, key, batch=B, length=T, vocab_size=goal.mask_id, init=jnp.where(index < given[:, None], init, pad),
+            given=given, prefix=prefix, suffix=given - prefix, requests=rows, **dict(settings),
+        )  # fmt: skip
+        new = (tokens != pad).sum(-1) - given
+        inserted = jnp.where(index < (prefix + new)[:, None], tokens, self.tokenizer.eos)
+        return jnp.where(open_, inserted, canvas), calls
+
+
+class Refiner(Filler):
+    """Denoises embeddings between a prompt and a suffix (neodiff), then draws the token of each."""
+
+    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
+        """The steps (20 if none are named) and the temperature of the tokens, hashable."""
+        return (("temperature", options["temperature"]), ("steps", options["diffusion"]["steps"] or 20))
+
+    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+        model, goal, settings = self.program.decoder(params), self.program.objective, dict(settings)
+        never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
+        fixed, row, K = canvas != goal.mask_id, {"segment_ids": segments}, goal.levels
+
+        def times(x: jax.Array, t: jax.Array) -> jax.Array:
+            logits = model.logits(goal.decode(model, x, t, row))
+            return logits[..., goal.mask_id : goal.mask_id + K + 1]
+
+        x, calls = neodiff.sample(
+            lambda z, tau: goal.decode(model, z, tau / K, row), times, key, goal.embed(model, canvas), fixed,
+            K=K, steps=settings["steps"], noise_factor=goal.noise_factor, requests=rows,
+        )  # fmt: skip
+        logits = model.logits(x.astype(model.spec.dtype))[..., : goal.mask_id].at[..., never].set(-jnp.inf)
+        keys = categorical.fold(categorical.row_keys(key, len(canvas), rows), 0, categorical.TOKEN)
+        drawn = categorical.sample(keys, logits, settings["temperature"]).astype(canvas.dtype)
+        return jnp.where(fixed, canvas, drawn), calls

@@ -1,0 +1,56 @@
+"""Sampling of NeoDiff models: embeddings lose their noise token by token, each at the time a predictor gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from models.decoding import categorical
+from models.objectives import neodiff
+
+Array = jax.Array
+
+
+def sample(
+    decode: Callable[[Array, Array], Array],
+    times: Callable[[Array, Array], Array],
+    key: Array,
+    given: Array,
+    fixed: Array,
+    *,
+    K: int,
+    steps: int,
+    noise_factor: float = 1.0,
+    requests: Array | None = None,
+) -> tuple[Array, Array]:
+    """Draws embeddings; safe under jit.
+
+    Args:
+      decode: (z [B, T, D], tau [B, T]) -> predicted clean embeddings [B, T, D].
+      times: (predicted [B, T, D], t [B]) -> logits [B, T, K+1] of each token's intrinsic time at the global time t.
+      given: clean embeddings [B, T, D] where `fixed` [B, T] is true: a prompt; the others are not read.
+      steps: the global times 1 - 1/steps .. 0. requests: [B] numbers from which the rows' keys are folded.
+
+    Returns:
+      the last predicted embeddings [B, T, D] and calls [B], of which the predictor's are half.
+    """
+    B, T, D = given.shape
+    keys = categorical.row_keys(key, B, requests)
+
+    def noised(i: Array | int, x: Array, tau: Array) -> Array:
+        eps = jax.vmap(lambda k: jax.random.normal(k, (T, D), x.dtype))(categorical.fold(keys, i, categorical.START))
+        keep = neodiff.signal(tau, K).astype(x.dtype)[..., None]
+        z = jnp.sqrt(keep) * x + jnp.sqrt(1 - keep) * noise_factor * eps
+        return jnp.where(fixed[..., None], given, z)
+
+    def body(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, tau = state
+        x = jnp.where(fixed[..., None], given, decode(noised(i, x, tau), tau))
+        t = jnp.full(B, 1 - (i + 1) / steps)
+        return x, jnp.where(fixed, 0, jnp.argmax(times(x, t), -1))
+
+    start = (jnp.zeros_like(given), jnp.where(fixed, 0, K))
+    x, _ = jax.lax.fori_loop(0, steps, body, start)
+    return x, jnp.full(B, 2 * steps)

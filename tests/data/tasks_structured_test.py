@@ -1,0 +1,121 @@
+"""Tasks where order matters: every answer follows from its prompt, by solvers that read nothing but the row."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from data import tasks
+
+
+def read(task, length, count=300):
+    """(prompt, answer with its END and pads) of rows, as lists."""
+    sequence, answers = task.sample(7, np.arange(count), length)
+    for row, asked in zip(sequence, answers, strict=True):
+        assert (row[asked] >= 0).all() and asked.any()
+        yield [int(v) for v in row[~asked] if v >= 0], [int(v) for v in row[asked]]
+
+
+def unpadded(answer, end, room, pads):
+    """The answer before its END; asserts that END and the padding are as they should be."""
+    size = answer.index(end)
+    assert len(answer) == (room or size + 1)
+    behind = answer[size + 1 :]
+    assert behind == [end + 1 + j % pads if pads else end for j in range(len(behind))]
+    return answer[:size]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("operation", "room", "pads"), [("add", 0, 0), ("multiply", 9, 3), ("add", 6, 0)])
+def test_sums_and_products_are_right(operation, room, pads, reverse):
+    task = tasks.make("arithmetic", {"operation": operation, "reverse": reverse, "room": room, "pads": pads})
+    sizes = set()
+    for prompt, answer in read(task, task.least_length()):
+        a, b = (
+            int("".join(map(str, part))) for part in (prompt[: prompt.index(10)], prompt[prompt.index(10) + 1 : -1])
+        )
+        assert prompt[-1] == 11 and prompt == [*map(int, str(a)), 10, *map(int, str(b)), 11]  # No leading zeros.
+        digits = unpadded(answer, 12, room, pads)
+        want = [*map(int, str(a + b if operation == "add" else a * b))]
+        assert digits == (want[::-1] if reverse else want)
+        sizes.add(len(digits))
+    assert sizes == set(range(1, task.longest + 1))
+
+
+@pytest.mark.parametrize(("least", "reverse"), [(4, False), (2, False), (2, True)])
+def test_the_path_of_a_star_leads_from_its_centre_to_the_goal(least, reverse):
+    task = tasks.make("star_graph", {"least": least, "reverse": reverse})
+    lengths, firsts = set(), collections.Counter()
+    for prompt, answer in read(task, task.least_length()):
+        *edges, ask, centre, goal, then = prompt
+        assert (ask, then) == (20, 21)
+        parent = dict(zip(edges[1::2], edges[::2], strict=True))
+        degree = collections.Counter(edges[::2])
+        assert degree.pop(centre) == 3 and set(degree.values()) <= {1} and len(parent) == len(edges) // 2
+        path = [goal]
+        while parent[path[0]] != centre:
+            path.insert(0, parent[path[0]])
+        found = unpadded(answer, 22, 0, 0)
+        assert found == (path[::-1] if reverse else path)
+        assert goal not in edges[::2]  # An end.
+        lengths.add(len(path))
+        firsts[edges.index(goal) // 2] += 1
+    assert lengths == set(range(least, 5)) and len(firsts) > 6
+
+
+def test_every_sudoku_has_one_solution_and_it_is_the_answer():
+    assert len(tasks.sudoku.solved()) == 288
+    counts = collections.Counter()
+    for prompt, answer in read(tasks.make("sudoku"), 40, count=60):
+        cells, solve, given = np.array(prompt[:16]), prompt[16], prompt[17:]
+        assert solve == 5 and given == [v for v in cells if v < 4]
+        (grid,) = solutions(list(cells))
+        assert [v for v, c in zip(grid, cells, strict=True) if c == 4] == answer
+        counts[len(answer)] += 1
+    assert max(counts) >= 10 and min(counts) >= 6
+
+
+def solutions(cells):
+    """All ways to fill the blanks (4) of a list of 16 cells, by trying each digit."""
+    if 4 not in cells:
+        return [cells]
+    at = cells.index(4)
+    row, column = divmod(at, 4)
+    seen = {cells[4 * row + k] for k in range(4)} | {cells[4 * k + column] for k in range(4)}
+    seen |= {cells[4 * r + c] for r in range(4) for c in range(4) if (r // 2, c // 2) == (row // 2, column // 2)}
+    tries = (solutions([*cells[:at], digit, *cells[at + 1 :]]) for digit in set(range(4)) - seen)
+    return list(itertools.chain.from_iterable(tries))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_gap_is_what_both_sides_say(in_place):
+    task, seen = tasks.make("infilling", {"in_place": in_place}), set()
+    for prompt, answer in read(task, task.least_length()):
+        sides = [v for v in prompt if v < 11]
+        left, right, step = sides[:3], sides[3:], (sides[1] - sides[0]) % 11
+        want = [(left[-1] + step * (i + 1)) % 11 for i in range(11)]
+        want = want[: want.index(right[0])]
+        assert (answer if in_place else unpadded(answer, 13, 0, 0)) == want
+        seen.add(len(want))
+    assert seen == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("arithmetic", "operation=divide", "operation='divide' is not known; use add or multiply."),
+        ("arithmetic", "digits=12", "digits=12 makes answers beyond 64 bits; use 9 or fewer."),
+        ("arithmetic", "room=3", "room=3 does not hold an answer of 4 symbols and its end; use 5."),
+        ("star_graph", "nodes=9", "nodes=9 are fewer than the 13 of the largest graph; use 13."),
+        ("star_graph", "least=5", "least=5 lies above most=4; use least=4."),
+        ("sudoku", "blanks=13", "use 12 or fewer."),
+        ("infilling", "symbols=9", "symbols=9 is not a prime from 3 on; use 11."),
+        ("infilling", "gap=10", "gap=10 goes round the 11 symbols; use 9 or fewer."),
+        ("infilling", "side=1", "side=1 does not tell the step; use 2 or more."),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(name, settings, sentence):
+    with pytest.raises(ValueError) as refused:
+        tasks.make(name, settings)
+    assert str(refused.value).endswith(sentence)
