@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from data import messages
-from data.tasks.addition import Addition
 from data.tasks.arithmetic import Arithmetic
 from data.tasks.automata import Automata
 from data.tasks.copying import Copying
@@ -26,7 +25,7 @@ from data.tasks.sudoku import Sudoku
 from data.tasks.threading import Threading
 
 __all__ = [
-    "TASKS", "Addition", "Arithmetic", "Automata", "Copying", "Disjointness", "Infilling", "Markov", "Recall",
+    "TASKS", "Arithmetic", "Automata", "Copying", "Disjointness", "Infilling", "Markov", "Recall",
     "Sorting", "StarGraph", "Sudoku", "Task", "Threading", "make", "score",
 ]  # fmt: skip
 
@@ -63,7 +62,6 @@ TASKS: dict[str, type] = {
     "automata": Automata,
     "markov": Markov,
     "disjointness": Disjointness,
-    "addition": Addition,
     "sorting": Sorting,
     "arithmetic": Arithmetic,
     "star_graph": StarGraph,

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from data import messages
-from data.tasks import draws, filling
+from data.tasks import draws
 
 _ORDERS = ("ascending", "descending", "extremes", "median")
 
@@ -55,13 +55,15 @@ class Sorting:
 
     def sample(self, seed: int, row: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(sequence `[B, length + 1]`, answers `[B, length + 1]` bool) of rows `row` `[B]`; see `data.tasks.Task`."""
-        n, problems = self.items, filling.count(self._size, length)
+        n, problems = self.items, (length + 1) // self._size
         words = draws.words(seed, row, "sets", problems * self.symbols).reshape(len(row), problems, self.symbols)
         given = np.argsort(words, axis=-1, kind="stable")[..., :n]
         ask = np.full((*given.shape[:2], 1), self.symbols)
         written = np.sort(given, axis=-1)[..., self._places()]
-        problem = np.concatenate([given, ask, written], axis=-1)
-        return filling.fill(problem, np.arange(self._size) > n, length)
+        held = np.concatenate([given, ask, written], axis=-1).reshape(len(row), -1)
+        asked = np.tile(np.arange(self._size) > n, (len(row), problems))
+        rest = ((0, 0), (0, length + 1 - held.shape[1]))
+        return np.pad(held, rest, constant_values=-1), np.pad(asked, rest)
 
     def _places(self) -> np.ndarray:
         """The ranks of the items in the order of writing, `[items]`."""

@@ -33,8 +33,6 @@ CASES = {
     "infilling": ("infilling", "gap=4, room=7, pads=2", 20),
     "infilling-in-place": ("infilling", "side=2, in_place=true", 12),
     "disjoint": ("disjointness", "universe=20, small=3, large=6, noise=4", 30),
-    "addition": ("addition", "digits=2", 24),
-    "ones-first": ("addition", "digits=3, direction=reversed", 13),
     "sorting": ("sorting", "items=4, symbols=9", 30),
     "middle-first": ("sorting", "items=5, symbols=12, order=median", 25),
     "twice": ("disjointness", "universe=20, small=3, large=6, overlap=2, order=large_first, repeats=2", 40),
@@ -190,34 +188,6 @@ def test_threads_by_search():
             )  # the haystack fills the row
 
 
-def problems_of(key):
-    """The task of a case, and its problems `[Q, Z]` with which of their symbols are answers."""
-    name, settings, length = CASES[key]
-    task = tasks.make(name, settings)
-    size = task.least_length() + 1
-    whole = (length + 1) // size * size
-    sequence, answers = rows_of(task, length)
-    assert (sequence[:, whole:] == -1).all() and (sequence[:, :whole] >= 0).all()
-    cut = sequence[:, :whole].reshape(-1, size), answers[:, :whole].reshape(-1, size)
-    return task, zip(*cut, strict=True)
-
-
-def test_sums_by_adding():
-    for key, step in (("addition", 1), ("ones-first", -1)):
-        task, problems = problems_of(key)
-        n, seen = task.digits, set()
-        for problem, answer in problems:
-            text = "".join("0123456789+="[symbol] for symbol in problem)
-            a, b = text[: 2 * n + 1].split("+")
-            assert text[2 * n + 1] == "=" and answer.tolist() == [False] * (2 * n + 2) + [True] * (n + 1)
-            assert int(text[2 * n + 2 :][::step]) == int(a) + int(b)
-            seen.add(int(a) + int(b))
-        assert min(seen) < 10**n / 2 < 1.5 * 10**n < max(seen)
-    # Entropy of the sum of two dice of 10 faces, by counting.
-    counts = np.bincount([a + b for a in range(10) for b in range(10)]) / 100
-    assert tasks.make("addition", "digits=1").chance_loss == pytest.approx(-(counts * np.log(counts)).sum() / 2)
-
-
 def test_sets_by_sorting():
     expected = {
         "ascending": lambda s: s, "descending": lambda s: s[::-1],
@@ -336,8 +306,6 @@ def test_settings_reach_the_task():
         (lambda: tasks.make("threading", "direction=up"), "direction='up'"),
         (lambda: tasks.make("automata", "degree=9"), "use 8 or less"),
         (lambda: tasks.make("automata", "burn_in=1"), "burn_in=1.0"),
-        (lambda: tasks.make("addition", "digits=9"), "use 6 or fewer"),
-        (lambda: tasks.make("addition", "direction=backwards"), "direction='backwards'"),
         (lambda: tasks.make("sorting", "symbols=5"), "use symbols=8"),
         (lambda: tasks.make("sorting", "order=up"), "order='up'"),
         (lambda: tasks.make("markov", "order=9"), "use order=6"),
