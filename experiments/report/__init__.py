@@ -107,6 +107,7 @@ def _tiles(run: data.Run) -> str:
         ("tokens per second, median", page.count(data.median_timing(run, "tokens_per_second"))),
         ("model FLOPs utilisation, median", page.percent(data.median_timing(run, "mfu"))),
         ("peak memory", page.memory(data.last_timing(run, "peak_memory_bytes"))),
+        ("decoding state of a sequence", page.memory(data.number(run.run, "state_bytes"))),
     ]
     return "".join(tiles) + "".join(page.tile(label, value) for label, value in candidates if value != "–")
 

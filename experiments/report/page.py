@@ -294,6 +294,7 @@ def results(groups: Sequence[data.Group]) -> list[str]:
                 count(mean(data.median_timing(run, "tokens_per_second") for run in group.runs)),
                 percent(mean(data.median_timing(run, "mfu") for run in group.runs)),
                 memory(mean(data.last_timing(run, "peak_memory_bytes") for run in group.runs)),
+                memory(mean(data.number(run.run, "state_bytes") for run in group.runs)),
             ]
         )
     text = "Mean over seeds ± half of the 95% Student-t interval; a single seed has none."
@@ -306,7 +307,7 @@ def results(groups: Sequence[data.Group]) -> list[str]:
     if len(data.kinds(groups)) > 1:
         text = "≤ marks an upper bound, ~ no likelihood at all; gaps between kinds are not differences of models."
         parts.append(note(text, "warn"))
-    head = ["Config", "Parameters", "Tokens", "FLOPs", "Wall time", "Tokens/s", "MFU", "Peak memory"]
+    head = ["Config", "Parameters", "Tokens", "FLOPs", "Wall time", "Tokens/s", "MFU", "Peak memory", "State"]
     return [*parts, "<h3>Cost, mean over seeds</h3>", _filled(head, cost)]
 
 
