@@ -129,8 +129,13 @@ def shares_sequences(model):
 
 
 def cases():
-    """Every model on every mesh, but without the last one where that before it says the same."""
-    return [(m, mesh) for m in MODELS for mesh in MESHES if not (shares_sequences(m) and mesh == [*MESHES][-1])]
+    """Every model on every mesh. Always run: all axes together for each model, and each alone for the first."""
+    *_, with_context, without = MESHES
+    for model in MODELS:
+        together = with_context if shares_sequences(model) else without
+        for mesh in MESHES:
+            always = mesh == together or (model == next(iter(MODELS)) and mesh != without)
+            yield pytest.param(model, mesh, marks=() if always else pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(("model", "mesh"), cases())
