@@ -1,9 +1,9 @@
-"""What the Hopper kernels share: tile sizes, the tensor cores, masks in their register layout, what they refuse.
+"""What the Hopper kernels share: tile sizes, the tensor cores, rings of tiles, masks in their register layout.
 
 A program has two warpgroups that compute, each with its own 64 queries (or keys), and one that only copies tiles
-from memory into a ring of buffers. Both walk the same runs of tiles, so a tile that is EMPTY is neither copied nor
+from memory into rings of buffers. All walk the same runs of tiles, so a tile that is EMPTY is neither copied nor
 computed. The layout of registers is that of the tensor cores (`WGMMA`): a value [64, block] lies over the 128 threads
-of a warpgroup, per query values [64] and per key values [block] lie as its sums over the other axis.
+of a warpgroup, values per row [64] and per column [block] lie as its sums over the other axis.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import NN, NT, Call, Sizes, dot
+from kernels.attention.flash import LOG2_E, NN, NT, Call, Sizes, dot
 
 WARPGROUPS = 2
 # Rows of one tensor core instruction, and so of one warpgroup's tile.
 ROWS = 64
-BLOCK_Q = WARPGROUPS * ROWS
+# Rows of one program.
+BLOCK = WARPGROUPS * ROWS
+WIDTHS = (64, 128)
 WGMMA = plgpu.Layout.WGMMA
 PER_ROW, PER_COLUMN = WGMMA.reduce(1), WGMMA.reduce(0)
 # Registers of a thread: two computing warpgroups and a copying one share 65,536.
 COMPUTE_REGISTERS, COPY_REGISTERS = 232, 40
-# Above this many pairs it is not worked out whether some key is seen by nobody: the keys are cleared instead.
+# Above this many pairs it is not worked out whether all are seen: the arrays are cleared instead.
 MOST_PAIRS = 1 << 27
 
 
@@ -41,10 +43,8 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, bias: Any) -> 
             f"{name} takes q, k, v of one type, bfloat16 or float16, not {q.dtype}, {k.dtype}, {v.dtype}; "
             "use implementation='pallas_gpu'."
         )
-    if H not in (64, 128, 256):
-        raise NotImplementedError(
-            f"{name} takes heads 64, 128 or 256 wide, not H={H}; use implementation='pallas_gpu'."
-        )
+    if H not in WIDTHS:
+        raise NotImplementedError(f"{name} takes heads 64 or 128 wide, not H={H}; use implementation='pallas_gpu'.")
     if scale <= 0:
         raise NotImplementedError(f"{name} takes a positive scale, not {scale}; use implementation='pallas_gpu'.")
 
@@ -99,10 +99,48 @@ def tile(shape: tuple, dtype: Any) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
 
 
-def take_turns(turn: Any) -> None:
-    """Waits for the other computing warpgroup: one has the tensor cores while the other has its softmax."""
-    plgpu.barrier_arrive(turn)
-    plgpu.barrier_wait(turn)
+class Ring(NamedTuple):
+    """Buffers for tiles on their way: which are filled and, by both computing warpgroups, which are free again."""
+
+    tiles: Any
+    ready: Any
+    freed: Any
+
+
+def ring(stages: int, rows: int, H: int, dtype: Any) -> Ring:
+    """The memory and barriers of a ring of `stages` tiles [rows, H]."""
+    return Ring(
+        tile((stages, rows, H), dtype),
+        plgpu.Barrier(num_arrivals=1, num_barriers=stages),
+        plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
+    )
+
+
+def keep_filled(walk: Callable, rings: list[tuple[Callable, Ring]]) -> None:
+    """Copies every tile of a walk into each ring, as soon as there is room.
+
+    walk(visit, step) folds visit(tile, step) over the tiles; each ring comes with source(tile), where a tile lies.
+    """
+    stages = rings[0][1].tiles.shape[0]
+
+    def copy(tile: Any, step: Any) -> Any:
+        slot = lax.rem(step, jnp.int32(stages))
+        for source, into in rings:
+
+            @pl.when(step >= stages)
+            def _wait(into=into):
+                plgpu.barrier_wait(into.freed.at[slot])
+
+            plgpu.copy_gmem_to_smem(source(tile), into.tiles.at[slot], into.ready.at[slot])
+        return step + 1
+
+    steps = walk(copy, jnp.int32(0))
+
+    # Every barrier ends with all its arrivals seen.
+    @pl.loop(jnp.maximum(steps - stages, 0), steps)
+    def _drain(step):
+        for _, into in rings:
+            plgpu.barrier_wait(into.freed.at[lax.rem(step, jnp.int32(stages))])
 
 
 def along(x: jax.Array, shape: tuple, axis: int = 0) -> jax.Array:
@@ -110,45 +148,72 @@ def along(x: jax.Array, shape: tuple, axis: int = 0) -> jax.Array:
     return lax.broadcast_in_dim(x, shape, (axis,))
 
 
-def query_vectors(call: Call, cores: Cores, refs: Any, batch: Any, start: Any) -> list[jax.Array]:
-    """The mask's values for a warpgroup's queries, each [64], read once."""
-    n_q, _, _ = call.mask.counts()
-    if not n_q:
-        return []
-    at = batch if refs[0].shape[0] > 1 else 0
-    return [cores.load(refs[0], (at, i, pl.ds(start, ROWS)), PER_ROW) for i in range(n_q)]
+def capped(call: Call, raw: jax.Array) -> tuple[jax.Array, float, jax.Array | None]:
+    """Scores up to a factor, that factor in base 2, and with a softcap the derivative of capping, else None.
+
+    tanh is computed to float32 accuracy: the chip's approximation is off by 2^-11, and a softcap multiplies that.
+    """
+    if call.softcap is None:
+        return raw, call.scale * LOG2_E, None
+    tanh = 1.0 - 2.0 / (jnp.exp2(raw * (2 * LOG2_E * call.scale / call.softcap)) + 1.0)
+    return tanh, call.softcap * LOG2_E, 1.0 - tanh * tanh
 
 
-def visible(call: Call, cores: Cores, refs: Any, vectors: list, batch: Any, n: Any, start: Any, column: Any) -> Any:
-    """The mask of a warpgroup's tile, bool [64, block_k]: queries from `start`, keys of block `column`."""
-    sizes = call.sizes
-    shape, k_start = (ROWS, sizes.block_k), column * sizes.block_k
+class MaskRefs(NamedTuple):
+    """What `mask.evaluate` reads beside the indices, in device memory; a tile's rows are queries or, in q_axis 1, keys."""
+
+    call: Call
+    cores: Cores
+    q_axis: int
+    vectors: tuple
+    tiles: tuple
+
+    def own(self, batch: Any, start: Any) -> list[jax.Array]:
+        """The values of a warpgroup's rows, each [64], read once."""
+        return self._read(self.q_axis, batch, start, ROWS, PER_ROW)
+
+    def _read(self, side: int, batch: Any, start: Any, block: int, layout: Any) -> list[jax.Array]:
+        ref = self.vectors[side]
+        at = () if ref is None else range(ref.shape[1])
+        return [self.cores.load(ref, (_row(ref, 0, batch), i, pl.ds(start, block)), layout) for i in at]
+
+    def visible(self, own: list, batch: Any, head: Any, start: Any, other: Any, block: int) -> jax.Array:
+        """bool [64, block]: rows from `start`, whose values are `own`, columns from `other`."""
+        sizes, shape, q_axis = self.call.sizes, (ROWS, block), self.q_axis
+        rows = self.cores.index(shape, 0, start), [along(x, shape, 0) for x in own]
+        values = self._read(1 - q_axis, batch, other, block, PER_COLUMN)
+        columns = self.cores.index(shape, 1, other), [along(x, shape, 1) for x in values]
+        (q_index, q_values), (k_index, k_values) = (columns, rows) if q_axis else (rows, columns)
+        square = pl.ds(start, ROWS), pl.ds(other, block)
+        tiles = [self.cores.load(ref, (_row(ref, 0, batch), _row(ref, 1, head), *square)) for ref in self.tiles]
+        seen = self.call.mask.evaluate(q_index, k_index, q_values, k_values, tiles, sizes.T, sizes.S)
+        return seen & (k_index < sizes.S) if sizes.S % sizes.block_k else seen
+
+
+def mask_refs(call: Call, cores: Cores, refs: list, q_axis: int = 0) -> MaskRefs:
+    """The refs of `gpu_common.mask_arrays`; with q_axis 1 the tiles are [B|1, N|1, S, T]."""
     n_q, n_k, _ = call.mask.counts()
-    refs = list(refs[bool(n_q) :])
-    q_index, k_index = cores.index(shape, 0, start), cores.index(shape, 1, k_start)
-    q_values, k_values = [along(x, shape, 0) for x in vectors], []
-    if n_k:
-        ref = refs.pop(0)
-        keys, at = pl.ds(k_start, sizes.block_k), batch if ref.shape[0] > 1 else 0
-        k_values = [along(cores.load(ref, (at, i, keys), PER_COLUMN), shape, 1) for i in range(n_k)]
-    square = pl.ds(start, ROWS), pl.ds(k_start, sizes.block_k)
-    tiles = [
-        cores.load(ref, (batch if ref.shape[0] > 1 else 0, n if ref.shape[1] > 1 else 0, *square)) for ref in refs
-    ]
-    seen = call.mask.evaluate(q_index, k_index, q_values, k_values, tiles, sizes.T, sizes.S)
-    return seen & (k_index < sizes.S) if sizes.S % sizes.block_k else seen
+    refs = list(refs)
+    vectors = tuple(refs.pop(0) if n else None for n in (n_q, n_k))
+    return MaskRefs(call, cores, q_axis, vectors, tuple(refs))
 
 
-def unseen_keys(mask: Any, sizes: Sizes, table: Any) -> bool:
-    """Whether there may be a key that no query sees: worked out for static masks, assumed for the others."""
+def _row(ref: Any, axis: int, at: Any) -> Any:
+    return at if ref.shape[axis] > 1 else 0
+
+
+def all_seen(mask: Any, sizes: Sizes, table: Any, axis: int) -> bool:
+    """Whether every query (axis 0) or key (axis 1) of a static mask is in a pair that is seen; False if not sure."""
     if not isinstance(table, np.ndarray):
-        return True
-    unsure = np.flatnonzero(~(table == schedule.FULL).any((0, 1)))
-    if len(unsure) * sizes.block_k * sizes.T > MOST_PAIRS:
-        return True
-    q = np.arange(sizes.T)[:, None]
-    for column in unsure:
-        k = np.arange(column * sizes.block_k, min(sizes.S, (column + 1) * sizes.block_k))[None]
-        if not np.broadcast_to(mask.evaluate(q, k, (), (), (), sizes.T, sizes.S), (sizes.T, k.size)).any(0).all():
-            return True
-    return False
+        return False
+    length, block = ((sizes.T, sizes.block_q), (sizes.S, sizes.block_k))[axis]
+    unsure = np.flatnonzero(~(table == schedule.FULL).any((0, 2 - axis)))
+    if len(unsure) * block * (sizes.T, sizes.S)[1 - axis] > MOST_PAIRS:
+        return False
+    for at in unsure:
+        mine = np.arange(at * block, min(length, (at + 1) * block))
+        q, k = (mine, np.arange(sizes.S)) if axis == 0 else (np.arange(sizes.T), mine)
+        seen = mask.evaluate(q[:, None], k[None], (), (), (), sizes.T, sizes.S)
+        if not np.broadcast_to(seen, (len(q), len(k))).any(1 - axis).all():
+            return False
+    return True
