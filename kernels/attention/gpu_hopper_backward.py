@@ -86,9 +86,7 @@ def backward(
     arrays += [pad_to(x, 2, BLOCK) for x in (lse * LOG2_E, delta)]
     call = functools.partial(_call, Cores(interpret is not None), arrays, interpret)
     (dq,) = call(_query_kernel, Call(by_query, mask, scale, softcap), schedule.runs(table), 0)
-    dk, dv = call(
-        _key_kernel, Call(by_key, mask, scale, softcap), schedule.runs(schedule.transpose(by_column)), 1
-    )
+    dk, dv = call(_key_kernel, Call(by_key, mask, scale, softcap), schedule.runs(schedule.transpose(by_column)), 1)
     return dq[:, :T], dk[:, :S], dv[:, :S], None, d_sinks
 
 
@@ -129,7 +127,14 @@ class _Place(NamedTuple):
 
 
 def _kernel(
-    kernel: Callable, call: Call, cores: Cores, q_axis: int, n_outputs: int, bounds_ref: Any, counts_ref: Any, *refs: Any
+    kernel: Callable,
+    call: Call,
+    cores: Cores,
+    q_axis: int,
+    n_outputs: int,
+    bounds_ref: Any,
+    counts_ref: Any,
+    *refs: Any,
 ) -> None:
     """What both kernels do around their tiles: one warpgroup copies, two load their own rows, compute and store."""
     *inputs, scratch = refs
@@ -201,7 +206,8 @@ def _query_kernel(
         plgpu.barrier_wait(values.ready.at[slot])
         dp = cores.scores(d_out, values.tiles.at[slot])
         plgpu.barrier_arrive(values.freed.at[slot])
-        _, ds = _tile(call, raw, dp, lse, delta)
+        p, slope = _probabilities(call, raw, lse)
+        ds = _d_scores(p, dp, delta, slope)
         if masked:
             seen = masks.visible(mine, place.batch, place.head, place.start, column * STREAMED, STREAMED)
             ds = jnp.where(seen, ds, 0.0)
@@ -225,17 +231,18 @@ def _key_kernel(
         dk, dv, step = carry
         slot = lax.rem(step, jnp.int32(queries.tiles.shape[0]))
         columns = place.batch, head, pl.ds(row * STREAMED, STREAMED)
-        lse, delta = (along(cores.load(ref, columns, PER_COLUMN), shape, 1) for ref in terms)
+        lse = cores.load(terms[0], columns, PER_COLUMN)
         plgpu.barrier_wait(queries.ready.at[slot])
-        raw = cores.scores(k, queries.tiles.at[slot])
-        plgpu.barrier_wait(d_outs.ready.at[slot])
-        dp = cores.scores(v, d_outs.tiles.at[slot])
-        p, ds = _tile(call, raw, dp, lse, delta)
+        p, slope = _probabilities(call, cores.scores(k, queries.tiles.at[slot]), along(lse, shape, 1))
         if masked:
-            seen = masks.visible(mine, place.batch, head, place.start, row * STREAMED, STREAMED)
-            p, ds = jnp.where(seen, p, 0.0), jnp.where(seen, ds, 0.0)
+            p = jnp.where(masks.visible(mine, place.batch, head, place.start, row * STREAMED, STREAMED), p, 0.0)
+        plgpu.barrier_wait(d_outs.ready.at[slot])
+        # dv before dp, because registers are what this kernel has least of.
         dv = cores.accumulate(dv, p.astype(k.dtype), d_outs.tiles.at[slot])
+        delta = cores.load(terms[1], columns, PER_COLUMN)
+        dp = cores.scores(v, d_outs.tiles.at[slot])
         plgpu.barrier_arrive(d_outs.freed.at[slot])
+        ds = _d_scores(p, dp, along(delta, shape, 1), slope)
         dk = cores.accumulate(dk, ds.astype(k.dtype), queries.tiles.at[slot])
         plgpu.barrier_arrive(queries.freed.at[slot])
         return dk, dv, step + 1
@@ -245,9 +252,13 @@ def _key_kernel(
     return [dk * call.scale, dv]
 
 
-def _tile(call: Call, raw: jax.Array, dp: jax.Array, lse: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Probabilities and the gradient of the scores before they are scaled, of one tile."""
+def _probabilities(call: Call, raw: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """The probabilities of a tile from its products and lse in base 2, and the slope of the softcap, if any."""
     s, factor, slope = capped(call, raw)
-    p = jnp.exp2(s * factor - lse)
+    return jnp.exp2(s * factor - lse), slope
+
+
+def _d_scores(p: jax.Array, dp: jax.Array, delta: jax.Array, slope: jax.Array | None) -> jax.Array:
+    """The gradient of a tile's scores, before they are scaled."""
     ds = p * (dp - delta)
-    return p, ds if slope is None else ds * slope
+    return ds if slope is None else ds * slope

@@ -28,7 +28,7 @@ WIDTHS = (64, 128)
 WGMMA = plgpu.Layout.WGMMA
 PER_ROW, PER_COLUMN = WGMMA.reduce(1), WGMMA.reduce(0)
 # Registers of a thread: two computing warpgroups and a copying one share 65,536.
-COMPUTE_REGISTERS, COPY_REGISTERS = 232, 40
+COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24
 # Above this many pairs it is not worked out whether all are seen: the arrays are cleared instead.
 MOST_PAIRS = 1 << 27
 
@@ -160,7 +160,7 @@ def capped(call: Call, raw: jax.Array) -> tuple[jax.Array, float, jax.Array | No
 
 
 class MaskRefs(NamedTuple):
-    """What `mask.evaluate` reads beside the indices, in device memory; a tile's rows are queries or, in q_axis 1, keys."""
+    """What `mask.evaluate` reads beside indices, in device memory; rows of a tile are queries or, with q_axis 1, keys."""
 
     call: Call
     cores: Cores
