@@ -160,7 +160,7 @@ def capped(call: Call, raw: jax.Array) -> tuple[jax.Array, float, jax.Array | No
 
 
 class MaskRefs(NamedTuple):
-    """What `mask.evaluate` reads beside indices, in device memory; rows of a tile are queries or, with q_axis 1, keys."""
+    """What `mask.evaluate` reads beside indices, in device memory; with q_axis 1 the rows of a tile are keys."""
 
     call: Call
     cores: Cores
