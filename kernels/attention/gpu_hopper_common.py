@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src.lib import cuda_versions  # None where jax has no CUDA
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -31,6 +32,8 @@ PER_ROW, PER_COLUMN = WGMMA.reduce(1), WGMMA.reduce(0)
 COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24
 # Above this many pairs it is not worked out whether all are seen: the arrays are cleared instead.
 MOST_PAIRS = 1 << 27
+# CUDA from the first to before the second compiles masks in registers wrongly (jax's own Hopper kernel refuses it too).
+BROKEN_CUDA = 12080, 12091
 
 
 def check(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, bias: Any) -> None:
@@ -47,6 +50,12 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, bias: Any) -> 
         raise NotImplementedError(f"{name} takes heads 64 or 128 wide, not H={H}; use implementation='pallas_gpu'.")
     if scale <= 0:
         raise NotImplementedError(f"{name} takes a positive scale, not {scale}; use implementation='pallas_gpu'.")
+    version = cuda_versions.cuda_runtime_get_version() if cuda_versions else 0
+    if BROKEN_CUDA[0] <= version < BROKEN_CUDA[1]:
+        raise NotImplementedError(
+            f"{name} is refused with CUDA {version // 1000}.{version % 1000 // 10}, whose compiler breaks masks; "
+            "use CUDA 13 or implementation='pallas_gpu'."
+        )
 
 
 class Cores(NamedTuple):

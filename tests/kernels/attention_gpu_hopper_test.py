@@ -1,11 +1,13 @@
 """The Hopper flash kernels: equal to float64 in the simulator, without races, and lowered for CUDA at full size."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.attention import attention, gpu_hopper
+from kernels.attention import attention, gpu_hopper, gpu_hopper_common
 from kernels.masks import Causal, Dense, Full, Segments, Sinks, Window
 from kernels.platforms import lower_for_cuda
 from tests.kernels import attention_cases as cases
@@ -67,7 +69,7 @@ def test_a_cuda_program_made_on_a_cpu_host_holds_the_kernels(x64):
         jax.jit(loss).lower(q, k, k)
 
 
-def test_refuses_in_words():
+def test_refuses_in_words(monkeypatch):
     q = jnp.zeros((1, 8, 1, 96), jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="64 or 128 wide, not H=96; use implementation='pallas_gpu'"):
         gpu_hopper.forward(q, q, q, Causal(), 1.0)
@@ -79,3 +81,8 @@ def test_refuses_in_words():
         gpu_hopper.forward(q, q, q, Causal(), 1.0, jnp.zeros((1, 1, 8, 8)))
     with pytest.raises(NotImplementedError, match="a positive scale, not -1.0"):
         gpu_hopper.forward(q, q, q, Causal(), -1.0)
+    monkeypatch.setattr(
+        gpu_hopper_common, "cuda_versions", types.SimpleNamespace(cuda_runtime_get_version=lambda: 12080)
+    )
+    with pytest.raises(NotImplementedError, match="CUDA 12.8, whose compiler breaks masks; use CUDA 13"):
+        gpu_hopper.forward(q, q, q, Causal(), 1.0)
