@@ -87,7 +87,7 @@ class Cores(NamedTuple):
         """x [a, H] against y [b, H], both in shared memory; `issued()` runs while the tensor cores work."""
         if self.simulated:
             issued()
-            return dot(x[...], y[...], NT)
+            return dot(_fenced(x), _fenced(y), NT)
 
         def compute(total):
             plgpu.wgmma(total, x, plgpu.transpose_ref(y, (1, 0)))
@@ -99,8 +99,15 @@ class Cores(NamedTuple):
     def accumulate(self, total: jax.Array, x: jax.Array, y: Any) -> jax.Array:
         """total [a, H] + x [a, b] @ y [b, H]: x and the total in registers, y in shared memory."""
         if self.simulated:
-            return total + dot(x, y[...], NN)
+            return total + dot(x, _fenced(y), NN)
         return pl.run_state(lambda total: plgpu.wgmma(total, x, y))(plgpu.ACC.init(total))
+
+
+def _fenced(ref: Any) -> jax.Array:
+    """What the simulated tensor cores read: only ordinary loads, which these are not, need a fence before a copy."""
+    value = ref[...]
+    plgpu.commit_smem()
+    return value
 
 
 def tile(shape: tuple, dtype: Any) -> Any:
