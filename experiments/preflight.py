@@ -42,7 +42,7 @@ def check_platform(config: Any, platform: str) -> None:
     problems = []
     for group, options in config.model.to_dict().items():
         name = options.get("implementation", "") if isinstance(options, Mapping) else ""
-        owner = {"tpu": "tpu", "gpu": "gpu"}.get(name.removeprefix("pallas_"), platform)
+        owner = {"tpu": "tpu", "gpu": "gpu"}.get(name.removeprefix("pallas_").split("_")[0], platform)
         if owner != platform:
             problems.append(
                 f"model.{group}.implementation={name!r} runs on {owner} only and this is a {platform}; "

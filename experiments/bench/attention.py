@@ -67,6 +67,8 @@ def _jax_nn(shape: shapes.Shape) -> Any:
 
 def _forwards(shape: shapes.Shape, platform: str) -> dict[str, ops.Forward]:
     kernel = {"tpu": ["pallas_tpu"], "cuda": ["pallas_gpu"], "gpu": ["pallas_gpu"]}.get(platform, [])
+    if getattr(jax.devices()[0], "compute_capability", "").startswith("9."):
+        kernel.append("pallas_gpu_hopper")
     names = [*kernel, "chunked", "jax.nn"]
     if shape.T * shape.S <= 2048 * 2048:
         names.append("reference")

@@ -18,9 +18,14 @@ from kernels.masks import Causal, Mask
 
 __all__ = ["IMPLEMENTATIONS", "attention", "explain", "merge"]
 
-IMPLEMENTATIONS = ("reference", "chunked", "decode", "library", "pallas_tpu", "pallas_gpu")
+IMPLEMENTATIONS = ("reference", "chunked", "decode", "library", "pallas_tpu", "pallas_gpu", "pallas_gpu_hopper")
 IN_JAX = {"reference": reference, "chunked": chunked, "decode": decode}
-KERNELS = {"pallas_tpu": "kernels.attention.tpu", "pallas_gpu": "kernels.attention.gpu"}  # imported when first wanted
+KERNELS = {  # imported when first wanted
+    "pallas_tpu": "kernels.attention.tpu",
+    "pallas_gpu": "kernels.attention.gpu",
+    # By name only, until it has been measured: which of the two is faster on Hopper, nobody has seen.
+    "pallas_gpu_hopper": "kernels.attention.gpu_hopper",
+}
 # Up to this many scores per head an accelerator's own fusion does it: a kernel has nothing to save.
 SHORT = 512 * 512
 # Few queries against many keys.

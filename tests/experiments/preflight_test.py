@@ -188,11 +188,9 @@ def test_a_path_that_is_not_there(tmp_path):
 
 def test_a_kernel_of_another_chip_is_refused_before_anything_is_written():
     config = base.get_config()
-    config.model.attention.implementation, config.model.pattention.implementation = "pallas_gpu", "gpu"
+    config.model.attention.implementation, config.model.pattention.implementation = "pallas_gpu_hopper", "gpu"
     preflight.check_platform(config, "gpu")
-    both = (
-        r"(?s)attention.implementation='pallas_gpu' runs on gpu only and this is a cpu.*pattention.implementation='gpu'"
-    )
+    both = r"(?s)attention.implementation='pallas_gpu_hopper' runs on gpu only.* a cpu.*pattention.implementation='gpu'"
     with pytest.raises(ConfigError, match=both):
         preflight.check_platform(config, "cpu")
 

@@ -103,15 +103,15 @@ def inputs(case: Case, dtype: Any = jnp.float32) -> tuple:
     return q, k, v, sinks, d_out, jnp.asarray(rng.normal(size=(B, N, T)) * (some | case.sinks), jnp.float32)
 
 
-def kernel_results(module: Any, case: Case, given: tuple) -> dict[str, np.ndarray]:
-    """out, lse and all gradients from the kernels of `module`, in the simulator."""
+def kernel_results(module: Any, case: Case, given: tuple, interpret: Any = True) -> dict[str, np.ndarray]:
+    """out, lse and all gradients from the kernels of `module`, in the simulator that `interpret` names."""
     scale = case.H**-0.5
 
     @jax.jit
     def run(q, k, v, sinks, d_out, d_lse):
-        out, lse = module.forward(q, k, v, case.mask, scale, None, case.softcap, sinks, interpret=True)
+        out, lse = module.forward(q, k, v, case.mask, scale, None, case.softcap, sinks, interpret=interpret)
         args = (q, k, v, case.mask, scale, None, case.softcap, sinks, out, lse, d_out, d_lse)
-        return out, lse, module.backward(*args, interpret=True)
+        return out, lse, module.backward(*args, interpret=interpret)
 
     out, lse, (dq, dk, dv, _, d_sinks) = run(*given)
     named = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "d_sinks": d_sinks}
@@ -145,29 +145,42 @@ def assert_close(actual: dict, wanted: dict, relative: float) -> None:
         assert error <= relative * largest, f"{name}: {error} of {largest}"
 
 
-def assert_within_bfloat16(actual: dict, wanted: dict, case: Case, given: tuple) -> None:
-    """Error bounds of the bfloat16 kernels from their roundings, u = 2^-8 each, without softcap, sinks or groups.
+def assert_within_roundings(actual: dict, wanted: dict, case: Case, given: tuple, u: float = 2.0**-8) -> None:
+    """Error bounds of the kernels in short floats from their roundings, u each: 2^-8 of bfloat16, 2^-11 of float16.
 
     Rounded are p before it meets v (weight P of it in out), out itself (so also delta, by u |out| . |d_out| more), ds
     before it meets q or k, and each result. Sums are float32: their error is far below and gets a tenth of the bound.
     """
-    u = 2.0**-8
-    q, k, v, _, d_out, d_lse = (None if x is None else np.asarray(x, np.float64) for x in given)
-    scale = case.H**-0.5
+    q, k, v, sinks, d_out, d_lse = (None if x is None else np.asarray(x, np.float64) for x in given)
+    (B, S, K, H), group, scale = k.shape, case.N // case.K, case.H**-0.5
+    k, v = (x.repeat(group, axis=2) for x in (k, v))
     seen = np.broadcast_to(np.asarray(case.mask.dense(case.T, case.S)), (case.B, case.N, case.T, case.S))
-    score = np.einsum("btnh,bsnh->bnts", q, k) * scale
-    P = np.where(seen, np.exp(np.where(seen, score - wanted["lse"][..., None], 0)), 0)
+    score, slope = np.einsum("btnh,bsnh->bnts", q, k) * scale, 1.0
+    if case.softcap is not None:
+        score = case.softcap * np.tanh(score / case.softcap)
+        slope = 1 - (score / case.softcap) ** 2
+    lse = np.where(np.isfinite(wanted["lse"]), wanted["lse"], 0)
+    P = np.where(seen, np.exp(np.where(seen, score - lse[..., None], 0)), 0)
     spread_out = np.einsum("bnts,bsnh->btnh", P, np.abs(v))
     d_delta = 2 * u * np.einsum("btnh,btnh->bnt", spread_out, np.abs(d_out))[..., None]
     delta = np.einsum("btnh,btnh->bnt", wanted["out"], d_out) - d_lse
-    ds = P * (np.einsum("btnh,bsnh->bnts", d_out, v) - delta[..., None])
-    d_ds = u * np.abs(ds) + P * d_delta
+    ds = P * (np.einsum("btnh,bsnh->bnts", d_out, v) - delta[..., None]) * slope
+    d_ds = u * np.abs(ds) + P * d_delta * slope
+
+    def of_group(x: np.ndarray) -> np.ndarray:
+        return x.reshape(B, S, K, group, H).sum(3)
+
     bounds = {
-        "out": u * spread_out + u * np.abs(wanted["out"]),
-        "dq": scale * np.einsum("bnts,bsnh->btnh", d_ds, np.abs(k)) + u * np.abs(wanted["dq"]),
-        "dk": scale * np.einsum("bnts,btnh->bsnh", d_ds, np.abs(q)) + u * np.abs(wanted["dk"]),
-        "dv": u * np.einsum("bnts,btnh->bsnh", P, np.abs(d_out)) + u * np.abs(wanted["dv"]),
+        "out": u * spread_out,
+        "dq": scale * np.einsum("bnts,bsnh->btnh", d_ds, np.abs(k)),
+        "dk": of_group(scale * np.einsum("bnts,btnh->bsnh", d_ds, np.abs(q))),
+        "dv": of_group(u * np.einsum("bnts,btnh->bsnh", P, np.abs(d_out))),
     }
+    if sinks is not None:
+        bounds["d_sinks"] = np.einsum("bnt,bnt->n", np.exp(sinks[:, None] - lse), d_delta[..., 0])
     for name, bound in bounds.items():
-        error = np.abs(actual[name] - wanted[name])
+        error, bound = np.abs(actual[name] - wanted[name]), bound + u * np.abs(wanted[name])
         assert (error <= 1.1 * bound + 1e-6).all(), f"{name}: {(error / (bound + 1e-6)).max()} of the bound"
+    finite = np.isfinite(wanted["lse"])
+    np.testing.assert_array_equal(np.isfinite(actual["lse"]), finite)
+    np.testing.assert_allclose(actual["lse"][finite], wanted["lse"][finite], rtol=0, atol=1e-5)

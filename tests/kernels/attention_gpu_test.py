@@ -22,7 +22,7 @@ def test_bfloat16_is_within_its_roundings():
     case = cases.Case("bfloat16", Causal(), 200, 200, N=2, K=2, H=64)
     given = cases.inputs(case, jnp.bfloat16)
     actual, wanted = cases.kernel_results(gpu, case, given), cases.reference_results(case, given)
-    cases.assert_within_bfloat16(actual, wanted, case, given)
+    cases.assert_within_roundings(actual, wanted, case, given)
 
 
 def test_what_nobody_sees_may_be_nan():
