@@ -1,5 +1,6 @@
 """Softmax attention with grouped queries, rotary positions, optional QK-norm, window and sinks."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from kernels.attention.cached import attend_cache
 from kernels.context_attention import context_attention
 from models import norms, projections, rope
 from models.mixers import slots
+from models.mixers.window import attend_own
 from models.spec import Spec
 
 
@@ -71,11 +73,8 @@ class Attention(nnx.Module):
             (axis,) = partition.mesh_axes("sequence")
             where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
             return context_attention(q, k, v, mask=mask, **where)
-        op = attend_cache if cached else attention
-        rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
-        heads = ("batch", None, "heads", None)
-        run = lambda q, k, v, mask: op(q, k, v, mask=mask, implementation=self.implementation)  # noqa: E731
-        return partition.run(run, (q, k, v, mask), (heads, heads, heads, jax.tree.map(rows, mask)), heads)
+        op = functools.partial(attend_cache if cached else attention, implementation=self.implementation)
+        return attend_own(partition, op, q, k, v, mask)
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""

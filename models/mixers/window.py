@@ -39,7 +39,7 @@ def attend_window(
     if state is None:
         if context.segment_ids is not None:
             mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
-        return _attend(partition, attention, q, k, v, mask), None
+        return attend_own(partition, attention, q, k, v, mask), None
     positions = jnp.broadcast_to(context.positions, q.shape[:2])
     new = jnp.stack([k, v], axis=2)
     after = _keep(state, new, positions)
@@ -48,7 +48,7 @@ def attend_window(
         cache = jnp.concatenate([state.cache, new.astype(state.cache.dtype)], axis=1)
         held = jnp.concatenate([state.position, positions], axis=1)
     rule = masks.Positions(positions, held, rule=mask)
-    return _attend(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
+    return attend_own(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
 
 
 def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowState:
@@ -60,10 +60,13 @@ def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowSta
     return WindowState(write(state.cache, new), write(state.position, positions))
 
 
-def _attend(
+def attend_own(
     partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask
 ) -> jax.Array:
-    """`op` on every device's own rows and heads; array masks are cut with the rows they belong to."""
+    """`op(q, k, v, mask=mask)` on every device's own rows and heads; array masks are cut with the rows they belong to.
+
+    q `[B, T, N, H]`, k, v `[B, S, K, H]` -> `[B, T, N, H]`.
+    """
     rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
     heads = ("batch", None, "heads", None)
     run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731
