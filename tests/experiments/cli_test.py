@@ -94,7 +94,7 @@ def test_a_value_of_another_type_is_refused_with_one_that_works(text, default, k
         ("width=3", "did you mean --config.model.width?"),
         ("model.width.x=3", "model.width is one value: --config.model.width=256."),
         ("model=3", "--config.model=3 is a group; set one of its keys, e.g. --config.model.channel=mlp."),
-        ("qqq=3", "Known in it: block_diffusion, checkpoint, "),
+        ("qqq=3", "Known in it: any_subset, block_diffusion, checkpoint, "),
     ],
 )
 def test_a_key_that_is_not_there(change, told):

@@ -136,7 +136,7 @@ def _started(program, state):
     """A program whose `init` is this state."""
 
     class Started:
-        config, mesh = program.config, program.mesh
+        config, mesh, spec, rows = program.config, program.mesh, program.spec, program.rows
         init, train_step = staticmethod(lambda: state), program.train_step
 
     return Started
