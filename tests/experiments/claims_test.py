@@ -108,7 +108,7 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
         real = answers.score(workdir)
         assert 0 <= real["exact"] <= real["accuracy"] <= 1
         scored[saved.data.name, saved.seed] = real
-        return real | {"exact": 0.9 + 0.01 * saved.seed if "reversed" in saved.data.name else 0.5}
+        return real | {"exact": 0.9 + 0.01 * saved.seed if "reverse" in saved.data.name else 0.5}
 
     monkeypatch.setattr(contrast, "answers", types.SimpleNamespace(score=pretended))
     record = claims.run(claim, tmp_path / "w", name="digits_reversed.py", quiet=True)
