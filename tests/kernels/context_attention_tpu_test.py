@@ -1,7 +1,6 @@
 """Compiled by the TPU compiler for four chips: the permutes are asynchronous, most of them beside attention."""
 
 import functools
-import os
 import re
 
 import jax
@@ -11,19 +10,14 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels.context_attention import context_attention
-from kernels.platforms import tpu_device
+from kernels.platforms import tpu_devices
 
 T, N, K, H = 8192, 8, 8, 128
 
 
 def topology_mesh() -> Mesh:
     """Four described chips of a v5e in a row."""
-    tpu_device("v5e")  # sets what the compiler wants to know
-    from jax.experimental import topologies
-
-    assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
-    chips = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
-    return Mesh(np.array(chips), ("context",))
+    return Mesh(np.array(tpu_devices("v5e:2x2")), ("context",))
 
 
 def compiled(schedule: str, backward: bool) -> tuple[str, int]:
