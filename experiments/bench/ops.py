@@ -11,6 +11,7 @@ from experiments.bench.rows import Row
 from kernels import platforms
 
 Forward = Callable[..., jax.Array]
+CALLS = 10
 
 
 def call(forward: Forward, backward: bool) -> Any:
@@ -29,7 +30,7 @@ def row(name: str, forwards: Mapping[str, Forward], args: tuple, backward: bool,
     """A Row of every implementation that compiles for `args = (inputs, cotangent)`; `rest` are Row's other fields.
 
     An implementation that has not this case (NotImplementedError) is left out. `rest["extra"]` are candidates that are
-    not jax: zero-argument calls.
+    not jax: zero-argument calls. On an accelerator a turn is `CALLS` calls.
     """
     candidates, temporaries = {}, {}
     for implementation, forward in forwards.items():
@@ -40,6 +41,8 @@ def row(name: str, forwards: Mapping[str, Forward], args: tuple, backward: bool,
         candidates[implementation] = functools.partial(compiled, *args)
         temporaries[implementation] = compiled.memory_analysis().temp_size_in_bytes
     candidates |= rest.pop("extra", {})
+    if jax.default_backend() != "cpu":
+        rest.setdefault("calls", CALLS)
     return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
 
 
