@@ -277,8 +277,9 @@ def test_tpu_kernels_compile_for_every_rule(normalization, dtype, shape, masked)
 @pytest.mark.parametrize("shape", (*BENCH, ODD), ids=str)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_gpu_kernels_lower(normalization, shape, masked):
-    text = lower_for_cuda(program(normalization, masked), *structs(shape, masked=masked))
-    assert text.count("__gpu$xla.gpu.triton") == 2
+    for implementation, kernels in (("gpu", 2), (None, 1)):  # by default the backward pass is left to XLA
+        text = lower_for_cuda(program(normalization, masked, implementation), *structs(shape, masked=masked))
+        assert text.count("__gpu$xla.gpu.triton") == kernels
 
 
 @pytest.mark.parametrize(
