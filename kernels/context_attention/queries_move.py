@@ -30,6 +30,9 @@ def direct_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Part
         block = attend(task, step, None, moving, k, v, ((here - made.direction * t) % task.size, here))
         have = block if t == 0 else have
         if returned is not None:
+            if t == made.last:
+                # Else their small part, lse, is sent beside the last results, with no attention left to hide it.
+                returned, block = barrier((returned, block))
             have = merge(*have, *_by_heads(task, made, returned, t - 1))
         waiting = (block[0].astype(q.dtype), block[1].swapaxes(1, 2)) if t and step.slots else None
         if t < made.last:

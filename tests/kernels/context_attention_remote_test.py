@@ -1,4 +1,4 @@
-"""Attention kernels that send by remote copies: in the TPU simulator with its race detector, and by the TPU compiler."""
+"""Attention kernels that send by remote copies: simulated, with a race detector, and compiled by the TPU compiler."""
 
 import functools
 import re
@@ -85,7 +85,7 @@ def test_a_copy_that_nobody_waits_for_is_caught(monkeypatch):
     try:
         out, _ = jax.jit(simulated("ring", P, Full(), T))(q, k, v)
         caught = platforms.races_found() or not np.isfinite(out).all()
-    except Exception:  # noqa: BLE001 (newer jax raises what the detector sees, as what it likes)
+    except Exception:  # Newer jax raises what the detector sees, as what it likes.
         caught = True
     pltpu.reset_tpu_interpret_mode_state()
     assert caught
