@@ -158,9 +158,7 @@ def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
         if name in IN_JAX:
             return run(*args)
         platform = "tpu" if name == "pallas_tpu" else "cuda"
-        refuse = _refusal(
-            f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None.", run
-        )
+        refuse = refusal(f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None.", run)
         return jax.lax.platform_dependent(*args, default=refuse, **{platform: run})
 
     def run_for(platform: str) -> Any:
@@ -193,7 +191,7 @@ _refusal_p.def_impl(_raise_refusal)
 mlir.register_lowering(_refusal_p, _raise_refusal)
 
 
-def _refusal(reason: str, run: Any) -> Any:
+def refusal(reason: str, run: Any) -> Any:
     """Something in place of `run` that raises when a program is lowered with it: only then is the platform known."""
 
     def refuse(*args):
