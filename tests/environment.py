@@ -1,5 +1,6 @@
 """What the processes of tests run under: compilers in a hurry, one cache of compiled programs, no accelerator."""
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -8,7 +9,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = os.environ.get("TESSERA_TEST_CACHE", os.path.expanduser("~/.cache/tessera/tests"))
 # Programs run a few times here: what a compiler spends on making them fast is never earned back. LLVM without its
 # optimisations, XLA without the fusions that it takes through MLIR: a training step compiles in an eighth of the time.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+QUICK = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones know no other way and refuse the flag.
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 _DEVICES = "--xla_force_host_platform_device_count="
 
 
