@@ -24,8 +24,8 @@ def explain(implementation: str | None, dtype: jnp.dtype, platform: str) -> str:
         return "xla: the kernels compute in float32 and the inputs are float64"
     return {
         "tpu": "tpu: Pallas kernel tiled over tokens and parameter tokens",
-        "cuda": "gpu: Pallas (Triton) products with the pointwise work in their epilogue; its backward pass is no faster "
-        "than xla's, which is taken",
+        "cuda": "gpu: Pallas (Triton) products with the pointwise work in their epilogue; its backward pass is not "
+        "faster than xla, which is taken for that",
     }.get(platform, "xla: the formulas in jnp, in chunks of tokens")
 
 
