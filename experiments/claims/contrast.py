@@ -17,12 +17,12 @@ from experiments.claims.rows import Row, above, interval
 @dataclasses.dataclass(frozen=True)
 class Score:
     """`of`: figures of one finished run, the one named `name` being compared; `sign` -1: less is better. `text` shows a
-    mean, `difference` three ends of one."""
+    arm by its label ("=", "<=", "~") and mean figures, `difference` three ends of one."""
 
     name: str
     of: Callable[[Mapping[str, Any]], dict[str, float]]
     sign: int
-    text: Callable[[str, float], str]
+    text: Callable[[str, Mapping[str, float]], str]
     difference: str
 
 
@@ -30,13 +30,17 @@ def _likelihood(row: Mapping[str, Any]) -> dict[str, float]:
     return {"bits_per_byte": row["eval/bits_per_byte"]}
 
 
+def _answers(kind: str, mean: Mapping[str, float]) -> str:
+    return f"{100 * mean['exact']:.1f}% exact ({mean['length']:.1f} symbols, {mean['calls']:.1f} calls)"
+
+
 SCORES = {
     "exact": Score(
-        "exact", lambda row: answers.score(row["workdir"]), 1, lambda kind, x: f"{100 * x:.1f}% exact",
+        "exact", lambda row: answers.score(row["workdir"]), 1, _answers,
         "{0:+.1%} [{1:+.1%}, {2:+.1%}]",
     ),
     "bits_per_byte": Score(
-        "bits_per_byte", _likelihood, -1, lambda kind, x: f"{kind} {x:.3f} bits per byte",
+        "bits_per_byte", _likelihood, -1, lambda kind, mean: f"{kind} {mean['bits_per_byte']:.3f} bits per byte",
         "{0:+.3f} [{1:+.3f}, {2:+.3f}]",
     ),
 }  # fmt: skip
@@ -52,26 +56,30 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     scores = {arm: [score.of(row) for row in rows] for arm, rows in found.items()}
     arms.compare(found, workdir)
     kinds = {arm: rows[0].get("eval/kind", "=") for arm, rows in found.items()}
+    names = tuple(next(iter(scores.values()))[0])
     figures: dict[str, Any] = {
-        name: {arm: [figure[name] for figure in by_seed] for arm, by_seed in scores.items()}
-        for name in next(iter(scores.values()))[0]
+        name: {arm: [figure[name] for figure in by_seed] for arm, by_seed in scores.items()} for name in names
     }
+    means = {arm: {name: sum(figures[name][arm]) / len(seeds) for name in names} for arm in found}
+    shown = {arm: f"{arm} {score.text(kinds[arm], means[arm])}" for arm in found}
     figures["kind"] = kinds
     for name in ("loss", "flops"):
         figures[name] = {arm: [row[name] for row in rows] for arm, rows in found.items()}
     scale = arms.scale(found, seeds)
-    return [_row(pair, score, figures, scale, seeds) for pair in claim.get("pairs", [claim])]
+    return [_row(pair, score, figures, shown, scale, seeds) for pair in claim.get("pairs", [claim])]
 
 
-def _row(pair: Mapping[str, Any], score: Score, figures: Mapping[str, Any], scale: str, seeds: Sequence[int]) -> Row:
+def _row(
+    pair: Mapping[str, Any], score: Score, figures: Mapping[str, Any], shown: Mapping[str, str], scale: str,
+    seeds: Sequence[int],
+) -> Row:  # fmt: skip
     """One comparison, by how much better is better."""
     values, better, worse = figures[score.name], pair["better"], pair["worse"]
     ends = interval([score.sign * (b - w) for b, w in zip(values[better], values[worse], strict=True)])
-    shown = [score.text(figures["kind"][arm], sum(values[arm]) / len(seeds)) for arm in (better, worse)]
     return Row(
         statement=pair["statement"],
         published=pair["published"],
-        measured=f"{better} {shown[0]}, {worse} {shown[1]}; better by {score.difference.format(*ends)}",
+        measured=f"{shown[better]}, {shown[worse]}; better by {score.difference.format(*ends)}",
         scale=scale,
         verdict=above(*ends[1:]),
         numbers={"seeds": list(seeds), "mean": ends[0], "low": ends[1], "high": ends[2], **figures},

@@ -9,9 +9,14 @@ import pytest
 
 import data
 from configs.claims import (
+    assd as assd_claim,
+)
+from configs.claims import (
     digits_reversed,
+    insertion_planning,
     order_matters,
     overtraining,
+    rainbow_padding,
     tokenformer_growth,
     tokenization,
     toy_likelihood,
@@ -19,7 +24,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, modes, preflight, smoke
 from experiments import workdir as files
-from experiments.claims import answers, arms, contrast, ledger, rows
+from experiments.claims import answers, arms, assd, contrast, ledger, rows
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.sweep import launchers, trials
@@ -27,7 +32,17 @@ from experiments.train import train
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
-HOUSE = (digits_reversed, order_matters, overtraining, tokenization, tokenformer_growth, toy_likelihood)
+HOUSE = (
+    digits_reversed,
+    order_matters,
+    overtraining,
+    tokenization,
+    tokenformer_growth,
+    toy_likelihood,
+    assd_claim,
+    insertion_planning,
+    rainbow_padding,
+)
 
 
 class Here:
@@ -231,6 +246,26 @@ def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monke
     assert 7 < row.numbers["beyond"] < 9 and len(row.numbers["errors"][0]) == 2
     (row,) = check.run(claim | {"within": 0.005}, tmp_path, jobs=1, quiet=True)
     assert row.verdict == "does not"
+
+
+def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatch):
+    claim = assd_claim.get_claim() | {"tables": {"symbols": 2, "length": 3, "count": 1}, "orders": ((1, 0, 2),)}
+    row = assd.law(claim)
+    assert row.verdict == "exact" and row.numbers["total_variation"] < 1e-14 and row.numbers["cases"] == 8
+    assert row.numbers["calls"]["1"] == pytest.approx(5) and row.numbers["calls"]["3"] < 3
+    real = assd.assd.exact_law
+
+    def careless(conditionals, **kw):
+        law, calls = real(conditionals, **kw)
+        return law[::-1], calls
+
+    monkeypatch.setattr(assd.assd, "exact_law", careless)
+    assert assd.law(claim).verdict == "does not"
+    monkeypatch.undo()
+    claim["base"] = small(claim["base"], tmp_path, texts=True)
+    claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
+    row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
+    assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
 
 
 @pytest.mark.slow
