@@ -11,8 +11,8 @@ Learning rates follow 4e-3 sqrt(128 / D), the quickstart's at D = 128; batches a
 FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.counting`.
 
 Expect: exponents with wide intervals (a decade and a half of compute), held-out error of a few per cent, no more.
-Cost: 4.7e13 FLOPs; 20 minutes planned with --jobs=2 on two idle cores, at 2e10 FLOP/s each. `seconds` runs six tiny trials end to
-end: its fit means nothing.
+Cost: 4.7e13 FLOPs; 20 minutes planned with --jobs=2 on two idle cores, at 2e10 FLOP/s each. `seconds` runs six
+tiny trials end to end: its fit means nothing.
 """
 
 from configs import base, transformer
