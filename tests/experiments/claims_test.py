@@ -8,41 +8,37 @@ import numpy as np
 import pytest
 
 import data
-from configs.claims import (
-    assd as assd_claim,
-)
+from configs import tokenformer
+from configs.claims import assd as assd_claim
 from configs.claims import (
     digits_reversed,
     insertion_planning,
+    just_read_twice,
+    language_in_context,
     order_matters,
     overtraining,
     rainbow_padding,
     tokenformer_growth,
+    tokenformer_tiny,
     tokenization,
     toy_likelihood,
 )
 from data import tasks
-from experiments import claims, modes, preflight, smoke
+from experiments import claims, counting, modes, preflight, sharding, smoke
 from experiments import workdir as files
 from experiments.claims import answers, arms, assd, contrast, ledger, rows
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
+from experiments.program import build
 from experiments.sweep import launchers, trials
 from experiments.train import train
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
 HOUSE = (
-    digits_reversed,
-    order_matters,
-    overtraining,
-    tokenization,
-    tokenformer_growth,
-    toy_likelihood,
-    assd_claim,
-    insertion_planning,
-    rainbow_padding,
-)
+    assd_claim, digits_reversed, insertion_planning, just_read_twice, language_in_context, order_matters, overtraining,
+    rainbow_padding, tokenformer_growth, tokenformer_tiny, tokenization, toy_likelihood,
+)  # fmt: skip
 
 
 class Here:
@@ -189,6 +185,38 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
     assert row["numbers"]["flops"]["plain"] == row["numbers"]["flops"]["reversed"]  # equal compute
     assert files.read_json(tmp_path / "w" / claims.FILE) == record
     assert (tmp_path / "w" / "comparison.html").exists()
+
+
+def test_a_contrast_of_losses_gives_a_row_for_each_pair(tmp_path, monkeypatch):
+    """Lower is better; what any model of the task can reach stands beside it."""
+    claim = language_in_context.get_claim()
+    losses = {"attention": [0.8, 0.9, 0.7], "linear_attention": [1.2, 1.3, 1.15], "gated_delta": [0.5, 0.6, 0.4]}
+
+    def trained(base, arms, seeds, workdir, **_):
+        about = {"parameters": 1e5, "tokens": 1e6, "flops": 1e9}
+        return {arm: [about | {"loss": losses[arm][seed]} for seed in seeds] for arm in arms}
+
+    monkeypatch.setattr(contrast.arms, "train", trained)
+    monkeypatch.setattr(contrast.arms, "compare", lambda *_: None)
+    linear, delta = contrast.run(claim, tmp_path, jobs=1, quiet=True)
+    assert (linear.verdict, delta.verdict) == ("holds", "does not") and "gated delta" in delta.statement
+    half = 4.302653 * np.std([-0.4, -0.4, -0.45], ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+    assert linear.numbers["mean"] == pytest.approx(1.25 / 3)  # by how much better is better
+    assert linear.numbers["low"] == pytest.approx(1.25 / 3 - half, rel=1e-6)
+    assert "best possible 0.6931, by chance 1.7918" in linear.measured  # log 2 and log 6
+    with pytest.raises(Refused, match="did you mean 'loss'"):
+        contrast.run(claim | {"score": "los"}, tmp_path, jobs=1, quiet=True)
+
+
+def test_the_tiny_tokenformer_and_transformer_are_of_one_size():
+    claim = tokenformer_tiny.get_claim()
+    sizes, preset = {}, tokenformer.get_config("tiny")
+    for trial in trials.resolve(claim["base"], list(claim["arms"].values())):
+        program = build(trial.config, vocab_size=259, mesh=sharding.make_mesh(trial.config))
+        sizes[trial.config.model.projection] = counting.parameters(program)["non_embedding"]
+        if trial.config.model.projection == "pattention":
+            assert trial.config.model.to_dict() == preset.model.to_dict()
+    assert sizes["pattention"] == pytest.approx(sizes["dense"], rel=0.002)
 
 
 def test_tokenization_places_both_arms_between_frequencies_and_entropy_rate(tmp_path, monkeypatch):
