@@ -299,10 +299,6 @@ def test_a_search_that_is_killed_asks_the_same_again(method, tmp_path):
     assert run("other") != rows
 
 
-# One worker runs them all: they share the rows of four trials.
-children = pytest.mark.xdist_group("sweep_children")
-
-
 def four(base):
     return {"base": base, "grid": {"seed": [0, 1, 2, 3]}}
 
@@ -324,19 +320,16 @@ def on_submitit(base, quick_children, tmp_path_factory):
     return sweep.run(made, tmp_path_factory.mktemp("slurm"), jobs=2, launcher="slurm", quiet=True)
 
 
-@children
 def test_submitit_runs_four_real_trials(on_submitit):
     assert [r["status"] for r in on_submitit] == ["finished"] * 4
     assert len({r["loss"] for r in on_submitit}) == 4
 
 
-@children
 def test_ray_runs_the_same_four_trials(base, quick_children, on_submitit, tmp_path):
     pytest.importorskip("ray")
     assert sweep.run(four(base), tmp_path, jobs=2, launcher="ray", quiet=True) == on_submitit
 
 
-@children
 def test_killed_and_started_again_a_sweep_gives_the_same_table(
     base, quick_children, on_submitit, tmp_path, monkeypatch
 ):
