@@ -6,6 +6,7 @@ computed. The layout of registers is that of the tensor cores (`WGMMA`): a value
 of a warpgroup, values per row [64] and per column [block] lie as its sums over the other axis.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24
 MOST_PAIRS = 1 << 27
 # CUDA from the first to before the second compiles masks in registers wrongly (jax's own Hopper kernel refuses it too).
 BROKEN_CUDA = 12080, 12091
+# jax before 0.12 wants an index beside the reference.
+_WHOLE = (...,) if "idx" in inspect.signature(plgpu.load).parameters else ()
 
 
 def check(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, bias: Any) -> None:
@@ -73,7 +76,7 @@ class Cores(NamedTuple):
 
     def load(self, ref: Any, where: tuple, layout: Any = WGMMA) -> jax.Array:
         """Registers read from device memory."""
-        return ref[where] if self.simulated else plgpu.load(ref, where, layout=layout, optimized=False)
+        return ref[where] if self.simulated else plgpu.load(ref.at[where], *_WHOLE, layout=layout, optimized=False)
 
     def full(self, shape: tuple, value: Any, layout: Any = WGMMA) -> jax.Array:
         """float32 registers that all hold `value`."""
