@@ -10,6 +10,7 @@ from kernels.context_attention.bytes import choose, explain, sent
 from kernels.context_attention.dispatch import Options, attend
 from kernels.context_attention.heads_move import check_heads
 from kernels.context_attention.layouts import (
+    LAYOUTS,
     SCHEDULES,
     check_length,
     from_layout,
@@ -24,8 +25,8 @@ from kernels.context_attention.plan import score_entries
 from kernels.masks import Mask
 
 __all__ = [
-    "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions", "score_entries",
-    "sent", "spec_of", "to_layout",
+    "LAYOUTS", "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions",
+    "score_entries", "sent", "spec_of", "to_layout",
 ]  # fmt: skip
 
 # What the other axes of a mesh cut: rows of the batch and heads, where they divide them.
