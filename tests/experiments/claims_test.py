@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 import data
-from configs.claims import digits_reversed, order_matters, overtraining, tokenformer_growth, tokenization
+from configs.claims import (
+    digits_reversed,
+    lact_chunk_size,
+    order_matters,
+    overtraining,
+    recall,
+    tokenformer_growth,
+    tokenization,
+)
 from data import tasks
 from experiments import claims, modes, preflight, smoke
 from experiments import workdir as files
-from experiments.claims import answers, contrast, ledger, rows
+from experiments.claims import answers, contrast, ledger, rows, table
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.sweep import launchers, trials
@@ -20,7 +28,7 @@ from experiments.train import train
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
-HOUSE = (digits_reversed, order_matters, overtraining, tokenization, tokenformer_growth)
+HOUSE = (digits_reversed, lact_chunk_size, order_matters, overtraining, recall, tokenization, tokenformer_growth)
 
 
 class Here:
@@ -60,7 +68,7 @@ def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(module):
     claim = claims.load(f"{pathlib.Path(module.__file__)}")
     assert f"--config=configs/claims/{name}.py" in module.__doc__ and "xpect" in module.__doc__
     assert len(claim["seeds"]) >= 2
-    arms = claim.get("small", []) + claim.get("large", []) or claim["arms"]
+    arms = claim.get("small", []) + claim.get("large", []) or claim.get("arms") or table.cells(claim)
     if claim["check"] == "growth":
         made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
     else:
@@ -176,6 +184,38 @@ def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monke
     assert 7 < row.numbers["beyond"] < 9 and len(row.numbers["errors"][0]) == 2
     (row,) = check.run(claim | {"within": 0.005}, tmp_path, jobs=1, quiet=True)
     assert row.verdict == "does not"
+
+
+def test_a_table_measures_every_cell_and_judges_the_contrasts(tmp_path, monkeypatch):
+    """Planted losses and answers; states and shares of the machine as they are."""
+    claim = recall.get_claim()
+    claim["base"], claim["seeds"] = small(claim["base"], tmp_path), (0, 1)
+    claim["lines"] = {name: claim["lines"][name] for name in ("window", "linear, 1 head")}
+    claim["points"] = {"4": claim["points"]["4"]}
+    contrast = {"statement": "s", "published": "p", "better": ("window", "4"), "worse": ("linear, 1 head", "4")}
+    claim["contrasts"] = [{**contrast, "measure": measure} for measure in ("accuracy", "loss", "share")]
+    loss = {"window, 4": 1.0, "linear, 1 head, 4": 2.0}
+
+    def trained(base, arms, seeds, workdir, **_):
+        assert arms["window, 4"] == {**claim["lines"]["window"], **claim["points"]["4"]}
+        about = {"parameters": 1e5, "tokens": 1e6}
+        return {a: [about | {"loss": loss[a] + s, "workdir": workdir / f"{a} {s}"} for s in seeds] for a in arms}
+
+    monkeypatch.setattr(table.arms, "train", trained)
+    monkeypatch.setattr(table.arms, "compare", lambda *_: None)
+    monkeypatch.setattr(table.answers, "score", lambda workdir: {"accuracy": 0.4 + 0.5 * ("linear" in str(workdir))})
+    monkeypatch.setattr(table, "ROUNDS", 2)
+    accuracy, better, share = table.run(claim, tmp_path, jobs=1, quiet=True)
+    assert accuracy.verdict == "does not" and accuracy.numbers["mean"] == pytest.approx(-0.5)
+    assert better.verdict == "holds" and better.numbers["mean"] == pytest.approx(1.0)  # A lower loss is ahead.
+    assert better.numbers["loss"] == {"window": {"4": [1.0, 2.0]}, "linear, 1 head": {"4": [2.0, 3.0]}}
+    assert "ahead of linear, 1 head, 4 by +1.000 [+1.000, +1.000]" in better.measured
+    assert all(value > 0 for line in share.numbers["share"].values() for value in line["4"])
+    states = share.numbers[
+        "state_bytes"
+    ]  # A memory of H x H does not grow; keys and values of a layer of attention do.
+    assert states["linear, 1 head"]["4"] < states["window"]["4"]
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"table-{m}.png" for m in ("accuracy", "loss", "share")}
 
 
 @pytest.mark.slow
