@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
     model.param_dtype = "float32"  # Storage of parameters; optimizer moments follow.
     model.remat = "none"  # Rematerialisation of a layer: none, full, dots (keeps matmul outputs).
-    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12, else 1.
+    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12 and remat is none, else 1.
 
     model.attention = attention = ConfigDict()
     attention.rope_fraction = 1.0  # Share of head dims that rotate (rotate-half); 0 = no positions at all.
