@@ -46,7 +46,9 @@ def test_two_runs_of_one_config_are_bit_identical(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    config = tiny.config(tmp_path, train__steps=60, optimizer__learning_rate=1e-2, train__log_every=1)
+    config = tiny.config(
+        tmp_path, train__steps=60, optimizer__learning_rate=1e-2, train__log_every=1, checkpoint__every=0, eval__every=0
+    )
     train(config, tmp_path / "run", quiet=True)
     lines, _ = files.read_lines(tmp_path / "run" / files.METRICS)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
