@@ -84,7 +84,7 @@ def test_flops_agree_with_the_compiler(name):
     counted, formula, N = [], [], 2
     for width in (128, 256):
         mixer = nnx.eval_shape(
-            lambda w=width: MIXERS[name](spec(name, width=w, heads=N, **COUNTED[name]), rngs=nnx.Rngs(0))
+            lambda w=width: MIXERS[name](spec(name, width=w, heads=N, **COUNTED.get(name, {})), rngs=nnx.Rngs(0))
         )
         graphdef, params = nnx.split(mixer)
 
@@ -102,7 +102,7 @@ def test_flops_agree_with_the_compiler(name):
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_the_state_does_not_grow_with_the_text(name):
-    mixer = nnx.eval_shape(lambda: MIXERS[name](spec(name, **SMALL[name]), rngs=nnx.Rngs(0)))
+    mixer = nnx.eval_shape(lambda: MIXERS[name](spec(name, **SMALL.get(name, {})), rngs=nnx.Rngs(0)))
     short, long = (nnx.eval_shape(lambda m, n=n: m.init_state(1, n), mixer) for n in (64, 65536))
     assert jax.tree.map(jnp.shape, short) == jax.tree.map(jnp.shape, long)
 
