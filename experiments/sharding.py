@@ -70,6 +70,12 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], rules: Mapping[str, S
     return PartitionSpec(*parts)
 
 
+def rules(config) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Each logical axis with the mesh axes that cut it; the stream is cut wherever sequences are."""
+    table = {axis: tuple(names) for axis, names in config.sharding.to_dict().items()}
+    return tuple((table | {"stream": table["sequence"] + table["stream"]}).items())
+
+
 def batch_sharding(config, mesh: Mesh) -> NamedSharding:
     """Sharding of `[B, T]` arrays of a batch."""
     rules = config.sharding.to_dict()
