@@ -242,6 +242,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
     config.sharding.batch = ("data", "fsdp")
     config.sharding.sequence = ("context",)  # Or () to leave sequences whole.
+    config.sharding.stream = ()  # ("tensor",): between mixers and channels tokens are cut over it too, see machines.md.
     config.sharding.embed = ("fsdp",)
     config.sharding.heads = ("tensor",)
     config.sharding.hidden = ("tensor",)
