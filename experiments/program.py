@@ -83,13 +83,14 @@ class Program:
         """`(state, batch) -> (state, metrics)`, jitted, the old state donated."""
         batch = sharding.batch_sharding(self.config, self.mesh)
         return jax.jit(
-            self._train_step,
+            self.step,
             donate_argnums=0,
             in_shardings=(self.shardings, batch),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
         )
 
-    def _train_step(self, state: Any, batch: dict) -> tuple[Any, dict]:
+    def step(self, state: Any, batch: dict) -> tuple[Any, dict]:
+        """`train_step` as a plain function, for programs around it."""
         params = state["params"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         batch = self.objective.corrupt(batch, key)
@@ -150,7 +151,8 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     axes = jax.tree.map(_full_axes, variables, is_leaf=_is_variable)
     roles = jax.tree.map(lambda v: v.get_metadata("role"), variables, is_leaf=_is_variable)
     axes, roles, params = (nnx.to_pure_dict(tree) for tree in (axes, roles, variables))
-    optimizer = optimizers.make(config.optimizer, config.train.steps, roles)
+    rates = jax.tree.map(spec.sizes.rate, roles, axes)
+    optimizer = optimizers.make(config.optimizer, config.train.steps, roles, rates)
     program = Program(
         config=config,
         spec=spec,

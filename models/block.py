@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from models import norms
@@ -25,13 +26,17 @@ class Block(nnx.Module):
         self.mixer = MIXERS[mixer](spec, rngs=rngs)
         self.channel_norm = norms.make(spec, rngs=rngs)
         self.channel = CHANNELS[spec.channel](spec, rngs=rngs)
-        self.partition = spec.partition
+        self.partition, self.share = spec.partition, spec.sizes.branch
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         y, state = self.mixer(self.mixer_norm(x), context, state)
-        x = x + y
-        x = x + self.channel(self.channel_norm(x))
+        x = x + self._scaled(y)
+        x = x + self._scaled(self.channel(self.channel_norm(x)))
         return self.partition.constrain(x, ("batch", "sequence", None)), state
+
+    def _scaled(self, y: jax.Array) -> jax.Array:
+        """What a branch adds, by the depth of the model."""
+        return y if self.share == 1.0 else y * jnp.asarray(self.share, y.dtype)
 
 
 class Period(nnx.Module):

@@ -149,6 +149,7 @@ def _row(name: str, layers: Mapping[str, Layer], baseline: str) -> Row:
         flops={key: layer.flops() for key, layer in layers.items()},
         work=({key: layer.B * layer.T for key, layer in layers.items()}, "tokens"),
         rounds=3,
+        calls=1,
     )
 
 

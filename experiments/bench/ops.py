@@ -11,6 +11,7 @@ from experiments.bench.rows import Row
 from kernels import platforms
 
 Forward = Callable[..., jax.Array]
+CALLS = 10
 
 
 def call(forward: Forward, backward: bool) -> Any:
@@ -31,7 +32,7 @@ def row(
     """A Row of every implementation that compiles for `args = (inputs, cotangent)`; `rest` are Row's other fields.
 
     args: of all, or of each by its name. An implementation that has not this case (NotImplementedError) is left out.
-    `rest["extra"]` are candidates that are not jax: zero-argument calls.
+    `rest["extra"]` are candidates that are not jax: zero-argument calls. On an accelerator a turn is `CALLS` calls.
     """
     candidates, temporaries = {}, {}
     for implementation, forward in forwards.items():
@@ -43,6 +44,8 @@ def row(
         candidates[implementation] = functools.partial(compiled, *given)
         temporaries[implementation] = compiled.memory_analysis().temp_size_in_bytes
     candidates |= rest.pop("extra", {})
+    if jax.default_backend() != "cpu":
+        rest.setdefault("calls", CALLS)
     return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
 
 

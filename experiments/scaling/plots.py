@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.scaling.coordinates import Coordinates
 from experiments.scaling.fit import Extrapolation, Fit
 from experiments.scaling.isoflop import IsoFLOP, budgets_of
 from experiments.scaling.laws import compute_optimal
@@ -150,4 +151,26 @@ def held_out(result: Extrapolation, flops: np.ndarray) -> "Figure":
         axes.scatter(np.asarray(flops)[result.held_out], 100 * result.error, color=_HELD, s=12, linewidths=0)
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="predicted / measured - 1 (%)")
         axes.set_title(f"median |error| {100 * result.median:.2f}%", loc="left", fontsize=8)
+    return figure
+
+
+def coordinates(result: Coordinates, title: str = "") -> "Figure":
+    """How far each activation moved after each step against the width: level lines where rates carry over."""
+    steps = result.moved.shape[1]
+    with drawing(1.8 * steps + 1.6, 2.6, steps) as (figure, axes):
+        import matplotlib
+
+        axes = np.atleast_1d(axes)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(result.names)))
+        for step, ax in enumerate(axes):
+            for k, name in enumerate(result.names):
+                ax.plot(result.widths, result.moved[:, step, k], color=colours[k], marker="o", markersize=3, label=name)
+            ax.set(xscale="log", yscale="log", xlabel="width", title=f"step {step + 1}")
+            ax.set_xticks(result.widths, [str(width) for width in result.widths])
+            ax.set_xticks([], minor=True)
+            ax.set_ylim(0.5 * result.moved.min(), 2 * result.moved.max())
+        axes[0].set_ylabel("moved by (root mean square)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+        if title:
+            figure.suptitle(title, fontsize=8)
     return figure

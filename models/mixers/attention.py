@@ -40,7 +40,7 @@ class Attention(nnx.Module):
         self.K, self.H, self.dtype, self.q_width = K, H, spec.dtype, N * H
         self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
         self.window, self.sinks = options["window"], options["sinks"]
-        self.partition = spec.partition
+        self.partition, self.score_scale = spec.partition, spec.sizes.scores
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
@@ -49,6 +49,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q = rope.rotate(q, context.positions, theta=self.theta, fraction=self.fraction)
         k = rope.rotate(k, context.positions, theta=self.theta, fraction=self.fraction)
+        q = q if self.score_scale == 1.0 else q * jnp.asarray(self.score_scale, q.dtype)
         mask = self._see(context)
         if state is None:
             if context.segment_ids is not None:

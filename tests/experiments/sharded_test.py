@@ -73,14 +73,6 @@ def batch():
     }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Programs run once here: what the compiler is slow at would never be earned back."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Case:
     """A model on a mesh."""
 
