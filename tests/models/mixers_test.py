@@ -1,5 +1,7 @@
 """Mixers that learn along the row: cut over devices, counted, with a state that does not grow."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
