@@ -224,7 +224,8 @@ def get_config() -> ConfigDict:
 
     config.parallel = parallel = ConfigDict()
     # How attention crosses devices that share a sequence (mesh.context > 1), and so the order of tokens in a batch.
-    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring.
+    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring; where a mixer
+    # needs another order of tokens, the ring of that order (lact: striped, linear_attention and gated_delta: ring).
     #   all_gather         every device collects all keys and values: simple, memory grows with the whole sequence
     #   ring               keys and values travel; under a causal mask the first device idles half of the time
     #   zigzag             ring, with two pieces a device, so that causal work is equal; length a multiple of 2 context

@@ -108,7 +108,11 @@ def _crossing(program: Program) -> list[str]:
         return []
     P, shapes = partition.ways("sequence"), sharding.attention_shapes(program.config)
     why = context_attention.explain(*shapes, program.objective.mask, P, program.spec.dtype)
-    return [f"sequence over {P} devices: {why if asked == 'auto' else partition.schedule}"]
+    if asked != "auto":
+        why = partition.schedule
+    elif not why.startswith(f"{partition.schedule}:"):
+        why = f"{partition.schedule}: it keeps tokens in the order that every mixer of the model can follow"
+    return [f"sequence over {P} devices: {why}"]
 
 
 def _size(count: int) -> str:
