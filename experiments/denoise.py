@@ -49,13 +49,21 @@ class Filler:
             raise ConfigError(problems)
         if not prompts:
             return
-        suffix, count = options["diffusion"]["suffix"], options["max_tokens"]
-        canvas, segments, starts = self.canvas(prompts, count, suffix)
-        tokens, _ = self._fill(
+        tokens, _ = self.fill(params, prompts, options, seed=seed)
+        for row, filled in enumerate(tokens):
+            yield row, self._text(filled, tuple(options["stop"])) + options["diffusion"]["suffix"]
+
+    def fill(
+        self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that fill each prompt's masks, `[B, max_tokens]`, and calls of the model `[B]`."""
+        count = options["max_tokens"]
+        canvas, segments, starts = self.canvas(prompts, count, options["diffusion"]["suffix"])
+        tokens, calls = self._fill(
             params, canvas, segments, jax.random.key(seed), requests(prompts), settings=self.settings(options)
         )
-        for row, (filled, start) in enumerate(zip(np.asarray(tokens), starts, strict=True)):
-            yield row, self._text(filled[start : start + count], tuple(options["stop"])) + suffix
+        rows = [filled[start : start + count] for filled, start in zip(np.asarray(tokens), starts, strict=True)]
+        return np.stack(rows), np.asarray(calls)
 
     def answers(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a task with their answers drawn anew: tokens `[B, T]`, calls `[B]`. `batch` as from `inputs.prepare`.

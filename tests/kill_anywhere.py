@@ -7,7 +7,6 @@ bytes of metrics.jsonl (which hold the loss of every step, and so the order of t
 """
 
 import argparse
-import os
 import pathlib
 import random
 import shutil
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from tests import environment
 
 
 def command(workdir: pathlib.Path, texts: pathlib.Path, cache: pathlib.Path, steps: int) -> list[str]:
@@ -26,21 +25,13 @@ def command(workdir: pathlib.Path, texts: pathlib.Path, cache: pathlib.Path, ste
         "checkpoint.every": 1, "eval.every": 7, "eval.sample_tokens": 8,
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [
-        sys.executable, "main.py", f"--config={ROOT / 'tests' / 'kill_config.py'}", f"--workdir={workdir}", *flags
-    ]  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """A CPU of one device; compiled programs are shared between the starts."""
-    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    cache = env.get("TESSERA_TEST_CACHE", str(ROOT / ".cache" / "jax"))
-    return env | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    config = environment.ROOT / "tests" / "kill_config.py"
+    return [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 def start(*args) -> subprocess.Popen:
     """Starts the run in a process of its own."""
-    return subprocess.Popen(command(*args), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command(*args), cwd=environment.ROOT, env=environment.child(), stdout=subprocess.DEVNULL)
 
 
 def run_alone(folder: pathlib.Path, texts: pathlib.Path, steps: int) -> float:

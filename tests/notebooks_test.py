@@ -1,13 +1,12 @@
 """Every notebook runs from top to bottom, from its own folder, on a CPU."""
 
-import os
-import pathlib
-
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from tests import environment
+
+ROOT = environment.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -19,9 +18,7 @@ def test_there_are_notebooks():
 def test_it_runs_and_leaves_a_run_behind(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # One device, as a reader has.
-    cache = os.environ.get("TESSERA_TEST_CACHE", str(ROOT / ".cache" / "jax"))
-    env |= {"TESSERA_WORKDIR": str(tmp_path / "run"), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    env = environment.child() | {"TESSERA_WORKDIR": str(tmp_path / "run")}
     client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": path.parent}})
     client.execute(env=env)  # CellExecutionError, with the cell, when one fails.
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

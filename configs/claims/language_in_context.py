@@ -30,7 +30,7 @@ def get_claim():
         "source": "Akyurek et al. 2024, arXiv:2401.12973",
         "published": "see pairs",
         "check": "contrast",
-        "measure": "loss",
+        "score": "loss",
         "base": config,
         "arms": {name: {"model.mixer": name} for name in ("attention", *RIVALS)},
         "pairs": [

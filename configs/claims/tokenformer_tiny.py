@@ -31,7 +31,7 @@ def get_claim():
         "source": "Wang et al. 2024, arXiv:2410.23168, table 2",
         "published": "on a par: Pile perplexity 10.45 at 150M, 8.28 at 450M",
         "check": "contrast",
-        "measure": "loss",
+        "score": "loss",
         "base": config,
         "arms": {"tokenformer": _values(tokenformer.get_config("tiny")), "transformer": _values(config)},
         "better": "tokenformer",

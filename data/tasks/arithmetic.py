@@ -35,6 +35,11 @@ class Arithmetic:
         return 13 + self.pads
 
     @property
+    def end(self) -> int:
+        """The symbol that ends an answer."""
+        return 12
+
+    @property
     def longest(self) -> int:
         """Digits of the largest answer."""
         return self.digits + 1 if self.operation == "add" else 2 * self.digits
@@ -59,7 +64,7 @@ class Arithmetic:
         sign = np.full((len(number), 1), 10)
         prompt = answers.joined(a, sign, b, sign + 1)
         answer = answer[:, ::-1] if self.reverse else answer
-        return answers.asked(prompt, answer, length + 1, end=12, room=self.room, pads=self.pads)
+        return answers.asked(prompt, answer, length + 1, end=self.end, room=self.room, pads=self.pads)
 
 
 def written(number: np.ndarray, width: int) -> np.ndarray:

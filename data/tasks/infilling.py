@@ -33,6 +33,11 @@ class Infilling:
     def num_symbols(self) -> int:
         return self.symbols + 3 + self.pads
 
+    @property
+    def end(self) -> int:
+        """The symbol that ends an answer."""
+        return self.symbols + 2
+
     def check(self) -> None:
         if any(self.symbols % n == 0 for n in range(2, self.symbols)) or self.symbols < 3:
             raise ValueError(f"symbols={self.symbols} is not a prime from 3 on; use 11.")
@@ -59,7 +64,7 @@ class Infilling:
         mark = np.full(first.shape, self.symbols)
         if not self.in_place:
             prompt = answers.joined(left, mark, right, mark + 1)
-            return answers.asked(prompt, middle, length + 1, end=self.symbols + 2, room=self.room, pads=self.pads)
+            return answers.asked(prompt, middle, length + 1, end=self.end, room=self.room, pads=self.pads)
         fill = ((0, 0), (0, length + 1 - 2 * self.side - self.gap))
         sequence = np.pad(answers.joined(left, middle, right), fill, constant_values=-1)
         index = np.arange(length + 1)

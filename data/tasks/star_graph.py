@@ -36,6 +36,11 @@ class StarGraph:
     def num_symbols(self) -> int:
         return self.nodes + 3 + self.pads
 
+    @property
+    def end(self) -> int:
+        """The symbol that ends an answer."""
+        return self.nodes + 2
+
     def check(self) -> None:
         if self.least > self.most:
             raise ValueError(f"least={self.least} lies above most={self.most}; use least={self.most}.")
@@ -65,4 +70,4 @@ class StarGraph:
         ask, then = np.full((B, 1), self.nodes), np.full((B, 1), self.nodes + 1)
         prompt = answers.joined(edges, ask, centre, goal, then)
         answer = path[:, ::-1] if self.reverse else path
-        return answers.asked(prompt, answer, length + 1, end=self.nodes + 2, room=self.room, pads=self.pads)
+        return answers.asked(prompt, answer, length + 1, end=self.end, room=self.room, pads=self.pads)

@@ -23,6 +23,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
     "growth": "growth",
     "tokenization": "tokenization",
     "overtraining": "overtraining",
+    "assd": "assd",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -1,25 +1,41 @@
 """How well a trained model answers the held-out rows of a task: what a likelihood does not say."""
 
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data import tasks
-from experiments import inputs, trained
+from experiments import generators, inputs, trained
 from experiments.program import global_batch
+
+Answer = Callable[[dict], tuple[np.ndarray, np.ndarray]]
 
 
 def score(workdir: str | os.PathLike) -> dict[str, float]:
     """`accuracy` of answer tokens and `exact`, the share of rows whose every answer is right, over the eval batches.
 
-    Each answer is the most probable token given the right ones before it, so `exact` is that of greedy decoding. The
-    model in `workdir` must be autoregressive.
+    An answer ends with the task's END where it has one: the padding behind it is not asked for. Beside them `calls` of
+    the model a row, and `length`, the symbols before the first END of what was answered. An autoregressive model gives
+    the most probable token after the right ones, so that `exact` is that of greedy decoding; any other fills the
+    answers in as `config.generate` of its run says.
     """
-    from models.objectives import next_token
-
     model = trained.load(workdir)
+    end = getattr(getattr(model.corpus.valid, "task", None), "end", None)
+    answer = following(model) if model.config.objective == "next_token" else drawn(model)
+    found = [judge(batch, *answer(batch), end) for batch in inputs.eval_batches(model.config, model.corpus)]
+    weights = {"accuracy": "answers", "exact": "rows", "length": "rows", "calls": "rows"}
+    return {
+        key: float(np.average([f[key] for f in found], weights=[f[by] for f in found])) for key, by in weights.items()
+    }
+
+
+def following(model: Any) -> Answer:
+    """The most probable token behind the right ones, everywhere: one call for a whole row."""
+    from models.objectives import next_token
 
     @jax.jit
     def predict(params, batch):
@@ -28,11 +44,29 @@ def score(workdir: str | os.PathLike) -> dict[str, float]:
         features, _ = lm(batch["tokens"], mask=next_token.mask, **rows)
         return jnp.argmax(lm.logits(features), axis=-1)
 
-    found = []
-    for batch in inputs.eval_batches(model.config, model.corpus):
-        predicted = np.asarray(predict(model.params, global_batch(batch, model.program)))
-        found.append(tasks.score(batch, predicted=predicted))
-    weights = {"accuracy": "answers", "exact": "rows"}
-    return {
-        key: float(np.average([f[key] for f in found], weights=[f[by] for f in found])) for key, by in weights.items()
-    }
+    def answer(batch: dict) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.asarray(predict(model.params, global_batch(batch, model.program)))
+        return tokens, batch["mask"].sum(1)  # Greedy decoding takes one call an answer.
+
+    return answer
+
+
+def drawn(model: Any, **generate: Any) -> Answer:
+    """What the generator of the model's objective fills in; `generate` replaces settings of `config.generate`."""
+    generator = generators.make(model.program, model.corpus.tokenizer)
+    options = model.config.generate.to_dict() | generate
+    return lambda batch: generator.answers(model.params, batch, options)
+
+
+def judge(batch: Mapping[str, np.ndarray], predicted: np.ndarray, calls: np.ndarray, end: int | None) -> dict:
+    """`tasks.score` of the answers up to their END (all of them without one), with means of `length` and `calls`."""
+    mask = np.asarray(batch["mask"], bool)
+    before = lambda tokens: mask & (np.cumsum(mask & (tokens == end), axis=1) == 0)  # noqa: E731
+    asked = mask
+    if end is not None:
+        ended = mask & (np.asarray(batch["targets"]) == end)
+        asked = mask & (np.cumsum(ended, axis=1) - ended == 0)
+    scored = tasks.score({**batch, "mask": asked}, predicted=predicted)
+    has = mask.any(1)
+    mean = lambda values: float(np.asarray(values, float)[has].mean()) if has.any() else 0.0  # noqa: E731
+    return {**scored, "length": mean(before(predicted).sum(1)), "calls": mean(calls)}

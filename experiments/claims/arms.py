@@ -6,8 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import sweep
+from experiments import counting, inputs, sharding, sweep
 from experiments.errors import Refused
+from experiments.program import build
 from experiments.sweep import table, trials
 
 RUNS = "runs"
@@ -38,6 +39,21 @@ def train(
     for (arm, _), row in zip(points, found, strict=True):
         result[arm].append(row | {"workdir": workdir / RUNS / row["hash"]})
     return result
+
+
+def flops_per_step(config: Any) -> float:
+    """Training FLOPs of one step of `config`."""
+    corpus = inputs.load(config)
+    program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
+    return counting.flops_per_token(program)["total"] * config.data.batch_size * config.data.length
+
+
+def equalise(base: ConfigDict, arms: Mapping[str, dict[str, Any]], model: str) -> None:
+    """Gives every arm (its values, changed in place) the `train.steps` that cost as many FLOPs as those of `model`."""
+    configs = {arm: trials.resolve(base, [values])[0].config for arm, values in arms.items()}
+    spent = configs[model].train.steps * flops_per_step(configs[model])
+    for arm, config in configs.items():
+        arms[arm]["train.steps"] = max(1, round(spent / flops_per_step(config)))
 
 
 def compare(found: Mapping[str, Sequence[Mapping[str, Any]]], workdir: pathlib.Path) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import counting, evaluate, grown, inputs, preflight, sharding, trained
+from experiments import evaluate, grown, inputs, preflight, trained
 from experiments.claims import arms
 from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
-from experiments.program import build
 
 
 def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
@@ -31,7 +30,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     ]
     flops = found["small"][0]["flops"] + found["grown"][0]["flops"]
     for name in claim["rivals"]:
-        found[name] = go(name, {}, max(1, round(flops / flops_per_step(configs[name]))))
+        found[name] = go(name, {}, max(1, round(flops / arms.flops_per_step(configs[name]))))
     arms.compare(found, workdir)
     changed = max(map(change_by_growth, found["small"], found["grown"]))
     spent = {name: found[name][0]["flops"] / flops for name in claim["rivals"]}
@@ -43,13 +42,6 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         })
         for name, (statement, published) in claim["rivals"].items()
     ]  # fmt: skip
-
-
-def flops_per_step(config: Any) -> float:
-    """Training FLOPs of one step of `config`."""
-    corpus = inputs.load(config)
-    program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
-    return counting.flops_per_token(program)["total"] * config.data.batch_size * config.data.length
 
 
 def change_by_growth(small: Mapping[str, Any], large: Mapping[str, Any]) -> float:

@@ -9,20 +9,24 @@ import pytest
 
 import data
 from configs import tokenformer
+from configs.claims import assd as assd_claim
 from configs.claims import (
     digits_reversed,
+    insertion_planning,
     just_read_twice,
     language_in_context,
     order_matters,
     overtraining,
+    rainbow_padding,
     tokenformer_growth,
     tokenformer_tiny,
     tokenization,
+    toy_likelihood,
 )
 from data import tasks
 from experiments import claims, counting, modes, preflight, sharding, smoke
 from experiments import workdir as files
-from experiments.claims import answers, contrast, ledger, rows
+from experiments.claims import answers, arms, assd, contrast, ledger, rows
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.program import build
@@ -32,8 +36,8 @@ from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
 HOUSE = (
-    digits_reversed, just_read_twice, language_in_context, order_matters, overtraining, tokenformer_growth,
-    tokenformer_tiny, tokenization,
+    assd_claim, digits_reversed, insertion_planning, just_read_twice, language_in_context, order_matters, overtraining,
+    rainbow_padding, tokenformer_growth, tokenformer_tiny, tokenization, toy_likelihood,
 )  # fmt: skip
 
 
@@ -109,7 +113,55 @@ def test_answers_are_scored_as_the_model_gives_them(tmp_path):
         config.train.steps = steps
         train(config.copy_and_resolve_references().lock(), tmp_path / str(steps), quiet=True)
     learned, guessed = answers.score(tmp_path / "200"), answers.score(tmp_path / "1")
-    assert learned == {"accuracy": 1.0, "exact": 1.0} and guessed["exact"] == guessed["accuracy"] < 0.8
+    assert learned == {"accuracy": 1.0, "exact": 1.0, "length": 1.0, "calls": 1.0}
+    assert guessed["exact"] == guessed["accuracy"] < 0.8
+
+
+def test_an_answer_is_judged_up_to_its_end():
+    """END is 9: what stands behind it, or in the prompt, is not asked for."""
+    targets = np.array([[9, 1, 2, 9, 9, 9], [9, 1, 9, 3, 4, 5]])
+    batch = {"targets": targets, "mask": np.arange(6)[None] > [[0], [1]]}
+    given = np.array([[0, 1, 2, 9, 7, 7], [0, 0, 9, 0, 0, 0]])
+    found = answers.judge(batch, given, np.array([4, 2]), 9)
+    assert found == {"answers": 4, "rows": 2, "accuracy": 1.0, "exact": 1.0, "length": 1.0, "calls": 3.0}
+    given[0, 2], given[1, 2] = 9, 3
+    found = answers.judge(batch, given, np.array([4, 2]), 9)
+    assert found["accuracy"] == 0.5 and found["exact"] == 0.0 and found["length"] == (1 + 4) / 2
+    assert answers.judge(batch, given, np.array([4, 2]), None)["answers"] == 9
+
+
+def test_arms_train_for_equal_flops(tmp_path):
+    claim = toy_likelihood.get_claim()
+    base, given = small(claim["base"], tmp_path, texts=True), {k: dict(v) for k, v in claim["arms"].items()}
+    base.train.steps = 100
+    arms.equalise(base, given, claim["equal_to"])
+    costs = {arm: arms.flops_per_step(trials.resolve(base, [values])[0].config) for arm, values in given.items()}
+    spent = {arm: cost * given[arm]["train.steps"] for arm, cost in costs.items()}
+    assert given["autoregressive"]["train.steps"] == 100 and given["block"]["train.steps"] < 70
+    for arm, flops in spent.items():
+        assert abs(flops / spent["autoregressive"] - 1) <= 0.5 / given[arm]["train.steps"] + 1e-9
+
+
+def test_pairs_of_likelihoods_are_judged_by_less_being_better(tmp_path, monkeypatch):
+    claim = toy_likelihood.get_claim()
+    bits = {"autoregressive": 3.0, "masked": 4.0, "block": 4.1}
+
+    def trained(base, given, seeds, workdir, **_):
+        about = {"parameters": 1e5, "tokens": 1e6, "loss": 1.0, "flops": 1e9, "workdir": workdir}
+        return {
+            arm: [
+                about | {"eval/bits_per_byte": bits.get(arm, 5.0) + 0.01 * k * k, "eval/kind": "<="}
+                for k in seeds
+            ]
+            for arm in given
+        }  # fmt: skip
+
+    monkeypatch.setattr(contrast.arms, "train", trained)
+    monkeypatch.setattr(contrast.arms, "equalise", lambda *_: None)
+    monkeypatch.setattr(contrast.arms, "compare", lambda *_: None)
+    found = contrast.run(claim, tmp_path, jobs=1, quiet=True)
+    assert [row.verdict for row in found[:3]] == ["holds", "does not", "holds"]
+    assert found[0].numbers["mean"] == pytest.approx(1.0) and "autoregressive <= 3.017" in found[0].measured
 
 
 def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monkeypatch):
@@ -149,11 +201,11 @@ def test_a_contrast_of_losses_gives_a_row_for_each_pair(tmp_path, monkeypatch):
     linear, delta = contrast.run(claim, tmp_path, jobs=1, quiet=True)
     assert (linear.verdict, delta.verdict) == ("holds", "does not") and "gated delta" in delta.statement
     half = 4.302653 * np.std([-0.4, -0.4, -0.45], ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
-    assert linear.numbers["mean"] == pytest.approx(-1.25 / 3)
-    assert linear.numbers["high"] == pytest.approx(-1.25 / 3 + half, rel=1e-6)
+    assert linear.numbers["mean"] == pytest.approx(1.25 / 3)  # by how much better is better
+    assert linear.numbers["low"] == pytest.approx(1.25 / 3 - half, rel=1e-6)
     assert "best possible 0.6931, by chance 1.7918" in linear.measured  # log 2 and log 6
     with pytest.raises(Refused, match="did you mean 'loss'"):
-        contrast.run(claim | {"measure": "los"}, tmp_path, jobs=1, quiet=True)
+        contrast.run(claim | {"score": "los"}, tmp_path, jobs=1, quiet=True)
 
 
 def test_the_tiny_tokenformer_and_transformer_are_of_one_size():
@@ -222,6 +274,26 @@ def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monke
     assert 7 < row.numbers["beyond"] < 9 and len(row.numbers["errors"][0]) == 2
     (row,) = check.run(claim | {"within": 0.005}, tmp_path, jobs=1, quiet=True)
     assert row.verdict == "does not"
+
+
+def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatch):
+    claim = assd_claim.get_claim() | {"tables": {"symbols": 2, "length": 3, "count": 1}, "orders": ((1, 0, 2),)}
+    row = assd.law(claim)
+    assert row.verdict == "exact" and row.numbers["total_variation"] < 1e-14 and row.numbers["cases"] == 8
+    assert row.numbers["calls"]["1"] == pytest.approx(5) and row.numbers["calls"]["3"] < 3
+    real = assd.assd.exact_law
+
+    def careless(conditionals, **kw):
+        law, calls = real(conditionals, **kw)
+        return law[::-1], calls
+
+    monkeypatch.setattr(assd.assd, "exact_law", careless)
+    assert assd.law(claim).verdict == "does not"
+    monkeypatch.undo()
+    claim["base"] = small(claim["base"], tmp_path, texts=True)
+    claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
+    row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
+    assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from experiments.errors import ConfigError, Refused
 from experiments.program import build
 from experiments.sweep import launchers, pool, process, search, table, trials
 from experiments.sweep.launchers import local
+from tests import environment
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
@@ -321,12 +322,9 @@ def four(base):
 @pytest.fixture(scope="module")
 def quick_children():
     """Children find the compiled programs of the children before them."""
-    names = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "0"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(f"JAX_PERSISTENT_CACHE_{name}", value)
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("TESSERA_TEST_CACHE", str(_ROOT / ".cache" / "jax")))
-        patch.setenv("XLA_FLAGS", "")
+        for name, value in environment.child().items():
+            patch.setenv(name, value)
         yield
 
 
