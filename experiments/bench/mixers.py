@@ -63,7 +63,7 @@ class Layer:
         """Of a forward and a backward pass: every kernel once a token, and what the mixer counts beyond them."""
         mixer, params = nnx.eval_shape(lambda: nnx.merge(*self.make())), jax.eval_shape(self.make)[1]
         kernels = sum(math.prod(v.shape) for _, v in nnx.to_flat_state(params) if v.get_metadata("role") == "kernel")
-        return 3 * self.B * self.T * (2 * kernels + mixer.context_flops(self.T, True))
+        return 3 * self.B * self.T * (2 * kernels + sum(mixer.context_flops(self.T, True).values()))
 
     def short(self) -> "Layer":
         """The same code at a size that float32 on the host does in no time, chunks wider than the fast weights."""
