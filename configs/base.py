@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
     model.param_dtype = "float32"  # Storage of parameters; optimizer moments follow.
     model.remat = "none"  # Rematerialisation of a layer: none, full, dots (keeps matmul outputs).
-    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12, else 1.
+    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12 and remat is none, else 1.
 
     model.mup = mup = ConfigDict()  # For parametrization=mup: sizes of the model at which the rest was tuned.
     mup.base_width = 128  # D of the base.

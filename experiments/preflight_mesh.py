@@ -103,6 +103,7 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     except ValueError as error:  # A group of "usp:3" that does not divide P.
         yield f"parallel.{error}"
         return
+    yield from _layout_problems(config, name, P)
     step = context_attention.multiple(name, P)
     if length % step:
         yield (
@@ -114,6 +115,24 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
         yield (
             f"parallel.schedule={name!r} cannot deal the {heads} heads of a device (model.num_heads over mesh.tensor) "
             f"to {dealt} devices; use parallel.schedule='auto'."
+        )
+
+
+def _layout_problems(config: Any, name: str, P: int) -> Iterator[str]:
+    """Whether every mixer can follow the order in which the schedule keeps tokens."""
+    from experiments import sharding
+    from kernels import context_attention
+
+    fits, kind = sharding.layouts(config), context_attention.spec_of(name, P).layout.kind
+    if not fits:
+        yield (
+            f"mesh.context={P}: the mixers of model.mixer={config.model.mixer!r} share sequences in orders that "
+            "exclude each other; use mesh.context=1."
+        )
+    elif kind not in fits:
+        yield (
+            f"parallel.schedule={name!r} keeps tokens {kind}, which model.mixer={config.model.mixer!r} cannot follow; "
+            f"use parallel.schedule={sharding.RING[fits[0]]!r}."
         )
 
 

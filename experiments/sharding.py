@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import context_attention
 from kernels.masks import Mask
+from models.mixers import MIXERS
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -94,12 +95,28 @@ def own_rows(config, mesh: Mesh) -> tuple[int, int]:
 def schedule(config, shape: Mapping[str, int], mask: Mask) -> str:
     """How attention under `mask` crosses the devices that share a sequence, on a mesh of this shape.
 
-    `parallel.schedule`, "auto" decided; "" where every device has whole sequences.
+    `parallel.schedule`, "auto" decided: by bytes sent, among those whose order of tokens every mixer can follow. ""
+    where every device has whole sequences.
     """
     P = math.prod(shape[name] for name in config.sharding.sequence)
     if P == 1 or config.parallel.schedule != "auto":
         return config.parallel.schedule if P > 1 else ""
-    return context_attention.choose(*attention_shapes(config), mask, P, config.model.dtype)
+    chosen = context_attention.choose(*attention_shapes(config), mask, P, config.model.dtype)
+    fits = layouts(config)
+    if not fits or context_attention.spec_of(chosen, P).layout.kind in fits:
+        return chosen
+    return RING[fits[0]]
+
+
+RING = {"contiguous": "ring", "zigzag": "zigzag", "striped": "striped"}  # layout: the schedule that needs no more of it
+
+
+def layouts(config) -> tuple[str, ...]:
+    """The orders of tokens that every mixer of the model can follow where devices share a sequence."""
+    named = [
+        getattr(MIXERS[part.strip()], "layouts", context_attention.LAYOUTS) for part in config.model.mixer.split(",")
+    ]
+    return tuple(kind for kind in context_attention.LAYOUTS if all(kind in each for each in named))
 
 
 def attention_shapes(config) -> tuple[tuple[int, ...], tuple[int, ...]]:

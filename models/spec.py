@@ -66,7 +66,7 @@ class Spec:
             embedding_scale=model["embedding_scale"] or math.sqrt(tuned),
             dtype=jnp.dtype(model["dtype"]),
             param_dtype=jnp.dtype(model["param_dtype"]),
-            unroll=model["unroll"] or (L if L <= 12 else 1),
+            unroll=model["unroll"] or (L if L <= 12 and model["remat"] == "none" else 1),
             options=MappingProxyType(
                 {k: MappingProxyType(dict(v)) for k, v in model.items() if isinstance(v, Mapping)}
             ),

@@ -17,7 +17,7 @@ import jax
 import pytest
 
 jax.config.update("jax_compilation_cache_dir", environment.CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 

@@ -16,7 +16,7 @@ def start(workdir: pathlib.Path, *flags: str, processes: int) -> list[subprocess
     flags = (f"--workdir={workdir}", f"--simulate={4 // processes}", *flags)
     if processes > 1:
         flags += (f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}")
-    env = environment.child() | {"TF_CPP_MIN_LOG_LEVEL": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env = environment.child() | {"TF_CPP_MIN_LOG_LEVEL": "2"}
     pipe = subprocess.PIPE
     return [
         subprocess.Popen(

@@ -1,7 +1,7 @@
 """The kernels on the GPU of this machine against float64, within their roundings. Not part of `make test`.
 
     python -m tests.on_gpu                       # every check
-    python -m tests.on_gpu attention/hopper      # those whose name contains the word
+    python -m tests.on_gpu attention/hopper ...  # those whose name contains one of the words
     python -m tests.on_gpu --part=0/8 &          # an eighth of them: most of the time goes into compiling
 
 The cases and bounds are those that the interpreter and the simulator are held to. Each check is one line; the exit
@@ -106,7 +106,7 @@ def _newton_schulz(shape, dtype) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("word", nargs="?", default="", help="run the checks whose name contains it")
+    parser.add_argument("words", nargs="*", default=[""], help="run the checks whose name contains one of them")
     parser.add_argument("--part", default="0/1", help="I/N: every Nth check, from the Ith on")
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
@@ -116,7 +116,8 @@ def main() -> int:
         return 2
     print(f"{device.device_kind}, jax {jax.__version__}", flush=True)
     done, failed = 0, 0
-    for name, check in [(name, check) for name, check in checks() if args.word in name][part::parts]:
+    chosen = [(name, check) for name, check in checks() if any(word in name for word in args.words)]
+    for name, check in chosen[part::parts]:
         done += 1
         try:
             check()

@@ -61,13 +61,13 @@ def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[st
         try:
             row = plan.build()
             wrong = row.check()
-        except jax.errors.JaxRuntimeError as error:  # A compiler or a device that gives up ends this row, not the rest.
-            wrong = str(error).splitlines()[0][:200]
+            timed = [] if wrong else _timed(row, flops, console)
+        except Exception as error:  # Whatever compiler or device raise is the result of this row, not of the others.
+            wrong = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if wrong:
             console.print(f"{plan.name}: WRONG, not timed: {wrong}")
-            found.append({"row": plan.name, "wrong": wrong})
-            continue
-        found += _timed(row, flops, console)
+            timed = [{"row": plan.name, "wrong": wrong}]
+        found += timed
         jax.clear_caches()
     found += _others(filter, console)
     return found

@@ -21,6 +21,7 @@ from configs import base
 from experiments.bench import ops
 from experiments.bench.rows import Planned, Row
 from kernels import masks
+from kernels.lact import lact
 from models.mixers import MIXERS, Context
 from models.spec import Spec
 
@@ -71,11 +72,46 @@ class Layer:
         return dataclasses.replace(self, D=256, N=4, B=1, T=CHECKED, options=options)
 
 
+class FastWeights(Layer):
+    """The fast branch of LaCT alone, `kernels.lact` on four heads of width d = D / 4: matmuls and nothing else."""
+
+    heads = 4
+
+    def forward(self) -> ops.Forward:
+        """`(q, k, v, rates, momentum, w0, w1, w2) -> out`."""
+        rule = {key: value for key, value in self.options if key != "window"}
+
+        def run(q, k, v, rates, momentum, *weights):
+            return lact(q, k, v, jax.nn.softplus(rates - 7), weights, momentum=jax.nn.sigmoid(momentum), **rule)[0]
+
+        return run
+
+    def args(self) -> tuple[list, jax.Array]:
+        """Inputs, and the cotangent of the output."""
+        d, rows = self.D // self.heads, (self.B, self.T, self.heads)
+        q, k, v, cotangent = ops.normal(self.dtype, *[(*rows, d)] * 4)
+        rates, momentum, *weights = ops.normal("float32", (*rows, 3), rows, *[(1, self.heads, d, d)] * 3)
+        q, k = (x / math.sqrt(d) for x in (q, k))
+        return [q, k, v, rates, momentum, *(w / math.sqrt(d) for w in weights)], cotangent
+
+    def flops(self) -> float:
+        """Of the layer, without its projections and its window."""
+        window = 4 * self.D * (self._window() - self._window() * (self._window() - 1) / (2 * self.T))
+        mixer = nnx.eval_shape(lambda: nnx.merge(*self.make()))
+        return 3 * self.B * self.T * (mixer.context_flops(self.T, True) - window)
+
+    def _window(self) -> int:
+        return min(dict(self.options)["window"], self.T)
+
+
 def planned(platform: str) -> Iterator[Planned]:
-    """LaCT at chunk 2048 and 16, with Newton-Schulz and without; then every mixer at each length."""
+    """LaCT at chunk 2048 and 16, the layer (Newton-Schulz or not) and its fast weights; every mixer at each length."""
     for steps in (5, 0):
         name = f"{GROUP}/lact/newton_schulz={steps}/f+b"
         yield Planned(name, functools.partial(_row, name, _chunks(platform, steps), "chunk 16"))
+    name = f"{GROUP}/lact/fast_weights/f+b"
+    fast = {key: FastWeights(**vars(layer)) for key, layer in _chunks(platform, 5).items()}
+    yield Planned(name, functools.partial(_row, name, fast, "chunk 16"))
     for length in (1024, 4096, 16384) if platform == "cpu" else (4096, 32768):
         name = f"{GROUP}/T={length}/f+b"
         yield Planned(name, functools.partial(_row, name, _mixers(platform, length), "attention"))
@@ -94,8 +130,8 @@ def _chunks(platform: str, steps: int) -> dict[str, Layer]:
 def _mixers(platform: str, length: int) -> dict[str, Layer]:
     """Every mixer as its paper sizes it, windows and chunks of LaCT as configs/long_context.py or as published."""
     D, N, dtype, window = (128, 4, "float32", 128) if platform == "cpu" else (1536, 24, "bfloat16", 2048)
-    lact = (("chunk_size", window), ("window", window), ("newton_schulz_steps", 5))
-    given = {name: () for name in MIXERS} | {"lact": lact}
+    fast = (("chunk_size", window), ("window", window), ("newton_schulz_steps", 5))
+    given = {name: () for name in MIXERS} | {"lact": fast}
     rows = max(1, (16384 if platform == "cpu" else 32768) // length)
     made = {name: Layer(name, D, N, rows, length, dtype, options) for name, options in given.items()}
     near = (("window", window), ("sinks", 4))
@@ -113,6 +149,7 @@ def _row(name: str, layers: Mapping[str, Layer], baseline: str) -> Row:
         flops={key: layer.flops() for key, layer in layers.items()},
         work=({key: layer.B * layer.T for key, layer in layers.items()}, "tokens"),
         rounds=3,
+        calls=1,
     )
 
 

@@ -11,6 +11,7 @@ from kernels.context_attention.bytes import choose, explain, sent
 from kernels.context_attention.dispatch import Options, attend
 from kernels.context_attention.heads_move import check_heads
 from kernels.context_attention.layouts import (
+    LAYOUTS,
     SCHEDULES,
     Spec,
     check_length,
@@ -26,8 +27,8 @@ from kernels.context_attention.plan import score_entries
 from kernels.masks import Mask
 
 __all__ = [
-    "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions", "score_entries",
-    "sent", "spec_of", "to_layout",
+    "LAYOUTS", "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions",
+    "score_entries", "sent", "spec_of", "to_layout",
 ]  # fmt: skip
 
 REMOTE = "pallas_tpu_remote"

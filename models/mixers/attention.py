@@ -10,10 +10,9 @@ from flax import nnx
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
-from kernels.context_attention import context_attention
 from models import norms, projections, rope
 from models.mixers import slots
-from models.mixers.window import attend_own
+from models.mixers.window import attend
 from models.spec import Spec
 
 
@@ -60,22 +59,9 @@ class Attention(nnx.Module):
             state = slots.put(state, new, context.start, axis=3)
             k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
-        out = self._attend(q, k, v, mask, cached=state is not None)
+        op = functools.partial(attention if state is None else attend_cache, implementation=self.implementation)
+        out = attend(self.partition, op, q, k, v, mask)
         return self.out(out.reshape(*x.shape[:2], -1)), state
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
-        """Attention of every device's own rows and heads; array masks are cut with the rows they belong to.
-
-        Where devices share a sequence, keys or queries travel between them; the mask goes by places in the sequence,
-        whatever order the schedule keeps the tokens in.
-        """
-        partition = self.partition
-        if partition.schedule:
-            (axis,) = partition.mesh_axes("sequence")
-            where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
-            return context_attention(q, k, v, mask=mask, **where)
-        op = functools.partial(attend_cache if cached else attention, implementation=self.implementation)
-        return attend_own(partition, op, q, k, v, mask)
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""

@@ -39,6 +39,7 @@ class Lact(nnx.Module):
     """
 
     bidirectional = False
+    context_parallel, layouts = True, ("striped",)  # In stripes every device holds an equal share of every chunk.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["lact"]
@@ -123,6 +124,7 @@ class Lact(nnx.Module):
         """The kernel on every device's own rows and heads; tokens: (q, k, v, rate, momentum or None)."""
         size = self.options["chunk_size"] if state is None else state.chunk[0].shape[1]
         rule = {name: self.options[name] for name in ("newton_schulz_steps", "normalize")}
+        rule["axis"] = fast.shared_by(self.partition)
 
         def run(tokens, weights, kept):
             *tokens, momentum = tokens

@@ -25,6 +25,7 @@ class LinearAttention(nnx.Module):
     """
 
     bidirectional = False
+    context_parallel, layouts = True, ("contiguous",)  # A memory passes from device to device.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["linear_attention"]
@@ -60,6 +61,7 @@ class GatedDelta(nnx.Module):
     """
 
     bidirectional = False
+    context_parallel, layouts = True, ("contiguous",)  # A memory passes from device to device.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["gated_delta"]
@@ -108,6 +110,7 @@ def _recall(mixer: Any, tokens: tuple, context, state: LinearState | None) -> tu
         args = (q, k, v) if beta is None else (q, k, v, beta)
         op = kernel.linear_attention if beta is None else kernel.gated_delta_rule
         options = {name: kept.get(name) for name in ("segment_ids", "state")}
+        options["axis"] = fast.shared_by(mixer.partition)
         out, after = op(*args, decay=decay, chunk_size=mixer.chunk_size, **options)
         return out, None if kept["state"] is None else after
 

@@ -43,11 +43,20 @@ def test_a_wrong_mixer_is_not_timed(monkeypatch):
     assert "a is off by 2.0e-01" in mixers.wrong("a", dataclasses.replace(layer, T=26, dtype="bfloat16"))
 
 
+def test_fast_weights_alone_count_what_the_compiler_counts():
+    """18 F d a token and head forward, 6 in the last chunk, and Newton-Schulz; two chunks, whose loop turns once."""
+    options = (("chunk_size", 32), ("window", 32), ("newton_schulz_steps", 2))
+    layer = mixers.FastWeights("lact", 256, 4, 1, 40, "float32", options)
+    inputs, _ = jax.eval_shape(layer.args)
+    counted = jax.jit(layer.forward()).lower(*inputs).cost_analysis()["flops"]
+    assert 1 <= counted / (layer.flops() / 3) < 1.1
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_the_rows_count_what_their_layers_do(platform):
     """At equal tokens Newton-Schulz of 384 x 384 costs 2048 / 16 times as much in small chunks, all else the same."""
     names = [row.name for row in bench.planned(platform)]
-    assert len(set(names)) == len(names) and sum("mixers/lact" in name for name in names) == 2
+    assert len(set(names)) == len(names) and sum("mixers/lact" in name for name in names) == 3
     with_steps, without = ({k: v.flops() / v.T for k, v in mixers._chunks(platform, n).items()} for n in (5, 0))
     extra = {key: with_steps[key] - without[key] for key in without}
     updates = {key: -(-v.T // dict(v.options)["chunk_size"]) - 1 for key, v in mixers._chunks(platform, 5).items()}

@@ -1,23 +1,23 @@
 """Claims from end to end at a size of seconds: what they train, how they judge, and the ledger that shows them."""
 
+import importlib
 import json
 import pathlib
+import pkgutil
 import types
 
 import numpy as np
 import pytest
 
 import data
+from configs import claims as configs_claims
 from configs import tokenformer
 from configs.claims import assd as assd_claim
 from configs.claims import (
     digits_reversed,
-    insertion_planning,
-    just_read_twice,
     language_in_context,
-    order_matters,
     overtraining,
-    rainbow_padding,
+    recall,
     tokenformer_growth,
     tokenformer_tiny,
     tokenization,
@@ -26,7 +26,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, counting, modes, preflight, sharding, smoke
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, ledger, rows
+from experiments.claims import answers, arms, assd, contrast, ledger, rows, table
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.program import build
@@ -35,10 +35,7 @@ from experiments.train import train
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
-HOUSE = (
-    assd_claim, digits_reversed, insertion_planning, just_read_twice, language_in_context, order_matters, overtraining,
-    rainbow_padding, tokenformer_growth, tokenformer_tiny, tokenization, toy_likelihood,
-)  # fmt: skip
+HOUSE = [module.name for module in pkgutil.iter_modules(configs_claims.__path__)]
 
 
 class Here:
@@ -72,13 +69,13 @@ def small(config, folder, *, texts=False):
     return made
 
 
-@pytest.mark.parametrize("module", HOUSE)
-def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(module):
-    name = module.__name__.rpartition(".")[2]
-    claim = claims.load(f"{pathlib.Path(module.__file__)}")
+@pytest.mark.parametrize("name", HOUSE)
+def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(name):
+    module = importlib.import_module(f"configs.claims.{name}")
+    claim = claims.load(module.__file__)
     assert f"--config=configs/claims/{name}.py" in module.__doc__ and "xpect" in module.__doc__
     assert len(claim["seeds"]) >= 2
-    arms = claim.get("small", []) + claim.get("large", []) or claim["arms"]
+    arms = claim.get("small", []) + claim.get("large", []) or claim.get("arms") or table.cells(claim)
     if claim["check"] == "growth":
         made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
     else:
@@ -294,6 +291,38 @@ def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatc
     claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
     row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
     assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
+
+
+def test_a_table_measures_every_cell_and_judges_the_contrasts(tmp_path, monkeypatch):
+    """Planted losses and answers; states and shares of the machine as they are."""
+    claim = recall.get_claim()
+    claim["base"], claim["seeds"] = small(claim["base"], tmp_path), (0, 1)
+    claim["lines"] = {name: claim["lines"][name] for name in ("window", "linear, 1 head")}
+    claim["points"] = {"4": claim["points"]["4"]}
+    contrast = {"statement": "s", "published": "p", "better": ("window", "4"), "worse": ("linear, 1 head", "4")}
+    claim["contrasts"] = [{**contrast, "measure": measure} for measure in ("accuracy", "loss", "share")]
+    loss = {"window, 4": 1.0, "linear, 1 head, 4": 2.0}
+
+    def trained(base, arms, seeds, workdir, **_):
+        assert arms["window, 4"] == {**claim["lines"]["window"], **claim["points"]["4"]}
+        about = {"parameters": 1e5, "tokens": 1e6}
+        return {a: [about | {"loss": loss[a] + s, "workdir": workdir / f"{a} {s}"} for s in seeds] for a in arms}
+
+    monkeypatch.setattr(table.arms, "train", trained)
+    monkeypatch.setattr(table.arms, "compare", lambda *_: None)
+    monkeypatch.setattr(table.answers, "score", lambda workdir: {"accuracy": 0.4 + 0.5 * ("linear" in str(workdir))})
+    monkeypatch.setattr(table, "ROUNDS", 2)
+    accuracy, better, share = table.run(claim, tmp_path, jobs=1, quiet=True)
+    assert accuracy.verdict == "does not" and accuracy.numbers["mean"] == pytest.approx(-0.5)
+    assert better.verdict == "holds" and better.numbers["mean"] == pytest.approx(1.0)  # A lower loss is ahead.
+    assert better.numbers["loss"] == {"window": {"4": [1.0, 2.0]}, "linear, 1 head": {"4": [2.0, 3.0]}}
+    assert "ahead of linear, 1 head, 4 by +1.000 [+1.000, +1.000]" in better.measured
+    assert all(value > 0 for line in share.numbers["share"].values() for value in line["4"])
+    states = share.numbers[
+        "state_bytes"
+    ]  # A memory of H x H does not grow; keys and values of a layer of attention do.
+    assert states["linear, 1 head"]["4"] < states["window"]["4"]
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"table-{m}.png" for m in ("accuracy", "loss", "share")}
 
 
 @pytest.mark.slow

@@ -62,6 +62,20 @@ def refusal(made) -> str:
             {"mesh__context": 4, "model__attention__implementation": "chunked"},
             "use model.attention.implementation=''.",
         ),
+        (
+            {"mesh__context": 2, "model__mixer": "lact", "model__lact__chunk_size": 64, "parallel__schedule": "ring"},
+            "parallel.schedule='ring' keeps tokens contiguous, which model.mixer='lact' cannot follow; use "
+            "parallel.schedule='striped'.",
+        ),
+        (
+            {"mesh__context": 4, "model__mixer": "lact, attention", "model__lact__chunk_size": 62},
+            "model.lact.chunk_size=62 does not divide over mesh.context=4, whose devices share every chunk; use e.g. "
+            "model.lact.chunk_size=64.",
+        ),
+        (
+            {"mesh__context": 2, "model__mixer": "lact,linear_attention", "model__lact__chunk_size": 64},
+            "share sequences in orders that exclude each other; use mesh.context=1.",
+        ),
         ({"sharding__sequence": ("fsdp",)}, "sharding.sequence=('fsdp',) must be () or ('context',)"),
     ],
     ids=str,
