@@ -96,12 +96,8 @@ class FastWeights(Layer):
 
     def flops(self) -> float:
         """Of the layer, without its projections and its window."""
-        window = 4 * self.D * (self._window() - self._window() * (self._window() - 1) / (2 * self.T))
         mixer = nnx.eval_shape(lambda: nnx.merge(*self.make()))
-        return 3 * self.B * self.T * (mixer.context_flops(self.T, True) - window)
-
-    def _window(self) -> int:
-        return min(dict(self.options)["window"], self.T)
+        return 3 * self.B * self.T * mixer.context_flops(self.T, True)["fast"]
 
 
 def planned(platform: str) -> Iterator[Planned]:
