@@ -75,11 +75,11 @@ class Attention(nnx.Module):
             first = masks.Positions(context.positions, context.positions, rule=first)
         return context.mask & (near | first)
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: scores and their product with v over the keys it sees."""
         window = min(self.window or length, length)
         seen = window - window * (window - 1) / (2 * length) if causal else window
-        return 4 * self.q_width * seen
+        return {"attention": 4 * self.q_width * seen}
 
     def init_state(self, batch: int, length: int) -> jax.Array:
         """An empty cache of `length` slots for `batch` rows."""

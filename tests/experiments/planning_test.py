@@ -40,9 +40,7 @@ def test_flops_of_tiny_by_hand(tiny_plan):
     """6 per weight of a matmul; attention 12 * width per key that a causal row of 128 sees on average, 64.5."""
     matmul = 6 * (2 * (4 * 128 * 128 + 2 * 128 * 512) + 259 * 128)
     context = 2 * 12 * 128 * 64.5
-    told = numbers(
-        tiny_plan, r"training FLOPs per token: (\S+) \(matmuls (\S+), attention and other mixing (\S+)\); (\S+)"
-    )
+    told = numbers(tiny_plan, r"training FLOPs per token: (\S+) \(matmuls (\S+), attention (\S+)\); (\S+)")
     for shown, value in zip(
         told, [matmul + context, matmul, context, (matmul + context) * 2000 * 16 * 128], strict=True
     ):
