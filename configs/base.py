@@ -264,6 +264,15 @@ def get_config() -> ConfigDict:
     denoising.threshold = 0.9  # threshold: reveals every token at least so sure.
     denoising.factor = 1.0  # factor: reveals n tokens while (n + 1) (1 - confidence) is at most this.
     denoising.guidance = 0.0  # Classifier-free; 0 = off. Doubles the calls.
+    denoising.cache = ""  # What is kept between calls: "" = nothing, prefix, dual, free (FreeCache), adaptive.
+    denoising.commit = True  # free: one more call on each finished block, so that what is kept is not stale.
+    denoising.refresh = 0  # prefix, dual, free: feeds everything every so many calls of a block; 0 = never.
+    denoising.adaptive = ConfigDict()  # dLLM-Cache; all at 1 is no cache.
+    denoising.adaptive.prompt_every = 50  # Calls between two renewals of the prompt's features.
+    denoising.adaptive.answer_every = 7  # Of the answer's.
+    denoising.adaptive.share = 0.25  # Of the answer's tokens that are renewed in every other call.
+    denoising.guide = ""  # method=guided: the workdir of an autoregressive run that judges drafts.
+    denoising.rule = "match"  # guided: a draft stays by match, top_k, threshold, ratio, sample, always or never.
     denoising.suffix = ""  # Text behind the masks: infilling between the prompt and this.
     return config
 

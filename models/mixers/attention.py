@@ -45,11 +45,7 @@ class Attention(nnx.Module):
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
-        q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q = rope.rotate(q, context.positions, theta=self.theta, fraction=self.fraction)
-        k = rope.rotate(k, context.positions, theta=self.theta, fraction=self.fraction)
+        q, k, v = self.project(x, context.positions)
         mask = self._see(context)
         if state is None:
             if context.segment_ids is not None:
@@ -59,8 +55,24 @@ class Attention(nnx.Module):
             state = slots.put(state, new, context.start, axis=3)
             k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
-        out = self._attend(q, k, v, mask, cached=state is not None)
-        return self.out(out.reshape(*x.shape[:2], -1)), state
+        return self.attend(q, k, v, mask, cached=state is not None), state
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries `[B, T, N, H]` and keys, and values, `[B, T, K, H]`."""
+        q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = rope.rotate(q, positions, theta=self.theta, fraction=self.fraction)
+        return q, rope.rotate(k, positions, theta=self.theta, fraction=self.fraction), v
+
+    def values(self, x: jax.Array) -> jax.Array:
+        """Values alone, `[B, T, K * H]`."""
+        return self.v(x)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
+        """What `x [B, T, D]` gets: attention over a cache or the row itself, and the output's projection."""
+        out = self._attend(q, k, v, mask, cached=cached)
+        return self.out(out.reshape(*q.shape[:2], -1))
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
         """Attention of every device's own rows and heads; array masks are cut with the rows they belong to.
