@@ -24,6 +24,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
     "tokenization": "tokenization",
     "overtraining": "overtraining",
     "assd": "assd",
+    "speed": "speed",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -12,6 +12,7 @@ from configs.claims import (
     assd as assd_claim,
 )
 from configs.claims import (
+    diffusion_speed,
     digits_reversed,
     insertion_planning,
     order_matters,
@@ -24,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, modes, preflight, smoke
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, ledger, rows
+from experiments.claims import answers, arms, assd, contrast, ledger, rows, speed
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.sweep import launchers, trials
@@ -42,6 +43,7 @@ HOUSE = (
     assd_claim,
     insertion_planning,
     rainbow_padding,
+    diffusion_speed,
 )
 
 
@@ -266,6 +268,31 @@ def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatc
     claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
     row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
     assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
+
+
+def test_speed_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeypatch):
+    made = {
+        "plain": {"flops": 900.0, "exact": 0.8}, "guided, free": {"flops": 100.0, "exact": 0.8},
+        "threshold": {"flops": 50.0, "exact": 0.1},
+    }  # fmt: skip
+    claim = diffusion_speed.get_claim()
+    claim["settings"] = {name: claim["settings"][name] for name in made}
+    monkeypatch.setattr(speed.trained, "load", lambda workdir: workdir)
+    row = lambda seed: {"parameters": 1e5, "tokens": 1e6, "workdir": seed}  # noqa: E731
+    train = lambda base, given, seeds, *_, **__: {arm: [row(k) for k in seeds] for arm in given}  # noqa: E731
+    monkeypatch.setattr(speed.arms, "train", train)
+
+    def spent(model, guide, changes):
+        (name,) = [name for name, values in claim["settings"].items() if values == changes]
+        return made[name] | {"calls": 1.0, "seconds": 0.1, "flops": made[name]["flops"] + model * (name != "plain")}
+
+    monkeypatch.setattr(speed, "spent", spent)
+    (row,) = speed.run(claim, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "holds" and 8.8 < row.numbers["ratio"][0] < 9 and "threshold 17." in row.measured
+    (row,) = speed.run(claim | {"fast": "threshold"}, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "does not"
+    judge = speed.verdict
+    assert judge((6, 4, 8), (0, 0, 0), 5, 0.02) == judge((6, 5.5, 8), (0, -0.03, 0.03), 5, 0.02) == "undecided"
 
 
 @pytest.mark.slow
