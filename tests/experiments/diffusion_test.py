@@ -206,6 +206,15 @@ def test_what_cannot_be_is_refused_in_one_sentence(sentence):
     assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("shape", diffusion.SHAPES)
+def test_presets_of_published_size_can_be(shape):
+    config = diffusion.get_config(f"block-{shape}")
+    preflight.check(config, num_devices=1)
+    assert (config.objective, config.data.source, config.model.num_layers) == ("block_diffusion", "tfds", 12)
+    with pytest.raises(ValueError, match="shape='lm1' is unknown; did you mean 'lm1b'"):
+        diffusion.get_config("mdlm-lm1")
+
+
 def test_settings_of_generation_are_checked_before_anything_is_drawn():
     options = base.get_config().generate.to_dict()
     options["diffusion"]["grid"] = "cubic"
