@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     model.softcap = 0.0  # cap * tanh(logits / cap); 0 = off.
     model.embedding_scale = 1.0  # Multiplies embeddings after look-up; 0 = sqrt(D).
     model.time_features = 0  # Even: features of the noise level t, added by a learned map; 0 = t is not told.
+    model.self_condition = False  # A learned map of an earlier prediction, added to the input (neodiff).
     model.init = "normal"  # Of projections: normal(init_std), fan_in, or normal_depth (outputs / sqrt(2L)).
     model.init_std = 0.02
     model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
@@ -167,6 +168,9 @@ def get_config() -> ConfigDict:
     neodiff.levels = 99  # K: intrinsic times 0..K; the vocabulary grows by K + 1 classes of the time predictor.
     neodiff.smoothing = 0.1  # Of the anchor's targets.
     neodiff.noise_factor = 1.0
+    neodiff.conditioned = (
+        0.5  # Share of rows trained with an earlier prediction, where model.self_condition asks for it.
+    )
     neodiff.draws = 4
 
     config.optimizer = optimizer = ConfigDict()

@@ -50,7 +50,7 @@ PRESETS = {
     },
     "any_subset": {"objective": "any_subset"},
     "insertion": {"objective": "insertion", "data": {"isolate": False}},
-    "neodiff": {"objective": "neodiff", "model": {"time_features": 64}},
+    "neodiff": {"objective": "neodiff", "model": {"time_features": 64, "self_condition": True}},
 }
 
 SHAPES = {

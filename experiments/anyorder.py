@@ -76,8 +76,9 @@ class Refiner(Filler):
             return logits[..., goal.mask_id : goal.mask_id + K + 1]
 
         x, calls = neodiff.sample(
-            lambda z, tau: goal.decode(model, z, tau / K, row), times, key, goal.embed(model, canvas), fixed,
-            K=K, steps=settings["steps"], noise_factor=goal.noise_factor, requests=rows,
+            lambda z, tau, *before: goal.decode(model, z, tau / K, row, *before), times, key,
+            goal.embed(model, canvas), fixed, K=K, steps=settings["steps"], noise_factor=goal.noise_factor,
+            conditioned=model.condition is not None, requests=rows,
         )  # fmt: skip
         logits = model.logits(x.astype(model.spec.dtype))[..., : goal.mask_id].at[..., never].set(-jnp.inf)
         keys = categorical.fold(categorical.row_keys(key, len(canvas), rows), 0, categorical.TOKEN)

@@ -34,6 +34,6 @@ SHARES = {  # key: (least, most), both allowed
     "model.ttt_mlp.base_rate": (1e-8, 100.0), "model.ttt_mlp.rope_theta": (1.0, 1e12),
     "model.ttt_mlp.hidden_ratio": (0.01, 100.0),
     "any_subset.rate_min": (0.0, 1.0), "any_subset.rate_max": (0.0, 1.0), "score_entropy.t_min": (0.0, 1.0),
-    "score_entropy.t_max": (1e-6, 1.0), "neodiff.smoothing": (0.0, 1.0),
+    "score_entropy.t_max": (1e-6, 1.0), "neodiff.smoothing": (0.0, 1.0), "neodiff.conditioned": (0.0, 1.0),
     "generate.insertion.threshold": (0.0, 1.0), "generate.diffusion.adaptive.share": (0.0, 1.0),
 }  # fmt: skip

@@ -52,6 +52,11 @@ def problems(config: Any) -> Iterator[str]:
             f"model.time_features={model.time_features} wants a time, which objective={name!r} does not tell; "
             "use model.time_features=0."
         )
+    if model.self_condition and name != "neodiff":
+        yield (
+            f"model.self_condition=True wants an earlier prediction, which objective={name!r} does not make; "
+            "use model.self_condition=False."
+        )
     if config.loss.z_loss and name in NO_Z_LOSS:
         yield f"loss.z_loss={config.loss.z_loss} has no meaning for objective={name!r}; use loss.z_loss=0.0."
     if model.attention.window and name in LAID_OUT_TWICE:

@@ -250,7 +250,7 @@ def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monke
     assert row.verdict == "does not"
 
 
-def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatch):
+def test_speculative_decoding_is_exact_or_the_claim_says_so(monkeypatch):
     claim = assd_claim.get_claim() | {"tables": {"symbols": 2, "length": 3, "count": 1}, "orders": ((1, 0, 2),)}
     row = assd.law(claim)
     assert row.verdict == "exact" and row.numbers["total_variation"] < 1e-14 and row.numbers["cases"] == 8
@@ -261,9 +261,14 @@ def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatc
         law, calls = real(conditionals, **kw)
         return law[::-1], calls
 
-    monkeypatch.setattr(assd.assd, "exact_law", careless)
-    assert assd.law(claim).verdict == "does not"
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(assd.assd, "exact_law", careless)
+        assert assd.law(claim).verdict == "does not"
+
+
+@pytest.mark.slow
+def test_calls_of_a_trained_model_are_counted(tmp_path):
+    claim = assd_claim.get_claim()
     claim["base"] = small(claim["base"], tmp_path, texts=True)
     claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
     row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
@@ -278,8 +283,8 @@ def test_speed_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeyp
     claim = diffusion_speed.get_claim()
     claim["settings"] = {name: claim["settings"][name] for name in made}
     monkeypatch.setattr(speed.trained, "load", lambda workdir: workdir)
-    row = lambda seed: {"parameters": 1e5, "tokens": 1e6, "workdir": seed}  # noqa: E731
-    train = lambda base, given, seeds, *_, **__: {arm: [row(k) for k in seeds] for arm in given}  # noqa: E731
+    ran = lambda seed: {"parameters": 1e5, "tokens": 1e6, "workdir": seed}  # noqa: E731
+    train = lambda base, given, seeds, *_, **__: {arm: [ran(k) for k in seeds] for arm in given}  # noqa: E731
     monkeypatch.setattr(speed.arms, "train", train)
 
     def spent(model, guide, changes):

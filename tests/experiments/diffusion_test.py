@@ -168,6 +168,7 @@ REFUSALS = {
     "model.time_features=8 wants a time, which objective='block_diffusion' does not tell": {
         "objective": "block_diffusion", "model": {"time_features": 8},
     },
+    "model.self_condition=True wants an earlier prediction": {"model": {"self_condition": True}},
     "model.time_features=7 must be even": {"model": {"time_features": 7}},
     "generate.diffusion.method='entropy' is not for objective='any_subset'": {
         "objective": "any_subset", "generate": {"diffusion": {"method": "entropy"}},
