@@ -4,6 +4,8 @@
     python main.py --config=configs/diffusion.py:block --workdir=runs/block --config.block_diffusion.block=16
     python main.py --mode=generate --workdir=runs/mdlm --prompt="def main(" --config.generate.diffusion.steps=64
 
+Caches and guides that make filling in cheaper: docs/diffusion.md.
+
 | preset | objective        | L | D   | T   | expected on the standard library's source, bits per byte             |
 |--------|------------------|---|-----|-----|-----------------------------------------------------------------------|
 | mdlm   | masked_diffusion | 2 | 128 | 128 | <= 3.82 after 960 steps, <= 3.56 after 2580 (one seed)                |

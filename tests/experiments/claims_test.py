@@ -301,6 +301,30 @@ def test_speed_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
+    """Untrained models on a canvas of 8 symbols and a prompt of 4: plain takes 8 calls of 12 tokens."""
+    claim, models = diffusion_speed.get_claim(), []
+    for name, changes in claim["arms"].items():
+        config = small(claim["base"], tmp_path)
+        config.update_from_flattened_dict(changes)
+        config.data.update({"source": "task:arithmetic", "name": "digits=1, room=8", "length": 12})
+        config.eval.update({"batches": 2, "batch_size": 4})
+        config.model.num_layers = 1
+        train(config.lock(), tmp_path / name, quiet=True)
+        models.append(speed.trained.load(tmp_path / name))
+    costs = [speed.counting.flops_per_token(made.program)["total"] / 3 for made in models]
+    plain = speed.spent(*models, claim["settings"]["plain"])
+    assert plain["calls"] == 8 and plain["flops"] == pytest.approx(8 * 12 * costs[0])
+    free = speed.spent(*models, {"method": "max_prob", "cache": "free", "block": 6, "commit": False})
+    assert free["flops"] < plain["flops"] and free["seconds"] > 0
+    judged = speed.spent(*models, {"method": "guided", "rule": "always"})
+    assert judged["calls"] == 1 and judged["flops"] == pytest.approx(12 * sum(costs))
+    adaptive = {"prompt_every": 9, "answer_every": 9, "share": 0.25}  # The first call whole, then two of eight.
+    kept = speed.spent(*models, {"method": "max_prob", "cache": "adaptive", "adaptive": adaptive})
+    assert kept["flops"] == pytest.approx((12 + 7 * 2) * costs[0])
+
+
+@pytest.mark.slow
 def test_growth_compares_at_equal_flops(tmp_path):
     claim = tokenformer_growth.get_claim()
     claim.update({"seeds": (0, 1), "steps": (6, 6)})
