@@ -42,7 +42,8 @@ class Layer(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Features:
     """What is kept: `layers`, a tuple of (keys, values, attention, channel) with B and T in front; `calls [B]`; `fed
-    [B]`, tokens whose features were computed, as a mean over layers."""
+    [B]`, tokens whose features were computed (what all answer tokens spend on being compared, one product of D by their
+    values, is not in it)."""
 
     layers: tuple
     calls: Array
