@@ -13,6 +13,7 @@ from configs import claims as configs_claims
 from configs import tokenformer
 from configs.claims import assd as assd_claim
 from configs.claims import (
+    diffusion_speed,
     digits_reversed,
     language_in_context,
     overtraining,
@@ -24,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, counting, modes, preflight, sharding, smoke
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, rows, table
+from experiments.claims import answers, arms, assd, contrast, rows, speed, table
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.program import build
@@ -271,7 +272,7 @@ def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monke
     assert row.verdict == "does not"
 
 
-def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatch):
+def test_speculative_decoding_is_exact_or_the_claim_says_so(monkeypatch):
     claim = assd_claim.get_claim() | {"tables": {"symbols": 2, "length": 3, "count": 1}, "orders": ((1, 0, 2),)}
     row = assd.law(claim)
     assert row.verdict == "exact" and row.numbers["total_variation"] < 1e-14 and row.numbers["cases"] == 8
@@ -282,13 +283,67 @@ def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatc
         law, calls = real(conditionals, **kw)
         return law[::-1], calls
 
-    monkeypatch.setattr(assd.assd, "exact_law", careless)
-    assert assd.law(claim).verdict == "does not"
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(assd.assd, "exact_law", careless)
+        assert assd.law(claim).verdict == "does not"
+
+
+@pytest.mark.slow
+def test_calls_of_a_trained_model_are_counted(tmp_path):
+    claim = assd_claim.get_claim()
     claim["base"] = small(claim["base"], tmp_path, texts=True)
     claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
     row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
     assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
+
+
+def test_speed_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeypatch):
+    made = {
+        "plain": {"flops": 900.0, "exact": 0.8}, "guided, free": {"flops": 100.0, "exact": 0.8},
+        "threshold": {"flops": 50.0, "exact": 0.1},
+    }  # fmt: skip
+    claim = diffusion_speed.get_claim()
+    claim["settings"] = {name: claim["settings"][name] for name in made}
+    monkeypatch.setattr(speed.trained, "load", lambda workdir: workdir)
+    ran = lambda seed: {"parameters": 1e5, "tokens": 1e6, "workdir": seed}  # noqa: E731
+    train = lambda base, given, seeds, *_, **__: {arm: [ran(k) for k in seeds] for arm in given}  # noqa: E731
+    monkeypatch.setattr(speed.arms, "train", train)
+
+    def spent(model, guide, changes):
+        (name,) = [name for name, values in claim["settings"].items() if values == changes]
+        return made[name] | {"calls": 1.0, "seconds": 0.1, "flops": made[name]["flops"] + model * (name != "plain")}
+
+    monkeypatch.setattr(speed, "spent", spent)
+    (row,) = speed.run(claim, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "holds" and 8.8 < row.numbers["ratio"][0] < 9 and "threshold 17." in row.measured
+    (row,) = speed.run(claim | {"fast": "threshold"}, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "does not"
+    judge = speed.verdict
+    assert judge((6, 4, 8), (0, 0, 0), 5, 0.02) == judge((6, 5.5, 8), (0, -0.03, 0.03), 5, 0.02) == "undecided"
+
+
+@pytest.mark.slow
+def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
+    """Untrained models on a canvas of 8 symbols and a prompt of 4: plain takes 8 calls of 12 tokens."""
+    claim, models = diffusion_speed.get_claim(), []
+    for name, changes in claim["arms"].items():
+        config = small(claim["base"], tmp_path)
+        config.update_from_flattened_dict(changes)
+        config.data.update({"source": "task:arithmetic", "name": "digits=1, room=8", "length": 12})
+        config.eval.update({"batches": 2, "batch_size": 4})
+        config.model.num_layers = 1
+        train(config.lock(), tmp_path / name, quiet=True)
+        models.append(speed.trained.load(tmp_path / name))
+    costs = [speed.counting.flops_per_token(made.program)["total"] / 3 for made in models]
+    plain = speed.spent(*models, claim["settings"]["plain"])
+    assert plain["calls"] == 8 and plain["flops"] == pytest.approx(8 * 12 * costs[0])
+    free = speed.spent(*models, {"method": "max_prob", "cache": "free", "block": 6, "commit": False})
+    assert free["flops"] < plain["flops"] and free["seconds"] > 0
+    judged = speed.spent(*models, {"method": "guided", "rule": "always"})
+    assert judged["calls"] == 1 and judged["flops"] == pytest.approx(12 * sum(costs))
+    adaptive = {"prompt_every": 9, "answer_every": 9, "share": 0.25}  # The first call whole, then two of eight.
+    kept = speed.spent(*models, {"method": "max_prob", "cache": "adaptive", "adaptive": adaptive})
+    assert kept["flops"] == pytest.approx((12 + 7 * 2) * costs[0])
 
 
 @pytest.mark.slow
