@@ -165,7 +165,7 @@ def wrong(key: str, layer: Layer) -> str:
     # Operands are rounded about 16 times from the input to the last gradient; products sum in float32 at least. A step
     # of Newton-Schulz multiplies what is small by 4, rounding with it, and its result by no common scale of the rates,
     # whose gradients then cancel to nothing: hence the least scale.
-    tolerance = 16 * float(jnp.finfo(layer.dtype).eps) * (math.sqrt(layer.T) if layer.dtype == "float32" else 1)
+    tolerance = ops.tolerance(layer.dtype, 16, layer.T)
     tolerance *= 4 if dict(layer.options).get("newton_schulz_steps") else 1
     least = max(float(jnp.abs(b).max()) for b in expected[1:]) / 100
     for a, b in zip(got, expected, strict=True):
