@@ -10,7 +10,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -n 2 --dist=loadgroup
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

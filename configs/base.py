@@ -55,12 +55,18 @@ def get_config() -> ConfigDict:
     model.embedding_scale = 1.0  # Multiplies embeddings after look-up; 0 = sqrt(D).
     model.time_features = 0  # Even: features of the noise level t, added by a learned map; 0 = t is not told.
     model.self_condition = False  # A learned map of an earlier prediction, added to the input (neodiff).
+    model.parametrization = "standard"  # How sizes set the rest: standard, or mup (rates tuned at a small base hold).
     model.init = "normal"  # Of projections: normal(init_std), fan_in, or normal_depth (outputs / sqrt(2L)).
     model.init_std = 0.02
     model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
     model.param_dtype = "float32"  # Storage of parameters; optimizer moments follow.
     model.remat = "none"  # Rematerialisation of a layer: none, full, dots (keeps matmul outputs).
-    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12, else 1.
+    model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12 and remat is none, else 1.
+
+    model.mup = mup = ConfigDict()  # For parametrization=mup: sizes of the model at which the rest was tuned.
+    mup.base_width = 128  # D of the base.
+    mup.base_head_dim = 0  # H of the base; 0 = H: a wider model has more heads, not wider ones.
+    mup.base_layers = 0  # L of the base; 0 = L: branches are not scaled by depth.
 
     model.attention = attention = ConfigDict()
     attention.rope_fraction = 1.0  # Share of head dims that rotate (rotate-half); 0 = no positions at all.
@@ -222,7 +228,8 @@ def get_config() -> ConfigDict:
 
     config.parallel = parallel = ConfigDict()
     # How attention crosses devices that share a sequence (mesh.context > 1), and so the order of tokens in a batch.
-    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring.
+    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring; where a mixer
+    # needs another order of tokens, the ring of that order (lact: striped, linear_attention and gated_delta: ring).
     #   all_gather         every device collects all keys and values: simple, memory grows with the whole sequence
     #   ring               keys and values travel; under a causal mask the first device idles half of the time
     #   zigzag             ring, with two pieces a device, so that causal work is equal; length a multiple of 2 context
@@ -240,6 +247,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
     config.sharding.batch = ("data", "fsdp")
     config.sharding.sequence = ("context",)  # Or () to leave sequences whole.
+    config.sharding.stream = ()  # ("tensor",): between mixers and channels tokens are cut over it too, see machines.md.
     config.sharding.embed = ("fsdp",)
     config.sharding.heads = ("tensor",)
     config.sharding.hidden = ("tensor",)

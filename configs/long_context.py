@@ -8,16 +8,27 @@ own parameters differ by: with F as below all presets have 427 thousand paramete
 a sequence (2 layers at T = 2048, float32, printed by --mode=plan) are what each memory needs; `window` here still keeps
 the keys of the whole row.
 
-| preset           | F   | state bytes | training FLOPs a token |
-|------------------|-----|-------------|------------------------|
-| attention        | 512 | 4,202,500   | 5.71             M    |
-| window           | 512 | 4,202,500   | 2.94             M    |
-| lact             | 468 | 746,524     | 3.78             M    |
-| ttt_linear       | 491 | 75,284      | 2.70             M    |
-| ttt_mlp          | 377 | 308,756     | 3.77             M    |
-| linear_attention | 510 | 40,972      | 2.85             M    |
-| gated_delta      | 444 | 40,972      | 3.05             M    |
-| lact_attention   | 490 | 2,474,512   | 4.74             M    |
+| preset                 | F   | state bytes | training FLOPs a token | steps of PRESET-flops |
+|------------------------|-----|-------------|------------------------|-----------------------|
+| attention              | 512 | 4,202,500   | 5.71 M                 | 2000                  |
+| window                 | 512 | 4,202,500   | 2.94 M                 | 3882                  |
+| lact                   | 468 | 746,524     | 3.78 M                 | 3021                  |
+| ttt_linear             | 491 | 75,284      | 2.70 M                 | 4232                  |
+| ttt_mlp                | 377 | 308,756     | 3.77 M                 | 3028                  |
+| linear_attention       | 510 | 40,972      | 2.85 M                 | 3999                  |
+| gated_delta            | 444 | 40,972      | 3.05 M                 | 3742                  |
+| lact_attention         | 490 | 2,474,512   | 4.74 M                 | 2407                  |
+| lact-state             | 475 | 668,700     | 4.13 M                 | -                     |
+| ttt_linear-state       | 445 | 173,204     | 2.99 M                 | -                     |
+| ttt_mlp-state          | 439 | 178,196     | 3.28 M                 | -                     |
+| linear_attention-state | 511 | 139,276     | 3.15 M                 | -                     |
+| gated_delta-state      | 446 | 139,276     | 3.49 M                 | -                     |
+
+At equal parameters three comparisons are on offer:
+- `lact`: equal steps, so equal data.
+- `lact-flops`: equal training FLOPs, those of `attention` in 2000 steps; cheaper mixers read more.
+- `lact-state`: equal memories, D^2 numbers a layer however many heads share them (that of LaCT is 43 x 128 x 3, 0.8%
+  more). On top come what is open: mini-batches of TTT, LaCT's chunk and window of 128 tokens each, slots of positions.
 
 Expected (claims of the papers, not yet tested here): attention lowest, then lact, gated_delta, linear_attention; the
 mixers with a state of constant size fall behind where the text must be copied from further back than their window.
@@ -25,29 +36,42 @@ mixers with a state of constant size fall behind where the text must be copied f
 
 from configs import base
 
+LACT = {"chunk_size": 128, "window": 128, "rank": 8}
 # mixer: (F of the channel, changes to the model)
 PRESETS = {
     "attention": (512, {}),
     "window": (512, {"attention": {"window": 128, "sinks": 4}}),
-    "lact": (468, {"lact": {"chunk_size": 128, "window": 128, "rank": 8}}),
+    "lact": (468, {"lact": LACT}),
     "ttt_linear": (491, {}),
     "ttt_mlp": (377, {}),
     "linear_attention": (510, {}),
     "gated_delta": (444, {}),
-    "lact_attention": (490, {"mixer": "lact,attention", "lact": {"chunk_size": 128, "window": 128, "rank": 8}}),
+    "lact_attention": (490, {"mixer": "lact,attention", "lact": LACT}),
+    "lact-state": (475, {"lact": {**LACT, "heads": 1, "hidden_ratio": 1 / 3, "momentum": False}}),
+    "ttt_linear-state": (445, {"num_heads": 1}),
+    "ttt_mlp-state": (439, {"num_heads": 8}),
+    "linear_attention-state": (511, {"num_heads": 1}),
+    "gated_delta-state": (446, {"num_heads": 1}),
 }
+STEPS = 2000
+EQUAL_FLOPS = {  # steps that cost what STEPS of attention cost
+    "attention": STEPS, "window": 3882, "lact": 3021, "ttt_linear": 4232, "ttt_mlp": 3028, "linear_attention": 3999,
+    "gated_delta": 3742, "lact_attention": 2407,
+}  # fmt: skip
 
 
 def get_config(preset: str = "lact"):
-    """The model with the mixer of `preset`: attention, window, lact, ttt_linear, ttt_mlp, linear_attention, ..."""
-    hidden, changes = base.choose("preset", preset, PRESETS)
+    """The model of `preset`: attention, window, lact, ttt_linear, ...; with `-flops` or `-state` as above."""
+    mixer, _, equal = preset.partition("-")
+    steps = base.choose("preset", mixer, EQUAL_FLOPS) if equal == "flops" else STEPS
+    hidden, changes = base.choose("preset", mixer if equal == "flops" else preset, PRESETS)
     config = base.get_config()
-    config.model.update({"num_layers": 2, "width": 128, "num_heads": 4, "mixer": preset})
-    config.model.mixer = "attention" if preset == "window" else preset
+    config.model.update({"num_layers": 2, "width": 128, "num_heads": 4})
+    config.model.mixer = "attention" if mixer == "window" else mixer
     config.model.mlp.hidden = hidden
     config.model.update(changes)
     config.data.length = 2048
     config.data.batch_size = 8
-    config.train.steps = 2000
+    config.train.steps = steps
     config.optimizer.learning_rate = 3e-3
     return config

@@ -7,7 +7,7 @@ POSITIVE = (
     "model.lact.heads", "model.lact.chunk_size", "model.lact.window", "model.ttt_linear.mini_batch",
     "model.ttt_mlp.mini_batch", "model.linear_attention.chunk_size", "model.gated_delta.chunk_size",
     "score_entropy.draws", "generate.draft", "insertion.draws", "neodiff.levels", "neodiff.draws",
-    "generate.diffusion.adaptive.prompt_every", "generate.diffusion.adaptive.answer_every",
+    "generate.diffusion.adaptive.prompt_every", "generate.diffusion.adaptive.answer_every", "model.mup.base_width",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
@@ -18,7 +18,7 @@ NOT_NEGATIVE = (
     "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
     "masked_diffusion.steps", "generate.diffusion.steps", "generate.diffusion.block", "generate.diffusion.factor",
     "generate.diffusion.guidance", "model.lact.newton_schulz_steps", "model.lact.rank", "model.time_features",
-    "neodiff.noise_factor", "generate.diffusion.refresh",
+    "neodiff.noise_factor", "generate.diffusion.refresh", "model.mup.base_head_dim", "model.mup.base_layers",
 )  # fmt: skip
 SHARES = {  # key: (least, most), both allowed
     "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),

@@ -47,18 +47,20 @@ def _stable_then_decay(peak: float, final: float, steps: int, share: float) -> C
     )
 
 
-def make(options, steps: int, roles: Any) -> optax.GradientTransformation:
+def make(options, steps: int, roles: Any, rates: Any = None) -> optax.GradientTransformation:
     """The whole update rule: clipping, the named optimizer, decoupled decay on the chosen roles, the schedule.
 
     Args:
       options: `config.optimizer`.
       steps: length of the whole run.
       roles: pytree of parameter roles (models.parameters.ROLES), the structure of the parameters.
+      rates: pytree of what multiplies the learning rate of each parameter; None: nothing does. Decay keeps the rate of
+        the schedule. ValueError for an optimizer that is not in BY_SIZE.
     """
     decayed = jax.tree.map(lambda role: role in options.decay_roles, roles)
     rate = schedule(options, steps)
     clip = [optax.clip_by_global_norm(options.clip)] if options.clip else []
-    rule = optax.chain(*clip, OPTIMIZERS[options.name](options, rate, decayed, roles))
+    rule = optax.chain(*clip, OPTIMIZERS[options.name](options, rate, decayed, roles, _scaled(options.name, rates)))
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = rule.update(grads, state, params)
@@ -72,15 +74,34 @@ def keep_frozen(roles: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda role, n, o: o if role == "frozen" else n, roles, new, old)
 
 
-def _adamw(o, rate, decayed, roles):
-    return optax.adamw(rate, o.b1, o.b2, o.eps, weight_decay=o.weight_decay, mask=decayed)
+def _scaled(name: str, rates: Any) -> tuple[optax.GradientTransformation, ...]:
+    """What multiplies each update by its rate, before decay."""
+    if rates is None or all(rate == 1.0 for rate in jax.tree.leaves(rates)):
+        return ()
+    if name not in BY_SIZE:
+        raise ValueError(f"optimizer.name={name!r} has no rates by size; use optimizer.name='adamw'.")
+    return (optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: u * jnp.asarray(r, u.dtype), updates, rates)),)
 
 
-def _lion(o, rate, decayed, roles):
-    return optax.lion(rate, o.b1, o.b2, weight_decay=o.weight_decay, mask=decayed)
+def _adamw(o, rate, decayed, roles, scaled=()):
+    return optax.chain(
+        optax.scale_by_adam(o.b1, o.b2, o.eps),
+        *scaled,
+        optax.add_decayed_weights(o.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
-def _adafactor(o, rate, decayed, roles):
+def _lion(o, rate, decayed, roles, scaled=()):
+    return optax.chain(
+        optax.scale_by_lion(o.b1, o.b2),
+        *scaled,
+        optax.add_decayed_weights(o.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _adafactor(o, rate, decayed, roles, scaled=()):
     # optax.adafactor's own decay is not multiplied by the learning rate: chain the decoupled form instead.
     return optax.chain(
         optax.scale_by_factored_rms(),
@@ -90,7 +111,7 @@ def _adafactor(o, rate, decayed, roles):
     )
 
 
-def _muon(o, rate, decayed, roles):
+def _muon(o, rate, decayed, roles, scaled=()):
     """Muon (Jordan 2024) for stacked kernels `[layers, in, out]`, AdamW for everything else."""
     by_role = jax.tree.map(lambda role: "muon" if role == "kernel" else "adamw", roles)
     dimensions = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
@@ -117,7 +138,7 @@ def _match_adam_rms(update: jax.Array, _) -> jax.Array:
     return update * 0.2 * jnp.sqrt(max(update.shape[-2:])).astype(update.dtype)
 
 
-def _schedule_free(o, rate, decayed, roles):
+def _schedule_free(o, rate, decayed, roles, scaled=()):
     """Schedule-free AdamW (Defazio et al. 2024): set `optimizer.schedule="constant"`; evaluation uses the average."""
     base = optax.chain(
         optax.scale_by_adam(b1=0.0, b2=o.b2, eps=o.eps),
@@ -135,6 +156,7 @@ OPTIMIZERS = {
     "schedule_free": _schedule_free,
 }
 
+BY_SIZE = ("adamw", "lion")  # whose steps do not depend on the size of a gradient, entry by entry: Adam's rules hold
 CARRIED = ("adamw", "lion", "muon")  # whose state grows with the parameters row by row
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from configs import base as base_config
-from experiments import preflight_diffusion, preflight_mesh, preflight_mixers
+from experiments import preflight_diffusion, preflight_mesh, preflight_mixers, preflight_sizes
 from experiments.errors import ConfigError
 from experiments.limits import NOT_NEGATIVE, POSITIVE, SHARES
 
@@ -176,6 +176,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "optimizer.schedule": optimizers.SCHEDULES,
         **preflight_diffusion.choices(),
         **preflight_mixers.choices(),
+        **preflight_sizes.choices(),
     }
     flat = flatten(config.to_dict())
     yield from _unknown_names(flat, choices)
@@ -254,6 +255,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
                 )
     yield from preflight_diffusion.problems(config)
     yield from preflight_mixers.problems(config)
+    yield from preflight_sizes.problems(config)
     if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
         yield (
             f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "

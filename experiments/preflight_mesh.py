@@ -16,6 +16,7 @@ def problems(config: Any, num_devices: int) -> Iterator[str]:
         return
     yield from _row_problems(config, mesh)
     yield from _head_problems(config, mesh)
+    yield from _stream_problems(config, mesh)
     if config.sharding.sequence not in ((), ("context",)):
         yield (
             f"sharding.sequence={config.sharding.sequence!r} must be () or ('context',): no other mesh axis can "
@@ -52,6 +53,24 @@ def _head_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
                 f"{axes}, the devices of sharding.heads, must divide model.{key}={heads}; use e.g. "
                 f"model.{key}={-(-heads // ways) * ways}, or mesh.{cut[-1]}={math.gcd(heads, mesh[cut[-1]])}."
             )
+
+
+def _stream_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
+    """Tokens of the residual stream over devices that otherwise share heads and hidden widths."""
+    twice = [axis for axis in config.sharding.stream if axis in (*config.sharding.batch, *config.sharding.sequence)]
+    if twice:
+        yield (
+            f"sharding.stream={config.sharding.stream!r}: mesh axis {twice[0]!r} already cuts the rows or sequences of "
+            "a batch; use sharding.stream=('tensor',)."
+        )
+        return
+    ways = math.prod(mesh[axis] for axis in (*config.sharding.sequence, *config.sharding.stream))
+    length = config.data.length
+    if any(mesh[axis] > 1 for axis in config.sharding.stream) and length % ways:
+        yield (
+            f"data.length={length} cannot be cut over the {ways} devices of sharding.stream and sharding.sequence; "
+            f"use e.g. data.length={-(-length // ways) * ways}, or sharding.stream=()."
+        )
 
 
 def schedules(config: Any) -> tuple[str, ...]:
@@ -103,6 +122,7 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     except ValueError as error:  # A group of "usp:3" that does not divide P.
         yield f"parallel.{error}"
         return
+    yield from _layout_problems(config, name, P)
     step = context_attention.multiple(name, P)
     if length % step:
         yield (
@@ -114,6 +134,24 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
         yield (
             f"parallel.schedule={name!r} cannot deal the {heads} heads of a device (model.num_heads over mesh.tensor) "
             f"to {dealt} devices; use parallel.schedule='auto'."
+        )
+
+
+def _layout_problems(config: Any, name: str, P: int) -> Iterator[str]:
+    """Whether every mixer can follow the order in which the schedule keeps tokens."""
+    from experiments import sharding
+    from kernels import context_attention
+
+    fits, kind = sharding.layouts(config), context_attention.spec_of(name, P).layout.kind
+    if not fits:
+        yield (
+            f"mesh.context={P}: the mixers of model.mixer={config.model.mixer!r} share sequences in orders that "
+            "exclude each other; use mesh.context=1."
+        )
+    elif kind not in fits:
+        yield (
+            f"parallel.schedule={name!r} keeps tokens {kind}, which model.mixer={config.model.mixer!r} cannot follow; "
+            f"use parallel.schedule={sharding.RING[fits[0]]!r}."
         )
 
 

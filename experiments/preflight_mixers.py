@@ -33,6 +33,12 @@ def problems(config: Any) -> Iterator[str]:
             f"model.lact.heads={lact.heads} does not divide over mesh.tensor={tensor}; "
             f"use e.g. model.lact.heads={-(-lact.heads // tensor) * tensor}."
         )
+    context = config.mesh.context if config.sharding.sequence else 1
+    if context > 1 and lact.chunk_size % context:
+        yield (
+            f"model.lact.chunk_size={lact.chunk_size} does not divide over mesh.context={context}, whose devices share "
+            f"every chunk; use e.g. model.lact.chunk_size={-(-lact.chunk_size // context) * context}."
+        )
     if lact.chunk_size >= config.data.length:
         yield (
             f"model.lact.chunk_size={lact.chunk_size} leaves no token of data.length={config.data.length} to read what "

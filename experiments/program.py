@@ -83,13 +83,14 @@ class Program:
         """`(state, batch) -> (state, metrics)`, jitted, the old state donated."""
         batch = sharding.batch_sharding(self.config, self.mesh)
         return jax.jit(
-            self._train_step,
+            self.step,
             donate_argnums=0,
             in_shardings=(self.shardings, batch),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
         )
 
-    def _train_step(self, state: Any, batch: dict) -> tuple[Any, dict]:
+    def step(self, state: Any, batch: dict) -> tuple[Any, dict]:
+        """`train_step` as a plain function, for programs around it."""
         params = state["params"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         batch = self.objective.corrupt(batch, key)
@@ -141,8 +142,7 @@ class Program:
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
     goal = make_objective(config, vocab_size)
-    rules = tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items())
-    partition = Partition(mesh, rules, sharding.schedule(config, mesh.shape, goal.mask))
+    partition = Partition(mesh, sharding.rules(config), sharding.schedule(config, mesh.shape, goal.mask))
     spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)
     graphdef, variables = _structure(spec)
     decoder = _structure(dataclasses.replace(spec, partition=partition.without("sequence")))[0]
@@ -150,7 +150,8 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     axes = jax.tree.map(_full_axes, variables, is_leaf=_is_variable)
     roles = jax.tree.map(lambda v: v.get_metadata("role"), variables, is_leaf=_is_variable)
     axes, roles, params = (nnx.to_pure_dict(tree) for tree in (axes, roles, variables))
-    optimizer = optimizers.make(config.optimizer, config.train.steps, roles)
+    rates = jax.tree.map(spec.sizes.rate, roles, axes)
+    optimizer = optimizers.make(config.optimizer, config.train.steps, roles, rates)
     program = Program(
         config=config,
         spec=spec,

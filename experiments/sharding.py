@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import context_attention
 from kernels.masks import Mask
+from models.mixers import MIXERS
 
 AXES = ("data", "fsdp", "tensor", "context")
 
@@ -39,9 +41,8 @@ def make_mesh(config, devices: Sequence[Any] | None = None) -> Mesh:
     shape = mesh_shape(config.mesh, len(devices))
     if devices[0].platform == "cpu":  # Fake devices have no topology to respect.
         return Mesh(np.asarray(devices).reshape(tuple(shape.values())), AXES)
-    return jax.make_mesh(
-        tuple(shape.values()), AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=devices
-    )
+    # A mesh axis of 32 on a torus of 4 x 4 x 4 takes one and a half of its sides.
+    return Mesh(create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True), AXES)
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], rules: Mapping[str, Sequence[str]], mesh: Mesh):
@@ -70,6 +71,12 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], rules: Mapping[str, S
     return PartitionSpec(*parts)
 
 
+def rules(config) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Each logical axis with the mesh axes that cut it; the stream is cut wherever sequences are."""
+    table = {axis: tuple(names) for axis, names in config.sharding.to_dict().items()}
+    return tuple((table | {"stream": table["sequence"] + table["stream"]}).items())
+
+
 def batch_sharding(config, mesh: Mesh) -> NamedSharding:
     """Sharding of `[B, T]` arrays of a batch."""
     rules = config.sharding.to_dict()
@@ -94,12 +101,28 @@ def own_rows(config, mesh: Mesh) -> tuple[int, int]:
 def schedule(config, shape: Mapping[str, int], mask: Mask) -> str:
     """How attention under `mask` crosses the devices that share a sequence, on a mesh of this shape.
 
-    `parallel.schedule`, "auto" decided; "" where every device has whole sequences.
+    `parallel.schedule`, "auto" decided: by bytes sent, among those whose order of tokens every mixer can follow. ""
+    where every device has whole sequences.
     """
     P = math.prod(shape[name] for name in config.sharding.sequence)
     if P == 1 or config.parallel.schedule != "auto":
         return config.parallel.schedule if P > 1 else ""
-    return context_attention.choose(*attention_shapes(config), mask, P, config.model.dtype)
+    chosen = context_attention.choose(*attention_shapes(config), mask, P, config.model.dtype)
+    fits = layouts(config)
+    if not fits or context_attention.spec_of(chosen, P).layout.kind in fits:
+        return chosen
+    return RING[fits[0]]
+
+
+RING = {"contiguous": "ring", "zigzag": "zigzag", "striped": "striped"}  # layout: the schedule that needs no more of it
+
+
+def layouts(config) -> tuple[str, ...]:
+    """The orders of tokens that every mixer of the model can follow where devices share a sequence."""
+    named = [
+        getattr(MIXERS[part.strip()], "layouts", context_attention.LAYOUTS) for part in config.model.mixer.split(",")
+    ]
+    return tuple(kind for kind in context_attention.LAYOUTS if all(kind in each for each in named))
 
 
 def attention_shapes(config) -> tuple[tuple[int, ...], tuple[int, ...]]:

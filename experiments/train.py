@@ -69,6 +69,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     # 2. A new run may take its parameters from another workdir (init.warm_start).
     # 3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
     # 4. Otherwise from scratch.
+    held = files.hold(workdir) if main_process and workdir.exists() else None
     checkpoint = config.checkpoint
     saves = Checkpoints(
         workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best
@@ -90,6 +91,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
         start, state = 0, program.init()
     if main_process:  # Nothing is written before all of the above stands.
         workdir.mkdir(parents=True, exist_ok=True)
+        held = held or files.hold(workdir)
         corpus.tokenizer.save(workdir / files.TOKENIZER)
         files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", preflight.base())
         writers.truncate(workdir, start if restored else -1)
@@ -109,6 +111,8 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
         writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
         progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
         stop = stack.enter_context(stopping.collected())
+        if held:
+            stack.enter_context(held)
         stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
         batches = loader.iterate(start)
         pending: tuple[int, Any] | None = None

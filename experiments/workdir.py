@@ -16,6 +16,7 @@ JSON has no NaN, so floats that are not finite are written as the strings "NaN",
 import contextlib
 import datetime
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -23,7 +24,9 @@ import math
 import os
 import pathlib
 import platform
-from typing import Any
+from typing import Any, BinaryIO
+
+from experiments.errors import Refused
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -35,6 +38,7 @@ REPORT = "report.html"
 TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -64,6 +68,26 @@ def explain(error: OSError, path: str | os.PathLike) -> WorkdirError:
     }
     reason = reasons.get(error.errno, f"{(error.strerror or str(error)).lower()}; check the path given as --workdir")
     return WorkdirError(error.errno or errno.EIO, f"{path!r} cannot be used: {reason}.")
+
+
+def hold(workdir: pathlib.Path) -> BinaryIO:
+    """Makes this process the only one that trains in an existing `workdir`, for as long as the result is open.
+
+    The operating system lets go when a process ends, however it ends. Refused where another one holds it.
+    """
+    try:
+        lock = open(workdir / LOCK, "wb")  # noqa: SIM115 (closed by whoever holds it)
+    except OSError as error:
+        raise explain(error, workdir / LOCK) from error
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        lock.close()
+        raise Refused(
+            f"--workdir={workdir} is being trained by another process; wait for its end, or use another workdir, "
+            "e.g. --workdir=runs/second."
+        ) from None
+    return lock
 
 
 def plain(value: Any, key: str = "value") -> Any:

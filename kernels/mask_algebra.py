@@ -245,7 +245,7 @@ class Not(Mask):
         return self.inner.operands(T, S)
 
     def evaluate(self, *args):
-        return ~self.inner.evaluate(*args)
+        return self.inner.evaluate(*args) ^ True  # Mosaic GPU of jax 0.11 cannot invert booleans
 
     def interval(self, *args):
         some, every = self.inner.interval(*args)

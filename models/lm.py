@@ -13,7 +13,7 @@ from flax import nnx
 from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
-from models.block import Stack, Unstacked
+from models.block import STREAM, Stack, Unstacked
 from models.mixers import Context
 from models.mixers.slots import Slots
 from models.spec import Spec
@@ -68,7 +68,7 @@ class LM(nnx.Module):
             x = x + self.time(time)
         if self.condition is not None and condition is not None:
             x = x + condition.astype(x.dtype) @ self.condition[...].astype(x.dtype)
-        x = self.spec.partition.constrain(x, ("batch", "sequence", None))
+        x = self.spec.partition.constrain(x, STREAM)
         if state is None:
             return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])

@@ -36,13 +36,16 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
-def kernel_std(spec: Spec, fan_in: int, *, residual: bool) -> float:
-    """Standard deviation of a projection by `config.model.init`; `residual`: its output joins the residual stream."""
+def kernel_std(spec: Spec, fan_in: int, axis: str | None, *, residual: bool) -> float:
+    """Standard deviation of a projection by `config.model.init`, from `fan_in` inputs along the logical `axis`.
+
+    `residual`: its output joins the residual stream. A parametrization with a base scales what the base would have.
+    """
     if spec.init == "fan_in":
         return 1 / math.sqrt(fan_in)
-    if spec.init == "normal_depth" and residual:
-        return spec.init_std / math.sqrt(2 * spec.L)
-    return spec.init_std
+    layers = spec.L if spec.sizes.rule.branch == 0 else spec.L / spec.sizes.depth
+    share = 1 / math.sqrt(2 * layers) if spec.init == "normal_depth" and residual else 1.0
+    return spec.init_std * share * spec.sizes.init(axis)
 
 
 INITS = ("normal", "fan_in", "normal_depth")

@@ -30,7 +30,7 @@ class Dense(nnx.Module):
         bias: bool = False,
         rngs: nnx.Rngs,
     ):
-        std = parameters.kernel_std(spec, d_in, residual=residual)
+        std = parameters.kernel_std(spec, d_in, axes[0], residual=residual)
         self.kernel = parameters.param(parameters.normal(std), rngs, (d_in, d_out), axes, "kernel", spec)
         self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
         self.dtype = spec.dtype

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from models.parametrization import Parametrization
 from models.partition import Partition
 
 
@@ -43,12 +44,15 @@ class Spec:
     unroll: int
     options: Mapping[str, Mapping[str, Any]]  # one group per part, by the part's name
     partition: Partition = Partition()  # how it lies on a mesh
+    sizes: Parametrization = Parametrization()  # what its sizes do to the other numbers
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any], *, vocab_size: int, partition: Partition = Partition()) -> "Spec":  # noqa: B008 (immutable)
         """Resolves `config.model` (as a plain dict); `vocab_size` is what tokenizer and objective need."""
         model = dict(model)
         D, N, L = model["width"], model["num_heads"], model["num_layers"]
+        sizes = Parametrization.of(model)
+        tuned = D if sizes.rule.logits == 0 else model["mup"]["base_width"]
         vocab = max(model["vocab_size"], vocab_size)
         return cls(
             V=-(-vocab // model["vocab_multiple"]) * model["vocab_multiple"],
@@ -58,15 +62,17 @@ class Spec:
             K=model["num_kv_heads"] or N,
             H=model["head_dim"] or D // N,
             mixers=tuple(name.strip() for name in model["mixer"].split(",")),
-            logit_scale=model["logit_scale"] or 1 / math.sqrt(D),
-            embedding_scale=model["embedding_scale"] or math.sqrt(D),
+            # The square roots are those of the base where a rule says how the rest follows the width.
+            logit_scale=(model["logit_scale"] or 1 / math.sqrt(tuned)) * sizes.logits,
+            embedding_scale=model["embedding_scale"] or math.sqrt(tuned),
             dtype=jnp.dtype(model["dtype"]),
             param_dtype=jnp.dtype(model["param_dtype"]),
-            unroll=model["unroll"] or (L if L <= 12 else 1),
+            unroll=model["unroll"] or (L if L <= 12 and model["remat"] == "none" else 1),
             options=MappingProxyType(
                 {k: MappingProxyType(dict(v)) for k, v in model.items() if isinstance(v, Mapping)}
             ),
             partition=partition,
+            sizes=sizes,
             **{k: model[k] for k in _COPIED},
         )
 

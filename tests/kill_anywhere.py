@@ -7,7 +7,6 @@ bytes of metrics.jsonl (which hold the loss of every step, and so the order of t
 """
 
 import argparse
-import os
 import pathlib
 import random
 import shutil
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from tests import environment
 
 
 def command(workdir: pathlib.Path, texts: pathlib.Path, cache: pathlib.Path, steps: int) -> list[str]:
@@ -26,44 +25,66 @@ def command(workdir: pathlib.Path, texts: pathlib.Path, cache: pathlib.Path, ste
         "checkpoint.every": 1, "eval.every": 7, "eval.sample_tokens": 8,
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return [
-        sys.executable, "main.py", f"--config={ROOT / 'tests' / 'kill_config.py'}", f"--workdir={workdir}", *flags
-    ]  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """A CPU of one device; compiled programs are shared between the starts."""
-    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    cache = env.get("TESSERA_TEST_CACHE", str(ROOT / ".cache" / "jax"))
-    return env | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    config = environment.ROOT / "tests" / "kill_config.py"
+    return [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *flags]
 
 
 def start(*args) -> subprocess.Popen:
     """Starts the run in a process of its own."""
-    return subprocess.Popen(command(*args), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command(*args), cwd=environment.ROOT, env=environment.child(), stdout=subprocess.DEVNULL)
 
 
-def run_alone(folder: pathlib.Path, texts: pathlib.Path, steps: int) -> float:
-    """The run left alone; returns its seconds."""
-    begin = time.monotonic()
-    assert start(folder / "alone", texts, folder / "cache", steps).wait() == 0
-    return time.monotonic() - begin
+def saves(workdir: pathlib.Path) -> list[str]:
+    """Names of the saves in `workdir`, begun and finished ones, oldest first."""
+    return sorted(
+        (p.name for p in (workdir / "checkpoints").glob("*") if p.is_dir()), key=lambda n: int(n.split(".")[0])
+    )
 
 
-def run_killed(folder: pathlib.Path, texts: pathlib.Path, steps: int, kills: int, seconds: float, seed: int) -> list:
-    """The same run, killed up to `kills` times; returns what each kill found on disk."""
+def wait_for_save(process: subprocess.Popen, workdir: pathlib.Path, before: list[str]) -> bool:
+    """Waits until the process has begun a save after those `before`; False when it has ended."""
+    while process.poll() is None:
+        if set(saves(workdir)) - set(before):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def run_alone(folder: pathlib.Path, texts: pathlib.Path, steps: int) -> tuple[float, float]:
+    """The run left alone; returns its seconds before the first save and after it."""
+    begin, workdir = time.monotonic(), folder / "alone"
+    process = start(workdir, texts, folder / "cache", steps)
+    wait_for_save(process, workdir, [])
+    first = time.monotonic()
+    assert process.wait() == 0
+    return first - begin, time.monotonic() - first
+
+
+def run_killed(folder: pathlib.Path, texts: pathlib.Path, steps: int, kills: int, seconds: tuple, seed: int) -> list:
+    """The same run, killed up to `kills` times; returns what each kill found on disk.
+
+    One kill of five falls before the first save of its process, the others so long after it that they share the run.
+    """
     rng, found, workdir = random.Random(seed), [], folder / "killed"
+    starting, saving = seconds
     while True:
+        before = saves(workdir)
         process = start(workdir, texts, folder / "cache", steps)
         try:
-            code = process.wait(rng.uniform(0.3, 1.0) * seconds if len(found) < kills else None)
+            if len(found) == kills:
+                delay = None
+            elif rng.random() < 0.2:
+                delay = rng.uniform(0, starting)
+            else:
+                wait_for_save(process, workdir, before)
+                delay = rng.uniform(0, 2 * saving / kills)
+            code = process.wait(delay)
             assert code == 0, code
             return found
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            saved = sorted(p.name for p in (workdir / "checkpoints").glob("*") if p.is_dir())
-            found.append(saved[-1] if saved else "nothing")
+            found.append((saves(workdir) or ["nothing"])[-1])
 
 
 def differences(folder: pathlib.Path) -> list[str]:
@@ -106,8 +127,8 @@ def trial(kills: int, steps: int, seed: int) -> tuple[list, list[str]]:
             found = run_killed(folder, texts, steps, kills, seconds, seed)
             if found or not kills:
                 return found, differences(folder)
-            shutil.rmtree(folder / "killed")  # It ended before the first kill: the run alone had to compile.
-            seconds *= 0.6
+            shutil.rmtree(folder / "killed")  # It ended before the first kill.
+            seconds = tuple(0.6 * s for s in seconds)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Starts main.py as two processes of two simulated devices on loopback, or as one process of four; for tests."""
 
 import contextlib
-import os
 import pathlib
 import socket
 import subprocess
@@ -9,8 +8,7 @@ import sys
 import time
 
 from experiments.checkpoints import Checkpoints
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from tests import environment
 
 
 def start(workdir: pathlib.Path, *flags: str, processes: int) -> list[subprocess.Popen]:
@@ -18,15 +16,12 @@ def start(workdir: pathlib.Path, *flags: str, processes: int) -> list[subprocess
     flags = (f"--workdir={workdir}", f"--simulate={4 // processes}", *flags)
     if processes > 1:
         flags += (f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}")
-    cache = os.environ.get("TESSERA_TEST_CACHE", str(ROOT / ".cache" / "jax"))
-    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    env |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # They run for seconds.
+    env = environment.child() | {"TF_CPP_MIN_LOG_LEVEL": "2"}
     pipe = subprocess.PIPE
     return [
         subprocess.Popen(
             [sys.executable, "main.py", *flags, *([f"--process_id={i}"] if processes > 1 else [])],
-            cwd=ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True,
+            cwd=environment.ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(processes)
     ]  # fmt: skip
@@ -38,7 +33,9 @@ def training(texts: pathlib.Path, cache: pathlib.Path, **settings) -> tuple[str,
         "data.source": "text", "data.path": texts, "data.cache_dir": cache,
         **{key.replace("__", "."): value for key, value in settings.items()},
     }  # fmt: skip
-    return f"--config={ROOT / 'tests' / 'kill_config.py'}", *(f"--config.{k}={v}" for k, v in changes.items())
+    return f"--config={environment.ROOT / 'tests' / 'kill_config.py'}", *(
+        f"--config.{k}={v}" for k, v in changes.items()
+    )
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import counting
-from experiments.bench import attention, pattention, timing, training
+from experiments.bench import attention, context, mixers, pattention, timing, training
 from experiments.bench.rows import Planned, Row
 
 OTHER = ("data", "startup/a", "startup/b")
@@ -37,13 +37,20 @@ def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> 
     )
     if not topology and found:
         _plot(found, folder / "bench.png")
+        mixers.plot(found, folder / "mixers.png")
     console.print(f"written to {folder / 'bench.json'}")
     return found
 
 
 def planned(platform: str) -> list[Planned]:
     """Every row for `platform` (cpu, gpu, tpu), not built yet."""
-    return [*attention.planned(platform), *pattention.planned(platform), *training.planned()]
+    return [
+        *attention.planned(platform),
+        *context.planned(platform),
+        *pattention.planned(platform),
+        *mixers.planned(platform),
+        *training.planned(),
+    ]
 
 
 def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[str, Any]]:
@@ -57,13 +64,16 @@ def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[st
         console.print(f"matmul {flops / 1e9:.0f} GFLOP/s (bfloat16), the ceiling of the shares below")
     found = []
     for plan in rows:
-        row = plan.build()
-        wrong = row.check()
+        try:
+            row = plan.build()
+            wrong = row.check()
+            timed = [] if wrong else _timed(row, flops, console)
+        except Exception as error:  # Whatever compiler or device raise is the result of this row, not of the others.
+            wrong = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         if wrong:
             console.print(f"{plan.name}: WRONG, not timed: {wrong}")
-            found.append({"row": plan.name, "wrong": wrong})
-            continue
-        found += _timed(row, flops, console)
+            timed = [{"row": plan.name, "wrong": wrong}]
+        found += timed
         jax.clear_caches()
     found += _others(filter, console)
     return found
@@ -75,11 +85,12 @@ def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
     table = Table(title=row.name, title_justify="left")
     unit = row.work[1]
     for name in ("", "wall ms", "spread", "CPU ms", f"x {row.baseline}", "x by CPU", "GFLOP/s", "share", "temp MiB",
-                 f"{unit}/s" if unit else ""):  # fmt: skip
+                 f"{unit}/s" if unit else "", *([row.counted[0]] if row.counted[0] else [])):  # fmt: skip
         table.add_column(name, justify="right" if name else "left")
     records = []
     for name, t in timings.items():
-        rate = row.flops / t.median
+        flops, work = row.of(row.flops, name), row.of(row.work[0], name)
+        rate = flops / t.median
         record = {
             "row": row.name,
             "candidate": name,
@@ -92,16 +103,19 @@ def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
             "flops_per_second": rate,
             "share_of_ceiling": rate / ceiling,
             "temporaries": row.temporaries.get(name),
-            "work_per_second": row.work[0] / t.median,
+            "work_per_second": work / t.median,
             "unit": unit,
         }
+        if row.counted[0]:
+            record[row.counted[0]] = row.counted[1][name]
         records.append(record)
         temp = record["temporaries"]
         table.add_row(
             name, f"{t.median * 1e3:.2f}", f"{t.spread:.0%}", f"{t.median_cpu * 1e3:.2f}",
             f"{record['times_faster']:.2f}", f"{record['times_faster_cpu']:.2f}",
-            f"{rate / 1e9:.1f}" if row.flops else "", f"{rate / ceiling:.0%}" if row.flops else "",
+            f"{rate / 1e9:.1f}" if flops else "", f"{rate / ceiling:.0%}" if flops else "",
             "" if temp is None else f"{temp / 2**20:.1f}", f"{record['work_per_second']:,.0f}" if unit else "",
+            *([f"{row.counted[1][name]:,}"] if row.counted[0] else []),
         )  # fmt: skip
     console.print(table)
     return records

@@ -11,6 +11,7 @@ from experiments.bench.rows import Row
 from kernels import platforms
 
 Forward = Callable[..., jax.Array]
+CALLS = 10
 
 
 def call(forward: Forward, backward: bool) -> Any:
@@ -25,21 +26,26 @@ def call(forward: Forward, backward: bool) -> Any:
     return jax.jit(run)
 
 
-def row(name: str, forwards: Mapping[str, Forward], args: tuple, backward: bool, **rest: Any) -> Row:
+def row(
+    name: str, forwards: Mapping[str, Forward], args: tuple | Mapping[str, tuple], backward: bool, **rest: Any
+) -> Row:
     """A Row of every implementation that compiles for `args = (inputs, cotangent)`; `rest` are Row's other fields.
 
-    An implementation that has not this case (NotImplementedError) is left out. `rest["extra"]` are candidates that are
-    not jax: zero-argument calls.
+    args: of all, or of each by its name. An implementation that has not this case (NotImplementedError) is left out.
+    `rest["extra"]` are candidates that are not jax: zero-argument calls. On an accelerator a turn is `CALLS` calls.
     """
     candidates, temporaries = {}, {}
     for implementation, forward in forwards.items():
+        given = args[implementation] if isinstance(args, Mapping) else args
         try:
-            compiled = call(forward, backward).lower(*args).compile()
+            compiled = call(forward, backward).lower(*given).compile()
         except NotImplementedError:
             continue
-        candidates[implementation] = functools.partial(compiled, *args)
+        candidates[implementation] = functools.partial(compiled, *given)
         temporaries[implementation] = compiled.memory_analysis().temp_size_in_bytes
     candidates |= rest.pop("extra", {})
+    if jax.default_backend() != "cpu":
+        rest.setdefault("calls", CALLS)
     return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
 
 

@@ -12,18 +12,25 @@ class Row:
     `baseline` is the candidate that ratios refer to. `check` returns "" when every candidate is right, else what is
     wrong: no time is printed for a row that is wrong. `flops` and `bytes` are counted from the problem, not measured;
     `temporaries` are the compiler's bytes per candidate; `work` is a count and its unit, e.g. (4096, "tokens").
+    Where candidates are not the same problem, `flops` and the count are mappings by candidate.
+    `counted`: what it is and how much of it each candidate has, e.g. score entries: counted from a plan, not measured.
     """
 
     name: str
     candidates: Mapping[str, Callable[[], Any]]
     baseline: str
     check: Callable[[], str] = lambda: ""
-    flops: float = 0.0
+    flops: float | Mapping[str, float] = 0.0
     bytes: float = 0.0
-    work: tuple[float, str] = (0.0, "")
+    work: tuple[float | Mapping[str, float], str] = (0.0, "")
     temporaries: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    counted: tuple[str, Mapping[str, int]] = ("", {})
     rounds: int = 5
     calls: int = 1
+
+    def of(self, counted: float | Mapping[str, float], candidate: str) -> float:
+        """The count of one candidate."""
+        return counted[candidate] if isinstance(counted, Mapping) else counted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
     "tokenization": "tokenization",
     "overtraining": "overtraining",
     "assd": "assd",
+    "table": "table",
     "speed": "speed",
 }
 FILE = "claim.json"

@@ -10,8 +10,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data import tasks
 from experiments.claims import answers, arms
 from experiments.claims.rows import Row, above, interval
+from experiments.errors import Refused
+from experiments.preflight import suggest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,20 @@ SCORES = {
         "bits_per_byte", _likelihood, -1, lambda kind, mean: f"{kind} {mean['bits_per_byte']:.3f} bits per byte",
         "{0:+.3f} [{1:+.3f}, {2:+.3f}]",
     ),
+    "loss": Score(
+        "loss", lambda row: {"loss": row["loss"]}, -1, lambda kind, mean: f"{kind} {mean['loss']:.4f} nats a token",
+        "{0:+.4f} [{1:+.4f}, {2:+.4f}]",
+    ),
 }  # fmt: skip
 
 
 def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
     """Trains every arm with every seed and compares each pair by the claim's score."""
-    seeds, score = claim["seeds"], SCORES[claim.get("score", "exact")]
+    seeds, name = claim["seeds"], claim.get("score", "exact")
+    if name not in SCORES:
+        hint = suggest(name, SCORES)
+        raise Refused(f"score={name!r} of the claim is unknown; {hint}choose one of: {', '.join(SCORES)}.")
+    score = SCORES[name]
     given = {arm: dict(values) for arm, values in claim["arms"].items()}
     if "equal_to" in claim:
         arms.equalise(claim["base"], given, claim["equal_to"])
@@ -63,8 +74,9 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     means = {arm: {name: sum(figures[name][arm]) / len(seeds) for name in names} for arm in found}
     shown = {arm: f"{arm} {score.text(kinds[arm], means[arm])}" for arm in found}
     figures["kind"] = kinds
-    for name in ("loss", "flops"):
+    for name in ("loss", "flops", "parameters"):
         figures[name] = {arm: [row[name] for row in rows] for arm, rows in found.items()}
+    figures |= _known(claim["base"].data)
     scale = arms.scale(found, seeds)
     return [_row(pair, score, figures, shown, scale, seeds) for pair in claim.get("pairs", [claim])]
 
@@ -76,11 +88,26 @@ def _row(
     """One comparison, by how much better is better."""
     values, better, worse = figures[score.name], pair["better"], pair["worse"]
     ends = interval([score.sign * (b - w) for b, w in zip(values[better], values[worse], strict=True)])
+    by = score.difference.format(*ends) + _between(score, figures)
     return Row(
         statement=pair["statement"],
         published=pair["published"],
-        measured=f"{shown[better]}, {shown[worse]}; better by {score.difference.format(*ends)}",
+        measured=f"{shown[better]}, {shown[worse]}; better by {by}",
         scale=scale,
         verdict=above(*ends[1:]),
         numbers={"seeds": list(seeds), "mean": ends[0], "low": ends[1], "high": ends[2], **figures},
     )
+
+
+def _known(options: Any) -> dict[str, float | None]:
+    """The losses between which any model lies, where all arms have the same task."""
+    kind, _, name = options.source.partition(":")
+    task = tasks.make(name, options.name) if kind == "task" else None
+    return {key: getattr(task, key, None) for key in ("best_loss", "chance_loss")}
+
+
+def _between(score: Score, figures: Mapping[str, Any]) -> str:
+    """Those losses in words, where losses are compared."""
+    if score.name != "loss" or figures["best_loss"] is None:
+        return ""
+    return f" (best possible {figures['best_loss']:.4f}, by chance {figures['chance_loss']:.4f})"

@@ -39,7 +39,7 @@ def plan_for(config: Any, topology: str, workdir: pathlib.Path) -> str:
     asked = _try(config, {}, devices, chip)
     others = []
     if not asked.compiled.fits:
-        for changes in _smaller(config, dict(asked.program.mesh.shape)):
+        for changes in _smaller(config, dict(asked.program.mesh.shape), devices):
             others.append(_try(config, changes, devices, chip))
             if others[-1].compiled.fits:
                 break
@@ -59,15 +59,19 @@ def plan_for(config: Any, topology: str, workdir: pathlib.Path) -> str:
 
 
 def _try(config: Any, changes: dict[str, Any], devices: list[Any], chip: Any) -> Tried:
-    made = config.copy_and_resolve_references()
-    with made.unlocked():
-        for key, value in changes.items():
-            made.update_from_flattened_dict({key: value})
+    made = _changed(config, changes)
     preflight.check(made, num_devices=len(devices))
     program = build(made, vocab_size=text.vocabulary(made), mesh=sharding.make_mesh(made, devices))
     found = compiling.compile_step(program, chip)
     roofline = compiling.roofline(program, found, chip) if chip and found.fits else {}
     return Tried(changes, program, found, roofline)
+
+
+def _changed(config: Any, changes: dict[str, Any]) -> Any:
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        made.update_from_flattened_dict(changes)
+    return made
 
 
 def _record(tried: Tried) -> dict[str, Any]:
@@ -77,8 +81,11 @@ def _record(tried: Tried) -> dict[str, Any]:
     return {"changes": tried.changes, "mesh": mesh, **found, "roofline": tried.roofline}
 
 
-def _smaller(config: Any, mesh: dict[str, int]) -> list[dict[str, Any]]:
-    """Settings that need less memory, the cheapest in time first; each keeps those before it."""
+def _smaller(config: Any, mesh: dict[str, int], devices: list[Any]) -> list[dict[str, Any]]:
+    """Settings that need less memory, the cheapest in time first; each keeps those before it.
+
+    When a device has one row at a time and still too little, several share the heads and widths of a row.
+    """
     steps, changes = [], {}
     if mesh["data"] > 1:
         changes = {"mesh.data": 1, "mesh.fsdp": mesh["data"] * mesh["fsdp"]}
@@ -91,7 +98,13 @@ def _smaller(config: Any, mesh: dict[str, int]) -> list[dict[str, Any]]:
         accumulation = config.train.accumulation * factor
         if rows % accumulation == 0:
             steps.append({**changes, "train.accumulation": accumulation})
-    return steps
+    for tensor in (2, 4):
+        fsdp = mesh["data"] * mesh["fsdp"] // tensor
+        if mesh["tensor"] == 1 and fsdp and config.data.batch_size % fsdp == 0:
+            shared = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+            shared["train.accumulation"] = config.data.batch_size // fsdp
+            steps.append({**changes, **shared})
+    return [changes for changes in steps if _possible(_changed(config, changes), devices)]
 
 
 def _meshes(config: Any, devices: list[Any]) -> list[dict[str, Any]]:
@@ -105,10 +118,7 @@ def _meshes(config: Any, devices: list[Any]) -> list[dict[str, Any]]:
             continue
         mesh = {"data": count // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor, "context": 1}
         changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-        made = config.copy_and_resolve_references()
-        with made.unlocked():
-            made.update_from_flattened_dict(changes)
-        if mesh != now and _possible(made, devices):
+        if mesh != now and _possible(_changed(config, changes), devices):
             found.append(changes)
     return sorted(found, key=lambda c: (c["mesh.tensor"], -math.log2(c["mesh.fsdp"])))[:5]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.scaling.coordinates import Coordinates
 from experiments.scaling.fit import Extrapolation, Fit
 from experiments.scaling.isoflop import IsoFLOP, budgets_of
 from experiments.scaling.laws import compute_optimal
@@ -35,7 +36,7 @@ _INK, _ACCENT, _HELD = "#333333", "#0b5fa5", "#c2410c"
 
 
 @contextlib.contextmanager
-def _drawing(width: float, height: float, columns: int = 1):
+def drawing(width: float, height: float, columns: int = 1):
     """(figure, axes) in inches, under our style only, whatever the reader's own is."""
     import matplotlib  # slow to import, and only drawing needs it
     from matplotlib.figure import Figure
@@ -73,7 +74,7 @@ def loss_against_compute(fit: Fit, columns: Mapping[str, np.ndarray]) -> "Figure
     `columns`: `parameters`, `tokens`, `flops`, `loss`, `[R]` each.
     """
     sizes, flops = np.asarray(columns["parameters"]), np.asarray(columns["flops"])
-    with _drawing(4.2, 3.0) as (figure, axes):
+    with drawing(4.2, 3.0) as (figure, axes):
         points = axes.scatter(flops, columns["loss"], c=np.log10(sizes), s=9, cmap="viridis", zorder=3, linewidths=0)
         colour = points.get_cmap()
         levels = np.unique(sizes) if len(np.unique(sizes)) <= 12 else np.geomspace(sizes.min(), sizes.max(), 8)
@@ -100,7 +101,7 @@ def loss_against_compute(fit: Fit, columns: Mapping[str, np.ndarray]) -> "Figure
 def isoflops(result: IsoFLOP, columns: Mapping[str, np.ndarray], *, tolerance: float = 0.1) -> "Figure":
     """Parabolas of each budget with their minima, and beside them the power law of the minima."""
     budget = budgets_of(columns["flops"], tolerance)
-    with _drawing(6.4, 2.8, 2) as (figure, (left, right)):
+    with drawing(6.4, 2.8, 2) as (figure, (left, right)):
         from matplotlib import cm, colors
 
         logs = np.log10(result.budgets)
@@ -129,7 +130,7 @@ def isoflops(result: IsoFLOP, columns: Mapping[str, np.ndarray], *, tolerance: f
 def frontier(fit: Fit, flops: np.ndarray, minima: IsoFLOP | None = None) -> "Figure":
     """Optimal parameters and tokens against compute `flops`, with 95% bands, and isoFLOP minima if given."""
     flops = np.asarray(flops, np.float64)
-    with _drawing(6.4, 2.6, 2) as (figure, axes):
+    with drawing(6.4, 2.6, 2) as (figure, axes):
         for ax, key, exponent in zip(axes, ("parameters", "tokens"), ("a", "b"), strict=True):
             best, low, high = fit.derived(lambda values, key=key: compute_optimal(values, flops)[key])
             power = float(compute_optimal(fit.values, flops)[exponent])
@@ -145,9 +146,31 @@ def frontier(fit: Fit, flops: np.ndarray, minima: IsoFLOP | None = None) -> "Fig
 
 def held_out(result: Extrapolation, flops: np.ndarray) -> "Figure":
     """Relative error of the predictions of held-out runs against their compute; `flops` `[R]` of ALL runs."""
-    with _drawing(3.4, 2.6) as (figure, axes):
+    with drawing(3.4, 2.6) as (figure, axes):
         axes.axhline(0, color=_INK, linewidth=0.6)
         axes.scatter(np.asarray(flops)[result.held_out], 100 * result.error, color=_HELD, s=12, linewidths=0)
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="predicted / measured - 1 (%)")
         axes.set_title(f"median |error| {100 * result.median:.2f}%", loc="left", fontsize=8)
+    return figure
+
+
+def coordinates(result: Coordinates, title: str = "") -> "Figure":
+    """How far each activation moved after each step against the width: level lines where rates carry over."""
+    steps = result.moved.shape[1]
+    with drawing(1.8 * steps + 1.6, 2.6, steps) as (figure, axes):
+        import matplotlib
+
+        axes = np.atleast_1d(axes)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(result.names)))
+        for step, ax in enumerate(axes):
+            for k, name in enumerate(result.names):
+                ax.plot(result.widths, result.moved[:, step, k], color=colours[k], marker="o", markersize=3, label=name)
+            ax.set(xscale="log", yscale="log", xlabel="width", title=f"step {step + 1}")
+            ax.set_xticks(result.widths, [str(width) for width in result.widths])
+            ax.set_xticks([], minor=True)
+            ax.set_ylim(0.5 * result.moved.min(), 2 * result.moved.max())
+        axes[0].set_ylabel("moved by (root mean square)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+        if title:
+            figure.suptitle(title, fontsize=8)
     return figure

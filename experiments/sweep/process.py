@@ -1,7 +1,8 @@
 """One trial as a process of this machine: the same command as anyone would type, its log, its lock.
 
-The lock is a file lock of the operating system that the process holds for as long as it lives, even when the sweep
-that started it was killed: another sweep on the same folder waits for it instead of writing beside it.
+The lock is a file lock of the operating system, taken before the process starts and held for as long as it lives, even
+when the sweep that started it was killed: another sweep on the same folder waits for it instead of being refused by
+`workdir.hold`, which is another kind of lock on the same file.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ from collections.abc import Sequence
 from experiments import workdir as files
 
 LOG = "log.txt"
-LOCK = ".lock"
 LOCKED = 75  # As an exit code: another process runs this trial (EX_TEMPFAIL of sysexits.h).
 _LOOK = 0.1  # seconds
 _MAIN = pathlib.Path(__file__).resolve().parents[2] / "main.py"
@@ -28,7 +28,7 @@ def start(workdir: pathlib.Path, cores: Sequence[int] = ()) -> subprocess.Popen 
     `cores`: those it may use; with one of them XLA computes in one thread. The process does not hear the terminal's
     Ctrl-C: whoever started it decides when it is told to stop.
     """
-    with open(workdir / LOCK, "wb") as lock, open(workdir / LOG, "ab") as log:
+    with open(workdir / files.LOCK, "wb") as lock, open(workdir / LOG, "ab") as log:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

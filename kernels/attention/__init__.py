@@ -1,5 +1,6 @@
 """Attention under any mask of `kernels.masks`: one function, and the choice of what computes it."""
 
+import contextlib
 import functools
 import importlib
 import math
@@ -23,7 +24,6 @@ IN_JAX = {"reference": reference, "chunked": chunked, "decode": decode}
 KERNELS = {  # imported when first wanted
     "pallas_tpu": "kernels.attention.tpu",
     "pallas_gpu": "kernels.attention.gpu",
-    # By name only, until it has been measured: which of the two is faster on Hopper, nobody has seen.
     "pallas_gpu_hopper": "kernels.attention.gpu_hopper",
 }
 # Up to this many scores per head an accelerator's own fusion does it: a kernel has nothing to save.
@@ -88,29 +88,39 @@ def explain(
     mask = masks.parse(mask) if isinstance(mask, str) else mask
     (B, T, N, _), S = q_shape, k_shape[1]
     q, k = jax.ShapeDtypeStruct(q_shape, dtype), jax.ShapeDtypeStruct(k_shape, dtype)
-    name, reason = _choose(platform, T, S)
-    if name in KERNELS:
-        given = jax.ShapeDtypeStruct((B, N, T, S), dtype) if bias else None
-        run = functools.partial(_forward_by(name), Options(1.0, None, name))
+    given = jax.ShapeDtypeStruct((B, N, T, S), dtype) if bias else None
+    names, reason = _choose(platform, T, S)
+    for name in names:
         try:
-            jax.eval_shape(run, q, k, k, given, None, mask)
+            jax.eval_shape(functools.partial(_forward_by(name), Options(1.0, None, name)), q, k, k, given, None, mask)
+            break
         except (NotImplementedError, ImportError) as refusal:
-            name, reason = "chunked", f"{name} refuses: {refusal}"
+            reason = f"{name} refuses: {refusal}"
     return f"{name}: {reason}"
 
 
-def _choose(platform: str, T: int, S: int) -> tuple[str, str]:
-    """The implementation to try first on a platform, and why. `library` is not taken: nowhere measured to be faster."""
+def _choose(platform: str, T: int, S: int) -> tuple[tuple[str, ...], str]:
+    """The implementations to try on a platform, in order, and why. The last one takes everything.
+
+    `library` is not among them: cuDNN's forward pass is no faster, its backward pass is (docs/LEDGER.md), but adds up
+    in another order each time, and a run that goes on must give the same bits.
+    """
     if platform == "cpu":  # measured also for T = 1: it skips the empty end of a cache and copies less than a split
-        return "chunked", f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"
+        return ("chunked",), f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"
     if T <= DECODE_T and S >= DECODE_S:
-        return "decode", f"T={T} queries against S={S} keys are split over the keys"
-    kernel = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}.get(platform)
-    if kernel is None:
-        return "chunked", f"there is no kernel for {platform}"
+        return ("decode",), f"T={T} queries against S={S} keys are split over the keys"
+    kernels = {"tpu": ("pallas_tpu",), "cuda": ("pallas_gpu_hopper",) * _hopper() + ("pallas_gpu",)}.get(platform)
+    if kernels is None:
+        return ("chunked",), f"there is no kernel for {platform}"
     if T * S < SHORT:
-        return "reference", f"T*S={T * S} scores are too few for a kernel to save anything (from {SHORT})"
-    return kernel, f"{platform} has a block-sparse kernel for every mask"
+        return ("reference",), f"T*S={T * S} scores are too few for a kernel to save anything (from {SHORT})"
+    return (*kernels, "chunked"), f"{platform} has a block-sparse kernel for every mask"
+
+
+def _hopper() -> bool:
+    """Whether the GPUs here are Hopper's, the one generation that its kernels run on. A program lowered for CUDA where
+    there is no GPU takes what every generation runs."""
+    return any(getattr(d, "compute_capability", "").startswith("9.") for d in jax.local_devices())
 
 
 def _forward_by(name: str) -> Any:
@@ -148,17 +158,16 @@ def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
         if name in IN_JAX:
             return run(*args)
         platform = "tpu" if name == "pallas_tpu" else "cuda"
-        refuse = _refusal(
-            f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None.", run
-        )
+        refuse = refusal(f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None.", run)
         return jax.lax.platform_dependent(*args, default=refuse, **{platform: run})
 
     def run_for(platform: str) -> Any:
         def run(*args):
-            try:
-                return by(_choose(platform, T, S)[0])(options, *args)
-            except (NotImplementedError, ImportError):  # what `explain` tells
-                return by("chunked")(options, *args)
+            *first, last = _choose(platform, T, S)[0]
+            for name in first:
+                with contextlib.suppress(NotImplementedError, ImportError):  # what `explain` tells
+                    return by(name)(options, *args)
+            return by(last)(options, *args)
 
         return run
 
@@ -182,7 +191,7 @@ _refusal_p.def_impl(_raise_refusal)
 mlir.register_lowering(_refusal_p, _raise_refusal)
 
 
-def _refusal(reason: str, run: Any) -> Any:
+def refusal(reason: str, run: Any) -> Any:
     """Something in place of `run` that raises when a program is lowered with it: only then is the platform known."""
 
     def refuse(*args):

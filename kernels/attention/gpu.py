@@ -91,7 +91,7 @@ def _forward_kernel(call: Call, rows: int, with_sinks: bool, *refs: Any) -> None
         # The virtual key is the first to be seen: its weight is 1, its value 0.
         sink = jnp.maximum(mask_refs.pop()[...], MASKED)
         top = jnp.full((sizes.block_q,), sink)
-        total = jnp.full((sizes.block_q,), jnp.where(sink > MASKED, 1.0, 0.0))
+        total = jnp.exp2(jnp.where(top > MASKED, 0.0, -jnp.inf))
     else:
         top, total = jnp.full((sizes.block_q,), MASKED, jnp.float32), jnp.zeros((sizes.block_q,), jnp.float32)
 

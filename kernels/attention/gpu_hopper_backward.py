@@ -202,11 +202,10 @@ def _query_kernel(
         dq, step = carry
         slot = lax.rem(step, jnp.int32(keys.tiles.shape[0]))
         plgpu.barrier_wait(keys.ready.at[slot])
-        raw = cores.scores(q, keys.tiles.at[slot])
         plgpu.barrier_wait(values.ready.at[slot])
-        dp = cores.scores(d_out, values.tiles.at[slot])
+        pairs = (q, keys.tiles.at[slot]), (d_out, values.tiles.at[slot])
+        (p, slope), dp = cores.score_both(*pairs, lambda raw: _probabilities(call, raw, lse))
         plgpu.barrier_arrive(values.freed.at[slot])
-        p, slope = _probabilities(call, raw, lse)
         ds = _d_scores(p, dp, delta, slope)
         if masked:
             seen = masks.visible(mine, place.batch, place.head, place.start, column * STREAMED, STREAMED)
@@ -237,10 +236,8 @@ def _key_kernel(
         if masked:
             p = jnp.where(masks.visible(mine, place.batch, head, place.start, row * STREAMED, STREAMED), p, 0.0)
         plgpu.barrier_wait(d_outs.ready.at[slot])
-        # dv before dp, because registers are what this kernel has least of.
-        dv = cores.accumulate(dv, p.astype(k.dtype), d_outs.tiles.at[slot])
         delta = cores.load(terms[1], columns, PER_COLUMN)
-        dp = cores.scores(v, d_outs.tiles.at[slot])
+        dv, dp = cores.accumulate_and_score(dv, p.astype(k.dtype), d_outs.tiles.at[slot], v)
         plgpu.barrier_arrive(d_outs.freed.at[slot])
         ds = _d_scores(p, dp, along(delta, shape, 1), slope)
         dk = cores.accumulate(dk, ds.astype(k.dtype), queries.tiles.at[slot])

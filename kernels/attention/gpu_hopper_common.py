@@ -6,6 +6,7 @@ computed. The layout of registers is that of the tensor cores (`WGMMA`): a value
 of a warpgroup, values per row [64] and per column [block] lie as its sums over the other axis.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ COMPUTE_REGISTERS, COPY_REGISTERS = 240, 24
 MOST_PAIRS = 1 << 27
 # CUDA from the first to before the second compiles masks in registers wrongly (jax's own Hopper kernel refuses it too).
 BROKEN_CUDA = 12080, 12091
+# jax before 0.12 wants an index beside the reference.
+_WHOLE = (...,) if "idx" in inspect.signature(plgpu.load).parameters else ()
 
 
 def check(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, bias: Any) -> None:
@@ -73,7 +76,7 @@ class Cores(NamedTuple):
 
     def load(self, ref: Any, where: tuple, layout: Any = WGMMA) -> jax.Array:
         """Registers read from device memory."""
-        return ref[where] if self.simulated else plgpu.load(ref, where, layout=layout, optimized=False)
+        return ref[where] if self.simulated else plgpu.load(ref.at[where], *_WHOLE, layout=layout, optimized=False)
 
     def full(self, shape: tuple, value: Any, layout: Any = WGMMA) -> jax.Array:
         """float32 registers that all hold `value`."""
@@ -96,11 +99,35 @@ class Cores(NamedTuple):
 
         return pl.run_scoped(compute, plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32))
 
+    def score_both(self, first: tuple, second: tuple, then: Callable) -> tuple[Any, jax.Array]:
+        """then(x y^T) of the first pair, computed while the tensor cores have the second, and x y^T of the second."""
+        if self.simulated:
+            return then(self.scores(*first)), self.scores(*second)
+
+        def compute(one, other):
+            for total, (x, y) in ((one, first), (other, second)):
+                plgpu.wgmma(total, x, plgpu.transpose_ref(y, (1, 0)))
+            return then(plgpu.wgmma_accumulator_load(one, wait_n=1)), other[...]
+
+        size = (first[0].shape[0], first[1].shape[0])
+        return pl.run_scoped(compute, *(plgpu.ACC(size, jnp.float32) for _ in range(2)))
+
     def accumulate(self, total: jax.Array, x: jax.Array, y: Any) -> jax.Array:
         """total [a, H] + x [a, b] @ y [b, H]: x and the total in registers, y in shared memory."""
         if self.simulated:
             return total + dot(x, _fenced(y), NN)
         return pl.run_state(lambda total: plgpu.wgmma(total, x, y))(plgpu.ACC.init(total))
+
+    def accumulate_and_score(self, total: jax.Array, x: jax.Array, y: Any, z: Any) -> tuple[jax.Array, jax.Array]:
+        """total [a, H] + x [a, b] @ y [b, H], and z y^T [a, b] with z [a, H] in shared memory, waited for once."""
+        if self.simulated:
+            return self.accumulate(total, x, y), self.scores(z, y)
+
+        def compute(refs):
+            plgpu.wgmma(refs[0], x, y)
+            plgpu.wgmma(refs[1], z, plgpu.transpose_ref(y, (1, 0)))
+
+        return pl.run_state(compute)((plgpu.ACC.init(total), plgpu.ACC.init(self.full(x.shape, 0.0))))
 
 
 def _fenced(ref: Any) -> jax.Array:

@@ -17,6 +17,7 @@ from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unsee
 from kernels.attention.tpu_backward import backward
 from kernels.attention.tpu_common import (
     LANES,
+    Beside,
     MaskOperands,
     batches,
     compiler_params,
@@ -33,6 +34,7 @@ from kernels.attention.tpu_common import (
 )
 
 __all__ = ["backward", "forward"]
+NOTHING_BESIDE = Beside((), (), (), (), lambda: None, lambda: None, 0)
 
 
 @in_32_bits
@@ -45,11 +47,13 @@ def forward(
     bias: None = None,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
-    interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+    interpret: Any = False,
+    beside: Beside | None = None,
+) -> tuple[jax.Array, ...]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
     sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. What nobody sees may be NaN.
+    beside: what the chip does meanwhile; its results follow lse.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
     check("pallas_tpu", q, k, v, bias)
@@ -62,12 +66,15 @@ def forward(
         head_major(k, sizes, sizes.block_k),
         head_major(v, sizes, sizes.block_k),
     )
-    parts = []
+    parts, results = [], ()
     for rows in batches(steps.codes, sizes.B):
         part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, *arrays, operands))
-        parts.append(_forward_call(call, part[0], steps.length, sinks, *part[1:], interpret))
+        also = beside if not parts else None
+        out, lse, *more = _forward_call(call, part[0], steps.length, sinks, *part[1:], interpret, also)
+        parts.append((out, lse))
+        results = results or tuple(more)
     out, lse = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    return token_major(out, sizes.T, q.shape[3]), lse[:, :, 0, : sizes.T]
+    return token_major(out, sizes.T, q.shape[3]), lse[:, :, 0, : sizes.T], *results
 
 
 def _forward_call(
@@ -79,8 +86,9 @@ def _forward_call(
     k: jax.Array,
     v: jax.Array,
     operands: MaskOperands,
-    interpret: bool,
-) -> tuple[jax.Array, jax.Array]:
+    interpret: Any,
+    beside: Beside | None,
+) -> list[jax.Array]:
     sizes, batch, most = call.sizes, q.shape[0], codes.shape[1]
     single = codes.shape[0] == 1
 
@@ -102,8 +110,11 @@ def _forward_call(
     query_block, key_block = (1, 1, sizes.block_q, sizes.H), (1, 1, sizes.block_k, sizes.H)
     accumulators = [(sizes.block_q, LANES), (sizes.block_q, LANES), (sizes.block_q, sizes.H)]
     prefetched = [jnp.asarray(codes).reshape(-1)] + ([] if sinks is None else [sinks.astype(jnp.float32) * LOG2_E])
+    arrays = (*prefetched, q, k, v, *jax.tree.leaves(operands))
+    kernel = functools.partial(_forward_kernel, call, None if single else most, sinks is not None)
+    also = beside or NOTHING_BESIDE
     return pl.pallas_call(
-        functools.partial(_forward_kernel, call, None if single else most, sinks is not None),
+        kernel if beside is None else beside.around(kernel, len(arrays), 2),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, sizes.N, length),
@@ -112,22 +123,25 @@ def _forward_call(
                 pl.BlockSpec(key_block, at_key),
                 pl.BlockSpec(key_block, at_key),
                 *mask_specs(operands, sizes, where),
+                *also.specs,
             ],
             out_specs=[
                 pl.BlockSpec(query_block, at_query),
                 pl.BlockSpec((1, 1, 1, sizes.block_q), at_lse),
+                *(pl.BlockSpec(memory_space=pl.ANY) for _ in also.results),
             ],
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in accumulators],
+            scratch_shapes=[*(pltpu.VMEM(shape, jnp.float32) for shape in accumulators), *also.scratch],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((batch, sizes.N, 1, q.shape[2]), jnp.float32),
+            *also.results,
         ],
-        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        compiler_params=compiler_params("parallel", "parallel", "arbitrary", beside=beside),
         cost_estimate=cost(sizes, batch, most, 2),
         interpret=interpret_params(interpret),
         name="attention_forward",
-    )(*prefetched, q, k, v, *jax.tree.leaves(operands))
+    )(*arrays, *also.operands)
 
 
 def _forward_kernel(call: Call, stride: int | None, with_sinks: bool, codes_ref: Any, *refs: Any) -> None:

@@ -1,6 +1,7 @@
 """What the forward and backward TPU kernels share: padded operands, their blocks, scores and mask inside a kernel."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,14 +126,52 @@ def when_class(code: Any, tile: Callable[[bool], None]) -> None:
     pl.when(kind == schedule.FULL)(functools.partial(tile, False))
 
 
-def compiler_params(*semantics: str) -> Any:
-    """Grid semantics and the memory that large tiles take."""
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
+class Beside(NamedTuple):
+    """What a chip does while its kernel works, such as copies to other chips: begun before the first tile, ended after
+    the last one.
+
+    operands, specs: arrays that it reads and where they lie; results: shapes of the arrays in HBM that it writes;
+    scratch: its semaphores. start and finish get the refs of all of them, in this order. collective: which barrier.
+    """
+
+    operands: tuple[jax.Array, ...]
+    specs: tuple[pl.BlockSpec, ...]
+    results: tuple[jax.ShapeDtypeStruct, ...]
+    scratch: tuple[Any, ...]
+    start: Callable[..., None]
+    finish: Callable[..., None]
+    collective: int
+
+    def around(self, kernel: Callable, num_in: int, num_out: int) -> Callable:
+        """`kernel`, on a grid of three axes and with so many refs of its own for what it reads and what it writes."""
+        counts = (num_in, len(self.operands), num_out, len(self.results))
+
+        def run(*refs: Any) -> None:
+            cuts = [0, *itertools.accumulate(counts), len(refs) - len(self.scratch), len(refs)]
+            read, operands, written, results, mine, semaphores = (refs[a:b] for a, b in itertools.pairwise(cuts))
+            ids, sizes = ([f(axis) for axis in range(3)] for f in (pl.program_id, pl.num_programs))
+            begins = functools.reduce(jnp.logical_and, [i == 0 for i in ids])
+            ends = functools.reduce(jnp.logical_and, [i == n - 1 for i, n in zip(ids, sizes, strict=True)])
+            pl.when(begins)(lambda: self.start(*operands, *results, *semaphores))
+            kernel(*read, *written, *mine)
+            pl.when(ends)(lambda: self.finish(*operands, *results, *semaphores))
+
+        return run
 
 
-def interpret_params(interpret: bool) -> Any:
-    """What `pallas_call` wants as `interpret`: the TPU simulator, which fills fresh memory with NaN."""
-    return pltpu.InterpretParams() if interpret else False
+def compiler_params(*semantics: str, beside: Beside | None = None) -> Any:
+    """Grid semantics and the memory that large tiles take. With something beside the tiles they run in order."""
+    more = {}
+    if beside is not None:
+        semantics = ("arbitrary",) * len(semantics)
+        more = {"collective_id": beside.collective, "has_side_effects": True}
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT, **more)
+
+
+def interpret_params(interpret: Any) -> Any:
+    """What `pallas_call` wants as `interpret`: the TPU simulator, by True or by its own parameters; it fills fresh
+    memory with NaN."""
+    return pltpu.InterpretParams() if interpret is True else interpret
 
 
 def cost(sizes: Sizes, batch: int, tiles: int, products: int) -> pl.CostEstimate:

@@ -6,11 +6,14 @@ import jax
 from jax.sharding import Mesh
 
 from kernels import masks
+from kernels.attention import flash
 from kernels.context_attention.bytes import choose, explain, sent
 from kernels.context_attention.dispatch import Options, attend
 from kernels.context_attention.heads_move import check_heads
 from kernels.context_attention.layouts import (
+    LAYOUTS,
     SCHEDULES,
+    Spec,
     check_length,
     from_layout,
     multiple,
@@ -24,10 +27,11 @@ from kernels.context_attention.plan import score_entries
 from kernels.masks import Mask
 
 __all__ = [
-    "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions", "score_entries",
-    "sent", "spec_of", "to_layout",
+    "LAYOUTS", "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions",
+    "score_entries", "sent", "spec_of", "to_layout",
 ]  # fmt: skip
 
+REMOTE = "pallas_tpu_remote"
 # What the other axes of a mesh cut: rows of the batch and heads, where they divide them.
 ROW_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
@@ -44,6 +48,7 @@ def context_attention(
     scale: float | None = None,
     layout: str = "natural",
     return_lse: bool = False,
+    implementation: str | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(scale q.k) v over the keys that `mask` sees, the sequence being cut over `axis` of `mesh`.
 
@@ -53,9 +58,12 @@ def context_attention(
     schedule: one of SCHEDULES, "usp:u" for groups of u ranks, or "auto" (see `explain`).
     layout="natural": q, k, v, the arrays of the mask and the results are in sequence order, converted inside.
     layout="schedule": all of them lie as `to_layout(x, P, schedule)` puts them; nothing is moved.
+    implementation: None, or "pallas_tpu_remote": on TPUs the attention kernel of the forward pass sends by itself, by
+    remote copies beside its tiles; the backward pass permutes as always.
     Returns out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an
     input is); both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
-    Raises ValueError for shapes that do not fit each other, the mesh or the schedule, naming what would.
+    Raises ValueError for shapes that do not fit each other, the mesh or the schedule, naming what would, and
+    NotImplementedError, with the reason, where the named implementation cannot do it.
     """
     mask = masks.parse(mask) if isinstance(mask, str) else mask
     P = _check(q, k, v, mesh, axis, mask, layout)
@@ -78,12 +86,28 @@ def context_attention(
     mask = whole(mask, T, (lambda x, axis: x) if natural else (lambda x, axis: restore(x, spec.layout, axis)))
     if natural:
         q, k, v = (to_layout(x, P, schedule) for x in (q, k, v))
-    result = attend(Options(mesh, axis, spec, T, local_K, scale, rows, heads, return_lse), q, k, v, mask)
+    remote = _remote(implementation, schedule, spec, q, k, v)
+    result = attend(Options(mesh, axis, spec, T, local_K, scale, rows, heads, return_lse, remote), q, k, v, mask)
     out, lse = result if return_lse else (result, None)
     if natural:
         out = restore(out, spec.layout, 1)
         lse = restore(lse, spec.layout, 2) if return_lse else None
     return (out, lse) if return_lse else out
+
+
+def _remote(implementation: str | None, schedule: str, spec: Spec, q, k, v) -> bool:
+    """Whether the kernels send; refuses what they cannot."""
+    if implementation is None:
+        return False
+    if implementation != REMOTE:
+        raise ValueError(f"implementation={implementation!r} is not known; use None or {REMOTE!r}.")
+    if spec.moves not in ("keys", "queries") or spec.ulysses > 1 or spec.layout.held > 1:
+        raise NotImplementedError(
+            f"implementation={REMOTE!r} has one attention call to send beside at each step, which "
+            f"schedule={schedule!r} has not; use schedule='ring', 'striped' or 'token_ring', or implementation=None."
+        )
+    flash.check(REMOTE, q, k, v, None)
+    return True
 
 
 def _cut_by(mesh: Mesh, names: tuple[str, ...], length: int, axis: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Cut
 
+from kernels.attention import refusal
 from kernels.context_attention import keys_move, queries_move
 from kernels.context_attention.blocks import row_terms
 from kernels.context_attention.heads_move import keys_to_heads, keys_to_tokens, to_heads, to_tokens
@@ -24,7 +25,11 @@ MOVES = {
 
 
 class Options(NamedTuple):
-    """What a call is, beside its arrays and its mask. rows, heads: the mesh axes that cut B, and N and K."""
+    """What a call is, beside its arrays and its mask. rows, heads: the mesh axes that cut B, and N and K.
+
+    remote: whether the forward pass sends by remote copies inside its kernels. simulator: `pltpu.InterpretParams` that
+    run these on CPU devices.
+    """
 
     mesh: Mesh
     axis: str
@@ -35,6 +40,8 @@ class Options(NamedTuple):
     rows: tuple[str, ...]
     heads: tuple[str, ...]
     return_lse: bool
+    remote: bool = False
+    simulator: Any = None
 
     @property
     def deals_heads(self) -> bool:
@@ -58,7 +65,7 @@ def _attend_forward(options: Options, q, k, v, mask):
 
 def _forward(options: Options, q, k, v, mask):
     """The result, and what each device keeps of it for its backward pass: q, k, v, out, lse, and no more."""
-    move, _ = MOVES[options.spec.moves]
+    move = _remotely(options) if options.remote else MOVES[options.spec.moves][0]
 
     def run(q, k, v, mask):
         task = _task(options, mask)
@@ -109,6 +116,22 @@ def _attend_backward(options: Options, residuals, cotangents):
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _remotely(options: Options) -> Any:
+    """The forward pass with remote copies, which a program has that is lowered for TPUs, or that simulates them."""
+    from kernels.context_attention import tpu_remote  # imported when first wanted, as every kernel
+
+    run = tpu_remote.FORWARD[options.spec.moves]
+    if options.simulator is not None:
+        return functools.partial(run, simulator=options.simulator)
+
+    def move(task: Task, q, k, v):
+        reason = "implementation='pallas_tpu_remote' runs on tpu only; use implementation=None."
+        here = lambda q, k, v, mask: run(task._replace(mask=mask), q, k, v)  # noqa: E731
+        return jax.lax.platform_dependent(q, k, v, task.mask, default=refusal(reason, here), tpu=here)
+
+    return move
 
 
 def _task(options: Options, mask: Mask) -> Task:

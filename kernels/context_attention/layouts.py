@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CONTIGUOUS, ZIGZAG, STRIPED = "contiguous", "zigzag", "striped"
+LAYOUTS = CONTIGUOUS, ZIGZAG, STRIPED = "contiguous", "zigzag", "striped"
 
 
 class Layout(NamedTuple):

@@ -25,19 +25,22 @@ def direct_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Part
     made, here = plan(task.spec, task.mask, task.T), task.place()
     moving, have, waiting = q, None, None
     for t, step in enumerate(made.steps):
-        coming = _send(task, moving, _onward(made, t), "forth") if t < made.last else None
-        returned = None if waiting is None else _send(task, waiting, _homeward(made, t - 1), "back")
+        coming = send(task, moving, onward(made, t), "forth") if t < made.last else None
+        returned = None if waiting is None else send(task, waiting, homeward(made, t - 1), "back")
         block = attend(task, step, None, moving, k, v, ((here - made.direction * t) % task.size, here))
         have = block if t == 0 else have
         if returned is not None:
-            have = merge(*have, *_arrived(task, made, returned, t - 1))
+            if t == made.last:
+                # Else their small part, lse, is sent beside the last results, with no attention left to hide it.
+                returned, block = barrier((returned, block))
+            have = merge(*have, *_by_heads(task, made, returned, t - 1))
         waiting = (block[0].astype(q.dtype), block[1].swapaxes(1, 2)) if t and step.slots else None
         if t < made.last:
             # One step at a time: else the scores of all steps would be computed first and kept.
             moving, have, waiting = barrier((coming, have, waiting))
     if waiting is not None:
-        returned = _send(task, waiting, _homeward(made, made.last), "back")
-        have = merge(*have, *_arrived(task, made, returned, made.last))
+        returned = send(task, waiting, homeward(made, made.last), "back")
+        have = merge(*have, *_by_heads(task, made, returned, made.last))
     return have
 
 
@@ -47,8 +50,8 @@ def direct_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> tupl
     q, d_out, terms = rows
     moving, dq, d_keys, waiting = (q, d_out, terms.transpose(1, 3, 0, 2)), None, None, None
     for t, step in enumerate(made.steps):
-        coming = _send(task, moving, _onward(made, t), "forth") if t < made.last else None
-        returned = None if waiting is None else _send(task, waiting, _homeward(made, t - 1), "back")
+        coming = send(task, moving, onward(made, t), "forth") if t < made.last else None
+        returned = None if waiting is None else send(task, waiting, homeward(made, t - 1), "back")
         q, d_out, terms = moving
         at = (here - made.direction * t) % task.size, here
         d, *d_more = gradients(task, step, (q, d_out, terms.transpose(2, 0, 3, 1)), k, v, at)
@@ -59,7 +62,7 @@ def direct_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> tupl
         if t < made.last:
             moving, dq, d_keys, waiting = barrier((coming, dq, d_keys, waiting))
     if waiting is not None:
-        dq = dq + _send(task, waiting, _homeward(made, made.last), "back")
+        dq = dq + send(task, waiting, homeward(made, made.last), "back")
     return dq, *d_keys
 
 
@@ -122,7 +125,7 @@ def _every_step(task: Task) -> Step:
     return Step((Slot(None, None, full),), steps[0].wanted, steps[0].blocks)
 
 
-def _onward(made: Plan, t: int) -> Pairs:
+def onward(made: Plan, t: int) -> Pairs:
     """Who sends what it holds at step t to the next rank: those for whose queries anyone further on has keys."""
     R, held = made.steps[0].wanted.shape
     later = [made.steps[s].wanted[(np.arange(R) + made.direction * (s - t)) % R] for s in range(t + 1, len(made.steps))]
@@ -130,35 +133,38 @@ def _onward(made: Plan, t: int) -> Pairs:
     return tuple(tuple((r, (r + made.direction) % R) for r in range(R) if needed[r, i]) for i in range(held))
 
 
-def _homeward(made: Plan, t: int) -> Pairs:
+def homeward(made: Plan, t: int) -> Pairs:
     """Who sends its result of step t to whom: those that computed something, to the owner of the queries."""
     R, held = made.steps[0].wanted.shape
     wanted = made.steps[t].wanted
     return tuple(tuple((r, (r - made.direction * t) % R) for r in range(R) if wanted[r, i]) for i in range(held))
 
 
-def _send(task: Task, tree: Any, pairs: Pairs, scope: str) -> Any:
+def send(task: Task, tree: Any, pairs: Pairs, scope: str) -> Any:
     """Sends arrays [B, C, ...] chunk by chunk; what does not arrive is zero."""
 
     def one(x: jax.Array, pairs: Any) -> jax.Array:
         return jax.lax.ppermute(x, task.axis, pairs) if pairs else jnp.zeros_like(x)
 
-    def send(x: jax.Array) -> jax.Array:
+    def each(x: jax.Array) -> jax.Array:
         if len(set(pairs)) == 1:
             return one(x, pairs[0])
         parts = jnp.split(x, len(pairs), 1)
         return jnp.concatenate([one(part, p) for part, p in zip(parts, pairs, strict=True)], 1)
 
     with jax.named_scope(scope):
-        return jax.tree.map(send, tree)
+        return jax.tree.map(each, tree)
 
 
-def _arrived(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
-    """What came back from step t, as a partial result: nothing was seen where nothing came."""
+def _by_heads(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
+    return arrived(task, made, (returned[0], returned[1].swapaxes(1, 2)), t)
+
+
+def arrived(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
+    """What came back from step t (out, lse [B, N, C]), as a partial result: nothing was seen where nothing came."""
     out, lse = returned
-    lse = lse.swapaxes(1, 2)
     out = out.astype(lse.dtype)
-    pairs = _homeward(made, t)
+    pairs = homeward(made, t)
     came = np.array([[any(to == r for _, to in p) for p in pairs] for r in range(task.size)])
     if not came.all():
         here = jnp.repeat(jnp.asarray(came)[task.place()], lse.shape[2] // len(pairs))

@@ -55,7 +55,7 @@ def nothing(q: jax.Array, k: jax.Array) -> Partial:
 def attend(task: Task, step: Step, have: Partial | None, q: jax.Array, k: jax.Array, v: jax.Array, at: Any) -> Partial:
     """Adds the blocks of a step to `have` (None: nothing yet). at: places in the ring of the owners of q and of k."""
     for slot in step.slots:
-        mask = _mask(task, slot, at)
+        mask = mask_of(task, slot, at)
         if slot.q is None:
             out, lse = blocks.forward(q, k, v, mask, task.scale)
             out = out.astype(lse.dtype)
@@ -76,7 +76,7 @@ def gradients(task: Task, step: Step, rows: tuple, k: jax.Array, v: jax.Array, a
     dtype = accumulator(q, k, v)
     d = tuple(jnp.zeros(x.shape, dtype) for x in (q, k, v))
     for slot in step.slots:
-        mask = _mask(task, slot, at)
+        mask = mask_of(task, slot, at)
         if slot.q is None:
             return blocks.backward(q, k, v, d_out, terms[0], terms[1], mask, task.scale)
         i, j = _own(task, slot)
@@ -88,7 +88,7 @@ def gradients(task: Task, step: Step, rows: tuple, k: jax.Array, v: jax.Array, a
     return d
 
 
-def _mask(task: Task, slot: Slot, at: Any) -> Mask:
+def mask_of(task: Task, slot: Slot, at: Any) -> Mask:
     """The mask of a slot on this device."""
     if slot.full:
         return Full()

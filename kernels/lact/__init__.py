@@ -33,8 +33,9 @@ def lact(
     state: LactState | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    axis: str | None = None,
     implementation: str | None = None,
-) -> tuple[jax.Array, LactState]:
+) -> tuple[jax.Array, LactState | None]:
     """Fast weights f_W(x) = W1 [silu(W0 x) * (W2 x)], trained on each chunk's -sum_i lr_i <f_W(k_i), v_i>.
 
     Args:
@@ -59,10 +60,13 @@ def lact(
             new chunk grid. Packed documents give exactly what each gives alone, gradients too.
         lengths: `[B]` tokens of each row that count, 0 to T. What stands behind them is padding: it enters neither
             weights nor chunk, and its outputs mean nothing. None: all T.
+        axis: inside `jax.shard_map`, the mesh axis whose P devices share every row: rank r holds its tokens r, r + P,
+            r + 2P, ..., so an equal share of every chunk. C (of the whole row) is a multiple of P. Each update is the
+            sum over devices, taken before momentum and Newton-Schulz: exact. No state, no lengths.
         implementation: None or "reference". None lets Newton-Schulz take its kernel for the platform.
 
     Returns:
-        out `[B, T, N, H]` in the dtype of `v`, and the state after the last token.
+        out `[B, T, N, H]` in the dtype of `v`, and the state after the last token (None with `axis`).
 
     Memory: chunks are scanned and recomputed in the backward pass (reverse mode only). Beyond inputs and outputs the
     forward pass holds one chunk; the backward pass also holds the weights (and momentum) before each chunk, or before
@@ -82,7 +86,9 @@ def lact(
         name = "lengths" if segment_ids is None else "segment_ids"
         reason = "the number of chunks would depend on the data"
         raise NotImplementedError(f"{name} with order={order!r} is not offered: {reason}; use one row a document.")
-    rule = Rule(triples(newton_schulz_steps, coefficients), normalize, implementation)
+    rule = Rule(triples(newton_schulz_steps, coefficients), normalize, implementation, axis)
+    if axis is not None:
+        chunk_size = _share(chunk_size, axis, state, lengths)
     dtype = jnp.result_type(q, k, v)
     q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), lr, momentum)
     if order == "update_then_apply":
@@ -96,7 +102,7 @@ def lact(
         out, carry, chunk, held = chunked.on_grid(q, tokens, weights, carry, chunk_size, order, rule)
         fill = jnp.full((q.shape[0],), held, jnp.int32)
         state = LactState(carry, chunk, fill, jnp.zeros_like(fill))
-    return out.astype(v.dtype), state
+    return out.astype(v.dtype), state if axis is None else None
 
 
 def init_state(
@@ -128,6 +134,17 @@ def _update_first(q, tokens, weights, chunk_size, state, rule):
     out, carry, _, _ = chunked.on_grid(q, tokens, weights, carry, chunk_size, "update_then_apply", rule)
     zero = jnp.zeros((batch,), jnp.int32)
     return out, LactState(carry, jax.tree.map(lambda x: x[:, :0], tokens), zero, zero)
+
+
+def _share(chunk_size, axis, state, lengths):
+    """Tokens of a chunk that each device of `axis` holds."""
+    size = jax.lax.axis_size(axis)
+    if chunk_size % size:
+        use = -(-chunk_size // size) * size
+        raise ValueError(f"chunk_size={chunk_size} does not divide over {size} devices of {axis!r}; use {use}.")
+    if not (state is None and lengths is None):
+        raise NotImplementedError(f"axis={axis!r} with a state or lengths is not offered; decode with whole rows.")
+    return chunk_size // size
 
 
 def _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids, lengths):

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 
 from kernels.lact import reference as ref
 from kernels.lact.chunk_scan import chunk_scan
-from kernels.lact.schedule import boundaries, end, join, mask_tail, open_chunk, plan, select_rows, windows
+from kernels.lact.schedule import (
+    boundaries,
+    end,
+    join,
+    mask_tail,
+    open_chunk,
+    plan,
+    select_rows,
+    striped,
+    whole_row,
+    windows,
+)
 
 
 class LactState(NamedTuple):
@@ -69,7 +80,10 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
 
 
 def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, rule):
-    """Rows that go on from `state`, hold several documents or end in padding (apply_then_update): (out, state)."""
+    """Rows that go on from `state`, hold several documents or end in padding (apply_then_update): (out, state).
+
+    With `rule.axis` (no state or lengths) tokens and `chunk_size` are this device's share; the state means nothing.
+    """
     batch, length = q.shape[:2]
     carry = initial = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)
     norms = _norms(weights, carry.main[0].dtype)
@@ -77,8 +91,12 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
     if state is not None:
         carry, fill, last, kept = state.carry, state.fill, state.segment, chunk_size
         stream = join(state.chunk, fill, tokens)
-    begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
-    where = plan(begins, fill, chunk_size, kept, lengths)
+    if rule.axis is not None:
+        begins = boundaries(whole_row(segment_ids, rule.axis), None)
+        where = striped(plan(begins, fill, chunk_size * jax.lax.axis_size(rule.axis), 0, None), rule.axis)
+    else:
+        begins = jnp.zeros((batch, length), bool) if segment_ids is None else boundaries(segment_ids, last)
+        where = plan(begins, fill, chunk_size, kept, lengths)
     span = min(chunk_size, length)
 
     # Tokens in the first chunk of a document meet the initial weights, those of the open chunk the state's.
@@ -100,11 +118,13 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
                 carry = select_rows(active, ref.learn(begun, *tokens, norms, rule), carry)
                 return carry, ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
 
+            if rule.axis is not None:  # All devices of the mesh meet in its sums, whatever their rows hold.
+                return run(carry)
             return jax.lax.cond(jnp.any(active), run, lambda c: (c, jnp.zeros_like(q)), carry)
 
         begin = where.when - chunk_size + kept
         learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
-        flags = ((where.when < length).T, where.reset.T)
+        flags = (where.happens.T, where.reset.T)
         xs, steps = (windows(q, where.when, span), learned), where.when.shape[1]
         carry, later = chunk_scan(
             body, (norms, initial), carry, flags, xs, sizes=(span, chunk_size), steps=steps, length=steps * span

@@ -37,6 +37,7 @@ class Rule(NamedTuple):
     triples: tuple[tuple[float, float, float], ...] = ()
     normalize: str = "post"
     newton_schulz_implementation: str | None = None
+    axis: str | None = None  # mesh axis whose devices hold equal shares of every chunk
 
 
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -146,4 +147,7 @@ def learn(
     wide = carry.main[0].dtype
     gradient = fast_weight_gradient(k, v, lr.astype(wide), fast_weights(carry, norms, rule))
     mean = None if gate is None else jnp.mean(gate.astype(wide), axis=1)
+    if rule.axis is not None:  # Before anything that is not linear: the sum over devices is the sum over tokens.
+        gradient = jax.lax.psum(gradient, rule.axis)
+        mean = None if gate is None else jax.lax.pmean(mean, rule.axis)
     return step(carry, gradient, mean, norms, rule, jnp.result_type(k, v))

@@ -19,13 +19,14 @@ class Plan(NamedTuple):
     offset: `[B, T]` int32, place of the token in its chunk.
     fresh: `[B, T]` bool, the token's document began in this call.
     when: `[B, U]` int32, position of the first token after update u's chunk, or T for an update that does not happen.
-    reset: `[B, U]` bool, update u is the first of a document that began in this call.
+    happens: `[B, U]` bool. reset: `[B, U]` bool, update u is the first of a document that began in this call.
     """
 
     read: jax.Array
     offset: jax.Array
     fresh: jax.Array
     when: jax.Array
+    happens: jax.Array
     reset: jax.Array
 
 
@@ -52,8 +53,28 @@ def plan(begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int, le
     updates = (most_kept + length - 1) // chunk_size
     when = jnp.sort(jnp.where(event, position, length), axis=1)[:, :updates]
     at = jnp.minimum(when, length - 1)
-    reset = jnp.take_along_axis(fresh & (index == 1), at, axis=1) & (when < length)
-    return Plan(read, offset, fresh, when, reset)
+    happens = when < length
+    reset = jnp.take_along_axis(fresh & (index == 1), at, axis=1) & happens
+    return Plan(read, offset, fresh, when, happens, reset)
+
+
+def whole_row(x: jax.Array, axis: str) -> jax.Array:
+    """`[B, T]` of which the device of rank r on mesh axis `axis` holds r, r + P, r + 2P, ... as `[B, T / P]`."""
+    return jnp.moveaxis(jax.lax.all_gather(x, axis), 0, 2).reshape(x.shape[0], -1)
+
+
+def striped(where: Plan, axis: str) -> Plan:
+    """The plan of a whole row as a device of `axis` sees it, which holds what `whole_row` says.
+
+    Of every chunk it holds as many tokens as the others, side by side, if their number divides C: only places change.
+    """
+    rank, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
+    mine = lambda x: jax.lax.dynamic_index_in_dim(x.reshape(x.shape[0], -1, size), rank, 2, keepdims=False)  # noqa: E731
+    before = lambda place: -((rank - place) // size)  # noqa: E731  tokens held of those in front of a place
+    read, offset = mine(where.read), mine(where.offset)
+    first = mine(jnp.arange(where.read.shape[1])[None]) - offset  # of the token's chunk, in the row
+    held = jnp.arange(read.shape[1]) - before(first)
+    return Plan(read, held, mine(where.fresh), before(where.when), where.happens, where.reset)
 
 
 class End(NamedTuple):

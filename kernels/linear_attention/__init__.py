@@ -1,5 +1,7 @@
 """Linear attention with optional decay, and the gated delta rule: memories `[B, N, H, P]` of constant size."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -35,6 +37,7 @@ def linear_attention(
     chunk_size: int = 64,
     state: LinearState | None = None,
     segment_ids: jax.Array | None = None,
+    axis: str | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, LinearState]:
     """out_t = q_t S_t with S_t = e^decay_t S_{t-1} + k_t v_t^T: causal, the token itself included.
@@ -45,6 +48,8 @@ def linear_attention(
         chunk_size: tokens per matmul; any gives the same numbers.
         state: what an earlier call returned. Splits anywhere and token by token equal the whole.
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with an empty memory.
+        axis: inside `jax.shard_map`, the mesh axis whose devices share every row: rank r holds its r-th piece, and goes
+            on from the memory that the pieces before it leave (one more pass over the keys; no `state`).
         implementation: None or "chunked", or "reference" (one token after another).
 
     Returns out `[B, T, N, P]` in the dtype of `v`, and the state after the last token. Products take operands of the
@@ -54,7 +59,7 @@ def linear_attention(
 
     Source: Katharopoulos et al. 2020, "Transformers are RNNs"; decay as in Dao & Gu 2024 (Mamba-2, scalar per head).
     """
-    return _run(q, k, v, None, decay, chunk_size, state, segment_ids, implementation)
+    return _run(q, k, v, None, decay, chunk_size, state, segment_ids, axis, implementation)
 
 
 def gated_delta_rule(
@@ -67,6 +72,7 @@ def gated_delta_rule(
     chunk_size: int = 64,
     state: LinearState | None = None,
     segment_ids: jax.Array | None = None,
+    axis: str | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, LinearState]:
     """out_t = q_t S_t with S' = e^decay_t S_{t-1} and S_t = S' + beta_t k_t (v_t - k_t^T S')^T.
@@ -76,13 +82,15 @@ def gated_delta_rule(
 
     Source: Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"; the chunk's triangular system is its WY form.
     """
-    return _run(q, k, v, beta, decay, chunk_size, state, segment_ids, implementation)
+    return _run(q, k, v, beta, decay, chunk_size, state, segment_ids, axis, implementation)
 
 
-def _run(q, k, v, beta, decay, chunk_size, state, segment_ids, implementation):
+def _run(q, k, v, beta, decay, chunk_size, state, segment_ids, axis, implementation):
     _check(q, k, v, beta, decay, chunk_size, segment_ids, implementation)
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
+    if axis is not None and state is not None:
+        raise NotImplementedError(f"axis={axis!r} with a state is not offered; decode with whole rows.")
     last = None if state is None else state.segment
     state = init_state(q.shape[0], *q.shape[2:], v.shape[-1], wide) if state is None else state
     if state.memory.shape != (q.shape[0], *q.shape[2:], v.shape[-1]) or state.memory.dtype != wide:
@@ -90,10 +98,39 @@ def _run(q, k, v, beta, decay, chunk_size, state, segment_ids, implementation):
         raise ValueError(f"state has a memory {made}; this call needs {wide}{[q.shape[0], *q.shape[2:], v.shape[-1]]}.")
     begins, segment = jnp.zeros(q.shape[:2], bool), state.segment
     if segment_ids is not None:
+        last = last if axis is None else _before(segment_ids, axis)
         begins, segment = boundaries(segment_ids, last), segment_ids[:, -1].astype(jnp.int32)
-    inputs = (*[x.astype(dtype) for x in (q, k, v)], beta, decay, state.memory, begins)
-    out, memory = recurrent(*inputs) if implementation == "reference" else chunked(*inputs, chunk_size)
+    form = recurrent if implementation == "reference" else functools.partial(chunked, chunk_size=chunk_size)
+    q, k, values = (x.astype(dtype) for x in (q, k, v))
+    memory = state.memory
+    if axis is not None:
+        memory = _entering(lambda v, memory: form(q, k, v, beta, decay, memory, begins)[1], values, memory, axis)
+    out, memory = form(q, k, values, beta, decay, memory, begins)
     return out.astype(v.dtype), LinearState(memory, segment)
+
+
+def _before(segment_ids: jax.Array, axis: str) -> jax.Array:
+    """`[B]` id of the token in front of this device's; that of its own first on rank 0, where none is."""
+    size = jax.lax.axis_size(axis)
+    sent = jax.lax.ppermute(segment_ids[:, -1], axis, [(i, i + 1) for i in range(size - 1)])
+    return jnp.where(jax.lax.axis_index(axis) == 0, segment_ids[:, 0], sent)
+
+
+def _entering(after: Callable, v: jax.Array, memory: jax.Array, axis: str) -> jax.Array:
+    """The memory `[B, N, H, P]` that the devices of lower rank leave; after(v, memory): that behind this one's tokens.
+
+    What a piece makes of a memory S is A S + B: B of none, A of the identity and no values, both in one pass.
+    """
+    width = memory.shape[2]
+    eye = jnp.broadcast_to(jnp.eye(width, dtype=memory.dtype), (*memory.shape[:3], width))
+    none = jnp.zeros((*v.shape[:3], width), v.dtype)
+    both = after(jnp.concatenate([v, none], axis=-1), jnp.concatenate([jnp.zeros_like(memory), eye], axis=-1))
+    rank, pieces = jax.lax.axis_index(axis), jax.lax.all_gather(both, axis)
+    for i in range(pieces.shape[0] - 1):
+        added, kept = pieces[i, ..., :-width], pieces[i, ..., -width:]
+        grown = jnp.einsum("bnhi,bnip->bnhp", kept, memory, precision=jax.lax.Precision.HIGHEST) + added
+        memory = jnp.where(i < rank, grown, memory)
+    return memory
 
 
 def _check(q, k, v, beta, decay, chunk_size, segment_ids, implementation):

@@ -10,10 +10,9 @@ from flax import nnx
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
-from kernels.context_attention import context_attention
 from models import norms, projections, rope
 from models.mixers import slots
-from models.mixers.window import attend_own
+from models.mixers.window import attend
 from models.spec import Spec
 
 
@@ -41,7 +40,7 @@ class Attention(nnx.Module):
         self.K, self.H, self.dtype, self.q_width = K, H, spec.dtype, N * H
         self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
         self.window, self.sinks = options["window"], options["sinks"]
-        self.partition = spec.partition
+        self.partition, self.score_scale = spec.partition, spec.sizes.scores
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
@@ -62,8 +61,8 @@ class Attention(nnx.Module):
         q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = rope.rotate(q, positions, theta=self.theta, fraction=self.fraction)
-        return q, rope.rotate(k, positions, theta=self.theta, fraction=self.fraction), v
+        q, k = (rope.rotate(y, positions, theta=self.theta, fraction=self.fraction) for y in (q, k))
+        return q if self.score_scale == 1.0 else q * jnp.asarray(self.score_scale, q.dtype), k, v
 
     def values(self, x: jax.Array) -> jax.Array:
         """Values alone, `[B, T, K * H]`."""
@@ -71,22 +70,9 @@ class Attention(nnx.Module):
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
         """What `x [B, T, D]` gets: attention over a cache or the row itself, and the output's projection."""
-        out = self._attend(q, k, v, mask, cached=cached)
-        return self.out(out.reshape(*q.shape[:2], -1))
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
-        """Attention of every device's own rows and heads; array masks are cut with the rows they belong to.
-
-        Where devices share a sequence, keys or queries travel between them; the mask goes by places in the sequence,
-        whatever order the schedule keeps the tokens in.
-        """
-        partition = self.partition
-        if partition.schedule:
-            (axis,) = partition.mesh_axes("sequence")
-            where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
-            return context_attention(q, k, v, mask=mask, **where)
         op = functools.partial(attend_cache if cached else attention, implementation=self.implementation)
-        return attend_own(partition, op, q, k, v, mask)
+        out = attend(self.partition, op, q, k, v, mask)
+        return self.out(out.reshape(*q.shape[:2], -1))
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""
@@ -100,11 +86,11 @@ class Attention(nnx.Module):
             first = masks.Positions(context.positions, context.positions, rule=first)
         return context.mask & (near | first)
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: scores and their product with v over the keys it sees."""
         window = min(self.window or length, length)
         seen = window - window * (window - 1) / (2 * length) if causal else window
-        return 4 * self.q_width * seen
+        return {"attention": 4 * self.q_width * seen}
 
     def init_state(self, batch: int, length: int) -> jax.Array:
         """An empty cache of `length` slots for `batch` rows."""

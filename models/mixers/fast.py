@@ -10,10 +10,11 @@ from flax import nnx
 from kernels import masks
 from kernels.lact.reference import row_norms
 from models import parameters, projections
+from models.partition import Partition
 from models.spec import Spec
 
-TOKENS = ("batch", None, "heads", None)  # logical axes of [B, T, N, H]
-RATES = ("batch", None, "heads")  # of [B, T, N]
+TOKENS = ("batch", "sequence", "heads", None)  # logical axes of [B, T, N, H]
+RATES = ("batch", "sequence", "heads")  # of [B, T, N]
 WEIGHTS = ("batch", "heads", None, None)  # of fast weights [B, N, F, H]
 ROWS = ("batch",)
 
@@ -49,10 +50,15 @@ def kept(context, state: Any, state_axes: Any) -> tuple[dict, dict]:
     """
     if state is None:
         ids = context.segment_ids
-        axes = {"segment_ids": None if ids is None else ("batch", None), "state": None}
+        axes = {"segment_ids": None if ids is None else ("batch", "sequence"), "state": None}
         return {"segment_ids": ids, "state": None}, axes
     count = jnp.sum(context.positions >= 0, axis=1, dtype=jnp.int32)
     return {"state": state, "lengths": count}, {"state": state_axes, "lengths": ROWS}
+
+
+def shared_by(partition: Partition) -> str | None:
+    """The mesh axis whose devices share a sequence, None where each has whole ones."""
+    return partition.mesh_axes("sequence")[0] if partition.schedule else None
 
 
 def start(init: Callable, rngs: nnx.Rngs, shape: tuple[int, ...], spec: Spec) -> nnx.Param:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
+from kernels.context_attention import context_attention
 from models.partition import Partition
 
 
@@ -39,7 +40,7 @@ def attend_window(
     if state is None:
         if context.segment_ids is not None:
             mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
-        return attend_own(partition, attention, q, k, v, mask), None
+        return attend(partition, attention, q, k, v, mask), None
     positions = jnp.broadcast_to(context.positions, q.shape[:2])
     new = jnp.stack([k, v], axis=2)
     after = _keep(state, new, positions)
@@ -48,7 +49,7 @@ def attend_window(
         cache = jnp.concatenate([state.cache, new.astype(state.cache.dtype)], axis=1)
         held = jnp.concatenate([state.position, positions], axis=1)
     rule = masks.Positions(positions, held, rule=mask)
-    return attend_own(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
+    return attend(partition, attend_cache, q, cache[:, :, 0], cache[:, :, 1], rule), after
 
 
 def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowState:
@@ -60,13 +61,16 @@ def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowSta
     return WindowState(write(state.cache, new), write(state.position, positions))
 
 
-def attend_own(
-    partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask
-) -> jax.Array:
+def attend(partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
     """`op(q, k, v, mask=mask)` on every device's own rows and heads; array masks are cut with the rows they belong to.
 
-    q `[B, T, N, H]`, k, v `[B, S, K, H]` -> `[B, T, N, H]`.
+    Where devices share a sequence, keys or queries travel between them in place of `op`; the mask goes by places in the
+    sequence, whatever order the schedule keeps the tokens in. q `[B, T, N, H]`, k, v `[B, S, K, H]` -> `[B, T, N, H]`.
     """
+    if partition.schedule:
+        (axis,) = partition.mesh_axes("sequence")
+        where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
+        return context_attention(q, k, v, mask=mask, **where)
     rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
     heads = ("batch", None, "heads", None)
     run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731

@@ -1,50 +1,40 @@
 """Claims from end to end at a size of seconds: what they train, how they judge, and the ledger that shows them."""
 
-import json
+import importlib
 import pathlib
+import pkgutil
 import types
 
 import numpy as np
 import pytest
 
 import data
-from configs.claims import (
-    assd as assd_claim,
-)
+from configs import claims as configs_claims
+from configs import tokenformer
+from configs.claims import assd as assd_claim
 from configs.claims import (
     diffusion_speed,
     digits_reversed,
-    insertion_planning,
-    order_matters,
+    language_in_context,
     overtraining,
-    rainbow_padding,
     tokenformer_growth,
+    tokenformer_tiny,
     tokenization,
     toy_likelihood,
 )
 from data import tasks
-from experiments import claims, modes, preflight, smoke
+from experiments import claims, counting, modes, preflight, sharding, smoke
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, ledger, rows, speed
+from experiments.claims import answers, arms, assd, contrast, rows, speed, table
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
+from experiments.program import build
 from experiments.sweep import launchers, trials
 from experiments.train import train
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
-HOUSE = (
-    digits_reversed,
-    order_matters,
-    overtraining,
-    tokenization,
-    tokenformer_growth,
-    toy_likelihood,
-    assd_claim,
-    insertion_planning,
-    rainbow_padding,
-    diffusion_speed,
-)
+HOUSE = [module.name for module in pkgutil.iter_modules(configs_claims.__path__)]
 
 
 class Here:
@@ -78,13 +68,13 @@ def small(config, folder, *, texts=False):
     return made
 
 
-@pytest.mark.parametrize("module", HOUSE)
-def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(module):
-    name = module.__name__.rpartition(".")[2]
-    claim = claims.load(f"{pathlib.Path(module.__file__)}")
+@pytest.mark.parametrize("name", HOUSE)
+def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(name):
+    module = importlib.import_module(f"configs.claims.{name}")
+    claim = claims.load(module.__file__)
     assert f"--config=configs/claims/{name}.py" in module.__doc__ and "xpect" in module.__doc__
     assert len(claim["seeds"]) >= 2
-    arms = claim.get("small", []) + claim.get("large", []) or claim["arms"]
+    arms = claim.get("small", []) + claim.get("large", []) or claim.get("arms") or table.cells(claim)
     if claim["check"] == "growth":
         made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
     else:
@@ -191,6 +181,38 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
     assert row["numbers"]["flops"]["plain"] == row["numbers"]["flops"]["reversed"]  # equal compute
     assert files.read_json(tmp_path / "w" / claims.FILE) == record
     assert (tmp_path / "w" / "comparison.html").exists()
+
+
+def test_a_contrast_of_losses_gives_a_row_for_each_pair(tmp_path, monkeypatch):
+    """Lower is better; what any model of the task can reach stands beside it."""
+    claim = language_in_context.get_claim()
+    losses = {"attention": [0.8, 0.9, 0.7], "linear_attention": [1.2, 1.3, 1.15], "gated_delta": [0.5, 0.6, 0.4]}
+
+    def trained(base, arms, seeds, workdir, **_):
+        about = {"parameters": 1e5, "tokens": 1e6, "flops": 1e9}
+        return {arm: [about | {"loss": losses[arm][seed]} for seed in seeds] for arm in arms}
+
+    monkeypatch.setattr(contrast.arms, "train", trained)
+    monkeypatch.setattr(contrast.arms, "compare", lambda *_: None)
+    linear, delta = contrast.run(claim, tmp_path, jobs=1, quiet=True)
+    assert (linear.verdict, delta.verdict) == ("holds", "does not") and "gated delta" in delta.statement
+    half = 4.302653 * np.std([-0.4, -0.4, -0.45], ddof=1) / np.sqrt(3)  # Student's t, two degrees of freedom
+    assert linear.numbers["mean"] == pytest.approx(1.25 / 3)  # by how much better is better
+    assert linear.numbers["low"] == pytest.approx(1.25 / 3 - half, rel=1e-6)
+    assert "best possible 0.6931, by chance 1.7918" in linear.measured  # log 2 and log 6
+    with pytest.raises(Refused, match="did you mean 'loss'"):
+        contrast.run(claim | {"score": "los"}, tmp_path, jobs=1, quiet=True)
+
+
+def test_the_tiny_tokenformer_and_transformer_are_of_one_size():
+    claim = tokenformer_tiny.get_claim()
+    sizes, preset = {}, tokenformer.get_config("tiny")
+    for trial in trials.resolve(claim["base"], list(claim["arms"].values())):
+        program = build(trial.config, vocab_size=259, mesh=sharding.make_mesh(trial.config))
+        sizes[trial.config.model.projection] = counting.parameters(program)["non_embedding"]
+        if trial.config.model.projection == "pattention":
+            assert trial.config.model.to_dict() == preset.model.to_dict()
+    assert sizes["pattention"] == pytest.approx(sizes["dense"], rel=0.002)
 
 
 def test_tokenization_places_both_arms_between_frequencies_and_entropy_rate(tmp_path, monkeypatch):
@@ -342,51 +364,6 @@ def test_growth_compares_at_equal_flops(tmp_path):
         assert numbers["low"] < numbers["mean"] < numbers["high"]
         assert (row["verdict"] == "holds") == (numbers["high"] < 0)
         assert all(len(values) == 2 and np.all(np.isfinite(values)) for values in numbers["losses"].values())
-
-
-RECORD = {
-    "claim": "a.py", "source": "Author 2020", "command": "python main.py --mode=claim --config=configs/claims/a.py",
-    "date": "2026-01-02", "machine": "2 CPU cores",
-    "rows": [{"statement": "A | B", "published": "1 < 2", "measured": "3", "scale": "4", "verdict": "does not",
-              "numbers": {}}],
-}  # fmt: skip
-
-
-def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tmp_path):
-    docs, run = tmp_path / "docs", tmp_path / "run"
-    docs.mkdir()
-    (docs / "LEDGER.md").write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
-    files.write_json(run / claims.FILE, RECORD)
-    ledger.store([run], docs)
-    assert json.loads((docs / "claims" / "a.json").read_text()) == RECORD
-    ledger.write(docs)
-    first = (docs / "LEDGER.md").read_text()
-    assert first.startswith("before\n") and first.endswith("\nafter\n") and "old" not in first
-    assert "| A \\| B (Author 2020) | 1 < 2 | 3 | 4 | does not |" in first and RECORD["command"] in first
-    ledger.write(docs)
-    assert (docs / "LEDGER.md").read_text() == first
-    shown = (docs / "ledger.html").read_text()
-    assert "1 &lt; 2" in shown and RECORD["command"] in shown
-    for key, value in (
-        ("date", ""),
-        ("rows", []),
-        ("claim", "../x"),
-        ("rows", [RECORD["rows"][0] | {"verdict": "yes"}]),
-    ):
-        files.write_json(run / claims.FILE, RECORD | {key: value})
-        with pytest.raises(Refused, match="has no usable"):
-            ledger.store([run], docs)
-    (docs / "LEDGER.md").write_text("no markers")
-    with pytest.raises(Refused, match="needs the lines"):
-        ledger.write(docs)
-
-
-def test_the_ledger_of_the_house_is_up_to_date(tmp_path):
-    """Its table says what docs/claims holds, no more and no less."""
-    text = (ledger.DOCS / ledger.LEDGER).read_text("utf-8")
-    paths = sorted((ledger.DOCS / ledger.STORE).glob("*.json"))
-    table = text.split(ledger.BEGIN)[1].split(ledger.END)[0]
-    assert table == "\n" + ledger.markdown([json.loads(path.read_text()) for path in paths])
 
 
 def test_commands_that_name_no_claim_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from experiments import modes, overrides
 from experiments import workdir as files
 from experiments.errors import ConfigError, Refused, sentence
 from experiments.train import train
+from tests import environment
 from tests.experiments import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -249,7 +250,7 @@ def test_bad_commands_end_with_a_sentence_and_code_2_and_write_nothing(tmp_path)
         ([quick, workdir, "--simulate=8", "--config.data.batch_size=12"], "data.batch_size=12 does not divide over 8"),
         ([quick, "--workdir=/proc/run"], "'/proc/run' cannot be used: "),
     ]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = environment.child()
     for arguments, told in commands:
         done = subprocess.run(
             [sys.executable, "main.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120

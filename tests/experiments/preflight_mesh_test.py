@@ -49,6 +49,15 @@ def refusal(made) -> str:
         ),
         ({"mesh__context": 8, "parallel__schedule": "zigzg"}, "is unknown; did you mean 'zigzag'?"),
         (
+            {"mesh__tensor": 4, "sharding__stream": ("tensor",), "mesh__context": 2, "data__length": 252},
+            "data.length=252 cannot be cut over the 8 devices of sharding.stream and sharding.sequence; use e.g. "
+            "data.length=256, or sharding.stream=().",
+        ),
+        (
+            {"mesh__fsdp": 8, "sharding__stream": ("fsdp",)},
+            "sharding.stream=('fsdp',): mesh axis 'fsdp' already cuts the rows or sequences of a batch",
+        ),
+        (
             {"mesh__tensor": 8},
             "mesh.tensor=8, the devices of sharding.heads, must divide model.num_heads=4; use e.g. model.num_heads=8, "
             "or mesh.tensor=4.",
@@ -61,6 +70,20 @@ def refusal(made) -> str:
         (
             {"mesh__context": 4, "model__attention__implementation": "chunked"},
             "use model.attention.implementation=''.",
+        ),
+        (
+            {"mesh__context": 2, "model__mixer": "lact", "model__lact__chunk_size": 64, "parallel__schedule": "ring"},
+            "parallel.schedule='ring' keeps tokens contiguous, which model.mixer='lact' cannot follow; use "
+            "parallel.schedule='striped'.",
+        ),
+        (
+            {"mesh__context": 4, "model__mixer": "lact, attention", "model__lact__chunk_size": 62},
+            "model.lact.chunk_size=62 does not divide over mesh.context=4, whose devices share every chunk; use e.g. "
+            "model.lact.chunk_size=64.",
+        ),
+        (
+            {"mesh__context": 2, "model__mixer": "lact,linear_attention", "model__lact__chunk_size": 64},
+            "share sequences in orders that exclude each other; use mesh.context=1.",
         ),
         ({"sharding__sequence": ("fsdp",)}, "sharding.sequence=('fsdp',) must be () or ('context',)"),
     ],

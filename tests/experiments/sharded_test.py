@@ -30,7 +30,7 @@ MESHES = {
     "context4": {"context": 4},
     "fsdp2 x tensor2 x context2": {"fsdp": 2, "tensor": 2, "context": 2},
     "data2 x fsdp2 x tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
-}
+}  # With all axes together the stream is cut over tensor as well.
 MODELS = {
     **{name: {"model.mixer": name} for name in MIXERS},
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
@@ -43,13 +43,15 @@ def config(changes, mesh):
     made = base.get_config()
     kernel = {} if "context" in mesh else {"attention": {"implementation": "reference"}}
     # Chunks of which a row has several; Newton-Schulz amplifies rounding, see tests/models/lact_test.py.
-    small = {"lact": {"chunk_size": 5, "window": 7, "rank": 3, "newton_schulz_steps": 0}}
+    small = {"lact": {"chunk_size": 4, "window": 7, "rank": 3, "newton_schulz_steps": 0}}
+    layouts = getattr(MIXERS[changes.get("model.mixer", "attention")], "layouts", ("zigzag",))
     sizes = {
         "model": {"width": 32, "num_layers": 1, "num_heads": 4, "vocab_multiple": 4, **kernel, **small},
         "data": {"length": T, "batch_size": B},
         "optimizer": {"clip": 0.0, "eps": 1e-3, "warmup": 0.0, "schedule": "constant"},
         "generate": {"max_tokens": 6, "temperature": 0.0},
-        "parallel": {"schedule": "zigzag"},
+        "parallel": {"schedule": "zigzag" if "zigzag" in layouts else "auto"},
+        "sharding": {"stream": ("tensor",) if len(mesh) > 1 else ()},
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, **mesh},
     }
     made.update(sizes)
@@ -70,14 +72,6 @@ def batch():
         "positions": np.where(at < cut, at, at - cut).astype(np.int32),
         "segment_ids": segments,
     }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """Programs run once here: what the compiler is slow at would never be earned back."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Case:

@@ -12,12 +12,14 @@ import time
 import pytest
 
 from configs.sweeps import scaling as scaling_study
-from experiments import counting, modes, scaling, sharding, sweep
+from configs.sweeps import transfer
+from experiments import counting, modes, preflight, scaling, sharding, sweep
 from experiments import workdir as files
 from experiments.errors import ConfigError, Refused
 from experiments.program import build
 from experiments.sweep import launchers, pool, process, search, table, trials
 from experiments.sweep.launchers import local
+from tests import environment
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
@@ -122,6 +124,17 @@ def test_the_study_of_the_house_holds_out_its_largest_budget():
         counted = counting.flops_per_token(program)["total"]
         assert scaling_study.flops_per_token(trial.config) == pytest.approx(counted, rel=0.01)
         assert counting.parameters(program)["total"] == pytest.approx(about, rel=0.05)
+
+
+def test_the_sweep_of_learning_rates_is_the_whole_grid():
+    made = transfer.get_sweep()
+    found = trials.resolve(made["base"], trials.points(made))
+    assert len(found) == 24 and "python main.py" in transfer.__doc__ and "xpect" in transfer.__doc__
+    for trial in found:
+        preflight.check(trial.config, num_devices=1)
+        assert trial.config.model.width == 16 * trial.config.model.num_heads
+    narrow = {trial.config.model.parametrization for trial in found if trial.config.model.width == 32}
+    assert narrow == {"standard", "mup"} and made["base"].model.mup.base_width == 32  # There they are one model.
 
 
 @pytest.mark.parametrize("name", ["ray", "slurm"])
@@ -298,47 +311,38 @@ def test_a_search_that_is_killed_asks_the_same_again(method, tmp_path):
     assert run("other") != rows
 
 
-# One worker runs them all: they share the rows of four trials.
-children = pytest.mark.xdist_group("sweep_children")
-
-
-def four(base):
-    return {"base": base, "grid": {"seed": [0, 1, 2, 3]}}
+def three(base):
+    """One trial more than run at a time."""
+    return {"base": base, "grid": {"seed": [0, 1, 2]}}
 
 
 @pytest.fixture(scope="module")
 def quick_children():
     """Children find the compiled programs of the children before them."""
-    names = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "0"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in names.items():
-            patch.setenv(f"JAX_PERSISTENT_CACHE_{name}", value)
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("TESSERA_TEST_CACHE", str(_ROOT / ".cache" / "jax")))
-        patch.setenv("XLA_FLAGS", "")
+        for name, value in environment.child().items():
+            patch.setenv(name, value)
         yield
 
 
 @pytest.fixture(scope="module")
 def on_submitit(base, quick_children, tmp_path_factory):
-    """The rows of four trials on submitit's local executor."""
+    """The rows of three trials on submitit's local executor."""
     pytest.importorskip("submitit")
-    made = four(base) | {"resources": {"cluster": "local"}}
+    made = three(base) | {"resources": {"cluster": "local"}}
     return sweep.run(made, tmp_path_factory.mktemp("slurm"), jobs=2, launcher="slurm", quiet=True)
 
 
-@children
-def test_submitit_runs_four_real_trials(on_submitit):
-    assert [r["status"] for r in on_submitit] == ["finished"] * 4
-    assert len({r["loss"] for r in on_submitit}) == 4
+def test_submitit_runs_three_real_trials(on_submitit):
+    assert [r["status"] for r in on_submitit] == ["finished"] * 3
+    assert len({r["loss"] for r in on_submitit}) == 3
 
 
-@children
-def test_ray_runs_the_same_four_trials(base, quick_children, on_submitit, tmp_path):
+def test_ray_runs_the_same_three_trials(base, quick_children, on_submitit, tmp_path):
     pytest.importorskip("ray")
-    assert sweep.run(four(base), tmp_path, jobs=2, launcher="ray", quiet=True) == on_submitit
+    assert sweep.run(three(base), tmp_path, jobs=2, launcher="ray", quiet=True) == on_submitit
 
 
-@children
 def test_killed_and_started_again_a_sweep_gives_the_same_table(
     base, quick_children, on_submitit, tmp_path, monkeypatch
 ):

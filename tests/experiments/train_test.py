@@ -16,7 +16,7 @@ from experiments import train as training
 from experiments import workdir as files
 from experiments.checkpoints import CheckpointError, Checkpoints
 from experiments.train import TrainingDiverged, train
-from tests import kill_anywhere
+from tests import environment, kill_anywhere
 from tests.experiments import tiny
 
 
@@ -46,7 +46,9 @@ def test_two_runs_of_one_config_are_bit_identical(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    config = tiny.config(tmp_path, train__steps=60, optimizer__learning_rate=1e-2, train__log_every=1)
+    config = tiny.config(
+        tmp_path, train__steps=60, optimizer__learning_rate=1e-2, train__log_every=1, checkpoint__every=0, eval__every=0
+    )
     train(config, tmp_path / "run", quiet=True)
     lines, _ = files.read_lines(tmp_path / "run" / files.METRICS)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
@@ -73,7 +75,7 @@ def test_sigterm_saves_leaves_with_zero_and_goes_on(tmp_path):
     texts = tiny.corpus(tmp_path)
     args = (tmp_path / "stopped", texts, tmp_path / "cache", 200)
     process = subprocess.Popen(
-        kill_anywhere.command(*args), cwd=kill_anywhere.ROOT, env=kill_anywhere.environment(), stdout=subprocess.PIPE
+        kill_anywhere.command(*args), cwd=environment.ROOT, env=environment.child(), stdout=subprocess.PIPE
     )
     deadline = time.monotonic() + 240
     while not Checkpoints(tmp_path / "stopped").steps() and time.monotonic() < deadline:
@@ -161,7 +163,7 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence(tmp_path):
     code = limit + "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path('main.py', run_name='__main__')"
     args = kill_anywhere.command(tmp_path / "run", tiny.corpus(tmp_path), tmp_path / "cache", 20)
     done = subprocess.run(
-        [sys.executable, "-c", code, *args[1:]], cwd=kill_anywhere.ROOT, env=kill_anywhere.environment(),
+        [sys.executable, "-c", code, *args[1:]], cwd=environment.ROOT, env=environment.child(),
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

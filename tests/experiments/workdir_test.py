@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import workdir as files
+from experiments.errors import Refused
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers() | st.booleans() | st.none()
 TREES = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
@@ -131,3 +134,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(files.WorkdirError, match="the disk is full; free some space"):
         files.write_json(path, {"seed": 2})
     assert json.loads(path.read_text()) == {"seed": 1} and os.listdir(tmp_path) == ["config.json"]
+
+
+def test_one_process_at_a_time_trains_in_a_workdir(tmp_path):
+    """Another one is refused in a sentence, until this one has ended, in whatever way."""
+    holds = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds, tmp_path / files.LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout.readline()
+    with pytest.raises(Refused, match=r"is being trained by another process; wait for its end, or use another workdir"):
+        files.hold(tmp_path)
+    other.kill()
+    other.communicate()
+    files.hold(tmp_path).close()
+    with pytest.raises(files.WorkdirError, match="check the path given as --workdir"):
+        files.hold(tmp_path / "missing")

@@ -123,12 +123,17 @@ def test_arrays_that_lie_as_the_schedule_wants_are_not_moved(schedule):
     q, k, v, *_ = cases.inputs(T, 4, 2, "float32")
     ids = np.sort(np.random.default_rng(1).integers(0, 4, (2, T)), 1).astype(np.int32)
     dense = np.random.default_rng(2).random((T, T)) < 0.5
-    attend = functools.partial(context_attention, mesh=cases.mesh_of(P), schedule=schedule, return_lse=True)
-    out, lse = attend(q, k, v, mask=Causal() & Segments(ids) & Dense(dense))
     order = positions(T, P, schedule)
+
+    @functools.partial(jax.jit, static_argnames="layout")
+    def attend(q, k, v, ids, dense, layout):
+        mask = Causal() & Segments(ids) & Dense(dense)
+        mesh = cases.mesh_of(P)
+        return context_attention(q, k, v, mask=mask, mesh=mesh, schedule=schedule, layout=layout, return_lse=True)
+
+    out, lse = attend(q, k, v, ids, dense, layout="natural")
     laid = [to_layout(jnp.asarray(x), P, schedule) for x in (q, k, v, ids)]
-    mask = Causal() & Segments(laid[3]) & Dense(dense[order][:, order])
-    laid_out, laid_lse = attend(*laid[:3], mask=mask, layout="schedule")
+    laid_out, laid_lse = attend(*laid, dense[order][:, order], layout="schedule")
     np.testing.assert_array_equal(from_layout(laid_out, P, schedule), out)
     np.testing.assert_array_equal(from_layout(laid_lse, P, schedule, axis=2), lse)
 
@@ -149,7 +154,8 @@ def test_bfloat16_is_within_its_roundings():
     q, k, v, *_ = (jnp.asarray(x, jnp.bfloat16) for x in cases.inputs(T, 8, 2, "float32"))
     exact, _ = cases.one_device(*(x.astype(jnp.float32) for x in (q, k, v)), Causal())
     for schedule in ("ring", "token_ring"):
-        out = context_attention(q, k, v, mesh=cases.mesh_of(4), schedule=schedule, mask="causal")
+        attend = functools.partial(context_attention, mesh=cases.mesh_of(4), schedule=schedule, mask="causal")
+        out = jax.jit(attend)(q, k, v)
         assert out.dtype == jnp.bfloat16
         # A block's result is rounded once (merging averages such errors), the sum of all once more.
         error = jnp.abs(out.astype(jnp.float32) - exact).max()
@@ -202,5 +208,5 @@ def test_auto_takes_what_the_bytes_say():
 
 def test_auto_runs():
     q, k, v, *_ = cases.inputs(cases.LENGTH[2], 8, 1, "float32")
-    out = context_attention(q, k, v, mesh=cases.mesh_of(2), schedule="auto", mask="causal")
+    out = jax.jit(functools.partial(context_attention, mesh=cases.mesh_of(2), schedule="auto", mask="causal"))(q, k, v)
     np.testing.assert_allclose(out, cases.one_device(q, k, v, Causal())[0], atol=4e-6)

@@ -1,0 +1,51 @@
+"""Claim: a TokenFormer learns text as well as a Transformer of as many parameters, in as many steps.
+
+    python main.py --mode=claim --config=configs/claims/tokenformer_tiny.py \\
+        --workdir=runs/claims/tokenformer_tiny --jobs=2
+
+TokenFormer (Wang et al. 2024, arXiv:2410.23168, table 2): trained from scratch on the Pile, models whose linear maps
+are attention to parameter tokens are on a par with Transformers of their size. Here: the `tiny` presets of both, which
+have 0.393 M parameters beside the embedding, on the standard library's source; same steps, batches and learning rate.
+The statement is put so that it can fail: TokenFormer's loss is lower.
+
+Expect: what the run says. Cost: six runs of 600 steps of 8 x 128 bytes; planned for 5 minutes with --jobs=2.
+"""
+
+from configs import tokenformer, transformer
+
+PARTS = (
+    "model.projection", "model.channel", "model.norm", "model.norm_scale", "model.norm_eps", "model.final_norm",
+    "model.attention.rope_fraction", "model.pattention.tokens", "model.pattention.channel_tokens",
+)  # fmt: skip
+
+
+def get_claim():
+    """The claim, for the check `contrast`."""
+    config = transformer.get_config("tiny")
+    config.data.batch_size = 8
+    config.train.update({"steps": 600, "log_every": 20})
+    config.eval.update({"every": 100, "batches": 100, "sample_prompt": ""})
+    config.checkpoint.every = 200
+    return {
+        "statement": "A tiny TokenFormer has a lower loss than a Transformer of as many parameters after as many steps",
+        "source": "Wang et al. 2024, arXiv:2410.23168, table 2",
+        "published": "on a par: Pile perplexity 10.45 at 150M, 8.28 at 450M",
+        "check": "contrast",
+        "score": "loss",
+        "base": config,
+        "arms": {"tokenformer": _values(tokenformer.get_config("tiny")), "transformer": _values(config)},
+        "better": "tokenformer",
+        "worse": "transformer",
+        "seeds": (0, 1, 2),
+    }
+
+
+def _values(config) -> dict:
+    """What makes `config` the model it is: {dotted key: value} of PARTS."""
+    flat = {f"model.{key}": config.model[key] for key in config.model}
+    flat |= {
+        f"model.{group}.{key}": config.model[group][key]
+        for group in ("attention", "pattention")
+        for key in config.model[group]
+    }
+    return {key: flat[key] for key in PARTS}

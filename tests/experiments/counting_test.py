@@ -1,0 +1,60 @@
+"""FLOPs of every part of every socket, against what the compiler counts in the same program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import transformer
+from experiments import counting, sharding
+from experiments.program import build
+from kernels import masks
+from models.channels import CHANNELS
+from models.mixers import MIXERS
+from models.projections import PROJECTIONS
+
+D, T, C = 512, 96, 64  # A chunk that is learned from and half a one, so that no loop of the program turns twice
+GROUPS = {
+    "lact": {"chunk_size": C, "window": T, "rank": 0, "newton_schulz_steps": 2, "heads": 8},
+    "ttt_linear": {"mini_batch": C},
+    "ttt_mlp": {"mini_batch": C},
+    "linear_attention": {"chunk_size": T},
+    "gated_delta": {"chunk_size": T},
+}
+# Their backward pass computes chunks again instead of keeping them; `flops_per_token` leaves that out, as for remat.
+COMPUTED_AGAIN = {"lact": 2, "ttt_linear": 1, "ttt_mlp": 1}  # at most so many times more
+KINDS = {"linear_attention": "recurrent", "gated_delta": "recurrent", "ttt_linear": "fast", "ttt_mlp": "fast"}
+PARTS = [("mixer", name) for name in MIXERS] + [("channel", name) for name in CHANNELS]
+PARTS += [("projection", name) for name in PROJECTIONS if name != "dense"]
+
+
+@pytest.mark.parametrize(("socket", "name"), PARTS)
+def test_flops_agree_with_the_compiler(socket, name):
+    """Forward, and forward with backward, within 3%: a model of one layer, before XLA rewrites anything."""
+    config = transformer.get_config("tiny")
+    config.model.update({"width": D, "num_heads": 8, "num_layers": 1, socket: name})
+    if name in GROUPS:
+        config.model[name].update(GROUPS[name])
+    for part in ("attention", "pattention"):
+        config.model[part].implementation = "reference"
+    config.data.length = T
+    made = build(config.lock(), vocab_size=256, mesh=sharding.make_mesh(config, jax.devices()[:1]))
+
+    def loss(params):
+        model = made.merge(params)
+        features, _ = model(jnp.zeros((1, T), jnp.int32), mask=masks.Causal())
+        return jnp.sum(model.logits(features) ** 2)
+
+    flops = counting.flops_per_token(made)
+    forward, context = flops["total"] / 3, flops["context"] / 3
+    kinds = {"attention", "fast"} if name == "lact" else {KINDS.get(name, "attention")}
+    assert {kind for kind in counting.MIXING if flops[kind]} == kinds
+    assert flops["context"] == pytest.approx(sum(flops[kind] for kind in kinds))
+    # The reference attention computes the scores that a causal mask hides: T keys instead of (T + 1) / 2.
+    hidden = 4 * D * (T - (T + 1) / 2) if name in ("attention", "lact") or socket != "mixer" else 0
+    solved = T * D if name == "gated_delta" else 0  # XLA counts a triangular system as nothing.
+    shapes = made.abstract["params"]
+    counted = jax.jit(loss).lower(shapes).cost_analysis()["flops"] / T + solved
+    assert 1.0 <= counted / (forward + hidden) < 1.03
+    counted = jax.jit(jax.grad(loss)).lower(shapes).cost_analysis()["flops"] / T + 3 * solved
+    again = COMPUTED_AGAIN.get(name, 0) * (context + hidden)
+    assert 1.0 <= counted / (3 * (forward + hidden)) and counted < 1.03 * (3 * (forward + hidden) + again)
