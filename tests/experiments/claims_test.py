@@ -330,7 +330,7 @@ def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
         config = small(claim["base"], tmp_path)
         config.update_from_flattened_dict(changes)
         config.data.update({"source": "task:arithmetic", "name": "digits=1, room=8", "length": 12})
-        config.eval.update({"batches": 2, "batch_size": 4})
+        config.eval.update({"batches": 2, "batch_size": 8})
         config.model.num_layers = 1
         train(config.lock(), tmp_path / name, quiet=True)
         models.append(speed.trained.load(tmp_path / name))
