@@ -40,14 +40,14 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         y, state = self.mixer(self._whole(self.mixer_norm(x)), context, state)
-        x = x + self._joining(y)
-        x = x + self._joining(self.channel(self._whole(self.channel_norm(x))))
+        x = x + self.joining(y)
+        x = x + self.joining(self.channel(self._whole(self.channel_norm(x))))
         return self.partition.constrain(x, STREAM), state
 
     def _whole(self, x: jax.Array) -> jax.Array:
         return self.partition.exchange(x, STREAM, TOKENS) if self.partition.cuts_stream else x
 
-    def _joining(self, y: jax.Array) -> jax.Array:
+    def joining(self, y: jax.Array) -> jax.Array:
         """What a branch adds to the stream: cut as the stream is, scaled by the depth of the model."""
         y = self.partition.exchange(y, TOKENS, STREAM) if self.partition.cuts_stream else y
         return y if self.share == 1.0 else y * jnp.asarray(self.share, y.dtype)

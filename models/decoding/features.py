@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -69,9 +69,7 @@ class Plan:
         return math.ceil(self.share * (length - self.prompt))
 
 
-def network(
-    layers: Sequence[Layer], embed, logits, places: Array, plan: Plan
-) -> Network:  # fmt: skip
+def network(layers: Sequence[Layer], embed: Callable, logits: Callable, places: Array, plan: Plan) -> Network:
     """For `caches.decode(policy="none")`, in one block: rows then make their calls together until each is done.
 
     embed: tokens `[B, T]` -> `[B, T, D]`; logits: `[B, T, D]` -> `[B, T, C]`; places: `[B, T]`, -1 = padding.
@@ -156,18 +154,17 @@ class BlockLayer:
         return self.block.mixer.project(self.block.mixer_norm(x), places)
 
     def attend(self, q: Array, k: Array, v: Array, places: Array, others: Array) -> Array:
-        return self.block.mixer.attend(q, k, v, masks.Positions(places, others, rule=self.mask), cached=True)
+        mask = masks.Positions(places, others, rule=self.mask)
+        return self.block.joining(self.block.mixer.attend(q, k, v, mask, cached=True))
 
     def channel(self, y: Array) -> Array:
-        return self.block.channel(self.block.channel_norm(y))
+        return self.block.joining(self.block.channel(self.block.channel_norm(y)))
 
 
 def of_model(model, mask: masks.Mask, places: Array, plan: Plan, classes: int) -> tuple[Network, Features]:
     """Network and empty cache of an `LM` of attention layers that is told no time, inside a trace."""
     model = model.for_decoding()
-    layers = [
-        BlockLayer(getattr(period, name), mask) for period in model.stack.periods for name in period.names
-    ]  # fmt: skip
+    layers = [BlockLayer(getattr(period, name), mask) for period in model.stack.periods for name in period.names]
     head = lambda x: model.logits(model.norm(x))[..., :classes]  # noqa: E731
     run = network(layers, model.embed, head, places, plan)
     return run, empty(layers, *places.shape, model.spec.D, model.spec.dtype)
