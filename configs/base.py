@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     model.softcap = 0.0  # cap * tanh(logits / cap); 0 = off.
     model.embedding_scale = 1.0  # Multiplies embeddings after look-up; 0 = sqrt(D).
     model.time_features = 0  # Even: features of the noise level t, added by a learned map; 0 = t is not told.
+    model.self_condition = False  # A learned map of an earlier prediction, added to the input (neodiff).
     model.parametrization = "standard"  # How sizes set the rest: standard, or mup (rates tuned at a small base hold).
     model.init = "normal"  # Of projections: normal(init_std), fan_in, or normal_depth (outputs / sqrt(2L)).
     model.init_std = 0.02
@@ -173,6 +174,9 @@ def get_config() -> ConfigDict:
     neodiff.levels = 99  # K: intrinsic times 0..K; the vocabulary grows by K + 1 classes of the time predictor.
     neodiff.smoothing = 0.1  # Of the anchor's targets.
     neodiff.noise_factor = 1.0
+    neodiff.conditioned = (
+        0.5  # Share of rows trained with an earlier prediction, where model.self_condition asks for it.
+    )
     neodiff.draws = 4
 
     config.optimizer = optimizer = ConfigDict()
@@ -224,7 +228,8 @@ def get_config() -> ConfigDict:
 
     config.parallel = parallel = ConfigDict()
     # How attention crosses devices that share a sequence (mesh.context > 1), and so the order of tokens in a batch.
-    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring.
+    # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring; where a mixer
+    # needs another order of tokens, the ring of that order (lact: striped, linear_attention and gated_delta: ring).
     #   all_gather         every device collects all keys and values: simple, memory grows with the whole sequence
     #   ring               keys and values travel; under a causal mask the first device idles half of the time
     #   zigzag             ring, with two pieces a device, so that causal work is equal; length a multiple of 2 context
@@ -242,6 +247,7 @@ def get_config() -> ConfigDict:
     config.sharding = ConfigDict()  # Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.
     config.sharding.batch = ("data", "fsdp")
     config.sharding.sequence = ("context",)  # Or () to leave sequences whole.
+    config.sharding.stream = ()  # ("tensor",): between mixers and channels tokens are cut over it too, see machines.md.
     config.sharding.embed = ("fsdp",)
     config.sharding.heads = ("tensor",)
     config.sharding.hidden = ("tensor",)
@@ -270,6 +276,15 @@ def get_config() -> ConfigDict:
     denoising.threshold = 0.9  # threshold: reveals every token at least so sure.
     denoising.factor = 1.0  # factor: reveals n tokens while (n + 1) (1 - confidence) is at most this.
     denoising.guidance = 0.0  # Classifier-free; 0 = off. Doubles the calls.
+    denoising.cache = ""  # What is kept between calls: "" = nothing, prefix, dual, free (FreeCache), adaptive.
+    denoising.commit = True  # free: one more call on each finished block, so that what is kept is not stale.
+    denoising.refresh = 0  # prefix, dual, free: feeds everything every so many calls of a block; 0 = never.
+    denoising.adaptive = ConfigDict()  # dLLM-Cache; all at 1 is no cache.
+    denoising.adaptive.prompt_every = 50  # Calls between two renewals of the prompt's features.
+    denoising.adaptive.answer_every = 7  # Of the answer's.
+    denoising.adaptive.share = 0.25  # Of the answer's tokens that are renewed in every other call.
+    denoising.guide = ""  # method=guided: the workdir of an autoregressive run that judges drafts.
+    denoising.rule = "match"  # guided: a draft stays by match, top_k, threshold, ratio, sample, always or never.
     denoising.suffix = ""  # Text behind the masks: infilling between the prompt and this.
     return config
 

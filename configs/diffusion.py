@@ -4,6 +4,8 @@
     python main.py --config=configs/diffusion.py:block --workdir=runs/block --config.block_diffusion.block=16
     python main.py --mode=generate --workdir=runs/mdlm --prompt="def main(" --config.generate.diffusion.steps=64
 
+Caches and guides that make filling in cheaper: docs/diffusion.md.
+
 | preset | objective        | L | D   | T   | expected on the standard library's source, bits per byte             |
 |--------|------------------|---|-----|-----|-----------------------------------------------------------------------|
 | mdlm   | masked_diffusion | 2 | 128 | 128 | <= 3.82 after 960 steps, <= 3.56 after 2580 (one seed)                |
@@ -13,6 +15,19 @@
 | any_subset | any_subset   | 2 | 128 | 128 | not run; exact (=), from left to right; twice the tokens of a pass    |
 | insertion | insertion     | 2 | 128 | 128 | not run; the bound includes the ends of rows, and its draws are noisy |
 | neodiff | neodiff         | 2 | 128 | 128 | not run; its number (~) is a reconstruction, not a likelihood         |
+
+With "-lm1b", "-owt" or "-text8" behind its name (mdlm-lm1b) a preset has the published size and a set prepared by
+TensorFlow Datasets (TFDS names lm1b; openwebtext and text8 are yours to prepare under these names):
+
+| shape | T    | tokens        | published: block 4, mdlm, sedd (all <=); autoregressive (=)              |
+|-------|------|---------------|--------------------------------------------------------------------------|
+| lm1b  | 128  | BPE of 30,522 | perplexity 28.23, 31.78, 32.68; 22.83                                    |
+| owt   | 1024 | BPE of 50,257 | perplexity 20.73, 22.98, 24.10; 17.54                                    |
+| text8 | 256  | bytes         | bits per character: mdlm 1.37 (MD4), sedd 1.39; 1.23                     |
+
+All have L = 12, D = 768, N = 12, batches of 512 rows and 1M steps: 65B, 524B and 131B tokens.
+None of these was trained here. Published tokenizers are WordPiece (lm1b) and GPT-2's, so that perplexities compare
+only roughly: read bits per byte.
 
 For comparison: bytes by their frequency alone 4.56, the same backbone autoregressive 2.24 after 1855 steps. Rotary
 positions are what lets so small a masked model leave the unigram plateau. Papers: Sahoo et al. 2024, "Simple and
@@ -37,14 +52,30 @@ PRESETS = {
     },
     "any_subset": {"objective": "any_subset"},
     "insertion": {"objective": "insertion", "data": {"isolate": False}},
-    "neodiff": {"objective": "neodiff", "model": {"time_features": 64}},
+    "neodiff": {"objective": "neodiff", "model": {"time_features": 64, "self_condition": True}},
+}
+
+SHAPES = {
+    "lm1b": {"name": "lm1b", "length": 128, "tokenizer": "bpe", "vocab_size": 30_522},
+    "owt": {"name": "openwebtext", "length": 1024, "tokenizer": "bpe", "vocab_size": 50_257},
+    "text8": {"name": "text8", "length": 256, "tokenizer": "bytes", "vocab_size": 0},
 }
 
 
 def get_config(preset: str = "mdlm"):
-    """The model of `preset`, a name in PRESETS."""
+    """The model of `preset`, a name in PRESETS; of a published size where one of SHAPES follows, as in "mdlm-lm1b"."""
+    preset, dash, shape = preset.partition("-")
+    changes = base.choose("preset", preset, PRESETS)
+    if dash:
+        config = transformer.get_config("124m")
+        config.update(changes)
+        config.data.update({"source": "tfds", **base.choose("shape", shape, SHAPES)})
+        config.optimizer.update({"learning_rate": 3e-4, "schedule": "constant", "warmup": 2500, "ema": 0.9999})
+        config.train.steps = 1_000_000
+        config.generate.temperature = 1.0
+        return config
     config = transformer.get_config("tiny")
-    config.update(base.choose("preset", preset, PRESETS))
+    config.update(changes)
     config.data.batch_size = 8
     config.train.steps = 3000
     config.eval.every = config.checkpoint.every = 1000

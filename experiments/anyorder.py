@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.denoise import Filler
+from experiments.denoise import Filler, plain_work
 from models.decoding import assd, categorical, insertion, neodiff
 
 
@@ -17,13 +17,14 @@ class Drafter(Filler):
         return (("temperature", options["temperature"]), ("draft", options["draft"]))
 
     def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
-        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+        """Filled tokens `[B, T]` and `Work`."""
         model, goal = self.program.decoder(params), self.program.objective
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
         logits = goal.conditionals(model, canvas, segments)
         kw = {"order": jnp.arange(canvas.shape[1]), "prompt": canvas, "batch": canvas.shape[0], "requests": rows}
         allowed = lambda *streams: logits(*streams).at[..., never].set(-jnp.inf)  # noqa: E731
-        return assd.sample(allowed, key, mask_id=goal.mask_id, two_stream=True, **kw, **dict(settings))
+        tokens, calls = assd.sample(allowed, key, mask_id=goal.mask_id, two_stream=True, **kw, **dict(settings))
+        return tokens, plain_work(calls, canvas, goal.copies)
 
 
 class Inserter(Filler):
@@ -35,7 +36,7 @@ class Inserter(Filler):
         return (("temperature", options["temperature"]), ("room", options["max_tokens"]), *chosen)
 
     def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
-        """`canvas [B, T]` with its masks replaced by what was inserted and, behind that, ends; calls `[B]`."""
+        """`canvas [B, T]` with its masks replaced by what was inserted and, behind that, ends; and `Work`."""
         model, goal, (B, T) = self.program.decoder(params), self.program.objective, canvas.shape
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
         open_ = canvas == goal.mask_id
@@ -54,7 +55,7 @@ class Inserter(Filler):
         )  # fmt: skip
         new = (tokens != pad).sum(-1) - given
         inserted = jnp.where(index < (prefix + new)[:, None], tokens, self.tokenizer.eos)
-        return jnp.where(open_, inserted, canvas), calls
+        return jnp.where(open_, inserted, canvas), plain_work(calls, canvas)
 
 
 class Refiner(Filler):
@@ -65,7 +66,7 @@ class Refiner(Filler):
         return (("temperature", options["temperature"]), ("steps", options["diffusion"]["steps"] or 20))
 
     def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
-        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+        """Filled tokens `[B, T]` and `Work`."""
         model, goal, settings = self.program.decoder(params), self.program.objective, dict(settings)
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
         fixed, row, K = canvas != goal.mask_id, {"segment_ids": segments}, goal.levels
@@ -75,10 +76,11 @@ class Refiner(Filler):
             return logits[..., goal.mask_id : goal.mask_id + K + 1]
 
         x, calls = neodiff.sample(
-            lambda z, tau: goal.decode(model, z, tau / K, row), times, key, goal.embed(model, canvas), fixed,
-            K=K, steps=settings["steps"], noise_factor=goal.noise_factor, requests=rows,
+            lambda z, tau, *before: goal.decode(model, z, tau / K, row, *before), times, key,
+            goal.embed(model, canvas), fixed, K=K, steps=settings["steps"], noise_factor=goal.noise_factor,
+            conditioned=model.condition is not None, requests=rows,
         )  # fmt: skip
         logits = model.logits(x.astype(model.spec.dtype))[..., : goal.mask_id].at[..., never].set(-jnp.inf)
         keys = categorical.fold(categorical.row_keys(key, len(canvas), rows), 0, categorical.TOKEN)
         drawn = categorical.sample(keys, logits, settings["temperature"]).astype(canvas.dtype)
-        return jnp.where(fixed, canvas, drawn), calls
+        return jnp.where(fixed, canvas, drawn), plain_work(calls, canvas)

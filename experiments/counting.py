@@ -11,6 +11,8 @@ from flax import nnx
 
 from models.lm import LM
 
+MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond their projections
+
 
 def parameters(program: Any) -> dict[str, int]:
     """Trained parameters by what they are: `total`, `embedding` (with a free head), `non_embedding`."""
@@ -25,8 +27,9 @@ def flops_per_token(program: Any) -> dict[str, float]:
     """FLOPs of one training step per token: forward plus twice that backward; rematerialisation not counted.
 
     A multiply-add is 2. `matmul` counts the head once and every kernel once per copy of a token that the objective
-    makes; `context` counts what mixers do beyond their projections (attention over the keys that the mask lets a token
-    see). Norms, activations and the optimizer are left out.
+    makes; `context` counts what mixers do beyond their projections, and is the sum of `attention` (over the keys that
+    the mask lets a token see), `recurrent` (memories) and `fast` (weights that learn in the forward pass). Norms,
+    activations and the optimizer are left out.
     Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out).
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
@@ -36,12 +39,15 @@ def flops_per_token(program: Any) -> dict[str, float]:
     causal = not program.objective.bidirectional
     model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
     mixers = [getattr(model.stack.period, name).mixer for name in model.stack.period.names]
-    context = spec.L / len(mixers) * sum(mixer.context_flops(length, causal) for mixer in mixers)
     copies = program.objective.copies
-    if copies > 1:  # Its own mask over several copies of the row, instead of each token seeing the row once.
-        context *= program.objective.keys(length) / length
-    matmul = 2 * (copies * kernels + spec.V * spec.D)
-    return {"matmul": 3 * matmul, "context": 3 * context, "total": 3 * (matmul + context)}
+    # With copies: a mask of their own over all of them, instead of each token seeing the row once.
+    share = spec.L / len(mixers) * (program.objective.keys(length) / length if copies > 1 else 1.0)
+    parts = dict.fromkeys(MIXING, 0.0)
+    for mixer in mixers:
+        for kind, flops in mixer.context_flops(length, causal).items():
+            parts[kind] += 3 * share * flops
+    matmul, context = 6 * (copies * kernels + spec.V * spec.D), sum(parts.values())
+    return {"matmul": matmul, **parts, "context": context, "total": matmul + context}
 
 
 def state_bytes(program: Any) -> int:
@@ -99,4 +105,4 @@ def matmul_rate(dtype: Any = jnp.float32, n: int = 0, seconds: float = 0.15) -> 
     return 2 * n**3 / best
 
 
-__all__ = ["flops_per_token", "matmul_rate", "memory", "parameters", "state_bytes"]
+__all__ = ["MIXING", "flops_per_token", "matmul_rate", "memory", "parameters", "state_bytes"]

@@ -9,7 +9,7 @@ blocks stay masked meanwhile.
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,36 @@ import numpy as np
 from experiments import preflight, preflight_diffusion
 from experiments.errors import ConfigError
 from experiments.program import Program
-from models.decoding import diffusion
+from kernels import masks
+from models.decoding import caches, diffusion, features, network
 from models.objectives import schedules
 
 # What a method takes beside temperature and guidance.
 TAKES = {
     "ancestral": ("grid", "remask"), "ancestral_two_step": ("grid", "remask"), "cached": ("grid", "remask"),
-    "threshold": ("threshold",), "factor": ("factor",), **dict.fromkeys(preflight_diffusion.SCORE_METHODS, ("grid",)),
+    "threshold": ("threshold",), "factor": ("factor",), "guided": ("rule",),
+    **dict.fromkeys(preflight_diffusion.SCORE_METHODS, ("grid",)),
 }  # fmt: skip
+
+
+class Work(NamedTuple):
+    """What each row cost, `[B]`: calls of the model, tokens that they were fed, tokens that a guide was fed."""
+
+    calls: Any
+    fed: Any
+    guided: Any
 
 
 class Filler:
     """Filling in with one model, behind the face of `generate.Generator`; compiled once per shape and setting.
 
-    `options` is `config.generate` as a dict; top_k, top_p and min_p are not used.
+    `options` is `config.generate` as a dict; top_k, top_p and min_p are not used. `guide`: a trained autoregressive
+    model (`experiments.trained.Trained`) of the same tokens, for method="guided"; by default that in the workdir which
+    `generate.diffusion.guide` names.
     """
 
-    def __init__(self, program: Program, tokenizer: Any):
-        self.program, self.tokenizer = program, tokenizer
+    def __init__(self, program: Program, tokenizer: Any, guide: Any = None):
+        self.program, self.tokenizer, self.guide = program, tokenizer, guide
         self._fill = jax.jit(self._run, static_argnames=("settings",))
 
     def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
@@ -59,24 +71,33 @@ class Filler:
         """The tokens that fill each prompt's masks, `[B, max_tokens]`, and calls of the model `[B]`."""
         count = options["max_tokens"]
         canvas, segments, starts = self.canvas(prompts, count, options["diffusion"]["suffix"])
-        tokens, calls = self._fill(
-            params, canvas, segments, jax.random.key(seed), requests(prompts), settings=self.settings(options)
-        )
-        rows = [filled[start : start + count] for filled, start in zip(np.asarray(tokens), starts, strict=True)]
-        return np.stack(rows), np.asarray(calls)
+        tokens, work = self.work(params, canvas, segments, requests(prompts), options, seed=seed)
+        rows = [filled[start : start + count] for filled, start in zip(tokens, starts, strict=True)]
+        return np.stack(rows), work.calls
+
+    def work(
+        self, params: Any, canvas: np.ndarray, segments: np.ndarray, rows: jax.Array, options: dict, *, seed: int = 0
+    ) -> tuple[np.ndarray, Work]:
+        """`canvas [B, T]` with its masks filled in, and what that cost. `segments [B, T]`: 0 = padding."""
+        settings, guide, key = self.settings(options), self._guide(options), jax.random.key(seed)
+        if dict(settings).get("policy") == "adaptive":  # Columns before the first mask of any row: the prompt.
+            settings += (("prompt", int(np.argmax((canvas == self._mask_id).any(0)))),)
+        extra = {} if guide is None else {"guide": guide.params}
+        return jax.tree.map(np.asarray, self._fill(params, canvas, segments, key, rows, settings=settings, **extra))
 
     def answers(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a task with their answers drawn anew: tokens `[B, T]`, calls `[B]`. `batch` as from `inputs.prepare`.
 
         `data.tasks.score(batch, predicted=tokens)` says how many are right.
         """
+        tokens, work = self.answered(params, batch, options, seed=seed)
+        return tokens, work.calls
+
+    def answered(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, Work]:
+        """The same, with all that it cost."""
         canvas = np.where(batch["mask"], self._mask_id, batch["tokens"]).astype(np.int32)
         options = {**options, "max_tokens": max(1, int(batch["mask"].sum(1).max()))}
-        filled = self._fill(
-            params, canvas, batch["segment_ids"], jax.random.key(seed), jnp.arange(len(canvas)),
-            settings=self.settings(options),
-        )  # fmt: skip
-        return tuple(map(np.asarray, filled))
+        return self.work(params, canvas, batch["segment_ids"], jnp.arange(len(canvas)), options, seed=seed)
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""
@@ -98,10 +119,39 @@ class Filler:
     def _mask_id(self) -> int:
         return self.program.objective.mask_id
 
-    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
-        """Filled tokens `[B, T]` and calls of the model `[B]`."""
+    def _guide(self, options: dict) -> Any:
+        """The model that judges drafts, read when it is first asked for; None where none is."""
+        chosen = options["diffusion"]
+        if preflight_diffusion.method(self.program.config.objective, chosen["method"]) != "guided":
+            return None
+        if self.guide is None:
+            from experiments import trained
+
+            self.guide = trained.load(chosen["guide"])
+        made = self.guide
+        if made.config.objective != "next_token" or made.corpus.tokenizer.hash != self.tokenizer.hash:
+            raise ConfigError([
+                f"generate.diffusion.guide={chosen['guide']!r} must be a model of objective='next_token' with the same "
+                f"tokenizer; it has objective={made.config.objective!r} and data.tokenizer="
+                f"{made.config.data.tokenizer!r}."
+            ])  # fmt: skip
+        return made
+
+    def _run(
+        self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings,
+        guide: Any = None,
+    ):  # fmt: skip
+        """Filled tokens `[B, T]` and `Work`."""
         model, goal, settings = self.program.decoder(params), self.program.objective, dict(settings)
-        never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
+        never, block = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad]), getattr(goal, "block", 0)
+        if "policy" in settings:
+            settings["never"] = never
+            if guide is not None:
+                settings["guide"] = self.guide.program.decoder(guide)
+            tokens, work = fill_cached(
+                model, goal.mask, key, canvas, segments, rows, mask_id=goal.mask_id, block=block, **settings
+            )
+            return self.program.spec.partition.constrain(tokens, (None, None)), work
 
         def predict(z: jax.Array, t: jax.Array) -> jax.Array:
             features, _ = model(z, mask=goal.mask, segment_ids=segments, time=t)
@@ -118,9 +168,10 @@ class Filler:
         if scores:
             temperature = settings.pop("temperature")
             settings |= {"schedule": goal.schedule, "graph": goal.graph}
-        source, block = log_score if scores else denoise, getattr(goal, "block", 0)
+        source = log_score if scores else denoise
         tokens, calls = fill(source, key, canvas, rows, mask_id=goal.mask_id, block=block, **settings)
-        return self.program.spec.partition.constrain(tokens, (None, None)), calls  # Whole: the host reads it.
+        tokens = self.program.spec.partition.constrain(tokens, (None, None))  # Whole: the host reads it.
+        return tokens, plain_work(calls, canvas)
 
     def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
         """The arguments of `fill` that `config.generate` names, hashable."""
@@ -138,7 +189,11 @@ def settings(options: dict, objective: str = "masked_diffusion") -> tuple[tuple[
     chosen = options["diffusion"]
     method = preflight_diffusion.method(objective, chosen["method"])
     names = TAKES.get(method, ())
-    if method not in preflight_diffusion.SCORE_METHODS:
+    more: tuple[tuple[str, Any], ...] = ()
+    if chosen["cache"] or method == "guided":
+        names = (*names, "commit", "refresh")
+        more = (("policy", chosen["cache"] or "none"), ("plan", tuple(chosen["adaptive"].items())))
+    elif method not in preflight_diffusion.SCORE_METHODS:
         names = ("guidance", *names)
     return (
         ("method", method),
@@ -147,6 +202,7 @@ def settings(options: dict, objective: str = "masked_diffusion") -> tuple[tuple[
         ("by", chosen["block"]),
         ("temperature", options["temperature"]),
         *((name, chosen[name]) for name in names),
+        *more,
     )
 
 
@@ -192,6 +248,73 @@ def fill(
     first = jnp.min(jnp.where(canvas == mask_id, index, T)) // size
     last = jnp.max(jnp.where(canvas == mask_id, index, -1)) // size
     return jax.lax.fori_loop(first, last + 1, one, (jnp.asarray(canvas), jnp.zeros(B, int)))
+
+
+def fill_cached(
+    model: Any,
+    mask: masks.Mask,
+    key: jax.Array,
+    canvas: jax.Array,
+    segments: jax.Array,
+    rows: jax.Array,
+    *,
+    mask_id: int,
+    count: int,
+    steps: int,
+    policy: str,
+    method: str,
+    plan: tuple = (),
+    prompt: int = 0,
+    block: int = 0,
+    by: int = 0,
+    never: jax.Array | None = None,
+    guide: Any = None,
+    rule: str = "match",
+    commit: bool = True,
+    refresh: int = 0,
+    **options: Any,
+) -> tuple[jax.Array, Work]:
+    """The same as `fill` by rules that reveal the surest, with a cache of `models.decoding.caches` or of `features`.
+
+    Args:
+      model, mask: an `LM` and what its objective sees; segments `[B, T]`: 0 = padding.
+      policy: none, prefix, dual, free; or adaptive, as `plan` says (prompt_every, answer_every, share), in one block:
+        columns before `prompt` are the prompt.
+      guide: an autoregressive `LM` for method "guided", and `rule`: see `models.decoding.guided`.
+      others: as of `fill` and `caches.decode`; refresh 0: never.
+    """
+    B, T = canvas.shape
+    index = jnp.arange(T)
+    places = jnp.where(segments != 0, index, -1)
+    size = min(block or by or T, T)
+    if policy == "adaptive":
+        run, cache = features.of_model(model, mask, places, features.Plan(prompt, **dict(plan)), mask_id)
+        policy = "none"
+    else:
+        run, cache = network.cached(model, mask, places, mask_id), network.empty(model, B, T)
+
+    def allowed(tokens: jax.Array, positions: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        logits, cache = run(tokens, positions, cache)
+        return logits if never is None else logits.at[..., never].set(-jnp.inf), cache
+
+    judge = None
+    if guide is not None:
+        reads = network.cached(guide, masks.Causal(), places, mask_id)
+        judge = caches.Guide(reads, network.empty(guide, B, T), rule)
+    blocks = -(-T // size)
+    share = max(1, -(-steps * size // count)) if blocks > 1 else steps
+    found = caches.decode(
+        allowed, cache, key, init=canvas, block=size, mask_id=mask_id, policy=policy, commit=commit,
+        refresh=refresh or None, method=method, steps=blocks * share, guide=judge,
+        prefill=blocks > 1, requests=rows, **options,
+    )  # fmt: skip
+    fed = found.cache.fed if isinstance(found.cache, features.Features) else found.fed
+    return found.tokens, Work(found.calls, fed, found.guided)
+
+
+def plain_work(calls: jax.Array, canvas: jax.Array, copies: int = 1) -> Work:
+    """Every call is fed the whole canvas `[B, T]`."""
+    return Work(calls, calls * (copies * canvas.shape[1]), 0 * calls)
 
 
 def requests(prompts: Sequence[str]) -> jax.Array:

@@ -6,8 +6,8 @@ POSITIVE = (
     "checkpoint.keep_last", "masked_diffusion.draws", "block_diffusion.draws", "block_diffusion.block",
     "model.lact.heads", "model.lact.chunk_size", "model.lact.window", "model.ttt_linear.mini_batch",
     "model.ttt_mlp.mini_batch", "model.linear_attention.chunk_size", "model.gated_delta.chunk_size",
-    "model.mup.base_width", "score_entropy.draws", "generate.draft", "insertion.draws", "neodiff.levels",
-    "neodiff.draws",
+    "score_entropy.draws", "generate.draft", "insertion.draws", "neodiff.levels", "neodiff.draws",
+    "generate.diffusion.adaptive.prompt_every", "generate.diffusion.adaptive.answer_every", "model.mup.base_width",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
@@ -18,7 +18,7 @@ NOT_NEGATIVE = (
     "checkpoint.every", "checkpoint.keep_every", "checkpoint.keep_best", "generate.temperature", "generate.top_k",
     "masked_diffusion.steps", "generate.diffusion.steps", "generate.diffusion.block", "generate.diffusion.factor",
     "generate.diffusion.guidance", "model.lact.newton_schulz_steps", "model.lact.rank", "model.time_features",
-    "neodiff.noise_factor", "model.mup.base_head_dim", "model.mup.base_layers",
+    "neodiff.noise_factor", "generate.diffusion.refresh", "model.mup.base_head_dim", "model.mup.base_layers",
 )  # fmt: skip
 SHARES = {  # key: (least, most), both allowed
     "data.validation": (0.0, 0.9), "model.attention.rope_fraction": (0.0, 1.0), "optimizer.final": (0.0, 1.0),
@@ -34,6 +34,6 @@ SHARES = {  # key: (least, most), both allowed
     "model.ttt_mlp.base_rate": (1e-8, 100.0), "model.ttt_mlp.rope_theta": (1.0, 1e12),
     "model.ttt_mlp.hidden_ratio": (0.01, 100.0),
     "any_subset.rate_min": (0.0, 1.0), "any_subset.rate_max": (0.0, 1.0), "score_entropy.t_min": (0.0, 1.0),
-    "score_entropy.t_max": (1e-6, 1.0), "neodiff.smoothing": (0.0, 1.0),
-    "generate.insertion.threshold": (0.0, 1.0),
+    "score_entropy.t_max": (1e-6, 1.0), "neodiff.smoothing": (0.0, 1.0), "neodiff.conditioned": (0.0, 1.0),
+    "generate.insertion.threshold": (0.0, 1.0), "generate.diffusion.adaptive.share": (0.0, 1.0),
 }  # fmt: skip

@@ -4,13 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SCORE_METHODS = ("analytic", "euler")
+CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "threshold", "factor")
+CACHES = ("prefix", "dual", "free", "adaptive")
 # The methods of models.decoding.diffusion. Written out, because settings of generation are checked before jax is
 # imported.
 GENERATION = {
     "generate.diffusion.method": (
-        "", "ancestral", "ancestral_two_step", "cached", "first_hitting", "max_prob", "margin", "entropy", "random",
-        "left_to_right", "candidate", "threshold", "factor", *SCORE_METHODS,
+        "", "ancestral", "ancestral_two_step", "cached", "first_hitting", *CONFIDENT, *SCORE_METHODS, "guided",
     ),
+    "generate.diffusion.cache": ("", *CACHES),
+    "generate.diffusion.rule": ("match", "top_k", "threshold", "ratio", "sample", "always", "never"),
     "generate.diffusion.grid": ("linear", "cosine"),
     "generate.insertion.stop": ("sample", "threshold", "never"),
 }  # fmt: skip
@@ -48,6 +51,11 @@ def problems(config: Any) -> Iterator[str]:
         yield (
             f"model.time_features={model.time_features} wants a time, which objective={name!r} does not tell; "
             "use model.time_features=0."
+        )
+    if model.self_condition and name != "neodiff":
+        yield (
+            f"model.self_condition=True wants an earlier prediction, which objective={name!r} does not make; "
+            "use model.self_condition=False."
         )
     if config.loss.z_loss and name in NO_Z_LOSS:
         yield f"loss.z_loss={config.loss.z_loss} has no meaning for objective={name!r}; use loss.z_loss=0.0."
@@ -94,6 +102,8 @@ def sampling_problems(config: Any, options: Mapping[str, Any]) -> Iterator[str]:
             )
         return
     how = method(name, chosen["method"])
+    if chosen["cache"] or how == "guided":
+        yield from _cache_problems(config, chosen, how)
     scores = how in SCORE_METHODS
     if scores and name != "score_entropy":
         yield (
@@ -117,3 +127,38 @@ def sampling_problems(config: Any, options: Mapping[str, Any]) -> Iterator[str]:
             f"generate.diffusion.block={chosen['block']} leaves masks for later, which score_entropy.graph='uniform' "
             "has not; use generate.diffusion.block=0."
         )
+
+
+def _cache_problems(config: Any, chosen: Mapping[str, Any], how: str) -> Iterator[str]:
+    """What keeping keys and values between calls, or a guide, asks of the model and of the method."""
+    name, model, cache = config.objective, config.model, chosen["cache"]
+    asked = f"generate.diffusion.cache={cache!r}" if cache else "generate.diffusion.method='guided'"
+    if how == "guided" and not chosen["guide"]:
+        yield (
+            "generate.diffusion.method='guided' needs an autoregressive run that judges drafts; "
+            "use generate.diffusion.guide=WORKDIR."
+        )
+    elif how not in (*CONFIDENT, "guided"):
+        yield (
+            f"{asked} goes with methods that reveal the surest tokens, not with generate.diffusion.method={how!r}; "
+            "use generate.diffusion.method='max_prob'."
+        )
+    if name == "score_entropy":
+        yield f"{asked} is for masked and block diffusion, not for objective={name!r}; use generate.diffusion.cache=''."
+    elif model.time_features:
+        yield (
+            f"{asked} keeps what was computed at other times, which model.time_features={model.time_features} would "
+            "tell apart; use model.time_features=0."
+        )
+    if chosen["guidance"]:
+        yield (
+            f"generate.diffusion.guidance={chosen['guidance']} does not go with {asked}; "
+            "use generate.diffusion.guidance=0.0."
+        )
+    if cache == "adaptive" and (chosen["block"] or name == "block_diffusion"):
+        yield (
+            f"{asked} fills the whole canvas at once, not in blocks; use objective='masked_diffusion' with "
+            "generate.diffusion.block=0."
+        )
+    if cache == "adaptive" and model.attention.window:
+        yield f"{asked} knows no model.attention.window={model.attention.window}; use model.attention.window=0."

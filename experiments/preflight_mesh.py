@@ -16,6 +16,7 @@ def problems(config: Any, num_devices: int) -> Iterator[str]:
         return
     yield from _row_problems(config, mesh)
     yield from _head_problems(config, mesh)
+    yield from _stream_problems(config, mesh)
     if config.sharding.sequence not in ((), ("context",)):
         yield (
             f"sharding.sequence={config.sharding.sequence!r} must be () or ('context',): no other mesh axis can "
@@ -52,6 +53,24 @@ def _head_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
                 f"{axes}, the devices of sharding.heads, must divide model.{key}={heads}; use e.g. "
                 f"model.{key}={-(-heads // ways) * ways}, or mesh.{cut[-1]}={math.gcd(heads, mesh[cut[-1]])}."
             )
+
+
+def _stream_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
+    """Tokens of the residual stream over devices that otherwise share heads and hidden widths."""
+    twice = [axis for axis in config.sharding.stream if axis in (*config.sharding.batch, *config.sharding.sequence)]
+    if twice:
+        yield (
+            f"sharding.stream={config.sharding.stream!r}: mesh axis {twice[0]!r} already cuts the rows or sequences of "
+            "a batch; use sharding.stream=('tensor',)."
+        )
+        return
+    ways = math.prod(mesh[axis] for axis in (*config.sharding.sequence, *config.sharding.stream))
+    length = config.data.length
+    if any(mesh[axis] > 1 for axis in config.sharding.stream) and length % ways:
+        yield (
+            f"data.length={length} cannot be cut over the {ways} devices of sharding.stream and sharding.sequence; "
+            f"use e.g. data.length={-(-length // ways) * ways}, or sharding.stream=()."
+        )
 
 
 def schedules(config: Any) -> tuple[str, ...]:

@@ -142,8 +142,7 @@ class Program:
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     """Everything about a run that is known before a parameter exists. ValueErrors name the key of the config."""
     goal = make_objective(config, vocab_size)
-    rules = tuple((axis, tuple(names)) for axis, names in config.sharding.to_dict().items())
-    partition = Partition(mesh, rules, sharding.schedule(config, mesh.shape, goal.mask))
+    partition = Partition(mesh, sharding.rules(config), sharding.schedule(config, mesh.shape, goal.mask))
     spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)
     graphdef, variables = _structure(spec)
     decoder = _structure(dataclasses.replace(spec, partition=partition.without("sequence")))[0]

@@ -18,8 +18,18 @@ REMAT = {
 }
 
 
+# What a device holds of the residual stream, and what mixers and channels read and write.
+STREAM, TOKENS = ("batch", "stream", None), ("batch", "sequence", None)
+
+
 class Block(nnx.Module):
-    """`x + mixer(norm(x))`, then `x + channel(norm(x))`; x `[B, T, D]`."""
+    """`x + mixer(norm(x))`, then `x + channel(norm(x))`; x `[B, T, D]`.
+
+    Where the mesh cuts the stream, sums of parts of heads or of hidden widths are scattered over tokens, added and
+    normalised there, and gathered for the next part, instead of being summed on every device: as many bytes, and one
+    part of the norm, the addition and what the backward pass keeps of them (Korthikanti et al. 2022, "Reducing
+    Activation Recomputation in Large Transformer Models", section 4.2.2; TokenWeave, 2025, fuses the three).
+    """
 
     def __init__(self, spec: Spec, mixer: str, *, rngs: nnx.Rngs):
         self.mixer_norm = norms.make(spec, rngs=rngs)
@@ -29,13 +39,17 @@ class Block(nnx.Module):
         self.partition, self.share = spec.partition, spec.sizes.branch
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
-        y, state = self.mixer(self.mixer_norm(x), context, state)
-        x = x + self._scaled(y)
-        x = x + self._scaled(self.channel(self.channel_norm(x)))
-        return self.partition.constrain(x, ("batch", "sequence", None)), state
+        y, state = self.mixer(self._whole(self.mixer_norm(x)), context, state)
+        x = x + self.joining(y)
+        x = x + self.joining(self.channel(self._whole(self.channel_norm(x))))
+        return self.partition.constrain(x, STREAM), state
 
-    def _scaled(self, y: jax.Array) -> jax.Array:
-        """What a branch adds, by the depth of the model."""
+    def _whole(self, x: jax.Array) -> jax.Array:
+        return self.partition.exchange(x, STREAM, TOKENS) if self.partition.cuts_stream else x
+
+    def joining(self, y: jax.Array) -> jax.Array:
+        """What a branch adds to the stream: cut as the stream is, scaled by the depth of the model."""
+        y = self.partition.exchange(y, TOKENS, STREAM) if self.partition.cuts_stream else y
         return y if self.share == 1.0 else y * jnp.asarray(self.share, y.dtype)
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
-from models.block import Stack, Unstacked
+from models.block import STREAM, Stack, Unstacked
 from models.mixers import Context
 from models.mixers.slots import Slots
 from models.spec import Spec
@@ -27,13 +27,25 @@ class LM(nnx.Module):
         init = parameters.normal(spec.init_std)
         self.embedding = parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
         self.time = TimeEmbedding(spec, rngs=rngs) if spec.time_features else None
+        square = ((D, D), (None, "embed"), "kernel", spec)
+        self.condition = parameters.param(parameters.zeros, rngs, *square) if spec.self_condition else None
         self.stack = Stack(spec, rngs=rngs)
         self.norm = norms.make_final(spec, rngs=rngs)
         head = None if spec.tied else parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
         self.head = head
         self.spec = spec
 
-    def __call__(self, tokens: jax.Array, *, mask: masks.Mask, positions=None, segment_ids=None, time=None, state=None):
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        mask: masks.Mask,
+        positions=None,
+        segment_ids=None,
+        time=None,
+        condition=None,
+        state=None,
+    ):
         """Features of `tokens`, and the decoding state after them.
 
         Args:
@@ -42,6 +54,8 @@ class LM(nnx.Module):
           positions: `[B, T]` place in the document; None: 0..T-1, which a cut sequence may not be in the order of.
           segment_ids: `[B, T]` document within the row, 0 = padding; None: one document a row.
           time: `[B]` or `[B, T]` in 0..1, how noisy the tokens are; read where `model.time_features` asks for it.
+          condition: `[B, T, D]` an earlier prediction, of which `model.self_condition` learns a map (zero at first);
+            None: nothing is known yet.
           state: from `init_state`, for decoding; None in training.
 
         Returns:
@@ -52,7 +66,9 @@ class LM(nnx.Module):
         x = tokens.astype(self.spec.dtype) if tokens.ndim == 3 else self.embed(tokens)
         if self.time is not None:
             x = x + self.time(time)
-        x = self.spec.partition.constrain(x, ("batch", "sequence", None))
+        if self.condition is not None and condition is not None:
+            x = x + condition.astype(x.dtype) @ self.condition[...].astype(x.dtype)
+        x = self.spec.partition.constrain(x, STREAM)
         if state is None:
             return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])

@@ -5,6 +5,7 @@ every device sees only its own rows, tokens and heads.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ Axes = Sequence[str | None]
 class Partition:
     """A mesh (None: one device) and pairs of a logical axis (`batch`, `heads`, ...) and the mesh axes that cut it.
 
+    `stream`: what cuts the tokens of the residual stream; `sequence`, and what `sharding.stream` adds to it.
     `schedule`: where `sequence` is cut, how attention crosses the cuts, by its name in
     `kernels.context_attention.SCHEDULES`; batches then come with their tokens in its order.
     """
@@ -36,12 +38,18 @@ class Partition:
         """Mesh axes, larger than 1, that cut the logical `axis`."""
         return tuple(name for name in dict(self.rules).get(axis, ()) if self.mesh.shape[name] > 1)
 
+    @property
+    def cuts_stream(self) -> bool:
+        """Whether devices share the residual stream of tokens that all of them read in mixers and channels."""
+        return not self.trivial and self.mesh_axes("stream") != self.mesh_axes("sequence")
+
     def ways(self, axis: str | None) -> int:
         """Parts that the logical `axis` is cut into."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
 
     def without(self, *axes: str) -> "Partition":
         """The same mesh, with these logical axes whole on every device."""
+        axes = (*axes, "stream") if "sequence" in axes else axes
         rules = tuple(rule for rule in self.rules if rule[0] not in axes)
         return dataclasses.replace(self, rules=rules, schedule="" if "sequence" in axes else self.schedule)
 
@@ -53,8 +61,17 @@ class Partition:
         """`x` laid out as its logical axes say."""
         if self.trivial:
             return x
-        cut = self if self._even(x, axes) else self.without("batch")
+        uneven = tuple(a for a in ("batch", "stream") if a in axes and x.shape[list(axes).index(a)] % self.ways(a))
+        cut = self.without(*uneven)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, cut.spec(axes)))
+
+    def exchange(self, x: jax.Array, before: Axes, after: Axes) -> jax.Array:
+        """`x`, laid out by its logical axes `before`, as `after` says; its gradient the other way round.
+
+        Sums of parts are then scattered in both directions. (The gradient of `constrain` lies as its result does: here
+        it would be summed on every device first.)
+        """
+        return _exchange(self, tuple(before), tuple(after), x)
 
     def gather(self, x: jax.Array, axes: Axes) -> jax.Array:
         """Inside `run`: `x` whole along its logical `axes`, e.g. a weight of which every device holds a part.
@@ -86,3 +103,19 @@ class Partition:
     def _even(self, x: jax.Array, axes: Axes) -> bool:
         """Whether the batch of `x` divides over the devices that share it."""
         return "batch" not in axes or x.shape[list(axes).index("batch")] % self.ways("batch") == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _exchange(partition: Partition, before: Axes, after: Axes, x: jax.Array) -> jax.Array:
+    return partition.constrain(x, after)
+
+
+def _exchange_forward(partition, before, after, x):
+    return partition.constrain(x, after), None
+
+
+def _exchange_backward(partition, before, after, _, gradient):
+    return (partition.constrain(gradient, before),)
+
+
+_exchange.defvjp(_exchange_forward, _exchange_backward)

@@ -35,6 +35,7 @@ class Spec:
     softcap: float
     embedding_scale: float
     time_features: int
+    self_condition: bool
     init: str
     init_std: float
     dtype: Any
@@ -78,5 +79,5 @@ class Spec:
 
 _COPIED = (
     "channel", "projection", "norm", "norm_scale", "norm_bias", "norm_eps", "final_norm", "tied", "softcap", "init",
-    "init_std", "remat", "time_features",
+    "init_std", "remat", "time_features", "self_condition",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import counting
-from experiments.bench import attention, mixers, pattention, timing, training
+from experiments.bench import attention, context, mixers, pattention, timing, training
 from experiments.bench.rows import Planned, Row
 
 OTHER = ("data", "startup/a", "startup/b")
@@ -44,7 +44,13 @@ def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> 
 
 def planned(platform: str) -> list[Planned]:
     """Every row for `platform` (cpu, gpu, tpu), not built yet."""
-    return [*attention.planned(platform), *pattention.planned(platform), *mixers.planned(platform), *training.planned()]
+    return [
+        *attention.planned(platform),
+        *context.planned(platform),
+        *pattention.planned(platform),
+        *mixers.planned(platform),
+        *training.planned(),
+    ]
 
 
 def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[str, Any]]:
@@ -79,7 +85,7 @@ def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
     table = Table(title=row.name, title_justify="left")
     unit = row.work[1]
     for name in ("", "wall ms", "spread", "CPU ms", f"x {row.baseline}", "x by CPU", "GFLOP/s", "share", "temp MiB",
-                 f"{unit}/s" if unit else ""):  # fmt: skip
+                 f"{unit}/s" if unit else "", *([row.counted[0]] if row.counted[0] else [])):  # fmt: skip
         table.add_column(name, justify="right" if name else "left")
     records = []
     for name, t in timings.items():
@@ -100,6 +106,8 @@ def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
             "work_per_second": work / t.median,
             "unit": unit,
         }
+        if row.counted[0]:
+            record[row.counted[0]] = row.counted[1][name]
         records.append(record)
         temp = record["temporaries"]
         table.add_row(
@@ -107,6 +115,7 @@ def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
             f"{record['times_faster']:.2f}", f"{record['times_faster_cpu']:.2f}",
             f"{rate / 1e9:.1f}" if flops else "", f"{rate / ceiling:.0%}" if flops else "",
             "" if temp is None else f"{temp / 2**20:.1f}", f"{record['work_per_second']:,.0f}" if unit else "",
+            *([f"{row.counted[1][name]:,}"] if row.counted[0] else []),
         )  # fmt: skip
     console.print(table)
     return records

@@ -1,12 +1,10 @@
 """Bench rows of `kernels/attention`: every implementation and library peer, forward and forward + backward."""
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import ops
@@ -109,8 +107,7 @@ def _check(shape: shapes.Shape, backward: bool, platform: str) -> str:
     short = shape._replace(T=min(shape.T, 512), S=min(shape.S, 512), B=1)
     if "blockdiffusion" in shape.mask:
         short = short._replace(mask="blockdiffusion(256, 64)")
-    # Rounding of inputs and outputs, times the square root of the longest sum (errors of random sign).
-    tolerance = float(jnp.finfo(shape.dtype).eps) * 4 * math.sqrt(short.S)
+    tolerance = ops.tolerance(shape.dtype, 4, short.S)  # p, out, ds and the result
     return ops.wrong(_forwards(short, platform), _forward(short, "reference"), _inputs(short), backward, tolerance)
 
 

@@ -64,7 +64,7 @@ class Layer:
         """Of a forward and a backward pass: every kernel once a token, and what the mixer counts beyond them."""
         mixer, params = nnx.eval_shape(lambda: nnx.merge(*self.make())), jax.eval_shape(self.make)[1]
         kernels = sum(math.prod(v.shape) for _, v in nnx.to_flat_state(params) if v.get_metadata("role") == "kernel")
-        return 3 * self.B * self.T * (2 * kernels + mixer.context_flops(self.T, True))
+        return 3 * self.B * self.T * (2 * kernels + sum(mixer.context_flops(self.T, True).values()))
 
     def short(self) -> "Layer":
         """The same code at a size that float32 on the host does in no time, chunks wider than the fast weights."""
@@ -96,12 +96,8 @@ class FastWeights(Layer):
 
     def flops(self) -> float:
         """Of the layer, without its projections and its window."""
-        window = 4 * self.D * (self._window() - self._window() * (self._window() - 1) / (2 * self.T))
         mixer = nnx.eval_shape(lambda: nnx.merge(*self.make()))
-        return 3 * self.B * self.T * (mixer.context_flops(self.T, True) - window)
-
-    def _window(self) -> int:
-        return min(dict(self.options)["window"], self.T)
+        return 3 * self.B * self.T * mixer.context_flops(self.T, True)["fast"]
 
 
 def planned(platform: str) -> Iterator[Planned]:
@@ -169,7 +165,7 @@ def wrong(key: str, layer: Layer) -> str:
     # Operands are rounded about 16 times from the input to the last gradient; products sum in float32 at least. A step
     # of Newton-Schulz multiplies what is small by 4, rounding with it, and its result by no common scale of the rates,
     # whose gradients then cancel to nothing: hence the least scale.
-    tolerance = 16 * float(jnp.finfo(layer.dtype).eps) * (math.sqrt(layer.T) if layer.dtype == "float32" else 1)
+    tolerance = ops.tolerance(layer.dtype, 16, layer.T)
     tolerance *= 4 if dict(layer.options).get("newton_schulz_steps") else 1
     least = max(float(jnp.abs(b).max()) for b in expected[1:]) / 100
     for a, b in zip(got, expected, strict=True):

@@ -1,6 +1,7 @@
 """What the bench rows of all kernels share: a call from an implementation, a row from the calls, their check."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,14 @@ def row(
     if jax.default_backend() != "cpu":
         rest.setdefault("calls", CALLS)
     return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
+
+
+def tolerance(dtype: str, roundings: int, terms: int) -> float:
+    """Of the largest value: operands and results are rounded so many times between the inputs and the last gradient.
+
+    Sums are float32: beside its rounding, but not beside a shorter type's, those of `terms` terms count (random signs).
+    """
+    return roundings * float(jnp.finfo(dtype).eps) * (math.sqrt(terms) if dtype == "float32" else 1)
 
 
 def wrong(forwards: Mapping[str, Forward], exact: Forward, args: tuple, backward: bool, tolerance: float) -> str:

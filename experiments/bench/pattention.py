@@ -1,12 +1,10 @@
 """Bench rows of `kernels/pattention`: the fused forms beside XLA's own fusion of the reference."""
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.bench import ops
 from experiments.bench.rows import Planned, Row
@@ -60,8 +58,7 @@ def _row(name: str, shape: shapes.Shape, dtype: str, backward: bool, platform: s
 def _check(shape: shapes.Shape, dtype: str, backward: bool, platform: str) -> str:
     """Every implementation against the reference in float32, on at most 512 of the row's tokens."""
     short = shape._replace(T=min(shape.T, 512))
-    # Rounding of inputs and outputs of two products in a row, times the square root of the longest sum (random signs).
-    tolerance = float(jnp.finfo(dtype).eps) * 8 * math.sqrt(max(short))
+    tolerance = ops.tolerance(dtype, 8, max(short))  # scores, weights, both parts of their gradient, each result
     exact = functools.partial(pattention, implementation=BASELINE)
     return ops.wrong(_forwards(platform), exact, _inputs(short, dtype), backward, tolerance)
 

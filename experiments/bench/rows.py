@@ -13,6 +13,7 @@ class Row:
     wrong: no time is printed for a row that is wrong. `flops` and `bytes` are counted from the problem, not measured;
     `temporaries` are the compiler's bytes per candidate; `work` is a count and its unit, e.g. (4096, "tokens").
     Where candidates are not the same problem, `flops` and the count are mappings by candidate.
+    `counted`: what it is and how much of it each candidate has, e.g. score entries: counted from a plan, not measured.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Row:
     bytes: float = 0.0
     work: tuple[float | Mapping[str, float], str] = (0.0, "")
     temporaries: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    counted: tuple[str, Mapping[str, int]] = ("", {})
     rounds: int = 5
     calls: int = 1
 

@@ -25,6 +25,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
     "overtraining": "overtraining",
     "assd": "assd",
     "table": "table",
+    "speed": "speed",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -134,17 +134,23 @@ def _called(instruction: Instruction, found: Mapping[str, Any]) -> list[str]:
 
 
 def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int]) -> list[Collective]:
-    """Every collective of a compiled program on a mesh of these axis sizes, in the order of the mesh."""
+    """Every collective of a compiled program on a mesh of these axis sizes, in the order of the mesh.
+
+    A TPU program may cut one into fusions that begin it, work while it is under way, and end it, each of which names
+    it: it is counted where it begins. A fusion called all-reduce-scatter keeps of a sum each device's own part.
+    """
     count = times(found)
     result = []
     for name, instructions in found.items():
-        if name not in count:
+        stage = {target for i in instructions for target in re.findall(r'"AsyncCollective(\w+)"', i.rest)}
+        if name not in count or name.startswith("async_collective_fusion") or "Done" in stage:
             continue
         shapes = {i.name: i.shape for i in instructions}
         for at, instruction in enumerate(instructions):
             kind = instruction.op.removesuffix("-start")
             if kind not in KINDS:
                 continue
+            kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
             payload = sum(size(shapes.get(operand, "")) for operand in instruction.operands)
             groups = _groups(instruction, math.prod(mesh.values()))
             ways = len(groups[0]) if kind != "collective-permute" else 2
@@ -153,7 +159,8 @@ def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int])
             result.append(
                 Collective(
                     kind, _axes(groups, mesh), ways, _sent(kind, ways, payload), count[name],
-                    instruction.op.endswith("-start") and _beside(instructions, at), _source(instruction),
+                    "Start" in stage or (instruction.op.endswith("-start") and _beside(instructions, at)),
+                    _source(instruction),
                 )
             )  # fmt: skip
     return result

@@ -89,13 +89,13 @@ def summary(program: Program) -> list[str]:
     tokens = train.steps * data.batch_size * data.length
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     size = {name: _size(count) for name, count in memory.items()}
+    mixing = ", ".join(f"{kind} {flops[kind]:.4g}" for kind in counting.MIXING if flops[kind])
     return [
         f"devices: {program.mesh.size} {program.mesh.devices.flat[0].device_kind} ({mesh})",
         *_crossing(program),
         f"parameters: {parameters['total']:,} in all, {parameters['non_embedding']:,} without embeddings",
-        f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, attention and other mixing "
-        f"{flops['context']:.4g}); {flops['total'] * tokens:.4g} for {train.steps:,} steps of "
-        f"{data.batch_size * data.length:,} tokens",
+        f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, {mixing}); "
+        f"{flops['total'] * tokens:.4g} for {train.steps:,} steps of {data.batch_size * data.length:,} tokens",
         f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "
         f"{size['gradients']}, activations {size['activations']}, logits {size['logits']})",
     ]
@@ -108,7 +108,11 @@ def _crossing(program: Program) -> list[str]:
         return []
     P, shapes = partition.ways("sequence"), sharding.attention_shapes(program.config)
     why = context_attention.explain(*shapes, program.objective.mask, P, program.spec.dtype)
-    return [f"sequence over {P} devices: {why if asked == 'auto' else partition.schedule}"]
+    if asked != "auto":
+        why = partition.schedule
+    elif not why.startswith(f"{partition.schedule}:"):
+        why = f"{partition.schedule}: it keeps tokens in the order that every mixer of the model can follow"
+    return [f"sequence over {P} devices: {why}"]
 
 
 def _size(count: int) -> str:

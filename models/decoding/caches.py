@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from models.decoding import categorical, reveal
+from models.decoding import guided as guided_rules
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
@@ -24,11 +25,28 @@ POLICIES = ("none", "prefix", "dual", "free")
 
 class Decoded(NamedTuple):
     """tokens [B, T]; calls [B] of the network; fed [B], the query tokens of those calls: cost is close to
-    proportional."""
+    proportional; guided [B], those of the guide's calls; cache, as it was left."""
 
     tokens: Array
     calls: Array
     fed: Array
+    guided: Array
+    cache: Any
+
+
+class Guide(NamedTuple):
+    """A small autoregressive network that judges drafts from left to right (see `models.decoding.guided`).
+
+    network: as above, but causal: logits at a position predict the next token. It reads a position again when the block
+    that holds it is drafted again, so its cache is never stale. Other fields: as in `guided.decode`.
+    """
+
+    network: Network
+    cache: Any
+    rule: str = "match"
+    top_k: int = 5
+    threshold: float = 0.3
+    ratio: float = 0.3
 
 
 def windows(policy: str, length: int, start: int, stop: int) -> tuple[range, bool]:
@@ -67,6 +85,8 @@ def decode(
     factor: float = 1.0,
     confidence: str = "max_prob",
     temperature: float = 1.0,
+    guide: Guide | None = None,
+    prefill: bool = False,
     requests: Array | None = None,
     batch_axis: int = 0,
 ) -> Decoded:
@@ -83,7 +103,11 @@ def decode(
       refresh: feed the whole canvas every so many steps of a block; 1 is no cache at all, None is the policy's own way.
       method: max_prob, margin, entropy, random, left_to_right or candidate with `steps` in all (a multiple of the
       blocks),
-        or threshold or factor, which use `confidence`: as in `models.decoding.diffusion.sample`, with the same keys.
+        or threshold or factor, which use `confidence`: as in `models.decoding.diffusion.sample`, with the same keys; or
+        guided, by `guide`: the longest prefix of the block's drafts (argmax) that it lets stand, and at least the
+        first.
+      prefill: one more call at the start, on the whole canvas: needed where the first block of some row may have no
+        masks, since a cache holds nothing until the whole canvas was fed once.
 
     Returns:
       tokens, calls and fed tokens of each row. A row that has finished a block makes no calls while others work on
@@ -91,24 +115,47 @@ def decode(
     """
     rows, length = init.shape
     blocks = -(-(length - prompt_length) // block)
-    parallel = method in ("threshold", "factor")
+    parallel = method in ("threshold", "factor", "guided")
+    if (method == "guided") != (guide is not None):
+        raise ValueError(f"method={method!r} with guide={guide}: a guide and method='guided' go together")
     if not parallel and (steps is None or steps < blocks or steps % blocks):
         raise ValueError(f"steps={steps} must be a positive multiple of the {blocks} blocks, for example {4 * blocks}")
     each = block if parallel else steps // blocks
     keys = categorical.row_keys(key, rows, requests)
     rule = _Rule(method, confidence, threshold, factor, temperature, each)
-    state = (jnp.asarray(init), cache, jnp.zeros(rows, int), jnp.zeros(rows, int))
+    none, z = jnp.zeros(rows, int), jnp.asarray(init)
+    held = (cache, None if guide is None else guide.cache)
+    state = _State(z, *held, none, none, none)
+    if prefill and policy == "free":
+        state = _read(network, state, batch_axis)
+    if prefill and guide is not None:
+        state = _introduce(guide, state, length, mask_id, batch_axis)
     for number in range(blocks):
         start = prompt_length + number * block
         stop = min(start + block, length)
         window, renew = windows(policy, length, start, stop)
+        first = number == 0 and not prefill
+        open_ = (state.z[:, start:stop] == mask_id).any(-1)
+        if guide is not None and first and start:
+            state = _introduce(guide, state, start, mask_id, batch_axis)
+        if guide is not None and start:  # What was given behind a gap is read anew with what the gap got.
+            changed = ~open_ & (z[:, :start] == mask_id).any(-1)
+            state = _follow(guide, state, start - 1, stop, changed, batch_axis)
         state = _block(
-            network, state, keys, rule, mask_id, number, start, stop, window, renew or number == 0, refresh, batch_axis
+            network, state, keys, rule, guide, mask_id, number, start, stop, window, renew or first, refresh, batch_axis
         )
         if policy == "free" and commit and stop < length:
-            state = _commit(network, state, start, stop, batch_axis)
-    tokens, _, calls, fed = state
-    return Decoded(tokens, calls, fed)
+            state = _commit(network, state, start, stop, open_, batch_axis)
+    return Decoded(state.z, state.calls, state.fed, state.guided, state.cache)
+
+
+class _State(NamedTuple):
+    z: Array
+    cache: Any
+    guide_cache: Any
+    calls: Array
+    fed: Array
+    guided: Array
 
 
 class _Rule(NamedTuple):
@@ -153,14 +200,15 @@ def _feed(network: Network, z: Array, cache: Any, window: range, active: Array, 
     return logits, jax.tree.map(keep, cache, new)
 
 
-def _block(network, state, keys, rule, mask_id, number, start, stop, window, renew, refresh, axis):
+def _block(network, state, keys, rule, guide, mask_id, number, start, stop, window, renew, refresh, axis):
     """Decodes the block [start, stop) of every row."""
-    length = state[0].shape[1]
+    length = state.z.shape[1]
     everything = range(length)
-    total = (state[0][:, start:stop] == mask_id).sum(-1)
+    total = (state.z[:, start:stop] == mask_id).sum(-1)
 
     def body(carry):
-        j, z, cache, calls, fed = carry
+        j, s = carry
+        z, cache = s.z, s.cache
         masked = z[:, start:stop] == mask_id
         active = masked.any(-1)
 
@@ -181,19 +229,64 @@ def _block(network, state, keys, rule, mask_id, number, start, stop, window, ren
         else:
             logits, cache = jax.lax.cond(whole, full, partial)
         logits = mask_logits(logits, mask_id)
-        new = rule.reveal(keys, j, z[:, start:stop], logits, masked, total, number, start)
+        guide_cache, guided = s.guide_cache, s.guided
+        if guide is None:
+            new = rule.reveal(keys, j, z[:, start:stop], logits, masked, total, number, start)
+        else:
+            drafts = jnp.where(masked, jnp.argmax(logits, -1).astype(z.dtype), z[:, start:stop])
+            good, guide_cache, read = _judge(guide, s, drafts, keys, number * rule.each + j, start, stop, active, axis)
+            new = jnp.where(guided_rules.kept(good, masked), drafts, z[:, start:stop])
+            guided = guided + active * read
         z = z.at[:, start:stop].set(new)
-        return j + 1, z, cache, calls + active, fed + active * jnp.where(whole, length, len(window))
+        fed = s.fed + active * jnp.where(whole, length, len(window))
+        return j + 1, _State(z, cache, guide_cache, s.calls + active, fed, guided)
 
     def unfinished(carry):
-        return (carry[1][:, start:stop] == mask_id).any()
+        return (carry[1].z[:, start:stop] == mask_id).any()
 
-    _, z, cache, calls, fed = jax.lax.while_loop(unfinished, body, (0, *state))
-    return z, cache, calls, fed
+    return jax.lax.while_loop(unfinished, body, (0, state))[1]
 
 
-def _commit(network, state, start, stop, axis):
-    """One call on the finished block, for its keys and values alone."""
-    z, cache, calls, fed = state
-    _, cache = _feed(network, z, cache, range(start, stop), jnp.ones(z.shape[0], bool), axis)
-    return z, cache, calls + 1, fed + (stop - start)
+def _judge(guide, state, drafts, keys, when, start, stop, active, axis):
+    """Whether the guide lets each draft [B, block] stand, its cache, and the tokens that it was fed in a row."""
+    begin = max(start - 1, 0)  # What predicts the first token of a row stands nowhere: it is never judged.
+    filled = state.z.at[:, start:stop].set(drafts)
+    logits, cache = _feed(guide.network, filled, state.guide_cache, range(begin, stop), active, axis)
+    judged = logits[:, :-1]
+    options = {"top_k": guide.top_k, "threshold": guide.threshold, "ratio": guide.ratio}
+    good = guided_rules.accepts(guide.rule, judged, filled[:, begin + 1 : stop], keys, when, **options)
+    return jnp.pad(good, ((0, 0), (drafts.shape[1] - good.shape[1], 0)), constant_values=True), cache, stop - begin
+
+
+def _introduce(guide, state, stop, mask_id, axis):
+    """The guide reads what stands before `stop`; what is a mask there is read again before it counts."""
+    z, everyone = jnp.where(state.z == mask_id, 0, state.z), jnp.ones(len(state.z), bool)
+    _, cache = _feed(guide.network, z, state.guide_cache, range(stop), everyone, axis)
+    return state._replace(guide_cache=cache, guided=state.guided + stop)
+
+
+def _read(network, state, axis):
+    """The network reads the whole canvas."""
+    length = state.z.shape[1]
+    _, cache = _feed(network, state.z, state.cache, range(length), jnp.ones(len(state.z), bool), axis)
+    return state._replace(cache=cache, calls=state.calls + 1, fed=state.fed + length)
+
+
+def _follow(guide, state, start, stop, rows, axis):
+    """The guide reads [start, stop) of some rows [B]."""
+
+    def feed(cache):
+        return _feed(guide.network, state.z, cache, range(start, stop), rows, axis)[1]
+
+    cache = jax.lax.cond(rows.any(), feed, lambda cache: cache, state.guide_cache)
+    return state._replace(guide_cache=cache, guided=state.guided + rows * (stop - start))
+
+
+def _commit(network, state, start, stop, open_, axis):
+    """One call on the finished block, for its keys and values alone, in rows where it was open [B]."""
+
+    def feed(cache):
+        return _feed(network, state.z, cache, range(start, stop), open_, axis)[1]
+
+    cache = jax.lax.cond(open_.any(), feed, lambda cache: cache, state.cache)
+    return state._replace(cache=cache, calls=state.calls + open_, fed=state.fed + open_ * (stop - start))

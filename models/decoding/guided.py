@@ -69,14 +69,20 @@ def decode(
         drafts = jnp.argmax(mask_logits(denoise(z, masked.mean(-1)), mask_id), -1).astype(z.dtype)
         filled = jnp.where(masked, drafts, z)
         good = accepts(rule, guide(filled), filled, keys, i, top_k=top_k, threshold=threshold, ratio=ratio)
-        # A draft is kept while none up to it was refused; if the very first is refused, it alone is kept.
-        first = masked & (jnp.cumsum(masked, -1) == 1)
-        kept = jnp.cumprod(good | ~masked, -1).astype(bool) | first
-        return i + 1, jnp.where(masked & kept, drafts, z), calls + masked.any(-1)
+        return i + 1, jnp.where(kept(good, masked), drafts, z), calls + masked.any(-1)
 
     start = (0, canvas, jnp.zeros(batch, int))
     _, z, calls = jax.lax.while_loop(lambda s: (s[1] == mask_id).any(), body, start)
     return z, calls
+
+
+def kept(good: Array, masked: Array) -> Array:
+    """Which drafts stay, bool [B, T]: those before the first refused one, and the first draft whatever was said of it.
+
+    good: as from `accepts`; masked: where drafts stand.
+    """
+    first = masked & (jnp.cumsum(masked, -1) == 1)
+    return masked & (jnp.cumprod(good | ~masked, -1).astype(bool) | first)
 
 
 def accepts(

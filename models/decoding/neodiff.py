@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def sample(
-    decode: Callable[[Array, Array], Array],
+    decode: Callable[..., Array],
     times: Callable[[Array, Array], Array],
     key: Array,
     given: Array,
@@ -23,12 +23,14 @@ def sample(
     K: int,
     steps: int,
     noise_factor: float = 1.0,
+    conditioned: bool = False,
     requests: Array | None = None,
 ) -> tuple[Array, Array]:
     """Draws embeddings; safe under jit.
 
     Args:
-      decode: (z [B, T, D], tau [B, T]) -> predicted clean embeddings [B, T, D].
+      decode: (z [B, T, D], tau [B, T]) -> predicted clean embeddings [B, T, D]; with conditioned=True a third argument
+        is the prediction before, zeros at first and the prompt where there is one.
       times: (predicted [B, T, D], t [B]) -> logits [B, T, K+1] of each token's intrinsic time at the global time t.
       given: clean embeddings [B, T, D] where `fixed` [B, T] is true: a prompt; the others are not read.
       steps: the global times 1 - 1/steps .. 0. requests: [B] numbers from which the rows' keys are folded.
@@ -47,7 +49,8 @@ def sample(
 
     def body(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, tau = state
-        x = jnp.where(fixed[..., None], given, decode(noised(i, x, tau), tau))
+        earlier = (jnp.where(fixed[..., None], given, x),) if conditioned else ()
+        x = jnp.where(fixed[..., None], given, decode(noised(i, x, tau), tau, *earlier))
         t = jnp.full(B, 1 - (i + 1) / steps)
         return x, jnp.where(fixed, 0, jnp.argmax(times(x, t), -1))
 

@@ -5,7 +5,8 @@ calls it with `state=None`; decoding hands it the state that `init_state(batch, 
 tokens: the parallel form and the step form are one function, and a test holds them equal for every part in the table.
 `bidirectional` says whether the part can run under a mask that is not causal, `context_parallel` whether it can where
 the devices of the mesh axis `context` share a sequence (a part that does not say so cannot), and `layouts`, where it is
-said, in which orders of the tokens (`kernels.context_attention.LAYOUTS`).
+said, in which orders of the tokens (`kernels.context_attention.LAYOUTS`). `context_flops` is what a token costs forward
+beyond the projections, by kind: attention, recurrent (a memory), fast (weights that learn).
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Mixer(Protocol):
 
     def init_state(self, batch: int, length: int) -> Any: ...
 
-    def context_flops(self, length: int, causal: bool) -> float: ...
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]: ...
 
 
 MIXERS = {

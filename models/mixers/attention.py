@@ -44,12 +44,7 @@ class Attention(nnx.Module):
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
-        q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q = rope.rotate(q, context.positions, theta=self.theta, fraction=self.fraction)
-        k = rope.rotate(k, context.positions, theta=self.theta, fraction=self.fraction)
-        q = q if self.score_scale == 1.0 else q * jnp.asarray(self.score_scale, q.dtype)
+        q, k, v = self.project(x, context.positions)
         mask = self._see(context)
         if state is None:
             if context.segment_ids is not None:
@@ -59,9 +54,25 @@ class Attention(nnx.Module):
             state = slots.put(state, new, context.start, axis=3)
             k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
             mask = masks.Positions(context.positions, context.slots.position, rule=mask)
-        op = functools.partial(attention if state is None else attend_cache, implementation=self.implementation)
+        return self.attend(q, k, v, mask, cached=state is not None), state
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries `[B, T, N, H]` and keys, and values, `[B, T, K, H]`."""
+        q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (rope.rotate(y, positions, theta=self.theta, fraction=self.fraction) for y in (q, k))
+        return q if self.score_scale == 1.0 else q * jnp.asarray(self.score_scale, q.dtype), k, v
+
+    def values(self, x: jax.Array) -> jax.Array:
+        """Values alone, `[B, T, K * H]`."""
+        return self.v(x)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
+        """What `x [B, T, D]` gets: attention over a cache or the row itself, and the output's projection."""
+        op = functools.partial(attend_cache if cached else attention, implementation=self.implementation)
         out = attend(self.partition, op, q, k, v, mask)
-        return self.out(out.reshape(*x.shape[:2], -1)), state
+        return self.out(out.reshape(*q.shape[:2], -1))
 
     def _see(self, context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""
@@ -75,11 +86,11 @@ class Attention(nnx.Module):
             first = masks.Positions(context.positions, context.positions, rule=first)
         return context.mask & (near | first)
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: scores and their product with v over the keys it sees."""
         window = min(self.window or length, length)
         seen = window - window * (window - 1) / (2 * length) if causal else window
-        return 4 * self.q_width * seen
+        return {"attention": 4 * self.q_width * seen}
 
     def init_state(self, batch: int, length: int) -> jax.Array:
         """An empty cache of `length` slots for `batch` rows."""

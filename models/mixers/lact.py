@@ -140,7 +140,7 @@ class Lact(nnx.Module):
         axes = ((*(fast.TOKENS,) * 4, gate), ((None, "heads", None, None),) * 3, kept_axes)
         return self.partition.run(run, (tokens, self.fast_weights(), kept), axes, (fast.TOKENS, state_axes))
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: the window, reading and learning, Newton-Schulz per chunk.
 
         Reading is 6 F d a token and head. Learning is 12 F d more for every token but those of the last chunk.
@@ -151,7 +151,7 @@ class Lact(nnx.Module):
         updates = -(-length // size) - 1
         orthogonal = 3 * self.options["newton_schulz_steps"] * (4 * short**2 * long + 2 * short**3)
         share = self.heads * (6 * F * d + updates / length * (12 * F * d * size + orthogonal))
-        return 4 * self.N * self.H * seen + share
+        return {"attention": 4 * self.N * self.H * seen, "fast": share}
 
     def init_state(self, batch: int, length: int) -> State:
         """Before the first token of `batch` rows of up to `length` tokens; window and chunk are no longer than that."""

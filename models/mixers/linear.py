@@ -40,10 +40,10 @@ class LinearAttention(nnx.Module):
         out, state = _recall(self, (q, k, v, None, decay), context, state)
         return self.out(self.norm(out).reshape(*x.shape[:2], -1)), state
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: its chunk in 4 C H a head, writing and reading in 4 H^2."""
         size = min(self.chunk_size, length)
-        return self.N * (4 * size * self.H + 4 * self.H**2)
+        return {"recurrent": self.N * (4 * size * self.H + 4 * self.H**2)}
 
     def init_state(self, batch: int, length: int) -> LinearState:
         """The empty memory of `batch` rows; the same size for any `length`."""
@@ -80,10 +80,10 @@ class GatedDelta(nnx.Module):
         gate = jax.nn.silu(self.gate(x))
         return self.out(self.norm(out).reshape(gate.shape) * gate), state
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """As for linear attention, with the overlap of the keys 2 C H, the triangular system C H and its side 2 H^2."""
         size = min(self.chunk_size, length)
-        return self.N * (7 * size * self.H + 6 * self.H**2)
+        return {"recurrent": self.N * (7 * size * self.H + 6 * self.H**2)}
 
     init_state = LinearAttention.init_state
 

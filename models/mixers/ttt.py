@@ -88,7 +88,7 @@ class _TTT(nnx.Module):
         kind = {"dtype": self.dtype, "eta_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         return ttt.init_state(self.params(), batch, mini_batch=self.mini_batch, **kind)
 
-    def context_flops(self, length: int, causal: bool) -> float:
+    def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: reading, the inner gradient, the dual form, the update.
 
         Per map a -> c of a head, with mini-batches of K: 2 a c to evaluate at the key, 2 a c at the query, 2 K (a + c)
@@ -99,7 +99,7 @@ class _TTT(nnx.Module):
         learned = (-(-length // size) - 1) * size / length
         pairs = list(zip(self.widths, self.widths[1:], strict=False))
         maps = sum((4 + 2 * learned) * a * c + 2 * size * (a + c) for a, c in pairs)
-        return self.N * (maps + sum(2 * a * c for a, c in pairs[1:]))
+        return {"fast": self.N * (maps + sum(2 * a * c for a, c in pairs[1:]))}
 
 
 class TTTLinear(_TTT):

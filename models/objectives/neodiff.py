@@ -145,15 +145,17 @@ class NeoDiff:
 
     Every token is told its own tau / levels (`model.time_features`). The time predictor is the same backbone, run over
     the predicted embeddings at the next global time, with `levels` + 1 more rows of the head as its classes (the paper
-    has a layer of its own for it). No self-conditioning. Tokens where `batch["mask"]` is false stay clean. Options: see
-    `config.neodiff`. The nats of evaluation are those of clean tokens given noised ones at a random time: NOT a bound
-    of the likelihood, which this model does not have.
+    has a layer of its own for it). With `model.self_condition` a share `conditioned` of the rows in training, and every
+    row in evaluation, is decoded twice, the second time with the first prediction beside it. Tokens where
+    `batch["mask"]` is false stay clean. Options: see `config.neodiff`. The nats of evaluation are those of clean tokens
+    given noised ones at a random time: NOT a bound of the likelihood, which this model does not have.
     """
 
     mask_id: int
     levels: int = 99
     smoothing: float = 0.1
     noise_factor: float = 1.0
+    conditioned: float = 0.5
     draws: int = 4
 
     mask: ClassVar[masks.Mask] = masks.Full()
@@ -167,16 +169,19 @@ class NeoDiff:
         return self.levels + 1
 
     def corrupt(self, batch: dict, key: Array) -> dict:
-        """The global batch with `tau [B, T]`, the global times `next [B]` of the predictor, and `noise [B, 2]`: keys.
+        """The global batch with `tau [B, T]`, the global times `next [B]` of the predictor, `noise [B, 2]`: keys, and
+        `conditioned [B]`: rows that see an earlier prediction.
 
         The width of the noise is the model's, so that each row draws its own from its key.
         """
         time_key, tau_key, next_key, noise_key = jax.random.split(key, 4)
+        coin = jax.random.uniform(jax.random.fold_in(key, 1), batch["tokens"].shape[:1])
         B, T = batch["tokens"].shape
         t = schedules.sample_times(time_key, B)
         tau = jnp.where(batch["mask"], sample_tau(tau_key, t, T, self.levels), 0)
         noise = jax.random.key_data(jax.random.split(noise_key, B))
-        return {**batch, "tau": tau, "next": t * jax.random.uniform(next_key, (B,)), "noise": noise}
+        later = t * jax.random.uniform(next_key, (B,))
+        return {**batch, "tau": tau, "next": later, "noise": noise, "conditioned": coin < self.conditioned}
 
     def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
         """Sum of squared error, anchor and time losses over a batch from `corrupt`; `key` and `z_loss` are not used."""
@@ -199,6 +204,7 @@ class NeoDiff:
 
         def draw(total: Array, key: Array) -> tuple[Array, None]:
             noised = self.corrupt(batch, key)
+            noised["conditioned"] = jnp.ones_like(noised["conditioned"])
             _, nll = self._token_losses(model, *self._predicted(model, noised), noised, 0.0)
             return total + jnp.sum(jnp.where(batch["mask"], nll, 0), -1), None
 
@@ -210,10 +216,10 @@ class NeoDiff:
         x = model.embed(tokens).astype(jnp.promote_types(model.spec.dtype, jnp.float32))
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-12)
 
-    def decode(self, model, z: Array, time: Array, batch: dict) -> Array:
-        """Features [B, T, D] of embeddings z [B, T, D] at times [B] or [B, T] in 0..1."""
+    def decode(self, model, z: Array, time: Array, batch: dict, earlier: Array | None = None) -> Array:
+        """Features [B, T, D] of embeddings z [B, T, D] at times [B] or [B, T] in 0..1; `earlier`: a prediction."""
         places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
-        return model(z, mask=self.mask, time=time, **places)[0]
+        return model(z, mask=self.mask, time=time, condition=earlier, **places)[0]
 
     def _predicted(self, model, batch: dict) -> tuple[Array, Array]:
         """Predicted and clean embeddings [B, T, D] of a batch from `corrupt`."""
@@ -223,7 +229,12 @@ class NeoDiff:
         keep = signal(tau, self.levels).astype(x.dtype)[..., None]
         z = jnp.sqrt(keep) * x + jnp.sqrt(1 - keep) * self.noise_factor * eps
         z = jnp.where(batch["mask"][..., None], z, x)
-        return self.decode(model, z, tau / self.levels, batch), x
+        time, free = tau / self.levels, batch["mask"][..., None]
+        if model.condition is None:
+            return self.decode(model, z, time, batch), x
+        first = jax.lax.stop_gradient(jnp.where(free, self.decode(model, z, time, batch), x))
+        earlier = jnp.where(batch["conditioned"][:, None, None], first, 0)
+        return self.decode(model, z, time, batch, earlier), x
 
     def _token_losses(self, model, features: Array, x: Array, batch: dict, smoothing: float) -> tuple[Array, Array]:
         """Squared error and anchor of every token, [B, T] each."""

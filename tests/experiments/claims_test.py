@@ -1,7 +1,6 @@
 """Claims from end to end at a size of seconds: what they train, how they judge, and the ledger that shows them."""
 
 import importlib
-import json
 import pathlib
 import pkgutil
 import types
@@ -14,10 +13,10 @@ from configs import claims as configs_claims
 from configs import tokenformer
 from configs.claims import assd as assd_claim
 from configs.claims import (
+    diffusion_speed,
     digits_reversed,
     language_in_context,
     overtraining,
-    recall,
     tokenformer_growth,
     tokenformer_tiny,
     tokenization,
@@ -26,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, counting, modes, preflight, sharding, smoke
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, ledger, rows, table
+from experiments.claims import answers, arms, assd, contrast, rows, speed, table
 from experiments.claims import tokenization as tokens_check
 from experiments.errors import Refused, sentence
 from experiments.program import build
@@ -273,7 +272,7 @@ def test_overtraining_fits_the_small_runs_and_predicts_the_large(tmp_path, monke
     assert row.verdict == "does not"
 
 
-def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatch):
+def test_speculative_decoding_is_exact_or_the_claim_says_so(monkeypatch):
     claim = assd_claim.get_claim() | {"tables": {"symbols": 2, "length": 3, "count": 1}, "orders": ((1, 0, 2),)}
     row = assd.law(claim)
     assert row.verdict == "exact" and row.numbers["total_variation"] < 1e-14 and row.numbers["cases"] == 8
@@ -284,45 +283,67 @@ def test_speculative_decoding_is_exact_or_the_claim_says_so(tmp_path, monkeypatc
         law, calls = real(conditionals, **kw)
         return law[::-1], calls
 
-    monkeypatch.setattr(assd.assd, "exact_law", careless)
-    assert assd.law(claim).verdict == "does not"
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(assd.assd, "exact_law", careless)
+        assert assd.law(claim).verdict == "does not"
+
+
+@pytest.mark.slow
+def test_calls_of_a_trained_model_are_counted(tmp_path):
+    claim = assd_claim.get_claim()
     claim["base"] = small(claim["base"], tmp_path, texts=True)
     claim |= {"seeds": (0, 1), "drafts": (1, 2), "tokens": 8, "prompts": ("a", "b")}
     row = assd.calls(claim, tmp_path / "w", jobs=1, quiet=True)
     assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
 
 
-def test_a_table_measures_every_cell_and_judges_the_contrasts(tmp_path, monkeypatch):
-    """Planted losses and answers; states and shares of the machine as they are."""
-    claim = recall.get_claim()
-    claim["base"], claim["seeds"] = small(claim["base"], tmp_path), (0, 1)
-    claim["lines"] = {name: claim["lines"][name] for name in ("window", "linear, 1 head")}
-    claim["points"] = {"4": claim["points"]["4"]}
-    contrast = {"statement": "s", "published": "p", "better": ("window", "4"), "worse": ("linear, 1 head", "4")}
-    claim["contrasts"] = [{**contrast, "measure": measure} for measure in ("accuracy", "loss", "share")]
-    loss = {"window, 4": 1.0, "linear, 1 head, 4": 2.0}
+def test_speed_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeypatch):
+    made = {
+        "plain": {"flops": 900.0, "exact": 0.8}, "guided, free": {"flops": 100.0, "exact": 0.8},
+        "threshold": {"flops": 50.0, "exact": 0.1},
+    }  # fmt: skip
+    claim = diffusion_speed.get_claim()
+    claim["settings"] = {name: claim["settings"][name] for name in made}
+    monkeypatch.setattr(speed.trained, "load", lambda workdir: workdir)
+    ran = lambda seed: {"parameters": 1e5, "tokens": 1e6, "workdir": seed}  # noqa: E731
+    train = lambda base, given, seeds, *_, **__: {arm: [ran(k) for k in seeds] for arm in given}  # noqa: E731
+    monkeypatch.setattr(speed.arms, "train", train)
 
-    def trained(base, arms, seeds, workdir, **_):
-        assert arms["window, 4"] == {**claim["lines"]["window"], **claim["points"]["4"]}
-        about = {"parameters": 1e5, "tokens": 1e6}
-        return {a: [about | {"loss": loss[a] + s, "workdir": workdir / f"{a} {s}"} for s in seeds] for a in arms}
+    def spent(model, guide, changes):
+        (name,) = [name for name, values in claim["settings"].items() if values == changes]
+        return made[name] | {"calls": 1.0, "seconds": 0.1, "flops": made[name]["flops"] + model * (name != "plain")}
 
-    monkeypatch.setattr(table.arms, "train", trained)
-    monkeypatch.setattr(table.arms, "compare", lambda *_: None)
-    monkeypatch.setattr(table.answers, "score", lambda workdir: {"accuracy": 0.4 + 0.5 * ("linear" in str(workdir))})
-    monkeypatch.setattr(table, "ROUNDS", 2)
-    accuracy, better, share = table.run(claim, tmp_path, jobs=1, quiet=True)
-    assert accuracy.verdict == "does not" and accuracy.numbers["mean"] == pytest.approx(-0.5)
-    assert better.verdict == "holds" and better.numbers["mean"] == pytest.approx(1.0)  # A lower loss is ahead.
-    assert better.numbers["loss"] == {"window": {"4": [1.0, 2.0]}, "linear, 1 head": {"4": [2.0, 3.0]}}
-    assert "ahead of linear, 1 head, 4 by +1.000 [+1.000, +1.000]" in better.measured
-    assert all(value > 0 for line in share.numbers["share"].values() for value in line["4"])
-    states = share.numbers[
-        "state_bytes"
-    ]  # A memory of H x H does not grow; keys and values of a layer of attention do.
-    assert states["linear, 1 head"]["4"] < states["window"]["4"]
-    assert {p.name for p in tmp_path.glob("*.png")} == {f"table-{m}.png" for m in ("accuracy", "loss", "share")}
+    monkeypatch.setattr(speed, "spent", spent)
+    (row,) = speed.run(claim, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "holds" and 8.8 < row.numbers["ratio"][0] < 9 and "threshold 17." in row.measured
+    (row,) = speed.run(claim | {"fast": "threshold"}, tmp_path, jobs=1, quiet=True)
+    assert row.verdict == "does not"
+    judge = speed.verdict
+    assert judge((6, 4, 8), (0, 0, 0), 5, 0.02) == judge((6, 5.5, 8), (0, -0.03, 0.03), 5, 0.02) == "undecided"
+
+
+@pytest.mark.slow
+def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
+    """Untrained models on a canvas of 8 symbols and a prompt of 4: plain takes 8 calls of 12 tokens."""
+    claim, models = diffusion_speed.get_claim(), []
+    for name, changes in claim["arms"].items():
+        config = small(claim["base"], tmp_path)
+        config.update_from_flattened_dict(changes)
+        config.data.update({"source": "task:arithmetic", "name": "digits=1, room=8", "length": 12})
+        config.eval.update({"batches": 2, "batch_size": 8})
+        config.model.num_layers = 1
+        train(config.lock(), tmp_path / name, quiet=True)
+        models.append(speed.trained.load(tmp_path / name))
+    costs = [speed.counting.flops_per_token(made.program)["total"] / 3 for made in models]
+    plain = speed.spent(*models, claim["settings"]["plain"])
+    assert plain["calls"] == 8 and plain["flops"] == pytest.approx(8 * 12 * costs[0])
+    free = speed.spent(*models, {"method": "max_prob", "cache": "free", "block": 6, "commit": False})
+    assert free["flops"] < plain["flops"] and free["seconds"] > 0
+    judged = speed.spent(*models, {"method": "guided", "rule": "always"})
+    assert judged["calls"] == 1 and judged["flops"] == pytest.approx(12 * sum(costs))
+    adaptive = {"prompt_every": 9, "answer_every": 9, "share": 0.25}  # The first call whole, then two of eight.
+    kept = speed.spent(*models, {"method": "max_prob", "cache": "adaptive", "adaptive": adaptive})
+    assert kept["flops"] == pytest.approx((12 + 7 * 2) * costs[0])
 
 
 @pytest.mark.slow
@@ -343,51 +364,6 @@ def test_growth_compares_at_equal_flops(tmp_path):
         assert numbers["low"] < numbers["mean"] < numbers["high"]
         assert (row["verdict"] == "holds") == (numbers["high"] < 0)
         assert all(len(values) == 2 and np.all(np.isfinite(values)) for values in numbers["losses"].values())
-
-
-RECORD = {
-    "claim": "a.py", "source": "Author 2020", "command": "python main.py --mode=claim --config=configs/claims/a.py",
-    "date": "2026-01-02", "machine": "2 CPU cores",
-    "rows": [{"statement": "A | B", "published": "1 < 2", "measured": "3", "scale": "4", "verdict": "does not",
-              "numbers": {}}],
-}  # fmt: skip
-
-
-def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tmp_path):
-    docs, run = tmp_path / "docs", tmp_path / "run"
-    docs.mkdir()
-    (docs / "LEDGER.md").write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
-    files.write_json(run / claims.FILE, RECORD)
-    ledger.store([run], docs)
-    assert json.loads((docs / "claims" / "a.json").read_text()) == RECORD
-    ledger.write(docs)
-    first = (docs / "LEDGER.md").read_text()
-    assert first.startswith("before\n") and first.endswith("\nafter\n") and "old" not in first
-    assert "| A \\| B (Author 2020) | 1 < 2 | 3 | 4 | does not |" in first and RECORD["command"] in first
-    ledger.write(docs)
-    assert (docs / "LEDGER.md").read_text() == first
-    shown = (docs / "ledger.html").read_text()
-    assert "1 &lt; 2" in shown and RECORD["command"] in shown
-    for key, value in (
-        ("date", ""),
-        ("rows", []),
-        ("claim", "../x"),
-        ("rows", [RECORD["rows"][0] | {"verdict": "yes"}]),
-    ):
-        files.write_json(run / claims.FILE, RECORD | {key: value})
-        with pytest.raises(Refused, match="has no usable"):
-            ledger.store([run], docs)
-    (docs / "LEDGER.md").write_text("no markers")
-    with pytest.raises(Refused, match="needs the lines"):
-        ledger.write(docs)
-
-
-def test_the_ledger_of_the_house_is_up_to_date(tmp_path):
-    """Its table says what docs/claims holds, no more and no less."""
-    text = (ledger.DOCS / ledger.LEDGER).read_text("utf-8")
-    paths = sorted((ledger.DOCS / ledger.STORE).glob("*.json"))
-    table = text.split(ledger.BEGIN)[1].split(ledger.END)[0]
-    assert table == "\n" + ledger.markdown([json.loads(path.read_text()) for path in paths])
 
 
 def test_commands_that_name_no_claim_are_refused(tmp_path):

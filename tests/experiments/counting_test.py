@@ -22,6 +22,7 @@ GROUPS = {
 }
 # Their backward pass computes chunks again instead of keeping them; `flops_per_token` leaves that out, as for remat.
 COMPUTED_AGAIN = {"lact": 2, "ttt_linear": 1, "ttt_mlp": 1}  # at most so many times more
+KINDS = {"linear_attention": "recurrent", "gated_delta": "recurrent", "ttt_linear": "fast", "ttt_mlp": "fast"}
 PARTS = [("mixer", name) for name in MIXERS] + [("channel", name) for name in CHANNELS]
 PARTS += [("projection", name) for name in PROJECTIONS if name != "dense"]
 
@@ -45,6 +46,9 @@ def test_flops_agree_with_the_compiler(socket, name):
 
     flops = counting.flops_per_token(made)
     forward, context = flops["total"] / 3, flops["context"] / 3
+    kinds = {"attention", "fast"} if name == "lact" else {KINDS.get(name, "attention")}
+    assert {kind for kind in counting.MIXING if flops[kind]} == kinds
+    assert flops["context"] == pytest.approx(sum(flops[kind] for kind in kinds))
     # The reference attention computes the scores that a causal mask hides: T keys instead of (T + 1) / 2.
     hidden = 4 * D * (T - (T + 1) / 2) if name in ("attention", "lact") or socket != "mixer" else 0
     solved = T * D if name == "gated_delta" else 0  # XLA counts a triangular system as nothing.

@@ -12,6 +12,7 @@ import data
 from configs import base, diffusion
 from experiments import denoise, generators, inputs, preflight, preflight_diffusion
 from experiments.train import train
+from models.decoding import caches, guided
 from models.decoding import diffusion as sampling
 from tests.experiments import program_test, tiny
 from tests.models import tiny_laws
@@ -86,18 +87,11 @@ def test_what_is_given_stays_and_no_mask_is_left(filler, other):
     for key, value in changes.items():
         options[key] = options[key] | value if isinstance(value, dict) else value
     canvas, segments, starts = made.canvas(["ab cd", "é"], 10, "xyz")
-    tokens, calls = made._fill(
-        params,
-        canvas,
-        segments,
-        jax.random.key(0),
-        denoise.requests(["ab cd", "é"]),
-        settings=made.settings(options),
-    )
-    tokens, given = np.asarray(tokens), canvas != made.program.objective.mask_id
+    tokens, (calls, _, _) = made.work(params, canvas, segments, denoise.requests(["ab cd", "é"]), options)
+    given = canvas != made.program.objective.mask_id
     np.testing.assert_array_equal(tokens[given], canvas[given])
     assert (~given).sum() == 20 and (tokens < 258)[~given].all() and (tokens != 256)[~given].all()
-    assert starts == [6, 3] and (np.asarray(calls) > 0).all()
+    assert starts == [6, 3] and (calls > 0).all()
     options["diffusion"]["suffix"] = "xyz"
     texts = made(params, ["ab cd", "é"], options, seed=5)
     assert made(params, ["é"], options, seed=5) == texts[1:] and all(text.endswith("xyz") for text in texts)
@@ -130,10 +124,12 @@ def test_filling_by_blocks_has_the_law_of_their_orders(block):
 
 def test_names_of_methods_and_options_are_those_of_the_samplers():
     methods = preflight_diffusion.GENERATION["generate.diffusion.method"]
-    assert set(methods) == {"", *sampling.METHODS}
+    assert set(methods) == {"", "guided", *sampling.METHODS}
+    assert set(preflight_diffusion.GENERATION["generate.diffusion.rule"]) == set(guided.RULES)
+    assert {*preflight_diffusion.CACHES, "none"} == {*caches.POLICIES, "adaptive"}
     options = base.get_config().generate.to_dict()
     logits = jnp.zeros((2, 6, 3))
-    for method in set(methods) - {"", *preflight_diffusion.SCORE_METHODS}:
+    for method in set(methods) - {"", "guided", *preflight_diffusion.SCORE_METHODS}:
         options["diffusion"]["method"], options["max_tokens"] = method, 6
         tokens, _ = denoise.fill(
             lambda z, t: logits, jax.random.key(0), jnp.full((2, 6), 3), jnp.arange(2), mask_id=3,
@@ -171,9 +167,23 @@ REFUSALS = {
     "model.time_features=8 wants a time, which objective='block_diffusion' does not tell": {
         "objective": "block_diffusion", "model": {"time_features": 8},
     },
+    "model.self_condition=True wants an earlier prediction": {"model": {"self_condition": True}},
     "model.time_features=7 must be even": {"model": {"time_features": 7}},
     "generate.diffusion.method='entropy' is not for objective='any_subset'": {
         "objective": "any_subset", "generate": {"diffusion": {"method": "entropy"}},
+    },
+    "generate.diffusion.cache='free' goes with methods that reveal the surest tokens": {
+        "generate": {"diffusion": {"cache": "free"}},
+    },
+    "generate.diffusion.method='guided' needs an autoregressive run": {"generate": {"diffusion": {"method": "guided"}}},
+    "generate.diffusion.cache='dual' keeps what was computed at other times": {
+        "model": {"time_features": 8}, "generate": {"diffusion": {"cache": "dual", "method": "margin"}},
+    },
+    "generate.diffusion.cache='adaptive' fills the whole canvas at once": {
+        "generate": {"diffusion": {"cache": "adaptive", "method": "margin", "block": 8}},
+    },
+    "generate.diffusion.guidance=1.0 does not go with generate.diffusion.cache='dual'": {
+        "generate": {"diffusion": {"cache": "dual", "method": "margin", "guidance": 1.0}},
     },
     "any_subset.rate_min=0.9 lies above any_subset.rate_max=0.5": {
         "objective": "any_subset", "any_subset": {"rate_min": 0.9, "rate_max": 0.5},
@@ -194,6 +204,15 @@ def test_what_cannot_be_is_refused_in_one_sentence(sentence):
     with pytest.raises(preflight.ConfigError) as refused:
         preflight.check(config, num_devices=1)
     assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shape", diffusion.SHAPES)
+def test_presets_of_published_size_can_be(shape):
+    config = diffusion.get_config(f"block-{shape}")
+    preflight.check(config, num_devices=1)
+    assert (config.objective, config.data.source, config.model.num_layers) == ("block_diffusion", "tfds", 12)
+    with pytest.raises(ValueError, match="shape='lm1' is unknown; did you mean 'lm1b'"):
+        diffusion.get_config("mdlm-lm1")
 
 
 def test_settings_of_generation_are_checked_before_anything_is_drawn():

@@ -49,6 +49,15 @@ def refusal(made) -> str:
         ),
         ({"mesh__context": 8, "parallel__schedule": "zigzg"}, "is unknown; did you mean 'zigzag'?"),
         (
+            {"mesh__tensor": 4, "sharding__stream": ("tensor",), "mesh__context": 2, "data__length": 252},
+            "data.length=252 cannot be cut over the 8 devices of sharding.stream and sharding.sequence; use e.g. "
+            "data.length=256, or sharding.stream=().",
+        ),
+        (
+            {"mesh__fsdp": 8, "sharding__stream": ("fsdp",)},
+            "sharding.stream=('fsdp',): mesh axis 'fsdp' already cuts the rows or sequences of a batch",
+        ),
+        (
             {"mesh__tensor": 8},
             "mesh.tensor=8, the devices of sharding.heads, must divide model.num_heads=4; use e.g. model.num_heads=8, "
             "or mesh.tensor=4.",

@@ -30,7 +30,7 @@ MESHES = {
     "context4": {"context": 4},
     "fsdp2 x tensor2 x context2": {"fsdp": 2, "tensor": 2, "context": 2},
     "data2 x fsdp2 x tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
-}
+}  # With all axes together the stream is cut over tensor as well.
 MODELS = {
     **{name: {"model.mixer": name} for name in MIXERS},
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
@@ -51,6 +51,7 @@ def config(changes, mesh):
         "optimizer": {"clip": 0.0, "eps": 1e-3, "warmup": 0.0, "schedule": "constant"},
         "generate": {"max_tokens": 6, "temperature": 0.0},
         "parallel": {"schedule": "zigzag" if "zigzag" in layouts else "auto"},
+        "sharding": {"stream": ("tensor",) if len(mesh) > 1 else ()},
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "context": 1, **mesh},
     }
     made.update(sizes)

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from configs.sweeps import scaling as scaling_study
-from experiments import counting, modes, scaling, sharding, sweep
+from configs.sweeps import transfer
+from experiments import counting, modes, preflight, scaling, sharding, sweep
 from experiments import workdir as files
 from experiments.errors import ConfigError, Refused
 from experiments.program import build
@@ -123,6 +124,17 @@ def test_the_study_of_the_house_holds_out_its_largest_budget():
         counted = counting.flops_per_token(program)["total"]
         assert scaling_study.flops_per_token(trial.config) == pytest.approx(counted, rel=0.01)
         assert counting.parameters(program)["total"] == pytest.approx(about, rel=0.05)
+
+
+def test_the_sweep_of_learning_rates_is_the_whole_grid():
+    made = transfer.get_sweep()
+    found = trials.resolve(made["base"], trials.points(made))
+    assert len(found) == 24 and "python main.py" in transfer.__doc__ and "xpect" in transfer.__doc__
+    for trial in found:
+        preflight.check(trial.config, num_devices=1)
+        assert trial.config.model.width == 16 * trial.config.model.num_heads
+    narrow = {trial.config.model.parametrization for trial in found if trial.config.model.width == 32}
+    assert narrow == {"standard", "mup"} and made["base"].model.mup.base_width == 32  # There they are one model.
 
 
 @pytest.mark.parametrize("name", ["ray", "slurm"])

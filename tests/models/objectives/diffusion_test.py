@@ -22,12 +22,12 @@ V, B, T = 10, 3, 12
 
 
 @functools.cache
-def make(size=V):
+def make(size=V, layers=2, seed=0):
     """A float64 model of `size` tokens and a mask, with columns beyond them as a padded vocabulary has."""
     config = base.get_config().model
-    config.update({"width": 16, "num_layers": 2, "num_heads": 2, "init": "fan_in", "unroll": 1, "vocab_multiple": 8})
-    config.update({"dtype": "float64", "param_dtype": "float64"})
-    return LM(Spec.from_config(config.to_dict(), vocab_size=size + 1), rngs=nnx.Rngs(params=0))
+    config.update({"width": 16, "num_layers": layers, "num_heads": 2, "init": "fan_in"})
+    config.update({"dtype": "float64", "param_dtype": "float64", "unroll": 1, "vocab_multiple": 8})
+    return LM(Spec.from_config(config.to_dict(), vocab_size=size + 1), rngs=nnx.Rngs(params=seed))
 
 
 def batch(length=T, size=V, rows=B):

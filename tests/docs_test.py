@@ -1,0 +1,146 @@
+"""What the pages tell a reader to type and to write: every command is one, and the part that they add works."""
+
+import importlib.util
+import math
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+import main
+from experiments import claims, modes, overrides, preflight, sweep
+from experiments.errors import Refused
+from tests import environment
+
+ROOT = environment.ROOT
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a reader runs that is not ours to check; anything else unknown fails.
+FOREIGN = ("git", "cd", "ray")
+
+
+def blocks(page: pathlib.Path) -> list[tuple[str, str]]:
+    """(what stands behind the fence, text) of the page's code blocks."""
+    return re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list:
+    """(page, line, the line that is printed below it) of each command: in blocks, and ours within a sentence."""
+    found = []
+    for page in PAGES:
+        for info, text in blocks(page):
+            lines = text.replace("\\\n", " ").splitlines()
+            for line, after in zip(lines, [*lines[1:], ""], strict=True):
+                if not info and line.strip() and not line.strip().startswith(("#", "error:")):
+                    found.append((page.name, line, after))
+        rest = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        ours = re.findall(r"`(python (?:main\.py|-m)[^`]*|make \w[^`]*|pip install [^`]*)`", rest)
+        found += [(page.name, line, "") for line in ours if "..." not in line]
+    return [pytest.param(line, after, id=f"{name}: {line[:50]}") for name, line, after in dict.fromkeys(found)]
+
+
+@pytest.mark.parametrize(("line", "after"), commands())
+def test_it_is_a_command(line, after, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for words in parts(shlex.split(line.removeprefix("$ "), comments=True)):
+        check(words, after if line.startswith("$ ") else "")
+
+
+def parts(words: list[str]) -> list[list[str]]:
+    """The commands of a line, those handed to another machine too."""
+    inner = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+    if words[0] == "gcloud":
+        assert len(inner) == 1
+        return parts(shlex.split(inner[0]))
+    found = [[]]
+    for word in words:
+        found.append([]) if word in ("&&", "&") else found[-1].append(word)
+    return [command for command in found if command]
+
+
+def check(words: list[str], refused: str) -> None:
+    """Fails for a file, target, module, flag, key or config that is not there, or does not pass the preflight."""
+    words = [word for word in words if not re.fullmatch(r"srun|[A-Z_]+=\S*:?\S*", word)]
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets
+    elif words[:2] == ["pip", "install"]:
+        known = (ROOT / "requirements-dev.txt").read_text()
+        assert (ROOT / words[-1]).exists() if words[2] == "-r" else re.search(f"^{words[2]}\\b", known, re.MULTILINE)
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) and all((ROOT / w).exists() for w in words if w.startswith("tests/"))
+    elif words[:2] == ["python", "main.py"]:
+        changes, rest = overrides.split(words[2:])
+        with flagsaver.flagsaver():
+            assert main.FLAGS([words[1], *rest])[1:] == []
+            if refused:
+                with pytest.raises(Refused) as caught:
+                    modes.config(main.FLAGS, changes)
+                assert f"error: {caught.value}".startswith(refused.removesuffix("..."))
+            else:
+                check_config(changes)
+    else:
+        assert words[0] in FOREIGN, words
+
+
+def check_config(changes: list) -> None:
+    """What --config names is there and sound, as far as it can be known without the runs that it starts from."""
+    flags = main.FLAGS
+    if flags.mode == "sweep":
+        assert sweep.load(flags.config)
+    elif flags.mode == "claim":
+        assert claims.load(flags.config) and not changes
+    elif flags.config:
+        made = modes.config(flags, changes).copy_and_resolve_references().unlock()
+        made.init.grow_from = ""  # A run of the line before.
+        processes = max(1, flags.num_processes)
+        devices = math.prod(size for size in made.mesh.values() if size > 0)
+        preflight.check(made.lock(), num_devices=max(devices, processes * max(1, flags.simulate)))
+    elif changes:
+        assert flags.workdir, "overrides need a config"
+
+
+def inserted(text: str, diff: str) -> str:
+    """`text` with the lines of a diff block: those with + stand behind, or before, the line that is shown with them."""
+    old = [line[1:] for line in diff.splitlines() if line.startswith(" ")]
+    new = [line[1:] for line in diff.splitlines()]
+    assert text.count("\n".join(old) + "\n") == 1, f"{old} is not what stands there"
+    return text.replace("\n".join(old) + "\n", "\n".join(new) + "\n")
+
+
+def test_the_part_that_is_added_passes_the_tests_of_its_socket(tmp_path):
+    """A copy of the house with the page's files and lines in it, and the tests that name the part."""
+    for name in ("configs", "data", "experiments", "kernels", "models", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("main.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    written = []
+    for info, text in blocks(ROOT / "docs" / "adding_a_part.md"):
+        kind, _, name = info.partition(" ")
+        if not name:
+            continue
+        path = tmp_path / name
+        if kind == "diff":
+            path.write_text(inserted(path.read_text(), text))
+        else:
+            assert not path.exists()
+            path.write_text(text)
+            written.append(name)
+    assert len(written) == 3  # With the line of the table: four files.
+    tests = ["tests/models/short_conv_test.py", "tests/models/lm_test.py", "tests/models/mixers_test.py"]
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests, "tests/configs_test.py"]
+    done = subprocess.run(
+        [*run, "-k", "short_conv"], cwd=tmp_path, env=environment.child() | {"TESSERA_TEST_CACHE": environment.CACHE},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    # Its own test; causality, neighbours, packing, decoding; FLOPs, state; preflight and a smoke run of its config.
+    assert re.search(r"\b9 passed", done.stdout), done.stdout
+    lint = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", *written], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert lint.returncode == 0, lint.stdout

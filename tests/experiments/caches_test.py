@@ -1,0 +1,155 @@
+"""Caches and guides on an `LM`: nothing kept is the plain sampler, and what is kept exactly changes nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import denoise
+from kernels import masks
+from models.decoding import caches, features, guided, network
+from tests.models.objectives.diffusion_test import V, make
+
+pytestmark = pytest.mark.usefixtures("x64")
+LENGTH, ROWS, BLOCK = 8, 3, 4
+SEGMENTS = (jnp.arange(LENGTH) < jnp.array([[8], [8], [7]])).astype(int)
+INDEX = jnp.arange(LENGTH)
+CANVAS = jnp.where(
+    (INDEX < jnp.array([[1], [5], [1]])) | (SEGMENTS == 0) | (INDEX == jnp.array([[2], [8], [2]])),
+    jax.random.randint(jax.random.key(0), (ROWS, LENGTH), 0, V), V,
+)  # fmt: skip
+COUNT = 6
+
+
+@functools.cache
+def models(layers=2):
+    """A model to fill in and one to judge: graphs and parameters."""
+    return [nnx.split(make(layers=layers, seed=seed)) for seed in (0, 5)]
+
+
+def filled(mask=masks.Full(), layers=2, guide=False, **kw):  # noqa: B008
+    (graph, params), (judge, weights) = models(layers)
+    settings = {"policy": "none", "method": "margin", "steps": COUNT, "temperature": 0.0, "by": BLOCK, **kw}
+
+    @jax.jit
+    def run(params, weights):
+        more = {"guide": nnx.merge(judge, weights)} if guide else {}
+        return denoise.fill_cached(
+            nnx.merge(graph, params), mask, jax.random.key(0), CANVAS, SEGMENTS, jnp.arange(ROWS), mask_id=V,
+            count=COUNT, **settings, **more,
+        )  # fmt: skip
+
+    return jax.tree.map(np.asarray, run(params, weights))
+
+
+@functools.cache
+def plain(mask=masks.Full(), layers=2, **kw):  # noqa: B008
+    """Without any cache, by the sampler of `denoise.fill`."""
+    graph, params = models(layers)[0]
+
+    def run(params):
+        model = nnx.merge(graph, params)
+        logits = lambda z, t: model.logits(model(z, mask=mask, segment_ids=SEGMENTS)[0])[..., :V]  # noqa: E731
+        settings = {"method": "margin", "steps": COUNT, "temperature": 0.0, "by": BLOCK, **kw}
+        return denoise.fill(logits, jax.random.key(0), CANVAS, jnp.arange(ROWS), mask_id=V, count=COUNT, **settings)
+
+    return jax.tree.map(np.asarray, jax.jit(run)(params))
+
+
+def test_no_cache_and_refresh_every_call_are_the_plain_sampler():
+    tokens, calls = plain()
+    for kw in ({}, {"policy": "free", "refresh": 1, "commit": False}):
+        got, work = filled(**kw)
+        np.testing.assert_array_equal(got, tokens)
+        np.testing.assert_array_equal(work.calls, calls + (kw.get("policy") == "free"))  # Which reads the canvas first.
+        np.testing.assert_array_equal(work.fed, work.calls * LENGTH)
+
+
+def test_block_causal_models_lose_nothing():
+    tokens, _ = plain(masks.BlockCausal(BLOCK))
+    got, work = filled(masks.BlockCausal(BLOCK), policy="free")
+    np.testing.assert_array_equal(got, tokens)
+    assert (work.fed < work.calls * LENGTH).all()
+
+
+def test_adaptive_features_renewed_everywhere_are_no_cache():
+    tokens, calls = plain(by=0)
+    adaptive = lambda *plan: filled(policy="adaptive", by=0, prompt=1, plan=plan)  # noqa: E731
+    got, work = adaptive(("prompt_every", 1), ("answer_every", 1), ("share", 0.3))
+    np.testing.assert_array_equal(got, tokens)
+    np.testing.assert_array_equal(work.calls, calls)
+    np.testing.assert_array_equal(work.fed, calls * LENGTH)
+    got, work = adaptive(("prompt_every", 4), ("answer_every", 3), ("share", 0.2))  # Two of the answer's seven tokens.
+    assert (got != tokens).any()
+    each = [8, 2, 2, 7, 3, 2]
+    np.testing.assert_array_equal(work.fed, [sum(each[:n]) for n in calls])
+
+
+def test_features_are_those_of_the_columns_that_were_renewed():
+    """One renewal by hand: the column that changed is the one computed anew, from what the layer is given now."""
+    graph, params = models(1)[0]
+    plan = features.Plan(2, prompt_every=100, answer_every=100, share=0.1)
+
+    @jax.jit
+    def twice(params, before, after):
+        places = jnp.arange(LENGTH)[None]
+        run, empty = features.of_model(nnx.merge(graph, params), masks.Full(), places, plan, V)
+        first, kept = run(before, None, empty)
+        return first, *run(after, None, kept)
+
+    @jax.jit
+    def whole(params, tokens):
+        model = nnx.merge(graph, params)
+        return model.logits(model(tokens, mask=masks.Full())[0])[..., :V]
+
+    before = jax.random.randint(jax.random.key(3), (1, LENGTH), 0, V)
+    after = before.at[0, 5].set((before[0, 5] + 1) % V)
+    first, second, kept = twice(params, before, after)
+    np.testing.assert_allclose(first, whole(params, before), rtol=1e-12, atol=1e-12)
+    same = (np.arange(LENGTH) != 5)[None, :, None]
+    np.testing.assert_allclose(second, np.where(same, first, whole(params, after)), rtol=1e-12, atol=1e-12)
+    assert kept.calls == 2 and kept.fed == LENGTH + 1
+
+
+def test_a_guide_with_a_cache_judges_as_one_that_reads_everything():
+    """At one block that is `guided.decode`; in blocks, with text behind a gap, as a guide that keeps tokens only."""
+    (graph, params), (judge, weights) = models()
+    places = jnp.where(SEGMENTS != 0, jnp.arange(LENGTH), -1)
+
+    @jax.jit
+    def by_reading(params, weights):
+        model, reader = nnx.merge(graph, params), nnx.merge(judge, weights)
+
+        def logits(z, t):
+            return model.logits(model(z, mask=masks.Full(), segment_ids=SEGMENTS)[0])[..., :V]
+
+        def says(tokens):
+            return reader.logits(reader(tokens, mask=masks.Causal(), segment_ids=SEGMENTS)[0])[..., :V]
+
+        def keeps_tokens(tokens, positions, cache):
+            cache = cache.at[:, positions].set(tokens)
+            return says(cache)[:, positions], cache
+
+        before = lambda tokens: jnp.pad(says(tokens), ((0, 0), (1, 0), (0, 0)))[:, :-1]  # noqa: E731
+        kw = {"batch": ROWS, "length": LENGTH, "vocab_size": V, "rule": "ratio", "init": CANVAS}
+        whole = guided.decode(logits, before, **kw)
+        run, reads = network.cached(nnx.merge(graph, params), masks.Full(), places, V), jnp.zeros((ROWS, LENGTH), int)
+        empty = network.empty(nnx.merge(graph, params), ROWS, LENGTH)
+        kw = {"init": CANVAS, "block": BLOCK, "mask_id": V, "policy": "dual", "method": "guided", "prefill": True}
+        guide = caches.Guide(keeps_tokens, reads, "ratio")
+        return whole, caches.decode(run, empty, jax.random.key(0), guide=guide, **kw)
+
+    (tokens, calls), want = by_reading(params, weights)
+    got, work = filled(guide=True, method="guided", rule="ratio", by=0)
+    np.testing.assert_array_equal(got, tokens)
+    np.testing.assert_array_equal(work.calls, calls)
+    np.testing.assert_array_equal(work.guided, calls * LENGTH)
+    got, work = filled(guide=True, method="guided", rule="ratio", policy="dual")
+    np.testing.assert_array_equal(got, want.tokens)
+    np.testing.assert_array_equal(work.guided, want.guided)
+    assert (np.asarray(want.calls) > 2).any()  # Drafts were refused.
+    with pytest.raises(ValueError, match="go together"):
+        filled(method="guided")

@@ -1,0 +1,172 @@
+"""Mutates every config of the house at random: each is refused readably within a second, or builds and takes steps.
+
+    python -m tests.fuzz_configs --count=10000 --steps=60
+
+Configs are the smoke forms of every preset, so that a step is cheap. A mutation drops, misspells or retypes one to
+three keys, or puts them out of range. What the preflight accepts is built (every shape is inferred); the first `steps`
+of those also train one step on real batches of their corpus. What is refused after the preflight (a row too short for
+its task, say) has to be refused in a sentence too.
+"""
+
+import argparse
+import collections
+import dataclasses
+import os
+import random
+import sys
+import time
+import traceback
+
+from ml_collections import ConfigDict
+
+from experiments import preflight, smoke
+from experiments.errors import ConfigError, sentence
+
+DEFAULTS = preflight.flatten(preflight.base())
+ODD = [
+    None, True, False, 0, 1, -1, 2, 3, 7, 10**30, 0.5, -0.5, float("nan"), float("inf"), -float("inf"), "", "x", "none",
+    "\0", "~nobody/x", "a/b.json", "é" * 500, "a,b", (), ("x",), (1, 2), ({"source": "stdlib"},), [], ["data"], {},
+    {"x": 1}, ConfigDict({"y": 2}), b"bytes", 1 + 2j, object, print,
+]  # fmt: skip
+SECONDS = 1.0  # for a refusal
+LARGEST = 1 << 22  # Parameters, or tokens a step, above which an accepted config is built and not trained.
+
+
+def set_key(tree: dict, key: str, value) -> None:
+    *groups, leaf = key.split(".")
+    for group in groups:
+        tree = tree[group]
+    tree[leaf] = value
+
+
+def drop_key(tree: dict, key: str) -> None:
+    *groups, leaf = key.split(".")
+    for group in groups:
+        tree = tree[group]
+    tree.pop(leaf)
+
+
+def mutated(rng: random.Random, start: dict | None = None) -> tuple[ConfigDict, list[str]]:
+    """A config that differs from `start` (the base) in one to three places, and the keys that say where."""
+    tree, touched = preflight.base() if start is None else start, []
+    held = preflight.flatten(tree)
+    groups = sorted({key.rsplit(".", 1)[0] for key in held if "." in key})
+    for key in rng.sample(sorted(held) + groups, rng.randint(1, 3)):
+        if any(key.startswith(f"{t}.") or t.startswith(f"{key}.") for t in touched):
+            continue
+        kind = rng.choice(["drop", "misspell", "odd", "odd", "range", "range", "near", "near", "near", "near"])
+        if kind == "drop":
+            drop_key(tree, key)
+        elif kind == "misspell":
+            drop_key(tree, key)
+            at = rng.randrange(len(key.rsplit(".", 1)[-1]))
+            leaf = key.rsplit(".", 1)[-1]
+            set_key(tree, ".".join([*key.split(".")[:-1], f"{leaf[:at]}q{leaf[at:]}"]), held.get(key, 1))
+        elif kind == "range" and isinstance(held.get(key), int | float) and not isinstance(held[key], bool):
+            factor = rng.choice([-1, 0, 1e-9, 3, 1000, 1e9, 1e20])
+            set_key(tree, key, type(held[key])((held[key] or 1) * factor))
+        elif kind == "near" and isinstance(held.get(key), bool | int | float):
+            was = held[key]
+            set_key(tree, key, not was if isinstance(was, bool) else was * 2 if was > 0 else was)
+        else:
+            set_key(tree, key, rng.choice(ODD))
+        touched.append(key)
+    return ConfigDict(tree, convert_dict=True), touched
+
+
+def assert_readable(problems: list[str], touched: list[str]) -> None:
+    """Each of `problems` is one sentence that names a key of the config, and one of them a key that was touched."""
+    keys = {*DEFAULTS, *touched} | {key.rsplit(".", 1)[0] for key in DEFAULTS}
+    assert problems
+    for problem in problems:
+        assert "\n" not in problem and "\0" not in problem and 20 < len(problem) < 400, problem
+        assert problem.endswith((".", "?")) and any(key in problem for key in keys), problem
+    named = [key if not key.startswith("mesh.") else "mesh" for key in touched]
+    assert any(key in problem for key in named for problem in problems), (touched, problems)
+
+
+@dataclasses.dataclass
+class Found:
+    """What became of the mutations: how many `refused` by the preflight, `late` (after it), `built`, `stepped`; the
+    `slowest` refusal in seconds; `faults` as text."""
+
+    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    slowest: float = 0.0
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+
+def fuzz(starts: dict[str, dict], count: int, steps: int, *, seed: int = 0) -> Found:
+    """Mutates `starts` (configs as plain dicts, by name) in turn, `count` times in all."""
+    import copy
+
+    found, names = Found(), sorted(starts)
+    for k in range(count):
+        name = names[k % len(names)]
+        config, touched = mutated(random.Random(1_000_003 * seed + k), copy.deepcopy(starts[name]))
+        try:
+            found.counts[_one(config, touched, found, train=found.counts["stepped"] < steps)] += 1
+        except Exception:
+            found.faults.append(f"{name}, mutation {k} of {touched}:\n{traceback.format_exc(limit=-6)}")
+    return found
+
+
+def _one(config: ConfigDict, touched: list[str], found: Found, *, train: bool) -> str:
+    """What became of one config; anything that is neither a sentence nor a program raises."""
+    import jax
+
+    from experiments import counting, fitting, inputs, sharding
+    from experiments.program import build, global_batch
+
+    begun = time.process_time()
+    try:
+        preflight.check(config, num_devices=1)
+        preflight.check_platform(config, "cpu")
+    except ConfigError as error:
+        found.slowest = max(found.slowest, time.process_time() - begun)
+        assert time.process_time() - begun < SECONDS, f"refused after {time.process_time() - begun:.1f} s"
+        assert_readable(error.problems, touched)
+        return "refused"
+    try:
+        if config.model.num_layers > 64:  # Only their shapes would take long.
+            return "too large"
+        config = config.lock()
+        program = build(config, vocab_size=259, mesh=sharding.make_mesh(config, jax.devices()[:1]))
+        fitting.check_memory(program)
+        tokens = config.data.batch_size * config.data.length
+        if not train or max(counting.parameters(program)["total"], tokens) > LARGEST:
+            return "built"
+        corpus = inputs.load(config)
+        fitting.check_corpus(config, corpus)
+        program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=program.mesh)
+        batch = inputs.prepare(config, corpus, inputs.train_loader(config, corpus).batch(0))
+        _, metrics = program.train_step()(program.init(), global_batch(batch, program))
+        jax.block_until_ready(metrics)
+        return "stepped"
+    except (ConfigError, ValueError, OSError) as error:
+        if not sentence(error):
+            raise
+        return "refused late"
+
+
+def main() -> None:
+    """Prints what was found; exit code 1 with the faults, if there are any."""
+    from tests.configs_test import house, make
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=60, help="how many of those that are accepted train a step")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    starts = {case.id: smoke.shrink(make(*case.values)).to_dict() for case in house()}
+    begun = time.monotonic()
+    found = fuzz(starts, chosen.count, chosen.steps, seed=chosen.seed)
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(found.counts.items()))
+    print(f"{chosen.count} mutations of {len(starts)} configs in {time.monotonic() - begun:.0f} s: {counts}; "
+          f"slowest refusal {found.slowest:.3f} s; {len(found.faults)} faults")  # fmt: skip
+    print("\n".join(found.faults[:20]))
+    sys.exit(bool(found.faults))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()
