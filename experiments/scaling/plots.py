@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.scaling.coordinates import Coordinates
 from experiments.scaling.fit import Extrapolation, Fit
 from experiments.scaling.isoflop import IsoFLOP, budgets_of
 from experiments.scaling.laws import compute_optimal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from experiments.scaling.coordinates import Coordinates  # It trains, and so imports jax.
 
 FORMATS = ("svg", "pdf", "png")
 _STYLE = {
@@ -154,7 +155,7 @@ def held_out(result: Extrapolation, flops: np.ndarray) -> "Figure":
     return figure
 
 
-def coordinates(result: Coordinates, title: str = "") -> "Figure":
+def coordinates(result: "Coordinates", title: str = "") -> "Figure":
     """How far each activation moved after each step against the width: level lines where rates carry over."""
     steps = result.moved.shape[1]
     with drawing(1.8 * steps + 1.6, 2.6, steps) as (figure, axes):
