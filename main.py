@@ -114,7 +114,9 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     if FLAGS.simulate:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={FLAGS.simulate}"
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={FLAGS.simulate} "
+            # They share the cores: on a busy machine one may keep the others waiting for longer than XLA bears (40 s).
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600"
         )
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):  # A terminal that cannot show a character shows its number.

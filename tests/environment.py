@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = os.environ.get("TESSERA_TEST_CACHE", os.path.expanduser("~/.cache/tessera/tests"))
 # Programs run a few times here: what a compiler spends on making them fast is never earned back. LLVM without its
 # optimisations, XLA without the fusions that it takes through MLIR: a training step compiles in an eighth of the time.
-QUICK = "--xla_backend_optimization_level=0"
+# On a busy machine eight simulated devices may wait for each other longer than the 40 seconds after which XLA aborts.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones know no other way and refuse the flag.
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 _DEVICES = "--xla_force_host_platform_device_count="

@@ -145,12 +145,17 @@ def frontier(fit: Fit, flops: np.ndarray, minima: IsoFLOP | None = None) -> "Fig
     return figure
 
 
-def held_out(result: Extrapolation, flops: np.ndarray) -> "Figure":
-    """Relative error of the predictions of held-out runs against their compute; `flops` `[R]` of ALL runs."""
+def held_out(result: Extrapolation, columns: Mapping[str, np.ndarray]) -> "Figure":
+    """Relative error of the predictions of held-out runs against their compute, or size where all have one budget.
+
+    `columns`: `parameters` and `flops`, `[R]` of ALL runs.
+    """
+    flops, sizes = (np.asarray(columns[key])[result.held_out] for key in ("flops", "parameters"))
+    x, label = (sizes, "parameters") if flops.max() < 1.1 * flops.min() else (flops, "training FLOPs")
     with drawing(3.4, 2.6) as (figure, axes):
         axes.axhline(0, color=_INK, linewidth=0.6)
-        axes.scatter(np.asarray(flops)[result.held_out], 100 * result.error, color=_HELD, s=12, linewidths=0)
-        axes.set(xscale="log", xlabel="training FLOPs", ylabel="predicted / measured - 1 (%)")
+        axes.scatter(x, 100 * result.error, color=_HELD, s=12, linewidths=0)
+        axes.set(xscale="log", xlabel=label, ylabel="predicted / measured - 1 (%)")
         axes.set_title(f"median |error| {100 * result.median:.2f}%", loc="left", fontsize=8)
     return figure
 

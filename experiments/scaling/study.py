@@ -52,7 +52,7 @@ def study(
             "held_out_largest": ahead.largest,
             "held_out_runs": len(ahead.error),
         }
-        figures[f"{name}_held_out"] = plots.held_out, (ahead, flops)
+        figures[f"{name}_held_out"] = plots.held_out, (ahead, columns)
         if name == "chinchilla":
             decades = np.geomspace(flops.min(), 100 * flops.max(), 9)
             record["frontier"] = _frontier(whole, decades)

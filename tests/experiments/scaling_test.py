@@ -384,12 +384,12 @@ def test_figures_are_reproducible_and_leave_no_state(tmp_path):
 
     before = dict(matplotlib.rcParams)
     result = scaling.extrapolate("chinchilla", grid(4))
-    one, two = (plots.save(plots.held_out(result, grid(4)["flops"]), tmp_path / name) for name in ("one", "two"))
+    one, two = (plots.save(plots.held_out(result, grid(4)), tmp_path / name) for name in ("one", "two"))
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     assert [p.read_bytes()[:4] for p in one] == [b"<?xm", b"%PDF", b"\x89PNG"]
     assert dict(matplotlib.rcParams) == before
     with pytest.raises(ValueError, match="'bmp'"):
-        plots.save(plots.held_out(result, grid(4)["flops"]), tmp_path / "x", ("bmp",))
+        plots.save(plots.held_out(result, grid(4)), tmp_path / "x", ("bmp",))
 
 
 def test_importing_draws_nothing():
