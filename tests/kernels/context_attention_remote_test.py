@@ -53,7 +53,7 @@ def simulated(schedule: str, P: int, mask, T: int, mode: str = "on_wait"):
         ("token_ring", 4, "full", "eager"),
         ("token_ring", 4, "causal", "on_wait"),
         ("token_ring", 4, "packed", "eager"),
-        # All of the process's devices: none of its threads is left over, and on few cores the simulator can stand still.
+        # All of the process's devices: no thread is left over, and on few cores the simulator can stand still.
         pytest.param("token_ring", 8, "window", "on_wait", marks=pytest.mark.exhaustive),
     ],
 )
