@@ -8,7 +8,7 @@ import jax
 
 from kernels.context_attention import blocks
 from kernels.context_attention.placement import piece
-from kernels.context_attention.plan import plan
+from kernels.context_attention.plan import Step, plan
 from kernels.context_attention.task import Partial, Task, attend, gradients, hop
 from kernels.masks import Mask
 
@@ -35,12 +35,24 @@ def ring_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> tuple[
     for t, step in enumerate(made.steps):
         coming = hop(task, keys, 1) if t < made.last else None
         so_far = None if d_keys is None else hop(task, d_keys, 1)
-        d, *d_keys = gradients(task, step, rows, *keys, (here, (here - t) % task.size))
+        new = gradients(task, step, rows, *keys, (here, (here - t) % task.size))
+        if t < made.last:
+            # Nothing but the kernels stands before the barrier: next to the sums, or to making the kernels' results
+            # wide, the compiler lets the keys travel beside those.
+            new, wide = _as_kernels_give(step, new, rows[0], k, v), [x.dtype for x in new]
+            keys, so_far, dq, new = barrier((coming, so_far, dq, new))
+            new = [x.astype(dtype) for x, dtype in zip(new, wide, strict=True)]
+        d, *d_keys = new
         dq = d if dq is None else dq + d
         d_keys = d_keys if so_far is None else [x + y for x, y in zip(so_far, d_keys, strict=True)]
-        if t < made.last:
-            keys, dq, d_keys = barrier((coming, dq, d_keys))
     return dq, *(hop(task, d_keys, -made.last) if made.last else d_keys)
+
+
+def _as_kernels_give(step: Step, d: tuple, *inputs: jax.Array) -> list[jax.Array]:
+    """dq, dk, dv in the types of q, k, v, to which the one kernel of a whole step has rounded them; else unchanged."""
+    if step.slots and step.slots[0].q is None:
+        return [x.astype(given.dtype) for x, given in zip(d, inputs, strict=True)]
+    return list(d)
 
 
 def gather_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Partial:

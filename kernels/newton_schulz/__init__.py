@@ -57,7 +57,7 @@ def unsupported(g: jax.Array | jax.ShapeDtypeStruct, implementation: str) -> str
     """Why the kernel "pallas_tpu" or "pallas_gpu" does not take `g`, or None when it does."""
     if jnp.dtype(g.dtype).itemsize > 4:
         return f"{g.dtype} is not a type of the matrix units"
-    return KERNELS[implementation].too_large(*g.shape[-2:])
+    return KERNELS[implementation].too_large(*g.shape[-2:], g.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,7 +1,8 @@
 """Newton-Schulz on a CUDA GPU (Triton): one matrix per program, all steps in registers and shared memory.
 
-A program holds X and A = XX^T whole, so it takes short sides up to 128. Larger matrices keep a GPU busy as batched
-matmuls, which is what the op falls back to.
+A program holds X and A = XX^T whole, so it takes sides up to 128, in float32 up to 64: exact products of that type are
+no work of the tensor cores, and Triton, which writes out every multiplication, took minutes to compile longer ones. The
+op falls back to batched matmuls, which larger matrices keep a GPU busy with.
 """
 
 import jax
@@ -11,14 +12,15 @@ from jax.experimental.pallas import triton as plgpu
 
 from kernels.newton_schulz.reference import EPSILON, Triple, one_step
 
-LONGEST = 128
+LONGEST = {2: 128, 4: 64}  # sides, by the bytes of a number
 
 
-def too_large(m: int, n: int) -> str | None:
+def too_large(m: int, n: int, dtype: jnp.dtype) -> str | None:
     """Why an m x n matrix does not fit on chip, or None."""
-    if max(m, n) <= LONGEST:
+    longest = LONGEST[jnp.dtype(dtype).itemsize]
+    if max(m, n) <= longest:
         return None
-    return f"the {m} x {n} iteration does not fit one program's registers and shared memory; sides up to {LONGEST} do"
+    return f"the {m} x {n} iteration in {dtype} does not fit one program; sides up to {longest} do"
 
 
 def _side(n: int) -> int:

@@ -22,8 +22,8 @@ def _bytes(m: int, n: int) -> int:
     return 4 * (5 * short * long + 4 * short * short) + 2 * 2 * 4 * short * long
 
 
-def too_large(m: int, n: int) -> str | None:
-    """Why an m x n matrix does not fit on chip, or None."""
+def too_large(m: int, n: int, dtype: jnp.dtype) -> str | None:
+    """Why an m x n matrix does not fit on chip, or None. The iterate is float32 whatever the type."""
     if _bytes(m, n) <= MOST_BYTES:
         return None
     return f"the {m} x {n} iteration needs {_bytes(m, n) / 2**20:.0f} MiB of VMEM, at most {MOST_BYTES >> 20} are taken"

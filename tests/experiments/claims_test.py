@@ -63,6 +63,7 @@ def small(config, folder, *, texts=False):
     """A few steps of two narrow layers, with the data that the claim names, or little text."""
     made = smoke.shrink(config)
     made.data.length, made.data.cache_dir, made.eval.sample_prompt = config.data.length, str(folder / "cache"), ""
+    made.model.attention.implementation = "reference"  # Other platforms' kernels are not traced beside it.
     if texts:
         made.data.update({"source": "text", "path": str(tiny.corpus(folder)), "length": 32, "max_files": 0})
     return made
@@ -103,12 +104,12 @@ def test_answers_are_scored_as_the_model_gives_them(tmp_path):
     """A model that has learned to copy one symbol is right everywhere; an untrained one about as often as by chance."""
     config = small(digits_reversed.get_claim()["base"], tmp_path)
     config.data.update({"source": "task:copying", "name": "symbols=2, payload=1", "length": 4})
-    config.data.batch_size, config.optimizer.learning_rate = 64, 0.01
+    config.data.batch_size, config.optimizer.learning_rate = 64, 0.03
     config.eval.update({"every": 0, "batches": 8, "batch_size": 64})
-    for steps in (1, 200):
+    for steps in (1, 60):
         config.train.steps = steps
         train(config.copy_and_resolve_references().lock(), tmp_path / str(steps), quiet=True)
-    learned, guessed = answers.score(tmp_path / "200"), answers.score(tmp_path / "1")
+    learned, guessed = answers.score(tmp_path / "60"), answers.score(tmp_path / "1")
     assert learned == {"accuracy": 1.0, "exact": 1.0, "length": 1.0, "calls": 1.0}
     assert guessed["exact"] == guessed["accuracy"] < 0.8
 
