@@ -80,6 +80,10 @@ def stdlib(request: Request) -> Texts:
     if request.name not in ("", "all"):
         raise ValueError(f"name={request.name!r} means nothing to source='stdlib'; use '' or 'all' (with its tests).")
     root = pathlib.Path(request.path or sysconfig.get_paths()["stdlib"]).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"path={request.path!r} is no folder for source='stdlib'; use source='text' or path=''."
+        )
     skip = _NOT_THE_LIBRARY | (set() if request.name == "all" else _TEST_FOLDERS)
     files = [(n, s) for n, s in _walk(root, skip) if n.endswith(".py")]
     if request.max_files:

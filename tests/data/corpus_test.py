@@ -216,6 +216,7 @@ def test_bpe_is_learned_from_the_train_split_only(tmp_path):
         ({"tokenizer": "bpe", "vocab_size": 9, "max_files": 2}, ValueError, "vocab_size=9 is too small.* 260"),
         ({"validation": 1.0}, ValueError, "validation=1.0 is not a share; use 0 <= validation < 1"),
         ({"name": "tests"}, ValueError, "name='tests' means nothing to source='stdlib'; use '' or 'all'"),
+        ({"path": "my.txt"}, FileNotFoundError, "path='my.txt' is no folder for source='stdlib'; use source='text'"),
         ({"components": [{"source": "stdlib"}]}, ValueError, "components are given with source='stdlib'"),
         ({"source": "mixture"}, ValueError, r"components=\(\) is empty for source='mixture'; use mappings like"),
         ({"source": "random"}, ValueError, "vocab_size=0 is too small for source='random'; use 5 or more"),
