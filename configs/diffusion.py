@@ -8,7 +8,7 @@ Caches and guides that make filling in cheaper: docs/diffusion.md.
 
 | preset | objective        | L | D   | T   | expected on the standard library's source, bits per byte             |
 |--------|------------------|---|-----|-----|-----------------------------------------------------------------------|
-| mdlm   | masked_diffusion | 2 | 128 | 128 | <= 3.82 after 960 steps, <= 3.56 after 2580 (one seed)                |
+| mdlm   | masked_diffusion | 2 | 128 | 128 | <= 3.64 after 1000 steps, <= 3.36 after 2000, <= 3.23 after 3000      |
 | block  | block_diffusion  | 2 | 128 | 128 | <= 4.03 after 318 steps (block 4, one seed); nothing longer was run   |
 | sedd   | score_entropy    | 2 | 128 | 128 | not run; with a perfect model the bound is that of mdlm               |
 | uniform | score_entropy   | 2 | 128 | 128 | not run; published perplexity of LM1B <= 31.3, of mdlm <= 27.0        |

@@ -50,7 +50,11 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         "parameters": _nested({cell: rows[0]["parameters"] for cell, rows in runs.items()}),
         **{measure: _nested(measured) for measure, measured in table.items()},
     }
-    return [_row(contrast, table, arms.scale(found, seeds), numbers) for contrast in claim["contrasts"]]
+    scale, rows = arms.scale(found, seeds), []
+    for contrast in claim["contrasts"]:  # The first one of a measure shows its whole table, the others their two cells.
+        rows.append(_row(contrast, table, scale, numbers, whole=contrast["measure"] in measures))
+        measures.pop(contrast["measure"], None)
+    return rows
 
 
 def cells(claim: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -63,11 +67,14 @@ def _names(claim: Mapping[str, Any]) -> list[Cell]:
     return [(line, point) for line in claim["lines"] for point in claim["points"]]
 
 
-def _row(contrast: Mapping[str, Any], table: Mapping[str, Mapping[Cell, list]], scale: str, numbers: dict) -> Row:
+def _row(
+    contrast: Mapping[str, Any], table: Mapping[str, Mapping[Cell, list]], scale: str, numbers: dict, *, whole: bool
+) -> Row:
     measure, (better, worse) = contrast["measure"], (tuple(contrast[side]) for side in ("better", "worse"))
     a, b = (np.asarray(table[measure][cell]) for cell in (better, worse))
     mean, low, high = interval((b - a if measure == "loss" else a - b).tolist())
-    values = "; ".join(f"{', '.join(cell)}: {np.mean(v):.3f}" for cell, v in table[measure].items())
+    shown = table[measure] if whole else (better, worse)
+    values = "; ".join(f"{', '.join(cell)}: {np.mean(table[measure][cell]):.3f}" for cell in shown)
     return Row(
         statement=contrast["statement"],
         published=contrast["published"],

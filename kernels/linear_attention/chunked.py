@@ -34,6 +34,27 @@ def ratios(decay: jax.Array, begins: jax.Array) -> Ratios:
     return Ratios(pair, entering, pair[..., -1, :], entering[..., -1])
 
 
+def inverse(below: jax.Array) -> jax.Array:
+    """(I + below)^-1 `[..., C, C]` of what is zero on and above the diagonal, by inverses of ever larger blocks:
+
+    [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. Only matmuls: on a CPU of two cores two of LAPACK's batched
+    triangular solvers that XLA runs at once wait for each other's threads for ever (jaxlib 0.10).
+    """
+    *batch, size, _ = below.shape
+    whole, half = 1 << (size - 1).bit_length(), 1
+    below = jnp.pad(below, (*[(0, 0)] * len(batch), (0, whole - size), (0, whole - size)))
+    found = jnp.ones((*batch, whole, 1, 1), below.dtype)
+    while half < whole:
+        pairs = whole // (2 * half)
+        blocks = jnp.diagonal(below.reshape(*batch, pairs, 2 * half, pairs, 2 * half), axis1=-4, axis2=-2)
+        corner = jnp.moveaxis(blocks, -1, -3)[..., half:, :half]
+        first, second = found[..., 0::2, :, :], found[..., 1::2, :, :]
+        corner = -jnp.matmul(jnp.matmul(second, corner, precision="highest"), first, precision="highest")
+        found = jnp.block([[first, jnp.zeros_like(first)], [corner, second]])
+        half *= 2
+    return found[..., 0, :size, :size]
+
+
 def one_chunk(delta_rule: bool, memory: jax.Array, begins: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
     """(memory after the chunk, out). With the delta rule each token writes what the memory lacks, all solved at once:
 
@@ -47,9 +68,7 @@ def one_chunk(delta_rule: bool, memory: jax.Array, begins: jax.Array, tokens: tu
         beta = jnp.moveaxis(beta, 2, 1).astype(wide)[..., None]
         overlap = jnp.tril(product("bcnh,bsnh->bncs", k, k, dtype) * rest.pair * beta, -1)
         known = product("bcnh,bnhp->bncp", k, memory, dtype) * rest.entering[..., None]
-        written = jax.lax.linalg.triangular_solve(
-            overlap, beta * (written - known), left_side=True, lower=True, unit_diagonal=True
-        )
+        written = jnp.matmul(inverse(overlap), beta * (written - known), precision="highest")
     scores = product("bcnh,bsnh->bncs", q, k, dtype) * rest.pair
     inside = product("bncs,bnsp->bcnp", scores, written, dtype)
     before = product("bcnh,bnhp->bcnp", q, memory, dtype) * jnp.moveaxis(rest.entering, 1, 2)[..., None]

@@ -9,6 +9,7 @@ import pytest
 
 from kernels.lact.chunk_scan import chunk_scan
 from kernels.linear_attention import gated_delta_rule, init_state, linear_attention
+from kernels.linear_attention.chunked import inverse
 from kernels.linear_attention.shapes import SMALL
 from kernels.platforms import compile_for_tpu, lower_for_cuda
 
@@ -55,6 +56,26 @@ def test_chunked_equals_recurrent_with_gradients(x64, shape, kind):
     args = inputs(*size)
     ours = with_gradients(lambda *a: call(kind, a, chunk_size=chunk)[0])(*args)
     close(ours, with_gradients(lambda *a: call(kind, a, chunk_size=1, implementation="reference")[0])(*args))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_unit_triangular_matrices_are_inverted(x64, size):
+    """Also where every key is the same: all ones, whose powers grow far beyond what float32 holds exactly."""
+    drawn = np.random.default_rng(size).uniform(-1, 1, (2, 3, size, size))
+    for below in (np.tril(drawn, -1), np.tril(np.ones((size, size)), -1)):
+        found = inverse(jnp.asarray(below))
+        identity = (np.eye(size) + below) @ found
+        tolerance = F64 * np.abs(found).max()
+        np.testing.assert_allclose(identity, np.broadcast_to(np.eye(size), below.shape), atol=tolerance)
+    ones = inverse(jnp.asarray(below, jnp.float32))
+    np.testing.assert_array_equal(ones, np.eye(size) - np.eye(size, k=-1))
+
+
+def test_no_solver_of_lapack_runs_in_the_program():
+    """Two of them at once wait for each other's threads for ever on two cores."""
+    args = [x.astype(jnp.float32) for x in inputs(1, 128, 2, 8, 8)]
+    text = jax.jit(with_gradients(lambda *a: call("delta", a)[0])).lower(*args).as_text()
+    assert "lapack" not in text and "dot_general" in text
 
 
 def test_recurrence_by_hand(x64):
