@@ -19,9 +19,9 @@ class Compiled:
     """One compile. Bytes are per device.
 
     fits: whether the compiler could place it. needed: bytes in all, or of the temporaries alone where they are too
-    many; available: what the chip has, 0 where that is not known. memory: arguments, outputs beyond them, temporaries,
-    program. largest: (bytes, what) of the largest arrays that the step makes. collectives and traffic (HBM bytes read
-    and written a step) are empty where it does not fit.
+    many; available: what the chip has, 0 where that is not known. memory: arguments, outputs beyond them, temporaries
+    when most of them are there, program. largest: (bytes, what) of the largest arrays that the step makes. collectives
+    and traffic (HBM bytes read and written a step) are empty where it does not fit.
     """
 
     fits: bool
@@ -43,12 +43,14 @@ def compile_step(program: Program, chip: Chip | None) -> Compiled:
             raise
         return _too_large(str(error))
     found, text = compiled.memory_analysis(), compiled.as_text()
-    memory = {
+    kept = {
         "arguments": found.argument_size_in_bytes,
         "new outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
-        "program": found.generated_code_size_in_bytes,
     }
+    temporaries = found.temp_size_in_bytes
+    if chip:  # That counts what is never there at once; the peak counts what lies in VMEM.
+        temporaries = min(temporaries, found.peak_memory_in_bytes - sum(kept.values()))
+    memory = kept | {"temporaries": temporaries, "program": found.generated_code_size_in_bytes}
     computations = hlo.computations(text)
     mesh = dict(program.mesh.shape)
     return Compiled(

@@ -221,6 +221,7 @@ def test_the_step_compiles_for_a_tpu_that_is_not_here(tmp_path):
     assert asked["fits"] and asked["mesh"] == {"data": 2, "fsdp": 2} and "TPU v5 lite" in said
     assert {"fsdp"} <= {axis for c in asked["collectives"] for axis in c["axes"]} <= {"data", "fsdp"}
     assert 0 < asked["roofline"]["step_seconds"] < 1
+    assert 0 < asked["needed"] == sum(asked["memory"].values()) <= asked["available"]
 
 
 def activations(stream: tuple[str, ...]) -> list[tuple[str, float]]:
