@@ -13,6 +13,7 @@ import pytest
 
 from kernels.lact import init_state, lact
 from kernels.lact.shapes import SMALL
+from tests.kernels.probed import probe, with_gradients
 
 # float64 rounding times the longest chain of sums in these shapes (about a thousand terms), relative to the result.
 F64 = 1e-12
@@ -112,11 +113,6 @@ def trees_close(actual, expected, tolerance=F64):
     jax.tree.map(functools.partial(close, tolerance=tolerance), actual, expected)
 
 
-def probe(out):
-    """A scalar whose gradient weighs every output differently."""
-    return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
-
-
 def cases():
     """Always run: every two options together."""
     for case in itertools.product(("post", "pre", "none"), (0, 5), (False, True), ("apply_then_update",)):
@@ -125,20 +121,6 @@ def cases():
         yield pytest.param(*case, marks=() if always else pytest.mark.exhaustive)
     for normalize, steps, with_momentum in (("post", 0, False), ("post", 5, True), ("pre", 5, True)):
         yield normalize, steps, with_momentum, "update_then_apply"
-
-
-def with_gradients(f, whole=lambda result: result):
-    """(result, gradients of every argument) of f, whose output is `whole` of its result, compiled as one program."""
-
-    def run(*args):
-        def scalar(*args):
-            result = f(*args)
-            return probe(whole(result)), result
-
-        (_, result), grads = jax.value_and_grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
-        return result, grads
-
-    return jax.jit(run)
 
 
 @pytest.mark.parametrize("normalize,steps,with_momentum,order", cases())

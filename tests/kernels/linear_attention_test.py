@@ -12,6 +12,7 @@ from kernels.linear_attention import gated_delta_rule, init_state, linear_attent
 from kernels.linear_attention.chunked import inverse
 from kernels.linear_attention.shapes import SMALL
 from kernels.platforms import compile_for_tpu, lower_for_cuda
+from tests.kernels.probed import with_gradients
 
 F64 = 1e-12  # rounding times the longest sum here (hundreds of terms of order one)
 
@@ -29,18 +30,6 @@ def call(kind, args, **options):
     if kind == "delta":
         return gated_delta_rule(q, k, v, beta, decay, **options)
     return linear_attention(q, k, v, decay=decay if kind == "decay" else None, **options)
-
-
-def with_gradients(f):
-    def run(*args):
-        def scalar(*args):
-            out = f(*args)
-            return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
-
-        (_, out), grads = jax.value_and_grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
-        return out, grads
-
-    return jax.jit(run)
 
 
 def close(actual, expected):

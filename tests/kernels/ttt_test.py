@@ -10,6 +10,7 @@ import pytest
 from kernels.platforms import compile_for_tpu, lower_for_cuda
 from kernels.ttt import TTTParams, init_state, ttt_linear, ttt_mlp
 from kernels.ttt.shapes import SMALL
+from tests.kernels.probed import with_gradients
 
 OPS = {"linear": ttt_linear, "mlp": ttt_mlp}
 F64 = (
@@ -61,18 +62,6 @@ def naive(q, k, v, eta, params, size):
     heads = jax.vmap(functools.partial(naive_head, size=size), in_axes=(1, 1, 1, 1, 0, 0, 0, None), out_axes=1)
     rows = jax.vmap(heads, in_axes=(0, 0, 0, 0, None, None, None, None))
     return rows(q, k, v, eta, jax.tree.map(lambda w: w[0], params.layers), *params[1:])
-
-
-def with_gradients(f):
-    def run(*args):
-        def scalar(*args):
-            out = f(*args)
-            return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
-
-        (_, out), grads = jax.value_and_grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
-        return out, grads
-
-    return jax.jit(run)
 
 
 def close(actual, expected):
