@@ -152,13 +152,13 @@ def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int])
                 continue
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
             payload = sum(size(shapes.get(operand, "")) for operand in instruction.operands)
-            groups = _groups(instruction, math.prod(mesh.values()))
-            ways = len(groups[0]) if kind != "collective-permute" else 2
+            together = groups(instruction.rest, math.prod(mesh.values()))
+            ways = len(together[0]) if kind != "collective-permute" else 2
             if ways < 2:
                 continue
             result.append(
                 Collective(
-                    kind, _axes(groups, mesh), ways, _sent(kind, ways, payload), count[name],
+                    kind, _axes(together, mesh), ways, _sent(kind, ways, payload), count[name],
                     "Start" in stage or (instruction.op.endswith("-start") and _beside(instructions, at)),
                     _source(instruction),
                 )
@@ -175,9 +175,8 @@ def _sent(kind: str, n: int, payload: float) -> float:
     return payload if kind in ("collective-permute", "collective-broadcast") else (n - 1) / n * payload
 
 
-def _groups(instruction: Instruction, devices: int) -> list[list[int]]:
-    """Which devices take part together, by their place in the mesh; for a permute its pairs."""
-    rest = instruction.rest
+def groups(rest: str, devices: int) -> list[list[int]]:
+    """Which devices take part together in a collective of that text, by their place in the mesh; a permute's pairs."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)", pairs[0])]
     if explicit := re.search(r"replica_groups=\{(\{.*?\})\}", rest):

@@ -143,7 +143,7 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns():
 def test_groups_of_devices_are_read_in_every_way_that_they_are_written():
     def axes(text):
         instruction = hlo._instruction("x", f"f32[2]{{0}} all-reduce(%y), {text}")
-        return hlo._axes(hlo._groups(instruction, 8), {"data": 2, "fsdp": 4, "tensor": 1})
+        return hlo._axes(hlo.groups(instruction.rest, 8), {"data": 2, "fsdp": 4, "tensor": 1})
 
     assert axes("replica_groups={{0,1,2,3},{4,5,6,7}}") == ("fsdp",)
     assert axes("replica_groups=[2,4]<=[8]") == ("fsdp",)

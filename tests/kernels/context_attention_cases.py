@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.planning import hlo
 from kernels.attention import attention
 from kernels.context_attention import context_attention
 from kernels.masks import Causal, Full, Segments, Window
@@ -142,7 +143,7 @@ def _sent_by(line: str, P: int):
             sent[int(source)] += size * (source != to)
         yield scope[1] if scope else "unnamed", sent
     elif re.search(r" (all-gather|all-to-all|reduce-scatter)\(", line):
-        group = len(re.search(r"replica_groups=\{\{([\d,]*)\}", line)[1].split(","))
+        group = len(hlo.groups(line, P)[0])
         # Results: all pieces (gather, exchange) of which one is its own, or one piece of as many (scatter).
         sent = size * (group - 1) if " reduce-scatter(" in line else size * (group - 1) // group
         yield "across", np.full(P, sent)
