@@ -78,7 +78,8 @@ def _described_gpu():
     if "platform" in inspect.signature(abstract_device).parameters:  # from jax 0.12 on
         described["platform"] = "gpu"
     device = abstract_device(**described)
-    mesh = jax.sharding.AbstractMesh((1,), ("described",), abstract_device=device)
+    auto = (jax.sharding.AxisType.Auto,)  # Of explicit axes each array would carry a sharding, which kernels lose.
+    mesh = jax.sharding.AbstractMesh((1,), ("described",), axis_types=auto, abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         yield
 
