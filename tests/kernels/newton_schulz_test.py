@@ -91,15 +91,9 @@ def test_kernel_in_interpret_mode_equals_reference(shape, name, dtype):
     np.testing.assert_allclose(out.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance)
 
 
-@pytest.mark.parametrize(
-    "shape,dtype,generation",
-    [
-        *(((12, 384, 384), jnp.bfloat16, generation) for generation in ("v5e", "v5p", "v6e")),
-        ((12, 768, 768), jnp.bfloat16, "v6e"),
-        ((12, 768, 768), jnp.float32, "v5e"),  # The largest of all, its products in six parts.
-    ],
-)
-def test_tpu_kernel_compiles(shape, dtype, generation):
+@pytest.mark.parametrize("generation", ["v5e", "v5p", "v6e"])
+@pytest.mark.parametrize("shape,dtype", [((12, 384, 384), jnp.bfloat16), ((12, 768, 768), jnp.float32)])
+def test_tpu_kernel_compiles(generation, shape, dtype):
     assert shape in PUBLISHED.values()
     program = compile_for_tpu(newton_schulz, jax.ShapeDtypeStruct(shape, dtype), generation=generation)
     assert "newton_schulz" in program.as_text()
