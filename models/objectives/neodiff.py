@@ -53,9 +53,10 @@ def tau_pmf(t: Array | float, K: int) -> Array:
 
 def sample_tau(key: Array, t: Array, length: int, K: int) -> Array:
     """Independent intrinsic times for `length` tokens at global times t [B]: int [B, T]."""
-    mean = jnp.broadcast_to(2 * K * _float(t)[:, None], (t.shape[0], length))
-    tau = stretch(jax.random.poisson(key, mean).astype(mean.dtype), mean, K).astype(int)
-    return jnp.where(_late(t)[:, None], K, tau)
+    # By the inverse of the law, and not by a Poisson draw: jax.random.poisson runs two loops until every element of the
+    # batch is accepted, on all devices, and XLA on CPUs may run them in another order on each: a deadlock, seen.
+    cdf = jnp.cumsum(tau_pmf(t, K), -1)[:, None, :-1]
+    return (cdf <= jax.random.uniform(key, (t.shape[0], length, 1), cdf.dtype)).sum(-1)
 
 
 def poisson_ppf(q: Array, mean: Array, K: int) -> Array:
