@@ -6,9 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
-from experiments import workdir as files
 from experiments.checkpoints import Checkpoints
 from tests import environment
 
@@ -61,20 +59,9 @@ def ended(started: list, seconds: float) -> list[tuple[int, str]]:
 
 def wait_for_checkpoint(workdir: pathlib.Path, started: list[subprocess.Popen], seconds: float) -> None:
     """Returns when a run under way has saved; AssertionError when it ended before, or has not by then."""
-    _wait_until(lambda: Checkpoints(workdir).steps(), started, seconds)
-
-
-def wait_for_step(workdir: pathlib.Path, step: int, started: list[subprocess.Popen], seconds: float) -> None:
-    """Returns when a run under way has logged `step`; AssertionError as above."""
-    _wait_until(
-        lambda: any(line["step"] >= step for line in files.read_lines(workdir / files.METRICS)[0]), started, seconds
-    )
-
-
-def _wait_until(reached: Callable[[], object], started: list[subprocess.Popen], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and all(p.poll() is None for p in started):
-        if reached():
+        if Checkpoints(workdir).steps():
             return
         time.sleep(0.05)
     for process in started:

@@ -1,6 +1,8 @@
 """One run by many processes: the same numbers, one writer, and an end for all when one is lost."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from experiments import processes
 from experiments import workdir as files
 from experiments.errors import Refused
 from experiments.train import train
-from tests import many_processes
+from tests import environment, many_processes
 from tests.experiments import tiny
 
 WAIT = 300  # Seconds, on a machine that does other things too.
@@ -42,11 +44,9 @@ def test_one_of_two_processes_is_killed_and_one_process_goes_on(tmp_path):
     flags = many_processes.training(config.data.path, config.data.cache_dir, **SETTINGS)
     both = many_processes.start(killed, *flags, processes=2)
     many_processes.wait_for_checkpoint(killed, both, WAIT)
-    # In a step, not in the save: there the loss shows by its heartbeat only, and jax aborts before a sentence is said.
-    many_processes.wait_for_step(killed, 9, both, WAIT)
     both[1].kill()
     (code, said), _ = many_processes.ended(both, WAIT)
-    assert code == 2 and f"error: {processes.LOST}" in said, said
+    assert code == 2 and said.endswith(f"{processes.LOST}\n"), said
     assert not (killed / files.RESULT).exists()
     run(killed, *flags, processes=1)
     train(tiny.config(tmp_path, **SETTINGS | {"mesh__data": 2}), alone, quiet=True)  # On the eight devices here.
@@ -59,6 +59,27 @@ def test_one_of_two_processes_is_killed_and_one_process_goes_on(tmp_path):
     said, silent = run(killed, "--mode=evaluate", processes=2)
     bits = float(re.search(r"held-out bits per byte = ([0-9.]+)", said)[1])
     assert abs(bits - one[STEPS, "eval/bits_per_byte"]) < 6e-4 and "held-out" not in silent
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_whoever_is_left_alone_ends_in_a_sentence(lost):
+    """Process 0 takes the coordinator with it; of another one only the silence is heard."""
+    port = many_processes.free_port()
+    script = (
+        "import sys, time\nfrom experiments import processes\nprocesses.ALIVE = 3\n"
+        f"processes.join('localhost:{port}', 2, int(sys.argv[1]))\nprint('here', flush=True)\ntime.sleep({WAIT})"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(i)],
+            cwd=environment.ROOT, env=environment.child(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    assert [process.stdout.readline() for process in both] == ["here\n"] * 2
+    both[lost].kill()
+    code, said = many_processes.ended(both, WAIT)[1 - lost]
+    assert code == 2 and said.endswith(f"{processes.LOST}\n"), said
 
 
 @pytest.mark.parametrize(
