@@ -1,6 +1,6 @@
 """Where a kernel runs: compiling and lowering for chips that are not here, and the simulator's race verdict.
 
-A kernel is chosen by the platform that the program is LOWERED for (`jax.lax.platform_dependent`), never by the
+A kernel is chosen by the platform that the program is LOWERED for (`kernels.lowering.by_platform`), never by the
 default device of the process, so these helpers see exactly the kernels that a real machine would run.
 """
 

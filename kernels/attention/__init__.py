@@ -7,14 +7,13 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
-from jax.interpreters import mlir
 
 from kernels import masks
 from kernels.attention import chunked, decode, library, reference
 from kernels.attention.chunked import accumulator
 from kernels.attention.decode import merge
+from kernels.lowering import by_platform
 from kernels.masks import Causal, Mask
 
 __all__ = ["IMPLEMENTATIONS", "attention", "explain", "merge"]
@@ -158,8 +157,8 @@ def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
         if name in IN_JAX:
             return run(*args)
         platform = "tpu" if name == "pallas_tpu" else "cuda"
-        refuse = refusal(f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None.", run)
-        return jax.lax.platform_dependent(*args, default=refuse, **{platform: run})
+        refusal = f"implementation={name!r} runs on {platform} only; use implementation='chunked' or None."
+        return by_platform(*args, default=refusal, **{platform: run})
 
     def run_for(platform: str) -> Any:
         def run(*args):
@@ -173,33 +172,7 @@ def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
 
     if len({_choose(platform, T, S)[0] for platform in ("cpu", "tpu", "cuda", "other")}) == 1:
         return run_for("cpu")(*args)
-    return jax.lax.platform_dependent(
-        *args, default=run_for("other"), **{p: run_for(p) for p in ("cpu", "tpu", "cuda")}
-    )
-
-
-_refusal_p = jax.extend.core.Primitive("attention_refusal")
-_refusal_p.multiple_results = True
-_refusal_p.def_abstract_eval(lambda *_, avals, reason: avals)
-
-
-def _raise_refusal(*_: Any, avals: Any, reason: str) -> Any:
-    raise NotImplementedError(reason)
-
-
-_refusal_p.def_impl(_raise_refusal)
-mlir.register_lowering(_refusal_p, _raise_refusal)
-
-
-def refusal(reason: str, run: Any) -> Any:
-    """Something in place of `run` that raises when a program is lowered with it: only then is the platform known."""
-
-    def refuse(*args):
-        shapes, tree = jax.tree.flatten(jax.eval_shape(run, *args))
-        avals = tuple(jax.core.ShapedArray(x.shape, x.dtype) for x in shapes)
-        return jax.tree.unflatten(tree, _refusal_p.bind(*jax.tree.leaves(args), avals=avals, reason=reason))
-
-    return refuse
+    return by_platform(*args, default=run_for("other"), **{p: run_for(p) for p in ("cpu", "tpu", "cuda")})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from kernels.attention import reference
 from kernels.attention.chunked import accumulator
+from kernels.lowering import by_platform
 from kernels.masks import Mask
 
 # Up to this many scores per head all of them are computed at once: tiles have nothing to save, and compile for long.
@@ -101,6 +102,4 @@ def _on_platform(by: Any, at_once: Any, q: jax.Array, k: jax.Array, *args: Any) 
 
     if scores <= min(SHORT.values()):
         return at_once(q, k, *args)
-    return jax.lax.platform_dependent(
-        q, k, *args, default=on("cpu"), **{platform: on(platform) for platform in KERNELS}
-    )
+    return by_platform(q, k, *args, default=on("cpu"), **{platform: on(platform) for platform in KERNELS})

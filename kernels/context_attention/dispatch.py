@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Cut
 
-from kernels.attention import refusal
 from kernels.context_attention import keys_move, queries_move
 from kernels.context_attention.blocks import row_terms
 from kernels.context_attention.heads_move import keys_to_heads, keys_to_tokens, to_heads, to_tokens
 from kernels.context_attention.layouts import Spec
 from kernels.context_attention.task import Task
+from kernels.lowering import by_platform
 from kernels.masks import Mask
 
 MOVES = {
@@ -129,7 +129,7 @@ def _remotely(options: Options) -> Any:
     def move(task: Task, q, k, v):
         reason = "implementation='pallas_tpu_remote' runs on tpu only; use implementation=None."
         here = lambda q, k, v, mask: run(task._replace(mask=mask), q, k, v)  # noqa: E731
-        return jax.lax.platform_dependent(q, k, v, task.mask, default=refusal(reason, here), tpu=here)
+        return by_platform(q, k, v, task.mask, default=reason, tpu=here)
 
     return move
 

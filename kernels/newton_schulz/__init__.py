@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from kernels.lowering import by_platform
 from kernels.newton_schulz import gpu, tpu
 from kernels.newton_schulz.reference import COEFFICIENTS, Triple, newton_schulz_reference, triples
 
@@ -73,7 +74,7 @@ def _op(schedule: tuple[Triple, ...], implementation: str | None, g: jax.Array) 
     if implementation is not None:
         return kernels[implementation](g)
     names = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
-    return jax.lax.platform_dependent(g, default=plain, **{names[k]: kernel for k, kernel in kernels.items()})
+    return by_platform(g, default=plain, **{names[k]: kernel for k, kernel in kernels.items()})
 
 
 def _op_fwd(schedule, implementation, g):

@@ -4,11 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.extend.core
 import jax.numpy as jnp
-from jax.interpreters import mlir
 
+from kernels.lowering import by_platform
 from kernels.pattention import gpu, tpu, xla
 
 IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
@@ -38,7 +36,7 @@ def select(kind: str, implementation: str | None, interpret: bool, args: tuple, 
     if implementation == "xla" or (implementation is None and args[0].dtype == jnp.float64):
         return plain(*args)
     if implementation is None:
-        return jax.lax.platform_dependent(
+        return by_platform(
             *args,
             cpu=functools.partial(plain, limit=CPU_CHUNK_BYTES),
             tpu=kernels["tpu"],
@@ -56,14 +54,7 @@ def select(kind: str, implementation: str | None, interpret: bool, args: tuple, 
         "lowered for another platform; use implementation=None or 'xla'."
     )
 
-    def refuse(*args):
-        return jax.tree.map(
-            lambda out: _refuse.bind(*jax.tree.leaves(args), shape=out.shape, dtype=out.dtype, reason=reason),
-            jax.eval_shape(plain, *args),
-        )
-
-    chosen = {_PLATFORMS[implementation]: kernels[implementation]}
-    return jax.lax.platform_dependent(*args, **chosen, default=refuse)
+    return by_platform(*args, default=reason, **{_PLATFORMS[implementation]: kernels[implementation]})
 
 
 def _flat(fn: Callable, *args: Any, **static: Any) -> Any:
@@ -81,12 +72,3 @@ def _flat(fn: Callable, *args: Any, **static: Any) -> Any:
         leaf if at in keep else leaf.reshape(*lead, leaf.shape[-1]) if leaf.shape[0] == rows else leaf
         for at, leaf in enumerate(results)
     )
-
-
-def _refuse_lowering(context, *args, reason, **_):
-    raise NotImplementedError(reason)
-
-
-_refuse = jax.extend.core.Primitive("pattention_refuse")
-_refuse.def_abstract_eval(lambda *args, shape, dtype, reason: jax.core.ShapedArray(shape, dtype))
-mlir.register_lowering(_refuse, _refuse_lowering)
