@@ -139,9 +139,13 @@ def test_packing_equals_each_document_alone(model):
     g1, first = grad(params, x[:, :cut], weights[:, :cut])
     g2, second = grad(params, x[:, cut:], weights[:, cut:])
     np.testing.assert_allclose(features, jnp.concatenate([first, second], axis=1), rtol=0, atol=1e-5)
-    for a, b, c in zip(*map(jax.tree.leaves, (together, g1, g2)), strict=True):
-        # Sums of T terms in float32, reassociated.
-        np.testing.assert_allclose(a, b + c, rtol=0, atol=T * 8 * np.finfo(np.float32).eps * np.abs(a).max() + 1e-6)
+    # Sums of T terms, reassociated: off by no more than T times what one rounding of the parameters changes. (Where a
+    # gradient is a small difference of large terms, as that of ttt_mlp's rates, it says little of its own error.)
+    rng, eps = np.random.default_rng(2), np.finfo(np.float32).eps
+    rounded = jax.tree.map(lambda p: p * (1 + eps * rng.choice([-1, 1], p.shape).astype(np.float32)), params)
+    nearby, _ = grad(rounded, x, weights, positions=positions, segment_ids=segments)
+    for a, b, c, near in zip(*map(jax.tree.leaves, (together, g1, g2, nearby)), strict=True):
+        np.testing.assert_allclose(a, b + c, rtol=0, atol=T * np.abs(a - near).max() + 1e-6)
 
 
 @pytest.mark.parametrize("changes", [{"unroll": 2}, {"remat": "full"}, {"remat": "dots", "unroll": 4}])
