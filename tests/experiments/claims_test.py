@@ -63,7 +63,6 @@ def small(config, folder, *, texts=False):
     """A few steps of two narrow layers, with the data that the claim names, or little text."""
     made = smoke.shrink(config)
     made.data.length, made.data.cache_dir, made.eval.sample_prompt = config.data.length, str(folder / "cache"), ""
-    made.model.attention.implementation = "reference"  # Other platforms' kernels are not traced beside it.
     if texts:
         made.data.update({"source": "text", "path": str(tiny.corpus(folder)), "length": 32, "max_files": 0})
     return made

@@ -19,7 +19,6 @@ WAIT = 300  # Seconds, on a machine that does other things too.
 STEPS = 20
 SETTINGS = {
     "train__steps": STEPS, "train__log_every": 1, "checkpoint__every": 7, "eval__every": 2, "eval__sample_tokens": 2,
-    "model__attention__implementation": "",  # Its own where devices share a sequence.
     "mesh__data": 1, "mesh__fsdp": 2, "mesh__context": 2, "parallel__schedule": "zigzag",
     "optimizer__eps": 1e-3,  # Keeps Adam from dividing by gradients that are zero but for rounding.
 }  # fmt: skip

@@ -11,15 +11,12 @@ from experiments.program import build, global_batch
 from experiments.sharding import make_mesh, mesh_shape, spec
 
 V, B, T = 64, 32, 16
-# What a run takes that does not ask for another; the others trace in half the time, by the reference alone.
-OWN_KERNEL = {"model__attention__implementation": ""}
 
 
 def config(**changes):
     made = smoke.shrink(transformer.get_config("tiny"))
     made.data.batch_size, made.data.length = B, T
     made.train.steps, made.optimizer.warmup, made.optimizer.schedule = 10, 0.0, "constant"
-    made.model.attention.implementation = "reference"
     for key, value in changes.items():
         *groups, name = key.split("__")
         at = made
@@ -66,8 +63,8 @@ def assert_close(a, b, tolerance):
 
 def test_accumulation_of_four_equals_one_batch_with_unequal_masks():
     """Adam hides scale, so gradients are compared: sgd-like state after one step is in the first moment."""
-    whole, w = run(program(**OWN_KERNEL), 1)
-    parts, p = run(program(**OWN_KERNEL, train__accumulation=4), 1)
+    whole, w = run(program(), 1)
+    parts, p = run(program(train__accumulation=4), 1)
     assert_close(whole["optimizer"], parts["optimizer"], 1e-6)
     for name in w[0]:
         np.testing.assert_allclose(w[0][name], p[0][name], rtol=1e-6)
@@ -76,8 +73,8 @@ def test_accumulation_of_four_equals_one_batch_with_unequal_masks():
 def test_sharded_equals_one_device_after_ten_steps():
     """One step of every model on every mesh is in sharded_test.py."""
     # Epsilon keeps Adam's division away from gradients that are zero but for rounding.
-    one, alone = run(program(1, **OWN_KERNEL, optimizer__eps=1e-3), 10)
-    made = program(4, **OWN_KERNEL, optimizer__eps=1e-3, mesh__data=2, mesh__fsdp=2)
+    one, alone = run(program(1, optimizer__eps=1e-3), 10)
+    made = program(4, optimizer__eps=1e-3, mesh__data=2, mesh__fsdp=2)
     state, metrics = run(made, 10)
     assert_close(one, state, 1e-5)
     for a, b in zip(alone, metrics, strict=True):

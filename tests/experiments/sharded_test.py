@@ -39,14 +39,13 @@ MODELS = {
 
 
 def config(changes, mesh):
-    """A model of one layer; without a cut sequence by the kernel that compiles soonest."""
+    """A model of one layer."""
     made = base.get_config()
-    kernel = {} if "context" in mesh else {"attention": {"implementation": "reference"}}
     # Chunks of which a row has several; Newton-Schulz amplifies rounding, see tests/models/lact_test.py.
     small = {"lact": {"chunk_size": 4, "window": 7, "rank": 3, "newton_schulz_steps": 0}}
     layouts = getattr(MIXERS[changes.get("model.mixer", "attention")], "layouts", ("zigzag",))
     sizes = {
-        "model": {"width": 32, "num_layers": 1, "num_heads": 4, "vocab_multiple": 4, **kernel, **small},
+        "model": {"width": 32, "num_layers": 1, "num_heads": 4, "vocab_multiple": 4, **small},
         "data": {"length": T, "batch_size": B},
         "optimizer": {"clip": 0.0, "eps": 1e-3, "warmup": 0.0, "schedule": "constant"},
         "generate": {"max_tokens": 6, "temperature": 0.0},

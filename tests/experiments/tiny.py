@@ -25,8 +25,6 @@ def config(folder: pathlib.Path, **overrides):
     made.data.cache_dir = str(folder / "cache")
     made.data.max_files = 0
     made.eval.sample_prompt = ""
-    # Other platforms' kernels are not traced beside it: half the time. Theirs is in program_test and configs_test.
-    made.model.attention.implementation = "reference"
     for key, value in overrides.items():
         group, *rest = key.split("__")
         at = made

@@ -35,7 +35,6 @@ SMALL = {
     "linear_attention": {"chunk_size": 5},
     "gated_delta": {"chunk_size": 5},
 }
-BY_REFERENCE = {"attention": {"implementation": "reference"}}  # Where attention is not what varies: traces sooner.
 VARIANTS = {
     name: {"mixer": name, "num_layers": 1 if name in SMALL else 2, **({name: SMALL[name]} if name in SMALL else {})}
     for name in MIXERS
@@ -44,12 +43,10 @@ VARIANTS = {
     "window": {"attention": {"window": 5}},
     "window+sinks": {"attention": {"window": 5, "sinks": 2}},
     "qk_norm+partial_rope": {"attention": {"qk_norm": True, "rope_fraction": 0.5}},
-    "swiglu+layernorm": {"channel": "swiglu", "norm": "layernorm", "norm_scale": False, "final_norm": "layernorm"}
-    | BY_REFERENCE,
-    "pattention": {"projection": "pattention", "channel": "pattention", "norm_scale": False} | BY_REFERENCE,
-    "pattention+router": {"projection": "pattention", "pattention": {"tokens": 24, "top_r": 9}}  # in an MLP, too
-    | BY_REFERENCE,
-    "free_head": {"tied": False, "softcap": 5.0, "logit_scale": 0.5} | BY_REFERENCE,
+    "swiglu+layernorm": {"channel": "swiglu", "norm": "layernorm", "norm_scale": False, "final_norm": "layernorm"},
+    "pattention": {"projection": "pattention", "channel": "pattention", "norm_scale": False},
+    "pattention+router": {"projection": "pattention", "pattention": {"tokens": 24, "top_r": 9}},  # in an MLP, too
+    "free_head": {"tied": False, "softcap": 5.0, "logit_scale": 0.5},
 }
 
 
