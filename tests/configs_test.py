@@ -10,6 +10,8 @@ from experiments import preflight, smoke
 from experiments.train import train
 from tests.experiments import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -28,6 +28,17 @@ def x64():
         yield
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    """The tests of a module see one device. Runs over all eight take twice the time, and say no more of most things."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        for name in ("devices", "local_devices"):
+            patch.setattr(jax, name, lambda: first)
+            patch.setattr(jax, f"{name[:-1]}_count", lambda: 1)
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="also the products of which a sample is always run")
 

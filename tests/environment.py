@@ -13,6 +13,8 @@ CACHE = os.environ.get("TESSERA_TEST_CACHE", os.path.expanduser("~/.cache/tesser
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones know no other way and refuse the flag.
     QUICK += " --xla_cpu_use_fusion_emitters=false"
+# For a program that is worth it: `jax.jit(..., compiler_options=environment.FAST)` where millions are drawn.
+FAST = {"xla_backend_optimization_level": 2}
 _DEVICES = "--xla_force_host_platform_device_count="
 
 

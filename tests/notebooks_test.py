@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 
 from tests import environment
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = environment.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = {path.stem: path for path in NOTEBOOKS}
@@ -40,7 +41,6 @@ def test_the_notebooks_are_those_that_are_run():
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "01_quickstart"])
 def test_its_cells_run_small(name, tmp_path, monkeypatch):
-    """On eight devices, where a reader mostly has one."""
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setenv("TESSERA_WORKDIR", str(tmp_path))
     monkeypatch.setattr(sys, "path", sys.path[:])

@@ -11,6 +11,8 @@ from experiments.train import train
 from models import objectives
 from tests.experiments import diffusion_test, program_test, tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SETTINGS = {"data__source": "task:arithmetic", "data__name": "digits=2, room=5, pads=2", "data__length": 12}
 
 

@@ -34,6 +34,8 @@ from experiments.train import train
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 HOUSE = [module.name for module in pkgutil.iter_modules(configs_claims.__path__)]
 
 

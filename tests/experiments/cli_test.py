@@ -18,6 +18,8 @@ from experiments.train import train
 from tests import environment
 from tests.experiments import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

@@ -17,6 +17,8 @@ from models.decoding import diffusion as sampling
 from tests.experiments import program_test, tiny
 from tests.models import tiny_laws
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def flat(changes, prefix=""):
     """Nested changes of a preset as keywords of `program_test.config`: dots are __."""

@@ -12,6 +12,8 @@ from experiments import workdir as files
 from experiments.train import train
 from tests.experiments import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def test_parameters_come_back_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)

@@ -16,6 +16,8 @@ from tests.configs_test import house, make
 from tests.experiments import tiny
 from tests.fuzz_configs import assert_readable, fuzz, mutated, set_key
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

@@ -19,6 +19,8 @@ from experiments.train import TrainingDiverged, train
 from tests import environment, kill_anywhere
 from tests.experiments import tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def final_state(workdir: pathlib.Path):
     import orbax.checkpoint as ocp

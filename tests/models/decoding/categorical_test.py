@@ -1,21 +1,26 @@
 """Categorical draws: exact check 18, keys that belong to requests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models.decoding import categorical
+from tests import environment
+
+compiled = functools.partial(jax.jit, compiler_options=environment.FAST)
 
 
 def test_gumbel_tail_is_not_cut():
     """Check 18 in small: the largest of n is Gumbel(log n), P(max of 2^23 <= 13.1) = exp(-2^23 e^-13.1) = 4e-8."""
-    value = jax.jit(lambda k: categorical.gumbel(k, (1 << 21,)).max())
+    value = compiled(lambda k: categorical.gumbel(k, (1 << 21,)).max())
     top = max(float(value(jax.random.key(i))) for i in range(4))
     assert top > 13.1
     # How often the noise alone beats the value that a class of probability 1e-6 must beat.
     n, p = 1 << 22, 1e-6
-    rare = jax.jit(lambda k: (categorical.gumbel(k, (n,)) > -jnp.log(-jnp.log1p(-p))).sum())
+    rare = compiled(lambda k: (categorical.gumbel(k, (n,)) > -jnp.log(-jnp.log1p(-p))).sum())
     count = sum(int(rare(jax.random.key(10 + i))) for i in range(8))
     mean = 8 * n * p
     assert abs(count - mean) < 4.5 * mean**0.5
@@ -25,9 +30,9 @@ def test_gumbel_tail_is_not_cut():
 def test_largest_gumbel_over_two_to_the_26():
     """Check 18 in full: P(max <= 16.7) = exp(-2^26 e^-16.7) = 2.4% for a fresh key; the key is fixed."""
     keys = jax.random.split(jax.random.key(0), 64)
-    top = jax.jit(lambda: jnp.max(jax.lax.map(lambda k: categorical.gumbel(k, (1 << 20,)).max(), keys)))()
+    top = compiled(lambda: jnp.max(jax.lax.map(lambda k: categorical.gumbel(k, (1 << 20,)).max(), keys)))()
     assert float(top) > 16.7
-    low = jax.jit(lambda: jnp.max(jax.lax.map(lambda k: jax.random.gumbel(k, (1 << 20,), mode="low").max(), keys)))()
+    low = compiled(lambda: jnp.max(jax.lax.map(lambda k: jax.random.gumbel(k, (1 << 20,), mode="low").max(), keys)))()
     assert float(low) < 15.943
 
 
@@ -35,7 +40,7 @@ def test_bfloat16_logits_keep_small_classes():
     """Check 18, second half: p = 1e-3 within 5% over 4e6 draws (the standard error is 1.6%)."""
     logits = jnp.log(jnp.array([0.999, 0.001])).astype(jnp.bfloat16)
     p = float(jax.nn.softmax(logits.astype(jnp.float32))[1])
-    draw = jax.jit(lambda k: (categorical.sample(k[None], jnp.broadcast_to(logits, (1, 1 << 20, 2))) == 1).sum())
+    draw = compiled(lambda k: (categorical.sample(k[None], jnp.broadcast_to(logits, (1, 1 << 20, 2))) == 1).sum())
     count = sum(int(draw(jax.random.key(i))) for i in range(4))
     assert abs(count / (4 * (1 << 20)) / p - 1) < 0.05
 

@@ -1,5 +1,7 @@
 """Logits processors by hand-computed cases; draws by their law."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from scipy import stats
 
 from models.decoding import sampling
 from models.decoding.autoregressive import Sampler
+from tests import environment
 
 LAW = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 
@@ -120,7 +123,7 @@ def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     law = jnp.full(65, -20 * jnp.log(2.0)).at[0].set(jnp.log1p(-64 * 2.0**-20))
     keys = jax.random.split(jax.random.key(5), 2**14)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=environment.FAST)
     def count(keys):
         def chunk(total, i):
             drawn = sampling.draw(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), jnp.tile(law, (2**14, 1)))
