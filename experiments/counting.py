@@ -1,5 +1,6 @@
 """What a model costs: parameters, FLOPs a token, bytes of memory; and what this machine can do."""
 
+import functools
 import math
 import time
 from typing import Any
@@ -90,8 +91,12 @@ def _bytes_per_device(abstract: Any, shardings: Any) -> int:
     return sum(math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves)
 
 
+@functools.cache
 def matmul_rate(dtype: Any = jnp.float32, n: int = 0, seconds: float = 0.15) -> float:
-    """Measured FLOP/s of a square matmul on one device (all local fake CPU devices share one): the MFU's ceiling."""
+    """Measured FLOP/s of a square matmul on one device (all local fake CPU devices share one): the MFU's ceiling.
+
+    Once a process: what is asked again is what was measured.
+    """
     device = jax.local_devices()[0]
     n = n or (1024 if device.platform == "cpu" else 8192)
     x = jax.device_put(np.random.default_rng(0).standard_normal((n, n)).astype(dtype), device)
