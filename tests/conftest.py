@@ -20,6 +20,8 @@ import pytest
 jax.config.update("jax_compilation_cache_dir", environment.CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+# A kernel carries the names of its files: without their folders it is the same program in every clone.
+jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kernels import masks
 from kernels.attention import attention, explain, merge, shapes, tiling
-from kernels.platforms import compile_for_tpu, lower_for_cuda
+from kernels.platforms import lower_for_cuda
+from tests.kernels.described import compile_for_tpu
 
 T = 62
 GENERATOR = np.random.default_rng(5)

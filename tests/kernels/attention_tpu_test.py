@@ -10,8 +10,8 @@ import pytest
 
 from kernels.attention import attention, schedule, tpu, tpu_common
 from kernels.masks import BlockDiffusion, Causal, Segments, Window
-from kernels.platforms import compile_for_tpu
 from tests.kernels import attention_cases as cases
+from tests.kernels.described import compile_for_tpu
 
 GENERATIONS = ("v5e", "v5p", "v6e")
 

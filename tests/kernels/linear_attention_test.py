@@ -11,7 +11,8 @@ from kernels.lact.chunk_scan import chunk_scan
 from kernels.linear_attention import gated_delta_rule, init_state, linear_attention
 from kernels.linear_attention.chunked import inverse
 from kernels.linear_attention.shapes import SMALL
-from kernels.platforms import compile_for_tpu, lower_for_cuda
+from kernels.platforms import lower_for_cuda
+from tests.kernels.described import compile_for_tpu
 from tests.kernels.probed import with_gradients
 
 F64 = 1e-12  # rounding times the longest sum here (hundreds of terms of order one)

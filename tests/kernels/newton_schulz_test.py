@@ -12,7 +12,8 @@ from kernels.lact import lact
 from kernels.newton_schulz import COEFFICIENTS, gpu, newton_schulz, tpu
 from kernels.newton_schulz.reference import newton_schulz_reference, triples
 from kernels.newton_schulz.shapes import PUBLISHED, SMALL
-from kernels.platforms import compile_for_tpu, lower_for_cuda
+from kernels.platforms import lower_for_cuda
+from tests.kernels.described import compile_for_tpu
 
 KERNELS = {"tpu": tpu.newton_schulz_kernel, "gpu": gpu.newton_schulz_kernel}
 

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from kernels.pattention import dispatch, explain, gpu, pattention, pattention_reference, tpu, xla
 from kernels.pattention.rules import GELUS, NORMALIZATIONS
 from kernels.pattention.shapes import BENCH, ODD, TILED, Shape
-from kernels.platforms import compile_for_tpu, lower_for_cuda
+from kernels.platforms import lower_for_cuda
+from tests.kernels.described import compile_for_tpu
 
 SMALL = Shape(12, 8, 20, 6)
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")

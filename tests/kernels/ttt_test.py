@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.platforms import compile_for_tpu, lower_for_cuda
+from kernels.platforms import lower_for_cuda
 from kernels.ttt import TTTParams, init_state, ttt_linear, ttt_mlp
 from kernels.ttt.shapes import SMALL
+from tests.kernels.described import compile_for_tpu
 from tests.kernels.probed import with_gradients
 
 OPS = {"linear": ttt_linear, "mlp": ttt_mlp}
