@@ -48,9 +48,14 @@ def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
     `shapes` are pytrees of `jax.ShapeDtypeStruct`. Returns the compiled program (`as_text()`, `memory_analysis()`).
     Raises whatever the compiler raises, e.g. RESOURCE_EXHAUSTED when the program does not fit the chip.
     """
+    return compile_described(trace_for_tpu(fn, *shapes, generation=generation))
+
+
+def trace_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
+    """What `compile_for_tpu` compiles: `fn` traced for one described chip, as `jax.jit(fn).trace` gives it."""
     sharding = jax.sharding.SingleDeviceSharding(tpu_device(generation))
     placed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-    return compile_described(jax.jit(fn).trace(*placed))
+    return jax.jit(fn).trace(*placed)
 
 
 def compile_described(traced: Any) -> Any:

@@ -9,8 +9,6 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from kernels import platforms
 from tests import environment
 
@@ -18,9 +16,7 @@ from tests import environment
 def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
     """As `kernels.platforms.compile_for_tpu`, once for each program, chip and compiler: `as_text()` and the
     `temp_size_in_bytes` of `memory_analysis()` of what was compiled, now or in an earlier run of the tests."""
-    sharding = jax.sharding.SingleDeviceSharding(platforms.tpu_device(generation))
-    placed = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
-    traced = jax.jit(fn).trace(*placed)
+    traced = platforms.trace_for_tpu(fn, *shapes, generation=generation)
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     key = hashlib.sha256("\0".join([program, generation, *versions]).encode()).hexdigest()
