@@ -1,8 +1,9 @@
 """What the bench rows of all kernels share: a call from an implementation, a row from the calls, their check."""
 
+import concurrent.futures
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,19 +36,31 @@ def row(
     args: of all, or of each by its name. An implementation that has not this case (NotImplementedError) is left out.
     `rest["extra"]` are candidates that are not jax: zero-argument calls. On an accelerator a turn is `CALLS` calls.
     """
-    candidates, temporaries = {}, {}
-    for implementation, forward in forwards.items():
+
+    def compiled(implementation: str) -> Any:
         given = args[implementation] if isinstance(args, Mapping) else args
-        try:
-            compiled = call(forward, backward).lower(*given).compile()
-        except NotImplementedError:
-            continue
-        candidates[implementation] = functools.partial(compiled, *given)
-        temporaries[implementation] = compiled.memory_analysis().temp_size_in_bytes
+        program = call(forwards[implementation], backward).lower(*given).compile()
+        return functools.partial(program, *given), program.memory_analysis().temp_size_in_bytes
+
+    made = at_once(compiled, forwards)
+    candidates, temporaries = ({name: x[i] for name, x in made.items()} for i in range(2))
     candidates |= rest.pop("extra", {})
     if jax.default_backend() != "cpu":
         rest.setdefault("calls", CALLS)
     return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
+
+
+def at_once(make: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
+    """make(name) for each name, on as many threads: compilers use them. One that has not this case is left out."""
+
+    def one(name: str) -> dict[str, Any]:
+        try:
+            return {name: make(name)}
+        except NotImplementedError:
+            return {}
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return {name: x for found in pool.map(one, names) for name, x in found.items()}
 
 
 def tolerance(dtype: str, roundings: int, terms: int) -> float:
@@ -62,12 +75,9 @@ def wrong(forwards: Mapping[str, Forward], exact: Forward, args: tuple, backward
     """What differs from `exact`, computed in float32, by more than `tolerance` of the largest value; "" if nothing."""
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), args)
     expected = jax.tree.leaves(call(exact, backward)(*wide))
-    for implementation, forward in forwards.items():
-        try:
-            got = jax.tree.leaves(call(forward, backward)(*args))
-        except NotImplementedError:
-            continue
-        for a, b in zip(got, expected, strict=True):
+    results = at_once(lambda implementation: call(forwards[implementation], backward)(*args), forwards)
+    for implementation, got in results.items():
+        for a, b in zip(jax.tree.leaves(got), expected, strict=True):
             error = float(jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b)))
             if not error <= tolerance:
                 return f"{implementation} is off by {error:.1e} of the largest value (allowed {tolerance:.1e})"

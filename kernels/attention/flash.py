@@ -14,6 +14,7 @@ MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 NT = (((1,), (1,)), ((), ()))  # [a, H] x [b, H] -> [a, b]
 NN = (((1,), (0,)), ((), ()))  # [a, b] x [b, H] -> [a, H]
+TN = (((0,), (0,)), ((), ()))  # [a, b] x [a, H] -> [b, H]
 
 
 class Sizes(NamedTuple):

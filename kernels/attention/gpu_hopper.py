@@ -157,7 +157,7 @@ def _kernel(call: Call, cores: Cores, with_sinks: bool, bounds_ref: Any, counts_
         def source(ref):
             return lambda column: ref.at[batch, pl.ds(column * BLOCK_K, BLOCK_K), kv_head]
 
-        keep_filled(walk, [(source(k_ref), scratch.keys), (source(v_ref), scratch.values)])
+        keep_filled(walk, [(scratch.keys, [source(k_ref)]), (scratch.values, [source(v_ref)])])
 
 
 def _attend(
@@ -165,7 +165,7 @@ def _attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Online softmax of this warpgroup's 64 queries over the tiles that arrive: out [64, H], natural lse [64]."""
     q, keys, values, turn = scratch.q.at[warpgroup], scratch.keys, scratch.values, scratch.turn
-    shape, stages = (ROWS, BLOCK_K), keys.tiles.shape[0]
+    shape = ROWS, BLOCK_K
 
     def take_turns() -> None:
         """One warpgroup has the tensor cores while the other has its softmax."""
@@ -179,7 +179,7 @@ def _attend(
 
     def attend(masked: bool, column: Any, carry: tuple) -> tuple:
         acc, old, total, step = carry
-        slot = lax.rem(step, jnp.int32(stages))
+        slot = keys.slot(step)
         plgpu.barrier_wait(keys.ready.at[slot])
         raw = cores.scores(q, keys.tiles.at[slot], take_turns)
         plgpu.barrier_arrive(keys.freed.at[slot])

@@ -1,8 +1,10 @@
-"""The backward kernels of block-sparse flash attention for Hopper GPUs: 64 queries, or 64 keys, a warpgroup.
+"""The backward kernel of block-sparse flash attention for Hopper GPUs: five products a tile, and the same bits always.
 
-Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries] and walks the query heads of
-its group, so that nothing is repeated for grouped heads and every sum stays in registers.
-Source: Dao 2023, "FlashAttention-2", algorithm 2, with the warp specialisation of the forward kernel.
+One program has two blocks of 64 keys of one head, a warpgroup each, whose dk and dv stay in registers while the tiles
+of queries that see them arrive. Scores are recomputed from lse. A tile's dq is a sum over programs: a fourth warpgroup
+adds each part to device memory, and takes its turn in the order of the key blocks, so that the sum is always the same.
+Programs start in that order and walk the queries from the last to the first: whoever is waited for is ahead.
+Source: Dao 2023, "FlashAttention-2", algorithm 2; Shah et al. 2024, "FlashAttention-3", section 3.1, for the warps.
 """
 
 import functools
@@ -11,19 +13,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import schedule
 from kernels.attention.flash import LOG2_E, Call, Sizes, in_32_bits, pad_to, row_terms
-from kernels.attention.gpu_common import mask_arrays, over_tiles, padded
+from kernels.attention.gpu_common import mask_arrays, padded
 from kernels.attention.gpu_hopper_common import (
     BLOCK,
-    COMPUTE_REGISTERS,
     COPY_REGISTERS,
     PER_COLUMN,
-    PER_ROW,
     ROWS,
     WARPGROUPS,
     Cores,
@@ -39,18 +40,31 @@ from kernels.attention.gpu_hopper_common import (
     tile,
 )
 
-# Rows of the tiles that arrive, and how many of each kind are on their way: what fits registers and shared memory.
-STREAMED, STAGES = 64, {64: 4, 128: 3}
+# Queries of a tile that arrives, by H: as many as registers hold.
+STREAMED = {64: 128, 128: 64}
+# Buffers for tiles that arrive, and for what is handed over between warpgroups: what shared memory holds.
+STAGES = 2
+# Registers of a thread: beside the two warpgroups that compute one copies and one adds up dq.
+COMPUTE_REGISTERS, COPYING, ADDING = 232, WARPGROUPS, WARPGROUPS + 1
 
 
 class Scratch(NamedTuple):
-    """Shared memory and barriers of a program: its own two tiles, and two rings for those that arrive."""
+    """Shared memory and barriers of a program.
 
-    own: Any
-    other: Any
+    keys, values: its own, a tile for each warpgroup; d_scores: those of two tiles, [64 keys, queries] a warpgroup; dq:
+    what each warpgroup has of two tiles' dq.
+    """
+
+    keys: Any
+    values: Any
     ready: Any
-    first: Ring
-    second: Ring
+    queries: Ring
+    d_outs: Ring
+    d_scores: Any
+    exchanged: Any
+    dq: Any
+    dq_ready: Any
+    dq_freed: Any
 
 
 @in_32_bits
@@ -75,187 +89,263 @@ def backward(
     """
     check(q, k, v, scale, bias)
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    by_query, by_key = Sizes(B, T, S, N, K, H, BLOCK, STREAMED), Sizes(B, T, S, N, K, H, STREAMED, BLOCK)
-    table, by_column = (schedule.classes(mask, T, S, x.block_q, x.block_k) for x in (by_query, by_key))
+    sizes = Sizes(B, T, S, N, K, H, STREAMED[H], BLOCK)
+    table = schedule.classes(mask, T, S, sizes.block_q, sizes.block_k)
     delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks)
     arrays = [q, d_out.astype(q.dtype), k, v]
-    if not all(all_seen(mask, by_query, table, axis) for axis in (0, 1)):
+    if not all(all_seen(mask, sizes, table, axis) for axis in (0, 1)):
         # What is seen is told by delta: only what no pair uses is lost.
         arrays = [jnp.where(jnp.isfinite(x), x, 0) for x in arrays]
-    arrays = [padded(x, by_query, BLOCK) for x in arrays]
-    arrays += [pad_to(x, 2, BLOCK) for x in (lse * LOG2_E, delta)]
-    call = functools.partial(_call, Cores(interpret is not None), arrays, interpret)
-    (dq,) = call(_query_kernel, Call(by_query, mask, scale, softcap), schedule.runs(table), 0)
-    dk, dv = call(_key_kernel, Call(by_key, mask, scale, softcap), schedule.runs(schedule.transpose(by_column)), 1)
-    return dq[:, :T], dk[:, :S], dv[:, :S], None, d_sinks
-
-
-def _call(
-    cores: Cores, arrays: list, interpret: Any, kernel: Callable, call: Call, runs: Any, q_axis: int
-) -> list[jax.Array]:
-    """One program for each (block of queries, query head, row of the batch), or with q_axis 1 of keys and key heads."""
-    sizes, q, k = call.sizes, arrays[0], arrays[2]
-    masks = [x.swapaxes(2, 3) if q_axis and x.ndim == 4 else x for x in mask_arrays(call.mask, sizes)]
-    outputs, heads = ([k, k], sizes.K) if q_axis else ([q], sizes.N)
-    own = tile((WARPGROUPS, ROWS, sizes.H), q.dtype)
-    return plgpu.kernel(
-        functools.partial(_kernel, kernel, call, cores, q_axis, len(outputs)),
-        out_type=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    q, d_out, k, v = (padded(x, sizes, BLOCK) for x in arrays)
+    terms = [pad_to(x, 2, BLOCK) for x in (lse * LOG2_E, delta)]
+    masks = [x.swapaxes(2, 3) if x.ndim == 4 else x for x in mask_arrays(mask, sizes)]
+    walk = schedule.spans(schedule.transpose(table))
+    cores = Cores(interpret is not None)
+    dq, dk, dv = plgpu.kernel(
+        functools.partial(_kernel, Call(sizes, mask, scale, softcap), cores),
+        out_type=[jax.ShapeDtypeStruct(q.shape, jnp.float32), *(jax.ShapeDtypeStruct(k.shape, k.dtype) for _ in "kv")],
         scratch_types=[
             Scratch(
-                *(own, own),
-                plgpu.Barrier(num_arrivals=2, num_barriers=WARPGROUPS),
-                *(ring(STAGES[sizes.H], STREAMED, sizes.H, q.dtype) for _ in range(2)),
+                *(tile((WARPGROUPS, ROWS, H), k.dtype) for _ in "kv"),
+                plgpu.Barrier(num_arrivals=2 * WARPGROUPS),
+                ring(STAGES, sizes.block_q, H, q.dtype, terms=True),
+                ring(STAGES, sizes.block_q, H, q.dtype, terms=True),
+                tile((STAGES, WARPGROUPS, ROWS, sizes.block_q), q.dtype),
+                plgpu.Barrier(num_arrivals=WARPGROUPS),
+                tile((STAGES, WARPGROUPS, ROWS, ROWS), jnp.float32),
+                plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=STAGES),
+                plgpu.Barrier(num_arrivals=1, num_barriers=STAGES),
             )
         ],
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        grid=(outputs[0].shape[1] // BLOCK, heads, sizes.B),
+        # The last axis is the first to start: a key block of every head and row, then the next.
+        grid=(k.shape[1] // BLOCK, K, B),
         grid_names=("row", "head", "batch"),
-        num_threads=WARPGROUPS + 1,
+        num_threads=WARPGROUPS + 2,
         thread_name="warpgroup",
         interpret=interpret,
-    )(*map(jnp.asarray, runs), *arrays, *masks)
+    )(*map(jnp.asarray, walk), _earlier(table), q, d_out, k, v, *terms, *masks)
+    return _dq(dq[:, :T] * scale, table, sizes).astype(q.dtype), dk[:, :S], dv[:, :S], None, d_sinks
+
+
+def _earlier(table: Any) -> jax.Array:
+    """int32 [B|1, query tiles, key blocks]: how many key blocks before this one see the tile, for each that sees it."""
+    spans = schedule.spans((table != schedule.EMPTY).astype(np.int8)).bounds
+    # On the device: as a constant it would be as large as the table.
+    first, end = (jnp.expand_dims(x, 2) for x in jnp.moveaxis(lax.optimization_barrier(jnp.asarray(spans)), 3, 0)[:2])
+    block = jnp.arange(table.shape[2], dtype=jnp.int32)[:, None]
+    return jnp.maximum(jnp.minimum(end, block) - first, 0).sum(axis=3, dtype=jnp.int32)
+
+
+def _dq(dq: jax.Array, table: Any, sizes: Sizes) -> jax.Array:
+    """dq [B, T, N, H] with 0 where no program wrote."""
+    written = (table != schedule.EMPTY).any(axis=2)
+    if not isinstance(written, jax.Array) and written.all():
+        return dq
+    rows = jnp.repeat(jnp.asarray(written), sizes.block_q, axis=1)[:, : sizes.T]
+    return jnp.where(rows[:, :, None, None], dq, 0.0)
 
 
 class _Place(NamedTuple):
-    """What one warpgroup of a program works on, and fold(tile, carry), the walk over its tiles."""
+    """What a program works on: its key block `row`, the number of its tiles, and fold(visit, carry), the walk.
+
+    The walk folds visit(masked, query head, tile, carry) over the tiles that see the block, the last one first.
+    """
 
     batch: Any
     head: Any
-    start: Any
+    row: Any
+    tiles: Any
     fold: Callable
 
 
-def _kernel(
-    kernel: Callable,
-    call: Call,
-    cores: Cores,
-    q_axis: int,
-    n_outputs: int,
-    bounds_ref: Any,
-    counts_ref: Any,
-    *refs: Any,
-) -> None:
-    """What both kernels do around their tiles: one warpgroup copies, two load their own rows, compute and store."""
-    *inputs, scratch = refs
-    arrays, masks, outputs = inputs[:6], inputs[6:-n_outputs], inputs[-n_outputs:]
+def _place(call: Call, spans: Any, counts: Any) -> _Place:
     row, head, batch = (lax.axis_index(name) for name in ("row", "head", "batch"))
-    at, warpgroup = batch if bounds_ref.shape[0] > 1 else 0, lax.axis_index("warpgroup")
-    start, mine, streamed = row * BLOCK + warpgroup * ROWS, arrays[:2], arrays[2:4]
-    if q_axis:
-        mine, streamed = streamed, mine
-    group = call.sizes.group
+    at, group = batch if spans.shape[0] > 1 else 0, call.sizes.group
 
     def fold(visit: Callable, carry: Any) -> Any:
-        """visit(masked, head, block, carry) over the tiles: of one key head, or of all query heads of a group."""
+        def of_head(i: Any, carry: Any) -> Any:
+            def of_span(n: Any, carry: Any) -> Any:
+                first, end, kind = (spans[at, row, counts[at, row, 0] - 1 - n, x] for x in range(3))
+                full = jnp.where(kind == schedule.FULL, end - first, 0)
+                visits = (
+                    lambda k, c, masked=masked: visit(masked, head * group + i, end - 1 - k, c)
+                    for masked in (False, True)
+                )
+                carry = lax.fori_loop(0, full, next(visits), carry)
+                return lax.fori_loop(full, end - first, next(visits), carry)
 
-        def of_head(other: Any, carry: Any) -> Any:
-            return over_tiles(
-                bounds_ref.at[at, row], counts_ref.at[at, row], lambda masked, i, c: visit(masked, other, i, c), carry
-            )
+            return lax.fori_loop(0, counts[at, row, 0], of_span, carry)
 
-        if not q_axis:
-            return of_head(lax.div(head, jnp.int32(group)), carry)
-        return lax.fori_loop(0, group, lambda i, carry: of_head(head * group + i, carry), carry)
+        return lax.fori_loop(0, group, of_head, carry)
+
+    return _Place(batch, head, row, counts[at, row, 1] * group, fold)
+
+
+def _kernel(call: Call, cores: Cores, *refs: Any) -> None:
+    *refs, scratch = refs
+    spans, counts, earlier, q, d_out, k, v, lse, delta, *masks, dq, dk, dv = refs
+    place, sizes, warpgroup = _place(call, spans, counts), call.sizes, lax.axis_index("warpgroup")
+    order = _order(cores, sizes, place, earlier)
 
     @pl.when(warpgroup < WARPGROUPS)
     def _compute():
         plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        own, rows = [x.at[warpgroup] for x in scratch[:2]], pl.ds(start, ROWS)
-        for ref, tiles in zip(mine, own, strict=True):
-            plgpu.copy_gmem_to_smem(ref.at[batch, rows, head], tiles, scratch.ready.at[warpgroup])
-        given = mask_refs(call, cores, masks, q_axis)
-        place = _Place(batch, head, start, fold)
-        results = kernel(call, cores, given, place, own, scratch, arrays[4:])
-        for result, tiles, ref in zip(results, own, outputs, strict=False):
-            tiles[...] = result.astype(ref.dtype)
+        mine = place.batch, pl.ds(place.row * BLOCK + warpgroup * ROWS, ROWS), place.head
+        own = scratch.keys.at[warpgroup], scratch.values.at[warpgroup]
+        for ref, tiles in zip((k, v), own, strict=True):
+            plgpu.copy_gmem_to_smem(ref.at[mine], tiles, scratch.ready)
+        results = _gradients(call, cores, mask_refs(call, cores, masks, q_axis=1), place, scratch)
+        for result, tiles in zip(results, own, strict=True):
+            tiles[...] = result.astype(k.dtype)
         plgpu.commit_smem()
-        for tiles, ref in zip(own, outputs, strict=False):
-            plgpu.copy_smem_to_gmem(tiles, ref.at[batch, rows, head])
+        for tiles, ref in zip(own, (dk, dv), strict=True):
+            plgpu.copy_smem_to_gmem(tiles, ref.at[mine])
         plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup == WARPGROUPS)
+    @pl.when(warpgroup == COPYING)
     def _copy():
         plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
 
-        def source(ref: Any) -> Callable:
-            return lambda at: ref.at[batch, pl.ds(at[1] * STREAMED, STREAMED), at[0]]
+        def tiles_of(ref: Any) -> Callable:
+            return lambda at: ref.at[place.batch, pl.ds(at[1] * sizes.block_q, sizes.block_q), at[0]]
+
+        def terms_of(ref: Any) -> Callable:
+            return lambda at: ref.at[place.batch, at[0], pl.ds(at[1] * sizes.block_q, sizes.block_q)]
+
+        def in_order(source: Callable) -> Callable:
+            return lambda at: order.wait(*at) or source(at)
 
         keep_filled(
-            lambda visit, step: fold(lambda _, other, i, step: visit((other, i), step), step),
-            list(zip(map(source, streamed), (scratch.first, scratch.second), strict=True)),
+            lambda visit, step: place.fold(lambda _, head, tile, step: visit((head, tile), step), step),
+            [
+                (scratch.queries, [tiles_of(q), terms_of(lse)]),
+                (scratch.d_outs, [in_order(tiles_of(d_out)), terms_of(delta)]),
+            ],
         )
 
-
-def _query_kernel(
-    call: Call, cores: Cores, masks: MaskRefs, place: _Place, own: list, scratch: Scratch, terms: list
-) -> list[jax.Array]:
-    """dq of 64 queries."""
-    (q, d_out), (keys, values), shape = own, scratch[3:], (ROWS, STREAMED)
-    rows = place.batch, place.head, pl.ds(place.start, ROWS)
-    lse, delta = (along(cores.load(ref, rows, PER_ROW), shape) for ref in terms)
-    mine = masks.own(place.batch, place.start)
-    ready = scratch.ready.at[lax.axis_index("warpgroup")]
-    plgpu.barrier_wait(ready)
-
-    def visit(masked: bool, _: Any, column: Any, carry: tuple) -> tuple:
-        dq, step = carry
-        slot = lax.rem(step, jnp.int32(keys.tiles.shape[0]))
-        plgpu.barrier_wait(keys.ready.at[slot])
-        plgpu.barrier_wait(values.ready.at[slot])
-        pairs = (q, keys.tiles.at[slot]), (d_out, values.tiles.at[slot])
-        (p, slope), dp = cores.score_both(*pairs, lambda raw: _probabilities(call, raw, lse))
-        plgpu.barrier_arrive(values.freed.at[slot])
-        ds = _d_scores(p, dp, delta, slope)
-        if masked:
-            seen = masks.visible(mine, place.batch, place.head, place.start, column * STREAMED, STREAMED)
-            ds = jnp.where(seen, ds, 0.0)
-        dq = cores.accumulate(dq, ds.astype(q.dtype), keys.tiles.at[slot])
-        plgpu.barrier_arrive(keys.freed.at[slot])
-        return dq, step + 1
-
-    dq, _ = place.fold(visit, (cores.full((ROWS, call.sizes.H), 0.0), jnp.int32(0)))
-    return [dq * call.scale]
+    @pl.when(warpgroup == ADDING)
+    def _add():
+        plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
+        _add_dq(call, cores, place, scratch, order, dq)
 
 
-def _key_kernel(
-    call: Call, cores: Cores, masks: MaskRefs, place: _Place, own: list, scratch: Scratch, terms: list
-) -> list[jax.Array]:
-    """dk and dv of 64 keys; tiles are [keys, queries]."""
-    (k, v), (queries, d_outs), shape = own, scratch[3:], (ROWS, STREAMED)
-    mine = masks.own(place.batch, place.start)
-    plgpu.barrier_wait(scratch.ready.at[lax.axis_index("warpgroup")])
+def _gradients(call: Call, cores: Cores, masks: MaskRefs, place: _Place, scratch: Scratch) -> tuple:
+    """dk and dv of a warpgroup's 64 keys; tiles are [keys, queries]. Leaves its part of each tile's dq in `scratch`."""
+    sizes, warpgroup, queries, d_outs = call.sizes, lax.axis_index("warpgroup"), scratch.queries, scratch.d_outs
+    start, other, shape = place.row * BLOCK + warpgroup * ROWS, pl.ds(warpgroup * ROWS, ROWS), (ROWS, sizes.block_q)
+    # Its part of dq is 64 columns of 64 queries, or all 64 columns of half of 128 queries.
+    rows, columns = (other if size > ROWS else pl.ds(0, ROWS) for size in (sizes.block_q, sizes.H))
+    mine = masks.own(place.batch, start)
+    plgpu.barrier_wait(scratch.ready)
 
-    def visit(masked: bool, head: Any, row: Any, carry: tuple) -> tuple:
-        dk, dv, step = carry
-        slot = lax.rem(step, jnp.int32(queries.tiles.shape[0]))
-        columns = place.batch, head, pl.ds(row * STREAMED, STREAMED)
-        lse = cores.load(terms[0], columns, PER_COLUMN)
-        plgpu.barrier_wait(queries.ready.at[slot])
-        p, slope = _probabilities(call, cores.scores(k, queries.tiles.at[slot]), along(lse, shape, 1))
-        if masked:
-            p = jnp.where(masks.visible(mine, place.batch, head, place.start, row * STREAMED, STREAMED), p, 0.0)
+    def next_queries(step: Any) -> Any:
+        pl.when(step < place.tiles)(lambda: plgpu.barrier_wait(queries.ready.at[queries.slot(step)]))
+        return queries.tiles.at[queries.slot(step)]
+
+    def exchange() -> None:
+        plgpu.barrier_arrive(scratch.exchanged)
+        plgpu.barrier_wait(scratch.exchanged)
+
+    def visit(masked: bool, head: Any, tile: Any, carry: tuple) -> tuple:
+        dk, dv, raw, step = carry
+        slot = queries.slot(step)
+        # Always 0, which no compiler knows: else the addresses of all operands are kept in registers over the loop.
+        zero = lax.shift_right_logical(step, jnp.int32(30))
+        me = warpgroup + zero
+        k, v, own_d_scores = scratch.keys.at[me], scratch.values.at[me], scratch.d_scores.at[slot, me]
+        start_q = tile * sizes.block_q
+
+        def weights() -> tuple:
+            lse = cores.load(queries.terms, (slot,), PER_COLUMN)
+            s, factor, slope = capped(call, raw)
+            p = jnp.exp2(s * factor - along(lse, shape, 1))
+            if masked:
+                p = jnp.where(masks.visible(mine, place.batch, head, start, start_q, sizes.block_q), p, 0.0)
+            return p.astype(k.dtype), (p, slope)
+
+        def d_scores(held: tuple, dp: jax.Array) -> None:
+            p, slope = held
+            ds = p * (dp - along(cores.load(d_outs.terms, (slot,), PER_COLUMN), shape, 1))
+            own_d_scores[...] = (ds if slope is None else ds * slope).astype(k.dtype)
+            plgpu.commit_smem()
+
         plgpu.barrier_wait(d_outs.ready.at[slot])
-        delta = cores.load(terms[1], columns, PER_COLUMN)
-        dv, dp = cores.accumulate_and_score(dv, p.astype(k.dtype), d_outs.tiles.at[slot], v)
+        dv = cores.weigh(dv, v, d_outs.tiles.at[slot], weights, d_scores)
         plgpu.barrier_arrive(d_outs.freed.at[slot])
-        ds = _d_scores(p, dp, along(delta, shape, 1), slope)
-        dk = cores.accumulate(dk, ds.astype(k.dtype), queries.tiles.at[slot])
+
+        def pairs() -> list:
+            exchange()
+            sides = range(WARPGROUPS)
+            return [(scratch.d_scores.at[slot, i, :, rows], scratch.keys.at[i + zero, :, columns]) for i in sides]
+
+        def hand_over(dq: jax.Array) -> None:
+            pl.when(step >= STAGES)(lambda: plgpu.barrier_wait(scratch.dq_freed.at[slot]))
+            scratch.dq.at[slot, me][...] = dq
+            plgpu.commit_smem()
+            plgpu.barrier_arrive(scratch.dq_ready.at[slot])
+
+        def following() -> tuple:
+            return k, next_queries(step + 1)
+
+        dk, raw = cores.spread(dk, own_d_scores, queries.tiles.at[slot], pairs, following, hand_over)
         plgpu.barrier_arrive(queries.freed.at[slot])
-        return dk, dv, step + 1
+        return dk, dv, raw, step + 1
 
-    zeros = cores.full((ROWS, call.sizes.H), 0.0)
-    dk, dv, _ = place.fold(visit, (zeros, zeros, jnp.int32(0)))
-    return [dk * call.scale, dv]
+    zeros = cores.full((ROWS, sizes.H), 0.0)
+    first = cores.scores(scratch.keys.at[warpgroup], next_queries(jnp.int32(0)))
+    dk, dv, _, steps = place.fold(visit, (zeros, zeros, first, jnp.int32(0)))
+
+    @pl.loop(jnp.maximum(steps - STAGES, 0), steps)
+    def _drain(step):
+        plgpu.barrier_wait(scratch.dq_freed.at[queries.slot(step)])
+
+    exchange()  # The keys are no longer read, and their memory is free.
+    return dk * call.scale, dv
 
 
-def _probabilities(call: Call, raw: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """The probabilities of a tile from its products and lse in base 2, and the slope of the softcap, if any."""
-    s, factor, slope = capped(call, raw)
-    return jnp.exp2(s * factor - lse), slope
+class _Order(NamedTuple):
+    """The order in which programs add to a tile's dq. Where they are simulated they run in it, one after the other."""
+
+    batch: Any
+    turns: Any
+    earlier: Callable
+
+    def wait(self, head: Any, tile: Any) -> None:
+        """Until all that come earlier have added theirs. Asked for before the tile is copied: no one waits later."""
+        if self.turns is not None:
+            turn = self.turns.at[self.batch, head, tile]
+            plgpu.semaphore_wait(turn, self.earlier(tile), decrement=False, memory_scope="gpu")
+
+    def pass_on(self, head: Any, tile: Any) -> None:
+        """Once all that was added is in memory: it is the next one's turn."""
+        plgpu.wait_smem_to_gmem(0)
+        if self.turns is not None:
+            plgpu.semaphore_signal(self.turns.at[self.batch, head, tile], memory_scope="gpu")
 
 
-def _d_scores(p: jax.Array, dp: jax.Array, delta: jax.Array, slope: jax.Array | None) -> jax.Array:
-    """The gradient of a tile's scores, before they are scaled."""
-    ds = p * (dp - delta)
-    return ds if slope is None else ds * slope
+def _order(cores: Cores, sizes: Sizes, place: _Place, earlier: Any) -> _Order:
+    shape, at = (sizes.B, sizes.N, earlier.shape[1]), place.batch if earlier.shape[0] > 1 else 0
+    turns = None if cores.simulated else pl.get_global(plgpu.SemaphoreType.REGULAR(shape))
+    return _Order(place.batch, turns, lambda tile: earlier[at, tile, place.row])
+
+
+def _add_dq(call: Call, cores: Cores, place: _Place, scratch: Scratch, order: _Order, dq: Any) -> None:
+    """Adds what both warpgroups have of each tile's dq to device memory. Their turn has come: the copying one waits."""
+    sizes = call.sizes
+
+    def visit(_: bool, head: Any, tile: Any, carry: tuple) -> tuple:
+        first, *last, step = order.earlier(tile) == 0, *carry
+        pl.when(step > 0)(lambda: order.pass_on(*last))
+        slot = lax.rem(step, jnp.int32(STAGES))
+        plgpu.barrier_wait(scratch.dq_ready.at[slot])
+        for i in range(WARPGROUPS):
+            row, column = (i * ROWS if size > ROWS else 0 for size in (sizes.block_q, sizes.H))
+            into = place.batch, pl.ds(tile * sizes.block_q + row, ROWS), head, pl.ds(column, ROWS)
+            cores.add(scratch.dq.at[slot, i], dq.at[into], first)
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.barrier_arrive(scratch.dq_freed.at[slot])
+        return head, tile, step + 1
+
+    *last, steps = place.fold(visit, (jnp.int32(0),) * 3)
+    pl.when(steps > 0)(lambda: order.pass_on(*last))

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, NN, NT, Call, Sizes, dot
+from kernels.attention.flash import LOG2_E, NN, NT, TN, Call, Sizes, dot
 
 WARPGROUPS = 2
 # Rows of one tensor core instruction, and so of one warpgroup's tile.
@@ -99,35 +99,66 @@ class Cores(NamedTuple):
 
         return pl.run_scoped(compute, plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32))
 
-    def score_both(self, first: tuple, second: tuple, then: Callable) -> tuple[Any, jax.Array]:
-        """then(x y^T) of the first pair, computed while the tensor cores have the second, and x y^T of the second."""
-        if self.simulated:
-            return then(self.scores(*first)), self.scores(*second)
-
-        def compute(one, other):
-            for total, (x, y) in ((one, first), (other, second)):
-                plgpu.wgmma(total, x, plgpu.transpose_ref(y, (1, 0)))
-            return then(plgpu.wgmma_accumulator_load(one, wait_n=1)), other[...]
-
-        size = (first[0].shape[0], first[1].shape[0])
-        return pl.run_scoped(compute, *(plgpu.ACC(size, jnp.float32) for _ in range(2)))
-
     def accumulate(self, total: jax.Array, x: jax.Array, y: Any) -> jax.Array:
         """total [a, H] + x [a, b] @ y [b, H]: x and the total in registers, y in shared memory."""
         if self.simulated:
             return total + dot(x, _fenced(y), NN)
         return pl.run_state(lambda total: plgpu.wgmma(total, x, y))(plgpu.ACC.init(total))
 
-    def accumulate_and_score(self, total: jax.Array, x: jax.Array, y: Any, z: Any) -> tuple[jax.Array, jax.Array]:
-        """total [a, H] + x [a, b] @ y [b, H], and z y^T [a, b] with z [a, H] in shared memory, waited for once."""
+    def weigh(self, total: jax.Array, x: Any, y: Any, first: Callable, then: Callable) -> jax.Array:
+        """total [a, H] + w @ y [b, H], with x [a, H] and y in shared memory and (w, held) = first().
+
+        `first` runs while the tensor cores have x y^T, then(held, x y^T) while they have w @ y.
+        """
         if self.simulated:
-            return self.accumulate(total, x, y), self.scores(z, y)
+            weights, held = first()
+            then(held, self.scores(x, y))
+            return self.accumulate(total, weights, y)
 
-        def compute(refs):
-            plgpu.wgmma(refs[0], x, y)
-            plgpu.wgmma(refs[1], z, plgpu.transpose_ref(y, (1, 0)))
+        def compute(sums, products):
+            sums[...] = total
+            plgpu.wgmma(products, x, plgpu.transpose_ref(y, (1, 0)))
+            weights, held = first()
+            plgpu.wgmma(sums, weights, y)
+            then(held, plgpu.wgmma_accumulator_load(products, wait_n=1))
+            return sums[...]
 
-        return pl.run_state(compute)((plgpu.ACC.init(total), plgpu.ACC.init(self.full(x.shape, 0.0))))
+        accumulators = (total.shape[0], y.shape[0]), total.shape
+        return pl.run_scoped(compute, *(plgpu.ACC(x, jnp.float32) for x in reversed(accumulators)))
+
+    def spread(
+        self, total: jax.Array, x: Any, y: Any, pairs: Callable, following: Callable, then: Callable
+    ) -> tuple[jax.Array, jax.Array]:
+        """total [a, H] + x [a, b] @ y [b, H] and the scores [a, b] of a pair; then(the sum of l^T r over pairs).
+
+        All in shared memory but the total. pairs() gives the l [k, a], r [k, c]; it runs while the tensor cores have
+        the first product, following() while they have the sum and `then` while they have the scores.
+        """
+        if self.simulated:
+            total = total + dot(_fenced(x), _fenced(y), NN)
+            then(sum(dot(_fenced(left), _fenced(right), TN) for left, right in pairs()))
+            return total, self.scores(*following())
+
+        def compute(sums, sides, scores):
+            sums[...] = total
+            plgpu.wgmma(sums, x, y)
+            for left, right in pairs():
+                plgpu.wgmma(sides, plgpu.transpose_ref(left, (1, 0)), right)
+            left, right = following()
+            plgpu.wgmma(scores, left, plgpu.transpose_ref(right, (1, 0)))
+            then(plgpu.wgmma_accumulator_load(sides, wait_n=1))
+            return sums[...], scores[...]
+
+        shapes = total.shape, (ROWS, ROWS), (ROWS, y.shape[0])
+        return pl.run_scoped(compute, *(plgpu.ACC(x, jnp.float32) for x in shapes))
+
+    def add(self, tiles: Any, into: Any, first: Any) -> None:
+        """Adds `tiles` in shared memory to `into` in device memory, or writes them if they are the `first`."""
+        if self.simulated:
+            into[...] = jnp.where(first, 0.0, into[...]) + tiles[...]
+            return
+        pl.when(first)(lambda: plgpu.copy_smem_to_gmem(tiles, into))
+        pl.when(~first)(lambda: plgpu.copy_smem_to_gmem(tiles, into, reduction_op="add"))
 
 
 def _fenced(ref: Any) -> jax.Array:
@@ -139,51 +170,63 @@ def _fenced(ref: Any) -> jax.Array:
 
 def tile(shape: tuple, dtype: Any) -> Any:
     """Shared memory for tiles [.., rows, H] as the tensor cores read them."""
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128)))
+    columns = 128 // jnp.dtype(dtype).itemsize
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(128)))
 
 
 class Ring(NamedTuple):
-    """Buffers for tiles on their way: which are filled and, by both computing warpgroups, which are free again."""
+    """Buffers for tiles on their way: which are filled and, by both computing warpgroups, which are free again.
+
+    terms: with each tile one number for each of its rows, or None.
+    """
 
     tiles: Any
+    terms: Any
     ready: Any
     freed: Any
 
+    def slot(self, step: Any) -> Any:
+        """The buffer of a step."""
+        return lax.rem(step, jnp.int32(self.tiles.shape[0]))
 
-def ring(stages: int, rows: int, H: int, dtype: Any) -> Ring:
-    """The memory and barriers of a ring of `stages` tiles [rows, H]."""
+
+def ring(stages: int, rows: int, H: int, dtype: Any, terms: bool = False) -> Ring:
+    """The memory and barriers of a ring of `stages` tiles [rows, H], with float32 `terms` [rows] or without."""
     return Ring(
         tile((stages, rows, H), dtype),
-        plgpu.Barrier(num_arrivals=1, num_barriers=stages),
+        plgpu.SMEM((stages, rows), jnp.float32) if terms else None,
+        plgpu.Barrier(num_arrivals=1 + terms, num_barriers=stages),
         plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=stages),
     )
 
 
-def keep_filled(walk: Callable, rings: list[tuple[Callable, Ring]]) -> None:
+def keep_filled(walk: Callable, rings: list[tuple[Ring, list[Callable]]]) -> None:
     """Copies every tile of a walk into each ring, as soon as there is room.
 
-    walk(visit, step) folds visit(tile, step) over the tiles; each ring comes with source(tile), where a tile lies.
+    walk(visit, step) folds visit(tile, step) over the tiles; each ring comes with source(tile), where a tile lies, and
+    if it has terms with a second one.
     """
-    stages = rings[0][1].tiles.shape[0]
 
     def copy(tile: Any, step: Any) -> Any:
-        slot = lax.rem(step, jnp.int32(stages))
-        for source, into in rings:
+        for into, sources in rings:
+            slot = into.slot(step)
 
-            @pl.when(step >= stages)
-            def _wait(into=into):
+            @pl.when(step >= into.tiles.shape[0])
+            def _wait(into=into, slot=slot):
                 plgpu.barrier_wait(into.freed.at[slot])
 
-            plgpu.copy_gmem_to_smem(source(tile), into.tiles.at[slot], into.ready.at[slot])
+            for source, ref in zip(sources, into[:2], strict=False):
+                plgpu.copy_gmem_to_smem(source(tile), ref.at[slot], into.ready.at[slot])
         return step + 1
 
     steps = walk(copy, jnp.int32(0))
 
     # Every barrier ends with all its arrivals seen.
-    @pl.loop(jnp.maximum(steps - stages, 0), steps)
-    def _drain(step):
-        for _, into in rings:
-            plgpu.barrier_wait(into.freed.at[lax.rem(step, jnp.int32(stages))])
+    for into, _ in rings:
+
+        @pl.loop(jnp.maximum(steps - into.tiles.shape[0], 0), steps)
+        def _drain(step, into=into):
+            plgpu.barrier_wait(into.freed.at[into.slot(step)])
 
 
 def along(x: jax.Array, shape: tuple, axis: int = 0) -> jax.Array:

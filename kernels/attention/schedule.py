@@ -112,14 +112,42 @@ def _pack(codes: jax.Array, wanted: jax.Array) -> jax.Array:
     return packed.reshape(codes.shape)
 
 
-def runs(table: Any) -> Runs:
-    """The runs of each row of `table` [B or 1, rows, columns], in ascending order within each class."""
+class Spans(NamedTuple):
+    """For each row of the table its runs of neighbouring tiles of one class, from left to right.
+
+    bounds: int32 [B or 1, rows, most spans, 3], first column, the one after the last, and the class; counts: int32
+    [B or 1, rows, 2], how many spans and how many tiles. A causal row is one FULL and one PARTIAL span.
+    """
+
+    bounds: Any
+    counts: Any
+
+
+def spans(table: Any) -> Spans:
+    """The spans of each row of `table` [B or 1, rows, columns], for kernels in which the order of tiles matters."""
     xp = np if isinstance(table, np.ndarray) else jnp
-    columns = table.shape[2]
+    columns, (opens, closes) = table.shape[2], _edges(table)
     column = xp.arange(columns, dtype=np.int32)
+    first, last = (xp.sort(xp.where(at, column, columns - 1), axis=2) for at in (opens, closes))
+    counts = xp.stack([opens.sum(axis=2), (table != EMPTY).sum(axis=2)], axis=2).astype(np.int32)
+    bounds = xp.stack([first, last + 1, xp.take_along_axis(table, first, axis=2)], axis=3).astype(np.int32)
+    return Spans(bounds[:, :, : max(int(counts[:, :, 0].max()), 1)] if xp is np else bounds, counts)
+
+
+def _edges(table: Any) -> tuple[Any, Any]:
+    """Where a run of tiles of one class opens and where it closes, each like `table`."""
+    xp = np if isinstance(table, np.ndarray) else jnp
     edge = xp.full((*table.shape[:2], 1), EMPTY, table.dtype)
     opens = (table != EMPTY) & (table != xp.concatenate([edge, table[:, :, :-1]], axis=2))
     closes = (table != EMPTY) & (table != xp.concatenate([table[:, :, 1:], edge], axis=2))
+    return opens, closes
+
+
+def runs(table: Any) -> Runs:
+    """The runs of each row of `table` [B or 1, rows, columns], in ascending order within each class."""
+    xp = np if isinstance(table, np.ndarray) else jnp
+    columns, (opens, closes) = table.shape[2], _edges(table)
+    column = xp.arange(columns, dtype=np.int32)
     # The n-th opening of a class belongs to its n-th closing, so both are sorted by (class, column) on their own.
     order = xp.where(table == FULL, 0, columns).astype(np.int32) + column
     first, last = (xp.sort(xp.where(at, order, 2 * columns), axis=2) % columns for at in (opens, closes))
