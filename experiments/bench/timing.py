@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+# Seconds of one turn, above which a candidate is not called again in it.
+LONG_TURN = 0.2
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -32,23 +35,33 @@ class Timing:
 def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int = 5, calls: int = 1) -> dict[str, Timing]:
     """Times every candidate once a round, in turn, after one warm-up call each.
 
-    A candidate's result is waited for. `calls` repeats within a turn, for candidates of microseconds; an accelerator
-    runs them one after the other, so there only the last is waited for, and the way to it and back is not counted.
+    A candidate's result is waited for. `calls` repeats within a turn, for candidates of microseconds (slow ones are
+    called less often); an accelerator runs them one after the other, so there only the last is waited for, and the way
+    to it and back is not counted.
     """
     wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda result: result
-    for call in candidates.values():
-        jax.block_until_ready(call())
+    repeats = {name: _repeats(call, calls) for name, call in candidates.items()}
     seconds: dict[str, tuple[list, list]] = {name: ([], []) for name in candidates}
     order = list(candidates)
     for turn in range(rounds):
         for name in order if turn % 2 == 0 else order[::-1]:  # Neither side always follows the other.
             wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(calls):
+            for _ in range(repeats[name]):
                 result = wait(candidates[name]())
             jax.block_until_ready(result)
-            seconds[name][0].append((time.perf_counter() - wall) / calls)
-            seconds[name][1].append((time.process_time() - cpu) / calls)
+            seconds[name][0].append((time.perf_counter() - wall) / repeats[name])
+            seconds[name][1].append((time.process_time() - cpu) / repeats[name])
     return {name: Timing(tuple(wall), tuple(cpu)) for name, (wall, cpu) in seconds.items()}
+
+
+def _repeats(call: Callable[[], object], most: int) -> int:
+    """How often a candidate is called in a turn, from a call that follows a first one."""
+    jax.block_until_ready(call())
+    if most == 1:
+        return 1
+    begun = time.perf_counter()
+    jax.block_until_ready(call())
+    return max(1, min(most, int(LONG_TURN / (time.perf_counter() - begun))))
 
 
 def ratio(a: Timing, b: Timing) -> float:

@@ -101,8 +101,8 @@ def explain(
 def _choose(platform: str, T: int, S: int) -> tuple[tuple[str, ...], str]:
     """The implementations to try on a platform, in order, and why. The last one takes everything.
 
-    `library` is not among them: cuDNN's forward pass is no faster, its backward pass is (docs/LEDGER.md), but adds up
-    in another order each time, and a run that goes on must give the same bits.
+    `library` is not among them: cuDNN is no faster (docs/LEDGER.md), and its backward pass adds up in another order
+    each time, while a run that goes on must give the same bits.
     """
     if platform == "cpu":  # measured also for T = 1: it skips the empty end of a cache and copies less than a split
         return ("chunked",), f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"

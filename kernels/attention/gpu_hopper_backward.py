@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -124,17 +123,8 @@ def backward(
         num_threads=WARPGROUPS + 2,
         thread_name="warpgroup",
         interpret=interpret,
-    )(*map(jnp.asarray, walk), _earlier(table), q, d_out, k, v, *terms, *masks)
+    )(*map(jnp.asarray, walk), schedule.turns(table), q, d_out, k, v, *terms, *masks)
     return _dq(dq[:, :T] * scale, table, sizes).astype(q.dtype), dk[:, :S], dv[:, :S], None, d_sinks
-
-
-def _earlier(table: Any) -> jax.Array:
-    """int32 [B|1, query tiles, key blocks]: how many key blocks before this one see the tile, for each that sees it."""
-    spans = schedule.spans((table != schedule.EMPTY).astype(np.int8)).bounds
-    # On the device: as a constant it would be as large as the table.
-    first, end = (jnp.expand_dims(x, 2) for x in jnp.moveaxis(lax.optimization_barrier(jnp.asarray(spans)), 3, 0)[:2])
-    block = jnp.arange(table.shape[2], dtype=jnp.int32)[:, None]
-    return jnp.maximum(jnp.minimum(end, block) - first, 0).sum(axis=3, dtype=jnp.int32)
 
 
 def _dq(dq: jax.Array, table: Any, sizes: Sizes) -> jax.Array:

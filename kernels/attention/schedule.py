@@ -134,6 +134,15 @@ def spans(table: Any) -> Spans:
     return Spans(bounds[:, :, : max(int(counts[:, :, 0].max()), 1)] if xp is np else bounds, counts)
 
 
+def turns(table: Any) -> jax.Array:
+    """int32, like `table`: how many tiles that are not EMPTY their row has before each that is not EMPTY itself."""
+    # Computed on the device, from the spans: as a constant it would be four times as large as the table.
+    bounds = jax.lax.optimization_barrier(jnp.asarray(spans((table != EMPTY).astype(np.int8)).bounds))
+    first, end = bounds[:, :, None, :, 0], bounds[:, :, None, :, 1]
+    column = jnp.arange(table.shape[2], dtype=jnp.int32)[:, None]
+    return jnp.maximum(jnp.minimum(end, column) - first, 0).sum(axis=3, dtype=jnp.int32)
+
+
 def _edges(table: Any) -> tuple[Any, Any]:
     """Where a run of tiles of one class opens and where it closes, each like `table`."""
     xp = np if isinstance(table, np.ndarray) else jnp

@@ -49,12 +49,35 @@ def test_runs_cover_each_tile_once(seed, xp):
         np.testing.assert_array_equal(rebuilt, table[b, row])
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_spans_cover_each_tile_once_from_left_to_right(seed, xp):
+    table = _table(seed)
+    bounds, counts = map(np.asarray, schedule.spans(xp.asarray(table)))
+    for b, row in np.ndindex(*table.shape[:2]):
+        rebuilt, before = np.zeros(table.shape[2], np.int8), 0
+        for first, end, kind in bounds[b, row, : counts[b, row, 0]]:
+            assert before <= first < end and kind != schedule.EMPTY
+            rebuilt[first:end], before = kind, end
+        np.testing.assert_array_equal(rebuilt, table[b, row])
+        assert counts[b, row, 1] == (table[b, row] > 0).sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_turns_number_the_tiles_of_each_row(seed, xp):
+    seen = _table(seed) > 0
+    turns = np.asarray(schedule.turns(xp.asarray(_table(seed))))
+    for row, mine in zip(seen.reshape(-1, seen.shape[2]), turns.reshape(-1, seen.shape[2]), strict=True):
+        assert mine[row].tolist() == list(range(row.sum()))
+
+
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
 def test_empty_table(xp):
     table = xp.zeros((1, 3, 2), np.int8)
     codes, length = schedule.walk(table)
     assert int(length) == 3 and not np.asarray(schedule.tile_class(np.asarray(codes))).any()
-    assert not np.asarray(schedule.runs(table).counts).any()
+    assert not np.asarray(schedule.runs(table).counts).any() and not np.asarray(schedule.spans(table).counts).any()
 
 
 MASKS = {
