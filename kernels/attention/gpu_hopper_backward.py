@@ -100,9 +100,14 @@ def backward(
     masks = [x.swapaxes(2, 3) if x.ndim == 4 else x for x in mask_arrays(mask, sizes)]
     walk = schedule.spans(schedule.transpose(table))
     cores = Cores(interpret is not None)
+    # The simulator has no turns: there each program keeps its part of dq.
+    parts = (k.shape[1] // BLOCK,) * cores.simulated
     dq, dk, dv = plgpu.kernel(
         functools.partial(_kernel, Call(sizes, mask, scale, softcap), cores),
-        out_type=[jax.ShapeDtypeStruct(q.shape, jnp.float32), *(jax.ShapeDtypeStruct(k.shape, k.dtype) for _ in "kv")],
+        out_type=[
+            jax.ShapeDtypeStruct((*parts, *q.shape), jnp.float32),
+            *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)),
+        ],
         scratch_types=[
             Scratch(
                 *(tile((WARPGROUPS, ROWS, H), k.dtype) for _ in "kv"),
@@ -124,16 +129,19 @@ def backward(
         thread_name="warpgroup",
         interpret=interpret,
     )(*map(jnp.asarray, walk), schedule.turns(table), q, d_out, k, v, *terms, *masks)
-    return _dq(dq[:, :T] * scale, table, sizes).astype(q.dtype), dk[:, :S], dv[:, :S], None, d_sinks
+    dq = _summed(dq if parts else dq[None], table, sizes) * scale
+    return dq.astype(q.dtype), dk[:, :S], dv[:, :S], None, d_sinks
 
 
-def _dq(dq: jax.Array, table: Any, sizes: Sizes) -> jax.Array:
-    """dq [B, T, N, H] with 0 where no program wrote."""
-    written = (table != schedule.EMPTY).any(axis=2)
+def _summed(dq: jax.Array, table: Any, sizes: Sizes) -> jax.Array:
+    """dq [B, T, N, H], 0 where no program wrote, of dq [1, B, T.., N, H] or the parts [key blocks, B, T.., N, H]."""
+    written, dq = table != schedule.EMPTY, dq[:, :, : sizes.T]
+    if len(dq) == 1:
+        written = written.any(axis=2, keepdims=True)
     if not isinstance(written, jax.Array) and written.all():
-        return dq
-    rows = jnp.repeat(jnp.asarray(written), sizes.block_q, axis=1)[:, : sizes.T]
-    return jnp.where(rows[:, :, None, None], dq, 0.0)
+        return dq.sum(axis=0)
+    rows = jnp.repeat(jnp.moveaxis(jnp.asarray(written), 2, 0), sizes.block_q, axis=2)[:, :, : sizes.T]
+    return jnp.where(rows[..., None, None], dq, 0.0).sum(axis=0)
 
 
 class _Place(NamedTuple):
@@ -295,7 +303,7 @@ def _gradients(call: Call, cores: Cores, masks: MaskRefs, place: _Place, scratch
 
 
 class _Order(NamedTuple):
-    """The order in which programs add to a tile's dq. Where they are simulated they run in it, one after the other."""
+    """The order in which programs add to a tile's dq; none where they are simulated."""
 
     batch: Any
     turns: Any
@@ -331,8 +339,9 @@ def _add_dq(call: Call, cores: Cores, place: _Place, scratch: Scratch, order: _O
         plgpu.barrier_wait(scratch.dq_ready.at[slot])
         for i in range(WARPGROUPS):
             row, column = (i * ROWS if size > ROWS else 0 for size in (sizes.block_q, sizes.H))
-            into = place.batch, pl.ds(tile * sizes.block_q + row, ROWS), head, pl.ds(column, ROWS)
-            cores.add(scratch.dq.at[slot, i], dq.at[into], first)
+            rows, columns = pl.ds(tile * sizes.block_q + row, ROWS), pl.ds(column, ROWS)
+            into = dq.at[place.row] if cores.simulated else dq
+            cores.add(scratch.dq.at[slot, i], into.at[place.batch, rows, head, columns], first)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.barrier_arrive(scratch.dq_freed.at[slot])
         return head, tile, step + 1
