@@ -11,9 +11,8 @@ Learning rates follow 4e-3 sqrt(128 / D), the quickstart's at D = 128; batches a
 FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.counting`.
 
 Expect: beta = 0.19 +- 0.04 and no other exponent (the smallest models are best at every budget), a held-out error of
-5% in the median: see docs/LEDGER.md. Four times these budgets: 45 minutes by the same plan.
-Cost: 2.3e13 FLOPs; 10 minutes planned with --jobs=2 on two idle cores, at 2e10 FLOP/s each, and 5 for starting and
-compiling 21 programs. `seconds` runs six tiny trials end to end: its fit means nothing.
+5% in the median: see docs/LEDGER.md. Four times these budgets: about 35 minutes.
+Cost: 2.3e13 FLOPs, and starting and compiling 21 programs: 9 minutes with --jobs=2 on two idle cores. `seconds` runs six tiny trials end to end: its fit means nothing.
 """
 
 from configs import base, transformer
