@@ -123,8 +123,8 @@ class Cores(NamedTuple):
             then(held, plgpu.wgmma_accumulator_load(products, wait_n=1))
             return sums[...]
 
-        accumulators = (total.shape[0], y.shape[0]), total.shape
-        return pl.run_scoped(compute, *(plgpu.ACC(x, jnp.float32) for x in reversed(accumulators)))
+        shapes = total.shape, (ROWS, y.shape[0])
+        return pl.run_scoped(compute, *(plgpu.ACC(x, jnp.float32) for x in shapes))
 
     def spread(
         self, total: jax.Array, x: Any, y: Any, pairs: Callable, following: Callable, then: Callable
