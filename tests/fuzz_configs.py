@@ -107,6 +107,8 @@ def fuzz(starts: dict[str, dict], count: int, steps: int, *, seed: int = 0) -> F
             found.counts[_one(config, touched, found, train=found.counts["stepped"] < steps)] += 1
         except Exception:
             found.faults.append(f"{name}, mutation {k} of {touched}:\n{traceback.format_exc(limit=-6)}")
+        if (k + 1) % 1000 == 0:
+            print(f"{k + 1} of {count} mutations, {len(found.faults)} faults", file=sys.stderr, flush=True)
     return found
 
 
