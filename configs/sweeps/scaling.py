@@ -1,6 +1,7 @@
 """A scaling study for two CPU cores: 21 runs from 33k to 2.8M parameters on bytes of the standard library's source.
 
     python main.py --mode=sweep --config=configs/sweeps/scaling.py --workdir=runs/scaling --jobs=2
+    python main.py --mode=sweep --config=configs/sweeps/scaling.py:long --workdir=runs/scaling_long --jobs=2
     python main.py --mode=sweep --config=configs/sweeps/scaling.py:seconds --workdir=runs/scaling_seconds --jobs=2
 
 Four compute budgets a factor of 3 apart; in each, 4 to 6 sizes from a ladder around the one expected to be best, and
@@ -11,9 +12,9 @@ Learning rates follow 4e-3 sqrt(128 / D), the quickstart's at D = 128; batches a
 FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.counting`.
 
 Expect: beta = 0.19 +- 0.04 and no other exponent (the smallest models are best at every budget), a held-out error of
-5% in the median: see docs/LEDGER.md. Four times these budgets: about 35 minutes.
-Cost: 2.3e13 FLOPs, and starting and compiling 21 programs: 9 minutes with --jobs=2 on two idle cores. `seconds` runs
-six tiny trials end to end: its fit means nothing.
+5% in the median: see docs/LEDGER.md.
+Cost: 2.3e13 FLOPs, and starting and compiling 21 programs: 9 minutes with --jobs=2 on two idle cores. `long` is the
+same at four times the budgets. `seconds` runs six tiny trials end to end: its fit means nothing.
 """
 
 from configs import base, transformer
@@ -21,8 +22,9 @@ from configs import base, transformer
 # L, D, N: about 33k, 68k, 115k, 250k, 476k, 830k, 1.5M and 2.8M parameters.
 LADDER = ((2, 32, 1), (2, 48, 2), (2, 64, 2), (2, 96, 3), (3, 112, 4), (4, 128, 4), (4, 176, 4), (4, 240, 4))
 BUDGETS = {1e11: range(0, 4), 3e11: range(0, 5), 9e11: range(1, 7), 2.7e12: range(2, 8)}  # FLOPs: rungs
+LONG = {4 * flops: rungs for flops, rungs in BUDGETS.items()}
 SECONDS = {2e9: range(0, 3), 4e9: range(0, 3)}
-PRESETS = ("study", "seconds")
+PRESETS = {"study": BUDGETS, "long": LONG, "seconds": SECONDS}
 
 
 def flops_per_token(c) -> int:
@@ -32,8 +34,8 @@ def flops_per_token(c) -> int:
 
 
 def get_sweep(preset: str = "study"):
-    """The sweep of `preset`: study, or seconds."""
-    base.choose("preset", preset, dict.fromkeys(PRESETS))
+    """The sweep of `preset`: study, long or seconds."""
+    budgets = base.choose("preset", preset, PRESETS)
     config = transformer.get_config("tiny")
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3
@@ -44,7 +46,6 @@ def get_sweep(preset: str = "study"):
         config.data.update({"length": 32, "max_files": 40})
         config.eval.batches = 4
         study.update({"bootstrap": 20, "share": 0.84})  # Five runs fix five parameters, and one is left.
-    budgets = SECONDS if preset == "seconds" else BUDGETS
     return {"base": config, "trials": [_trial(c, *LADDER[k]) for c in budgets for k in budgets[c]], "study": study}
 
 
