@@ -226,7 +226,7 @@ def _size_problems(config: Any) -> Iterator[str]:
             f"use e.g. model.width={preflight_mesh.nearest_multiple(model.width, model.num_heads)}."
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
-        fits = max(k for k in range(1, model.num_kv_heads + 1) if model.num_heads % k == 0)
+        fits = preflight_mesh.largest_divisor(model.num_heads, model.num_kv_heads)
         yield (
             f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}; "
             f"use e.g. model.num_kv_heads={fits}."

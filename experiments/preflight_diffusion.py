@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from experiments import preflight_mesh
+
 SCORE_METHODS = ("analytic", "euler")
 CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "threshold", "factor")
 CACHES = ("prefix", "dual", "free", "adaptive")
@@ -84,7 +86,7 @@ def problems(config: Any) -> Iterator[str]:
         )
     if name == "block_diffusion" and length % config.block_diffusion.block:
         block = config.block_diffusion.block
-        fits = max(size for size in range(1, min(block, length) + 1) if length % size == 0)
+        fits = preflight_mesh.largest_divisor(length, block)
         yield (
             f"block_diffusion.block={block} does not divide data.length={length}; "
             f"use e.g. block_diffusion.block={fits}."

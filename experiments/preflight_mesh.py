@@ -158,3 +158,9 @@ def _layout_problems(config: Any, name: str, P: int) -> Iterator[str]:
 def nearest_multiple(value: int, of: int) -> int:
     """The positive multiple of `of` that lies nearest to `value`."""
     return max(of, round(value / of) * of)
+
+
+def largest_divisor(value: int, most: int) -> int:
+    """The largest divisor of `value` up to `most`, both at least 1; quick for any value that a config may hold."""
+    low = [k for k in range(1, math.isqrt(value) + 1) if value % k == 0]
+    return max(k for k in (*low, *(value // k for k in low)) if k <= most)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from experiments import preflight_mesh
+
 
 def choices() -> dict[str, Sequence[str]]:
     """Key of the config -> the names it takes."""
@@ -26,7 +28,7 @@ def problems(config: Any) -> Iterator[str]:
     lact, width = model.lact, model.num_heads * (model.head_dim or model.width // model.num_heads)
     tensor = config.mesh.tensor if "tensor" in config.sharding.heads else 1
     if width % lact.heads:
-        fits = max(heads for heads in range(1, lact.heads + 1) if width % heads == 0)
+        fits = preflight_mesh.largest_divisor(width, lact.heads)
         yield f"model.lact.heads={lact.heads} must divide the {width} channels of q; use e.g. model.lact.heads={fits}."
     elif tensor > 1 and lact.heads % tensor:
         yield (

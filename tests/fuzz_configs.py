@@ -1,6 +1,7 @@
 """Mutates every config of the house at random: each is refused readably within a second, or builds and takes steps.
 
     python -m tests.fuzz_configs --count=10000 --steps=60
+    python -m tests.fuzz_configs --count=10000 --part=0/2 &  # every second of them, from the first on
 
 Configs are the smoke forms of every preset, so that a step is cheap. A mutation drops, misspells or retypes one to
 three keys, or puts them out of range. What the preflight accepts is built (every shape is inferred); the first `steps`
@@ -95,20 +96,20 @@ class Found:
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
-def fuzz(starts: dict[str, dict], count: int, steps: int, *, seed: int = 0) -> Found:
-    """Mutates `starts` (configs as plain dicts, by name) in turn, `count` times in all."""
+def fuzz(starts: dict[str, dict], numbers: range, steps: int, *, seed: int = 0) -> Found:
+    """The mutations of `starts` (configs as plain dicts, by name, taken in turn) that have these numbers."""
     import copy
 
     found, names = Found(), sorted(starts)
-    for k in range(count):
+    for done, k in enumerate(numbers, 1):
         name = names[k % len(names)]
         config, touched = mutated(random.Random(1_000_003 * seed + k), copy.deepcopy(starts[name]))
         try:
             found.counts[_one(config, touched, found, train=found.counts["stepped"] < steps)] += 1
         except Exception:
             found.faults.append(f"{name}, mutation {k} of {touched}:\n{traceback.format_exc(limit=-6)}")
-        if (k + 1) % 1000 == 0:
-            print(f"{k + 1} of {count} mutations, {len(found.faults)} faults", file=sys.stderr, flush=True)
+        if done % 1000 == 0:
+            print(f"{done} of {len(numbers)} mutations, {len(found.faults)} faults", file=sys.stderr, flush=True)
     return found
 
 
@@ -158,12 +159,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=60, help="how many of those that are accepted train a step")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--part", default="0/1", help="I/N: every Nth mutation, from the Ith on")
     chosen = parser.parse_args()
+    first, parts = map(int, chosen.part.split("/"))
+    numbers = range(first, chosen.count, parts)
     starts = {case.id: smoke.shrink(make(*case.values)).to_dict() for case in house()}
     begun = time.monotonic()
-    found = fuzz(starts, chosen.count, chosen.steps, seed=chosen.seed)
+    found = fuzz(starts, numbers, chosen.steps, seed=chosen.seed)
     counts = ", ".join(f"{number} {what}" for what, number in sorted(found.counts.items()))
-    print(f"{chosen.count} mutations of {len(starts)} configs in {time.monotonic() - begun:.0f} s: {counts}; "
+    print(f"{len(numbers)} mutations of {len(starts)} configs in {time.monotonic() - begun:.0f} s: {counts}; "
           f"slowest refusal {found.slowest:.3f} s; {len(found.faults)} faults")  # fmt: skip
     print("\n".join(found.faults[:20]))
     sys.exit(bool(found.faults))

@@ -9,8 +9,8 @@ recurrent models by 11.0 +- 1.3 points over six in-context tasks. Here: one elem
 linear attention in two layers of width 32, rows of 24 tokens for every arm (noise fills the room), so equal compute.
 
 Expect: the paper's order where the task is learned at all; a row has one bit to learn from. Seen: every arm is at
-chance after these steps, 0.693 nats, and so is softmax attention of width 64 after 2000 steps of 256 rows: a claim for a
-larger machine. Cost: nine runs of 8000 steps of 64 rows of 24 tokens; took 22 minutes with --jobs=1 on busy cores.
+chance after these steps, 0.693 nats, and so is softmax attention of width 64 after 2000 steps of 256 rows: a claim for
+a larger machine. Cost: nine runs of 8000 steps of 64 rows of 24 tokens; took 22 minutes with --jobs=1 on busy cores.
 """
 
 from configs import transformer

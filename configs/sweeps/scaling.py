@@ -14,7 +14,7 @@ FLOPs are those of training per token (matmuls and attention, forward and backwa
 Expect: beta = 0.19 +- 0.04 and no other exponent (the smallest models are best at every budget), a held-out error of
 5% in the median: see docs/LEDGER.md.
 Cost: 2.3e13 FLOPs, and starting and compiling 21 programs: 9 minutes with --jobs=2 on two idle cores. `long` is the
-same at four times the budgets. `seconds` runs six tiny trials end to end: its fit means nothing.
+same at four times the budgets, not run yet. `seconds` runs six tiny trials end to end: its fit means nothing.
 """
 
 from configs import base, transformer
