@@ -72,6 +72,30 @@ def test_turns_number_the_tiles_of_each_row(seed, xp):
         assert mine[row].tolist() == list(range(row.sum()))
 
 
+@pytest.mark.parametrize("resident", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_programs_that_start_in_order_take_their_turns_and_none_waits_for_ever(seed, resident):
+    """As the Hopper backward kernel does: a program a column, its tiles from the last row to the first."""
+    rng, table = np.random.default_rng(seed), _table(seed)[:1]
+    turns, (bounds, counts) = np.asarray(schedule.turns(table))[0], schedule.spans(schedule.transpose(table))
+    walks = [
+        [row for first, end, _ in bounds[0, column, : counts[0, column, 0]] for row in range(first, end)]
+        for column in range(table.shape[2])
+    ]
+    waiting, running, taken = list(range(len(walks))), [], [[] for _ in range(table.shape[1])]
+    while waiting or running:
+        while waiting and len(running) < resident:
+            running.append(waiting.pop(0))
+        ready = [c for c in running if not walks[c] or turns[walks[c][-1], c] == len(taken[walks[c][-1]])]
+        assert ready, "all wait"
+        column = rng.choice(ready)
+        if walks[column]:
+            taken[walks[column].pop()].append(column)
+        else:
+            running.remove(column)
+    assert taken == [np.flatnonzero(row).tolist() for row in table[0]]
+
+
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
 def test_empty_table(xp):
     table = xp.zeros((1, 3, 2), np.int8)
