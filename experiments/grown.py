@@ -95,7 +95,7 @@ def problems(config: Any) -> Iterator[str]:
                 )
     if init.grow_from and init.warm_start:
         yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
-    elif init.grow_from:
+    elif init.grow_from and preflight.holds_checkpoint(init.grow_from):
         try:
             saved = preflight.saved_config(pathlib.Path(init.grow_from).expanduser())
         except ConfigError as error:

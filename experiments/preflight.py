@@ -3,7 +3,7 @@
 import difflib
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from configs import base as base_config
@@ -264,24 +264,29 @@ def _combination_problems(config: Any) -> Iterator[str]:
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
     if config.data.source == "text" and not path:
         yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."
-    elif config.data.source == "text" and "*" not in path and not _path(path).exists():
+    elif config.data.source == "text" and "*" not in path and not _found(path, pathlib.Path.exists):
         yield f"data.path={_short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
     if tokenizer == "bpe" and 0 < config.data.vocab_size < 260:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. 4096."
-    if ("/" in tokenizer or tokenizer.endswith(".json")) and not _path(tokenizer).is_file():
+    if ("/" in tokenizer or tokenizer.endswith(".json")) and not _found(tokenizer, pathlib.Path.is_file):
         yield f"data.tokenizer={_short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
     for key, start in (("warm_start", warm), ("grow_from", grow)):
-        if start and not any(_path(start).glob("checkpoints/*.sha256.json")):
+        if start and not holds_checkpoint(start):
             yield f"init.{key}={_short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from grown.problems(config)
 
 
-def _path(text: str) -> pathlib.Path:
-    """A path that a person typed; what cannot be one does not exist."""
+def holds_checkpoint(workdir: str) -> bool:
+    """Whether a run has saved there."""
+    return _found(workdir, lambda folder: any(folder.glob("checkpoints/*.sha256.json")))
+
+
+def _found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
+    """Whether `look` finds something at a path that a person typed; what cannot be one does not exist."""
     try:
-        return pathlib.Path(text.replace("\0", "\ufffd")).expanduser()
-    except RuntimeError:  # "~nobody"
-        return pathlib.Path(text)
+        return look(pathlib.Path(text.replace("\0", "\ufffd")).expanduser())
+    except (RuntimeError, OSError):  # "~nobody"; a name that is too long
+        return False
 
 
 def check_workdir(config: Any, workdir: pathlib.Path) -> None:

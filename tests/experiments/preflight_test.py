@@ -73,6 +73,9 @@ def test_what_the_preflight_accepts_of_any_config_can_be_built_and_trained():
         ("generate.stop", ("",), "must not hold the empty text"),
         ("generate.stop", (3,), "generate.stop[0]=3 must be text"),
         ("init.warm_start", "/nowhere", "init.warm_start='/nowhere' holds no finished checkpoint"),
+        ("init.warm_start", "é" * 500, "holds no finished checkpoint"),
+        ("init.grow_from", "\0", "init.grow_from='\\x00' holds no finished checkpoint"),
+        ("data.tokenizer", "é" * 500 + ".json", "is not a saved tokenizer"),
         ("seed", 2**40, "seed=1099511627776 must be below 2147483648"),
     ],
 )
