@@ -42,7 +42,8 @@ class Law:
     def natural(self, theta: np.ndarray) -> np.ndarray:
         """`[..., P]` parameters as they stand in the formula."""
         is_log = np.array([p in self.logged for p in self.parameters])
-        return np.where(is_log, np.exp(np.where(is_log, theta, 0.0)), theta)
+        with np.errstate(over="ignore"):  # a resample that does not fix a parameter may run away with it
+            return np.where(is_log, np.exp(np.where(is_log, theta, 0.0)), theta)
 
     def predict(self, values: Mapping[str, float], columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """The target `[R]` of runs whose inputs are `columns`, each `[R]`."""
@@ -230,5 +231,6 @@ def compute_optimal(
     a, b = beta / (alpha + beta), alpha / (alpha + beta)
     shift = (math.log(alpha * values["A"]) - math.log(beta * values["B"])) / (alpha + beta)
     n, d = shift + a * budget, b * budget - shift
-    loss = values["E"] + values["A"] * np.exp(-alpha * n) + values["B"] * np.exp(-beta * d)
+    with np.errstate(invalid="ignore"):  # A or B may be infinite, the loss is NaN then
+        loss = values["E"] + values["A"] * np.exp(-alpha * n) + values["B"] * np.exp(-beta * d)
     return {"parameters": np.exp(n), "tokens": np.exp(d), "loss": loss, "a": np.asarray(a), "b": np.asarray(b)}
