@@ -12,8 +12,8 @@ Learning rates follow 4e-3 sqrt(128 / D), the quickstart's at D = 128; batches a
 FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.counting`.
 
 Expect: beta = 0.19 +- 0.04 and no other exponent (the smallest models are best at every budget), a held-out error of
-5% in the median; of `long`, the same at four times the budgets, a best size inside the ladder at every budget but the
-first, E = 1.20 nats a byte and 2.8%: see docs/LEDGER.md.
+5% in the median; of `long`, the same at four times the budgets, a best size between two others at the second and the
+fourth, E = 1.20 nats a byte and 2.8%: see docs/LEDGER.md.
 Cost: 2.3e13 FLOPs, and starting and compiling 21 programs: 9 minutes with --jobs=2 on two idle cores, `long` 32.
 `seconds` runs six tiny trials end to end: its fit means nothing.
 """
