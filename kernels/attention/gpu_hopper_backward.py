@@ -165,13 +165,13 @@ def _place(call: Call, spans: Any, counts: Any) -> _Place:
         def of_head(i: Any, carry: Any) -> Any:
             def of_span(n: Any, carry: Any) -> Any:
                 first, end, kind = (spans[at, row, counts[at, row, 0] - 1 - n, x] for x in range(3))
+
+                def backwards(masked: bool) -> Callable:
+                    return lambda k, carry: visit(masked, head * group + i, end - 1 - k, carry)
+
                 full = jnp.where(kind == schedule.FULL, end - first, 0)
-                visits = (
-                    lambda k, c, masked=masked: visit(masked, head * group + i, end - 1 - k, c)
-                    for masked in (False, True)
-                )
-                carry = lax.fori_loop(0, full, next(visits), carry)
-                return lax.fori_loop(full, end - first, next(visits), carry)
+                carry = lax.fori_loop(0, full, backwards(False), carry)
+                return lax.fori_loop(full, end - first, backwards(True), carry)
 
             return lax.fori_loop(0, counts[at, row, 0], of_span, carry)
 

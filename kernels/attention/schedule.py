@@ -42,6 +42,17 @@ class Runs(NamedTuple):
     counts: Any
 
 
+class Spans(NamedTuple):
+    """For each row of the table its runs of neighbouring tiles of one class, from left to right.
+
+    bounds: int32 [B or 1, rows, most spans, 3], first column, the one after the last, and the class; counts: int32
+    [B or 1, rows, 2], how many spans and how many tiles. A causal row is one FULL and one PARTIAL span.
+    """
+
+    bounds: Any
+    counts: Any
+
+
 def classes(mask: Any, T: int, S: int, block_q: int, block_k: int) -> Any:
     """Tile classes int8 [B or 1, ceil(T / block_q), ceil(S / block_k)] of `mask`; numpy when the mask is static.
 
@@ -110,17 +121,6 @@ def _pack(codes: jax.Array, wanted: jax.Array) -> jax.Array:
     place = jnp.where(wanted, place, size + number)
     packed = jnp.zeros(size, jnp.int32).at[place.reshape(-1)].set(codes.reshape(-1), mode="drop", unique_indices=True)
     return packed.reshape(codes.shape)
-
-
-class Spans(NamedTuple):
-    """For each row of the table its runs of neighbouring tiles of one class, from left to right.
-
-    bounds: int32 [B or 1, rows, most spans, 3], first column, the one after the last, and the class; counts: int32
-    [B or 1, rows, 2], how many spans and how many tiles. A causal row is one FULL and one PARTIAL span.
-    """
-
-    bounds: Any
-    counts: Any
 
 
 def spans(table: Any) -> Spans:
