@@ -14,7 +14,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from experiments import overrides, processes
+from experiments.settings import overrides, processes
 
 MODES = {
     "train": "train --config in --workdir, or go on where it stopped; ends with a report",
@@ -121,7 +121,8 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):  # A terminal that cannot show a character shows its number.
         stream.reconfigure(errors="backslashreplace")
-    from experiments import errors, modes
+    from experiments import modes
+    from experiments.settings import errors
 
     try:
         modes.run(FLAGS, changes)

@@ -10,9 +10,11 @@ import shlex
 import sys
 from typing import Any
 
-from experiments import overrides, preflight, processes, smoke, versions
+from experiments import preflight
 from experiments import workdir as files
-from experiments.errors import Refused
+from experiments.settings import keys, overrides, processes, smoke, versions
+from experiments.settings.errors import Refused
+from experiments.workdir.saved import check_same, check_workdir, saved_config
 
 Changes = list[overrides.Override]
 TOGETHER = ("train", "evaluate", "plan")  # Modes that many processes can run as one.
@@ -32,11 +34,11 @@ def config(flags: Any, changes: Changes) -> Any:
     if flags.config is not None:
         made = overrides.load(flags.config)
     elif flags.workdir and (_workdir(flags) / files.CONFIG).exists():
-        made = preflight.saved_config(_workdir(flags))
+        made = saved_config(_workdir(flags))
     else:
         raise Refused("--config is missing; try --config=configs/quickstart.py.")
     overrides.apply(made, changes)
-    preflight.check_keys(made)
+    keys.check_keys(made)
     if flags.smoke:  # What was asked for by name holds in the small run too.
         made = overrides.apply(smoke.shrink(made), changes)
     return made.lock()
@@ -83,21 +85,21 @@ def _workdir(flags: Any) -> pathlib.Path:
 def _trained_config(flags: Any, changes: Changes) -> Any:
     """The config of the run in the workdir, with what the command line may say about reading it."""
     workdir = _workdir(flags)
-    made = preflight.saved_config(workdir)
+    made = saved_config(workdir)
     if flags.config is not None:  # The command that trained it, with another --mode: the same run, or a refusal.
         asked = overrides.load(flags.config)
         asked = overrides.apply(smoke.shrink(asked) if flags.smoke else asked, changes)
-        preflight.check_keys(asked)
+        keys.check_keys(asked)
         for group in READING:
             made[group] = asked[group]
-        preflight.check_same(asked, made.to_dict(), workdir)
+        check_same(asked, made.to_dict(), workdir)
     for key, _ in changes:
         if problem := overrides.unknown(made, key.split(".")):
             raise Refused(problem)
         if key.split(".")[0] not in READING:
             raise Refused(f"--config.{key} cannot change a trained model; change eval or generate, or train another.")
     overrides.apply(made, changes)
-    preflight.check_keys(made)
+    keys.check_keys(made)
     preflight.check_generation(made.generate.to_dict())
     return made.lock()
 
@@ -106,9 +108,9 @@ def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
     workdir = _workdir(flags)
     made = _checked(flags, changes)
-    preflight.check_workdir(made, workdir)  # Again in `train`; here before the heavy imports.
+    check_workdir(made, workdir)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports
-    from experiments.train import train as run_training
+    from experiments.training import train as run_training
 
     finished = (workdir / files.RESULT).exists()
     result = run_training(made, workdir, command=shlex.join(["python", *sys.argv]))
@@ -137,8 +139,9 @@ def evaluate(flags: Any, changes: Changes) -> None:
     """Likelihood of the newest checkpoint on the held-out batches."""
     made = _trained_config(flags, changes)
     _jax(flags)
-    from experiments import evaluate as evaluation
-    from experiments import inputs, trained
+    from experiments.program import inputs
+    from experiments.training import evaluate as evaluation
+    from experiments.workdir import trained
 
     model = trained.load(_workdir(flags), made)
     step = evaluation.make_step(model.program)
@@ -171,20 +174,21 @@ def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
     asked, made = prompts(flags), _trained_config(flags, changes)
     _jax(flags)
-    from experiments import generate as generation
-    from experiments import generators, trained
+    from experiments import generation
+    from experiments.generation import requests
+    from experiments.workdir import trained
 
     model = trained.load(_workdir(flags), made)
-    generator = generators.make(model.program, model.corpus.tokenizer)
-    generation.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
+    generator = generation.make(model.program, model.corpus.tokenizer)
+    requests.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 
 
 def export(flags: Any, changes: Changes) -> None:
     """Writes the parameters as safetensors."""
     workdir, made = _workdir(flags), _trained_config(flags, changes)
     _jax(flags)
-    from experiments import export as exporting
-    from experiments import trained
+    from experiments.workdir import export as exporting
+    from experiments.workdir import trained
 
     model = trained.load(workdir, made)
     count = exporting.save(model.params, files.plain(made.to_dict()), workdir / exporting.FILE)

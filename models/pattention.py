@@ -5,9 +5,9 @@
 `tau []`.
 
 `tau`, the square root of P at birth, is a parameter of role "frozen": part of the parameters, so that it is saved,
-restored, placed and grown with the keys that it belongs to, and yet not trained. Its gradient is stopped here and the
-optimizer gives back no update for the role (experiments.optimizers.keep_frozen): no decay and no average moves a bit
-of it. A number of its own kind beside the parameters would have needed a second path through every one of those.
+restored, placed and grown with the keys that it belongs to, and yet not trained. Its gradient is stopped here, and the
+optimizer gives back no update for the role (`keep_frozen` in program/optimizers.py): no decay and no average
+moves a bit of it. A number of its own kind beside the parameters would have needed a second path through all of those.
 """
 
 import math

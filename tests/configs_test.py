@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 from configs import base
-from experiments import preflight, smoke
-from experiments.train import train
+from experiments import preflight
+from experiments.settings import smoke
+from experiments.training import train
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("one_device")

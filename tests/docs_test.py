@@ -13,8 +13,9 @@ import pytest
 from absl.testing import flagsaver
 
 import main
-from experiments import claims, modes, overrides, preflight, sweep
-from experiments.errors import Refused
+from experiments import claims, modes, preflight, sweep
+from experiments.settings import overrides
+from experiments.settings.errors import Refused
 from tests import environment
 
 ROOT = environment.ROOT

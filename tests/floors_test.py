@@ -34,6 +34,35 @@ def test_a_room_imports_only_from_lower_floors(room):
             assert name not in rules["not"], f"{path.relative_to(ROOT)} imports {name}"
 
 
+def targets(path: pathlib.Path):
+    """The files of the house that `path` imports by name, imports inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if _file(name) else node.module for name in whole]
+        else:
+            continue
+        yield from filter(None, map(_file, names))
+
+
+def _file(name: str) -> pathlib.Path | None:
+    place = ROOT.joinpath(*name.split("."))
+    return next((p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()), None)
+
+
+@pytest.mark.parametrize("room", [room for room in FLOORS if room != "data"])
+def test_no_file_reaches_itself_by_imports(room):
+    graph = {path: set(targets(path)) - {path} for path in (ROOT / room).rglob("*.py")}
+    while graph:
+        leaves = [path for path, after in graph.items() if not after & graph.keys()]
+        circle = sorted(str(path.relative_to(ROOT)) for path in graph)
+        assert leaves, f"these import each other in a circle, or lead into one: {circle}"
+        for path in leaves:
+            del graph[path]
+
+
 def test_no_file_is_too_long_to_read():
     """The house measure is about 400 lines; a file beyond it is split, not excused."""
     for path in ROOT.rglob("*.py"):

@@ -20,10 +20,11 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from experiments import preflight, smoke
-from experiments.errors import ConfigError, sentence
+from experiments import preflight
+from experiments.settings import keys, smoke
+from experiments.settings.errors import ConfigError, sentence
 
-DEFAULTS = preflight.flatten(preflight.base())
+DEFAULTS = keys.flatten(keys.base())
 ODD = [
     None, True, False, 0, 1, -1, 2, 3, 7, 10**30, 0.5, -0.5, float("nan"), float("inf"), -float("inf"), "", "x", "none",
     "\0", "~nobody/x", "a/b.json", "é" * 500, "a,b", (), ("x",), (1, 2), ({"source": "stdlib"},), [], ["data"], {},
@@ -49,8 +50,8 @@ def drop_key(tree: dict, key: str) -> None:
 
 def mutated(rng: random.Random, start: dict | None = None) -> tuple[ConfigDict, list[str]]:
     """A config that differs from `start` (the base) in one to three places, and the keys that say where."""
-    tree, touched = preflight.base() if start is None else start, []
-    held = preflight.flatten(tree)
+    tree, touched = keys.base() if start is None else start, []
+    held = keys.flatten(tree)
     groups = sorted({key.rsplit(".", 1)[0] for key in held if "." in key})
     for key in rng.sample(sorted(held) + groups, rng.randint(1, 3)):
         if any(key.startswith(f"{t}.") or t.startswith(f"{key}.") for t in touched):
@@ -117,8 +118,8 @@ def _one(config: ConfigDict, touched: list[str], found: Found, *, train: bool) -
     """What became of one config; anything that is neither a sentence nor a program raises."""
     import jax
 
-    from experiments import counting, fitting, inputs, sharding
-    from experiments.program import build, global_batch
+    from experiments.preflight import corpus as preflight_corpus
+    from experiments.program import build, counting, global_batch, inputs, sharding
 
     begun = time.process_time()
     try:
@@ -134,12 +135,12 @@ def _one(config: ConfigDict, touched: list[str], found: Found, *, train: bool) -
             return "too large"
         config = config.lock()
         program = build(config, vocab_size=259, mesh=sharding.make_mesh(config, jax.devices()[:1]))
-        fitting.check_memory(program)
+        preflight_corpus.check_memory(program)
         tokens = config.data.batch_size * config.data.length
         if not train or max(counting.parameters(program)["total"], tokens) > LARGEST:
             return "built"
         corpus = inputs.load(config)
-        fitting.check_corpus(config, corpus)
+        preflight_corpus.check_corpus(config, corpus)
         program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=program.mesh)
         batch = inputs.prepare(config, corpus, inputs.train_loader(config, corpus).batch(0))
         _, metrics = program.train_step()(program.init(), global_batch(batch, program))

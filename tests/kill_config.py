@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from configs import transformer
-from experiments import smoke
+from experiments.settings import smoke
 
 
 def get_config():

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from experiments.checkpoints import Checkpoints
+from experiments.workdir.checkpoints import Checkpoints
 from tests import environment
 
 

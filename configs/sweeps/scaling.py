@@ -9,7 +9,7 @@ the tokens that the budget leaves (Hoffmann et al. 2022, approach 2, with room f
 smaller budgets are fitted, the 6 of the largest are predicted: 15 is three quarters of 21.
 
 Learning rates follow 4e-3 sqrt(128 / D), the quickstart's at D = 128; batches are 8 x 128 tokens for all.
-FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.counting`.
+FLOPs are those of training per token (matmuls and attention, forward and backward) of `experiments.program.counting`.
 
 Expect: beta = 0.19 +- 0.04 and no other exponent (the smallest models are best at every budget), a held-out error of
 5% in the median; of `long`, the same at four times the budgets, a best size between two others at the second and the

@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import counting
 from experiments.bench import attention, context, mixers, pattention, timing, training
 from experiments.bench.rows import Planned, Row
+from experiments.program import counting
 
 OTHER = ("data", "startup/a", "startup/b")
 

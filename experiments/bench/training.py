@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import transformer
-from experiments import generate, program, sharding
+from experiments import program
 from experiments.bench import plain
 from experiments.bench.rows import Planned, Row
+from experiments.generation import text as generate
+from experiments.program import sharding
 
 # d, layers, heads, hidden, vocabulary, length, batch
 SHAPES = {

@@ -12,11 +12,11 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import overrides
 from experiments import workdir as files
 from experiments.claims.rows import Row
-from experiments.errors import Refused
-from experiments.preflight import suggest
+from experiments.settings import overrides
+from experiments.settings.errors import Refused
+from experiments.settings.keys import suggest
 
 CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
     "contrast": "contrast",

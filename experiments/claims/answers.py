@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import tasks
-from experiments import generators, inputs, trained
-from experiments.program import global_batch
+from experiments import generation
+from experiments.program import global_batch, inputs
+from experiments.workdir import trained
 
 Answer = Callable[[dict], tuple[np.ndarray, np.ndarray]]
 
@@ -53,7 +54,7 @@ def following(model: Any) -> Answer:
 
 def drawn(model: Any, **generate: Any) -> Answer:
     """What the generator of the model's objective fills in; `generate` replaces settings of `config.generate`."""
-    generator = generators.make(model.program, model.corpus.tokenizer)
+    generator = generation.make(model.program, model.corpus.tokenizer)
     options = model.config.generate.to_dict() | generate
     return lambda batch: generator.answers(model.params, batch, options)
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import counting, inputs, sharding, sweep
-from experiments.errors import Refused
-from experiments.program import build
+from experiments import sweep
+from experiments.program import build, counting, inputs, sharding
+from experiments.settings.errors import Refused
 from experiments.sweep import table, trials
 
 RUNS = "runs"

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import generators, trained
+from experiments import generation
 from experiments.claims import arms
 from experiments.claims.rows import DOES_NOT, EXACT, Row, above, interval
+from experiments.workdir import trained
 from models.decoding import assd
 
 TOLERANCE = 1e-12  # Total variation: sums of at most a few hundred products in float64.
@@ -61,7 +62,7 @@ def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: 
     share = {str(draft): [] for draft in drafts}
     for seed, row in zip(seeds, found["any-subset"], strict=True):
         model = trained.load(row["workdir"])
-        drafter = generators.make(model.program, model.corpus.tokenizer)
+        drafter = generation.make(model.program, model.corpus.tokenizer)
         for draft in drafts:
             options = model.config.generate.to_dict() | {"draft": draft, "max_tokens": count, "temperature": 1.0}
             spent = drafter.fill(model.params, claim["prompts"], options, seed=seed)[1]

@@ -13,8 +13,8 @@ from typing import Any
 from data import tasks
 from experiments.claims import answers, arms
 from experiments.claims.rows import Row, above, interval
-from experiments.errors import Refused
-from experiments.preflight import suggest
+from experiments.settings.errors import Refused
+from experiments.settings.keys import suggest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments import evaluate, grown, inputs, preflight, trained
 from experiments.claims import arms
 from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
+from experiments.program import inputs
+from experiments.training import evaluate
+from experiments.workdir import grown, trained
+from experiments.workdir.saved import saved_config
 
 
 def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
@@ -46,7 +49,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
 
 def change_by_growth(small: Mapping[str, Any], large: Mapping[str, Any]) -> float:
     """How much growth alone moves the held-out loss, relative to it."""
-    options = preflight.saved_config(large["workdir"]).model.pattention
+    options = saved_config(large["workdir"]).model.pattention
     sizes = {"tokens": options.tokens, "channel_tokens": options.channel_tokens}
     values = []
     for made in (trained.load(small["workdir"]), grown.grow(small["workdir"], **sizes)):

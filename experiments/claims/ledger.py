@@ -12,8 +12,8 @@ from typing import Any
 from experiments import workdir as files
 from experiments.claims import FILE
 from experiments.claims.rows import VERDICTS
-from experiments.errors import Refused
 from experiments.report import page
+from experiments.settings.errors import Refused
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- claims: written by --mode=ledger -->", "<!-- end of claims -->"

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.errors import Refused
 from experiments.report.data import mean_interval
+from experiments.settings.errors import Refused
 
 EXACT, HOLDS, DOES_NOT, UNDECIDED, NOT_HERE = "exact", "holds", "does not", "undecided", "not testable here"
 VERDICTS = (EXACT, HOLDS, DOES_NOT, UNDECIDED, NOT_HERE)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import counting, inputs, trained
 from experiments.claims import answers, arms
 from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
-from experiments.denoise import Filler
+from experiments.generation.canvas import Filler
+from experiments.program import counting, inputs
+from experiments.workdir import trained
 
 FIGURES = ("flops", "calls", "seconds", "exact")
 

@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import counting, inputs, sharding
 from experiments.bench import timing
 from experiments.claims import answers, arms
 from experiments.claims.rows import Row, above, interval
-from experiments.program import build, global_batch
+from experiments.program import build, counting, global_batch, inputs, sharding
 from experiments.sweep import trials
 
 Cell = tuple[str, str]  # line, point

@@ -6,11 +6,11 @@ import math
 import pathlib
 from typing import Any
 
-from experiments import counting, preflight, sharding
+from experiments import preflight
 from experiments import workdir as files
 from experiments.planning import compiled as compiling
 from experiments.planning import machines, page, text
-from experiments.program import Program, build
+from experiments.program import Program, build, counting, sharding
 
 __all__ = ["plan", "plan_for"]
 plan = text.plan

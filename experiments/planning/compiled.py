@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import counting, sharding
 from experiments.planning import hlo
 from experiments.planning.chips import Chip
-from experiments.program import Program, in_order
+from experiments.program import Program, counting, in_order, sharding
 from kernels import platforms
 
 
@@ -70,7 +69,7 @@ def _state(program: Program) -> Any:
 
 
 def batch_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as the loader makes it and `experiments.inputs.prepare` hands it on, without its numbers."""
+    """A batch as the loader makes it and `experiments.program.inputs.prepare` hands it on, without its numbers."""
     config = program.config
     shape = (config.data.batch_size, config.data.length)
     kinds = {"tokens": np.int32, "targets": np.int32, "mask": np.bool_}

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from experiments.errors import Refused
 from experiments.planning.chips import CHIPS, Chip
+from experiments.settings.errors import Refused
 from kernels import platforms
 
 EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:2x2x1, cpu:8, local"

@@ -10,8 +10,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments import counting, inputs, overrides, preflight, sharding
-from experiments.program import Program, build
+from experiments import preflight
+from experiments.program import Program, build, counting, inputs, sharding
+from experiments.settings import keys, overrides
 from kernels import context_attention
 
 WIDTH = 120
@@ -33,7 +34,7 @@ def plan(config: Any) -> str:
 
 def resolved(config: Any) -> str:
     """Every setting as one would type it, a group a paragraph; `*` marks what differs from configs/base.py."""
-    flat, defaults = preflight.flatten(config.to_dict()), preflight.flatten(preflight.base())
+    flat, defaults = keys.flatten(config.to_dict()), keys.flatten(keys.base())
     groups: dict[str, list[str]] = {}
     for key, value in flat.items():
         group, _, name = key.rpartition(".")

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import inputs, sharding
-from experiments.program import build, global_batch
+from experiments.program import build, global_batch, inputs, sharding
 from models.mixers import Context
 
 

@@ -4,8 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import overrides
-from experiments.errors import Refused
+from experiments.settings import overrides
+from experiments.settings.errors import Refused
 from experiments.sweep import launchers, pool, table, trials
 from experiments.sweep.trials import Trial, load
 

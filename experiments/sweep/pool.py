@@ -5,12 +5,13 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
-from experiments import preflight, stopping
 from experiments import workdir as files
+from experiments.settings import keys
 from experiments.sweep import process
 from experiments.sweep.launchers import Job, Launcher
 from experiments.sweep.progress import Progress
 from experiments.sweep.trials import Trial
+from experiments.training import stopping
 
 _LOOK = 0.1  # seconds between two looks at the processes,
 _COUNT = 2.0  # between two looks at how far they are,
@@ -79,7 +80,7 @@ class _Pool:
             if process.finished(folder):  # By another sweep on this folder, in the meantime.
                 continue
             if not (folder / files.CONFIG).exists():
-                files.write_config(folder, trial.config.to_dict(), self.command, preflight.base())
+                files.write_config(folder, trial.config.to_dict(), self.command, keys.base())
             self.running[slot] = _Running(trial, launcher.start(folder, slot))
 
     def collect(self) -> list[str]:

@@ -13,8 +13,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.errors import Refused
-from experiments.preflight import suggest
+from experiments.settings.errors import Refused
+from experiments.settings.keys import suggest
 
 JOURNAL = "optuna.log"
 METHODS = ("random", "tpe")

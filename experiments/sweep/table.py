@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import workdir as files
-from experiments.errors import sentence
+from experiments.settings.errors import sentence
 from experiments.sweep import process
 from experiments.sweep.trials import Trial
 

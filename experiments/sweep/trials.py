@@ -20,9 +20,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import overrides, preflight, smoke
+from experiments import preflight
 from experiments import workdir as files
-from experiments.errors import ConfigError, Refused
+from experiments.settings import keys, overrides, smoke
+from experiments.settings.errors import ConfigError, Refused
+from experiments.workdir.saved import check_workdir
 
 KEYS = ("base", "trials", "grid", "search", "study", "resources")
 # Groups of a config that do not change what is built, and so neither its FLOPs nor whether it can be.
@@ -46,8 +48,7 @@ def load(path: str) -> dict[str, Any]:
     for key in sweep:
         if key not in KEYS:
             raise Refused(
-                f"--config={path}: {key!r} is not a key of a sweep; "
-                f"{preflight.suggest(key, KEYS)}use {', '.join(KEYS)}."
+                f"--config={path}: {key!r} is not a key of a sweep; {keys.suggest(key, KEYS)}use {', '.join(KEYS)}."
             )
     listed = sweep.get("trials", [{}])
     if not (isinstance(listed, list | tuple) and listed and all(isinstance(values, Mapping) for values in listed)):
@@ -166,7 +167,7 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, float]:
         try:
             preflight.check(trial.config, num_devices=jax.device_count())
             preflight.check_platform(trial.config, jax.default_backend())
-            preflight.check_workdir(trial.config, workdir / trial.digest)
+            check_workdir(trial.config, workdir / trial.digest)
         except ConfigError as error:
             problems += [f"trial {trial.name!r}: {text}" for text in error.problems]
     if problems:
@@ -176,8 +177,8 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, float]:
 
 def _work(trials: Sequence[Trial]) -> dict[str, float]:
     """Training FLOPs by digest; what cannot be built or does not go with its corpus is refused."""
-    from experiments import counting, fitting, inputs, sharding
-    from experiments.program import build
+    from experiments.preflight import corpus as preflight_corpus
+    from experiments.program import build, counting, inputs, sharding
 
     corpora, flops, work, problems = {}, {}, {}, []
     for trial in trials:
@@ -186,12 +187,12 @@ def _work(trials: Sequence[Trial]) -> dict[str, float]:
         try:
             if key not in corpora:
                 corpora[key] = inputs.load(config)
-            fitting.check_corpus(config, corpora[key])
+            preflight_corpus.check_corpus(config, corpora[key])
             kind = _kind(config)
             if kind not in flops:
                 vocabulary = corpora[key].tokenizer.vocab_size
                 program = build(config, vocab_size=vocabulary, mesh=sharding.make_mesh(config))
-                fitting.check_memory(program)
+                preflight_corpus.check_memory(program)
                 flops[kind] = counting.flops_per_token(program)["total"]
         except ConfigError as error:
             problems += [f"trial {trial.name!r}: {text}" for text in error.problems]
@@ -206,5 +207,5 @@ def _work(trials: Sequence[Trial]) -> dict[str, float]:
 
 
 def _kind(config: ConfigDict) -> str:
-    flat = preflight.flatten(config.to_dict())
+    flat = keys.flatten(config.to_dict())
     return files.config_hash({key: value for key, value in flat.items() if not key.startswith(_NOT_BUILT)})

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from data import tasks
-from experiments import generators, inputs
-from experiments.errors import ConfigError
-from experiments.train import train
+from experiments import generation
+from experiments.program import inputs
+from experiments.settings.errors import ConfigError
+from experiments.training import train
 from models import objectives
 from tests.experiments import diffusion_test, program_test, tiny
 
@@ -45,7 +46,7 @@ def test_answers_are_drawn_behind_their_prompts():
     config, corpus, batch = batch_of("any_subset")
     mesh = program_test.make_mesh(config, jax.devices()[:1])
     program = program_test.build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
-    generator = generators.make(program, corpus.tokenizer)
+    generator = generation.make(program, corpus.tokenizer)
     tokens, calls = generator.answers(program.init()["params"], batch, config.generate.to_dict())
     np.testing.assert_array_equal(tokens[~batch["mask"]], batch["tokens"][~batch["mask"]])
     assert (tokens < 13 + 2 + 3).all() and (calls > 0).all() and (calls <= 5).all()

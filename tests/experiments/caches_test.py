@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import denoise
+from experiments.generation import canvas as denoise
 from kernels import masks
 from models.decoding import caches, features, guided, network
 from tests.models.objectives.diffusion_test import V, make

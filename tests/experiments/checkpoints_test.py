@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.checkpoints import CheckpointError, Checkpoints, differences, manifest
+from experiments.workdir.checkpoints import CheckpointError, Checkpoints, differences, manifest
 from tests.experiments.program_test import assert_close, program
 
 

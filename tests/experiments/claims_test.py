@@ -23,14 +23,16 @@ from configs.claims import (
     toy_likelihood,
 )
 from data import tasks
-from experiments import claims, counting, modes, preflight, sharding, smoke
+from experiments import claims, modes, preflight
 from experiments import workdir as files
 from experiments.claims import answers, arms, assd, contrast, rows, speed, table
 from experiments.claims import tokenization as tokens_check
-from experiments.errors import Refused, sentence
-from experiments.program import build
+from experiments.program import build, counting, sharding
+from experiments.settings import smoke
+from experiments.settings.errors import Refused, sentence
 from experiments.sweep import launchers, trials
-from experiments.train import train
+from experiments.training import train
+from experiments.workdir.saved import saved_config
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
@@ -43,7 +45,7 @@ class Here:
     """A launcher without processes: a trial is over when it has started."""
 
     def start(self, workdir, slot):
-        train(preflight.saved_config(workdir).lock(), workdir, quiet=True)
+        train(saved_config(workdir).lock(), workdir, quiet=True)
         return self
 
     def poll(self):
@@ -168,7 +170,7 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
     scored = {}
 
     def pretended(workdir):
-        saved = preflight.saved_config(workdir)
+        saved = saved_config(workdir)
         real = answers.score(workdir)
         assert 0 <= real["exact"] <= real["accuracy"] <= 1
         scored[saved.data.name, saved.seed] = real

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 import main
 from configs import base, transformer
-from experiments import modes, overrides
+from experiments import modes
 from experiments import workdir as files
-from experiments.errors import ConfigError, Refused, sentence
-from experiments.train import train
+from experiments.settings import overrides
+from experiments.settings.errors import ConfigError, Refused, sentence
+from experiments.training import train
 from tests import environment
 from tests.experiments import tiny
 
@@ -268,7 +269,7 @@ def test_a_refusal_imports_nothing_heavy():
     code = """
 import sys, types
 from experiments import modes
-from experiments.errors import sentence
+from experiments.settings.errors import sentence
 flags = types.SimpleNamespace(
     config="configs/quickstart.py", workdir="/tmp/none", mode="train", smoke=False, coordinator="", num_processes=0,
     process_id=-1,

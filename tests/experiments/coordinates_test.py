@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import base, transformer
-from experiments import preflight, sharding
-from experiments.errors import ConfigError
-from experiments.program import build
+from experiments import preflight
+from experiments.program import build, sharding
 from experiments.scaling import coordinates, plots
+from experiments.settings.errors import ConfigError
 from models.parametrization import MIXERS, RULES
 
 WIDTHS = (32, 128)

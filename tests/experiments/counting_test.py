@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import transformer
-from experiments import counting, sharding
-from experiments.program import build
+from experiments.program import build, counting, sharding
 from kernels import masks
 from models.channels import CHANNELS
 from models.mixers import MIXERS

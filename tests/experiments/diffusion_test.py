@@ -10,8 +10,12 @@ import pytest
 
 import data
 from configs import base, diffusion
-from experiments import denoise, generators, inputs, preflight, preflight_diffusion
-from experiments.train import train
+from experiments import generation, preflight
+from experiments.generation import canvas as denoise
+from experiments.generation import requests
+from experiments.preflight import objectives as preflight_objectives
+from experiments.program import inputs
+from experiments.training import train
 from models.decoding import caches, guided
 from models.decoding import diffusion as sampling
 from tests.experiments import program_test, tiny
@@ -77,7 +81,7 @@ def filler(request):
     program = program_test.build(
         config, vocab_size=tokenizer.vocab_size, mesh=program_test.make_mesh(config, jax.devices()[:1])
     )
-    return generators.make(program, tokenizer), program.init()["params"]
+    return generation.make(program, tokenizer), program.init()["params"]
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["own sampler", "another"])
@@ -89,7 +93,7 @@ def test_what_is_given_stays_and_no_mask_is_left(filler, other):
     for key, value in changes.items():
         options[key] = options[key] | value if isinstance(value, dict) else value
     canvas, segments, starts = made.canvas(["ab cd", "é"], 10, "xyz")
-    tokens, (calls, _, _) = made.work(params, canvas, segments, denoise.requests(["ab cd", "é"]), options)
+    tokens, (calls, _, _) = made.work(params, canvas, segments, requests.rows(["ab cd", "é"]), options)
     given = canvas != made.program.objective.mask_id
     np.testing.assert_array_equal(tokens[given], canvas[given])
     assert (~given).sum() == 20 and (tokens < 258)[~given].all() and (tokens != 256)[~given].all()
@@ -125,13 +129,13 @@ def test_filling_by_blocks_has_the_law_of_their_orders(block):
 
 
 def test_names_of_methods_and_options_are_those_of_the_samplers():
-    methods = preflight_diffusion.GENERATION["generate.diffusion.method"]
+    methods = preflight_objectives.GENERATION["generate.diffusion.method"]
     assert set(methods) == {"", "guided", *sampling.METHODS}
-    assert set(preflight_diffusion.GENERATION["generate.diffusion.rule"]) == set(guided.RULES)
-    assert {*preflight_diffusion.CACHES, "none"} == {*caches.POLICIES, "adaptive"}
+    assert set(preflight_objectives.GENERATION["generate.diffusion.rule"]) == set(guided.RULES)
+    assert {*preflight_objectives.CACHES, "none"} == {*caches.POLICIES, "adaptive"}
     options = base.get_config().generate.to_dict()
     logits = jnp.zeros((2, 6, 3))
-    for method in set(methods) - {"", "guided", *preflight_diffusion.SCORE_METHODS}:
+    for method in set(methods) - {"", "guided", *preflight_objectives.SCORE_METHODS}:
         options["diffusion"]["method"], options["max_tokens"] = method, 6
         tokens, _ = denoise.fill(
             lambda z, t: logits, jax.random.key(0), jnp.full((2, 6), 3), jnp.arange(2), mask_id=3,

@@ -7,9 +7,10 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from experiments import export, preflight, trained
 from experiments import workdir as files
-from experiments.train import train
+from experiments.settings import keys
+from experiments.training import train
+from experiments.workdir import export, trained
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -46,7 +47,7 @@ def test_a_trained_model_goes_out_and_another_program_opens_it(tmp_path):
     with safetensors.safe_open(path, framework="numpy") as file:
         assert file.metadata()["format"] == "tessera"
     _, config = export.load(path)
-    assert preflight.flatten(config)["model.width"] == model.config.model.width
+    assert keys.flatten(config)["model.width"] == model.config.model.width
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -9,12 +9,12 @@ import pytest
 
 import data
 from configs import base, transformer
-from experiments import generate as generation
-from experiments import smoke
-from experiments.errors import ConfigError
-from experiments.generate import Generator
+from experiments.generation import text as generation
+from experiments.generation.text import Generator
 from experiments.program import build
-from experiments.sharding import make_mesh
+from experiments.program.sharding import make_mesh
+from experiments.settings import smoke
+from experiments.settings.errors import ConfigError
 from kernels import masks
 
 PROMPTS = ["a", "def main(", "", "x" * 37]

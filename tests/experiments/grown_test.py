@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import grown, preflight, trained
-from experiments.checkpoints import Checkpoints
-from experiments.generate import Generator
-from experiments.train import train
-from experiments.trained import Trained
+from experiments import preflight
+from experiments.generation.text import Generator
+from experiments.training import train
+from experiments.workdir import grown, trained
+from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.trained import Trained
 from tests.experiments import program_test, tiny
 from tests.experiments.train_test import assert_same_bits, final_state
 

@@ -7,7 +7,7 @@ import pytest
 from experiments import claims
 from experiments import workdir as files
 from experiments.claims import ledger
-from experiments.errors import Refused
+from experiments.settings.errors import Refused
 
 RECORD = {
     "claim": "a.py", "source": "Author 2020", "command": "python main.py --mode=claim --config=configs/claims/a.py",

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from experiments import workdir as files
-from experiments import writers
+from experiments.workdir import writers
 
 BASE = {
     "seed": 0,

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import tokenformer, transformer
-from experiments import counting, planning, preflight, sharding
-from experiments.errors import ConfigError, Refused
+from experiments import planning
 from experiments.planning import chips, compiled, hlo, machines, text
-from experiments.program import build
+from experiments.program import build, counting, sharding
+from experiments.settings import keys
+from experiments.settings.errors import ConfigError, Refused
 
 
 def numbers(said: str, pattern: str) -> list[str]:
@@ -84,10 +85,10 @@ def test_tensor_shards_cut_heads_hidden_and_vocabulary():
 
 def test_every_setting_is_shown_once_and_what_differs_is_marked(tiny_plan):
     told = text.resolved(transformer.get_config("tiny"))
-    flat = preflight.flatten(transformer.get_config("tiny").to_dict())
+    flat = keys.flatten(transformer.get_config("tiny").to_dict())
     words = re.findall(r"(\*?)(\w+)=", told)
     assert len(words) == len(flat)
-    defaults = preflight.flatten(preflight.base())
+    defaults = keys.flatten(keys.base())
     differing = sorted(key.rsplit(".", 1)[-1] for key in flat if flat[key] != defaults[key])
     assert sorted(name for mark, name in words if mark) == differing == sorted(
         ["num_layers", "width", "length", "steps", "learning_rate"]

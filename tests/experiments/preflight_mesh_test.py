@@ -7,9 +7,9 @@ import pytest
 
 from configs import base
 from experiments import preflight
-from experiments.errors import ConfigError
 from experiments.program import build
-from experiments.sharding import make_mesh
+from experiments.program.sharding import make_mesh
+from experiments.settings.errors import ConfigError
 from models.mixers import Attention
 
 

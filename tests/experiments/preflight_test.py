@@ -10,8 +10,10 @@ import jax
 import pytest
 
 from configs import base, transformer
-from experiments import preflight, smoke
-from experiments.errors import ConfigError, sentence
+from experiments import preflight
+from experiments.settings import smoke
+from experiments.settings.errors import ConfigError, sentence
+from experiments.workdir.saved import check_workdir, saved_config
 from tests.configs_test import house, make
 from tests.experiments import tiny
 from tests.fuzz_configs import assert_readable, fuzz, mutated, set_key
@@ -147,12 +149,12 @@ def saved(folder: pathlib.Path, config) -> pathlib.Path:
 def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     config = transformer.get_config("tiny")
     workdir = saved(tmp_path / "run", config)
-    preflight.check_workdir(config, workdir)
+    check_workdir(config, workdir)
     config.generate.temperature, config.train.wandb = 0.1, "project"  # decide nothing about the numbers of the run
-    preflight.check_workdir(config, workdir)
+    check_workdir(config, workdir)
     config.seed, config.model.width = 3, 64
     with pytest.raises(ConfigError) as caught:
-        preflight.check_workdir(config, workdir)
+        check_workdir(config, workdir)
     head, *lines = str(caught.value).splitlines()
     assert head.endswith("belongs to a run of another config; give a new folder:")
     assert lines == ["  model.width: 128 there, 64 asked for", "  seed: 0 there, 3 asked for"]
@@ -173,8 +175,8 @@ def test_a_workdir_that_cannot_be_one(tmp_path):
         ("damaged", "config.json is damaged"),
     ):
         with pytest.raises(ConfigError, match=told):
-            preflight.check_workdir(config, tmp_path / name)
-    preflight.check_workdir(config, tmp_path / "deep" / "new")
+            check_workdir(config, tmp_path / name)
+    check_workdir(config, tmp_path / "deep" / "new")
     assert sorted(os.listdir(tmp_path)) == ["damaged", "file", "orphan"]  # The probe left nothing.
 
 
@@ -182,23 +184,23 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     for place in (pathlib.Path("/sys"), pathlib.Path("/proc")):
         if place.is_dir():
             with pytest.raises(OSError) as caught:
-                preflight.check_workdir(base.get_config(), place / "run")
+                check_workdir(base.get_config(), place / "run")
             told = sentence(caught.value)
             assert told.startswith(f"'{place}/run' cannot be used: ") and told.endswith(".")
 
 
 def test_a_saved_config_of_another_version_is_not_read_in_part(tmp_path):
     config = base.get_config()
-    assert preflight.saved_config(saved(tmp_path / "good", config)) == config
+    assert saved_config(saved(tmp_path / "good", config)) == config
     config.model.gone = 3
     with pytest.raises(ConfigError, match="model.gone is not a key of the config.*the run is of another version"):
-        preflight.saved_config(saved(tmp_path / "other", config))
+        saved_config(saved(tmp_path / "other", config))
     with pytest.raises(ConfigError, match="holds no run"):
-        preflight.saved_config(tmp_path)
+        saved_config(tmp_path)
 
 
 def test_text_that_is_too_short_is_told_before_anything_is_written(tmp_path):
-    from experiments.train import train
+    from experiments.training import train
 
     for changes, told in (
         ({"data__length": 10**6}, r"data.length=1000000 is longer than the whole training split; use \d+ or less."),

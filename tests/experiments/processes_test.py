@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import processes
 from experiments import workdir as files
-from experiments.errors import Refused
-from experiments.train import train
+from experiments.settings import processes
+from experiments.settings.errors import Refused
+from experiments.training import train
 from tests import environment, many_processes
 from tests.experiments import tiny
 

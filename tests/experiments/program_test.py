@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import transformer
-from experiments import counting, optimizers, smoke
-from experiments.program import build, global_batch
-from experiments.sharding import make_mesh, mesh_shape, spec
+from experiments.program import build, counting, global_batch, optimizers
+from experiments.program.sharding import make_mesh, mesh_shape, spec
+from experiments.settings import smoke
 
 V, B, T = 64, 32, 16
 

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments import writers
 from experiments.report import data, page, plots
+from experiments.workdir import writers
 from tests.experiments.made_up import Page
 
 

@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from experiments import report, writers
+from experiments import report
 from experiments import workdir as files
 from experiments.report import data, page
+from experiments.workdir import writers
 from tests.experiments.made_up import COMPARISON, SECTIONS, Page, make_workdir, read
 
 

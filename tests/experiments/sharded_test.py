@@ -12,10 +12,11 @@ import pytest
 
 import data
 from configs import base, diffusion
-from experiments import generators, preflight
-from experiments.errors import ConfigError
+from experiments import generation, preflight
 from experiments.program import build, global_batch
-from experiments.sharding import make_mesh
+from experiments.program.sharding import make_mesh
+from experiments.settings import keys
+from experiments.settings.errors import ConfigError
 from models.mixers import MIXERS
 from models.objectives import OBJECTIVES
 from models.projections import PROJECTIONS
@@ -34,7 +35,7 @@ MESHES = {
 MODELS = {
     **{name: {"model.mixer": name} for name in MIXERS},
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
-    **{name: preflight.flatten(changes) for name, changes in diffusion.PRESETS.items()},
+    **{name: keys.flatten(changes) for name, changes in diffusion.PRESETS.items()},
 }
 
 
@@ -92,7 +93,7 @@ def step(program, state):
 
 def written(program, state):
     """A greedy continuation of two prompts of unequal length."""
-    generator = generators.make(program, TOKENIZER)
+    generator = generation.make(program, TOKENIZER)
     return generator(placed(program, state)["params"], ["ab", "c"], program.config.generate.to_dict())
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from configs.sweeps import scaling as scaling_study
 from configs.sweeps import transfer
-from experiments import counting, modes, preflight, scaling, sharding, sweep
+from experiments import modes, preflight, scaling, sweep
 from experiments import workdir as files
-from experiments.errors import ConfigError, Refused
-from experiments.program import build
+from experiments.program import build, counting, sharding
+from experiments.settings.errors import ConfigError, Refused
 from experiments.sweep import launchers, pool, process, search, table, trials
 from experiments.sweep.launchers import local
 from tests import environment

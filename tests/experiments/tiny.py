@@ -4,7 +4,7 @@ import pathlib
 import random
 
 from configs import transformer
-from experiments import smoke
+from experiments.settings import smoke
 
 
 def corpus(folder: pathlib.Path) -> pathlib.Path:

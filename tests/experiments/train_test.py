@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import preflight
-from experiments import train as training
+from experiments import training as training
 from experiments import workdir as files
-from experiments.checkpoints import CheckpointError, Checkpoints
-from experiments.train import TrainingDiverged, train
+from experiments.training import TrainingDiverged, train
+from experiments.workdir.checkpoints import CheckpointError, Checkpoints
 from tests import environment, kill_anywhere
 from tests.experiments import tiny
 

@@ -3,7 +3,8 @@
 import pytest
 
 from configs import transformer
-from experiments import preflight, smoke, versions
+from experiments import preflight
+from experiments.settings import keys, smoke, versions
 
 GOOD = {"jax": (0, 10, 2), "jaxlib": (0, 10, 2)}
 
@@ -63,7 +64,7 @@ def test_a_smoke_config_keeps_its_parts_and_is_small(preset, changes):
         "data.source",
         "data.tokenizer",
     ):
-        assert preflight.flatten(small.to_dict())[key] == preflight.flatten(before)[key], key
+        assert keys.flatten(small.to_dict())[key] == keys.flatten(before)[key], key
     grouped = 0 < config.model.num_kv_heads < config.model.num_heads
     assert grouped == (0 < small.model.num_kv_heads < small.model.num_heads)
     assert bool(small.model.attention.window) == bool(config.model.attention.window)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import workdir as files
-from experiments import writers
+from experiments.workdir import writers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAVE_EVERY = 5

@@ -10,9 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from configs import base, long_context
-from experiments import counting, preflight
-from experiments.program import build
-from experiments.sharding import make_mesh
+from experiments import preflight
+from experiments.program import build, counting
+from experiments.program.sharding import make_mesh
 from kernels import masks
 from models.mixers import MIXERS, Context
 from models.partition import Partition

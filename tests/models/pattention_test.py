@@ -10,9 +10,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from configs import base, tokenformer, transformer
-from experiments import counting, optimizers
-from experiments.program import build
-from experiments.sharding import make_mesh
+from experiments.program import build, counting, optimizers
+from experiments.program.sharding import make_mesh
 from kernels import masks
 from models.block import Block
 from models.mixers import Context

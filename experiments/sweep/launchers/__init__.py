@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from experiments.errors import Refused
+from experiments.settings.errors import Refused
 
 
 class Job(Protocol):

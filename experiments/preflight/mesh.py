@@ -7,7 +7,7 @@ from typing import Any
 
 def problems(config: Any, num_devices: int) -> Iterator[str]:
     """What the mesh and the sizes of model and batch ask of each other, each with a value that works."""
-    from experiments import sharding
+    from experiments.program import sharding
 
     try:
         mesh = sharding.mesh_shape(config.mesh, num_devices)
@@ -112,7 +112,8 @@ def _sequence_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
 
 def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """What the schedule must divide: tokens of a row, and heads where it deals them out."""
-    from experiments import program, sharding
+    from experiments import program
+    from experiments.program import sharding
     from kernels import context_attention
 
     P, length = mesh["context"], config.data.length
@@ -139,7 +140,7 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
 
 def _layout_problems(config: Any, name: str, P: int) -> Iterator[str]:
     """Whether every mixer can follow the order in which the schedule keeps tokens."""
-    from experiments import sharding
+    from experiments.program import sharding
     from kernels import context_attention
 
     fits, kind = sharding.layouts(config), context_attention.spec_of(name, P).layout.kind

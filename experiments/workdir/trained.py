@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
-from experiments import inputs, preflight, processes, sharding
-from experiments.checkpoints import Checkpoints
-from experiments.errors import CheckpointError
-from experiments.program import Program, build
+from experiments.program import Program, build, inputs, sharding
+from experiments.settings import processes
+from experiments.settings.errors import CheckpointError
+from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.saved import saved_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ def load(workdir: str | os.PathLike, config: Any = None) -> Trained:
     CheckpointError in one sentence.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    config = (config or preflight.saved_config(workdir)).copy_and_resolve_references()
+    config = (config or saved_config(workdir)).copy_and_resolve_references()
     saves = Checkpoints(workdir)
     if not saves.steps():  # Told before the corpus is read.
         raise CheckpointError(f"--workdir={workdir} holds no finished checkpoint; train it first, then read it.")

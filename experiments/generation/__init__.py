@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from experiments.anyorder import Drafter, Inserter, Refiner
-from experiments.denoise import Filler
-from experiments.generate import Generator
+from experiments.generation.anyorder import Drafter, Inserter, Refiner
+from experiments.generation.canvas import Filler
+from experiments.generation.text import Generator
 from experiments.program import Program
 
 GENERATORS = {

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from experiments import processes
-from experiments.errors import CheckpointError
+from experiments.settings import processes
+from experiments.settings.errors import CheckpointError
 
 SUFFIX = ".sha256.json"
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 
-from experiments import counting
-from experiments.errors import ConfigError
-from experiments.program import make_objective
+from experiments.program import counting, make_objective
+from experiments.settings.errors import ConfigError
 
 
 def check_corpus(config: Any, corpus: Any) -> None:
     """Raises ConfigError when the corpus does not go with the config: too many ids, too little text."""
-    from experiments import inputs
+    from experiments.program import inputs
 
     vocab_size = corpus.tokenizer.vocab_size
     needed = vocab_size + make_objective(config, vocab_size).extra_tokens

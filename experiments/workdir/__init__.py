@@ -26,7 +26,7 @@ import pathlib
 import platform
 from typing import Any, BinaryIO
 
-from experiments.errors import Refused
+from experiments.settings.errors import Refused
 
 CONFIG = "config.json"
 RUN = "run.json"

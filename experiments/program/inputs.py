@@ -10,7 +10,7 @@ import numpy as np
 
 import data
 from experiments import workdir as files
-from experiments.errors import ConfigError
+from experiments.settings.errors import ConfigError
 from models.objectives import OBJECTIVES
 
 

@@ -3,7 +3,7 @@
 import pathlib
 import traceback
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _ROOMS = ("configs", "data", "experiments", "kernels", "models")
 
 

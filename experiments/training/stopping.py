@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from experiments import processes
+from experiments.settings import processes
 
 
 class Stop:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.errors import Refused
+from experiments.settings.errors import Refused
 
 Override = tuple[str, str | None]  # The dotted key and the text behind "="; None where there was none.
 _OTHER = {"get_sweep": "--mode=sweep", "get_claim": "--mode=claim", "get_config": "--mode=train"}

@@ -6,8 +6,6 @@ are filled from left to right: those of a block diffusion model, else of `genera
 blocks stay masked meanwhile.
 """
 
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import preflight, preflight_diffusion
-from experiments.errors import ConfigError
+from experiments import preflight
+from experiments.generation import requests
+from experiments.preflight import objectives as preflight_objectives
 from experiments.program import Program
+from experiments.settings.errors import ConfigError
 from kernels import masks
 from models.decoding import caches, diffusion, features, network
 from models.objectives import schedules
@@ -26,7 +26,7 @@ from models.objectives import schedules
 TAKES = {
     "ancestral": ("grid", "remask"), "ancestral_two_step": ("grid", "remask"), "cached": ("grid", "remask"),
     "threshold": ("threshold",), "factor": ("factor",), "guided": ("rule",),
-    **dict.fromkeys(preflight_diffusion.SCORE_METHODS, ("grid",)),
+    **dict.fromkeys(preflight_objectives.SCORE_METHODS, ("grid",)),
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class Filler:
     """Filling in with one model, behind the face of `generate.Generator`; compiled once per shape and setting.
 
     `options` is `config.generate` as a dict; top_k, top_p and min_p are not used. `guide`: a trained autoregressive
-    model (`experiments.trained.Trained`) of the same tokens, for method="guided"; by default that in the workdir which
+    model (`workdir.trained.Trained`) of the same tokens, for method="guided"; by default that in the workdir which
     `generate.diffusion.guide` names.
     """
 
@@ -57,7 +57,7 @@ class Filler:
     def stream(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> Iterator[tuple[int, str]]:
         """Yields `(row, its text)`, each row once and whole. Raises ConfigError for options out of range."""
         preflight.check_generation(options)
-        if problems := list(preflight_diffusion.sampling_problems(self.program.config, options)):
+        if problems := list(preflight_objectives.sampling_problems(self.program.config, options)):
             raise ConfigError(problems)
         if not prompts:
             return
@@ -71,7 +71,7 @@ class Filler:
         """The tokens that fill each prompt's masks, `[B, max_tokens]`, and calls of the model `[B]`."""
         count = options["max_tokens"]
         canvas, segments, starts = self.canvas(prompts, count, options["diffusion"]["suffix"])
-        tokens, work = self.work(params, canvas, segments, requests(prompts), options, seed=seed)
+        tokens, work = self.work(params, canvas, segments, requests.rows(prompts), options, seed=seed)
         rows = [filled[start : start + count] for filled, start in zip(tokens, starts, strict=True)]
         return np.stack(rows), work.calls
 
@@ -101,7 +101,7 @@ class Filler:
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""
-        return np.concatenate([[self.tokenizer.bos], self.tokenizer.encode(prompt)]).astype(np.int32)
+        return requests.encode(self.tokenizer, prompt)
 
     def canvas(self, prompts: Sequence[str], count: int, suffix: str) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Tokens and segment ids `[B, T]` of rows with `count` masks each, and where the masks begin."""
@@ -122,10 +122,10 @@ class Filler:
     def _guide(self, options: dict) -> Any:
         """The model that judges drafts, read when it is first asked for; None where none is."""
         chosen = options["diffusion"]
-        if preflight_diffusion.method(self.program.config.objective, chosen["method"]) != "guided":
+        if preflight_objectives.method(self.program.config.objective, chosen["method"]) != "guided":
             return None
         if self.guide is None:
-            from experiments import trained
+            from experiments.workdir import trained
 
             self.guide = trained.load(chosen["guide"])
         made = self.guide
@@ -164,7 +164,7 @@ class Filler:
         def log_score(z: jax.Array, t: jax.Array) -> jax.Array:
             return goal.log_score(predict(z, t), t, z, temperature).at[..., never].set(-jnp.inf)
 
-        scores = settings["method"] in preflight_diffusion.SCORE_METHODS
+        scores = settings["method"] in preflight_objectives.SCORE_METHODS
         if scores:
             temperature = settings.pop("temperature")
             settings |= {"schedule": goal.schedule, "graph": goal.graph}
@@ -187,13 +187,13 @@ class Filler:
 def settings(options: dict, objective: str = "masked_diffusion") -> tuple[tuple[str, Any], ...]:
     """The arguments of `fill` that `config.generate` names, hashable."""
     chosen = options["diffusion"]
-    method = preflight_diffusion.method(objective, chosen["method"])
+    method = preflight_objectives.method(objective, chosen["method"])
     names = TAKES.get(method, ())
     more: tuple[tuple[str, Any], ...] = ()
     if chosen["cache"] or method == "guided":
         names = (*names, "commit", "refresh")
         more = (("policy", chosen["cache"] or "none"), ("plan", tuple(chosen["adaptive"].items())))
-    elif method not in preflight_diffusion.SCORE_METHODS:
+    elif method not in preflight_objectives.SCORE_METHODS:
         names = ("guidance", *names)
     return (
         ("method", method),
@@ -315,12 +315,3 @@ def fill_cached(
 def plain_work(calls: jax.Array, canvas: jax.Array, copies: int = 1) -> Work:
     """Every call is fed the whole canvas `[B, T]`."""
     return Work(calls, calls * (copies * canvas.shape[1]), 0 * calls)
-
-
-def requests(prompts: Sequence[str]) -> jax.Array:
-    """One number a request, from its prompt and how often that prompt came before: batching does not change it."""
-    seen, numbers = Counter(), []
-    for prompt in prompts:
-        numbers.append(zlib.crc32(f"{seen[prompt]} {prompt}".encode("utf-8", "surrogateescape")))
-        seen[prompt] += 1
-    return jnp.asarray(np.asarray(numbers, np.uint32))

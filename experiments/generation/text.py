@@ -1,12 +1,8 @@
 """Text from a trained model: one prompt or many, streamed to a terminal or returned whole."""
 
 import dataclasses
-import functools
 import math
-import sys
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import preflight
+from experiments.generation import requests
 from experiments.program import Program
 from models.decoding import autoregressive
 from models.decoding.autoregressive import Sampler
@@ -75,7 +72,7 @@ class Generator:
         for row, tokens in enumerate(ids):
             prompt[row, : len(tokens)] = tokens
         sampler = self._sampler(options)
-        keys = request_keys([*prompts, *[prompts[0]] * (len(ids) - real)], seed)
+        keys = requests.request_keys([*prompts, *[prompts[0]] * (len(ids) - real)], seed)
         lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
         layers = self.layers(params)
         progress = self.prefill(
@@ -103,7 +100,7 @@ class Generator:
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""
-        return np.concatenate([[self.tokenizer.bos], self.tokenizer.encode(prompt)]).astype(np.int32)
+        return requests.encode(self.tokenizer, prompt)
 
     def _sampler(self, options: dict) -> Sampler:
         tokenizer = self.tokenizer
@@ -143,45 +140,3 @@ class _Row:
         keep = 0 if self.ended or last else max(map(len, self.stop), default=1) - 1
         text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return text
-
-
-def request_keys(prompts: Sequence[str], seed: int) -> jax.Array:
-    """One key per request, from its prompt and how often that prompt came before: batching does not change it."""
-    base, seen, keys = jax.random.key(seed), Counter(), []
-    for prompt in prompts:
-        key = jax.random.fold_in(base, zlib.crc32(prompt.encode("utf-8", "surrogateescape")))
-        keys.append(jax.random.fold_in(key, seen[prompt]))
-        seen[prompt] += 1
-    return jnp.stack(keys)
-
-
-def interactive(
-    generator: Any,
-    params: Any,
-    prompts: Sequence[str],
-    options: dict,
-    *,
-    seed: int,
-    write: Callable | None = None,
-) -> None:
-    """Prints continuations: one prompt streams as it is drawn, several are printed whole, one after the other."""
-    write = write or functools.partial(print, end="", flush=True, file=sys.stdout)
-    trained = generator.program.config.data.length
-    needed = max(len(generator.encode(prompt)) for prompt in prompts) + options["max_tokens"]
-    if needed > trained:
-        print(
-            f"note: up to {needed} tokens; the model was trained on {trained} and may lose the thread.", file=sys.stderr
-        )
-    if len(prompts) == 1:
-        write(_printable(prompts[0]))
-        for _, text in generator.stream(params, prompts, options, seed=seed):
-            write(text)
-        write("\n")
-        return
-    for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
-        write(f"{'=' * 20}\n{_printable(prompt)}{text}\n")
-
-
-def _printable(prompt: str) -> str:
-    """Bytes of the command line that are not UTF-8, which the model reads as they are, show as U+FFFD."""
-    return prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments import optimizers, sharding
+from experiments.program import optimizers, sharding
 from kernels import context_attention
 from models import objectives
 from models.lm import LM

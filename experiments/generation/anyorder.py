@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.denoise import Filler, plain_work
+from experiments.generation.canvas import Filler, plain_work
 from models.decoding import assd, categorical, insertion, neodiff
 
 

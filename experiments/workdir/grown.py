@@ -1,21 +1,18 @@
 """A run that starts from a smaller trained model, grown: `config.init.grow_from`, and the same for notebooks."""
 
-import math
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from experiments import optimizers, preflight
-from experiments.errors import CheckpointError, ConfigError
-from experiments.program import Program, build
+from experiments.program import Program, build, optimizers
+from experiments.settings.errors import CheckpointError, ConfigError
+from experiments.workdir import trained
+from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.saved import saved_config
 from models import growth
 from models.pattention import token_counts
-from models.spec import Spec
-
-OPTIMIZERS = ("reset", "carry")
 
 
 def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) -> Any:
@@ -26,8 +23,6 @@ def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) ->
       tokens: P of each map of a mixer, at least what it is.
       channel_tokens: P of each map of a channel; 0 = four times `tokens`.
     """
-    from experiments import trained  # Here, because the preflight imports this module and must not read checkpoints.
-
     old = trained.load(workdir)
     config = old.config.copy_and_resolve_references().unlock()
     config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens})
@@ -41,8 +36,6 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
     `config.init.grow_optimizer`: "reset" takes the (averaged) parameters alone; "carry" also the optimizer's moments
     of what there was, and of an average. The schedule starts afresh with both.
     """
-    from experiments.checkpoints import Checkpoints  # Here, because the preflight imports this module.
-
     old, saves = before(program, workdir, vocab_size=vocab_size), Checkpoints(pathlib.Path(workdir).expanduser())
     if found := growth.problems(old.spec, program.spec):  # With the corpus at hand: the vocabulary, too.
         raise ConfigError(found)
@@ -66,7 +59,7 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
 
 def before(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Program:
     """The program of the run in `workdir` on the mesh of `program`, its parameter tokens uncut."""
-    config = preflight.saved_config(pathlib.Path(workdir).expanduser()).copy_and_resolve_references()
+    config = saved_config(pathlib.Path(workdir).expanduser()).copy_and_resolve_references()
     config.mesh, config.sharding = program.config.mesh, program.config.sharding.copy_and_resolve_references()
     config.sharding.tokens = ()  # What there was need not divide as what there will be.
     return build(config.lock(), vocab_size=vocab_size, mesh=program.mesh)
@@ -77,43 +70,3 @@ def _grow(old: Program, new: Program) -> Any:
     key = jax.random.fold_in(jax.random.key(new.config.seed), token_counts(new.spec)[0])
     fn = lambda params: growth.grow(params, old.spec, new.spec, key)  # noqa: E731
     return jax.jit(fn, out_shardings=new.shardings["params"])
-
-
-def problems(config: Any) -> Iterator[str]:
-    """What the preflight says about parameter tokens and their growth; of the run to grow it reads the config alone."""
-    options, init = config.model.pattention, config.init
-    tokens = options.tokens or config.model.width
-    if "pattention" in (config.model.projection, config.model.channel):
-        if options.top_r > tokens:
-            yield f"model.pattention.top_r={options.top_r} is more than the {tokens} there are; use e.g. {tokens // 2}."
-        parts = math.prod(config.mesh[axis] for axis in config.sharding.tokens if config.mesh[axis] > 1)
-        for name, count in (("tokens", tokens), ("channel_tokens", options.channel_tokens or 4 * tokens)):
-            if count % parts:
-                yield (
-                    f"model.pattention.{name}={count} does not divide over {parts} devices of "
-                    f"{tuple(config.sharding.tokens)}; use e.g. {max(1, round(count / parts)) * parts}."
-                )
-    if init.grow_from and init.warm_start:
-        yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
-    elif init.grow_from and preflight.holds_checkpoint(init.grow_from):
-        try:
-            saved = preflight.saved_config(pathlib.Path(init.grow_from).expanduser())
-        except ConfigError as error:
-            yield str(error).replace("--workdir=", "init.grow_from=")
-            return
-        yield from growth.problems(*(Spec.from_config(c.model.to_dict(), vocab_size=1) for c in (saved, config)))
-        if init.grow_optimizer == "carry":
-            yield from _carry_problems(config.optimizer, saved.optimizer)
-
-
-def _carry_problems(new: Any, old: Any) -> Iterator[str]:
-    if new.name not in optimizers.CARRIED:
-        yield (
-            f"optimizer.name={new.name!r} has a state that does not grow; use init.grow_optimizer='reset', "
-            f"or one of {', '.join(optimizers.CARRIED)}."
-        )
-    elif (new.name, bool(new.clip)) != (old.name, bool(old.clip)):
-        yield (
-            f"optimizer.name={new.name!r} with optimizer.clip={new.clip} cannot carry the state of {old.name!r} with "
-            f"clip={old.clip}; use init.grow_optimizer='reset'."
-        )

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import sharding
-from experiments.program import Program, global_batch
+from experiments.program import Program, global_batch, sharding
 
 
 def make_step(program: Program) -> Callable:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from experiments.errors import Refused
+from experiments.settings.errors import Refused
 
 T = TypeVar("T")
 

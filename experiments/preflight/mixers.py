@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments import preflight_mesh
+from experiments.preflight import mesh as preflight_mesh
 
 
 def choices() -> dict[str, Sequence[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments import preflight_mesh
+from experiments.preflight import mesh as preflight_mesh
 
 SCORE_METHODS = ("analytic", "euler")
 CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "threshold", "factor")

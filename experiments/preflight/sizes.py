@@ -13,7 +13,7 @@ def choices() -> dict[str, Sequence[str]]:
 
 def problems(config: Any) -> Iterator[str]:
     """Parts whose learning rates no rule of sizes covers, and hidden widths that do not follow the width."""
-    from experiments.optimizers import BY_SIZE
+    from experiments.program.optimizers import BY_SIZE
     from models.parametrization import MIXERS
 
     model, rule = config.model, config.model.parametrization

@@ -1,0 +1,164 @@
+"""Everything that can be known to be wrong before a compile, told together, in the config's own words."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments.preflight import growth as preflight_growth
+from experiments.preflight import mesh as preflight_mesh
+from experiments.preflight import mixers as preflight_mixers
+from experiments.preflight import objectives as preflight_objectives
+from experiments.preflight import sizes as preflight_sizes
+from experiments.settings.errors import ConfigError
+from experiments.settings.keys import base, check_keys, flatten, range_problems, shape_problems, short, unknown_names
+from experiments.workdir.saved import found, holds_checkpoint
+
+
+def check(config: Any, *, num_devices: int) -> None:
+    """Raises ConfigError with every problem of `config` on `num_devices` devices."""
+    check_keys(config)  # Values are judged only when all keys and types stand,
+    problems = [*_choice_problems(config), *range_problems(config.to_dict())]
+    if not problems:  # and what they make together only when each stands alone.
+        problems += _size_problems(config)
+        problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_platform(config: Any, platform: str) -> None:
+    """Raises ConfigError when the config names a kernel that `platform` (cpu, gpu, tpu) has not."""
+    problems = []
+    for group, options in config.model.to_dict().items():
+        name = options.get("implementation", "") if isinstance(options, Mapping) else ""
+        owner = {"tpu": "tpu", "gpu": "gpu"}.get(name.removeprefix("pallas_").split("_")[0], platform)
+        if owner != platform:
+            problems.append(
+                f"model.{group}.implementation={name!r} runs on {owner} only and this is a {platform}; "
+                f"use model.{group}.implementation='' for the best one here."
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_generation(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError when `options` (as `config.generate`) cannot be drawn with."""
+    options, defaults = {"generate": dict(options)}, {"generate": base()["generate"]}
+    problems = list(shape_problems(options, defaults))
+    if not problems:
+        problems = [
+            *range_problems(options, only="generate."),
+            *unknown_names(flatten(options), preflight_objectives.GENERATION),
+        ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _choice_problems(config: Any) -> Iterator[str]:
+    """Names that are not in their socket's table."""
+    import jax
+
+    import data
+    from experiments.program import optimizers, sharding
+    from kernels import pattention as parameter_tokens
+    from kernels.attention import IMPLEMENTATIONS
+    from models import block, channels, norms, parameters, pattention, projections
+    from models.mixers import MIXERS
+    from models.objectives import OBJECTIVES
+
+    # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
+    dtypes = ("float32", "bfloat16", "float64") if jax.config.jax_enable_x64 else ("float32", "bfloat16")
+    own_tokenizer = config.data.tokenizer.endswith(".json") or "/" in config.data.tokenizer
+    choices = {
+        "objective": OBJECTIVES,
+        "data.source": (*data.SOURCES, "mixture", *(f"task:{name}" for name in data.TASKS)),
+        "data.tokenizer": (config.data.tokenizer,) if own_tokenizer else data.TOKENIZERS,
+        "data.packing": data.PACKINGS,
+        "model.channel": channels.CHANNELS,
+        "model.projection": projections.PROJECTIONS,
+        "model.norm": norms.NORMS,
+        "model.final_norm": ("same", *norms.NORMS),
+        "model.init": parameters.INITS,
+        "model.dtype": dtypes,
+        "model.param_dtype": dtypes,
+        "model.remat": block.REMAT,
+        "model.attention.implementation": ("", *IMPLEMENTATIONS),
+        "model.mlp.activation": channels.ACTIVATIONS,
+        "model.pattention.normalization": parameter_tokens.NORMALIZATIONS,
+        "model.pattention.gelu": parameter_tokens.GELUS,
+        "model.pattention.init_values": pattention.INIT_VALUES,
+        "model.pattention.top_by": pattention.ROUTERS,
+        "model.pattention.implementation": ("", *parameter_tokens.IMPLEMENTATIONS),
+        "init.grow_optimizer": preflight_growth.OPTIMIZERS,
+        "parallel.schedule": ("auto", *preflight_mesh.schedules(config)),
+        "optimizer.name": optimizers.OPTIMIZERS,
+        "optimizer.schedule": optimizers.SCHEDULES,
+        **preflight_objectives.choices(),
+        **preflight_mixers.choices(),
+        **preflight_sizes.choices(),
+    }
+    flat = flatten(config.to_dict())
+    yield from unknown_names(flat, choices)
+    pairs = [("model.mixer", name.strip(), MIXERS) for name in config.model.mixer.split(",")]
+    pairs += [("optimizer.decay_roles", role, parameters.ROLES) for role in config.optimizer.decay_roles]
+    for axis, names in config.sharding.to_dict().items():
+        pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in names]
+    for key, value, table in pairs:
+        yield from unknown_names({key: value}, {key: table})
+
+
+def _size_problems(config: Any) -> Iterator[str]:
+    """What must divide what in a model, each with a value that works."""
+    model = config.model
+    if not model.head_dim and model.width % model.num_heads:
+        yield (
+            f"model.width={model.width} does not divide by model.num_heads={model.num_heads}; "
+            f"use e.g. model.width={preflight_mesh.nearest_multiple(model.width, model.num_heads)}."
+        )
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        fits = preflight_mesh.largest_divisor(model.num_heads, model.num_kv_heads)
+        yield (
+            f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}; "
+            f"use e.g. model.num_kv_heads={fits}."
+        )
+    pattern = len(model.mixer.split(","))
+    if model.num_layers % pattern:
+        near = preflight_mesh.nearest_multiple(model.num_layers, pattern)
+        yield (
+            f"model.num_layers={model.num_layers} does not repeat the {pattern} mixers of model.mixer; "
+            f"use e.g. model.num_layers={near}."
+        )
+
+
+def _combination_problems(config: Any) -> Iterator[str]:
+    """Parts that do not go together."""
+    from experiments.program import objective
+    from models.mixers import MIXERS
+
+    if objective(config.objective).bidirectional:
+        for name in config.model.mixer.split(","):
+            if not MIXERS[name.strip()].bidirectional:
+                yield (
+                    f"model.mixer={name!r} is causal and objective={config.objective!r} is not; "
+                    "use model.mixer='attention'."
+                )
+    yield from preflight_objectives.problems(config)
+    yield from preflight_mixers.problems(config)
+    yield from preflight_sizes.problems(config)
+    if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
+        yield (
+            f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "
+            "use optimizer.schedule='constant'."
+        )
+    path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
+    if config.data.source == "text" and not path:
+        yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."
+    elif config.data.source == "text" and "*" not in path and not found(path, pathlib.Path.exists):
+        yield f"data.path={short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
+    if tokenizer == "bpe" and 0 < config.data.vocab_size < 260:
+        yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. 4096."
+    if ("/" in tokenizer or tokenizer.endswith(".json")) and not found(tokenizer, pathlib.Path.is_file):
+        yield f"data.tokenizer={short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
+    for key, start in (("warm_start", warm), ("grow_from", grow)):
+        if start and not holds_checkpoint(start):
+            yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
+    yield from preflight_growth.problems(config)

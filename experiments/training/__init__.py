@@ -1,0 +1,283 @@
+"""Training, from a config and a workdir to a result. Read it downwards; the order of the loop is law:
+
+    (1) act on the OLD state: write the metrics of the step before, evaluate, save
+    (2) take a batch
+    (3) step
+    (4) while the device works, fetch the metrics of the step before
+
+so that the device never waits for the host, every line up to step s is on disk before checkpoint s, and a run killed
+anywhere and started again ends with the same bits as the run left alone.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import resource
+import time
+from typing import Any
+
+import jax
+from absl import logging
+
+from experiments import generation, preflight
+from experiments import workdir as files
+from experiments.preflight import corpus as preflight_corpus
+from experiments.program import Program, build, counting, global_batch, inputs, sharding
+from experiments.settings import keys, processes
+from experiments.settings.errors import TrainingDiverged
+from experiments.training import evaluate, stopping
+from experiments.training.progress import Progress
+from experiments.workdir import grown, writers
+from experiments.workdir.checkpoints import Checkpoints
+from experiments.workdir.saved import check_workdir
+
+
+def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
+    """Trains `config` in `workdir` until its last step and returns the result (also in result.json).
+
+    Resumes when the workdir holds an unfinished run of the same config. Raises ValueError (preflight.ConfigError,
+    CheckpointError) or OSError with one sentence when something does not fit, TrainingDiverged on NaN or Inf.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    main_process = processes.is_main()
+
+    # ==================== Preflight: everything that can be known before a compile ====================
+    preflight.check(config, num_devices=jax.device_count())
+    preflight.check_platform(config, jax.default_backend())
+    check_workdir(config, workdir)
+
+    # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
+    corpus = processes.main_first("corpus", lambda: inputs.load(config))
+    preflight_corpus.check_corpus(config, corpus)
+    mesh = sharding.make_mesh(config)
+    program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
+    preflight_corpus.check_memory(program)
+    step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
+    loader = inputs.train_loader(config, corpus, program.rows)
+    generator = generation.make(program, corpus.tokenizer)
+
+    # ==================== How a run starts ====================
+    # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
+    # 2. A new run may take its parameters from another workdir (init.warm_start).
+    # 3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
+    # 4. Otherwise from scratch.
+    held = files.hold(workdir) if main_process and workdir.exists() else None
+    checkpoint = config.checkpoint
+    saves = Checkpoints(
+        workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best
+    )
+    restored = saves.restore(program.abstract, program.shardings)
+    if restored:
+        start, state, about = restored
+        preflight_corpus.check_same_corpus(about, corpus, workdir)
+        saves.forget_after(start)
+        logging.info("resuming %s at step %d", workdir, start)
+    elif config.init.warm_start:
+        source = Checkpoints(pathlib.Path(config.init.warm_start).expanduser())
+        start, state = 0, program.begin(source.parameters(program))
+        logging.info("parameters taken from %s", config.init.warm_start)
+    elif config.init.grow_from:
+        start, state = 0, grown.state(program, config.init.grow_from, vocab_size=corpus.tokenizer.vocab_size)
+        logging.info("grown from %s", config.init.grow_from)
+    else:
+        start, state = 0, program.init()
+    if main_process:  # Nothing is written before all of the above stands.
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = held or files.hold(workdir)
+        corpus.tokenizer.save(workdir / files.TOKENIZER)
+        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", keys.base())
+        writers.truncate(workdir, start if restored else -1)
+
+    flops = counting.flops_per_token(program)
+    ceiling = counting.matmul_rate(program.spec.dtype) * _distinct_devices()
+    if main_process:
+        files.write_run(workdir, _facts(program, corpus, flops, ceiling))
+    processes.wait_for_all("workdir")  # What is read below must stand.
+
+    # ==================== The loop ====================
+    steps = config.train.steps
+    tokens_per_step = config.data.batch_size * config.data.length
+    clock = _Clock(files.elapsed_seconds(workdir), tokens_per_step, flops["total"] / ceiling)
+    last_eval: dict[str, Any] = inputs.last_evaluation(workdir)
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
+        progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
+        stop = stack.enter_context(stopping.collected())
+        if held:
+            stack.enter_context(held)
+        stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
+        batches = loader.iterate(start)
+        pending: tuple[int, Any] | None = None
+
+        def write_metrics(step: int, metrics: Any) -> None:
+            """Metrics of the update that led to `step`; a number that is not finite ends the run."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            finite = math.isfinite(values["train/loss"]) and math.isfinite(values["train/grad_norm"])
+            if step % config.train.log_every == 0 or step == steps or not finite:
+                done = step * tokens_per_step
+                writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **values})
+                timing = clock.read(step)
+                writer.timing(step, timing)
+                progress.update(step, loss=values["train/loss"], **timing)
+            if not finite:
+                saves.wait()
+                loss, norm = values["train/loss"], values["train/grad_norm"]
+                raise TrainingDiverged(
+                    f"train/loss={loss} and train/grad_norm={norm} at step {step}; "
+                    f"the last good checkpoint is step {saves.steps()[-1] if saves.steps() else 'none'}; "
+                    f"try a smaller optimizer.learning_rate than {config.optimizer.learning_rate}."
+                )
+
+        for step in range(start, steps + 1):
+            stop.look(step)
+            # (1) Act on the old state.
+            due = _due(config, step, steps, first=step == start)
+            if (due["evaluate"] or due["save"] or stop.requested) and pending:
+                write_metrics(*pending)
+                pending = None
+            if due["evaluate"]:
+                clock.pause()
+                params = program.evaluation_params(state)
+                held_out = inputs.eval_batches(config, corpus, program.rows)
+                last_eval = evaluate.evaluate(program, eval_fn, params, held_out, corpus.tokenizer.token_bytes)
+                done = step * tokens_per_step
+                writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **last_eval})
+                if config.eval.sample_prompt and config.eval.sample_tokens:
+                    writer.sample(step, config.eval.sample_prompt, _sample(generator, params, config))
+                progress.note(step, last_eval)
+                clock.resume()
+            if due["save"] or (stop.requested and step > start):
+                clock.pause()
+                saves.save(step, state, _about(config, corpus), loss=last_eval.get("eval/loss"))
+                clock.resume()
+            if stop.requested:
+                saves.close()
+                progress.say(f"stopped by {stop.requested} at step {step}; the same command goes on from there.")
+                return {"step": step, "stopped": stop.requested}
+            if step == steps:
+                break
+            # (2) Take a batch.
+            with clock.waiting_for_data():
+                batch = global_batch(inputs.prepare(config, corpus, next(batches)), program)
+            # (3) Step.
+            with _profile(config, step, workdir):
+                state, metrics = step_fn(state, batch)
+            # (4) Metrics of the step before, while the device works.
+            if pending:
+                write_metrics(*pending)
+            pending = (step + 1, metrics)
+            clock.first_step(step, start, metrics)
+
+    # ==================== The end ====================
+    result = {
+        "step": steps, "tokens": steps * tokens_per_step, "flops": steps * tokens_per_step * flops["total"],
+        "seconds": clock.elapsed(), "parameters": counting.parameters(program)["total"], **last_eval,
+    }  # fmt: skip
+    if main_process:
+        files.write_json(workdir / files.RESULT, result)
+    return result
+
+
+def _due(config, step: int, steps: int, *, first: bool) -> dict[str, bool]:
+    """What happens before the update of `step`. A resumed run has already evaluated and saved where it starts."""
+
+    def at(every: int) -> bool:
+        return not first and (step == steps or (every > 0 and step % every == 0))
+
+    return {"evaluate": at(config.eval.every), "save": at(config.checkpoint.every)}
+
+
+def _sample(generator: Any, params: Any, config) -> str:
+    """One continuation for the report, drawn as `config.generate` says."""
+    options = {**config.generate.to_dict(), "max_tokens": config.eval.sample_tokens}
+    return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
+
+
+def _about(config, corpus: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays."""
+    return {
+        "config": files.plain(config.to_dict()),
+        "versions": {"jax": jax.__version__},
+        "corpus": corpus.hash,
+        "tokenizer": corpus.tokenizer.hash,
+    }
+
+
+def _facts(program: Program, corpus: Any, flops: dict, ceiling: float) -> dict[str, Any]:
+    """What run.json keeps about this start."""
+    return {
+        "environment": files.environment(),
+        "corpus": {"hash": corpus.hash, **corpus.info, **inputs.references(corpus)},
+        "tokenizer": corpus.tokenizer.name,
+        "parameters": counting.parameters(program),
+        "flops_per_token": flops["total"],
+        "matmul_flops_per_second": ceiling,
+        "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
+        **({} if program.objective.bidirectional else {"state_bytes": counting.state_bytes(program)}),
+    }
+
+
+def _distinct_devices() -> int:
+    """Devices that compute side by side: fake CPU devices share one machine."""
+    return 1 if jax.devices()[0].platform == "cpu" else jax.device_count()
+
+
+class _Clock:
+    """Wall time of training, without evaluation and saving, and what follows from it."""
+
+    def __init__(self, elapsed: float, tokens_per_step: int, seconds_per_token: float):
+        self._before, self._tokens, self._ideal = elapsed, tokens_per_step, seconds_per_token
+        self._start = time.perf_counter()
+        self._paused_at: float | None = None
+        self._mark: tuple[int, float] | None = None
+        self._waited = 0.0
+
+    def elapsed(self) -> float:
+        return self._before + (self._paused_at or time.perf_counter()) - self._start
+
+    def pause(self) -> None:
+        self._paused_at = time.perf_counter()
+
+    def resume(self) -> None:
+        self._start += time.perf_counter() - self._paused_at
+        self._paused_at = None
+
+    @contextlib.contextmanager
+    def waiting_for_data(self):
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def first_step(self, step: int, start: int, metrics: Any) -> None:
+        """Rates count from the end of the first step, which compiles."""
+        if step == start:
+            jax.block_until_ready(metrics)
+            self._mark = (step + 1, self.elapsed())
+
+    def read(self, step: int) -> dict[str, float]:
+        now = self.elapsed()
+        timing = {"seconds": now, "data_wait_seconds": self._waited, "peak_memory_bytes": peak_memory()}
+        if self._mark and step > self._mark[0]:
+            rate = (step - self._mark[0]) * self._tokens / max(now - self._mark[1], 1e-9)
+            timing |= {"tokens_per_second": rate, "mfu": rate * self._ideal}
+            self._mark = (step, now)
+        return timing
+
+
+def peak_memory() -> int:
+    """Peak bytes of the accelerator where it reports them, else of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def _profile(config, step: int, workdir: pathlib.Path):
+    """A profiler window of `train.profile_steps` steps from `train.profile_step` on, into WORKDIR/profile."""
+    first, last = config.train.profile_step, config.train.profile_step + config.train.profile_steps - 1
+    if step == first:
+        jax.profiler.start_trace(workdir / "profile")
+    yield
+    if step == last and first >= 0:
+        jax.effects_barrier()
+        jax.profiler.stop_trace()
