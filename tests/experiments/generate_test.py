@@ -9,7 +9,7 @@ import pytest
 
 import data
 from configs import base, transformer
-from experiments.generation import text as generation
+from experiments.generation import requests
 from experiments.generation.text import Generator
 from experiments.program import build
 from experiments.program.sharding import make_mesh
@@ -193,11 +193,11 @@ def test_what_a_terminal_sees(capsys):
     maker, params = generator()
     told = []
     options = OPTIONS | {"max_tokens": 4}
-    generation.interactive(maker, params, ["a"], options, seed=3, write=told.append)
+    requests.interactive(maker, params, ["a"], options, seed=3, write=told.append)
     assert "".join(told) == "a" + drawn("a", max_tokens=4) + "\n" and len(told) >= 3
     assert capsys.readouterr().err == ""
-    generation.interactive(maker, params, ["a", "caf\udce9"], options, seed=3)
+    requests.interactive(maker, params, ["a", "caf\udce9"], options, seed=3)
     out, err = capsys.readouterr()
     assert out.split("=" * 20 + "\n")[2].startswith("caf\ufffd") and err == ""
-    generation.interactive(maker, params, ["x" * 40], options, seed=3)
+    requests.interactive(maker, params, ["x" * 40], options, seed=3)
     assert "the model was trained on 32" in capsys.readouterr().err
