@@ -26,7 +26,7 @@ def score(workdir: str | os.PathLike) -> dict[str, float]:
     """
     model = trained.load(workdir)
     end = getattr(getattr(model.corpus.valid, "task", None), "end", None)
-    answer = following(model) if model.config.objective == "next_token" else drawn(model)
+    answer = following(model) if model.program.objective.causal else drawn(model)
     found = [judge(batch, *answer(batch), end) for batch in inputs.eval_batches(model.config, model.corpus)]
     weights = {"accuracy": "answers", "exact": "rows", "length": "rows", "calls": "rows"}
     return {

@@ -1,4 +1,4 @@
-"""Which generator writes text with a model: that of its objective."""
+"""Which generator writes text with a model: the one that its objective names."""
 
 from typing import Any
 
@@ -8,10 +8,8 @@ from experiments.generation.text import Generator
 from experiments.program import Program
 
 GENERATORS = {
-    "next_token": Generator,
-    "masked_diffusion": Filler,
-    "block_diffusion": Filler,
-    "score_entropy": Filler,
+    "autoregressive": Generator,
+    "canvas": Filler,
     "any_subset": Drafter,
     "insertion": Inserter,
     "neodiff": Refiner,
@@ -20,4 +18,4 @@ GENERATORS = {
 
 def make(program: Program, tokenizer: Any) -> Any:
     """What writes text with the model of `program`: token by token, by filling masks in, by insertion, ..."""
-    return GENERATORS[program.config.objective](program, tokenizer)
+    return GENERATORS[program.objective.generator](program, tokenizer)

@@ -129,10 +129,10 @@ class Filler:
 
             self.guide = trained.load(chosen["guide"])
         made = self.guide
-        if made.config.objective != "next_token" or made.corpus.tokenizer.hash != self.tokenizer.hash:
+        if not made.program.objective.causal or made.corpus.tokenizer.hash != self.tokenizer.hash:
             raise ConfigError([
-                f"generate.diffusion.guide={chosen['guide']!r} must be a model of objective='next_token' with the same "
-                f"tokenizer; it has objective={made.config.objective!r} and data.tokenizer="
+                f"generate.diffusion.guide={chosen['guide']!r} must be a causal model with the same tokenizer, e.g. of "
+                f"objective='next_token'; it has objective={made.config.objective!r} and data.tokenizer="
                 f"{made.config.data.tokenizer!r}."
             ])  # fmt: skip
         return made

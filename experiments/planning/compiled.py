@@ -73,7 +73,7 @@ def batch_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     config = program.config
     shape = (config.data.batch_size, config.data.length)
     kinds = {"tokens": np.int32, "targets": np.int32, "mask": np.bool_}
-    if config.data.isolate or program.objective.bidirectional:
+    if config.data.isolate or not program.objective.causal:
         kinds |= {"positions": np.int32, "segment_ids": np.int32}
     batch = in_order({name: np.zeros(shape, kind) for name, kind in kinds.items()}, program.spec.partition)
     where = sharding.batch_sharding(config, program.mesh)

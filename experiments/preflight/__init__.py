@@ -134,7 +134,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
     from experiments.program import objective
     from models.mixers import MIXERS
 
-    if objective(config.objective).bidirectional:
+    if not objective(config.objective).causal:
         for name in config.model.mixer.split(","):
             if not MIXERS[name.strip()].bidirectional:
                 yield (

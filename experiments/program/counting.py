@@ -37,7 +37,7 @@ def flops_per_token(program: Any) -> dict[str, float]:
     pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)
     kernels = sum(size for size, role in pairs if role == "kernel")
     spec, length = program.spec, program.config.data.length
-    causal = not program.objective.bidirectional
+    causal = program.objective.causal
     model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
     mixers = [getattr(model.stack.period, name).mixer for name in model.stack.period.names]
     copies = program.objective.copies

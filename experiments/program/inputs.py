@@ -111,7 +111,7 @@ def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
     """
     if _whole_rows(config):
         return _whole(batch)
-    if OBJECTIVES[config.objective].bidirectional:
+    if not OBJECTIVES[config.objective].causal:
         tokens = batch["tokens"]
         return {**batch, "targets": tokens, "mask": (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)}
     if config.data.isolate:
@@ -121,7 +121,7 @@ def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
 
 def _whole_rows(config) -> bool:
     """Whether rows are a task's whole sequences, whose answers are told from their prompts."""
-    return config.data.source.startswith("task:") and OBJECTIVES[config.objective].bidirectional
+    return config.data.source.startswith("task:") and not OBJECTIVES[config.objective].causal
 
 
 def _whole(batch: dict) -> dict:

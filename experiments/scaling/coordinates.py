@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.program import build, global_batch, inputs, sharding
 from models.mixers import Context
+from models.objectives import OBJECTIVES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def measure(config: Any, widths: Sequence[int], *, steps: int = 4) -> Coordinate
     The activations: embedded tokens, the residual stream after each layer, and the logits. ValueError for a width that
     is no multiple of the head width, and for an objective whose batches need more than tokens.
     """
-    if config.objective != "next_token":
+    if not OBJECTIVES[config.objective].causal:
         raise ValueError(f"objective={config.objective!r} hides tokens; use objective='next_token' for coordinates.")
     found = [_run(sized(config, width), steps) for width in widths]
     values = {name: np.array([[step[name] for step in run] for run in found]) for name in found[0][0]}

@@ -214,7 +214,7 @@ def _facts(program: Program, corpus: Any, flops: dict, ceiling: float) -> dict[s
         "flops_per_token": flops["total"],
         "matmul_flops_per_second": ceiling,
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
-        **({} if program.objective.bidirectional else {"state_bytes": counting.state_bytes(program)}),
+        **({"state_bytes": counting.state_bytes(program)} if program.objective.causal else {}),
     }
 
 

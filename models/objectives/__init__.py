@@ -21,15 +21,16 @@ from models.objectives.score_entropy import ScoreEntropy
 class Objective(Protocol):
     """What the training loop, evaluation and generation know of an objective.
 
-    A batch's `mask` and `targets` say which tokens are scored: the next ones, or of a `bidirectional` objective the
-    tokens themselves. Where devices share a sequence its tokens may lie in another order, and `order [B, T]` says the
+    A batch's `mask` and `targets` say which tokens are scored: of a `causal` objective the next ones, else the tokens
+    themselves. Where devices share a sequence its tokens may lie in another order, and `order [B, T]` says the
     place of each. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and
     over devices, so that no cut changes a number.
     """
 
     mask: masks.Mask  # what a token sees in a plain pass: `Causal()`, `Full()`, ...
     bound: str  # of the reported nats: "=" exact, "<=" an upper bound of the negative log-likelihood, "~" neither
-    bidirectional: bool  # needs mixers that run under masks that are not causal
+    causal: bool  # predicts the next token from those before it; else it needs mixers that run under other masks, too
+    generator: str  # what writes text with its models: a name of experiments.generation.GENERATORS
     context_parallel: bool  # works where devices share a sequence: heeds `order` (one that does not say so does not)
     extra_tokens: int  # ids beyond the tokenizer's
     copies: int  # tokens that pass through the backbone for each token of a row

@@ -128,7 +128,8 @@ class AnySubset:
 
     mask: ClassVar[masks.Mask] = masks.Full()
     bound: ClassVar[str] = "="
-    bidirectional: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
+    generator: ClassVar[str] = "any_subset"
     extra_tokens: ClassVar[int] = 1
     copies: ClassVar[int] = 2
 

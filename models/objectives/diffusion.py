@@ -41,7 +41,8 @@ class _Diffusion:
     t_max: float = 1.0
     draws: int = 4
 
-    bidirectional: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
+    generator: ClassVar[str] = "canvas"
     context_parallel: ClassVar[bool] = True
     extra_tokens: ClassVar[int] = 1
 

@@ -156,7 +156,8 @@ class Insertion:
 
     mask: ClassVar[masks.Mask] = masks.Full()
     bound: ClassVar[str] = "<="
-    bidirectional: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
+    generator: ClassVar[str] = "insertion"
     extra_tokens: ClassVar[int] = 2
     copies: ClassVar[int] = 1
 

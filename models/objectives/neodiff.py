@@ -161,7 +161,8 @@ class NeoDiff:
 
     mask: ClassVar[masks.Mask] = masks.Full()
     bound: ClassVar[str] = "~"
-    bidirectional: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
+    generator: ClassVar[str] = "neodiff"
     copies: ClassVar[int] = 2
 
     @property

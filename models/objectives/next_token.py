@@ -11,7 +11,8 @@ from kernels.cross_entropy.reference import shape_logits
 
 mask = masks.Causal()
 bound = "="  # What the reported nats are: the exact negative log-likelihood.
-bidirectional = False
+causal = True
+generator = "autoregressive"
 context_parallel = True
 extra_tokens = 0
 copies = 1

@@ -203,7 +203,8 @@ class ScoreEntropy:
 
     mask: ClassVar[masks.Mask] = masks.Full()
     bound: ClassVar[str] = "<="
-    bidirectional: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
+    generator: ClassVar[str] = "canvas"
     copies: ClassVar[int] = 1
 
     @property
