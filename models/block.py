@@ -1,14 +1,17 @@
 """One layer: pre-norm mixer and pre-norm channel on a residual stream, and the stack that repeats it over depth."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import norms
+from models import norms, reports
 from models.channels import CHANNELS
-from models.mixers import MIXERS, Context
+from models.mixers import MIXERS
+from models.mixers.context import SITES, Context
 from models.spec import Spec
 
 REMAT = {
@@ -20,6 +23,23 @@ REMAT = {
 
 # What a device holds of the residual stream, and what mixers and channels read and write.
 STREAM, TOKENS = ("batch", "stream", None), ("batch", "sequence", None)
+
+
+class Pass(NamedTuple):
+    """What comes out of a pass through all layers."""
+
+    features: jax.Array  # [B, T, D]
+    state: Any  # the decoding state after it; None in training
+    report: dict[str, Any]  # what the layers say of themselves, `[L', ...]` each; see models/reports.py
+
+
+class Through(NamedTuple):
+    """What comes out of one layer, or of the layers of one period."""
+
+    x: jax.Array  # [B, T, D]
+    state: Any
+    report: dict[str, Any]  # of a period: by the names of its blocks
+    flow: dict[str, jax.Array]  # for the next layer
 
 
 class Block(nnx.Module):
@@ -38,11 +58,18 @@ class Block(nnx.Module):
         self.channel = CHANNELS[spec.channel](spec, rngs=rngs)
         self.partition, self.share = spec.partition, spec.sizes.branch
 
-    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> Through:
         y, state = self.mixer(self._whole(self.mixer_norm(x)), context, state)
-        x = x + self.joining(y)
-        x = x + self.joining(self.channel(self._whole(self.channel_norm(x))))
-        return self.partition.constrain(x, STREAM), state
+        y, first = context.at("mixer", self.joining(y))
+        x = x + y
+        y, said = self.channel(self._whole(self.channel_norm(x)), context)
+        y, second = context.at("channel", self.joining(y))
+        x, third = context.at("residual", x + y)
+        if taken := [name for name in SITES if name in said]:
+            raise ValueError(f"a channel reports {taken[0]!r}, which names a site; report it under another name.")
+        carried = {name: said.get(name, old).astype(old.dtype) for name, old in context.flow.items()}
+        report = {name: value for name, value in said.items() if name not in carried}
+        return Through(self.partition.constrain(x, STREAM), state, report | first | second | third, carried)
 
     def _whole(self, x: jax.Array) -> jax.Array:
         return self.partition.exchange(x, STREAM, TOKENS) if self.partition.cuts_stream else x
@@ -61,11 +88,29 @@ class Period(nnx.Module):
         for name, mixer in zip(self.names, spec.mixers, strict=True):
             setattr(self, name, Block(spec, mixer, rngs=rngs))
 
-    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
-        state = dict.fromkeys(self.names) if state is None else dict(state)
-        for name in self.names:
-            x, state[name] = getattr(self, name)(x, context, state[name])
-        return x, state
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """The blocks by name, in order of depth."""
+        return {name: getattr(self, name) for name in self.names}
+
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> Through:
+        """Arrays in `context.layers` have the blocks of this period in front."""
+        state, report, flow = dict.fromkeys(self.names) if state is None else dict(state), {}, context.flow
+        for i, (name, block) in enumerate(self.blocks.items()):
+            layer = jax.tree.map(lambda values, i=i: values[i], context.layers)
+            here = dataclasses.replace(context, layers=layer, flow=flow)
+            x, state[name], report[name], flow = block(x, here, state[name])
+        return Through(x, state, report, flow)
+
+    def start(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Zeros `[B, T, ...]` for all that its channels carry from layer to layer; see models/channels.py."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for block in self.blocks.values():
+            for name, shape in getattr(block.channel, "carries", {}).items():
+                if shapes.setdefault(name, tuple(shape)) != tuple(shape):
+                    raise ValueError(f"flow {name!r} has the shapes {shapes[name]} and {tuple(shape)}; give it one.")
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return {name: jnp.zeros((*x.shape[:2], *shape), wide) for name, shape in shapes.items()}
 
 
 class Stack(nnx.Module):
@@ -88,15 +133,20 @@ class Stack(nnx.Module):
         self.repeats = repeats
         self.unroll = max(1, min(repeats, spec.unroll // len(spec.mixers)))
 
-    def __call__(self, x: jax.Array, context: Context, state: None = None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, context: Context, state: None = None) -> Pass:
         graphdef, params = nnx.split(self.period)
 
-        def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, params)(x, context)[0], None
+        def layer(stream: tuple, inputs: tuple) -> tuple[tuple, dict]:
+            (x, flow), (params, layers) = stream, inputs
+            here = dataclasses.replace(context, layers=layers, flow=flow)
+            out = nnx.merge(graphdef, params)(x, here)
+            return (out.x, out.flow), out.report
 
         if REMAT[self.remat] is not None:
             layer = jax.checkpoint(layer, policy=REMAT[self.remat])
-        return jax.lax.scan(layer, x, params, unroll=self.unroll)
+        inputs = params, by_period(context.layers, self.repeats, len(self.period.names))
+        (x, _), report = jax.lax.scan(layer, (x, self.period.start(x)), inputs, unroll=self.unroll)
+        return Pass(x, None, reports.join(report))
 
     def unstack(self, layers: tuple | None = None) -> "Unstacked":
         """The same layers one by one; `layers` holds the parameters of each as plain dicts, if they are cut already."""
@@ -112,16 +162,35 @@ class Unstacked:
     def __init__(self, periods: tuple[Period, ...]):
         self.periods = periods
 
-    def __call__(self, x: jax.Array, context: Context, state: tuple) -> tuple[jax.Array, tuple]:
-        new = []
-        for period, old in zip(self.periods, state, strict=True):
-            x, after = period(x, context, old)
-            new.append(after)
-        return x, tuple(new)
+    def __call__(self, x: jax.Array, context: Context, state: tuple) -> Pass:
+        first = self.periods[0]
+        layers, flow = by_period(context.layers, len(self.periods), len(first.names)), first.start(x)
+        after, said = [], []
+        for i, (period, old) in enumerate(zip(self.periods, state, strict=True)):
+            layer = jax.tree.map(lambda values, i=i: values[i], layers)
+            x, new, report, flow = period(x, dataclasses.replace(context, layers=layer, flow=flow), old)
+            after.append(new)
+            said.append(report)
+        return Pass(x, tuple(after), reports.join(jax.tree.map(lambda *xs: jnp.stack(xs), *said)))
 
     def init_state(self, batch: int, length: int) -> tuple:
         """The empty decoding state of every layer."""
         return tuple(
-            {name: getattr(period, name).mixer.init_state(batch, length) for name in period.names}
+            {name: block.mixer.init_state(batch, length) for name, block in period.blocks.items()}
             for period in self.periods
         )
+
+
+def by_period(layers: Mapping[str, Any], repeats: int, blocks: int) -> dict[str, Any]:
+    """Values of each layer `[L, ...]` as `[repeats, blocks, ...]`."""
+    L = repeats * blocks
+
+    def cut(path: tuple, values: jax.Array) -> jax.Array:
+        if not jnp.ndim(values) or values.shape[0] != L:
+            raise ValueError(
+                f"layers{jax.tree_util.keystr(path)} has shape {jnp.shape(values)}; give one of ({L}, ...), the layers "
+                "in front."
+            )
+        return values.reshape(repeats, blocks, *values.shape[1:])
+
+    return jax.tree_util.tree_map_with_path(cut, dict(layers))

@@ -1,12 +1,26 @@
-"""Socket Channel: what happens to one token? A part maps `x [B, T, D] -> [B, T, D]`."""
+"""Socket Channel: what happens to one token?
 
-from typing import Protocol
+A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context) -> (y [B, T, D], report)`; tokens never meet.
+What it says of itself goes up in the report (see models/reports.py), `{}` where there is nothing to say. `flops` is
+what a token costs in matrix products, forward, of the part that is active for it.
+
+Two things a part may add, and does without where it says nothing:
+
+- `carries`, a dict name -> shape, say `{"router": (E,)}`: `context.flow[name]`, `[B, T, E]` in float32 or wider, is
+  what the layer before put under this name into its report, zeros in the first layer. Such entries go no further up.
+- Parameters of role `running`, which no gradient trains, and `advance(old, report) -> new`, which Program calls once a
+  step: `old` holds them by name and `report` what the part said over the whole global batch, the layers `[L', ...]` in
+  front of both (a Mean as a Mean, undivided). It runs outside of the layers, so it reads no other parameter.
+"""
+
+from typing import Any, Protocol
 
 import jax
 from flax import nnx
 
-from models import projections
-from models.pattention import PattentionChannel
+from models import parameters, projections
+from models.mixers.context import Context
+from models.pattention import Pattention, token_counts
 from models.spec import Spec
 
 ACTIVATIONS = {
@@ -19,9 +33,11 @@ ACTIVATIONS = {
 
 
 class Channel(Protocol):
-    """`(spec, *, rngs)`, then `x [B, T, D] -> [B, T, D]`; tokens never meet."""
+    """See the module's docstring."""
 
-    def __call__(self, x: jax.Array) -> jax.Array: ...
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]: ...
+
+    def flops(self) -> float: ...
 
 
 class MLP(nnx.Module):
@@ -35,8 +51,12 @@ class MLP(nnx.Module):
         self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, **kw)
         self.activation = ACTIVATIONS[options["activation"]]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(self.activation(self.up(x)))
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
+        return self.down(self.activation(self.up(x))), {}
+
+    def flops(self) -> int:
+        """Two products, of every kernel once."""
+        return 2 * parameters.kernel_size(self)
 
 
 class SwiGLU(nnx.Module):
@@ -50,8 +70,27 @@ class SwiGLU(nnx.Module):
         self.up = projections.make(spec, spec.D, F, axes=("embed", "hidden"), **kw)
         self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, **kw)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x)), {}
+
+    def flops(self) -> int:
+        """Three products, of every kernel once."""
+        return 2 * parameters.kernel_size(self)
+
+
+class PattentionChannel(nnx.Module):
+    """The feed-forward of TokenFormer: ONE Pattention D -> D over `channel_tokens` (0: 4 x tokens)."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        kw = {"tokens": token_counts(spec)[1], "residual": True, "rngs": rngs}
+        self.map = Pattention(spec, spec.D, spec.D, axes=("embed", "embed"), **kw)
+
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
+        return self.map(x), {}
+
+    def flops(self) -> int:
+        """Scores of all keys, and their product with the values."""
+        return 2 * parameters.kernel_size(self)
 
 
 CHANNELS = {"mlp": MLP, "swiglu": SwiGLU, "pattention": PattentionChannel}

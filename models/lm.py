@@ -5,6 +5,8 @@ Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hid
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,8 @@ from flax import nnx
 from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
-from models.block import STREAM, Stack, Unstacked
-from models.mixers import Context
+from models.block import STREAM, Pass, Stack, Unstacked
+from models.mixers.context import Context, Edit, check_sites
 from models.mixers.slots import Slots
 from models.spec import Spec
 
@@ -45,8 +47,11 @@ class LM(nnx.Module):
         time=None,
         condition=None,
         state=None,
-    ):
-        """Features of `tokens`, and the decoding state after them.
+        layers: Mapping[str, Any] | None = None,
+        taps: tuple[str, ...] = (),
+        edits: Mapping[str, Edit] | None = None,
+    ) -> Pass:
+        """Features of `tokens`, the decoding state after them, and what the layers report.
 
         Args:
           tokens: `[B, T]` ids, or vectors `[B, T, D]` in place of embedded ones.
@@ -57,9 +62,12 @@ class LM(nnx.Module):
           condition: `[B, T, D]` an earlier prediction, of which `model.self_condition` learns a map (zero at first);
             None: nothing is known yet.
           state: from `init_state`, for decoding; None in training.
+          layers: values that differ by layer, name -> `[L, ...]`; each layer finds its own in `context.layers`.
+          taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold.
+          edits: site -> function that changes its activations; see models/edits.py.
 
         Returns:
-          `(features [B, T, D], state)`.
+          `Pass(features [B, T, D], state, report)`.
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
@@ -69,12 +77,17 @@ class LM(nnx.Module):
         if self.condition is not None and condition is not None:
             x = x + condition.astype(x.dtype) @ self.condition[...].astype(x.dtype)
         x = self.spec.partition.constrain(x, STREAM)
+        edits = edits or {}
+        check_sites((*taps, *edits))
+        shown = {"layers": layers or {}, "taps": tuple(taps), "edits": tuple(edits.items())}
         if state is None:
-            return self.norm(self.stack(x, Context(positions, segment_ids, mask))[0]), None
+            x, _, report = self.stack(x, Context(positions, segment_ids, mask, **shown))
+            return Pass(self.norm(x), None, report)
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
-        x, layers = self.stack(x, Context(positions, segment_ids, mask, slots, start), state["layers"])
-        return self.norm(x), {"slots": slots, "layers": layers}
+        context = Context(positions, segment_ids, mask, slots, start, **shown)
+        x, after, report = self.stack(x, context, state["layers"])
+        return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""

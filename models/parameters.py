@@ -10,15 +10,27 @@ from flax import nnx
 from models.spec import Spec
 
 # fast: where weights start that are trained inside the forward pass. frozen: a number that is saved and never trained.
-ROLES = ("kernel", "embedding", "norm", "bias", "fast", "frozen")
+# running: one that its part's `advance` renews each step (models/running.py). Optimizer, decay, average move neither.
+ROLES = ("kernel", "embedding", "norm", "bias", "fast", "frozen", "running")
+UNTRAINED = ("frozen", "running")
 
 
 def param(
     init: Callable, rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], role: str, spec: Spec
 ) -> nnx.Param:
-    """A parameter of `shape` whose dimensions carry the logical `axes`; `role` decides weight decay (see ROLES)."""
+    """A parameter of `shape` whose dimensions carry the logical `axes`; `role` decides weight decay (see ROLES).
+
+    It has the dtype of the spec's parameters, one of role "running" at least float32: what counts must not round.
+    """
     assert len(shape) == len(axes) and role in ROLES, (shape, axes, role)
-    return nnx.Param(init(rngs.params(), tuple(shape), spec.param_dtype), axes=tuple(axes), role=role)
+    dtype = jnp.promote_types(spec.param_dtype, jnp.float32) if role == "running" else spec.param_dtype
+    return nnx.Param(init(rngs.params(), tuple(shape), dtype), axes=tuple(axes), role=role)
+
+
+def kernel_size(part: nnx.Module) -> int:
+    """Numbers in the kernels of a part, each of which costs a token one multiply-add."""
+    variables = nnx.to_flat_state(nnx.state(part, nnx.Param))
+    return sum(math.prod(v.shape) for _, v in variables if v.get_metadata("role") == "kernel")
 
 
 def normal(std: float) -> Callable:

@@ -6,7 +6,7 @@
 
 `tau`, the square root of P at birth, is a parameter of role "frozen": part of the parameters, so that it is saved,
 restored, placed and grown with the keys that it belongs to, and yet not trained. Its gradient is stopped here, and the
-optimizer gives back no update for the role (`keep_frozen` in program/optimizers.py): no decay and no average
+optimizer gives back no update for the role (`keep_untrained` in program/optimizers.py): no decay and no average
 moves a bit of it. A number of its own kind beside the parameters would have needed a second path through all of those.
 """
 
@@ -112,17 +112,6 @@ def top_mask(
         best = jax.lax.all_gather(best, axis_name, axis=best.ndim - 1, tiled=True)
         best = jax.lax.top_k(best, r)[0]
     return scores >= best[..., -1:]
-
-
-class PattentionChannel(nnx.Module):
-    """The feed-forward of TokenFormer: ONE Pattention D -> D over `channel_tokens` (0: 4 x tokens)."""
-
-    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
-        kw = {"tokens": token_counts(spec)[1], "residual": True, "rngs": rngs}
-        self.map = Pattention(spec, spec.D, spec.D, axes=("embed", "embed"), **kw)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.map(x)
 
 
 def _kept(top_r: int, P: int, per_mixer: int) -> int:

@@ -42,7 +42,7 @@ def following(model: Any) -> Answer:
     def predict(params, batch):
         lm = model.program.merge(params)
         rows = {name: batch[name] for name in ("positions", "segment_ids") if name in batch}
-        features, _ = lm(batch["tokens"], mask=next_token.mask, **rows)
+        features, *_ = lm(batch["tokens"], mask=next_token.mask, **rows)
         return jnp.argmax(lm.logits(features), axis=-1)
 
     def answer(batch: dict) -> tuple[np.ndarray, np.ndarray]:

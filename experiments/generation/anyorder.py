@@ -72,11 +72,11 @@ class Refiner(Filler):
         fixed, row, K = canvas != goal.mask_id, {"segment_ids": segments}, goal.levels
 
         def times(x: jax.Array, t: jax.Array) -> jax.Array:
-            logits = model.logits(goal.decode(model, x, t, row))
+            logits = model.logits(goal.decode(model, x, t, row).features)
             return logits[..., goal.mask_id : goal.mask_id + K + 1]
 
         x, calls = neodiff.sample(
-            lambda z, tau, *before: goal.decode(model, z, tau / K, row, *before), times, key,
+            lambda z, tau, *before: goal.decode(model, z, tau / K, row, *before).features, times, key,
             goal.embed(model, canvas), fixed, K=K, steps=settings["steps"], noise_factor=goal.noise_factor,
             conditioned=model.condition is not None, requests=rows,
         )  # fmt: skip

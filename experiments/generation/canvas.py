@@ -154,8 +154,8 @@ class Filler:
             return self.program.spec.partition.constrain(tokens, (None, None)), work
 
         def predict(z: jax.Array, t: jax.Array) -> jax.Array:
-            features, _ = model(z, mask=goal.mask, segment_ids=segments, time=t)
-            return model.logits(features)[..., : goal.mask_id]
+            out = model(z, mask=goal.mask, segment_ids=segments, time=t)
+            return model.logits(out.features)[..., : goal.mask_id]
 
         def denoise(z: jax.Array, rate: jax.Array) -> jax.Array:
             # Samplers that fill masks run on the linear schedule, whose time is the rate of masks.

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from experiments.program import optimizers, sharding
 from kernels import context_attention
-from models import objectives
+from models import objectives, reports, running
 from models.lm import LM
 from models.objectives import OBJECTIVES
 from models.partition import Partition
@@ -97,18 +97,23 @@ class Program:
         total = jnp.maximum(jnp.sum(batch["mask"], dtype=jnp.float32), 1.0)
 
         def loss_fn(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-            loss, sums = self.objective.loss(self.merge(params), batch, key, **self.config.loss.to_dict())
-            return loss / total, {"loss": loss, **sums}
+            model = self.merge(running.held(self.roles, params))
+            out = self.objective.loss(model, batch, key, **self.config.loss.to_dict())
+            loss = reports.with_losses(out.total, out.report)
+            return loss / total, {"loss": loss, "means": out.means, "report": out.report}
 
         grads, sums = self._accumulate(jax.grad(loss_fn, has_aux=True), params, batch, key)
         updates, optimizer = self.optimizer.update(grads, state["optimizer"], params)
         params = optax.apply_updates(params, updates)
+        params = running.put(params, running.advance(self.merge(params), sums["report"]))
         new = {"step": state["step"] + 1, "rng": state["rng"], "params": params, "optimizer": optimizer}
         if "ema" in state:
             decay = self.config.optimizer.ema
             average = jax.tree.map(lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)
-            new["ema"] = optimizers.keep_frozen(self.roles, average, params)
-        metrics = {f"train/{name}": value / total for name, value in sums.items()}
+            new["ema"] = optimizers.keep_untrained(self.roles, average, params)
+        metrics = {"train/loss": sums["loss"] / total}
+        metrics |= {f"train/{name}": mean.value for name, mean in sums["means"].items()}
+        metrics |= {f"train/report/{name}": x for name, x in reports.summary(sums["report"], total).items()}
         metrics["train/grad_norm"] = optax.global_norm(grads)
         metrics["train/learning_rate"] = optimizers.schedule(self.config.optimizer, self.config.train.steps)(
             state["step"]
@@ -136,7 +141,7 @@ class Program:
         if "ema" in state:
             return state["ema"]
         params = optimizers.evaluation_params(self.config.optimizer, state["optimizer"], state["params"])
-        return optimizers.keep_frozen(self.roles, params, state["params"])
+        return optimizers.keep_untrained(self.roles, params, state["params"])
 
 
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:

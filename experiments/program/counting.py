@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.block import Period
 from models.lm import LM
+from models.parameters import UNTRAINED, kernel_size
 
 MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond their projections
 
@@ -19,7 +21,7 @@ def parameters(program: Any) -> dict[str, int]:
     """Trained parameters by what they are: `total`, `embedding` (with a free head), `non_embedding`."""
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
     pairs = list(zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True))
-    total = sum(size for size, role in pairs if role != "frozen")
+    total = sum(size for size, role in pairs if role not in UNTRAINED)
     embedding = sum(size for size, role in pairs if role == "embedding")
     return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
 
@@ -27,10 +29,10 @@ def parameters(program: Any) -> dict[str, int]:
 def flops_per_token(program: Any) -> dict[str, float]:
     """FLOPs of one training step per token: forward plus twice that backward; rematerialisation not counted.
 
-    A multiply-add is 2. `matmul` counts the head once and every kernel once per copy of a token that the objective
-    makes; `context` counts what mixers do beyond their projections, and is the sum of `attention` (over the keys that
-    the mask lets a token see), `recurrent` (memories) and `fast` (weights that learn in the forward pass). Norms,
-    activations and the optimizer are left out.
+    A multiply-add is 2. `matmul` counts the head once, and per copy of a token that the objective makes what channels
+    say that is active in them for it (`Channel.flops`) and every other kernel once; `context` counts what mixers do
+    beyond their projections, and is the sum of `attention` (over the keys that the mask lets a token see), `recurrent`
+    (memories) and `fast` (weights that learn in the forward pass). Norms, activations and the optimizer are left out.
     Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out).
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
@@ -38,16 +40,16 @@ def flops_per_token(program: Any) -> dict[str, float]:
     kernels = sum(size for size, role in pairs if role == "kernel")
     spec, length = program.spec, program.config.data.length
     causal = program.objective.causal
-    model = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)))
-    mixers = [getattr(model.stack.period, name).mixer for name in model.stack.period.names]
-    copies = program.objective.copies
+    blocks = nnx.eval_shape(lambda: Period(spec, rngs=nnx.Rngs(0))).blocks.values()
+    copies, repeats = program.objective.copies, spec.L // len(blocks)
     # With copies: a mask of their own over all of them, instead of each token seeing the row once.
-    share = spec.L / len(mixers) * (program.objective.keys(length) / length if copies > 1 else 1.0)
+    share = repeats * (program.objective.keys(length) / length if copies > 1 else 1.0)
     parts = dict.fromkeys(MIXING, 0.0)
-    for mixer in mixers:
-        for kind, flops in mixer.context_flops(length, causal).items():
+    for block in blocks:
+        for kind, flops in block.mixer.context_flops(length, causal).items():
             parts[kind] += 3 * share * flops
-    matmul, context = 6 * (copies * kernels + spec.V * spec.D), sum(parts.values())
+    each = 2 * kernels + repeats * sum(block.channel.flops() - 2 * kernel_size(block.channel) for block in blocks)
+    matmul, context = 3 * (copies * each + 2 * spec.V * spec.D), sum(parts.values())
     return {"matmul": matmul, **parts, "context": context, "total": matmul + context}
 
 

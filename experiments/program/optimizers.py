@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 from models import growth
+from models.parameters import UNTRAINED
 
 
 def schedule(options, steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -64,14 +65,14 @@ def make(options, steps: int, roles: Any, rates: Any = None) -> optax.GradientTr
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = rule.update(grads, state, params)
-        return keep_frozen(roles, updates, jax.tree.map(jnp.zeros_like, updates)), state
+        return keep_untrained(roles, updates, jax.tree.map(jnp.zeros_like, updates)), state
 
     return optax.GradientTransformation(rule.init, update)
 
 
-def keep_frozen(roles: Any, new: Any, old: Any) -> Any:
-    """`new`, but `old` for parameters of role "frozen", bit for bit: neither decay nor averaging may touch them."""
-    return jax.tree.map(lambda role, n, o: o if role == "frozen" else n, roles, new, old)
+def keep_untrained(roles: Any, new: Any, old: Any) -> Any:
+    """`new`, but `old` for parameters that no gradient trains (models.parameters.UNTRAINED), bit for bit."""
+    return jax.tree.map(lambda role, n, o: o if role in UNTRAINED else n, roles, new, old)
 
 
 def _scaled(name: str, rates: Any) -> tuple[optax.GradientTransformation, ...]:

@@ -97,14 +97,13 @@ def _activations(model: Any, batch: dict, objective: Any) -> dict[str, jax.Array
     """Embedded tokens, the residual stream after every layer and the logits of `batch`, `[B, T, D | V]` each."""
     mask, tokens = objective.mask, batch["tokens"]
     positions = batch.get("positions", jnp.arange(tokens.shape[1])[None])
-    context = Context(positions, batch.get("segment_ids"), mask)
+    context = Context(positions, batch.get("segment_ids"), mask, taps=("residual",))
     x = model.embed(tokens)
+    out, names = model.stack(x, context), model.stack.period.names
     found = {"embedding": x}
-    for i, period in enumerate(model.stack.unstack().periods):
-        for name in period.names:
-            x, _ = getattr(period, name)(x, context)
-            found[f"layer {i} {name.partition('_')[2]}"] = x
-    return found | {"logits": model.logits(model.norm(x))}
+    for i, x in enumerate(out.report["residual"]):
+        found[f"layer {i // len(names)} {names[i % len(names)].partition('_')[2]}"] = x
+    return found | {"logits": model.logits(model.norm(out.features))}
 
 
 def _sizes(now: dict[str, jax.Array], start: dict[str, jax.Array]) -> dict[str, jax.Array]:

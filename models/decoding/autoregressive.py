@@ -67,7 +67,7 @@ def prefill(
     model = model.for_decoding()
     at = jnp.arange(T)[None]
     positions = jnp.where(at < lengths[:, None], at, -1)
-    features, state = model(prompt, mask=masks.Causal(), positions=positions, state=model.init_state(B, slots))
+    features, state, _ = model(prompt, mask=masks.Causal(), positions=positions, state=model.init_state(B, slots))
     last = jnp.take_along_axis(features, (lengths - 1)[:, None, None], axis=1)[:, 0]
     token = sampler(_at(keys, lengths), model.logits(last))
     tokens = jnp.full((B, max_new), max(sampler.eos, 0), jnp.int32).at[:, 0].set(token)
@@ -79,7 +79,7 @@ def extend(model, progress: Progress, keys: jax.Array, sampler: Sampler, until: 
     model = model.for_decoding()
 
     def step(p: Progress) -> Progress:
-        features, state = model(p.last[:, None], mask=masks.Causal(), positions=p.position[:, None], state=p.state)
+        features, state, _ = model(p.last[:, None], mask=masks.Causal(), positions=p.position[:, None], state=p.state)
         token = sampler(_at(keys, p.position + 1), model.logits(features[:, 0]))
         token = jnp.where(p.done, max(sampler.eos, 0), token)
         tokens = jax.lax.dynamic_update_slice_in_dim(p.tokens, token[:, None], p.count, axis=1)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from kernels import masks
 from models.decoding.caches import Network
+from models.mixers.context import Context
 
 Array = jax.Array
 
@@ -35,7 +36,8 @@ class Layer(Protocol):
     def attend(self, q: Array, k: Array, v: Array, places: Array, others: Array) -> Array:
         """`[B, T, D]` of queries at `places [B, T]` over keys and values at `others [B, S]`."""
 
-    def channel(self, y: Array) -> Array: ...
+    def channel(self, y: Array, places: Array) -> Array:
+        """`[B, T, D]` of tokens at places `[B, T]`."""
 
 
 @jax.tree_util.register_dataclass
@@ -124,7 +126,7 @@ def renew(layer: Layer, x: Array, kept: tuple, columns: Array, places: Array) ->
     keys, values = put(kept[0], k), put(kept[1], v)
     attended = layer.attend(q, keys, values, here, places)
     attention = put(kept[2], attended)
-    channel = put(kept[3], layer.channel(part + attended))
+    channel = put(kept[3], layer.channel(part + attended, here))
     return x + attention + channel, (keys, values, attention, channel)
 
 
@@ -157,14 +159,20 @@ class BlockLayer:
         mask = masks.Positions(places, others, rule=self.mask)
         return self.block.joining(self.block.mixer.attend(q, k, v, mask, cached=True))
 
-    def channel(self, y: Array) -> Array:
-        return self.block.joining(self.block.channel(self.block.channel_norm(y)))
+    def channel(self, y: Array, places: Array) -> Array:
+        context = Context(places, None, self.mask)
+        return self.block.joining(self.block.channel(self.block.channel_norm(y), context)[0])
 
 
 def of_model(model, mask: masks.Mask, places: Array, plan: Plan, classes: int) -> tuple[Network, Features]:
     """Network and empty cache of an `LM` of attention layers that is told no time, inside a trace."""
     model = model.for_decoding()
-    layers = [BlockLayer(getattr(period, name), mask) for period in model.stack.periods for name in period.names]
+    layers = [BlockLayer(block, mask) for period in model.stack.periods for block in period.blocks.values()]
+    if any(getattr(layer.block.channel, "carries", {}) for layer in layers):
+        raise ValueError(
+            f"model.channel={model.spec.channel!r} carries values from layer to layer, which features that are kept "
+            "apart cannot follow; use generate.diffusion.cache=''."
+        )
     head = lambda x: model.logits(model.norm(x))[..., :classes]  # noqa: E731
     run = network(layers, model.embed, head, places, plan)
     return run, empty(layers, *places.shape, model.spec.D, model.spec.dtype)

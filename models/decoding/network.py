@@ -30,7 +30,7 @@ def cached(model, mask: masks.Mask, places: Array, classes: int) -> Network:
         # A column's slot is the column: what stood there is written over.
         start = jnp.full(len(tokens), positions[0], cache["slots"].length.dtype)
         state = {**cache, "slots": Slots(cache["slots"].position, start)}
-        features, after = model(tokens, mask=mask, positions=here, state=state)
+        features, after, _ = model(tokens, mask=mask, positions=here, state=state)
         return model.logits(features)[..., :classes], after
 
     return network

@@ -9,29 +9,15 @@ said, in which orders of the tokens (`kernels.context_attention.LAYOUTS`). `cont
 beyond the projections, by kind: attention, recurrent (a memory), fast (weights that learn).
 """
 
-import dataclasses
 from typing import Any, Protocol
 
 import jax
 
-from kernels import masks
 from models.mixers.attention import Attention
+from models.mixers.context import Context
 from models.mixers.lact import Lact
 from models.mixers.linear import GatedDelta, LinearAttention
-from models.mixers.slots import Slots
 from models.mixers.ttt import TTTMLP, TTTLinear
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What every mixer of one forward pass shares."""
-
-    positions: jax.Array  # [B|1, T]: the token's place in its document
-    segment_ids: jax.Array | None  # [B, T]: document within the row, 0 = padding; None = one document a row
-    mask: masks.Mask  # the objective's mask, over places in the row (training) or positions (decoding)
-    slots: Slots | None = None  # decoding: where tokens stand, the new ones included
-    start: jax.Array | None = None  # decoding: [B] the slot of each row's first new token
 
 
 class Mixer(Protocol):
@@ -55,3 +41,5 @@ MIXERS = {
     "linear_attention": LinearAttention,
     "gated_delta": GatedDelta,
 }
+
+__all__ = ["MIXERS", "Context", "Mixer"]

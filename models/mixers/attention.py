@@ -12,6 +12,7 @@ from kernels.attention import attention
 from kernels.attention.cached import attend_cache
 from models import norms, projections, rope
 from models.mixers import slots
+from models.mixers.context import Context
 from models.mixers.window import attend
 from models.spec import Spec
 
@@ -43,7 +44,7 @@ class Attention(nnx.Module):
         self.partition, self.score_scale = spec.partition, spec.sizes.scores
         self.implementation = options["implementation"] or None
 
-    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         q, k, v = self.project(x, context.positions)
         mask = self._see(context)
         if state is None:
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
         out = attend(self.partition, op, q, k, v, mask)
         return self.out(out.reshape(*q.shape[:2], -1))
 
-    def _see(self, context) -> masks.Mask:
+    def _see(self, context: Context) -> masks.Mask:
         """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""
         if not self.window:
             return context.mask

@@ -10,6 +10,7 @@ from flax import nnx
 from kernels import masks
 from kernels.lact.reference import row_norms
 from models import parameters, projections
+from models.mixers.context import Context
 from models.partition import Partition
 from models.spec import Spec
 
@@ -43,7 +44,7 @@ def only_causal(name: str, mask: masks.Mask) -> None:
         raise ValueError(f"model.mixer={name!r} is causal and cannot follow the mask {mask}; use Causal().")
 
 
-def kept(context, state: Any, state_axes: Any) -> tuple[dict, dict]:
+def kept(context: Context, state: Any, state_axes: Any) -> tuple[dict, dict]:
     """What a kernel reads beside the tokens, with logical axes: documents in training, state and padding in decoding.
 
     In decoding a row is one document, and its tokens with negative positions, at its end, are padding.

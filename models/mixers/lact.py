@@ -12,6 +12,7 @@ from kernels.lact import init_state as init_fast
 from kernels.lact.reference import Carry
 from models import norms, parameters, projections, rope
 from models.mixers import fast
+from models.mixers.context import Context
 from models.mixers.window import WindowState, attend_window
 from models.mixers.window import init_state as init_window
 from models.spec import Spec
@@ -81,7 +82,7 @@ class Lact(nnx.Module):
 
         return grown(self.left0, self.right0), self.w1[...][None], grown(self.left2, self.right2)
 
-    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal("lact", context.mask)
         q, k, v = self.q(x), self.k(x), self.v(x)
         if self.q_norm is not None:
@@ -92,14 +93,14 @@ class Lact(nnx.Module):
         y = self.out(near + far.astype(near.dtype))
         return y, None if state is None else State(window, fast_state)
 
-    def _near(self, q, k, v, context, state):
+    def _near(self, q, k, v, context: Context, state):
         """The attention branch, `[B, T, N H]`."""
         q, k, v = (y.reshape(*y.shape[:2], self.N, self.H) for y in (q, k, v))
         q, k = self._rotate(q, context), self._rotate(k, context)
         out, state = attend_window(self.partition, q, k, v, context, self.options["window"], state)
         return out.reshape(*out.shape[:2], -1), state
 
-    def _far(self, x, q, k, v, context, state):
+    def _far(self, x, q, k, v, context: Context, state):
         """The fast branch, `[B, T, N H]`."""
         q, k = (y * self.scale[i].astype(y.dtype) + self.offset[i].astype(y.dtype) for i, y in enumerate((q, k)))
         v = jax.nn.silu(v) if self.options["value_silu"] else v
@@ -117,10 +118,10 @@ class Lact(nnx.Module):
             out = out * jax.nn.silu(self.output_scale(x))[..., None].astype(out.dtype)
         return out.reshape(*out.shape[:2], -1), state
 
-    def _rotate(self, x: jax.Array, context) -> jax.Array:
+    def _rotate(self, x: jax.Array, context: Context) -> jax.Array:
         return rope.rotate(x, context.positions, theta=self.options["rope_theta"])
 
-    def _learn(self, tokens: tuple, context, state: LactState | None) -> tuple[jax.Array, LactState | None]:
+    def _learn(self, tokens: tuple, context: Context, state: LactState | None) -> tuple[jax.Array, LactState | None]:
         """The kernel on every device's own rows and heads; tokens: (q, k, v, rate, momentum or None)."""
         size = self.options["chunk_size"] if state is None else state.chunk[0].shape[1]
         rule = {name: self.options[name] for name in ("newton_schulz_steps", "normalize")}

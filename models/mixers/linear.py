@@ -11,6 +11,7 @@ from kernels import linear_attention as kernel
 from kernels.linear_attention import LinearState
 from models import norms, parameters, projections
 from models.mixers import fast
+from models.mixers.context import Context
 from models.spec import Spec
 
 FORGETTING = 16  # decay = logsigmoid(gate) / 16: a gate at 0 halves a memory in 16 tokens (Yang et al. 2024, GLA).
@@ -32,7 +33,7 @@ class LinearAttention(nnx.Module):
         _memory(self, spec, options["chunk_size"], rngs)
         self.decay = fast.Gate(spec, spec.N, rngs=rngs) if options["decay"] else None
 
-    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal("linear_attention", context.mask)
         q, k, v = (y.reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
@@ -71,7 +72,7 @@ class GatedDelta(nnx.Module):
         self.decay = fast.Gate(spec, spec.N, bias=_small_steps, rngs=rngs)
         self.log_a = parameters.param(_log_uniform, rngs, (spec.N,), ("heads",), "bias", spec)
 
-    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal("gated_delta", context.mask)
         q, k, v = (jax.nn.silu(y).reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
         q, k = fast.unit(q) / math.sqrt(self.H), fast.unit(k)
@@ -102,7 +103,9 @@ def _memory(mixer: nnx.Module, spec: Spec, chunk_size: int, rngs: nnx.Rngs) -> N
     mixer.dtype, mixer.partition = spec.dtype, spec.partition
 
 
-def _recall(mixer: Any, tokens: tuple, context, state: LinearState | None) -> tuple[jax.Array, LinearState | None]:
+def _recall(
+    mixer: Any, tokens: tuple, context: Context, state: LinearState | None
+) -> tuple[jax.Array, LinearState | None]:
     """The kernel on every device's own rows and heads; tokens: (q, k, v, beta or None, decay or None)."""
     if state is not None:  # Padding writes nothing and forgets nothing.
         real = (context.positions >= 0)[:, :, None]

@@ -11,6 +11,7 @@ from kernels import ttt
 from kernels.ttt import TTTParams, TTTState
 from models import norms, parameters, projections, rope
 from models.mixers import fast
+from models.mixers.context import Context
 from models.spec import Spec
 
 WEIGHT_STD, EPSILON = 0.02, 1e-6
@@ -55,7 +56,7 @@ class _TTT(nnx.Module):
         )
         return TTTParams(layers, self.scale[...], self.shift[...], self.position[...])
 
-    def __call__(self, x: jax.Array, context, state: Any = None) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal(self.name, context.mask)
         q, k, v = (y.reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
         q, k = (rope.rotate(y, context.positions % self.mini_batch, theta=self.theta) for y in (q, k))
@@ -66,7 +67,7 @@ class _TTT(nnx.Module):
             out = out * jax.nn.gelu(self.gate(x), approximate=True)
         return self.out(out), state
 
-    def _learn(self, tokens: tuple, context, state: TTTState | None) -> tuple[jax.Array, TTTState | None]:
+    def _learn(self, tokens: tuple, context: Context, state: TTTState | None) -> tuple[jax.Array, TTTState | None]:
         """The kernel on every device's own rows and heads; tokens: (q, k, v, eta)."""
 
         def run(tokens, params, kept):

@@ -10,6 +10,7 @@ from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
 from kernels.context_attention import context_attention
+from models.mixers.context import Context
 from models.partition import Partition
 
 
@@ -29,7 +30,13 @@ def init_state(batch: int, size: int, heads: int, width: int, dtype: jnp.dtype) 
 
 
 def attend_window(
-    partition: Partition, q: jax.Array, k: jax.Array, v: jax.Array, context, window: int, state: WindowState | None
+    partition: Partition,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: Context,
+    window: int,
+    state: WindowState | None,
 ) -> tuple[jax.Array, WindowState | None]:
     """Softmax attention of every token to itself and the `window - 1` before it in its document.
 

@@ -14,6 +14,7 @@ from models.objectives import next_token
 from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
 from models.objectives.insertion import Insertion
+from models.objectives.loss import Loss
 from models.objectives.neodiff import NeoDiff
 from models.objectives.score_entropy import ScoreEntropy
 
@@ -24,7 +25,7 @@ class Objective(Protocol):
     A batch's `mask` and `targets` say which tokens are scored: of a `causal` objective the next ones, else the tokens
     themselves. Where devices share a sequence its tokens may lie in another order, and `order [B, T]` says the
     place of each. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and
-    over devices, so that no cut changes a number.
+    over devices, so that no cut changes a number. `loss` hands on the report of every pass that it makes.
     """
 
     mask: masks.Mask  # what a token sees in a plain pass: `Causal()`, `Full()`, ...
@@ -37,7 +38,7 @@ class Objective(Protocol):
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict: ...
 
-    def loss(self, model: Any, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]: ...
+    def loss(self, model: Any, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss: ...
 
     def row_nll(self, model: Any, batch: dict, key: jax.Array) -> jax.Array: ...
 

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
+from models.block import Pass
+from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import mask_logits
 from models.objectives.next_token import target_nll, weighted_nll
 
@@ -138,31 +140,31 @@ class AnySubset:
         split = corrupt(key, batch["tokens"], (self.rate_min, self.rate_max), ~batch["mask"])
         return {**batch, "rank": ranks(split.order), "prompt_length": split.prompt_length, "mask": split.weight > 0}
 
-    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Joint `-log p(targets | prompt)` of a batch from `corrupt` in nats, plus the z-loss; `key` is not used."""
-        features = self.features(model, batch, batch["rank"], batch["prompt_length"], batch["rank"])
+        out = self.read(model, batch, batch["rank"], batch["prompt_length"], batch["rank"])
         weights = batch["mask"]
-        total, nll = weighted_nll(model, features, batch["tokens"], weights, z_loss=z_loss, classes=self.mask_id)
-        return total, {"nll": nll}
+        total, nll = weighted_nll(model, out.features, batch["tokens"], weights, z_loss=z_loss, classes=self.mask_id)
+        return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Nats of each row's free tokens given the others, [B], exact; `key` is not used."""
         rank = ranks(lattice_order(batch["mask"]))
-        features = self.features(model, batch, rank, (~batch["mask"]).sum(-1), rank)
-        nll = target_nll(model, features, batch["tokens"], classes=self.mask_id)
+        out = self.read(model, batch, rank, (~batch["mask"]).sum(-1), rank)
+        nll = target_nll(model, out.features, batch["tokens"], classes=self.mask_id)
         return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
 
-    def features(self, model, batch: dict, rank: Array, prompt_length: Array, seen: Array) -> Array:
-        """Features [B, T, D] of the query stream; arguments as in `row_mask`."""
+    def read(self, model, batch: dict, rank: Array, prompt_length: Array, seen: Array) -> Pass:
+        """A pass over both streams, features [B, T, D] of the query stream; arguments as in `row_mask`."""
         x = batch["tokens"]
         twice = lambda value: None if value is None else jnp.concatenate([value, value], -1)  # noqa: E731
-        features, _ = model(
+        out = model(
             jnp.concatenate([jnp.full_like(x, self.mask_id), x], -1),
             mask=row_mask(rank, prompt_length, seen),
             positions=twice(batch.get("positions", jnp.arange(x.shape[1])[None])),
             segment_ids=twice(batch.get("segment_ids")),
         )
-        return features[:, : x.shape[1]]
+        return out._replace(features=out.features[:, : x.shape[1]])
 
     def conditionals(self, model, canvas: Array, segment_ids: Array | None = None) -> Callable[..., Array]:
         """For `decoding.assd.sample(two_stream=True)`: (tokens, order, seen), each [B, T], -> logits [B, T, mask_id].
@@ -173,7 +175,7 @@ class AnySubset:
 
         def logits(tokens: Array, order: Array, seen: Array) -> Array:
             row = {"tokens": tokens, "segment_ids": segment_ids}
-            return model.logits(self.features(model, row, ranks(order), given, seen))[..., : self.mask_id]
+            return model.logits(self.read(model, row, ranks(order), given, seen).features)[..., : self.mask_id]
 
         return logits
 

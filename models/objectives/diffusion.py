@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
+from models.block import Pass
 from models.objectives import block_diffusion, masked_diffusion, schedules
+from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import Corruption
 from models.objectives.next_token import target_nll, weighted_nll
 
@@ -31,7 +33,7 @@ WEIGHTINGS = ("elbo", "ones")
 
 @dataclasses.dataclass(frozen=True)
 class _Diffusion:
-    """What both have in common; `noise` and `features` tell them apart. Options: see `config.masked_diffusion`."""
+    """What both have in common; `noise` and `read` tell them apart. Options: see `config.masked_diffusion`."""
 
     mask_id: int
     schedule: str = "linear"
@@ -63,7 +65,7 @@ class _Diffusion:
             return found
         return tuple(x if x.ndim == 1 else jnp.take_along_axis(x, order, axis=-1) for x in found)
 
-    def loss(self, model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict]:
+    def loss(self, model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
         """Sum of the weighted loss over a batch from `corrupt`, an estimate of its bound in nats, plus the z-loss.
 
         Args:
@@ -74,13 +76,13 @@ class _Diffusion:
           z_loss: weight of the squared log-partition.
 
         Returns:
-          The sum to differentiate and `{"nll": sum of nats}`.
+          The sum to differentiate, `nll` a scored token, and the model's report.
         """
-        features = self.features(model, batch, batch["noised"], batch["time"])
+        out = self.read(model, batch, batch["noised"], batch["time"])
         total, nll = weighted_nll(
-            model, features, batch["tokens"], batch["weight"], z_loss=z_loss, classes=self.mask_id
+            model, out.features, batch["tokens"], batch["weight"], z_loss=z_loss, classes=self.mask_id
         )
-        return total, {"nll": nll}
+        return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
     def row_nll(self, model, batch: dict, key: jax.Array) -> jax.Array:
         """Bound of each row's nats, `[B]`: the mean of `draws` fixed-count estimates (LLaDA, appendix B.5).
@@ -91,7 +93,7 @@ class _Diffusion:
 
         def draw(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
             noised, time, weight = self._drawn(batch, key, training=False)
-            nll = target_nll(model, self.features(model, batch, noised, time), tokens, classes=self.mask_id)
+            nll = target_nll(model, self.read(model, batch, noised, time).features, tokens, classes=self.mask_id)
             return total + jnp.sum(jnp.where(weight > 0, weight * nll, 0), axis=-1), None
 
         start = jnp.zeros(tokens.shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
@@ -100,7 +102,7 @@ class _Diffusion:
     def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
         raise NotImplementedError
 
-    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
+    def read(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> Pass:
         raise NotImplementedError
 
 
@@ -128,8 +130,8 @@ class MaskedDiffusion(_Diffusion):
             frozen=frozen,
         )
 
-    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
-        """Features `[B, T, D]` of the noised tokens; every token sees its whole document."""
+    def read(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> Pass:
+        """A pass over the noised tokens `[B, T]`; every token sees its whole document."""
         return whole_documents(model, batch, noised, time)
 
 
@@ -171,25 +173,28 @@ class BlockDiffusion(_Diffusion):
             frozen=frozen,
         )
 
-    def features(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
-        """Features `[B, T, D]` of the noised half, under the mask of figure 3 of the paper; no time is told."""
+    def read(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> Pass:
+        """A pass over both halves, under the mask of figure 3 of the paper; features `[B, T, D]` of the noised half.
+
+        No time is told.
+        """
         T = noised.shape[1]
         tokens, positions = block_diffusion.training_inputs(noised, batch["tokens"])
         positions, segments = batch.get("positions", positions[:T][None]), batch.get("segment_ids")
-        features, _ = model(
+        out = model(
             tokens,
             mask=masks.BlockDiffusion(T, self.block),
             positions=jnp.concatenate([positions, positions], -1),
             segment_ids=None if segments is None else jnp.concatenate([segments, segments], -1),
         )
-        return features[:, :T]
+        return out._replace(features=out.features[:, :T])
 
     def keys(self, length: int) -> float:
         """Keys seen for each token of a row of `length`, over both copies: (n^2 + n block) / n."""
         return length + self.block
 
 
-def whole_documents(model, batch: dict, noised: jax.Array, time: jax.Array) -> jax.Array:
-    """Features `[B, T, D]` of noised tokens `[B, T]` at times `[B]` or `[B, T]`; each sees its whole document."""
+def whole_documents(model, batch: dict, noised: jax.Array, time: jax.Array) -> Pass:
+    """A pass over noised tokens `[B, T]` at times `[B]` or `[B, T]`; each sees its whole document."""
     places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
-    return model(noised, mask=masks.Full(), time=time, **places)[0]
+    return model(noised, mask=masks.Full(), time=time, **places)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels import masks
+from models.block import Pass
+from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits
 
 Array = jax.Array
@@ -169,17 +171,18 @@ class Insertion:
             weight = jnp.full_like(weight, batch["tokens"].shape[1] + 1)
         return {**batch, **noised, "weight": weight}
 
-    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Weighted sum of both losses over a batch from `corrupt`, nats; `key` and `z_loss` are not used."""
-        total = jnp.sum(batch["weight"] * self._rows(model, batch, batch))
-        return total, {"nll": jax.lax.stop_gradient(total)}
+        rows, report = self._rows(model, batch, batch)
+        total = jnp.sum(batch["weight"] * rows)
+        return Loss(total, per_scored({"nll": total}, batch), report)
 
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Bound of each row's nats, [B]: the mean of `draws` estimates."""
         free = batch["mask"].sum(-1)
 
         def draw(total: Array, key: Array) -> tuple[Array, None]:
-            return total + (free + 1) * self._rows(model, batch, self._noise(key, batch)), None
+            return total + (free + 1) * self._rows(model, batch, self._noise(key, batch))[0], None
 
         start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
         mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
@@ -187,15 +190,15 @@ class Insertion:
 
     def predict(self, model, z: Array, count: Array) -> tuple[Array, Array]:
         """Slot logits [B, S, V] and stop logits [B, 2] of rows z [B, S] with `count` tokens behind the start."""
-        return self.split(model.logits(self._features(model, z, count)))
+        return self.split(model.logits(self._pass(model, z, count).features))
 
     def split(self, logits: Array) -> tuple[Array, Array]:
         """The two parts of the head's logits [B, S, V + 2]."""
         return logits[..., : self.mask_id], logits[:, 0, self.mask_id : self.mask_id + 2]
 
-    def _features(self, model, z: Array, count: Array) -> Array:
+    def _pass(self, model, z: Array, count: Array) -> Pass:
         held = jnp.arange(z.shape[1]) <= count[:, None]
-        return model(z, mask=self.mask, segment_ids=held.astype(jnp.int32))[0]
+        return model(z, mask=self.mask, segment_ids=held.astype(jnp.int32))
 
     def _noise(self, key: Array, batch: dict) -> dict:
         tokens = batch["tokens"]
@@ -204,8 +207,8 @@ class Insertion:
         z, count, dropped = delete(key, tokens, lengths, **ids, frozen=~batch["mask"])
         return {"noised": z, "count": count, "dropped": dropped}
 
-    def _rows(self, model, batch: dict, noised: dict) -> Array:
-        """Both losses of each row [B]; no [B, S, V] target is made."""
+    def _rows(self, model, batch: dict, noised: dict) -> tuple[Array, dict]:
+        """Both losses of each row [B], and the model's report; no [B, S, V] target is made."""
 
         def local(logits: Array, x: Array, dropped: Array, count: Array) -> Array:
             slots, stop = self.split(logits)
@@ -217,6 +220,6 @@ class Insertion:
             log_stop = jax.nn.log_softmax(stop, -1)
             return inserted - jnp.where(n == 0, log_stop[:, 1], log_stop[:, 0])
 
-        features = self._features(model, noised["noised"], noised["count"])
+        out = self._pass(model, noised["noised"], noised["count"])
         arrays = (batch["tokens"], noised["dropped"], noised["count"])
-        return over_logits(local, model, features, *arrays, classes=self.mask_id + 2)
+        return over_logits(local, model, out.features, *arrays, classes=self.mask_id + 2), out.report

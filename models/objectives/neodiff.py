@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
+from models import reports
+from models.block import Pass
 from models.objectives import schedules
+from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits
 
 Array = jax.Array
@@ -185,21 +188,22 @@ class NeoDiff:
         later = t * jax.random.uniform(next_key, (B,))
         return {**batch, "tau": tau, "next": later, "noise": noise, "conditioned": coin < self.conditioned}
 
-    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Sum of squared error, anchor and time losses over a batch from `corrupt`; `key` and `z_loss` are not used."""
-        features, x = self._predicted(model, batch)
+        (features, _, report), x = self._predicted(model, batch)
         error, anchor = self._token_losses(model, features, x, batch, self.smoothing)
         ranked = jax.lax.stop_gradient(error + anchor)
         label = labels(ranked, batch["next"], self.levels, batch["mask"])
         # The predictor reads what was predicted and learns nothing about the embeddings.
         read = jax.lax.stop_gradient(jnp.where(batch["mask"][..., None], features, x))
+        out = self.decode(model, read, batch["next"], batch)
         late = over_logits(
             lambda logits, label: time_loss(logits[..., self.mask_id : self.mask_id + self.levels + 1], label),
-            model, self.decode(model, read, batch["next"], batch), label,
+            model, out.features, label,
         )  # fmt: skip
         sums = [jnp.sum(jnp.where(batch["mask"], value, 0)) for value in (error, anchor, late)]
-        names = ("error", "nll", "time")
-        return sum(sums), dict(zip(names, map(jax.lax.stop_gradient, sums), strict=True))
+        means = per_scored(dict(zip(("error", "nll", "time"), sums, strict=True)), batch)
+        return Loss(sum(sums), means, reports.add(report, out.report))
 
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Nats of each row's clean tokens given noised ones, [B]: the mean of `draws` random times."""
@@ -207,7 +211,8 @@ class NeoDiff:
         def draw(total: Array, key: Array) -> tuple[Array, None]:
             noised = self.corrupt(batch, key)
             noised["conditioned"] = jnp.ones_like(noised["conditioned"])
-            _, nll = self._token_losses(model, *self._predicted(model, noised), noised, 0.0)
+            out, x = self._predicted(model, noised)
+            _, nll = self._token_losses(model, out.features, x, noised, 0.0)
             return total + jnp.sum(jnp.where(batch["mask"], nll, 0), -1), None
 
         start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
@@ -218,13 +223,13 @@ class NeoDiff:
         x = model.embed(tokens).astype(jnp.promote_types(model.spec.dtype, jnp.float32))
         return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-12)
 
-    def decode(self, model, z: Array, time: Array, batch: dict, earlier: Array | None = None) -> Array:
-        """Features [B, T, D] of embeddings z [B, T, D] at times [B] or [B, T] in 0..1; `earlier`: a prediction."""
+    def decode(self, model, z: Array, time: Array, batch: dict, earlier: Array | None = None) -> Pass:
+        """A pass over embeddings z [B, T, D] at times [B] or [B, T] in 0..1; `earlier`: a prediction."""
         places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
-        return model(z, mask=self.mask, time=time, condition=earlier, **places)[0]
+        return model(z, mask=self.mask, time=time, condition=earlier, **places)
 
-    def _predicted(self, model, batch: dict) -> tuple[Array, Array]:
-        """Predicted and clean embeddings [B, T, D] of a batch from `corrupt`."""
+    def _predicted(self, model, batch: dict) -> tuple[Pass, Array]:
+        """The pass that predicts embeddings, with the reports of all, and clean ones [B, T, D]; batch of `corrupt`."""
         x, tau = self.embed(model, batch["tokens"]), batch["tau"]
         keys = jax.random.wrap_key_data(batch["noise"])
         eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
@@ -234,9 +239,10 @@ class NeoDiff:
         time, free = tau / self.levels, batch["mask"][..., None]
         if model.condition is None:
             return self.decode(model, z, time, batch), x
-        first = jax.lax.stop_gradient(jnp.where(free, self.decode(model, z, time, batch), x))
-        earlier = jnp.where(batch["conditioned"][:, None, None], first, 0)
-        return self.decode(model, z, time, batch, earlier), x
+        first = self.decode(model, z, time, batch)
+        known = jax.lax.stop_gradient(jnp.where(free, first.features, x))
+        out = self.decode(model, z, time, batch, jnp.where(batch["conditioned"][:, None, None], known, 0))
+        return out._replace(report=reports.add(first.report, out.report)), x
 
     def _token_losses(self, model, features: Array, x: Array, batch: dict, smoothing: float) -> tuple[Array, Array]:
         """Squared error and anchor of every token, [B, T] each."""

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from kernels import masks
 from kernels.cross_entropy import cross_entropy, token_nll
 from kernels.cross_entropy.reference import shape_logits
+from models.block import Pass
+from models.objectives.loss import Loss, per_scored
 
 mask = masks.Causal()
 bound = "="  # What the reported nats are: the exact negative log-likelihood.
@@ -23,7 +25,7 @@ def corrupt(batch: dict, key: jax.Array) -> dict:
     return batch
 
 
-def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
     """Sum of `-log p(target | tokens up to it)` over the valid targets of a batch, in nats, plus the z-loss.
 
     Args:
@@ -34,15 +36,17 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> tuple[ja
       z_loss: weight of the squared log-partition.
 
     Returns:
-      The sum to differentiate and `{"nll": sum of nats}`.
+      The sum to differentiate, `nll` a target, and the model's report.
     """
-    total, nll = weighted_nll(model, _features(model, batch), batch["targets"], batch["mask"], z_loss=z_loss)
-    return total, {"nll": nll}
+    out = _pass(model, batch)
+    total, nll = weighted_nll(model, out.features, batch["targets"], batch["mask"], z_loss=z_loss)
+    return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
 
 def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
     """Nats of each row's valid targets, `[B]`: what evaluation sums."""
-    return jnp.sum(jnp.where(batch["mask"], target_nll(model, _features(model, batch), batch["targets"]), 0), axis=-1)
+    nll = target_nll(model, _pass(model, batch).features, batch["targets"])
+    return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
 
 
 def weighted_nll(
@@ -120,6 +124,5 @@ def over_logits(
     return spec.partition.run(local, args, (("batch", None, None), (None, None), *rows), ("batch",))
 
 
-def _features(model, batch: dict) -> jax.Array:
-    """Features `[B, T, D]`."""
-    return model(batch["tokens"], mask=mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))[0]
+def _pass(model, batch: dict) -> Pass:
+    return model(batch["tokens"], mask=mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))

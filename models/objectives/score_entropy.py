@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from kernels import masks
 from models.objectives import masked_diffusion, schedules
 from models.objectives.diffusion import whole_documents
+from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import Corruption, per_token
 from models.objectives.next_token import over_logits
 
@@ -228,10 +229,11 @@ class ScoreEntropy:
         drawn = self._noise(key, batch, training=True)
         return {**batch, "noised": drawn.z, "time": drawn.t, "weight": drawn.weight}
 
-    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> tuple[Array, dict]:
+    def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Sum of sigma' times score entropy over a batch from `corrupt`, nats; `key` and `z_loss` are not used."""
-        total = jnp.sum(self._rows(model, batch, Corruption(batch["noised"], batch["time"], batch["weight"])))
-        return total, {"nll": jax.lax.stop_gradient(total)}
+        rows, report = self._rows(model, batch, Corruption(batch["noised"], batch["time"], batch["weight"]))
+        total = jnp.sum(rows)
+        return Loss(total, per_scored({"nll": total}, batch), report)
 
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Bound of each row's nats, [B]: the mean of `draws` estimates.
@@ -241,7 +243,7 @@ class ScoreEntropy:
         """
 
         def draw(total: Array, key: Array) -> tuple[Array, None]:
-            return total + self._rows(model, batch, self._noise(key, batch, training=False)), None
+            return total + self._rows(model, batch, self._noise(key, batch, training=False))[0], None
 
         start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
         mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
@@ -256,17 +258,17 @@ class ScoreEntropy:
         entropy = -stays * jnp.log(stays) - (self.mask_id - 1) * floor * jnp.log(floor)
         return jnp.log(self.mask_id) - entropy
 
-    def _rows(self, model, batch: dict, drawn: Corruption) -> Array:
-        """Weighted loss of each row [B]."""
+    def _rows(self, model, batch: dict, drawn: Corruption) -> tuple[Array, dict]:
+        """Weighted loss of each row [B], and the model's report."""
         plain = absorbing if self.graph == "absorb" else uniform
 
         def local(logits: Array, z: Array, x: Array, t: Array, weight: Array) -> Array:
             loss = plain(self.log_score(logits, t, z), schedules.get(self.schedule).sigma(t), z, x)
             return jnp.where(weight > 0, weight * loss, 0).sum(-1)
 
-        features = whole_documents(model, batch, drawn.z, drawn.t)
+        out = whole_documents(model, batch, drawn.z, drawn.t)
         arrays = (drawn.z, batch["tokens"], drawn.t, drawn.weight)
-        return over_logits(local, model, features, *arrays, classes=self.mask_id)
+        return over_logits(local, model, out.features, *arrays, classes=self.mask_id), out.report
 
     def _noise(self, key: Array, batch: dict, *, training: bool) -> Corruption:
         """Noised tokens, times [B], and what the score entropy of each token is worth: sigma' where it is scored."""

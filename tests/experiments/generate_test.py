@@ -53,7 +53,7 @@ def forward():
 
     @jax.jit
     def logits(ids, length):
-        features, _ = program.merge(params)(ids, mask=masks.Causal())
+        features, *_ = program.merge(params)(ids, mask=masks.Causal())
         return program.merge(params).logits(features)[0, length - 1]
 
     return lambda ids: np.asarray(logits(jnp.asarray([list(ids) + [0] * (96 - len(ids))]), len(ids)), np.float64)

@@ -17,6 +17,7 @@ from experiments.program import build, global_batch
 from experiments.program.sharding import make_mesh
 from experiments.settings import keys
 from experiments.settings.errors import ConfigError
+from models.channels import CHANNELS
 from models.mixers import MIXERS
 from models.objectives import OBJECTIVES
 from models.projections import PROJECTIONS
@@ -34,6 +35,7 @@ MESHES = {
 }  # With all axes together the stream is cut over tensor as well.
 MODELS = {
     **{name: {"model.mixer": name} for name in MIXERS},
+    **{f"channel={name}": {"model.channel": name} for name in CHANNELS if name != base.get_config().model.channel},
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
     **{name: keys.flatten(changes) for name, changes in diffusion.PRESETS.items()},
 }

@@ -121,10 +121,10 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_last_good_check
     honest = next_token.loss
 
     def poisoned(model, batch, key, **kw):
-        total, sums = honest(model, batch, key, **kw)
+        out = honest(model, batch, key, **kw)
         # The rate of step 5 is the only one of its size: poison by the key, which is folded from the step.
         bad = jax.random.key_data(key)[0] == bad_key
-        return jax.numpy.where(bad, jax.numpy.nan, total), sums
+        return out._replace(total=jax.numpy.where(bad, jax.numpy.nan, out.total))
 
     train_key = jax.random.split(jax.random.key(config.seed))[1]
     bad_key = jax.random.key_data(jax.random.fold_in(train_key, 5))[0]

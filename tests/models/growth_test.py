@@ -170,7 +170,7 @@ def test_a_grown_model_reads_a_prompt_and_steps_as_it_reads_the_whole():
         state, outs = model.init_state(B, T), []
         for a, b in ((0, 7), *((t, t + 1) for t in range(7, T))):
             positions = jnp.broadcast_to(jnp.arange(a, b), (B, b - a))
-            y, state = model(tokens()[:, a:b], mask=masks.Causal(), positions=positions, state=state)
+            y, state, _ = model(tokens()[:, a:b], mask=masks.Causal(), positions=positions, state=state)
             outs.append(y)
         return model.logits(jnp.concatenate(outs, axis=1))
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from configs import base
 from kernels import masks
+from models.channels import CHANNELS
 from models.lm import LM
 from models.mixers import MIXERS
 from models.spec import Spec
@@ -39,6 +40,7 @@ VARIANTS = {
     name: {"mixer": name, "num_layers": 1 if name in SMALL else 2, **({name: SMALL[name]} if name in SMALL else {})}
     for name in MIXERS
 } | {
+    **{f"channel={name}": {"channel": name} for name in CHANNELS if name != base.get_config().model.channel},
     "gqa": {"num_kv_heads": 2},
     "window": {"attention": {"window": 5}},
     "window+sinks": {"attention": {"window": 5, "sinks": 2}},
@@ -77,7 +79,7 @@ def _from_embeddings(model, x):
     """The model after its embedding."""
     from models.mixers import Context
 
-    y, state = model.stack(x, Context(jnp.arange(T)[None], None, masks.Causal()))
+    y, state, _ = model.stack(x, Context(jnp.arange(T)[None], None, masks.Causal()))
     return model.norm(y), state
 
 
@@ -111,7 +113,7 @@ def test_prefill_and_steps_equal_the_full_forward(model):
         at = done[:, None] + np.arange(width)
         real = np.arange(width) < np.array(used)[:, None]
         piece = jnp.where(real, jnp.take_along_axis(x, jnp.minimum(at, T - 1), axis=1), V - 1)
-        features, state = read(params, piece, jnp.where(real, at, -1), state)
+        features, state, _ = read(params, piece, jnp.where(real, at, -1), state)
         for row in range(B):
             got = features[row, : used[row]]
             np.testing.assert_allclose(got, want[row, done[row] : done[row] + used[row]], rtol=0, atol=1e-5)
@@ -128,7 +130,7 @@ def test_packing_equals_each_document_alone(model):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(1, T, 32)), jnp.float32)
 
     def loss(params, x, weights, **kw):
-        features, _ = nnx.merge(graphdef, params)(x, mask=masks.Causal(), **kw)
+        features, *_ = nnx.merge(graphdef, params)(x, mask=masks.Causal(), **kw)
         return jnp.sum(features * weights), features
 
     grad = jax.jit(jax.grad(loss, has_aux=True))
@@ -167,7 +169,7 @@ def test_a_pattern_repeats_over_depth():
 
 def test_bfloat16_computes_in_bfloat16_and_stores_in_float32():
     model = make(dtype="bfloat16")
-    features, _ = model(tokens(), mask=masks.Causal())
+    features, *_ = model(tokens(), mask=masks.Causal())
     assert features.dtype == jnp.bfloat16
     assert {p.dtype for p in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
     assert model.logits(features).dtype == jnp.float32

@@ -14,9 +14,10 @@ from experiments.program import build, counting, optimizers
 from experiments.program.sharding import make_mesh
 from kernels import masks
 from models.block import Block
+from models.channels import PattentionChannel
 from models.mixers import Context
 from models.partition import Partition
-from models.pattention import Pattention, PattentionChannel, top_mask
+from models.pattention import Pattention, top_mask
 from models.spec import Spec
 from tests.experiments import program_test
 
@@ -60,7 +61,7 @@ def test_a_whole_layer_equals_the_formulas(x64):
     T, N, H = 7, 4, 8
     block = Block(made, "attention", rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, T, 32))
-    got, _ = block(jnp.asarray(x), Context(jnp.arange(T)[None], None, masks.Causal()))
+    got, *_ = block(jnp.asarray(x), Context(jnp.arange(T)[None], None, masks.Causal()))
 
     erf = np.vectorize(math.erf)
 

@@ -36,7 +36,7 @@ def test_loss_is_the_chain_of_conditionals_that_cannot_see_later_ranks():
     assert (targets == (rank >= prompt[:, None])).all() and not targets[~batch()["mask"]].any() and (prompt > 5).all()
 
     def logits(model, noised, seen):
-        features = objective.features(model, noised, noised["rank"], noised["prompt_length"], seen)
+        features, *_ = objective.read(model, noised, noised["rank"], noised["prompt_length"], seen)
         return (features @ model.head_weights().T)[..., :V]
 
     graphdef, params = nnx.split(model)
@@ -46,8 +46,8 @@ def test_loss_is_the_chain_of_conditionals_that_cannot_see_later_ranks():
         hidden = noised | {"tokens": jnp.where(rank < n, x, (x + 1 + n) % V)}
         out = call(params, hidden, jnp.full((B, T), n))
         want += any_subset.token_loss(out, x, targets & (rank == n), V).sum()
-    loss, sums = jitted(model, objective.loss, noised, None)
-    np.testing.assert_allclose([loss, sums["nll"]], [want, want], rtol=1e-12)
+    loss, means, _ = jitted(model, objective.loss, noised, None)
+    np.testing.assert_allclose([loss, means["nll"].total], [want, want], rtol=1e-12)
     assert any_subset.token_loss(call(params, noised, rank), x, ~targets & (x >= 0), V).sum() > 0  # A prompt is free.
 
 

@@ -1,0 +1,50 @@
+"""What every part of one forward pass shares: where the tokens stand, what they see, and what differs by layer."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from kernels import masks
+from models.mixers.slots import Slots
+
+SITES = ("mixer", "channel", "residual")  # x_next = x + mixer + channel; residual: x_next
+Edit = Callable[[jax.Array, Mapping[str, Any]], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """See the module's docstring. Arrays in `layers` have L in front for a model, and are one layer's inside a layer.
+
+    A site is a place in a layer: what the mixer and what the channel add to the residual stream, and the stream after
+    both, `[B, T, D]` each. An edit changes a site, and a tap sees what the edit left.
+    """
+
+    positions: jax.Array  # [B|1, T]: the token's place in its document
+    segment_ids: jax.Array | None  # [B, T]: document within the row, 0 = padding; None = one document a row
+    mask: masks.Mask  # the objective's mask, over places in the row (training) or positions (decoding)
+    slots: Slots | None = None  # decoding: where tokens stand, the new ones included
+    start: jax.Array | None = None  # decoding: [B] the slot of each row's first new token
+    layers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> values of each layer
+    flow: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)  # name -> [B, T, ...] of the layer before
+    taps: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})  # sites that the report shows
+    edits: tuple[tuple[str, Edit], ...] = dataclasses.field(default=(), metadata={"static": True})  # (site, edit)
+
+    def at(self, site: str, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """`x` at a site after its edits, and the entry of the report where the site is tapped."""
+        for name, edit in self.edits:
+            if name == site:
+                y = edit(x, self.layers)
+                if y.shape != x.shape:
+                    raise ValueError(f"the edit of site {site!r} gives shape {y.shape}; it must give {x.shape}.")
+                x = y.astype(x.dtype)
+        return x, {site: x} if site in self.taps else {}
+
+
+def check_sites(names: Mapping | tuple[str, ...]) -> None:
+    """Raises ValueError for a name that is no site."""
+    for name in names:
+        if name not in SITES:
+            raise ValueError(f"site {name!r} is unknown; use one of {', '.join(SITES)}.")

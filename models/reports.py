@@ -1,0 +1,62 @@
+"""What the parts of a model say of themselves in a pass, and how it adds up over layers, microbatches and steps.
+
+A report is a dict, name -> value. The entry `loss` is a sum over tokens in nats, its coefficient included: it joins the
+sum that an objective minimises, and so counts per valid token of the global batch. An entry named after a tapped site
+holds activations. Everything else is a `Mean`. All but activations may be added.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Mean(NamedTuple):
+    """A mean that is not divided yet: two of them add to the mean over both."""
+
+    total: jax.Array
+    weight: jax.Array  # broadcasts to `total`
+
+    @property
+    def value(self) -> jax.Array:
+        """`total / weight`, and 0 where nothing was weighed."""
+        return self.total / jnp.where(self.weight == 0, 1, self.weight)
+
+
+def add(a: Any, b: Any) -> Any:
+    """The report of two passes through one model."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def with_losses(total: jax.Array, report: Mapping[str, Any]) -> jax.Array:
+    """`total` and what the parts want minimised with it, in nats; `total` itself where they say nothing."""
+    return total + jnp.sum(report["loss"]) if "loss" in report else total
+
+
+def summary(report: Mapping[str, Any], tokens: jax.Array) -> dict[str, jax.Array]:
+    """One number for each entry that has one a layer: `loss` a token, means over all layers; wider entries left out."""
+    found = {}
+    for name, value in report.items():
+        if name == "loss":
+            found[name] = jnp.sum(value) / tokens
+        elif isinstance(value, Mean) and value.total.ndim == 1:
+            weight = jnp.broadcast_to(value.weight, value.total.shape)
+            found[name] = Mean(jnp.sum(value.total), jnp.sum(weight)).value
+    return found
+
+
+def join(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Reports of the blocks of a period, `[repeats, ...]` each, as one of the stack, `[L', ...]` in order of depth.
+
+    L' counts the layers that report the entry.
+    """
+    found = {}
+    for name in dict.fromkeys(name for report in blocks.values() for name in report):
+        values = [report[name] for report in blocks.values() if name in report]
+        found[name] = jax.tree.map(lambda *xs: _interleave(xs), *values)
+    return found
+
+
+def _interleave(xs: Sequence[jax.Array]) -> jax.Array:
+    return xs[0] if len(xs) == 1 else jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:])

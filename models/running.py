@@ -1,0 +1,66 @@
+"""Parameters of role `running`: numbers that no gradient trains and that their part renews once a step.
+
+They lie with the parameters, so that they are saved, restored, placed and exported as those are. What a part needs for
+it is in models/channels.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.lm import LM
+
+
+def held(roles: Any, params: Any) -> Any:
+    """`params`, those of role "running" without a gradient."""
+    return jax.tree.map(lambda role, p: jax.lax.stop_gradient(p) if role == "running" else p, roles, params)
+
+
+def advance(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
+    """New running parameters of every block that has some, by the block's name, as nested dicts of its channel.
+
+    Args:
+      model: inside a trace, with the parameters after the optimizer's update.
+      report: of the whole global batch, `[L', ...]` in front (models/reports.py).
+
+    Raises:
+      ValueError: `advance` of a part gives other names or shapes than it was given.
+    """
+    found = {}
+    for name, mine in by_block(model, report):
+        part = getattr(model.stack.period, name).channel
+        if not hasattr(part, "advance"):
+            continue
+        old = nnx.to_pure_dict(nnx.state(part, lambda _, v: isinstance(v, nnx.Param) and _role(v) == "running"))
+        new = part.advance(old, mine)
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (old, new)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{type(part).__name__}.advance gives {shapes[1]}; it must give {shapes[0]}.")
+        found[name] = jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, new)
+    return found
+
+
+def put(params: dict, new: Mapping[str, dict]) -> dict:
+    """The parameters of an `LM` as a plain dict, with what `advance` gave in place."""
+    return _merged(params, {"stack": {"period": {name: {"channel": values} for name, values in new.items()}}})
+
+
+def by_block(model: LM, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each block's name and its own part of a report, the repeats in front: `reports.join` backwards."""
+    names, repeats = model.stack.period.names, model.stack.repeats
+    for i, name in enumerate(names):
+        # All channels of a stack are of one kind: what one of a period reports, all do.
+        yield name, jax.tree.map(lambda x, i=i: x.reshape(repeats, len(names), *x.shape[1:])[:, i], dict(report))
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(new, Mapping):
+        return new
+    return {**old, **{name: _merged(old[name], value) for name, value in new.items()}}
+
+
+def _role(variable: nnx.Variable) -> str:
+    return variable.get_metadata("role")
