@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     model.init = "normal"  # Of projections: normal(init_std), fan_in, or normal_depth (outputs / sqrt(2L)).
     model.init_std = 0.02
     model.dtype = "float32"  # Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.
-    model.param_dtype = "float32"  # Storage of parameters; optimizer moments follow.
+    model.param_dtype = "float32"  # Storage of parameters: float32 or bfloat16; see optimizer.rounding.
     model.remat = "none"  # Rematerialisation of a layer: none, full, dots (keeps matmul outputs).
     model.unroll = 0  # Layers unrolled in one scan iteration; 0 = all when L <= 12 and remat is none, else 1.
 
@@ -183,9 +183,12 @@ def get_config() -> ConfigDict:
     optimizer.name = "adamw"  # adamw, lion, muon, adafactor, schedule_free.
     optimizer.learning_rate = 1e-3  # Peak.
     optimizer.schedule = "cosine"  # cosine, linear, wsd (warm-up, stable, decay) or constant, after the warm-up.
-    optimizer.warmup = 0.05  # Share of the steps if below 1, else steps.
-    optimizer.final = 0.1  # Learning rate at the end, as a share of the peak.
-    optimizer.decay_share = 0.2  # wsd: the last share of the steps that decays.
+    optimizer.warmup = 0.05  # Share of the updates if below 1, else updates: update u of w has u / w of the peak.
+    optimizer.final = 0.1  # Learning rate of the last update, as a share of the peak.
+    optimizer.decay_share = 0.2  # wsd: the last share of the updates after the warm-up, which decays.
+    # updates: the first update has a rate above 0 and the last has `final`. steps: all of it one update later, so that
+    # the first has rate 0 and `final` is never reached, and schedule_free weighs its average by the next update's rate.
+    optimizer.counting = "updates"  # before: "steps"
     optimizer.weight_decay = 0.1  # Decoupled; multiplied by the learning rate.
     optimizer.decay_roles = ("kernel", "embedding")  # Parameter roles that decay; norms and biases do not.
     optimizer.b1 = 0.9
@@ -193,6 +196,11 @@ def get_config() -> ConfigDict:
     optimizer.eps = 1e-8
     optimizer.clip = 1.0  # Global gradient norm; 0 = off.
     optimizer.ema = 0.0  # Decay of an averaged copy of the parameters used for evaluation; 0 = off.
+    optimizer.ema_debias = True  # The initial parameters are no part of the average.  # before: False
+    # Of parameters narrower than float32. master: updates add to a float32 copy. stochastic: no copy, sums are rounded
+    # to one of two neighbours at random. nearest: moments, averages and accumulated gradients are as narrow as the
+    # parameters, and small steps are rounded away.
+    optimizer.rounding = "master"  # before: "nearest"
 
     config.train = train = ConfigDict()
     train.steps = 1000

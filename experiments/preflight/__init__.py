@@ -8,6 +8,7 @@ from experiments.preflight import growth as preflight_growth
 from experiments.preflight import mesh as preflight_mesh
 from experiments.preflight import mixers as preflight_mixers
 from experiments.preflight import objectives as preflight_objectives
+from experiments.preflight import optimizer as preflight_optimizer
 from experiments.preflight import sizes as preflight_sizes
 from experiments.settings.errors import ConfigError
 from experiments.settings.keys import base, check_keys, flatten, range_problems, shape_problems, short, unknown_names
@@ -58,7 +59,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     import jax
 
     import data
-    from experiments.program import optimizers, sharding
+    from experiments.program import optimizers, precision, sharding
     from kernels import pattention as parameter_tokens
     from kernels.attention import IMPLEMENTATIONS
     from models import block, channels, norms, parameters, pattention, projections
@@ -92,6 +93,8 @@ def _choice_problems(config: Any) -> Iterator[str]:
         "parallel.schedule": ("auto", *preflight_mesh.schedules(config)),
         "optimizer.name": optimizers.OPTIMIZERS,
         "optimizer.schedule": optimizers.SCHEDULES,
+        "optimizer.counting": optimizers.COUNTINGS,
+        "optimizer.rounding": precision.ROUNDINGS,
         **preflight_objectives.choices(),
         **preflight_mixers.choices(),
         **preflight_sizes.choices(),
@@ -144,11 +147,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
     yield from preflight_objectives.problems(config)
     yield from preflight_mixers.problems(config)
     yield from preflight_sizes.problems(config)
-    if config.optimizer.name == "schedule_free" and config.optimizer.schedule != "constant":
-        yield (
-            f"optimizer.schedule={config.optimizer.schedule!r} decays a rate that schedule_free must keep; "
-            "use optimizer.schedule='constant'."
-        )
+    yield from preflight_optimizer.problems(config)
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
     if config.data.source == "text" and not path:
         yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."

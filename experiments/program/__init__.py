@@ -2,7 +2,10 @@
 
 The state is one pytree of arrays:
 
-    {"step": int32, "rng": uint32 key data, "params": {...}, "optimizer": optax state, "ema": {...} when asked for}
+    {"step": int32, "rng": uint32 key data, "params": {...}, "optimizer": optax state}
+
+and, when asked for, "ema" (the averaged parameters), "averaged" (how many updates are in it) and "master" (a float32
+copy of parameters that are stored in fewer bits: see experiments.program.precision).
 
 Parameters are a plain dict; the model object exists only inside a trace, by `merge(params)`.
 """
@@ -18,13 +21,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments.program import optimizers, sharding
+from experiments.program import optimizers, precision, sharding
 from kernels import context_attention
 from models import objectives, reports, running
 from models.lm import LM
 from models.objectives import OBJECTIVES
 from models.partition import Partition
 from models.spec import Spec
+
+ROUNDING = 2**31 - 1  # Folded into the key of an update for the bits that round its parameters.
 
 
 def objective(name: str) -> Any:
@@ -73,11 +78,23 @@ class Program:
             "step": jnp.zeros((), jnp.int32),
             "rng": jax.random.key_data(train_key),
             "params": params,
-            "optimizer": self.optimizer.init(params),
+            "optimizer": self.optimizer.init(self._wide({"params": params})),
         }
-        if self.config.optimizer.ema:
-            state["ema"] = params
+        options = self.config.optimizer
+        if options.rounding == "master" and precision.narrow(params):
+            state["master"] = precision.widened(params)
+        if options.ema:
+            state["ema"] = self._wide({"params": params})
+            if options.ema_debias:
+                state["averaged"] = jnp.zeros((), jnp.int32)
         return state
+
+    def _wide(self, state: Any) -> Any:
+        """The parameters that updates are added to and averages are taken of: float32 unless all sums are narrow."""
+        if "master" in state:
+            return state["master"]
+        params = state["params"]
+        return params if self.config.optimizer.rounding == "nearest" else precision.widened(params)
 
     def train_step(self) -> Callable[[Any, dict], tuple[Any, dict]]:
         """`(state, batch) -> (state, metrics)`, jitted, the old state donated."""
@@ -102,15 +119,20 @@ class Program:
             loss = reports.with_losses(out.total, out.report)
             return loss / total, {"loss": loss, "means": out.means, "report": out.report}
 
-        grads, sums = self._accumulate(jax.grad(loss_fn, has_aux=True), params, batch, key)
-        updates, optimizer = self.optimizer.update(grads, state["optimizer"], params)
-        params = optax.apply_updates(params, updates)
-        params = running.put(params, running.advance(self.merge(params), sums["report"]))
-        new = {"step": state["step"] + 1, "rng": state["rng"], "params": params, "optimizer": optimizer}
+        # At the stored values, but with gradients as wide as the sums that they go into.
+        at = self._wide({"params": params})
+        grads, sums = self._accumulate(jax.grad(loss_fn, has_aux=True), at, batch, key)
+        wide = self._wide(state)
+        updates, optimizer = self.optimizer.update(grads, state["optimizer"], wide)
+        wide = optax.apply_updates(wide, updates)
+        wide = running.put(wide, running.advance(self.merge(wide), sums["report"]))
+        new = {"step": state["step"] + 1, "rng": state["rng"], "params": self._stored(wide, params, key)}
+        new["optimizer"] = optimizer
+        if "master" in state:
+            new["master"] = wide
         if "ema" in state:
-            decay = self.config.optimizer.ema
-            average = jax.tree.map(lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)
-            new["ema"] = optimizers.keep_untrained(self.roles, average, params)
+            average, more = optimizers.average(self.config.optimizer, state["ema"], state.get("averaged"), wide)
+            new |= {"ema": optimizers.keep_untrained(self.roles, average, wide), **more}
         metrics = {"train/loss": sums["loss"] / total}
         metrics |= {f"train/{name}": mean.value for name, mean in sums["means"].items()}
         metrics |= {f"train/report/{name}": x for name, x in reports.summary(sums["report"], total).items()}
@@ -119,6 +141,12 @@ class Program:
             state["step"]
         )
         return new, metrics
+
+    def _stored(self, wide: Any, params: Any, key: jax.Array) -> Any:
+        """`wide` in the types of `params`, as `optimizer.rounding` says; `key` is that of this update."""
+        if self.config.optimizer.rounding == "stochastic" and precision.narrow(params):
+            return precision.rounded_at_random(wide, params, jax.random.fold_in(key, ROUNDING))
+        return precision.like(wide, params)
 
     def _accumulate(self, grad: Callable, params: Any, batch: dict, key: jax.Array) -> tuple[Any, dict]:
         """Gradients and sums over the global batch, in `train.accumulation` microbatches of interleaved rows."""
@@ -139,9 +167,9 @@ class Program:
     def evaluation_params(self, state: Any) -> Any:
         """The parameters that evaluation, samples and export use: the average when there is one."""
         if "ema" in state:
-            return state["ema"]
-        params = optimizers.evaluation_params(self.config.optimizer, state["optimizer"], state["params"])
-        return optimizers.keep_untrained(self.roles, params, state["params"])
+            return precision.like(state["ema"], state["params"])
+        params = optimizers.evaluation_params(self.config.optimizer, state["optimizer"], self._wide(state))
+        return optimizers.keep_untrained(self.roles, precision.like(params, state["params"]), state["params"])
 
 
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:

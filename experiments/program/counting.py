@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.program import precision
 from models.block import Period
 from models.lm import LM
 from models.parameters import UNTRAINED, kernel_size
@@ -70,7 +71,9 @@ def memory(program: Any) -> dict[str, int]:
     layer's worth under full rematerialisation plus D per layer) and the logits twice.
     """
     state = _bytes_per_device(program.abstract, program.shardings)
-    gradients = _bytes_per_device(program.abstract["params"], program.shardings["params"])
+    params = program.abstract["params"]
+    wide = params if program.config.optimizer.rounding == "nearest" else precision.widened(params)
+    gradients = _bytes_per_device(wide, program.shardings["params"])
     spec, data = program.spec, program.config.data
     tokens = program.objective.copies * data.batch_size * data.length // program.config.train.accumulation
     tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context"))

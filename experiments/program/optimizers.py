@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name, from optax, with weight decay by parameter role."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +14,24 @@ from models.parameters import UNTRAINED
 
 
 def schedule(options, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Learning rate at a step: linear warm-up from 0, then the named shape down to `final` times the peak.
+    """Learning rate of an update by its index (0 for the first of `steps`): a linear warm-up, then the named shape.
+
+    Update u of n, u = 1 .. n, has rate peak * u / w up to u = w, the warm-up in updates (at least 1), and is (u - w) /
+    (n - w) of the way from the peak to `final` times the peak after it. So the first update has a rate above 0, the
+    peak is reached, and the last update has `final`; a run of one update has the peak. wsd keeps the peak until
+    the last `decay_share` of the updates after the warm-up, and goes down in a line over those. constant keeps it.
+
+    With `optimizer.counting="steps"` all of it comes one update later, as in runs made before that key: the first update
+    has rate 0, and `final` is never reached.
 
     Args:
       options: `config.optimizer`.
-      steps: length of the whole run.
+      steps: updates of the whole run.
     """
-    peak, final = options.learning_rate, options.learning_rate * options.final
+    peak, final, late = options.learning_rate, options.learning_rate * options.final, options.counting == "steps"
     warmup = warmup_steps(options, steps)
-    rest = max(1, steps - warmup)
+    first = warmup if late else max(1, warmup)
+    rest = max(1, steps - first)
     shapes = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=options.final),
         "linear": lambda: optax.linear_schedule(peak, final, rest),
@@ -29,14 +39,16 @@ def schedule(options, steps: int) -> Callable[[jax.Array], jax.Array]:
         "wsd": lambda: _stable_then_decay(peak, final, rest, options.decay_share),
     }
     after = shapes[options.schedule]()
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    curve = optax.join_schedules([optax.linear_schedule(0.0, peak, first), after], [first]) if first else after
+    return curve if late else lambda index: curve(index + 1)
 
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
+COUNTINGS = ("updates", "steps")
 
 
 def warmup_steps(options, steps: int) -> int:
-    """Warm-up in steps: a share of the run below 1, else a count."""
+    """Warm-up in updates: a share of the run below 1, else a count."""
     return round(options.warmup * steps) if options.warmup < 1 else round(options.warmup)
 
 
@@ -146,7 +158,10 @@ def _schedule_free(o, rate, decayed, roles, scaled=()):
         optax.add_decayed_weights(o.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(rate),
     )
-    return contrib.schedule_free(base, rate, b1=o.b1)
+    # The average weighs an update by the square of the (largest) rate that it was made with; optax counts the weights
+    # from 1 and the rates from 0, and so would weigh it by that of the next one.
+    weighing = rate if o.counting == "steps" else lambda count: rate(count - 1)
+    return contrib.schedule_free(base, weighing, b1=o.b1)
 
 
 OPTIMIZERS = {
@@ -169,7 +184,34 @@ def carry(old: Any, fresh: Any) -> Any:
       fresh: `init` of the grown parameters.
     """
     restarts = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
-    return jax.tree.map(lambda f, o: f if restarts(f) else growth.extend(o, f), fresh, old, is_leaf=restarts)
+    extended = lambda f, o: f if restarts(f) else growth.extend(o, f).astype(f.dtype)  # noqa: E731
+    return jax.tree.map(extended, fresh, old, is_leaf=restarts)
+
+
+def average(options, old: Any, count: jax.Array | None, params: Any) -> tuple[Any, dict]:
+    """The exponential average after one more update, and its count where it has one.
+
+    With a count t it is (1 - d) sum_i d^(t-i) p_i / (1 - d^t), d = `optimizer.ema`, over the updates i = 1 .. t: the
+    initial parameters are no part of it, so that an average longer than the run is the mean of the run. Without one (as
+    in runs made before `optimizer.ema_debias`) it starts at the initial parameters, which keep the weight d^t.
+
+    Args:
+      options: `config.optimizer`.
+      old: the average before, at the first update anything finite.
+      count: updates in it, int32 []; None: it is not corrected.
+      params: parameters after the update.
+
+    Returns:
+      the average and `{"averaged": count + 1}`, or `{}` without a count.
+    """
+    decay = options.ema
+    if count is None:
+        return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, old, params), {}
+    new = count + 1
+    # (1 - d) / (1 - d^t), without taking numbers that are nearly equal from one another; 1 at the first update.
+    share = jnp.minimum(1.0, (1 - decay) / -jnp.expm1(new * jnp.float32(math.log(decay))))
+    mix = lambda a, p: ((1 - share) * a + share * p).astype(a.dtype)  # noqa: E731
+    return jax.tree.map(mix, old, params), {"averaged": new}
 
 
 def evaluation_params(options, optimizer_state: Any, params: Any) -> Any:

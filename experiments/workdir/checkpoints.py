@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from experiments.program import precision
 from experiments.settings import processes
 from experiments.settings.errors import CheckpointError
 
@@ -174,7 +175,8 @@ class Checkpoints:
             raise CheckpointError(f"{self.root} holds no good checkpoint; give the --workdir of a run that saved one.")
         saved = self.about(step)["arrays"]
         group = "ema" if any(path.startswith("['ema']") for path in saved) else "params"
-        wanted = {group: program.abstract["params"]}
+        params = program.abstract["params"]
+        wanted = {group: _as_saved(params, saved, group)}
         mine = {path: text for path, text in saved.items() if path.startswith(f"['{group}']")}
         if difference := differences(mine, manifest(wanted)):
             raise CheckpointError(
@@ -187,7 +189,7 @@ class Checkpoints:
             target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(self.root / str(step) / "state", args=arguments)[group]
+            return precision.like(reader.restore(self.root / str(step) / "state", args=arguments)[group], params)
 
     def about(self, step: int) -> dict:
         """The description that was saved with `step`."""
@@ -202,6 +204,12 @@ def manifest(tree: Any) -> dict[str, str]:
     """Path -> `dtype[shape]` of every array of a state."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _as_saved(params: Any, saved: dict[str, str], group: str) -> Any:
+    """Shapes of `params` or of their average, which a manifest may say was summed in a wider type than theirs."""
+    summed = {"params": params, group: precision.widened(params)}
+    return summed[group] if saved.items() >= manifest(summed).items() else params
 
 
 def differences(saved: dict[str, str], wanted: dict[str, str], limit: int = 12) -> list[str]:

@@ -50,10 +50,11 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
     new = program.begin(_grow(old, program)(was["params"]))
     place = lambda name: program.shardings[name]  # noqa: E731
     new["optimizer"] = jax.jit(optimizers.carry, out_shardings=place("optimizer"))(was["optimizer"], new["optimizer"])
-    if "ema" in was and "ema" in new:  # of old rows; new ones have no past
-        new["ema"] = jax.jit(lambda a, b: jax.tree.map(growth.extend, a, b), out_shardings=place("ema"))(
-            was["ema"], new["ema"]
-        )
+    for name in {"ema", "master"} & {*was} & {*new}:  # of old rows; new ones have no past
+        extend = lambda a, b: jax.tree.map(lambda o, f: growth.extend(o, f).astype(f.dtype), a, b)  # noqa: E731
+        new[name] = jax.jit(extend, out_shardings=place(name))(was[name], new[name])
+    if "ema" in was and "averaged" in new:  # An average that was not corrected is one of as many updates as it saw.
+        new["averaged"] = was.get("averaged", was["step"])
     return new
 
 
