@@ -5,8 +5,8 @@ from typing import Any
 
 from experiments.preflight import mesh as preflight_mesh
 
-SCORE_METHODS = ("analytic", "euler")
-CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "threshold", "factor")
+SCORE_METHODS = ("analytic", "euler", "released")
+CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "drawn", "threshold", "factor")
 CACHES = ("prefix", "dual", "free", "adaptive")
 # The methods of models.decoding.diffusion. Written out, because settings of generation are checked before jax is
 # imported.

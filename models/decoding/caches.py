@@ -101,8 +101,8 @@ def decode(
         tokens. Without it they are those of the block's last denoising call, in which the tokens it revealed were
         masks: cheaper and stale, as released. Other policies renew the whole canvas and ignore it.
       refresh: feed the whole canvas every so many steps of a block; 1 is no cache at all, None is the policy's own way.
-      method: max_prob, margin, entropy, random, left_to_right or candidate with `steps` in all (a multiple of the
-      blocks),
+      method: max_prob, margin, entropy, random, left_to_right, candidate or drawn with `steps` in all (a multiple of
+      the blocks),
         or threshold or factor, which use `confidence`: as in `models.decoding.diffusion.sample`, with the same keys; or
         guided, by `guide`: the longest prefix of the block's drafts (argmax) that it lets stand, and at least the
         first.

@@ -45,11 +45,12 @@ def sample(
           early_stop=False (True: a row without masks makes no more calls). The last mask rate is 0, so nothing is left
           over. `cached` calls the model again only after a token changed: same tokens for a time-free model.
         first_hitting: one token per call at the exact times of the continuous process (schedule=).
-        max_prob, margin, entropy, random, left_to_right, candidate: the surest tokens first, in `steps` calls.
+        max_prob, margin, entropy, random, left_to_right, candidate, drawn: the surest tokens first, in `steps` calls.
           block=None (semi-autoregressive blocks of this size), prompt_length=0, counts="even" | "dream",
-          position_temperature=0. `candidate` is LLaDA's released rule and does NOT sample the model's law.
+          position_temperature=0. `candidate` and `drawn` are the released rules of LLaDA and Dream, which do NOT sample
+          the model's law.
         threshold, factor: as many per call as are sure enough: threshold=0.9 or factor=1.0, confidence="max_prob",
-        block. analytic, euler: score models, with `denoise` returning log-scores: see `_by_score`;
+        block. analytic, euler, released: score models, with `denoise` returning log-scores: see `_by_score`;
         schedule="loglinear", graph.
       all: temperature=1.0 (0 is argmax), guidance=0.0 (classifier-free; a call then counts twice).
       init: [T] or [B, T] canvas, `mask_id` where tokens are to be filled in (a prompt, or infilling); all masked if
@@ -305,10 +306,17 @@ def _by_score(
     """Score models (SEDD): `denoise(z, t)` returns log-scores; z starts all masked, or uniform on the uniform graph.
 
     Every call reveals or moves tokens by the noise sigma(t) - sigma(s); the last step of the absorbing graph goes to
-    sigma = 0 and then puts what is left of the mask's mass on the tokens.
+    sigma = 0 and then puts what is left of the mask's mass on the tokens. `released` is Euler's step with the noise (t -
+    s) sigma'(t) in its place, as in SEDD's released code: the same to first order, and too long wherever sigma bends up
+    (on the log-linear schedule the first of T steps is 999 / T, where the noise is 6.9 in all). Its grid is ours; the
+    released one stops at t = 1e-5 and adds a call that removes the rest.
     """
     times, _ = time_grid(schedule, steps, grid)
-    sigma = schedules.resolve(schedule).sigma(times).at[-1].set(0.0)
+    schedule = schedules.resolve(schedule)
+    sigma = schedule.sigma(times).at[-1].set(0.0)
+    lengths = sigma[:-1] - sigma[1:]
+    if kind == "released":
+        lengths = (times[:-1] - times[1:]) * schedule.dsigma(times[:-1])
     fixed = canvas != mask_id
     move = score_entropy.analytic_step if kind == "analytic" else score_entropy.euler_step
     if graph == "uniform":
@@ -316,7 +324,7 @@ def _by_score(
         canvas = jnp.where(fixed, canvas, jnp.minimum((noise * vocab_size).astype(canvas.dtype), vocab_size - 1))
 
     def body(i, z):
-        law = move(denoise(z, jnp.broadcast_to(times[i], z.shape[:1])), z, sigma[i] - sigma[i + 1], graph, mask_id)
+        law = move(denoise(z, jnp.broadcast_to(times[i], z.shape[:1])), z, lengths[i], graph, mask_id)
         if graph == "absorb":
             keep = (jnp.arange(law.shape[-1]) != mask_id) | (i < steps - 1)
             law = jnp.where(keep | fixed[..., None], law, 0.0)
@@ -333,5 +341,5 @@ METHODS = {
     **{name: functools.partial(_on_grid, kind=name) for name in ("ancestral", "ancestral_two_step", "cached")},
     "first_hitting": _first_hitting,
     **{name: functools.partial(_by_confidence, kind=name) for name in (*reveal.CONFIDENCES, "threshold", "factor")},
-    **{name: functools.partial(_by_score, kind=name) for name in ("analytic", "euler")},
+    **{name: functools.partial(_by_score, kind=name) for name in ("analytic", "euler", "released")},
 }

@@ -186,14 +186,14 @@ def _step(model: _Model, logits: jax.Array, allowed: np.ndarray, count: np.ndarr
             picked = np.broadcast_to(np.array(string), allowed.shape)
             # Positions that are not open draw nothing: they are counted once, at token 0.
             chance = np.where(allowed, np.take_along_axis(p, picked[..., None], -1)[..., 0], picked == 0).prod(1)
-            conf = reveal.confidence("candidate", logits, candidates=jnp.asarray(picked))
+            conf = reveal.confidence(rule, logits, model.temperature, candidates=jnp.asarray(picked))
             chosen = np.asarray(reveal.choose(conf, jnp.asarray(allowed), jnp.asarray(count)))
             np.add.at(total, _index(np.where(chosen, picked, model.states), size), law * chance)
         return total
 
     if rule == "random":
         return at_random
-    if rule == "candidate":
+    if rule in ("candidate", "drawn"):
         return by_candidate
     conf = reveal.confidence(rule, logits, model.temperature)
     chosen = np.asarray(reveal.choose(conf, jnp.asarray(allowed), jnp.asarray(count)))

@@ -12,7 +12,7 @@ from models.decoding import categorical
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
-CONFIDENCES = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate")
+CONFIDENCES = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "drawn")
 
 
 def predictor(
@@ -43,9 +43,12 @@ def confidence(
 ) -> Array:
     """How sure the model is at each position, larger first: [B, T] from logits [B, T, C].
 
-    max_prob: p1; margin: p1 - p2; entropy: sum p log p (Dream's three), of softmax(logits / temperature), or of
-    softmax(logits) at temperature 0; left_to_right: minus the position; random: uniform, from `keys` [B]; candidate:
-    the UNTEMPERED probability of the token drawn at the position (LLaDA as released; it biases the law).
+    max_prob: p1; margin: p1 - p2; entropy: sum p log p, of p = softmax(logits / temperature), or of softmax(logits) at
+    temperature 0; left_to_right: minus the position; random: uniform, from `keys` [B].
+
+    Two rank positions by `candidates` [B, T], the tokens drawn there, and so bias the law: candidate, by softmax(logits)
+    of the token, without the temperature (LLaDA as released); drawn, by p of the token (Dream's maskgit_plus as
+    released; at temperature 0 it is max_prob). Dream's other two, topk_margin and entropy, are margin and entropy.
     """
     if kind == "random":
         return categorical.uniform(keys, logits.shape[1:-1], logits.dtype)
@@ -54,6 +57,8 @@ def confidence(
     if kind == "candidate":
         return jnp.take_along_axis(jax.nn.softmax(logits, -1), candidates[..., None], -1)[..., 0]
     p = jax.nn.softmax(logits / (temperature or 1.0), -1)
+    if kind == "drawn":
+        return jnp.take_along_axis(p, candidates[..., None], -1)[..., 0]
     if kind == "max_prob":
         return p.max(-1)
     if kind == "margin":

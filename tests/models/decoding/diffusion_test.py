@@ -97,6 +97,7 @@ DRAWN = [
     ("A", "random", {"steps": 2}),
     ("A", "random", {"steps": 5, "counts": "dream"}),
     ("A", "candidate", {"steps": 4, "temperature": 0.8}),
+    ("A", "drawn", {"steps": 4, "temperature": 0.6}),
     ("A", "threshold", {"threshold": 0.6}),
     ("A", "factor", {"factor": 0.9, "block": 2, "confidence": "max_prob"}),
     ("C", "left_to_right", {"steps": 3}),
@@ -152,17 +153,22 @@ def test_position_rules_from_conditionals_are_exact(case):
             np.testing.assert_allclose(law_of(table, method, **options), tiny_laws.random_order_law(table), atol=1e-13)
 
 
-def candidate_by_hand(table):
-    """One token per step, at the position whose drawn candidate is the most probable: by walking all candidates."""
-    p, (length, size) = tiny_laws.probabilities(table), table.shape[1:]
+def candidate_by_hand(table, temperature=1.0, ranked_at=1.0):
+    """One token per step, at the position whose drawn candidate is the most probable: by walking all candidates.
+
+    Tokens are drawn at one temperature, and positions ranked by the candidate's probability at another.
+    """
+    p, (length, size) = tiny_laws.probabilities(table / temperature), table.shape[1:]
+    rank = tiny_laws.probabilities(table / ranked_at)
     law = {(size,) * length: 1.0}
     for _ in range(length):
         new = {}
         for z, mass in law.items():
             rows, open_ = tiny_laws.at(p, z), [l for l in range(length) if z[l] == size]
+            sure = tiny_laws.at(rank, z)
             for picks in itertools.product(range(size), repeat=len(open_)):
                 chances = [rows[l, v] for l, v in zip(open_, picks, strict=True)]
-                best = int(np.argmax(chances))
+                best = int(np.argmax([sure[l, v] for l, v in zip(open_, picks, strict=True)]))
                 y = list(z)
                 y[open_[best]] = picks[best]
                 new[tuple(y)] = new.get(tuple(y), 0.0) + mass * math.prod(chances)
@@ -184,6 +190,16 @@ def test_candidate_confidence_is_biased(case, seed):
     else:
         np.testing.assert_allclose(got, candidate_by_hand(table), atol=1e-12)
         assert tiny_laws.tv(got, law) > 0.3
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_released_rules_rank_at_the_temperature_they_say(temperature):
+    """LLaDA ranks candidates without the temperature, Dream with it; they agree at 1 alone."""
+    table = tiny_laws.tab_table(3, 3, seed=3)
+    laws = [law_of(table, method, steps=3, temperature=temperature) for method in ("candidate", "drawn")]
+    for law, ranked_at in zip(laws, (1.0, temperature), strict=True):
+        np.testing.assert_allclose(law, candidate_by_hand(table, temperature, ranked_at), atol=1e-12)
+    assert (tiny_laws.tv(*laws) > 1e-3) == (temperature != 1.0)
 
 
 def test_two_steps_of_two_random_tokens():

@@ -76,6 +76,11 @@ def test_confidences_by_hand():
     plain = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     got = reveal.confidence("candidate", jnp.asarray(logits), 0.5, candidates=jnp.asarray(drawn))
     np.testing.assert_allclose(got, np.take_along_axis(plain, drawn[..., None], -1)[..., 0], rtol=1e-5)
+    got = reveal.confidence("drawn", jnp.asarray(logits), 0.5, candidates=jnp.asarray(drawn))
+    np.testing.assert_allclose(got, np.take_along_axis(p, drawn[..., None], -1)[..., 0], rtol=1e-5)
+    likeliest = jnp.argmax(jnp.asarray(logits), -1)  # What is drawn at temperature 0.
+    got = reveal.confidence("drawn", jnp.asarray(logits), 0.0, candidates=likeliest)
+    np.testing.assert_allclose(got, plain.max(-1), rtol=1e-5)
     with pytest.raises(ValueError, match="'top' is unknown"):
         reveal.confidence("top", jnp.asarray(logits))
 

@@ -45,10 +45,12 @@ def test_uniform_samplers_follow_their_kernels():
         p = alpha * jnp.asarray(prior, jnp.float32) + (1 - alpha) / size
         return (jnp.log(p) - jnp.log(jnp.take_along_axis(p, z, 1)))[:, None]
 
-    for method in ("analytic", "euler"):
+    bend = sigma[:-1] * np.log(4.0 / 1e-3) / steps  # dt sigma'(t)
+    for method in ("analytic", "euler", "released"):
         law = np.full(size, 1 / size)
-        for now, then in zip(sigma[:-1], sigma[1:], strict=True):
+        for now, then, first_order in zip(sigma[:-1], sigma[1:], bend, strict=True):
             p, d = np.exp(-now) * prior + (1 - np.exp(-now)) / size, now - then
+            d = first_order if method == "released" else d
             s = p[None] / p[:, None]
             if method == "analytic":
                 moved = np.exp(d) * s - (np.exp(d) - 1) / size * s.sum(1, keepdims=True)
@@ -75,3 +77,27 @@ def test_uniform_samplers_follow_their_kernels():
         )
         statistic, limit = tiny_laws.chi_square(tiny_laws.histogram(run(jax.random.key(1)), size), law)
         assert statistic < limit
+
+
+def test_the_released_step_of_the_log_linear_schedule_by_hand():
+    """sigma' = (1 - e) / (1 - (1 - e) t), e = 1e-3: from t = 1/2 in two steps of one masked token, score 0.4 to each.
+
+    Call 1 at t = 1 moves with chance min(1, 2 x 0.4 x 999 / 2) = 1; put there by hand, call 2 moves to either alike.
+    """
+    times = [1.0, 0.5, 0.0]
+    seen = []
+
+    def log_score(z, t):
+        seen.append(t)
+        return jnp.log(jnp.full((*z.shape, 2), 0.4)) + 0 * t[:, None, None]
+
+    tokens, _ = diffusion.sample(
+        log_score, jax.random.key(0), batch=64, length=1, vocab_size=2, steps=2, method="released"
+    )
+    assert (np.asarray(tokens) < 2).all() and len(set(np.asarray(tokens)[:, 0].tolist())) == 2
+    small = 1e-4  # One short step from t = 1/2: the chance of moving is dt sigma'(1/2) (s_0 + s_1), 1.1e-4.
+    step = small * (1 - 1e-3) / (1 - (1 - 1e-3) * 0.5)
+    law = score_entropy.euler_step(log_score(jnp.array([[2]]), jnp.array([0.5])), [[2]], step, "absorb", 2)
+    np.testing.assert_allclose(law[0, 0], [0.4 * step, 0.4 * step, 1 - 0.8 * step], rtol=1e-6)
+    schedule = schedules.get("loglinear")
+    np.testing.assert_allclose(schedule.dsigma(jnp.asarray(times)), [999.0, 0.999 / 0.5005, 0.999], rtol=1e-4)
