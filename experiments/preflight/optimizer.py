@@ -1,4 +1,4 @@
-"""What the preflight knows of an optimizer and its schedule: a run too short for them, and what does not go together."""
+"""What the preflight knows of an optimizer and its schedule: runs too short for them, what does not go together."""
 
 from collections.abc import Iterator
 from typing import Any

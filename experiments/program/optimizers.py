@@ -21,8 +21,8 @@ def schedule(options, steps: int) -> Callable[[jax.Array], jax.Array]:
     peak is reached, and the last update has `final`; a run of one update has the peak. wsd keeps the peak until
     the last `decay_share` of the updates after the warm-up, and goes down in a line over those. constant keeps it.
 
-    With `optimizer.counting="steps"` all of it comes one update later, as in runs made before that key: the first update
-    has rate 0, and `final` is never reached.
+    With `optimizer.counting="steps"` all of it comes one update later, as in runs made before that key: the first has
+    rate 0, and `final` is never reached.
 
     Args:
       options: `config.optimizer`.

@@ -306,10 +306,10 @@ def _by_score(
     """Score models (SEDD): `denoise(z, t)` returns log-scores; z starts all masked, or uniform on the uniform graph.
 
     Every call reveals or moves tokens by the noise sigma(t) - sigma(s); the last step of the absorbing graph goes to
-    sigma = 0 and then puts what is left of the mask's mass on the tokens. `released` is Euler's step with the noise (t -
-    s) sigma'(t) in its place, as in SEDD's released code: the same to first order, and too long wherever sigma bends up
-    (on the log-linear schedule the first of T steps is 999 / T, where the noise is 6.9 in all). Its grid is ours; the
-    released one stops at t = 1e-5 and adds a call that removes the rest.
+    sigma = 0 and then puts what is left of the mask's mass on the tokens. `released` is Euler's step with the noise
+    (t - s) sigma'(t) in its place, as in SEDD's released code: the same to first order, and too long wherever sigma
+    bends up (on the log-linear schedule the first of T steps is 999 / T, where the noise is 6.9 in all). Its grid is
+    ours; the released one stops at t = 1e-5 and adds a call that removes the rest.
     """
     times, _ = time_grid(schedule, steps, grid)
     schedule = schedules.resolve(schedule)

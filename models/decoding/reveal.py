@@ -46,9 +46,10 @@ def confidence(
     max_prob: p1; margin: p1 - p2; entropy: sum p log p, of p = softmax(logits / temperature), or of softmax(logits) at
     temperature 0; left_to_right: minus the position; random: uniform, from `keys` [B].
 
-    Two rank positions by `candidates` [B, T], the tokens drawn there, and so bias the law: candidate, by softmax(logits)
-    of the token, without the temperature (LLaDA as released); drawn, by p of the token (Dream's maskgit_plus as
-    released; at temperature 0 it is max_prob). Dream's other two, topk_margin and entropy, are margin and entropy.
+    Two rank positions by `candidates` [B, T], the tokens drawn there, and so bias the law: candidate, by
+    softmax(logits) of the token, without the temperature (LLaDA as released); drawn, by p of the token (Dream's
+    maskgit_plus as released; at temperature 0 it is max_prob). Dream's other two, topk_margin and entropy, are margin
+    and entropy.
     """
     if kind == "random":
         return categorical.uniform(keys, logits.shape[1:-1], logits.dtype)
