@@ -122,6 +122,12 @@ def get_config() -> ConfigDict:
     model.pattention = pattention = ConfigDict()  # For projection=pattention and channel=pattention.
     pattention.tokens = 0  # P: parameter tokens of each map of a mixer; 0 = D.
     pattention.channel_tokens = 0  # P of each map of a channel; 0 = 4 x tokens.
+    pattention.q_tokens = 0  # P of one map of a mixer; 0 = tokens.  # before: 0, and so the next five.
+    pattention.k_tokens = 0
+    pattention.v_tokens = 0
+    pattention.o_tokens = 0  # The map of what was mixed, back to D.
+    pattention.up_tokens = 0  # P of the maps of a channel to its hidden width; 0 = channel_tokens.
+    pattention.down_tokens = 0  # Of the one from it.
     pattention.normalization = "l2_gelu"  # Of the scores over P: l2_gelu, gelu_l2, softmax (which cannot grow).
     pattention.gelu = "exact"  # exact or tanh.
     pattention.init_values = "wang"  # wang: N(0, (2 / (L sqrt(D)))^2); normal(init_std); fan_in. Keys: init_std.

@@ -20,7 +20,7 @@ from flax import nnx
 
 from models import parameters, projections
 from models.mixers.context import Context
-from models.pattention import Pattention, token_counts
+from models.pattention import Pattention
 from models.spec import Spec
 
 ACTIVATIONS = {
@@ -47,8 +47,8 @@ class MLP(nnx.Module):
         options = spec.options["mlp"]
         F = options["hidden"] or 4 * spec.D
         kw = {"bias": options["bias"], "rngs": rngs}
-        self.up = projections.make(spec, spec.D, F, axes=("embed", "hidden"), **kw)
-        self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, **kw)
+        self.up = projections.make(spec, spec.D, F, axes=("embed", "hidden"), name="up", **kw)
+        self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, name="down", **kw)
         self.activation = ACTIVATIONS[options["activation"]]
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
@@ -66,9 +66,9 @@ class SwiGLU(nnx.Module):
         options = spec.options["swiglu"]
         F = options["hidden"] or -(-8 * spec.D // 3 // 64) * 64
         kw = {"bias": options["bias"], "rngs": rngs}
-        self.gate = projections.make(spec, spec.D, F, axes=("embed", "hidden"), **kw)
-        self.up = projections.make(spec, spec.D, F, axes=("embed", "hidden"), **kw)
-        self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, **kw)
+        self.gate = projections.make(spec, spec.D, F, axes=("embed", "hidden"), name="up", **kw)
+        self.up = projections.make(spec, spec.D, F, axes=("embed", "hidden"), name="up", **kw)
+        self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, name="down", **kw)
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x)), {}
@@ -82,8 +82,7 @@ class PattentionChannel(nnx.Module):
     """The feed-forward of TokenFormer: ONE Pattention D -> D over `channel_tokens` (0: 4 x tokens)."""
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
-        kw = {"tokens": token_counts(spec)[1], "residual": True, "rngs": rngs}
-        self.map = Pattention(spec, spec.D, spec.D, axes=("embed", "embed"), **kw)
+        self.map = Pattention(spec, spec.D, spec.D, axes=("embed", "embed"), residual=True, name="channel", rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
         return self.map(x), {}

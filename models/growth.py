@@ -21,8 +21,9 @@ KEYS = {  # of a Spec -> in a config
     "V": "model.vocab_size", "D": "model.width", "L": "model.num_layers", "N": "model.num_heads",
     "K": "model.num_kv_heads", "H": "model.head_dim", "mixers": "model.mixer",
 }  # fmt: skip
+SIZES = ("tokens", "channel_tokens", *(f"{name}_tokens" for name in pattention.MAPS))
 FREE = {"dtype", "remat", "unroll", "partition", "init", "init_std", "options"}  # no part of the function, or below
-FREE_OPTIONS = {"pattention.init_values", "pattention.tokens", "pattention.channel_tokens"}
+FREE_OPTIONS = {f"pattention.{name}" for name in ("init_values", *SIZES)}
 
 
 def grow(params: Any, old: Spec, new: Spec, key: jax.Array) -> Any:
@@ -79,16 +80,21 @@ def problems(old: Spec, new: Spec) -> list[str]:
         found.append(
             "model.pattention.top_by='score' lets zero scores of new tokens displace negative ones; use 'magnitude'."
         )
-    sizes = zip(("tokens", "channel_tokens"), pattention.token_counts(old), pattention.token_counts(new), strict=True)
-    for name, was, wanted in sizes:
-        if wanted < was:
-            found.append(f"model.pattention.{name}={wanted} is fewer than the {was} there are; use e.g. {2 * was}.")
-    (p, f), (q, g) = pattention.token_counts(old), pattention.token_counts(new)
-    if options["top_r"] and p * g != q * f:
-        found.append(
-            f"model.pattention.channel_tokens={g} changes what the router keeps of a channel's {f} tokens; "
-            f"use {q * f // p}, as many times more as model.pattention.tokens."
-        )
+    was, wanted = (pattention.token_counts(spec.options["pattention"], spec.D) for spec in (old, new))
+    # A map without a number of its own has that of all maps, of which one sentence is enough.
+    own = lambda name: name in SIZES[:2] or old.options["pattention"][name] or options[name]  # noqa: E731
+    for name in filter(own, SIZES):
+        if wanted[name] < was[name]:
+            found.append(
+                f"model.pattention.{name}={wanted[name]} is fewer than the {was[name]} there are; "
+                f"use e.g. {2 * was[name]}."
+            )
+        elif options["top_r"] and was["tokens"] * wanted[name] != wanted["tokens"] * was[name]:
+            kind = "a channel's" if name == "channel_tokens" else f"{name.removesuffix('_tokens')}'s"
+            found.append(
+                f"model.pattention.{name}={wanted[name]} changes what the router keeps of {kind} {was[name]} tokens; "
+                f"use {wanted['tokens'] * was[name] // was['tokens']}, as many times more as model.pattention.tokens."
+            )
     return found
 
 

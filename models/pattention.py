@@ -11,6 +11,8 @@ moves a bit of it. A number of its own kind beside the parameters would have nee
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +30,19 @@ INIT_VALUES = {
 ROUTERS = ("score", "magnitude")
 
 
-def token_counts(spec: Spec) -> tuple[int, int]:
-    """P of the maps of a mixer and P of those of a channel, the options' zeros resolved."""
-    options = spec.options["pattention"]
-    tokens = options["tokens"] or spec.D
-    return tokens, options["channel_tokens"] or 4 * tokens
+MAPS = {"q": "tokens", "k": "tokens", "v": "tokens", "o": "tokens", "up": "channel_tokens", "down": "channel_tokens"}
+
+
+def token_counts(options: Mapping[str, Any], width: int) -> dict[str, int]:
+    """P by the name of its key, every zero of `model.pattention` resolved: tokens, channel_tokens, q_tokens, ...
+
+    Args:
+      options: `config.model.pattention`.
+      width: D.
+    """
+    tokens = options["tokens"] or width
+    counts = {"tokens": tokens, "channel_tokens": options["channel_tokens"] or 4 * tokens}
+    return counts | {f"{name}_tokens": options[f"{name}_tokens"] or counts[rest] for name, rest in MAPS.items()}
 
 
 def used(spec: Spec) -> bool:
@@ -43,8 +53,9 @@ def used(spec: Spec) -> bool:
 class Pattention(nnx.Module):
     """`theta(x keys^T) values (+ b)`: `x [..., D_in] -> [..., D_out]` over P parameter tokens; a Projection.
 
-    P is `model.pattention.tokens`, or `channel_tokens` for a map to or from a channel's hidden width. theta divides the
-    scores by their norm over P, times tau, and takes GeLU; see kernels.pattention for the others.
+    P is what `model.pattention` says of the map of this `name`; of one without a key of its own `tokens`, or
+    `channel_tokens` of a map to or from a channel's hidden width. theta divides the scores by their norm over P, times
+    tau, and takes GeLU; see kernels.pattention for the others.
     """
 
     def __init__(
@@ -56,12 +67,13 @@ class Pattention(nnx.Module):
         axes: tuple[str | None, str | None],
         residual: bool = False,
         bias: bool = False,
+        name: str = "",
         rngs: nnx.Rngs,
-        tokens: int = 0,
     ):
         options = spec.options["pattention"]
-        per_mixer, per_channel = token_counts(spec)
-        P = tokens or (per_channel if "hidden" in axes else per_mixer)
+        counts = token_counts(options, spec.D)
+        own = f"{name}_tokens" if name in (*MAPS, "channel") else "channel_tokens" if "hidden" in axes else "tokens"
+        P = counts[own]
         keys, values = (parameters.normal(std) for std in (spec.init_std, INIT_VALUES[options["init_values"]](spec, P)))
         # A mesh axis cuts P (tensor) or a width (fsdp), whatever the map's ends are called.
         self.keys = parameters.param(keys, rngs, (P, d_in), ("tokens", "embed"), "kernel", spec)
@@ -71,7 +83,7 @@ class Pattention(nnx.Module):
         self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
         self.rule = {name: options[name] for name in ("normalization", "gelu")}
         self.rule["implementation"] = options["implementation"] or None
-        self.kept, self.router = _kept(options["top_r"], P, per_mixer), options["top_by"]
+        self.kept, self.router = _kept(options["top_r"], P, counts["tokens"]), options["top_by"]
         self.partition, self.dtype = spec.partition, spec.dtype
         self.cut = _mesh_axis(spec)
 

@@ -11,7 +11,10 @@ from models.spec import Spec
 
 
 class Projection(Protocol):
-    """`(spec, d_in, d_out, *, axes, residual, bias, rngs)`, then `x [..., d_in] -> [..., d_out]` in `spec.dtype`."""
+    """`(spec, d_in, d_out, *, axes, residual, bias, rngs)`, then `x [..., d_in] -> [..., d_out]` in `spec.dtype`.
+
+    `name`: which map of its part it is (q, k, v, o, up, down, gate), for projections whose maps differ in size.
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array: ...
 
@@ -28,8 +31,10 @@ class Dense(nnx.Module):
         axes: tuple[str | None, str | None],
         residual: bool = False,
         bias: bool = False,
+        name: str = "",
         rngs: nnx.Rngs,
     ):
+        del name  # A dense map's size is that of its ends.
         std = parameters.kernel_std(spec, d_in, axes[0], residual=residual)
         self.kernel = parameters.param(parameters.normal(std), rngs, (d_in, d_out), axes, "kernel", spec)
         self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None

@@ -16,6 +16,7 @@ from experiments.program import inputs
 from experiments.training import evaluate
 from experiments.workdir import grown, trained
 from experiments.workdir.saved import saved_config
+from models import growth
 
 
 def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
@@ -50,7 +51,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
 def change_by_growth(small: Mapping[str, Any], large: Mapping[str, Any]) -> float:
     """How much growth alone moves the held-out loss, relative to it."""
     options = saved_config(large["workdir"]).model.pattention
-    sizes = {"tokens": options.tokens, "channel_tokens": options.channel_tokens}
+    sizes = {name: options[name] for name in growth.SIZES}
     values = []
     for made in (trained.load(small["workdir"]), grown.grow(small["workdir"], **sizes)):
         held_out = inputs.eval_batches(made.config, made.corpus)

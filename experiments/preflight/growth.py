@@ -13,14 +13,17 @@ OPTIMIZERS = ("reset", "carry")
 
 def problems(config: Any) -> Iterator[str]:
     """What the preflight says about parameter tokens and their growth; of the run to grow it reads the config alone."""
+    from models.pattention import token_counts
+
     options, init = config.model.pattention, config.init
-    tokens = options.tokens or config.model.width
+    counts = token_counts(options, config.model.width)
+    tokens = counts["tokens"]
     if "pattention" in (config.model.projection, config.model.channel):
         if options.top_r > tokens:
             yield f"model.pattention.top_r={options.top_r} is more than the {tokens} there are; use e.g. {tokens // 2}."
         parts = math.prod(config.mesh[axis] for axis in config.sharding.tokens if config.mesh[axis] > 1)
-        for name, count in (("tokens", tokens), ("channel_tokens", options.channel_tokens or 4 * tokens)):
-            if count % parts:
+        for name, count in counts.items():
+            if count % parts and (options[name] or name in ("tokens", "channel_tokens")):
                 yield (
                     f"model.pattention.{name}={count} does not divide over {parts} devices of "
                     f"{tuple(config.sharding.tokens)}; use e.g. {max(1, round(count / parts)) * parts}."

@@ -21,7 +21,10 @@ def shrink(config: Any) -> Any:
     lact.heads, lact.rank = min(lact.heads, heads), min(lact.rank, 4)
     lact.chunk_size, lact.window = min(lact.chunk_size, 8), min(lact.window, 8)
     pattention = model.pattention
-    pattention.tokens, pattention.channel_tokens = min(pattention.tokens, 32), min(pattention.channel_tokens, 64)
+    for key, most in (("tokens", 32), ("channel_tokens", 64), ("up_tokens", 64), ("down_tokens", 64)):
+        pattention[key] = min(pattention[key], most)
+    for key in ("q_tokens", "k_tokens", "v_tokens", "o_tokens"):
+        pattention[key] = min(pattention[key], 32)
     pattention.top_r = min(pattention.top_r, 8)
     model.vocab_size = 0
     model.dtype = "float32" if model.dtype == "float16" else model.dtype

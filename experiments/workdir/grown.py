@@ -12,20 +12,22 @@ from experiments.workdir import trained
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import saved_config
 from models import growth
-from models.pattention import token_counts
+from models.pattention import MAPS, token_counts
 
 
-def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0) -> Any:
+def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0, **maps: int) -> Any:
     """The trained model in `workdir` with more parameter tokens and the same function, ready to use or to train on.
 
     Args:
       workdir: a run of a model with `model.projection` or `model.channel` "pattention".
       tokens: P of each map of a mixer, at least what it is.
       channel_tokens: P of each map of a channel; 0 = four times `tokens`.
+      **maps: q_tokens, k_tokens, v_tokens, o_tokens, up_tokens, down_tokens: P of one map, as in `model.pattention`;
+        those that are not named stay as they are.
     """
     old = trained.load(workdir)
     config = old.config.copy_and_resolve_references().unlock()
-    config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens})
+    config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens, **maps})
     new = build(config.lock(), vocab_size=old.corpus.tokenizer.vocab_size, mesh=old.program.mesh)
     return trained.Trained(config, new, _grow(old.program, new)(old.params), old.corpus)
 
@@ -68,6 +70,9 @@ def before(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> 
 
 def _grow(old: Program, new: Program) -> Any:
     """`params -> grown params`, laid out as the new program says; a second growth draws other values."""
-    key = jax.random.fold_in(jax.random.key(new.config.seed), token_counts(new.spec)[0])
+    options = new.spec.options["pattention"]
+    key = jax.random.fold_in(jax.random.key(new.config.seed), token_counts(options, new.spec.D)["tokens"])
+    for name in MAPS:
+        key = jax.random.fold_in(key, options[f"{name}_tokens"]) if options[f"{name}_tokens"] else key
     fn = lambda params: growth.grow(params, old.spec, new.spec, key)  # noqa: E731
     return jax.jit(fn, out_shardings=new.shardings["params"])

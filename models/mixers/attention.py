@@ -31,10 +31,10 @@ class Attention(nnx.Module):
         options = spec.options["attention"]
         D, N, K, H = spec.D, spec.N, spec.K, spec.H
         kw = {"bias": options["bias"], "rngs": rngs}
-        self.q = projections.make(spec, D, N * H, axes=("embed", "heads"), **kw)
-        self.k = projections.make(spec, D, K * H, axes=("embed", "heads"), **kw)
-        self.v = projections.make(spec, D, K * H, axes=("embed", "heads"), **kw)
-        self.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, **kw)
+        self.q = projections.make(spec, D, N * H, axes=("embed", "heads"), name="q", **kw)
+        self.k = projections.make(spec, D, K * H, axes=("embed", "heads"), name="k", **kw)
+        self.v = projections.make(spec, D, K * H, axes=("embed", "heads"), name="v", **kw)
+        self.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, name="o", **kw)
         head_norm = {"kind": "rmsnorm", "scale": True, "rngs": rngs}
         self.q_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
         self.k_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None

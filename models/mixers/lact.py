@@ -45,8 +45,10 @@ class Lact(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["lact"]
         D, N, width, heads = spec.D, spec.N, spec.N * spec.H, options["heads"]
-        self.q, self.k, self.v = (projections.make(spec, D, width, axes=("embed", "heads"), rngs=rngs) for _ in "qkv")
-        self.out = projections.make(spec, width, D, axes=("heads", "embed"), residual=True, rngs=rngs)
+        self.q, self.k, self.v = (
+            projections.make(spec, D, width, axes=("embed", "heads"), name=name, rngs=rngs) for name in "qkv"
+        )
+        self.out = projections.make(spec, width, D, axes=("heads", "embed"), residual=True, name="o", rngs=rngs)
         rms = {"kind": "rmsnorm", "scale": True, "eps": EPSILON, "rngs": rngs}
         self.q_norm = norms.Norm(spec, width, **rms) if options["qk_norm"] else None
         self.k_norm = norms.Norm(spec, width, **rms) if options["qk_norm"] else None

@@ -96,8 +96,10 @@ class GatedDelta(nnx.Module):
 def _memory(mixer: nnx.Module, spec: Spec, chunk_size: int, rngs: nnx.Rngs) -> None:
     """Gives `mixer` what both layers have: projections, the norm of what is read, sizes."""
     D, N, H = spec.D, spec.N, spec.H
-    mixer.q, mixer.k, mixer.v = (projections.make(spec, D, N * H, axes=("embed", "heads"), rngs=rngs) for _ in "qkv")
-    mixer.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, rngs=rngs)
+    mixer.q, mixer.k, mixer.v = (
+        projections.make(spec, D, N * H, axes=("embed", "heads"), name=name, rngs=rngs) for name in "qkv"
+    )
+    mixer.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, name="o", rngs=rngs)
     mixer.norm = norms.Norm(spec, H, kind="rmsnorm", scale=True, rngs=rngs)
     mixer.N, mixer.H, mixer.chunk_size = N, H, chunk_size
     mixer.dtype, mixer.partition = spec.dtype, spec.partition

@@ -34,8 +34,10 @@ class _TTT(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options[self.name]
         D, N, H = spec.D, spec.N, spec.H
-        self.q, self.k, self.v = (projections.make(spec, D, N * H, axes=("embed", "heads"), rngs=rngs) for _ in "qkv")
-        self.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, rngs=rngs)
+        self.q, self.k, self.v = (
+            projections.make(spec, D, N * H, axes=("embed", "heads"), name=name, rngs=rngs) for name in "qkv"
+        )
+        self.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, name="o", rngs=rngs)
         self.gate = projections.make(spec, D, N * H, axes=("embed", "heads"), rngs=rngs) if options["gate"] else None
         self.rate = fast.Gate(spec, N, rngs=rngs)
         self.widths = (H, *self.hidden(options, H), H)

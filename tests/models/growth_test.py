@@ -60,6 +60,8 @@ CASES = {
     "mixer_only": ({}, {**LARGER, "channel_tokens": 70}),
     "router": (ROUTED, {"tokens": 30, "channel_tokens": 105}),
 }
+MAPS = {"q_tokens": 10, "k_tokens": 20, "v_tokens": 15, "o_tokens": 12}  # P of each map of the mixer before,
+GROWN = {"q_tokens": 11, "v_tokens": 40, "o_tokens": 12}  # and after; k follows `tokens`, o stays.
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -77,6 +79,26 @@ def test_growth_by_zero_keys_changes_no_output(case, dtype, tolerance, x64):
     # Computing tau anew from the grown P is what would change it.
     anew = map_named(lambda tau: tau * np.sqrt(larger["tokens"] / 20), "tau", grown)
     assert float(jnp.abs(apply(new, anew) - before).max() / jnp.abs(before).max()) > 1e-3
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_every_map_grows_by_itself(routed, x64):
+    """Numbers of its own before and after; a router keeps the same share of each, so there all grow alike."""
+    larger = {name: 3 * P for name, P in (OPTIONS | MAPS).items()} if routed else {**LARGER, "k_tokens": 0, **GROWN}
+    more = {"top_r": 8, "top_by": "magnitude"} if routed else {}
+    old, new = spec(options=OPTIONS | MAPS | more), spec(options=OPTIONS | more | larger)
+    params = born(old)
+    grown = growth.grow(params, old, new, jax.random.key(1))
+    block = grown["stack"]["period"]["0_attention"]
+    want = {"q": 30, "k": 60, "v": 45, "out": 36} if routed else {"q": 11, "k": 33, "v": 40, "out": 12}
+    was = dict(zip(want, MAPS.values(), strict=True))
+    for name, P in want.items():
+        part = block["mixer"][name]
+        assert part["keys"].shape == part["values"].shape == (2, P, 32), name
+        assert not np.any(part["keys"][:, was[name] :]) and set(np.ravel(part["tau"])) == {np.sqrt(was[name])}
+    assert block["channel"]["map"]["keys"].shape[1] == larger["channel_tokens"]
+    before = apply(old, params)
+    assert float(jnp.abs(apply(new, grown) - before).max() / jnp.abs(before).max()) <= 1e-12
 
 
 def test_growing_twice_keeps_the_tau_of_birth(x64):
@@ -126,12 +148,20 @@ def test_everything_else_is_refused_by_name():
     for sentence, change in changes.items():
         refused(old, spec(**change), sentence, "growth changes only parameter tokens")
     refused(old, spec(options={"tokens": 10}), "model.pattention.tokens=10 is fewer than the 20", "use e.g. 40")
+    maps = spec(options=OPTIONS | MAPS)
+    refused(maps, spec(options=OPTIONS | MAPS | {"v_tokens": 14}), "model.pattention.v_tokens=14 is fewer than the 15")
+    refused(maps, spec(options=OPTIONS | {"tokens": 8, "o_tokens": 12}), "model.pattention.q_tokens=8 is fewer")
+    assert not growth.problems(maps, spec(options=OPTIONS | MAPS | {"v_tokens": 0}))  # 20, as `tokens`
     softmax = {**OPTIONS, "normalization": "softmax"}
     refused(spec(options=softmax), spec(options=softmax), "softmax", "grow one with 'l2_gelu'")
     routed = {**OPTIONS, "top_r": 8}
     refused(spec(options=routed), spec(options=routed), "top_by='score'", "use 'magnitude'")
     routed |= {"top_by": "magnitude"}
     refused(spec(options=routed), spec(options={**routed, "tokens": 40}), "channel_tokens=70", "use 140")
+    refused(
+        spec(options=routed | MAPS), spec(options=routed | MAPS | {"q_tokens": 20}),
+        "model.pattention.q_tokens=20 changes what the router keeps of q's 10 tokens; use 10",
+    )  # fmt: skip
     dense = spec(projection="dense", channel="mlp")
     refused(dense, dense, "no parameter tokens to grow")
 

@@ -99,6 +99,34 @@ def assert_only_tau_stays(roles, before, *after):
         assert {np.array_equal(old, n) for n in new} == {role == "frozen"}, role
 
 
+SIZES = {"tokens": 11, "channel_tokens": 40, "q_tokens": 5, "k_tokens": 6, "v_tokens": 7, "o_tokens": 8,
+         "up_tokens": 30, "down_tokens": 20}  # fmt: skip
+
+
+@pytest.mark.parametrize("channel", ["mlp", "swiglu", "pattention"])
+@pytest.mark.parametrize("mixer", ["attention", "ttt_linear", "linear_attention", "gated_delta", "lact"])
+def test_every_map_has_the_tokens_that_its_key_says(mixer, channel):
+    """The released layer has other numbers for q, k, v than for the map back; 0 is one number for all, as before."""
+    changes = {"model__projection": "pattention", "model__channel": channel, "model__mixer": mixer}
+    keys = {f"model__pattention__{name}": P for name, P in SIZES.items()}
+    one = {"model__pattention__tokens": 11, "model__pattention__channel_tokens": 40}
+    gated = {"model__ttt_linear__gate": True}
+
+    def counts(**sizes):
+        params = program_test.program(**changes, **gated, **sizes).abstract["params"]
+        block = params["stack"]["period"][f"0_{mixer}"]
+        is_map = lambda part: isinstance(part, dict) and "keys" in part  # noqa: E731
+        shapes = ({k: v["keys"].shape[1] for k, v in block[part].items() if is_map(v)} for part in ("mixer", "channel"))
+        return tuple(shapes)
+
+    of_mixer, of_channel = counts(**keys)
+    assert of_mixer.pop("gate", 11) == 11 and of_mixer == {"q": 5, "k": 6, "v": 7, "out": 8}
+    want = {"mlp": {"up": 30, "down": 20}, "swiglu": {"gate": 30, "up": 30, "down": 20}, "pattention": {"map": 40}}
+    assert of_channel == want[channel]
+    of_mixer, of_channel = counts(**one)
+    assert set(of_mixer.values()) == {11} and set(of_channel.values()) == {40}
+
+
 PARTS = {"model__projection": "pattention", "model__channel": "pattention", "model__pattention__tokens": 11}
 
 
