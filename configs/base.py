@@ -282,9 +282,12 @@ def get_config() -> ConfigDict:
     generate.insertion.threshold = 0.9  # threshold: stops where p_stop is at least this.
 
     generate.diffusion = denoising = ConfigDict()  # Of diffusion objectives: fills max_tokens masks behind the prompt.
-    denoising.method = ""  # "" = the objective's own (ancestral; score_entropy: analytic), else euler, entropy, ...
+    denoising.method = ""  # "" = the objective's own (ancestral; score_entropy: analytic), else entropy, drawn, ...
     denoising.steps = 0  # Calls of the model for the whole text; 0 = one a token.
     denoising.block = 0  # Tokens filled before the next ones; 0 = all at once, or the blocks of block_diffusion.
+    denoising.block_from = (
+        "row"  # block: counted from the first token of a row, or of the answer: "prompt" (LLaDA).  # before: "row"
+    )
     denoising.grid = "linear"  # ancestral: times of the steps: linear, or cosine (few tokens first).
     denoising.remask = 0.0  # ancestral: share of the largest rate at which tokens become masks again (ReMDM).
     denoising.threshold = 0.9  # threshold: reveals every token at least so sure.

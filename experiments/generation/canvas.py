@@ -3,7 +3,7 @@ models/decoding/diffusion.py, with the model as its `denoise`.
 
 A row is `[bos] prompt [mask * max_tokens] suffix`, then padding up to a length that few requests do not share. Blocks
 are filled from left to right: those of a block diffusion model, else of `generate.diffusion.block`; tokens of later
-blocks stay masked meanwhile.
+blocks stay masked meanwhile. What a row gets depends on no other row, nor on how far the canvas is padded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -80,10 +80,24 @@ class Filler:
     ) -> tuple[np.ndarray, Work]:
         """`canvas [B, T]` with its masks filled in, and what that cost. `segments [B, T]`: 0 = padding."""
         settings, guide, key = self.settings(options), self._guide(options), jax.random.key(seed)
-        if dict(settings).get("policy") == "adaptive":  # Columns before the first mask of any row: the prompt.
-            settings += (("prompt", int(np.argmax((canvas == self._mask_id).any(0)))),)
         extra = {} if guide is None else {"guide": guide.params}
-        return jax.tree.map(np.asarray, self._fill(params, canvas, segments, key, rows, settings=settings, **extra))
+        chosen, open_ = dict(settings), canvas == self._mask_id
+        if chosen.get("policy") == "adaptive":
+            sides = features.sides(np.where(segments != 0, 0, -1), open_)
+            settings += (("sides", tuple(int(side.sum(1).max()) for side in sides)),)
+
+        def run(some: np.ndarray | slice, settings: tuple) -> tuple[np.ndarray, Work]:
+            parts = (canvas[some], segments[some], key, rows[some])
+            return jax.tree.map(np.asarray, self._fill(params, *parts, settings=settings, **extra))
+
+        if "policy" not in chosen or chosen["by_from"] == "row" or not chosen["by"]:
+            return run(slice(None), settings)
+        # Windows of a cache are the same in all rows: rows whose blocks begin together go together.
+        starts = np.argmax(open_, 1)
+        groups = [np.flatnonzero(starts == start) for start in np.unique(starts)]
+        done = [run(group, (*settings, ("start", int(starts[group[0]])))) for group in groups]
+        back = np.argsort(np.concatenate(groups))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *done)
 
     def answers(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a task with their answers drawn anew: tokens `[B, T]`, calls `[B]`. `batch` as from `inputs.prepare`.
@@ -157,14 +171,19 @@ class Filler:
             out = model(z, mask=goal.mask, segment_ids=segments, time=t)
             return model.logits(out.features)[..., : goal.mask_id]
 
+        open_, held, method = canvas == goal.mask_id, (segments != 0).sum(-1), settings["method"]
+
         def denoise(z: jax.Array, rate: jax.Array) -> jax.Array:
-            # Samplers that fill masks run on the linear schedule, whose time is the rate of masks.
+            # Samplers that fill masks run on the linear schedule, whose time is the rate of masks: in those without a
+            # clock, of the row itself, padding and the masks of later blocks as the model sees them.
+            if method in preflight_objectives.CONFIDENT:
+                rate = ((z == goal.mask_id) & open_).sum(-1) / held
             return predict(z, schedules.get(goal.schedule).time(rate)).at[..., never].set(-jnp.inf)
 
         def log_score(z: jax.Array, t: jax.Array) -> jax.Array:
             return goal.log_score(predict(z, t), t, z, temperature).at[..., never].set(-jnp.inf)
 
-        scores = settings["method"] in preflight_objectives.SCORE_METHODS
+        scores = method in preflight_objectives.SCORE_METHODS
         if scores:
             temperature = settings.pop("temperature")
             settings |= {"schedule": goal.schedule, "graph": goal.graph}
@@ -200,6 +219,7 @@ def settings(options: dict, objective: str = "masked_diffusion") -> tuple[tuple[
         ("steps", chosen["steps"] or options["max_tokens"]),
         ("count", options["max_tokens"]),
         ("by", chosen["block"]),
+        ("by_from", chosen["block_from"]),
         ("temperature", options["temperature"]),
         *((name, chosen[name]) for name in names),
         *more,
@@ -217,6 +237,7 @@ def fill(
     steps: int,
     block: int = 0,
     by: int = 0,
+    by_from: str = "row",
     **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Fills the masks of `canvas [B, T]`: tokens `[B, T]` and calls of the model `[B]`. Safe under jit.
@@ -225,7 +246,8 @@ def fill(
       denoise: `(z [B, T], t [B]) -> logits [B, T, mask_id]`.
       key: of the request's seed; `rows [B]`: numbers from which the rows' own keys are folded.
       count: masks of a row; steps: calls that they are worth, shared out among the blocks.
-      block: the model's own blocks, 0 for none; by: those to use else. Counted from the first token of a row.
+      block: the model's own blocks, 0 for none; by: those to use else. The model's are counted from the first token of
+        a row, the others from there or, with by_from="prompt", from its first mask (LLaDA).
       **options: of `diffusion.sample`: method, temperature, ...
     """
     B, T = canvas.shape
@@ -233,21 +255,28 @@ def fill(
         denoise, key, batch=B, length=T, vocab_size=mask_id, steps=steps, init=init, requests=rows, **options
     )
     size = block or by
-    if not size or size >= T:
+    if not size:
         return sample(denoise, key, canvas, steps)
-    index, share = jnp.arange(T), max(1, -(-steps * size // count))
+    index, share, masked = jnp.arange(T), _share(steps, size, count), canvas == mask_id
+    start = jnp.argmax(masked, -1)[:, None] if by_from == "prompt" and not block else 0
 
     def one(b: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         z, calls = state
         # To the sampler the masks of later blocks are tokens that stand; the model sees them as the masks they are.
-        later = (index >= (b + 1) * size) & (z == mask_id)
+        later = (index >= start + (b + 1) * size) & (z == mask_id)
         seen = lambda z, t: denoise(jnp.where(later, mask_id, z), t)  # noqa: E731
         filled, more = sample(seen, jax.random.fold_in(key, b), jnp.where(later, 0, z), share)
-        return jnp.where(later, mask_id, filled), calls + more
+        # A row with nothing to fill in this block is there because of others.
+        return jnp.where(later, mask_id, filled), calls + more * ((z == mask_id) & ~later).any(-1)
 
-    first = jnp.min(jnp.where(canvas == mask_id, index, T)) // size
-    last = jnp.max(jnp.where(canvas == mask_id, index, -1)) // size
+    own = (index - start) // size
+    first, last = jnp.min(jnp.where(masked, own, T)), jnp.max(jnp.where(masked, own, -1))
     return jax.lax.fori_loop(first, last + 1, one, (jnp.asarray(canvas), jnp.zeros(B, int)))
+
+
+def _share(steps: int, size: int, count: int) -> int:
+    """Calls of a block of `size` positions, where `steps` are for `count` masks."""
+    return max(1, -(-steps * min(size, count) // count))
 
 
 def fill_cached(
@@ -264,9 +293,11 @@ def fill_cached(
     policy: str,
     method: str,
     plan: tuple = (),
-    prompt: int = 0,
+    sides: tuple[int, int] = (0, 0),
     block: int = 0,
     by: int = 0,
+    by_from: str = "row",
+    start: int = 0,
     never: jax.Array | None = None,
     guide: Any = None,
     rule: str = "match",
@@ -278,17 +309,20 @@ def fill_cached(
 
     Args:
       model, mask: an `LM` and what its objective sees; segments `[B, T]`: 0 = padding.
-      policy: none, prefix, dual, free; or adaptive, as `plan` says (prompt_every, answer_every, share), in one block:
-        columns before `prompt` are the prompt.
+      policy: none, prefix, dual, free; or adaptive, as `plan` says (prompt_every, answer_every, share), in one block.
+      sides: adaptive: most tokens of a row before its first mask, and from it on.
+      start: by_from="prompt": where the first mask of all these rows is, from which blocks of `by` are counted.
       guide: an autoregressive `LM` for method "guided", and `rule`: see `models.decoding.guided`.
       others: as of `fill` and `caches.decode`; refresh 0: never.
     """
     B, T = canvas.shape
     index = jnp.arange(T)
     places = jnp.where(segments != 0, index, -1)
-    size = min(block or by or T, T)
+    start = start if by_from == "prompt" and by and not block else 0
+    size = min(block or by or T, T - start)
     if policy == "adaptive":
-        run, cache = features.of_model(model, mask, places, features.Plan(prompt, **dict(plan)), mask_id)
+        how = features.Plan(*sides, **dict(plan))
+        run, cache = features.of_model(model, mask, places, canvas == mask_id, how, mask_id)
         policy = "none"
     else:
         run, cache = network.cached(model, mask, places, mask_id), network.empty(model, B, T)
@@ -301,11 +335,10 @@ def fill_cached(
     if guide is not None:
         reads = network.cached(guide, masks.Causal(), places, mask_id)
         judge = caches.Guide(reads, network.empty(guide, B, T), rule)
-    blocks = -(-T // size)
-    share = max(1, -(-steps * size // count)) if blocks > 1 else steps
+    blocks, share = -(-(T - start) // size), _share(steps, size, count)
     found = caches.decode(
         allowed, cache, key, init=canvas, block=size, mask_id=mask_id, policy=policy, commit=commit,
-        refresh=refresh or None, method=method, steps=blocks * share, guide=judge,
+        refresh=refresh or None, method=method, steps=blocks * share, guide=judge, prompt_length=start,
         prefill=blocks > 1, requests=rows, **options,
     )  # fmt: skip
     fed = found.cache.fed if isinstance(found.cache, features.Features) else found.fed

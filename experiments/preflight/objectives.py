@@ -17,6 +17,7 @@ GENERATION = {
     "generate.diffusion.cache": ("", *CACHES),
     "generate.diffusion.rule": ("match", "top_k", "threshold", "ratio", "sample", "always", "never"),
     "generate.diffusion.grid": ("linear", "cosine"),
+    "generate.diffusion.block_from": ("row", "prompt"),
     "generate.insertion.stop": ("sample", "threshold", "never"),
 }  # fmt: skip
 FILLED = ("masked_diffusion", "block_diffusion", "score_entropy")  # By models.decoding.diffusion.

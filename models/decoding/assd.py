@@ -61,7 +61,8 @@ def sample(
     mask_id = _mask_of(conditionals, order, vocab_size, mask_id, two_stream)
     z, order, n = _start(order, prompt, mask_id)
     rank = jnp.argsort(order, -1)
-    keys = categorical.row_keys(key, batch, requests)
+    # A row's draws are numbered by its own targets: how many tokens were given to it, padding among them, is no part.
+    keys, begun = categorical.row_keys(key, batch, requests), n
     first_pass, second_pass = _passes(conditionals, order, rank, mask_id, draft, two_stream)
 
     def round_(state):
@@ -69,9 +70,9 @@ def sample(
         left = length - n
         places = jnp.take_along_axis(order, jnp.minimum(n[:, None] + jnp.arange(draft), length - 1), 1)
         log_q = _at_temperature(first_pass(z, n, places), temperature)
-        drafts = categorical.sample(categorical.fold(keys, n, categorical.TOKEN), log_q).astype(z.dtype)
+        drafts = categorical.sample(categorical.fold(keys, n - begun, categorical.TOKEN), log_q).astype(z.dtype)
         log_p = _at_temperature(second_pass(z, n, drafts, places), temperature)
-        accepted, repair = verify(keys, n, log_q, log_p, drafts, left)
+        accepted, repair = verify(keys, n - begun, log_q, log_p, drafts, left)
         # Ranks n .. n+accepted-1 take their drafts, rank n+accepted (if there is one) the repaired token.
         ahead = rank - n[:, None]
         index = jnp.clip(ahead, 0, draft - 1)
@@ -120,7 +121,7 @@ def _passes(conditionals, order: Array, rank: Array, mask_id: int, draft: int, t
 
 
 def verify(keys: Array, n: Array, log_q: Array, log_p: Array, drafts: Array, left: Array) -> tuple[Array, Array]:
-    """Accepted drafts [B] and the token [B] that replaces the first rejected one.
+    """Accepted drafts [B] and the token [B] that replaces the first rejected one; n [B]: tokens drawn before.
 
     log_q (draft) and log_p (oracle) are [B, k, V], drafts [B, k], left [B] the ranks that remain. The first draft was
     drawn from the oracle's own law and is always accepted, also where the two passes round differently.

@@ -22,6 +22,7 @@ from models.decoding.caches import Network
 from models.mixers.context import Context
 
 Array = jax.Array
+GRID = 4096  # Likenesses closer than about 1 / GRID count as equal.
 
 
 class Layer(Protocol):
@@ -54,30 +55,59 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """`prompt`: columns before this one are the prompt, those from it on the answer. `prompt_every`, `answer_every`:
-    calls between two renewals; `share` of the answer is renewed in every other call (rounded up)."""
+    """Which features are renewed when, and how many columns of a batch that takes at most.
+
+    Args:
+      prompt, answer: most prompt tokens and answer tokens in a row of the batch.
+      prompt_every, answer_every: calls between two renewals.
+      share: of a row's answer tokens, renewed in every other call (rounded up).
+    """
 
     prompt: int
+    answer: int
     prompt_every: int = 50
     answer_every: int = 7
     share: float = 0.25
 
-    def counts(self, length: int) -> tuple[int, int]:
-        """Prompt and answer tokens."""
-        return self.prompt, length - self.prompt
-
-    def chosen(self, length: int) -> int:
-        """Answer tokens that an ordinary call renews."""
-        return math.ceil(self.share * (length - self.prompt))
+    def chosen(self) -> list[int]:
+        """Answer tokens that an ordinary call renews, by how many there are: 0 .. answer."""
+        return [math.ceil(self.share * count) for count in range(self.answer + 1)]
 
 
-def network(layers: Sequence[Layer], embed: Callable, logits: Callable, places: Array, plan: Plan) -> Network:
+def sides(places: Array, open_: Array) -> tuple[Array, Array]:
+    """Prompt and answer of each row, bool `[B, T]`: the tokens before its first open column, and those from it on.
+
+    places: `[B, T]`, -1 = padding, which is neither; open_: `[B, T]` bool, what is to be filled in.
+    """
+    begun = jnp.cumsum(open_, -1) > 0
+    return (places >= 0) & ~begun, (places >= 0) & begun
+
+
+def columns_of(side: Array, count: int) -> Array:
+    """Columns `[B, count]` where `side [B, T]` is true, from left to right, then T, which is no column."""
+    length = side.shape[1]
+    first = jnp.argsort(~side, -1, stable=True)[:, :count]
+    return jnp.where(jnp.take_along_axis(side, first, 1), first, length)
+
+
+def network(
+    layers: Sequence[Layer], embed: Callable, logits: Callable, places: Array, open_: Array, plan: Plan
+) -> Network:
     """For `caches.decode(policy="none")`, in one block: rows then make their calls together until each is done.
 
-    embed: tokens `[B, T]` -> `[B, T, D]`; logits: `[B, T, D]` -> `[B, T, C]`; places: `[B, T]`, -1 = padding.
+    No row depends on its neighbours: what is its prompt and its answer, and how much of it is renewed, is its own.
+
+    Args:
+      embed: tokens `[B, T]` -> `[B, T, D]`.
+      logits: `[B, T, D]` -> `[B, T, C]`.
+      places: `[B, T]`, -1 = padding.
+      open_: `[B, T]` bool, the columns to be filled in, as they were at first.
     """
-    length = places.shape[1]
-    everything, answer = jnp.arange(length), jnp.arange(plan.prompt, length)
+    rows, length = places.shape
+    prompt_side, answer_side = sides(places, open_)
+    front, answer = columns_of(prompt_side, plan.prompt), columns_of(answer_side, plan.answer)
+    everything = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    most = jnp.asarray(plan.chosen())[jnp.minimum(answer_side.sum(-1), plan.answer)]
 
     def run(tokens: Array, positions: Array, kept: Features) -> tuple[Array, Features]:
         del positions  # All of them.
@@ -88,46 +118,62 @@ def network(layers: Sequence[Layer], embed: Callable, logits: Callable, places: 
         def some(columns: Array, adaptive: bool):
             def go(operands):
                 x, layers_ = operands
-                new, count = [], len(columns) + adaptive * plan.chosen(length)
+                new, count = [], (columns < length).sum(-1) + adaptive * most
                 for layer, old in zip(layers, layers_, strict=True):
-                    at = jnp.broadcast_to(columns, (len(x), len(columns)))
+                    at = columns
                     if adaptive:
-                        at = jnp.concatenate([at, moved(layer, x, old[1], plan, length)], 1)
+                        at = jnp.concatenate([at, moved(layer, x, old[1], answer, most, plan)], 1)
                     x, old = renew(layer, x, old, at, places)
                     new.append(old)
-                return x, tuple(new), jnp.asarray(count, kept.fed.dtype)
+                return x, tuple(new), count.astype(kept.fed.dtype)
 
             return go
 
-        front = everything[: plan.prompt]
-        cases = [some(front[:0], True), some(answer, False), some(front, True), some(everything, False)]
+        cases = [some(front[:, :0], True), some(answer, False), some(front, True), some(everything, False)]
         x, new, count = jax.lax.switch(2 * prompt + whole, cases, (x, kept.layers))
         return logits(x), Features(new, kept.calls + 1, kept.fed + count)
 
     return run
 
 
-def moved(layer: Layer, x: Array, values: Array, plan: Plan, length: int) -> Array:
-    """Columns `[B, n]` of the answer tokens whose values are least like those kept."""
-    now, before = (v.reshape(*v.shape[:2], -1) for v in (layer.values(x[:, plan.prompt :]), values[:, plan.prompt :]))
+def moved(layer: Layer, x: Array, values: Array, answer: Array, most: Array, plan: Plan) -> Array:
+    """Columns `[B, n]` of the answer tokens whose values are least like those kept, `most [B]` of them, then T.
+
+    answer: `[B, A]` columns of the answers, T beyond the end of one.
+    """
+    length = x.shape[1]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    now, before = (_take(v.reshape(*v.shape[:2], -1), answer).astype(wide) for v in (layer.values(x), values))
     dot = (now * before).sum(-1)
     norms = jnp.linalg.norm(now, axis=-1) * jnp.linalg.norm(before, axis=-1)
     likeness = dot / jnp.maximum(norms, jnp.finfo(dot.dtype).tiny)
-    return plan.prompt + jax.lax.top_k(-likeness, plan.chosen(length))[1]
+    # Values that did not move are alike but for rounding, which must not choose among them: the first are taken then.
+    likeness = jnp.where(answer < length, jnp.round(likeness * GRID) / GRID, jnp.inf)
+    count = plan.chosen()[plan.answer]
+    chosen = jnp.take_along_axis(answer, jax.lax.top_k(-likeness, count)[1], 1)
+    return jnp.where(jnp.arange(count) < most[:, None], chosen, length)
 
 
 def renew(layer: Layer, x: Array, kept: tuple, columns: Array, places: Array) -> tuple[Array, tuple]:
-    """The layer's output `[B, T, D]` with the features of `columns [B, n]` computed and all others as kept."""
-    take = lambda a: jnp.take_along_axis(a, columns.reshape(columns.shape + (1,) * (a.ndim - 2)), 1)  # noqa: E731
+    """The layer's output `[B, T, D]` with the features of `columns [B, n]` computed and all others as kept.
+
+    Column T is none: what is computed for it is dropped.
+    """
     rows = jnp.arange(len(x))[:, None]
-    put = lambda old, new: old.at[rows, columns].set(new.astype(old.dtype))  # noqa: E731
-    part, here = take(x), take(places)
+    put = lambda old, new: old.at[rows, columns].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    part, here = _take(x, columns), _take(places, columns)
     q, k, v = layer.project(part, here)
     keys, values = put(kept[0], k), put(kept[1], v)
     attended = layer.attend(q, keys, values, here, places)
     attention = put(kept[2], attended)
     channel = put(kept[3], layer.channel(part + attended, here))
     return x + attention + channel, (keys, values, attention, channel)
+
+
+def _take(array: Array, columns: Array) -> Array:
+    """`[B, n, ...]` of `array [B, T, ...]`; what is no column takes the last one."""
+    columns = jnp.minimum(columns, array.shape[1] - 1)
+    return jnp.take_along_axis(array, columns.reshape(columns.shape + (1,) * (array.ndim - 2)), 1)
 
 
 def empty(layers: Sequence[Layer], batch: int, length: int, width: int, dtype: Any) -> Features:
@@ -164,8 +210,10 @@ class BlockLayer:
         return self.block.joining(self.block.channel(self.block.channel_norm(y), context)[0])
 
 
-def of_model(model, mask: masks.Mask, places: Array, plan: Plan, classes: int) -> tuple[Network, Features]:
-    """Network and empty cache of an `LM` of attention layers that is told no time, inside a trace."""
+def of_model(
+    model, mask: masks.Mask, places: Array, open_: Array, plan: Plan, classes: int
+) -> tuple[Network, Features]:
+    """Network and empty cache of an `LM` of attention layers that is told no time, inside a trace; see `network`."""
     model = model.for_decoding()
     layers = [BlockLayer(block, mask) for period in model.stack.periods for block in period.blocks.values()]
     if any(getattr(layer.block.channel, "carries", {}) for layer in layers):
@@ -174,5 +222,5 @@ def of_model(model, mask: masks.Mask, places: Array, plan: Plan, classes: int) -
             "apart cannot follow; use generate.diffusion.cache=''."
         )
     head = lambda x: model.logits(model.norm(x))[..., :classes]  # noqa: E731
-    run = network(layers, model.embed, head, places, plan)
+    run = network(layers, model.embed, head, places, open_, plan)
     return run, empty(layers, *places.shape, model.spec.D, model.spec.dtype)

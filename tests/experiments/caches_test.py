@@ -77,26 +77,38 @@ def test_block_causal_models_lose_nothing():
 
 def test_adaptive_features_renewed_everywhere_are_no_cache():
     tokens, calls = plain(by=0)
-    adaptive = lambda *plan: filled(policy="adaptive", by=0, prompt=1, plan=plan)  # noqa: E731
+    adaptive = lambda *plan: filled(policy="adaptive", by=0, sides=(5, 7), plan=plan)  # noqa: E731
     got, work = adaptive(("prompt_every", 1), ("answer_every", 1), ("share", 0.3))
     np.testing.assert_array_equal(got, tokens)
     np.testing.assert_array_equal(work.calls, calls)
     np.testing.assert_array_equal(work.fed, calls * LENGTH)
-    got, work = adaptive(("prompt_every", 4), ("answer_every", 3), ("share", 0.2))  # Two of the answer's seven tokens.
+    got, work = adaptive(("prompt_every", 4), ("answer_every", 3), ("share", 0.2))
     assert (got != tokens).any()
-    each = [8, 2, 2, 7, 3, 2]
-    np.testing.assert_array_equal(work.fed, [sum(each[:n]) for n in calls])
+    # Prompts of 1, 5 and 1 tokens, answers of 7, 3 and 6, of which a fifth are 2, 1 and 2; the padding is neither.
+    each = [[8, 2, 2, 7, 1 + 2, 2], [8, 1, 1, 3, 5 + 1, 1], [8, 2, 2, 6, 1 + 2, 2]]
+    np.testing.assert_array_equal(work.fed, [sum(row[:n]) for row, n in zip(each, calls, strict=True)])
+
+
+def test_prompt_and_answer_are_each_rows_own():
+    """First masks at 1, 5 and 1; given tokens behind them (columns 2, 2) belong to the answer, padding to neither."""
+    places = jnp.where(SEGMENTS != 0, INDEX, -1)
+    prompt, answer = features.sides(places, CANVAS == V)
+    assert features.columns_of(prompt, 5).tolist() == [[0, 8, 8, 8, 8], [0, 1, 2, 3, 4], [0, 8, 8, 8, 8]]
+    assert features.columns_of(answer, 7).tolist() == [
+        [1, 2, 3, 4, 5, 6, 7], [5, 6, 7, 8, 8, 8, 8], [1, 2, 3, 4, 5, 6, 8],
+    ]  # fmt: skip
+    assert features.Plan(5, 7, share=0.3).chosen() == [0, 1, 1, 1, 2, 2, 2, 3]
 
 
 def test_features_are_those_of_the_columns_that_were_renewed():
     """One renewal by hand: the column that changed is the one computed anew, from what the layer is given now."""
     graph, params = models(1)[0]
-    plan = features.Plan(2, prompt_every=100, answer_every=100, share=0.1)
+    plan = features.Plan(2, LENGTH - 2, prompt_every=100, answer_every=100, share=0.1)
 
     @jax.jit
     def twice(params, before, after):
         places = jnp.arange(LENGTH)[None]
-        run, empty = features.of_model(nnx.merge(graph, params), masks.Full(), places, plan, V)
+        run, empty = features.of_model(nnx.merge(graph, params), masks.Full(), places, places >= 2, plan, V)
         first, kept = run(before, None, empty)
         return first, *run(after, None, kept)
 

@@ -119,22 +119,6 @@ def test_weight_decay_touches_kernels_and_not_norms(name):
         assert moves == (role in ("kernel", "embedding")), role
 
 
-def test_schedules_hold_their_shapes():
-    options = config(optimizer__learning_rate=2.0, optimizer__warmup=10.0, optimizer__final=0.1).optimizer
-    with options.unlocked():
-        for name in optimizers.SCHEDULES:
-            options.schedule = name
-            rate = optimizers.schedule(options, 110)
-            assert rate(0) == 0 and np.isclose(rate(5), 1.0) and np.isclose(rate(10), 2.0)
-            end = {"constant": 2.0}.get(name, 0.2)
-            assert np.isclose(rate(110), end, rtol=1e-5), name
-        options.schedule = "wsd"
-        rate = optimizers.schedule(options, 110)
-        assert np.isclose(rate(89), 2.0) and np.isclose(rate(100), 1.1)
-        options.schedule = "cosine"
-        assert np.isclose(optimizers.schedule(options, 110)(60), 1.1)
-
-
 def test_a_mesh_that_does_not_fit_names_one_that_does():
     mesh = {"data": 3, "fsdp": 1, "tensor": 1, "context": 1}
     with pytest.raises(ValueError, match="data=3 needs 3 devices and 8 are here; use e.g. mesh.data=-1"):

@@ -55,7 +55,7 @@ def test_training_learns(tmp_path):
     lines, _ = files.read_lines(tmp_path / "run" / files.METRICS)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     # Eight letters and a blank are at most log(9) = 2.2 nats; the untrained model has log(259) = 5.6.
-    assert losses[-1] < np.log(9) < 5.0 < losses[0]
+    assert np.mean(losses[-10:]) < np.log(9) < 5.0 < losses[0]
 
 
 def test_a_finished_run_does_nothing_again(tmp_path):
