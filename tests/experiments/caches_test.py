@@ -68,6 +68,16 @@ def test_no_cache_and_refresh_every_call_are_the_plain_sampler():
         np.testing.assert_array_equal(work.fed, work.calls * LENGTH)
 
 
+def test_blocks_of_the_answer_are_those_of_the_plain_sampler():
+    """Rows 0 and 2 begin at column 1: blocks of four from there, in every policy that keeps nothing."""
+    tokens, calls = plain(by_from="prompt")
+    for kw in ({}, {"policy": "dual", "refresh": 1}):
+        got, work = filled(by_from="prompt", start=1, **kw)
+        np.testing.assert_array_equal(got[::2], tokens[::2])
+        np.testing.assert_array_equal(work.calls[::2], calls[::2])
+    assert (filled()[0][::2] != tokens[::2]).any(), "the row's own blocks are others"
+
+
 def test_block_causal_models_lose_nothing():
     tokens, _ = plain(masks.BlockCausal(BLOCK))
     got, work = filled(masks.BlockCausal(BLOCK), policy="free")

@@ -128,6 +128,38 @@ def test_filling_by_blocks_has_the_law_of_their_orders(block):
     assert statistic < limit and tiny_laws.power(size**length, draws) > 0.99
 
 
+@pytest.mark.parametrize(("by_from", "want"), [
+    ("row", [[9, 0, 2, 1, 3], [9, 9, 9, 0, 1]]),  # blocks x., .., . and xx, x., .
+    ("prompt", [[9, 1, 0, 3, 2], [9, 9, 9, 1, 0]]),  # x, .., .. and xxx, ..
+])  # fmt: skip
+def test_blocks_are_counted_from_the_row_or_from_the_prompt(by_from, want):
+    """The surest place is the last one, and the token drawn is the number of tokens drawn before: tokens tell the
+    order."""
+    canvas = jnp.array([[9, 10, 10, 10, 10], [9, 9, 9, 10, 10]])
+
+    def logits(z, t):
+        drawn = (canvas == 10).sum(-1) - (z == 10).sum(-1)
+        return jax.nn.one_hot(drawn, 10)[:, None] * (1 + jnp.arange(5.0))[None, :, None]
+
+    tokens, calls = denoise.fill(
+        logits, jax.random.key(0), canvas, jnp.arange(2), mask_id=10, count=4, steps=4, by=2, by_from=by_from,
+        method="max_prob", temperature=0.0,
+    )  # fmt: skip
+    assert tokens.tolist() == want and calls.tolist() == [4, 2]
+
+
+def test_a_block_wider_than_the_answer_has_the_calls_of_the_answer():
+    """Four calls for eight masks are four, wherever the blocks lie; shared out where there are many."""
+    assert denoise._share(4, 32, 8) == 4 and denoise._share(8, 2, 8) == 2 and denoise._share(3, 2, 8) == 1
+    options = {"mask_id": 3, "count": 8, "steps": 4, "method": "ancestral"}
+    canvas = jnp.full((2, 8), 3)
+    for by in (0, 8, 100):
+        _, calls = denoise.fill(
+            lambda z, t: jnp.zeros((2, 8, 3)), jax.random.key(0), canvas, jnp.arange(2), by=by, **options
+        )
+        assert calls.tolist() == [4, 4]
+
+
 def test_names_of_methods_and_options_are_those_of_the_samplers():
     methods = preflight_objectives.GENERATION["generate.diffusion.method"]
     assert set(methods) == {"", "guided", *sampling.METHODS}
