@@ -92,8 +92,10 @@ class LM(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""
         # Width whole before the look-up: rows that are cut along it could only reach their tokens' devices as a whole.
-        table = self.spec.partition.constrain(self.embedding[...].astype(self.spec.dtype), ("vocab", None))
-        x = table[tokens]
+        # In the type of the parameters: the gradient adds up all uses of a row, and bfloat16 stops at 256 of a kind.
+        wide = jnp.promote_types(self.spec.dtype, self.embedding[...].dtype)
+        table = self.spec.partition.constrain(self.embedding[...].astype(wide), ("vocab", None))
+        x = table[tokens].astype(self.spec.dtype)
         return x if self.spec.embedding_scale == 1.0 else x * jnp.asarray(self.spec.embedding_scale, x.dtype)
 
     def head_weights(self) -> jax.Array:

@@ -112,6 +112,23 @@ def test_accumulated_gradients_of_narrow_parameters_are_those_of_the_whole_batch
         assert np.abs(a - b).max() <= 512 * 2**-24 * np.abs(a).max()
 
 
+def test_the_gradient_of_an_embedding_counts_every_use_of_a_row():
+    """Computed in bfloat16, 4096 uses of one row are 4096, where sums in bfloat16 stop at 256."""
+    for changes in ({}, NARROW):
+        made = program_test.program(model__dtype="bfloat16", **changes)
+        params = precision.widened(made.init()["params"])
+        tokens = jnp.full((1, 4096), 3, jnp.int32)
+
+        def total(params, tokens=tokens, made=made):
+            x = made.merge(params).embed(tokens)
+            assert x.dtype == jnp.bfloat16
+            return x.astype(jnp.float32).sum()
+
+        grad = np.asarray(jax.jit(jax.grad(total))(params)["embedding"])
+        np.testing.assert_array_equal(grad[3], 4096.0)
+        assert not grad[4].any()
+
+
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_the_average_of_a_run_is_that_of_its_parameters_by_hand(param_dtype):
     """d = 0.9 and 4 updates: weights 0.1 (0.729, 0.81, 0.9, 1) / (1 - 0.9^4), the initial parameters have none."""
