@@ -40,19 +40,55 @@ Diffusion Processes" (neodiff).
 """
 
 from configs import base, transformer
+from configs.presets import preset as made
 
 PRESETS = {
-    "mdlm": {"objective": "masked_diffusion"},
-    "block": {"objective": "block_diffusion"},
-    "sedd": {"objective": "score_entropy", "model": {"time_features": 64}},
-    "uniform": {
-        "objective": "score_entropy",
-        "score_entropy": {"graph": "uniform", "head": "probs"},
-        "model": {"time_features": 64},
-    },
-    "any_subset": {"objective": "any_subset"},
-    "insertion": {"objective": "insertion", "data": {"isolate": False}},
-    "neodiff": {"objective": "neodiff", "model": {"time_features": 64, "self_condition": True}},
+    "mdlm": made(
+        {"objective": "masked_diffusion"},
+        says="Fills in masked tokens in any order, trained on a bound of the likelihood",
+        source="Sahoo et al. 2024, arXiv:2406.07524",
+        claim="toy_likelihood",
+    ),
+    "block": made(
+        {"objective": "block_diffusion"},
+        says="Writes block after block from left to right, each block by masked diffusion",
+        source="Arriola et al. 2025, arXiv:2503.09573",
+        claim="toy_likelihood",
+    ),
+    "sedd": made(
+        {"objective": "score_entropy", "model": {"time_features": 64}},
+        says="Learns ratios of probabilities (the score) of masked text by score entropy",
+        source="Lou et al. 2024, arXiv:2310.16834",
+        claim="toy_likelihood",
+    ),
+    "uniform": made(
+        {
+            "objective": "score_entropy",
+            "score_entropy": {"graph": "uniform", "head": "probs"},
+            "model": {"time_features": 64},
+        },
+        says="Noise turns tokens into any others instead of masks, so that every token can still change",
+        source="Schiff et al. 2025, arXiv:2412.10193",
+        claim="toy_likelihood",
+    ),
+    "any_subset": made(
+        {"objective": "any_subset"},
+        says="Draws tokens in any order with exact likelihoods, and drafts several in one call",
+        source="Guo and Ermon 2025, arXiv:2504.20456",
+        claim="assd",
+    ),
+    "insertion": made(
+        {"objective": "insertion", "data": {"isolate": False}},
+        says="Inserts tokens anywhere between those that stand, until it chooses to stop",
+        source="Patel et al. 2025, arXiv:2505.05755",
+        claim="insertion_planning",
+    ),
+    "neodiff": made(
+        {"objective": "neodiff", "model": {"time_features": 64, "self_condition": True}},
+        says="Continuous diffusion of embeddings with a noise level for each token",
+        source="Li et al. 2025, arXiv:2505.22165",
+        claim="toy_likelihood",
+    ),
 }
 
 SHAPES = {
@@ -65,7 +101,7 @@ SHAPES = {
 def get_config(preset: str = "mdlm"):
     """The model of `preset`, a name in PRESETS; of a published size where one of SHAPES follows, as in "mdlm-lm1b"."""
     preset, dash, shape = preset.partition("-")
-    changes = base.choose("preset", preset, PRESETS)
+    changes = base.choose("preset", preset, PRESETS).changes
     if dash:
         config = transformer.get_config("124m")
         config.update(changes)

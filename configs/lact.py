@@ -27,17 +27,34 @@ A corpus for `760m` and up is yours to name. Cost: `--mode=plan`.
 """
 
 from configs import base
+from configs.presets import preset as made
 
+SOURCE = "Zhang et al. 2025, arXiv:2505.23884"
 PRESETS = {  # L, D, heads
-    "tiny": (2, 128, 4),
-    "760m": (24, 1536, 24),
-    "3b": (24, 3072, 24),
+    "tiny": made(
+        (2, 128, 4),
+        says="Fast weights learn the text in chunks of 32 tokens, beside a window of 32",
+        source=SOURCE,
+        claim="lact_chunk_size",
+    ),
+    "760m": made(
+        (24, 1536, 24),
+        says="Fast weights learn rows of 32768 tokens in chunks of 2048, 24 layers of width 1536",
+        source=SOURCE,
+        claim="lact_chunk_size",
+    ),
+    "3b": made(
+        (24, 3072, 24),
+        says="Fast weights learn rows of 32768 tokens in chunks of 2048, 24 layers of width 3072",
+        source=SOURCE,
+        claim="lact_chunk_size",
+    ),
 }
 
 
 def get_config(preset: str = "tiny"):
     """The LaCT language model of `preset`: tiny, 760m or 3b."""
-    layers, width, heads = base.choose("preset", preset, PRESETS)
+    layers, width, heads = base.choose("preset", preset, PRESETS).changes
     config = base.get_config()
     model = config.model
     model.update({"mixer": "lact", "channel": "swiglu", "num_layers": layers, "width": width, "num_heads": heads})

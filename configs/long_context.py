@@ -35,23 +35,77 @@ mixers with a state of constant size fall behind where the text must be copied f
 """
 
 from configs import base
+from configs.presets import preset as made
 
 LACT = {"chunk_size": 128, "window": 128, "rank": 8}
-# mixer: (F of the channel, changes to the model)
-PRESETS = {
-    "attention": (512, {}),
-    "window": (512, {"attention": {"window": 128, "sinks": 4}}),
-    "lact": (468, {"lact": LACT}),
-    "ttt_linear": (491, {}),
-    "ttt_mlp": (377, {}),
-    "linear_attention": (510, {}),
-    "gated_delta": (444, {}),
-    "lact_attention": (490, {"mixer": "lact,attention", "lact": LACT}),
-    "lact-state": (475, {"lact": {**LACT, "heads": 1, "hidden_ratio": 1 / 3, "momentum": False}}),
-    "ttt_linear-state": (445, {"num_heads": 1}),
-    "ttt_mlp-state": (439, {"num_heads": 8}),
-    "linear_attention-state": (511, {"num_heads": 1}),
-    "gated_delta-state": (446, {"num_heads": 1}),
+SOURCES = {
+    "lact": "Zhang et al. 2025, arXiv:2505.23884",
+    "ttt": "Sun et al. 2024, arXiv:2407.04620",
+    "linear": "Katharopoulos et al. 2020, arXiv:2006.16236",
+    "delta": "Yang et al. 2024, arXiv:2412.06464",
+}
+EQUAL = "its memory of D^2 numbers a layer, as the other presets named -state have"
+PRESETS = {  # changes: F of the channel, and what changes in the model
+    "attention": made(
+        (512, {}),
+        says="Every token sees all before it; keys and values grow with the row",
+        source="Vaswani et al. 2017, arXiv:1706.03762",
+        claim="language_in_context",
+    ),
+    "window": made(
+        (512, {"attention": {"window": 128, "sinks": 4}}),
+        says="Attention over the last 128 tokens and the first 4",
+        source="Xiao et al. 2023, arXiv:2309.17453",
+    ),
+    "lact": made(
+        (468, {"lact": LACT}),
+        says="A network of fast weights learns the row in chunks of 128 tokens, beside a window of 128",
+        source=SOURCES["lact"],
+        claim="lact_chunk_size",
+    ),
+    "ttt_linear": made(
+        (491, {}),
+        says="A linear map a head learns values from keys while it reads",
+        source=SOURCES["ttt"],
+    ),
+    "ttt_mlp": made(
+        (377, {}),
+        says="A network of two layers a head learns values from keys while it reads",
+        source=SOURCES["ttt"],
+    ),
+    "linear_attention": made(
+        (510, {}),
+        says="Attention without softmax: a memory of fixed size, with a learned gate that forgets",
+        source=SOURCES["linear"],
+        claim="recall",
+    ),
+    "gated_delta": made(
+        (444, {}),
+        says="A memory of fixed size that overwrites what stood at a key, with a learned gate that forgets",
+        source=SOURCES["delta"],
+        claim="recall",
+    ),
+    "lact_attention": made(
+        (490, {"mixer": "lact,attention", "lact": LACT}),
+        says="LaCT in the first layer, attention over the whole row in the second",
+        source=SOURCES["lact"],
+    ),
+    "lact-state": made(
+        (475, {"lact": {**LACT, "heads": 1, "hidden_ratio": 1 / 3, "momentum": False}}),
+        says=f"LaCT with {EQUAL}",
+        source=SOURCES["lact"],
+    ),
+    "ttt_linear-state": made((445, {"num_heads": 1}), says=f"TTT-Linear with {EQUAL}", source=SOURCES["ttt"]),
+    "ttt_mlp-state": made((439, {"num_heads": 8}), says=f"TTT-MLP with {EQUAL}", source=SOURCES["ttt"]),
+    "linear_attention-state": made(
+        (511, {"num_heads": 1}), says=f"Linear attention with {EQUAL}", source=SOURCES["linear"], claim="recall"
+    ),
+    "gated_delta-state": made(
+        (446, {"num_heads": 1}),
+        says=f"The gated delta rule with {EQUAL}",
+        source=SOURCES["delta"],
+        claim="recall",
+    ),
 }
 STEPS = 2000
 EQUAL_FLOPS = {  # steps that cost what STEPS of attention cost
@@ -64,7 +118,7 @@ def get_config(preset: str = "lact"):
     """The model of `preset`: attention, window, lact, ttt_linear, ...; with `-flops` or `-state` as above."""
     mixer, _, equal = preset.partition("-")
     steps = base.choose("preset", mixer, EQUAL_FLOPS) if equal == "flops" else STEPS
-    hidden, changes = base.choose("preset", mixer if equal == "flops" else preset, PRESETS)
+    hidden, changes = base.choose("preset", mixer if equal == "flops" else preset, PRESETS).changes
     config = base.get_config()
     config.model.update({"num_layers": 2, "width": 128, "num_heads": 4})
     config.model.mixer = "attention" if mixer == "window" else mixer

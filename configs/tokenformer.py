@@ -37,24 +37,59 @@ A corpus for `124m` and up is yours to name. Cost: `--mode=plan`.
 """
 
 from configs import base
+from configs.presets import preset as made
 
+SOURCE = "Wang et al. 2024, arXiv:2410.23168"
+GROWN = f"{SOURCE}, figure 1"
+TABLE = f"{SOURCE}, table 2"
 PRESETS = {  # L, D, heads, n
-    "tiny": (2, 128, 4, 96),
-    "124m": (12, 768, 12, 576),
-    "354m": (12, 768, 12, 2140),
-    "757m": (12, 768, 12, 4870),
-    "1.4b": (12, 768, 12, 9230),
-    "150m": (12, 768, 12, 768),
-    "450m": (24, 1024, 16, 1024),
-    "900m": (32, 1280, 16, 1280),
-    "1.5b": (40, 1536, 16, 1536),
+    "tiny": made(
+        (2, 128, 4, 96),
+        says="Linear maps are attention to 96 parameter tokens, as many parameters as the tiny Transformer",
+        source=TABLE,
+        claim="tokenformer_tiny",
+    ),
+    "124m": made(
+        (12, 768, 12, 576),
+        says="The smallest of the four that grow into each other, 576 parameter tokens a map",
+        source=GROWN,
+        claim="tokenformer_growth",
+    ),
+    "354m": made(
+        (12, 768, 12, 2140),
+        says="Grown from 124m to 2140 parameter tokens a map, its function kept",
+        source=GROWN,
+        claim="tokenformer_growth",
+    ),
+    "757m": made(
+        (12, 768, 12, 4870),
+        says="Grown from 354m to 4870 parameter tokens a map, its function kept",
+        source=GROWN,
+        claim="tokenformer_growth",
+    ),
+    "1.4b": made(
+        (12, 768, 12, 9230),
+        says="Grown from 757m to 9230 parameter tokens a map, its function kept",
+        source=GROWN,
+        claim="tokenformer_growth",
+    ),
+    "150m": made((12, 768, 12, 768), says="Trained from scratch as on the Pile, 12 layers of width 768", source=TABLE),
+    "450m": made(
+        (24, 1024, 16, 1024), says="Trained from scratch as on the Pile, 24 layers of width 1024", source=TABLE
+    ),
+    "900m": made(
+        (32, 1280, 16, 1280), says="Trained from scratch as on the Pile, 32 layers of width 1280", source=TABLE
+    ),
+    "1.5b": made(
+        (40, 1536, 16, 1536), says="Trained from scratch as on the Pile, 40 layers of width 1536", source=TABLE
+    ),
 }
 PILE = ("150m", "450m", "900m", "1.5b")
 
 
 def get_config(preset: str = "tiny"):
     """The TokenFormer of `preset`: tiny, 124m, 354m, 757m, 1.4b, or 150m, 450m, 900m, 1.5b as on the Pile."""
-    layers, width, heads, tokens = base.choose("preset", preset, PRESETS)
+    layers, width, heads, tokens = base.choose("preset", preset, PRESETS).changes
     config = base.get_config()
     model = config.model
     model.update({"num_layers": layers, "width": width, "num_heads": heads})

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def house():
     """`(module, preset)` of every config file and each of its presets."""
     for path in sorted((ROOT / "configs").glob("*.py")):
-        if path.stem in ("__init__", "base"):
+        if path.stem in ("__init__", "base", "presets"):
             continue
         module = importlib.import_module(f"configs.{path.stem}")
         for preset in getattr(module, "PRESETS", {None: None}):

@@ -19,13 +19,22 @@ Cost: 2.3e13 FLOPs, and starting and compiling 21 programs: 9 minutes with --job
 """
 
 from configs import base, transformer
+from configs.presets import preset as made
 
 # L, D, N: about 33k, 68k, 115k, 250k, 476k, 830k, 1.5M and 2.8M parameters.
 LADDER = ((2, 32, 1), (2, 48, 2), (2, 64, 2), (2, 96, 3), (3, 112, 4), (4, 128, 4), (4, 176, 4), (4, 240, 4))
 BUDGETS = {1e11: range(0, 4), 3e11: range(0, 5), 9e11: range(1, 7), 2.7e12: range(2, 8)}  # FLOPs: rungs
 LONG = {4 * flops: rungs for flops, rungs in BUDGETS.items()}
 SECONDS = {2e9: range(0, 3), 4e9: range(0, 3)}
-PRESETS = {"study": BUDGETS, "long": LONG, "seconds": SECONDS}
+SOURCE = "Hoffmann et al. 2022, arXiv:2203.15556, approaches 2 and 3"
+PRESETS = {
+    "study": made(
+        BUDGETS, says="A scaling study in nine minutes: 21 Transformers, four budgets, a fit and its intervals",
+        source=SOURCE,
+    ),
+    "long": made(LONG, says="The same study at four times the budgets, in half an hour", source=SOURCE),
+    "seconds": made(SECONDS, says="Six tiny runs that try the study end to end; its fit means nothing", source=SOURCE),
+}  # fmt: skip
 
 
 def flops_per_token(c) -> int:
@@ -36,7 +45,7 @@ def flops_per_token(c) -> int:
 
 def get_sweep(preset: str = "study"):
     """The sweep of `preset`: study, long or seconds."""
-    budgets = base.choose("preset", preset, PRESETS)
+    budgets = base.choose("preset", preset, PRESETS).changes
     config = transformer.get_config("tiny")
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3

@@ -12,9 +12,17 @@ Cost: 24 runs, 1.1e12 FLOPs; planned for 5 minutes with --jobs=2, most of it sta
 """
 
 from configs import transformer
+from configs.presets import preset
 
 WIDTHS = (32, 64, 128)
 RATES = (2e-3, 5.6e-3, 1.6e-2, 4.5e-2)
+PRESETS = {
+    "": preset(
+        {},
+        says="Whether the best learning rate carries over from a narrow model to a wider one, in mup and in standard",
+        source="Yang et al. 2022, arXiv:2203.03466, figure 1",
+    )
+}
 
 
 def get_sweep():

@@ -30,7 +30,7 @@ def flat(changes, prefix=""):
     return {key: value for pair in pairs for key, value in pair.items()}
 
 
-PRESETS = {name: flat(changes) for name, changes in diffusion.PRESETS.items()}
+PRESETS = {name: flat(made.changes) for name, made in diffusion.PRESETS.items()}
 FILLED = ("mdlm", "block", "sedd", "any_subset", "insertion", "neodiff")  # What is given stays, to the token.
 OTHER = {"any_subset": {"draft": 1}, "neodiff": {"temperature": 0.5}, "insertion": {"temperature": 0.5}}
 IN_BLOCKS = {"diffusion": {"method": "threshold", "block": 8, "threshold": 0.01}}

@@ -37,7 +37,7 @@ MODELS = {
     **{name: {"model.mixer": name} for name in MIXERS},
     **{f"channel={name}": {"model.channel": name} for name in CHANNELS if name != base.get_config().model.channel},
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
-    **{name: keys.flatten(changes) for name, changes in diffusion.PRESETS.items()},
+    **{name: keys.flatten(made.changes) for name, made in diffusion.PRESETS.items()},
 }
 
 

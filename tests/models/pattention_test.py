@@ -216,7 +216,7 @@ def test_an_axis_that_cuts_tokens_and_batch_is_refused():
 
 @pytest.mark.parametrize("preset", tokenformer.PRESETS)
 def test_presets_have_the_parameters_of_the_formula_and_of_the_table(preset):
-    L, D, _, n = tokenformer.PRESETS[preset]
+    L, D, _, n = tokenformer.PRESETS[preset].changes
     formula = 2 * L * D * (4 * n + 4 * n)
     config = tokenformer.get_config(preset).lock()
     made = build(config, vocab_size=259, mesh=make_mesh(config, jax.devices()[:1]))
