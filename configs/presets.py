@@ -27,7 +27,7 @@ def preset(changes: Any, *, says: str, source: str, claim: str = "") -> Preset:
       changes: what the file's `get_config` makes the config of: a dict, or the sizes that its docstring names.
       says: one sentence without its full stop, on one line.
       source: "Author et al. 2023, arXiv:...", or where else the numbers are from.
-      claim: the name of a file of docs/claims (without .json) that tests what `source` says, "" where there is none.
+      claim: the name of a file of docs/claims (without .json) that tests it, "" where there is none.
 
     Errors: ValueError where a sentence is missing, or does not stand on one line.
     """

@@ -25,7 +25,7 @@ def run(flags: Any, changes: Changes) -> None:
     """Runs `flags.mode` with the config of `flags.config` or of the workdir, after the `changes`."""
     {
         "train": train, "evaluate": evaluate, "generate": generate, "export": export, "plan": plan, "report": report,
-        "bench": bench, "sweep": sweep, "claim": claim, "ledger": ledger,
+        "bench": bench, "sweep": sweep, "claim": claim, "ledger": ledger, "list": listing,
     }[flags.mode](flags, changes)  # fmt: skip
 
 
@@ -287,6 +287,13 @@ def ledger(flags: Any, changes: Changes) -> None:
 
     ledgers.store(runs)
     print("ledger: {}\npage: {}".format(*ledgers.write(page_folder=_workdir(flags) if flags.workdir else None)))
+
+
+def listing(flags: Any, changes: Changes) -> None:
+    """Prints the gallery."""
+    from experiments.gallery import text
+
+    print(text.listing(flags.filter))
 
 
 def bench(flags: Any, changes: Changes) -> None:

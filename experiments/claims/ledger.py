@@ -12,13 +12,17 @@ from typing import Any
 from experiments import workdir as files
 from experiments.claims import FILE
 from experiments.claims.rows import VERDICTS
+from experiments.gallery import page as gallery
 from experiments.report import page
+from experiments.report.markdown import code, inline
+from experiments.report.markdown import row as markdown_row
 from experiments.settings.errors import Refused
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- claims: written by --mode=ledger -->", "<!-- end of claims -->"
 LEDGER, STORE, PAGE = "LEDGER.md", "claims", "ledger.html"
 _HEADS = ("claim", "published", "measured here", "scale", "verdict")
+_ROW = ("statement", "published", "measured", "scale", "verdict")
 
 
 def store(workdirs: Sequence[pathlib.Path], docs: pathlib.Path = DOCS) -> None:
@@ -34,16 +38,20 @@ def store(workdirs: Sequence[pathlib.Path], docs: pathlib.Path = DOCS) -> None:
 
 
 def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) -> tuple[pathlib.Path, pathlib.Path]:
-    """Rewrites the claims table of LEDGER.md and ledger.html; returns both paths. Text outside the markers is kept."""
+    """Rewrites the claims table of LEDGER.md, GALLERY.md and ledger.html; returns the paths of the first and the last.
+
+    The markers of LEDGER.md are lines of their own; what stands before the first and behind the last is kept.
+    """
     paths = sorted((docs / STORE).glob("*.json"))
     records = [_checked(files.read_json(path), path) for path in paths]
     ledger = docs / LEDGER
-    text = ledger.read_text("utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    lines = ledger.read_text("utf-8").split("\n")
+    begin, end = (lines.index(BEGIN), len(lines) - 1 - lines[::-1].index(END)) if {BEGIN, END} <= {*lines} else (0, 0)
+    if begin >= end:
         raise Refused(f"{LEDGER} needs the lines {BEGIN!r} and {END!r} once each; put them where the table belongs.")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    files.write_file(ledger, f"{before}{BEGIN}\n{markdown(records)}{END}{after}".encode())
+    text = "\n".join([*lines[: begin + 1], f"{markdown(records)}{END}", *lines[end + 1 :]])
+    files.write_file(ledger, text.encode())
+    gallery.write(docs, docs / STORE)
     out = (page_folder or docs) / PAGE
     files.write_file(out, _page(records).encode())
     return ledger, out
@@ -51,16 +59,25 @@ def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) ->
 
 def _checked(record: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
     """A record with every part that a row needs. Refused, naming the file, where one is missing."""
-    missing = [key for key in ("claim", "source", "command", "date", "machine", "rows") if not record.get(key)]
-    if not missing and not re.fullmatch(r"[\w.:-]+", record["claim"]):
+    if not isinstance(record, dict):
+        raise Refused(f"'{path}' is not the record of a claim; run its claim again.")
+    missing = [key for key in ("claim", "source", "command", "date", "machine") if not _is_text(record.get(key))]
+    if not missing and not re.fullmatch(r"\w[\w.:-]*", record["claim"]):
         missing = ["claim"]
-    for row in record.get("rows") or ():
-        missing += [key for key in ("statement", "published", "measured", "scale", "verdict") if not row.get(key)]
+    rows = record.get("rows")
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        missing, rows = [*missing, "rows"], []
+    for row in rows:
+        missing += [key for key in _ROW if not _is_text(row.get(key))]
         if row.get("verdict") not in VERDICTS:
             missing.append("verdict")
     if missing:
         raise Refused(f"'{path}' has no usable {missing[0]!r}; run its claim again.")
     return record
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _stem(claim: str) -> str:
@@ -76,15 +93,11 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
         for row in record["rows"]:
             claim = f"{row['statement']} ({record['source']})"
             cells = (claim, row["published"], row["measured"], row["scale"], row["verdict"])
-            lines.append(f"| {' | '.join(_cell(text) for text in cells)} |")
+            lines.append(markdown_row([inline(text) for text in cells]))
     lines.append("")
     for record in records:
-        lines.append(f"- {record['date']}, {record['machine']}: `{record['command']}`")
+        lines.append(f"- {inline(record['date'])}, {inline(record['machine'])}: {code(record['command'])}")
     return "\n".join([*lines, "", ""])
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _page(records: Sequence[dict[str, Any]]) -> str:
@@ -95,9 +108,8 @@ def _page(records: Sequence[dict[str, Any]]) -> str:
         )]
         for record in records for row in record["rows"]
     ]  # fmt: skip
-    table = (
-        page.table([head.capitalize() for head in _HEADS], rows) if rows else page.note("No claim has been run yet.")
-    )
+    heads = [head.capitalize() for head in _HEADS]
+    table = page.table(heads, rows, kind="prose") if rows else page.note("No claim has been run yet.")
     commands = "".join(
         f"<p>{page.escape(record['date'])}, {page.escape(record['machine'])}</p>"
         f"<pre>{page.escape(record['command'])}</pre>"

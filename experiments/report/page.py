@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from experiments.report import data, plots
+from experiments.settings.visible import visible
 
 _CSS = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1b1c1e;--muted:#62666d;--grid:#e4e5e3;--rule:#d3d5d2;
@@ -51,7 +52,9 @@ thead{border-top:1.5px solid var(--ink)}
 tbody tr:last-child>*{border-bottom:1.5px solid var(--ink)}
 th[scope=row]{font-weight:500}
 .scroll td,.scroll th{white-space:nowrap}
-.scroll .value{white-space:normal}
+.scroll .value,.scroll .prose td,.scroll .prose th{white-space:normal}
+.prose td,.prose th{overflow-wrap:break-word}
+.prose td[data-head=Verdict]{white-space:nowrap}
 .n{text-align:right;white-space:nowrap}
 td.key,th.key{font-family:var(--mono);font-size:13px;font-weight:400}
 td.value{font-family:var(--mono);font-size:13px;overflow-wrap:anywhere}
@@ -89,6 +92,9 @@ summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}
 .settings table{break-inside:avoid;margin-bottom:16px}
 @media (max-width:760px){main{padding:28px 18px}.settings{columns:1}.sample{grid-template-columns:1fr}
 h1{font-size:29px}}
+@media (max-width:760px){.prose thead{display:none}.prose tr,.prose th,.prose td{display:block;border:0;padding:2px 0}
+.prose tr{padding:12px 0;border-bottom:1px solid var(--grid)}
+.prose td::before{content:attr(data-head) ": ";color:var(--muted);font-size:13px}}
 @media (max-width:760px){.by{overflow-x:auto}.by .chart{min-width:600px}}
 @media print{main{padding:0;max-width:none}.switch+label,.tip{display:none}figure,.tile,.sample{break-inside:avoid}}
 """
@@ -106,11 +112,8 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def escape(text: Any) -> str:
-    """Text that is safe in HTML, with control characters spelt out (\\x1b) and lone surrogates replaced."""
-    shown = "".join(
-        f"\\x{ord(c):02x}" if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" else c for c in str(text)
-    )
-    return html.escape(shown.encode("utf-8", "replace").decode("utf-8"), quote=True)
+    """Text that is safe in HTML, with what would hide or reorder it spelt out (\\x1b, \\u202e)."""
+    return html.escape(visible(text), quote=True)
 
 
 def section(name: str, title: str, *parts: str) -> str:
@@ -129,13 +132,17 @@ def tile(label: str, value: str, *, main: bool = False) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), kind: str = "") -> str:
-    """A table of HTML cells; the columns in `numeric` are set flush right; the first column names its row."""
+    """A table of HTML cells; the columns in `numeric` are set flush right; the first column names its row.
+
+    `kind`: "narrow", or "prose" where cells hold sentences: they wrap, and on a narrow screen stand below each other.
+    """
     align = ['class="n"' if i in numeric else "" for i in range(len(head))]
     top = "".join(f'<th scope="col" {align[i]}>{cell}</th>' for i, cell in enumerate(head))
     lines = []
     for row in rows:
         first, *rest = row
-        cells = "".join(f"<td {align[i]}>{cell}</td>" for i, cell in enumerate(rest, 1))
+        named = [f'{align[i]} data-head="{head[i]}"' if kind == "prose" else align[i] for i in range(len(head))]
+        cells = "".join(f"<td {named[i]}>{cell}</td>" for i, cell in enumerate(rest, 1))
         lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     inner = f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div class="scroll"><table class="{kind}">{inner}</table></div>'

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.report import data
+from experiments.settings.visible import visible
 
 # Colours that cannot occur otherwise stand for CSS variables until the drawing is done.
 _VARIABLES = {"#010101": "--ink", "#020202": "--muted", "#030303": "--grid"}
@@ -239,7 +240,7 @@ def _draw(axes, curve: Curve, x: Axis, x_divisor: float, y_divisor: float) -> No
         solid_joinstyle="round",
     )
     if not curve.faint:
-        line.set_gid(f"curve:{curve.label}")
+        line.set_gid(f"curve:{visible(curve.label)}")
 
 
 def _ticks(axis, limits: tuple[float, float], about: Axis) -> None:
@@ -287,7 +288,8 @@ def _label_ends(axes, ends: Sequence[tuple[str, float | None, float, str]]) -> N
         heights[i] = min(heights[i], limit)
         limit = heights[i] - gap
     for height, (_, label, colour) in zip(heights, wanted, strict=True):
-        text = label if len(label) <= 26 else label[:25] + "…"
+        shown = visible(label, keep="")
+        text = shown if len(shown) <= 26 else shown[:25] + "…"
         axes.annotate(
             text,
             (axes.bbox.x1 * scale + 8, height),

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def flags(**given):
     """Flags as absl hands them over."""
     defaults = dict.fromkeys(("config", "workdir", "prompt", "prompts", "runs"))
-    plain = {"mode": "train", "smoke": False, "bench_filter": "", "topology": "", "simulate": 0}
+    plain = {"mode": "train", "smoke": False, "bench_filter": "", "filter": "", "topology": "", "simulate": 0}
     plain |= {"jobs": 1, "launcher": "local", "coordinator": "", "num_processes": 0, "process_id": -1}
     return types.SimpleNamespace(**(defaults | plain | given))
 
