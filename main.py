@@ -26,7 +26,7 @@ MODES = {
     "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
     "claim": "re-test the claim --config of a paper and write its row to --workdir/claim.json",
     "ledger": "rewrite the claims of docs/LEDGER.md, after adding those of --runs",
-    "list": "print every preset, sweep and claim, or what --filter finds of them and of the settings",
+    "list": "print presets, sweeps and claims, or what --filter finds of them and of settings",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 

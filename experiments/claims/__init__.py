@@ -19,6 +19,7 @@ from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
 
 CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
+    "law": "law",
     "contrast": "contrast",
     "growth": "growth",
     "tokenization": "tokenization",

@@ -1,0 +1,30 @@
+"""Claim: identities that the parts of the house stand on hold to rounding.
+
+    python main.py --mode=claim --config=configs/claims/laws.py --workdir=runs/claims/laws
+
+Each row is a law of `experiments.claims.laws`, tried in float64 against a plain form that shares no code with the part.
+The same table is a test.
+
+Expect: every one exact. Cost: 10 CPU seconds; nothing is trained.
+"""
+
+LAWS = (
+    "decoding.any_subset",
+    "diffusion.schedule_free_bound",
+    "growth.parameter_tokens",
+    "mixers.delta_rule_chunks",
+    "parallel.token_ring_bytes",
+    "scaling.compute_optimal",
+    "scaling.overtraining",
+)
+
+
+def get_claim():
+    """The claim, for the check `law`."""
+    return {
+        "statement": "Identities that the parts of the house stand on hold to rounding",
+        "source": "the papers named under published",
+        "published": "exact",
+        "check": "law",
+        "laws": LAWS,
+    }

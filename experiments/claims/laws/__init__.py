@@ -1,0 +1,21 @@
+"""Exact laws: identities that parts of the house must satisfy, tried in float64 within seconds.
+
+`LAWS` is one table for tests, claims and the ledger: `tests/experiments/laws_test.py` runs all of it, the check `law`
+writes a row of evidence for each name of a claim. A law is a function without arguments that gives a `Law`, and its
+docstring states it: the law first, then how it is tried, then "Source: ...".
+"""
+
+from experiments.claims.laws import decoding, diffusion, growth, mixers, parallel, scaling
+from experiments.claims.laws.law import Law, stated
+
+__all__ = ["LAWS", "Law", "stated"]
+
+LAWS = {
+    "decoding.any_subset": decoding.any_subset,
+    "diffusion.schedule_free_bound": diffusion.schedule_free_bound,
+    "growth.parameter_tokens": growth.parameter_tokens,
+    "mixers.delta_rule_chunks": mixers.delta_rule_chunks,
+    "parallel.token_ring_bytes": parallel.token_ring_bytes,
+    "scaling.compute_optimal": scaling.compute_optimal,
+    "scaling.overtraining": scaling.overtraining,
+}
