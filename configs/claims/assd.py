@@ -13,21 +13,17 @@ Expect: the law to rounding; 0.71 calls a token with drafts of 3, 0.58 with draf
 must save less. Cost: seconds for the law; three runs of 200 steps of 8 x 128 bytes.
 """
 
-from configs import transformer
+from configs.claims import small
 
 PROMPTS = ("def ", "class ", "import ", "    return ", "# ", "if __name__ ==", '"""', "for i in range(")
 
 
 def get_claim():
     """The claim, for the check `assd`."""
-    config = transformer.get_config("tiny")
+    config = small(200, log_every=20, batches=20)
     config.objective = "any_subset"
-    config.model.update({"width": 64, "num_heads": 4})
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3
-    config.train.update({"steps": 200, "log_every": 20})
-    config.eval.update({"every": 0, "batches": 20, "sample_prompt": ""})
-    config.checkpoint.every = 0
     return {
         "statement": "Any-subset speculative decoding draws the sequential law in no more calls than tokens",
         "source": "Guo and Ermon 2025, arXiv:2504.20456",

@@ -14,19 +14,17 @@ are all let stand. After 1000 steps accuracy was 72% and differed by 10 points b
 equal; hence 4000. Cost: six runs of 4000 steps of 32 rows of 36 tokens, 27 compilations; took 5.5 minutes.
 """
 
-from configs import transformer
+from configs.claims import small
 
 ADAPTIVE = {"prompt_every": 50, "answer_every": 7, "share": 0.25}
 
 
 def get_claim():
     """The claim, for the check `speed`."""
-    config = transformer.get_config("tiny")
+    config = small(4000, log_every=100, batches=4, width=128)
     config.data.update({"source": "task:arithmetic", "name": "digits=1, room=32", "length": 36, "batch_size": 32})
     config.optimizer.learning_rate = 8e-3
-    config.train.update({"steps": 4000, "log_every": 100})
-    config.eval.update({"every": 0, "batches": 4, "batch_size": 64, "sample_prompt": ""})
-    config.checkpoint.every = 0
+    config.eval.batch_size = 64
     config.generate.temperature = 0.0
     return {
         "statement": "Guided decoding with FreeCache needs at least 5 times fewer FLOPs than plain sampling of a "

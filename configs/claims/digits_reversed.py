@@ -14,17 +14,13 @@ Expect: the paper's direction. Cost: six runs of 2000 steps of 64 rows of 12 tok
 --jobs=2.
 """
 
-from configs import transformer
+from configs.claims import small
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
-    config.model.update({"width": 64, "num_heads": 4})
+    config = small(2000, log_every=50, every=200, batches=16, save=500)
     config.data.update({"source": "task:arithmetic", "length": 12, "batch_size": 64})
-    config.train.update({"steps": 2000, "log_every": 50})
-    config.eval.update({"every": 200, "batches": 16, "sample_prompt": ""})
-    config.checkpoint.every = 500
     return {
         "statement": "Addition is learned better when the sum is written ones first than as we write it",
         "source": "Lee et al. 2023, arXiv:2307.03381, section 3",

@@ -13,20 +13,17 @@ Expect: the paper's order, if the models learn to follow edges at all: a masked 
 arms. Cost: nine runs of 2400 steps of 32 rows of 22 tokens; took 7.5 minutes with --jobs=2.
 """
 
-from configs import transformer
+from configs.claims import small
 
 SETTINGS = "arms=2, least=2, most=3, nodes=7"
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
-    config.model.update({"width": 64, "num_heads": 4})
+    config = small(2400, log_every=50, every=400, batches=16)
     config.data.update({"source": "task:star_graph", "name": SETTINGS, "length": 21, "batch_size": 32})
     config.optimizer.learning_rate = 8e-3
-    config.train.update({"steps": 2400, "log_every": 50})
-    config.eval.update({"every": 400, "batches": 16, "batch_size": 64, "sample_prompt": ""})
-    config.checkpoint.every = 0
+    config.eval.batch_size = 64
     config.generate.temperature = 0.0
     config.generate.insertion.update({"stop": "threshold", "threshold": 0.5})
     rivals = {

@@ -13,19 +13,16 @@ chance after these steps, 0.693 nats, and so is softmax attention of width 64 af
 a larger machine. Cost: nine runs of 8000 steps of 64 rows of 24 tokens; took 22 minutes with --jobs=1 on busy cores.
 """
 
-from configs import transformer
+from configs.claims import small
 
 SETS = "universe=16, small=1, large=8, noise=1"
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
+    config = small(8000, log_every=100, every=1000, batches=32, save=1000, width=128)
     config.model.update({"width": 32, "num_heads": 2, "mixer": "linear_attention"})
     config.data.update({"source": "task:disjointness", "name": SETS, "length": 24, "batch_size": 64})
-    config.train.update({"steps": 8000, "log_every": 100})
-    config.eval.update({"every": 1000, "batches": 32, "sample_prompt": ""})
-    config.checkpoint.every = 1000
     return {
         "statement": "Whether two sets meet, linear attention tells by their order, and from reading twice",
         "source": "Arora et al. 2024, arXiv:2407.05483",

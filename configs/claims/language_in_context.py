@@ -12,19 +12,15 @@ equal steps; linear attention has a gate that forgets.
 Expect: the paper's order. Cost: nine runs of 800 steps of 16 x 128 tokens; planned for 6 minutes with --jobs=2.
 """
 
-from configs import transformer
+from configs.claims import small
 
 RIVALS = {"linear_attention": "linear attention", "gated_delta": "the gated delta rule"}
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
-    config.model.update({"width": 64, "num_heads": 4})
+    config = small(800, log_every=20, every=100, batches=32, save=400)
     config.data.update({"source": "task:automata", "name": "states=4, symbols=6, degree=2", "length": 128})
-    config.train.update({"steps": 800, "log_every": 20})
-    config.eval.update({"every": 100, "batches": 32, "sample_prompt": ""})
-    config.checkpoint.every = 400
     return {
         "statement": "Attention learns regular languages in context better than mixers with a memory of fixed size",
         "source": "Akyurek et al. 2024, arXiv:2401.12973",

@@ -11,17 +11,13 @@ Expect: ascending wins, since the smallest of what is left is easier than the me
 64 rows of 16 tokens; planned for 4 minutes with --jobs=2.
 """
 
-from configs import transformer
+from configs.claims import small
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
-    config.model.update({"width": 64, "num_heads": 4})
+    config = small(1500, log_every=50, every=150, batches=16, save=500)
     config.data.update({"source": "task:sorting", "length": 16, "batch_size": 64})
-    config.train.update({"steps": 1500, "log_every": 50})
-    config.eval.update({"every": 150, "batches": 16, "sample_prompt": ""})
-    config.checkpoint.every = 500
     return {
         "statement": "A set is learned better written in ascending order than from its middle outwards",
         "source": "Vinyals et al. 2016, arXiv:1511.06391",

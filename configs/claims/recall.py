@@ -17,7 +17,7 @@ Seen: 500 steps are too few. With 4 pairs all but `window` answer about as well 
 Cost: 54 runs of 500 steps of 16 x 64 tokens; took 24 minutes on two busy CPU cores.
 """
 
-from configs import transformer
+from configs.claims import small
 
 NEAR = {"model.attention.window": 2}
 LINES = {
@@ -36,14 +36,11 @@ FEW, MANY = "4", "16"
 
 def get_claim():
     """The claim, for the check `table`."""
-    config = transformer.get_config("tiny")
+    config = small(500, log_every=50, batches=32, width=128)
     config.model.update({"width": 64, "num_heads": 4, "init": "fan_in"})
     config.model.lact.rank = 8
     config.data.update({"source": "task:recall", "length": 64, "batch_size": 16})
     config.optimizer.update({"learning_rate": 3e-3, "schedule": "linear", "weight_decay": 0.0})
-    config.train.update({"steps": 500, "log_every": 50})
-    config.eval.update({"every": 0, "batches": 32, "sample_prompt": ""})
-    config.checkpoint.every = 0
 
     def contrast(statement, published, better, worse):
         return {

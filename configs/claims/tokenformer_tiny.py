@@ -11,7 +11,8 @@ The statement is put so that it can fail: TokenFormer's loss is lower.
 Expect: what the run says. Cost: six runs of 600 steps of 8 x 128 bytes; planned for 5 minutes with --jobs=2.
 """
 
-from configs import tokenformer, transformer
+from configs import tokenformer
+from configs.claims import small
 
 PARTS = (
     "model.projection", "model.channel", "model.norm", "model.norm_scale", "model.norm_eps", "model.final_norm",
@@ -21,11 +22,8 @@ PARTS = (
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
+    config = small(600, log_every=20, every=100, batches=100, save=200, width=128)
     config.data.batch_size = 8
-    config.train.update({"steps": 600, "log_every": 20})
-    config.eval.update({"every": 100, "batches": 100, "sample_prompt": ""})
-    config.checkpoint.every = 200
     return {
         "statement": "A tiny TokenFormer has a lower loss than a Transformer of as many parameters after as many steps",
         "source": "Wang et al. 2024, arXiv:2410.23168, table 2",

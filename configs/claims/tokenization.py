@@ -12,17 +12,13 @@ reads more text). Rotary positions, which the paper's models did not have, may w
 Expect: what the run says. Cost: six runs of 800 steps of 8 x 128 tokens; planned for 4 minutes with --jobs=2.
 """
 
-from configs import transformer
+from configs.claims import small
 
 
 def get_claim():
     """The claim, for the check `tokenization`."""
-    config = transformer.get_config("tiny")
-    config.model.update({"width": 64, "num_heads": 4})
+    config = small(800, log_every=20, every=50, batches=80, save=200)
     config.data.batch_size = 8
-    config.train.update({"steps": 800, "log_every": 20})
-    config.eval.update({"every": 50, "batches": 80, "sample_prompt": ""})
-    config.checkpoint.every = 200
     return {
         "statement": "A transformer learns a 2nd-order Markov source from BPE tokens and not from characters",
         "source": "Rajaraman et al. 2024, arXiv:2404.08335",

@@ -15,7 +15,7 @@ Expect: at so few steps diffusion stands near the plateau of byte frequencies (4
 model. Cost: 24 runs of 1.0e12 FLOPs at most; took 5 minutes with --jobs=2.
 """
 
-from configs import transformer
+from configs.claims import small
 
 TIMED = {"model.time_features": 64}
 ARMS = {
@@ -40,13 +40,9 @@ PAIRS = (  # better, worse, published
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = transformer.get_config("tiny")
-    config.model.update({"width": 64, "num_heads": 4})
+    config = small(400, log_every=20, batches=40)
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3
-    config.train.update({"steps": 400, "log_every": 20})
-    config.eval.update({"every": 0, "batches": 40, "sample_prompt": ""})
-    config.checkpoint.every = 0
     return {
         "statement": "Likelihoods at equal compute rank as published",
         "source": "Arriola et al. 2025, arXiv:2503.09573; Schiff et al. 2025; Patel et al. 2025, arXiv:2505.05755",
