@@ -247,7 +247,7 @@ def sweep(flags: Any, changes: Changes) -> None:
         made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
         command=shlex.join(["python", *sys.argv]),
     )  # fmt: skip
-    print(f"\n{table.text(found)}\n\ntable: {workdir / table.CSV}")
+    print(f"\n{table.text(found)}\n\n{table.best(found, workdir)}\ntable: {workdir / table.CSV}")
     if page := table.compare(found, workdir):
         print(f"comparison: {page}")
     if "study" in made:

@@ -1,6 +1,7 @@
 """Scaling laws: what they are (`laws`), fits with intervals (`fit`, `isoflop`), runs (`io`), figures (`plots`)."""
 
 from experiments.scaling.fit import HUBER, Extrapolation, Fit, extrapolate, fit
+from experiments.scaling.identify import Identified, identify
 from experiments.scaling.io import PUBLISHED, Runs, read_csv, read_workdirs
 from experiments.scaling.isoflop import IsoFLOP, budgets_of, isoflop
 from experiments.scaling.laws import (
@@ -14,6 +15,7 @@ from experiments.scaling.laws import (
     absolute,
     compute_optimal,
 )
+from experiments.scaling.page import NAME as PAGE
 from experiments.scaling.study import study, table
 
 __all__ = [
@@ -23,10 +25,12 @@ __all__ = [
     "LAWS",
     "LEVERAGE",
     "OVERTRAINING",
+    "PAGE",
     "POWER",
     "PUBLISHED",
     "Extrapolation",
     "Fit",
+    "Identified",
     "IsoFLOP",
     "Law",
     "Runs",
@@ -35,6 +39,7 @@ __all__ = [
     "compute_optimal",
     "extrapolate",
     "fit",
+    "identify",
     "isoflop",
     "read_csv",
     "read_workdirs",

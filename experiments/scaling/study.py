@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from experiments import workdir as files
-from experiments.scaling import plots
+from experiments.scaling import page, plots
 from experiments.scaling.fit import HUBER, Fit, extrapolate, fit
+from experiments.scaling.identify import identify
 from experiments.scaling.io import Runs
 from experiments.scaling.isoflop import isoflop
 from experiments.scaling.laws import compute_optimal
@@ -30,10 +31,10 @@ def study(
     Args:
       laws, bootstrap, delta, groups, seed: as for `fit`.
       share: of the runs, those of least compute, for the held-out error.
-      folder: where figures (in each of `formats`) and `scaling.json` go; "" writes nothing.
+      folder: where figures (in each of `formats`), `scaling.json` and the page `study.html` go; "" writes nothing.
 
     Returns: plain JSON: `runs`, `left_out`, `laws` (per law `values`, `intervals` at 95%, `residual`,
-      `held_out_median`, `held_out_largest`, `held_out_runs`), and where they can be had `frontier` (compute decades,
+      `held_out_median`, `held_out_largest`, `held_out_runs`, `identified` as in `identify.Identified`), and where they can be had `frontier` (compute decades,
       N* and D* with intervals) and `isoflop`.
     """
     columns = runs.columns
@@ -51,6 +52,7 @@ def study(
             "held_out_median": ahead.median,
             "held_out_largest": ahead.largest,
             "held_out_runs": len(ahead.error),
+            "identified": identify(whole, columns).to_dict(),
         }
         figures[f"{name}_held_out"] = plots.held_out, (ahead, columns)
         if name == "chinchilla":
@@ -74,8 +76,10 @@ def study(
         figures["isoflop"] = plots.isoflops, (minima, columns)
     if folder:
         files.write_json(pathlib.Path(folder) / "scaling.json", record)
-        for name, (draw, arguments) in figures.items():
-            plots.save(draw(*arguments), pathlib.Path(folder) / name, formats)
+        drawn = {name: draw(*arguments) for name, (draw, arguments) in figures.items()}
+        for name, figure in drawn.items():
+            plots.save(figure, pathlib.Path(folder) / name, formats)
+        page.write(record, runs, drawn, pathlib.Path(folder))
     return record
 
 
@@ -95,11 +99,15 @@ def table(record: dict[str, Any]) -> str:
         lines.append(f"\n{name}  (residual {100 * found['residual']:.2f}%)")
         for parameter, value in found["values"].items():
             low, high = found["intervals"].get(parameter, (float("nan"), float("nan")))
-            lines.append(f"  {parameter:<8} {value:>12.5g}   95% [{low:.5g}, {high:.5g}]")
+            mark = "" if found["identified"]["determined"][parameter] else "   not determined"
+            lines.append(f"  {parameter:<8} {value:>12.5g}   95% [{low:.5g}, {high:.5g}]{mark}")
         lines.append(
             f"  held out {found['held_out_runs']} runs of most compute: median error "
             f"{100 * found['held_out_median']:.2f}%, largest {100 * found['held_out_largest']:.2f}%"
         )
+        lines += [f"  {text}" for text in found["identified"]["remarks"]]
+        if found["identified"]["next_run"]:
+            lines.append(f"  {page.following(found['identified']['next_run'])}")
     if "exponents" in record.get("isoflop", {}):
         low, high = record["isoflop"]["intervals"].get("a", (float("nan"), float("nan")))
         lines.append(

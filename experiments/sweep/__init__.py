@@ -38,7 +38,8 @@ def run(
         raise Refused(f"--jobs={jobs} must be at least 1, e.g. --jobs=2.")
 
     def go(chosen: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        made = trials.resolve(sweep["base"], chosen, changes, shrink=shrink)
+        named = sweep["search"].get("space", ()) if "search" in sweep else ()
+        made = trials.resolve(sweep["base"], chosen, changes, shrink=shrink, named=named)
         return run_trials(
             made, workdir, jobs=jobs, launcher=launcher, resources=sweep.get("resources", {}), command=command,
             quiet=quiet,

@@ -99,7 +99,7 @@ class _Pool:
             elif process.finished(folder):
                 lines.append(f"{trial.name}: {_outcome(folder)}")
             else:
-                told = process.error(folder) if code else "stopped from outside; the same command goes on with it"
+                told = process.error(folder, code) if code else "stopped from outside; the same command goes on with it"
                 self.failed[trial.digest] = told
                 lines.append(f"{trial.name}: failed: {told}")
         return lines

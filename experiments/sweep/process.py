@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -69,8 +70,11 @@ def wait(workdir: str) -> int:
         raise
 
 
-def error(workdir: pathlib.Path) -> str:
-    """What the log says of the end of a run that failed: its last sentence, or line."""
+def error(workdir: pathlib.Path, code: int = 1) -> str:
+    """Why a run failed: the signal that ended it, by its exit code, else the last sentence or line of its log."""
+    if name := ended_by(code):
+        hint = "; a process that asks for more memory than there is ends so" if name == "SIGKILL" else ""
+        return f"ended by the signal {name}{hint}; the same command goes on with it"
     try:
         lines = (workdir / LOG).read_text("utf-8", "replace").splitlines()
     except FileNotFoundError:
@@ -78,6 +82,12 @@ def error(workdir: pathlib.Path) -> str:
     lines = [line for line in lines if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
     return (told or lines or ["it wrote nothing"])[-1].removeprefix("error: ")
+
+
+def ended_by(code: int) -> str:
+    """The name of the signal behind an exit code: -9 as `subprocess` has it, 137 as a shell; "" where there is none."""
+    number = -code if code < 0 else code - 128
+    return signal.Signals(number).name if number in {*signal.Signals} else ""
 
 
 def finished(workdir: pathlib.Path) -> bool:

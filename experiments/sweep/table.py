@@ -6,6 +6,7 @@ and started again ends with the same bytes as one left alone.
 
 import csv
 import io
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,7 +74,7 @@ def study(settings: Mapping[str, Any], workdir: pathlib.Path) -> str:
         if not sentence(error):
             raise
         return f"no fit: {error}"
-    return f"{scaling.table(record)}\nfigures: {workdir / SCALING}"
+    return f"{scaling.table(record)}\nfigures: {workdir / SCALING}\npage: {workdir / SCALING / scaling.PAGE}"
 
 
 def text(found: Sequence[Mapping[str, Any]]) -> str:
@@ -89,3 +90,14 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
         bits = f"{row['eval/kind']} {row[key]:.4f} ± {row[f'{key}_se']:.4f}"
         lines.append(f"{row['name']:<{width}}  {bits:>20}  {row['parameters']:>12,}  {row['tokens']:>14,}")
     return "\n".join(lines)
+
+
+def best(found: Sequence[Mapping[str, Any]], workdir: pathlib.Path) -> str:
+    """The trial with the fewest bits per byte, by what it sets, and its folder; "" where none was evaluated."""
+    key = "eval/bits_per_byte"
+    rows = [row for row in found if math.isfinite(row.get(key, math.nan))]
+    if not rows:
+        return ""
+    row = min(rows, key=lambda row: row[key])
+    values = " ".join(f"--config.{name}={value}" for name, value in row["values"].items()) or "the base config"
+    return f"best: {values}\n  {row['eval/kind']} {row[key]:.4f} bits per byte, in {workdir / row['hash']}"

@@ -74,15 +74,17 @@ def resolve(
     changes: Sequence[overrides.Override] = (),
     *,
     shrink: bool = False,
+    named: Collection[str] = (),
 ) -> list[Trial]:
     """Trials of plain configs, each once. What the command line `changes` has the last word, functions see it too.
 
-    `shrink`: the smoke form of each. Errors: ConfigError with the problems of all trials, each with its name.
+    `shrink`: the smoke form of each. `named`: keys that stand in every name, also where all trials agree.
+    Errors: ConfigError with the problems of all trials, each with its name.
     """
     late = {key for values in chosen for key, value in values.items() if callable(value)}
     early = [{key: value for key, value in values.items() if key not in late} for values in chosen]
     configs, plain, problems = [], [], []
-    for name, values, simple in zip(_names(early), chosen, early, strict=True):
+    for name, values, simple in zip(_names(early, (), named), chosen, early, strict=True):
         config = base.copy_and_resolve_references().unlock()
         found = [_set(config, key, value) for key, value in simple.items()]
         overrides.apply(config, list(changes))
@@ -95,7 +97,7 @@ def resolve(
     if problems:
         raise ConfigError(problems)
     trials: dict[str, Trial] = {}
-    for name, values, config in zip(_names(plain, late), plain, configs, strict=True):
+    for name, values, config in zip(_names(plain, late, named), plain, configs, strict=True):
         if shrink:
             config = overrides.apply(smoke.shrink(config), list(changes))
         digest = files.config_hash(config.to_dict())
@@ -130,13 +132,15 @@ def _called(value: Any, config: ConfigDict) -> Any:
         return error
 
 
-def _names(chosen: Sequence[Mapping[str, Any]], computed: Collection[str] = ()) -> list[str]:
+def _names(
+    chosen: Sequence[Mapping[str, Any]], computed: Collection[str] = (), named: Collection[str] = ()
+) -> list[str]:
     """What differs between the trials, with the last word of each key where that is enough: "width=64 seed=1".
 
-    A `computed` key is named where trials are told apart by it only.
+    A `computed` key is named where trials are told apart by it only, one of `named` always.
     """
     keys = dict.fromkeys(key for values in chosen for key in values)
-    varied = [key for key in keys if len({repr(values.get(key)) for values in chosen}) > 1]
+    varied = [key for key in keys if key in named or len({repr(values.get(key)) for values in chosen}) > 1]
     kept = [key for key in varied if key not in computed]
     for key in varied:
         if key in computed and _distinct(chosen, [*kept, key]) > _distinct(chosen, kept):

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.claims import recall
-from experiments.claims import table
+from experiments.claims import measures, table
 from tests.experiments.claims_test import small
 
 
@@ -24,8 +24,8 @@ def test_a_table_measures_every_cell_and_judges_the_contrasts(tmp_path, monkeypa
 
     monkeypatch.setattr(table.arms, "train", trained)
     monkeypatch.setattr(table.arms, "compare", lambda *_: None)
-    monkeypatch.setattr(table.answers, "score", lambda workdir: {"accuracy": 0.4 + 0.5 * ("linear" in str(workdir))})
-    monkeypatch.setattr(table, "ROUNDS", 2)
+    monkeypatch.setattr(measures.answers, "score", lambda workdir: {"accuracy": 0.4 + 0.5 * ("linear" in str(workdir))})
+    monkeypatch.setattr(measures, "ROUNDS", 2)
     accuracy, better, share = table.run(claim, tmp_path, jobs=1, quiet=True)
     assert accuracy.verdict == "does not" and accuracy.numbers["mean"] == pytest.approx(-0.5)
     assert better.verdict == "holds" and better.numbers["mean"] == pytest.approx(1.0)  # A lower loss is ahead.

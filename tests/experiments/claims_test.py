@@ -25,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, modes, preflight
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, rows, speed, table
+from experiments.claims import answers, arms, assd, contrast, measures, rows, speed, table
 from experiments.claims import tokenization as tokens_check
 from experiments.program import build, counting, sharding
 from experiments.settings import smoke
@@ -178,7 +178,7 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
         scored[saved.data.name, saved.seed] = real
         return real | {"exact": 0.9 + 0.01 * saved.seed if "reverse" in saved.data.name else 0.5}
 
-    monkeypatch.setattr(contrast, "answers", types.SimpleNamespace(score=pretended))
+    monkeypatch.setattr(measures, "answers", types.SimpleNamespace(score=pretended))
     record = claims.run(claim, tmp_path / "w", name="digits_reversed.py", quiet=True)
     (row,) = record["rows"]
     assert len(scored) == 4 and row["verdict"] == "holds"
