@@ -250,6 +250,11 @@ def sweep(flags: Any, changes: Changes) -> None:
     print(f"\n{table.text(found)}\n\n{table.best(found, workdir)}\ntable: {workdir / table.CSV}")
     if page := table.compare(found, workdir):
         print(f"comparison: {page}")
+    if "search" in made:
+        from experiments.sweep import search
+
+        if drawn := search.draw(made, workdir):
+            print(f"plots of the search: {drawn[0].parent}")
     if "study" in made:
         print(f"\n{table.study(made['study'], workdir)}")
     failed = [row for row in found if row["status"] == "failed"]

@@ -134,14 +134,15 @@ def tile(label: str, value: str, *, main: bool = False) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), kind: str = "") -> str:
     """A table of HTML cells; the columns in `numeric` are set flush right; the first column names its row.
 
-    `kind`: "narrow", or "prose" where cells hold sentences: they wrap, and on a narrow screen stand below each other.
+    `kind`: "narrow", "prose" where cells hold sentences (they wrap, and stand below each other on a narrow screen), or
+    both.
     """
     align = ['class="n"' if i in numeric else "" for i in range(len(head))]
     top = "".join(f'<th scope="col" {align[i]}>{cell}</th>' for i, cell in enumerate(head))
     lines = []
     for row in rows:
         first, *rest = row
-        named = [f'{align[i]} data-head="{head[i]}"' if kind == "prose" else align[i] for i in range(len(head))]
+        named = [f'{align[i]} data-head="{head[i]}"' if "prose" in kind.split() else align[i] for i in range(len(head))]
         cells = "".join(f"<td {named[i]}>{cell}</td>" for i, cell in enumerate(rest, 1))
         lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     inner = f"<thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody>"

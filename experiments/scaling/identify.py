@@ -1,7 +1,7 @@
 """What runs say about a law: which parameters they determine, which they do not and why, and which run would help.
 
-Errors here are those of the law made linear at the fit (its Jacobian): they say what the design of the runs allows, even
-where a bootstrap stands still at a boundary and shows an interval of zero width.
+Errors here are those of the law made linear at the fit (its Jacobian). They say what the runs allow, even where a
+bootstrap stands still at a boundary and shows an interval of zero width.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Identified:
     `correlation`: of the errors of each two exponents, "alpha, beta" -> number. `spans`: decades that the runs cover of
     each input. `remarks`: what is degenerate, a sentence each. `next_run`: the run of at most four times the largest
     compute that narrows the worst exponent most: `parameters`, `tokens`, `flops`, `parameter`, and its error `before`
-    and `after`; None where the law does not know sizes and tokens.
+    and `after`; None where no run narrows it, or the law does not know sizes and tokens.
     """
 
     errors: dict[str, float]
@@ -69,7 +69,7 @@ def identify(fit: Fit, columns: Mapping[str, np.ndarray]) -> Identified:
     exponents = [name for name in law.parameters if name not in law.logged]
     correlation = _correlations(law, exponents, covariance, seen)
     spans = {name: float(np.log10(x.max() / x.min())) for name, x in zip(law.inputs, inputs, strict=True)}
-    remarks = _remarks(fit, jacobian, determined, correlation)
+    remarks = _remarks(fit, jacobian, errors, determined, correlation)
     following = _next_run(fit, jacobian, scale, exponents, errors, columns)
     return Identified(errors, determined, correlation, spans, tuple(remarks), following)
 
@@ -107,8 +107,10 @@ def _correlations(law: Law, exponents: list[str], covariance: np.ndarray, seen: 
     return found
 
 
-def _remarks(fit: Fit, jacobian: np.ndarray, determined: dict[str, bool], correlation: dict[str, float]) -> list[str]:
-    law, said, named = fit.law, [], set()
+def _remarks(
+    fit: Fit, jacobian: np.ndarray, errors: dict[str, float], determined: dict[str, bool], correlation: dict[str, float]
+) -> list[str]:
+    law, said = fit.law, []
     for k, name in enumerate(law.parameters):
         value = fit.values[name]
         low, high = fit.intervals().get(name, (math.nan, math.nan))
@@ -125,13 +127,12 @@ def _remarks(fit: Fit, jacobian: np.ndarray, determined: dict[str, bool], correl
             said.append(
                 f"the interval of {name} has no width: every resample stayed where the fit is, which measures nothing."
             )
+        elif not math.isfinite(errors[name]):
+            said.append(f"{name}={value:.3g} is not measured: no loss of these runs depends on it.")
         elif not determined[name]:
             said.append(f"{name}={value:.3g} is not determined: its interval is too wide to tell it from others.")
-        else:
-            continue
-        named.add(name)
     for pair, value in correlation.items():
-        if not abs(value) < _ALIKE:
+        if abs(value) >= _ALIKE:
             said.append(f"{pair} cannot be separated: these runs change what they act on together.")
     return said
 
@@ -155,6 +156,8 @@ def _next_run(
         covariance, seen = _covariance(np.vstack([jacobian, row]))
         after.append(scale * math.sqrt(max(covariance[k, k], 0.0)) if seen[k] else math.inf)
     best = int(np.argmin(after))
+    if not after[best] < errors[worst]:
+        return None
     N, D = tried[best]
     flops = FLOPS_PER_PARAMETER_TOKEN * N * D
     return {

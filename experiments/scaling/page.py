@@ -57,12 +57,13 @@ def _law(name: str, law: Mapping[str, Any]) -> list[str]:
         rows.append([page.escape(parameter), f"{value:.4g}", f"{low:.4g} to {high:.4g}", verdict])
     held = (
         f"Residual {page.percent(law['residual'])}. Fitted to the runs of least compute it predicts the other "
-        f"{law['held_out_runs']} with a median error of {_percent(law)}, at most {page.percent(law['held_out_largest'])}."
+        f"{law['held_out_runs']} with a median error of {_percent(law)}, "
+        f"at most {page.percent(law['held_out_largest'])}."
     )
     spans = ", ".join(f"{key.replace('_', ' ')} {value:.1f}" for key, value in said["spans"].items())
     parts = [
         f"<h3>{page.escape(name)}</h3>",
-        page.table(["Parameter", "Value", "95% interval", "By these runs"], rows, numeric=(1, 2), kind="narrow"),
+        page.table(["Parameter", "Value", "95% interval", "By these runs"], rows, numeric=(1, 2), kind="narrow prose"),
         page.note(held),
         page.note(f"Decades that the runs cover: {spans}."),
         *(page.note(text, "warn") for text in said["remarks"]),
@@ -76,7 +77,7 @@ def following(run: Mapping[str, Any]) -> str:
     return (
         f"What would narrow it most: one run of {page.count(run['parameters'])} parameters on "
         f"{page.count(run['tokens'])} tokens ({run['flops']:.2g} FLOPs), after which the standard error of "
-        f"{run['parameter']} would be {after} instead of {before}; tried were runs of up to four times the largest compute."
+        f"{run['parameter']} would be {after} instead of {before} (of runs of up to four times the largest compute)."
     )
 
 
@@ -101,14 +102,15 @@ def _figure(number: int, name: str, figure: "Figure") -> str:
     drawn = base64.b64encode(out.getvalue().encode()).decode()
     title = CAPTIONS.get(name, f"{name.removesuffix('_held_out')}: predicted against measured, held-out runs")
     # White paper under it in a dark scheme too: its ink is dark.
-    image = f'<img alt="{page.escape(title)}" src="data:image/svg+xml;base64,{drawn}" style="max-width:100%;background:#fff">'
+    source = f"data:image/svg+xml;base64,{drawn}"
+    image = f'<img alt="{page.escape(title)}" src="{source}" style="max-width:100%;background:#fff">'
     return f"<figure>{image}<figcaption><b>Figure {number}.</b> {page.escape(title)}.</figcaption></figure>"
 
 
 def _runs(runs: Runs) -> str:
-    keys = ("parameters", "tokens", "flops", "loss")
+    columns = [runs.columns[key] for key in ("parameters", "tokens", "flops", "loss")]
     rows = [
-        [page.escape(name), *(f"{value:.4g}" if key in ("loss", "flops") else page.count(value) for key, value in zip(keys, row, strict=True))]
-        for name, row in zip(runs.names, zip(*(runs.columns[key] for key in keys), strict=True), strict=True)
-    ]  # fmt: skip
+        [page.escape(name), page.count(N), page.count(D), f"{C:.3g}", f"{loss:.4g}"]
+        for name, N, D, C, loss in zip(runs.names, *columns, strict=True)
+    ]
     return page.table(["Run", "Parameters", "Tokens", "FLOPs", "Loss"], rows, numeric=(1, 2, 3, 4))

@@ -34,8 +34,8 @@ def study(
       folder: where figures (in each of `formats`), `scaling.json` and the page `study.html` go; "" writes nothing.
 
     Returns: plain JSON: `runs`, `left_out`, `laws` (per law `values`, `intervals` at 95%, `residual`,
-      `held_out_median`, `held_out_largest`, `held_out_runs`, `identified` as in `identify.Identified`), and where they can be had `frontier` (compute decades,
-      N* and D* with intervals) and `isoflop`.
+      `held_out_median`, `held_out_largest`, `held_out_runs`, and `identified`, an `identify.Identified`), and where
+      they can be had `frontier` (compute decades, N* and D* with intervals) and `isoflop`.
     """
     columns = runs.columns
     flops = columns["flops"]

@@ -79,6 +79,15 @@ def run(
     return every
 
 
+def draw(sweep: Mapping[str, Any], workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Optuna's plots of the search in `workdir`, as files of its folder `search`; returns their paths."""
+    import optuna
+
+    from experiments.sweep import pictures
+
+    return pictures.draw(_stored(optuna, workdir), settings(sweep)["metric"], workdir)
+
+
 def _stored(optuna: Any, workdir: pathlib.Path) -> Any:
     """Optuna's study in the workdir."""
     from optuna.storages.journal import JournalFileBackend

@@ -27,6 +27,7 @@ from experiments import claims, modes, preflight
 from experiments import workdir as files
 from experiments.claims import answers, arms, assd, contrast, measures, rows, speed, table
 from experiments.claims import tokenization as tokens_check
+from experiments.claims.laws import decoding
 from experiments.program import build, counting, sharding
 from experiments.settings import smoke
 from experiments.settings.errors import Refused, sentence
@@ -283,14 +284,14 @@ def test_speculative_decoding_is_exact_or_the_claim_says_so(monkeypatch):
     row = assd.law(claim)
     assert row.verdict == "exact" and row.numbers["total_variation"] < 1e-14 and row.numbers["cases"] == 8
     assert row.numbers["calls"]["1"] == pytest.approx(5) and row.numbers["calls"]["3"] < 3
-    real = assd.assd.exact_law
+    real = decoding.assd.exact_law
 
     def careless(conditionals, **kw):
         law, calls = real(conditionals, **kw)
         return law[::-1], calls
 
     with monkeypatch.context() as patch:
-        patch.setattr(assd.assd, "exact_law", careless)
+        patch.setattr(decoding.assd, "exact_law", careless)
         assert assd.law(claim).verdict == "does not"
 
 

@@ -352,6 +352,23 @@ def test_a_search_that_is_killed_asks_the_same_again(method, tmp_path):
     assert run("other") != rows
 
 
+def test_a_search_is_drawn_by_optuna_and_leaves_no_figure(tmp_path):
+    pytest.importorskip("optuna")
+    from matplotlib import pyplot
+
+    space = {"optimizer.learning_rate": ("log", 1e-4, 1.0), "model.width": ("choice", 16, 32)}
+    made = {"search": {"method": "random", "space": space, "trials": 6, "batch": 3}}
+    search.run(made, tmp_path, lambda points: [row(p, p["optimizer.learning_rate"]) for p in points])
+    before = pyplot.get_fignums(), dict(pyplot.rcParams)
+    drawn = search.draw(made, tmp_path)
+    assert [path.name for path in drawn] == ["history.svg", "slice.svg", "contour.svg", "parallel.svg"]
+    assert all(path.parent == tmp_path / "search" and b"<svg" in path.read_bytes() for path in drawn)
+    assert before == (pyplot.get_fignums(), dict(pyplot.rcParams))
+    one = {"search": made["search"] | {"trials": 1, "space": {"seed": ("int", 0, 9)}}}
+    search.run(one, tmp_path / "one", lambda points: [row(p, 1.0) for p in points])
+    assert search.draw(one, tmp_path / "one") == []
+
+
 def four(base):
     """Twice as many trials as run at a time."""
     return {"base": base, "grid": {"seed": [0, 1, 2, 3]}}
