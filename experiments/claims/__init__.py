@@ -26,7 +26,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
     "overtraining": "overtraining",
     "assd": "assd",
     "table": "table",
-    "speed": "speed",
+    "curve": "curve",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -25,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, modes, preflight
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, measures, rows, speed, table
+from experiments.claims import answers, arms, assd, contrast, curve, measures, rows, table
 from experiments.claims import tokenization as tokens_check
 from experiments.claims.laws import decoding
 from experiments.program import build, counting, sharding
@@ -304,29 +304,42 @@ def test_calls_of_a_trained_model_are_counted(tmp_path):
     assert row.numbers["calls"] == {"2": [1.0, 1.0]} and row.verdict == "undecided"  # Two of two by two calls, always.
 
 
-def test_speed_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeypatch):
+def test_a_curve_counts_what_was_fed_and_asks_for_equal_accuracy(tmp_path, monkeypatch):
     made = {
         "plain": {"flops": 900.0, "exact": 0.8}, "guided, free": {"flops": 100.0, "exact": 0.8},
         "threshold": {"flops": 50.0, "exact": 0.1},
     }  # fmt: skip
     claim = diffusion_speed.get_claim()
     claim["settings"] = {name: claim["settings"][name] for name in made}
-    monkeypatch.setattr(speed.trained, "load", lambda workdir: workdir)
+    monkeypatch.setattr(curve.trained, "load", lambda workdir: workdir)
     ran = lambda seed: {"parameters": 1e5, "tokens": 1e6, "workdir": seed}  # noqa: E731
     train = lambda base, given, seeds, *_, **__: {arm: [ran(k) for k in seeds] for arm in given}  # noqa: E731
-    monkeypatch.setattr(speed.arms, "train", train)
+    monkeypatch.setattr(curve.arms, "train", train)
 
     def spent(model, guide, changes):
         (name,) = [name for name, values in claim["settings"].items() if values == changes]
         return made[name] | {"calls": 1.0, "seconds": 0.1, "flops": made[name]["flops"] + model * (name != "plain")}
 
-    monkeypatch.setattr(speed, "spent", spent)
-    (row,) = speed.run(claim, tmp_path, jobs=1, quiet=True)
+    monkeypatch.setattr(curve, "spent", spent)
+    (row,) = curve.run(claim, tmp_path, jobs=1, quiet=True)
     assert row.verdict == "holds" and 8.8 < row.numbers["ratio"][0] < 9 and "threshold 17." in row.measured
-    (row,) = speed.run(claim | {"fast": "threshold"}, tmp_path, jobs=1, quiet=True)
+    (row,) = curve.run(claim | {"fast": "threshold"}, tmp_path, jobs=1, quiet=True)
     assert row.verdict == "does not"
-    judge = speed.verdict
+    with pytest.raises(Refused, match="cost='flop' of the claim is unknown; did you mean 'flops'"):
+        curve.run(claim | {"cost": "flop"}, tmp_path, jobs=1, quiet=True)
+    (row,) = curve.run(claim | {"cost": "calls", "times": 0.5}, tmp_path, jobs=1, quiet=True)
+    assert row.numbers["ratio"] == (1.0, 1.0, 1.0) and "1.0 times fewer calls" in row.measured
+    judge = curve.verdict
     assert judge((6, 4, 8), (0, 0, 0), 5, 0.02) == judge((6, 5.5, 8), (0, -0.03, 0.03), 5, 0.02) == "undecided"
+
+
+def test_settings_change_groups_within_groups_and_nothing_else():
+    options = {"draft": 4, "diffusion": {"steps": 0, "adaptive": {"share": 0.25, "answer_every": 7}}}
+    made = curve.merged(options, {"diffusion": {"adaptive": {"share": 1.0}}})
+    assert made == {"draft": 4, "diffusion": {"steps": 0, "adaptive": {"share": 1.0, "answer_every": 7}}}
+    assert options["diffusion"]["adaptive"]["share"] == 0.25
+    with pytest.raises(Refused, match="settings: generate.diffusion.step is not a key of the config; did you mean"):
+        curve.merged(options, {"diffusion": {"step": 3}})
 
 
 @pytest.mark.slow
@@ -340,16 +353,16 @@ def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
         config.eval.update({"batches": 2, "batch_size": 8})
         config.model.num_layers = 1
         train(config.lock(), tmp_path / name, quiet=True)
-        models.append(speed.trained.load(tmp_path / name))
-    costs = [speed.counting.flops_per_token(made.program)["total"] / 3 for made in models]
-    plain = speed.spent(*models, claim["settings"]["plain"])
+        models.append(curve.trained.load(tmp_path / name))
+    costs = [curve.counting.flops_per_token(made.program)["total"] / 3 for made in models]
+    plain = curve.spent(*models, claim["settings"]["plain"])
     assert plain["calls"] == 8 and plain["flops"] == pytest.approx(8 * 12 * costs[0])
-    free = speed.spent(*models, {"method": "max_prob", "cache": "free", "block": 6, "commit": False})
+    free = curve.spent(*models, {"diffusion": {"method": "max_prob", "cache": "free", "block": 6, "commit": False}})
     assert free["flops"] < plain["flops"] and free["seconds"] > 0
-    judged = speed.spent(*models, {"method": "guided", "rule": "always"})
+    judged = curve.spent(*models, {"diffusion": {"method": "guided", "rule": "always"}})
     assert judged["calls"] == 1 and judged["flops"] == pytest.approx(12 * sum(costs))
     adaptive = {"prompt_every": 9, "answer_every": 9, "share": 0.25}  # The first call whole, then two of eight.
-    kept = speed.spent(*models, {"method": "max_prob", "cache": "adaptive", "adaptive": adaptive})
+    kept = curve.spent(*models, {"diffusion": {"method": "max_prob", "cache": "adaptive", "adaptive": adaptive}})
     assert kept["flops"] == pytest.approx((12 + 7 * 2) * costs[0])
 
 
