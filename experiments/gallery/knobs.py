@@ -67,7 +67,8 @@ def _comments(source: str) -> tuple[dict[int, str], dict[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             where = behind if token.line[: token.start[1]].strip() else alone
-            where[token.start[0]] = re.sub(r"\s+", " ", token.string.lstrip("# "))
+            said = re.sub(r"\s*#\s*before: .*", "", token.string)  # For saved configs, not for a reader.
+            where[token.start[0]] = re.sub(r"\s+", " ", said.lstrip("# "))
     return behind, alone
 
 

@@ -91,6 +91,7 @@ def test_every_knob_is_found_with_its_default_and_sentence():
     assert {key: ast.literal_eval(knob.default) for key, knob in found.items()} == flat
     assert found["model.mlp.hidden"].default == "0"
     assert found["loss.z_loss"].says == "Weight of mean log(Z)^2."
+    assert not any("before: " in knob.says for knob in found.values())
     assert found["parallel.schedule"].says.startswith("How attention crosses devices that share a sequence")
     assert sum(bool(knob.says) for knob in found.values()) > 0.75 * len(found)
 
