@@ -94,6 +94,7 @@ summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}
 h1{font-size:29px}}
 @media (max-width:760px){.prose thead{display:none}.prose tr,.prose th,.prose td{display:block;border:0;padding:2px 0}
 .prose tr{padding:12px 0;border-bottom:1px solid var(--grid)}
+.prose tbody tr:last-child>*{border:0}.prose .n{text-align:left;white-space:normal}
 .prose td::before{content:attr(data-head) ": ";color:var(--muted);font-size:13px}}
 @media (max-width:760px){.by{overflow-x:auto}.by .chart{min-width:600px}}
 @media print{main{padding:0;max-width:none}.switch+label,.tip{display:none}figure,.tile,.sample{break-inside:avoid}}
