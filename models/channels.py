@@ -10,7 +10,7 @@ Two things a part may add, and does without where it says nothing:
   what the layer before put under this name into its report, zeros in the first layer. Such entries go no further up.
 - Parameters of role `running`, which no gradient trains, and `advance(old, report) -> new`, which Program calls once a
   step: `old` holds them by name and `report` what the part said over the whole global batch, the layers `[L', ...]` in
-  front of both (a Mean as a Mean, undivided). It runs outside of the layers, so it reads no other parameter.
+  front of both (a Mean as a Mean, undivided). They are float32 or wider: a count is exact up to 2^24.
 """
 
 from typing import Any, Protocol
