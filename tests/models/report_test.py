@@ -83,8 +83,12 @@ def test_a_pass_is_no_pair():
 
 
 # ==================== Taps, edits, values by layer ====================
-@pytest.mark.parametrize("changes", [{"num_layers": L, "unroll": 2}, PATTERN], ids=str)
-def test_taps_show_what_every_layer_adds_and_decoding_shows_the_same(changes):
+# At twice the layers of its base, a branch adds half of what it gives.
+HALVED = {"num_layers": L, "unroll": 2, "parametrization": "mup", "mup": {"base_width": D, "base_layers": L // 2}}
+
+
+@pytest.mark.parametrize(("changes", "share"), [(HALVED, 0.5), (PATTERN, 1.0)], ids=["halved", "pattern"])
+def test_taps_show_what_every_layer_adds_and_decoding_shows_the_same(changes, share):
     model = make(**changes)
     out = run(model, tokens(), taps=("mixer", "channel", "residual"))
     found = {name: np.asarray(x) for name, x in out.report.items()}
@@ -94,7 +98,7 @@ def test_taps_show_what_every_layer_adds_and_decoding_shows_the_same(changes):
         for j, block in enumerate(period.blocks.values()):
             at = i * len(period.names) + j
             y, _ = jax.jit(lambda x, b=block: b.mixer(b.mixer_norm(x), context))(x)
-            np.testing.assert_allclose(found["mixer"][at], y, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(found["mixer"][at], share * y, rtol=0, atol=1e-5)
             x = x + found["mixer"][at] + found["channel"][at]
             np.testing.assert_allclose(found["residual"][at], x, rtol=0, atol=1e-5)
     np.testing.assert_allclose(out.features, model.norm(jnp.asarray(x)), rtol=0, atol=1e-5)
