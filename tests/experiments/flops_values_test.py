@@ -1,0 +1,75 @@
+"""FLOPs of a step under every objective: kernels by hand, and attention by counting the entries of the mask."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import counting
+from kernels import masks
+from models.objectives import OBJECTIVES
+from models.objectives.any_subset import row_mask
+from tests.plain import tiny
+
+pytestmark = pytest.mark.usefixtures("x64")
+D, F, L, T = tiny.N * tiny.H, 12, 3, tiny.T
+KERNELS = L * (4 * D * D + 2 * D * F)
+rank = jnp.arange(T)[None]
+# By objective: (copies of a token, ids beyond the tokenizer's, what all copies of a row see in all passes, options).
+FULL, CAUSAL = masks.Full().dense(T, T), masks.Causal().dense(T, T)
+CASES = {
+    "next_token": (1, 0, [CAUSAL], {}),
+    "masked_diffusion": (1, 1, [FULL], {}),
+    "block_diffusion": (2, 1, [masks.BlockDiffusion(T, 3).dense(2 * T, 2 * T)], {"block_diffusion": {"block": 3}}),
+    "score_entropy": (1, 1, [FULL], {}),
+    "any_subset": (2, 1, [row_mask(rank, jnp.array([0]), rank).dense(2 * T, 2 * T)], {}),
+    "insertion": (1, 2, [FULL], {}),
+    "neodiff": (2, 8, [FULL, FULL], {"neodiff": {"levels": 7}}),
+}
+
+
+def test_every_objective_is_here():
+    assert set(CASES) == set(OBJECTIVES)
+
+
+def made(objective, **groups):
+    return tiny.program(tiny.config(objective, model__num_layers=L, **groups))
+
+
+@pytest.mark.parametrize("objective", CASES)
+def test_flops_by_hand(objective):
+    copies, more, seen, options = CASES[objective]
+    flops = counting.flops_per_token(made(objective, **options))
+    entries = sum(int(np.asarray(mask).sum()) for mask in seen)
+    # A multiply-add is 2, backward twice forward: 6 a weight and copy; the head reads one copy.
+    assert flops["matmul"] == 6 * (copies * KERNELS + (tiny.V + more) * D)
+    # Scores and their product with v: 2 H each an entry and head, forward, times 3.
+    assert flops["attention"] == pytest.approx(3 * L * tiny.N * 4 * tiny.H * entries / T, rel=1e-12)
+    assert flops["context"] == flops["attention"] and flops["recurrent"] == flops["fast"] == 0
+    assert flops["total"] == flops["matmul"] + flops["context"]
+
+
+def test_what_a_window_hides_is_not_counted():
+    flops = counting.flops_per_token(made("next_token", model__attention__window=4))
+    entries = int(np.asarray((masks.Causal() & masks.Window(3, 3)).dense(T, T)).sum())
+    assert flops["attention"] == pytest.approx(3 * L * tiny.N * 4 * tiny.H * entries / T, rel=1e-12)
+
+
+def test_the_maps_of_time_and_of_an_earlier_prediction_count_as_kernels():
+    flops = counting.flops_per_token(made("neodiff", model__time_features=4, model__self_condition=True))
+    assert flops["matmul"] == 6 * (2 * (KERNELS + 4 * D + D * D) + (tiny.V + 100) * D)
+
+
+def test_parameters_by_hand():
+    counts = counting.parameters(made("next_token", model__tied=False, model__norm="layernorm", model__norm_bias=True))
+    assert counts["embedding"] == 2 * tiny.V * D
+    assert counts["non_embedding"] == KERNELS + (2 * L + 1) * 2 * D
+    assert counts["total"] == counts["embedding"] + counts["non_embedding"]
+
+
+def test_tokens_of_pattention_count_and_its_temperature_does_not():
+    P = 10
+    groups = {"model__projection": "pattention", "model__pattention__tokens": P, "model__channel": "pattention"}
+    program = made("next_token", **groups)
+    weights = L * (4 * P * 2 * D + 4 * P * 2 * D)
+    assert counting.parameters(program)["non_embedding"] == weights + (2 * L + 1) * D
+    assert counting.flops_per_token(program)["matmul"] == 6 * (weights + tiny.V * D)
