@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import counting
+from experiments.program import counting
 from kernels import masks
 from models.objectives import OBJECTIVES
 from models.objectives.any_subset import row_mask

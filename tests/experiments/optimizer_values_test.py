@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import optimizers
+from experiments.program import optimizers
 from tests.plain import optimizers as plain
 
 pytestmark = pytest.mark.usefixtures("x64")

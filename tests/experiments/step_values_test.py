@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import evaluate
+from experiments.training import evaluate
 from tests.plain import tiny
 
 pytestmark = pytest.mark.usefixtures("x64")

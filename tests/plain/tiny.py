@@ -4,8 +4,7 @@ import jax
 import numpy as np
 
 from configs import base
-from experiments import sharding
-from experiments.program import build
+from experiments.program import build, sharding
 from tests.plain import layers
 
 V, N, H, T = 9, 2, 4, 6  # ids of the tokenizer, heads, their width, tokens of a row

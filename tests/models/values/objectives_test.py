@@ -1,0 +1,170 @@
+"""Every objective's loss, whole: a batch as it was corrupted, the plain model, and the sum written out by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.objectives import schedules
+from tests.plain import layers, losses, tiny
+
+pytestmark = pytest.mark.usefixtures("x64")
+V, T, D = tiny.V, tiny.T, tiny.N * tiny.H
+
+
+def case(objective, seed=0, rows=4, **groups):
+    """(the corrupted batch, parameters, loss and sums, a reader of features of row b) as numpy."""
+    made = tiny.program(tiny.config(objective, **groups))
+    rng = np.random.default_rng(seed + 5)
+    draw = lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape) + (x.ndim == 1), jnp.float64)  # noqa: E731
+    params = jax.tree.map(draw, made.abstract["params"])
+    batch = jax.jit(made.objective.corrupt)(tiny.batch(rows, seed, bidirectional=True), jax.random.key(seed))
+    wide = lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    batch = jax.tree.map(wide, batch)  # Times are drawn in float32; their features turn a thousand times as fast.
+    loss, sums = jax.jit(lambda p, b: made.objective.loss(made.merge(p), b, None))(params, batch)
+    b, p = jax.tree.map(np.asarray, batch), jax.tree.map(np.asarray, params)
+
+    def read(row, x, sees=layers.everything, segments=None, positions=None, **told):
+        twice = lambda name: np.tile(b[name][row], len(x) // T)  # noqa: E731
+        segments = twice("segment_ids") if segments is None else segments
+        positions = twice("positions") if positions is None else positions
+        return tiny.features(p, x, segments=segments, positions=positions, sees=sees, **told)
+
+    return b, p, float(loss), {k: float(v) for k, v in sums.items()}, read, made
+
+
+def close(got, want):
+    # Sums over the batch are float32; eps is 1.2e-7.
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+def test_masked_diffusion(schedule):
+    """Of a model that is told the time."""
+    b, p, loss, sums, read, _ = case("masked_diffusion", masked_diffusion__schedule=schedule, model__time_features=4)
+    total = 0.0
+    for row in range(4):
+        z, x, t = b["noised"][row], b["tokens"][row], float(b["time"][row])
+        weight = np.where(z == V, losses.WEIGHTS[schedule](t), 0)
+        np.testing.assert_allclose(b["weight"][row], weight, rtol=1e-3 if schedule == "geometric" else 1e-5)
+        assert not (z == V)[~b["mask"][row]].any() and np.array_equal(z[z != V], x[z != V])
+        log_p = tiny.log_probs(p, read(row, z, time=np.full(T, t)), V)
+        total += losses.weighted(log_p, x, b["weight"][row])
+    assert total > 0
+    close([loss, sums["nll"]], [total, total])
+
+
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+def test_the_share_of_masks(schedule):
+    """Of 6000 rows at their own times: off from the sum of their rates by 4.5 standard errors at most."""
+    made = tiny.program(tiny.config("masked_diffusion", masked_diffusion__schedule=schedule))
+    batch = {"tokens": jnp.zeros((6000, 4), int), "mask": jnp.ones((6000, 4), bool)}
+    drawn = jax.jit(made.objective.corrupt)(batch, jax.random.key(2))
+    t = np.asarray(drawn["time"], np.float64)
+    assert t.min() > 1e-3 and t.max() <= 1 and abs(t.mean() - 0.5005) < 1e-3  # stratified: far nearer than iid times
+    rate = np.array([losses.RATES[schedule](s) for s in t])
+    masked = np.asarray(drawn["noised"] == V)
+    assert abs(masked.sum() - 4 * rate.sum()) < 4.5 * math.sqrt(4 * (rate * (1 - rate)).sum())
+    first = rate < np.median(rate)  # and where they are few
+    assert abs(masked[first].sum() - 4 * rate[first].sum()) < 4.5 * math.sqrt(4 * (rate * (1 - rate))[first].sum())
+
+
+@pytest.mark.parametrize("options", [{"block": 2}, {"block": 3, "weighting": "ones"}], ids=str)
+def test_block_diffusion(options):
+    b, p, loss, _, read, _ = case("block_diffusion", block_diffusion=options)
+    total, sees = 0.0, losses.block_sees(T, options["block"])
+    for row in range(4):
+        z, x, t = b["noised"][row], b["tokens"][row], b["time"][row]
+        weight = np.where(z == V, 1 if options.get("weighting") == "ones" else 1 / t, 0)
+        np.testing.assert_allclose(b["weight"][row], weight, rtol=1e-5)
+        assert len(set(t[: options["block"]])) == 1 != len(set(t))
+        features = read(row, np.concatenate([z, x]), sees)[:T]
+        total += losses.weighted(tiny.log_probs(p, features, V), x, b["weight"][row])
+    assert total > 0
+    close(loss, total)
+
+
+def test_score_entropy_of_masks():
+    b, p, loss, _, read, _ = case("score_entropy", score_entropy__schedule="loglinear", model__time_features=4)
+    total = 0.0
+    for row in range(4):
+        z, x, t = b["noised"][row], b["tokens"][row], float(b["time"][row])
+        logits = layers.logits(p, read(row, z, time=np.full(T, t)))[:, :V]
+        rate = 0.999 / (1 - 0.999 * t)  # sigma' of sigma = -log(1 - 0.999 t)
+        np.testing.assert_allclose(b["weight"][row], np.where(b["mask"][row], rate, 0), rtol=1e-3)
+        total += b["weight"][row].max() * losses.score_absorbing(logits, -math.log(1 - 0.999 * t), z, x, V)
+    assert loss != 0
+    # sigma is computed from a time in float32, near t = 1 of a small difference.
+    np.testing.assert_allclose(loss, total, rtol=1e-4)
+
+
+def test_score_entropy_of_uniform_noise():
+    groups = {"score_entropy": {"graph": "uniform", "head": "probs", "t_max": 0.9}}
+    b, p, loss, _, read, made = case("score_entropy", **groups)
+    assert made.spec.V == V
+    total = 0.0
+    for row in range(4):
+        z, x, t = b["noised"][row], b["tokens"][row], float(b["time"][row])
+        logits = layers.logits(p, read(row, z))[:, :V]
+        density = losses.score_uniform(logits, 1 - 0.999 * t, z, x, b["mask"][row])
+        total += 0.999 / (1 - 0.999 * t) * density
+    np.testing.assert_allclose(loss, total, rtol=1e-4)
+
+
+def test_any_subset():
+    b, p, loss, sums, read, _ = case("any_subset", any_subset={"rate_min": 0.5, "rate_max": 0.9}, seed=1)
+    total = 0.0
+    for row in range(4):
+        x, rank, prompt = b["tokens"][row], b["rank"][row], b["prompt_length"][row]
+        targets = b["mask"][row]
+        assert sorted(rank) == list(range(T)) and targets.sum() == T - prompt >= 1
+        assert (np.diff(rank[targets]) > 0).all() and (np.diff(rank[~targets]) > 0).all()  # Both from left to right.
+        assert rank[~targets].max(initial=-1) < rank[targets].min()
+        features = read(row, np.concatenate([np.full(T, V), x]), losses.subset_sees(T, rank, prompt))[:T]
+        total += losses.weighted(tiny.log_probs(p, features, V), x, 1.0 * targets)
+    close([loss, sums["nll"]], [total, total])
+
+
+@pytest.mark.parametrize("weighting", ["length", "constant"])
+def test_insertion(weighting):
+    b, p, loss, _, read, _ = case("insertion", insertion__weighting=weighting, seed=2)
+    total = 0.0
+    for row in range(4):
+        x, dropped, z, count = (b[name][row] for name in ("tokens", "dropped", "noised", "count"))
+        kept = x[(b["segment_ids"][row] > 0) & ~dropped]
+        assert z.tolist() == [V, *kept, *[V + 1] * (T - len(kept))] and count == len(kept)
+        logits = layers.logits(p, read(row, z, segments=np.arange(T + 1) <= count, positions=np.arange(T + 1)))
+        weight = b["mask"][row].sum() + 1 if weighting == "length" else T + 1
+        assert b["weight"][row] == weight
+        total += weight * losses.insertion(logits, count, x, dropped, V)
+    assert b["dropped"].any()
+    close(loss, total)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_neodiff(conditioned):
+    K, s = 5, 0.2
+    groups = {"neodiff": {"levels": K, "smoothing": s, "noise_factor": 0.7, "conditioned": 0.5}}
+    groups |= {"model__time_features": 4, "model__self_condition": conditioned}
+    b, p, loss, sums, read, _ = case("neodiff", seed=3, **groups)
+    want = np.zeros(3)
+    for row in range(4):
+        x, free, tau = b["tokens"][row], b["mask"][row], b["tau"][row]
+        clean = layers.rmsnorm(p["embedding"][x], 0)
+        noise = np.asarray(jax.random.normal(jax.random.wrap_key_data(b["noise"][row]), (T, D), float))
+        keep = np.maximum(1 - np.sqrt(tau / K + 1e-4), 0)[:, None]
+        z = np.where(free[:, None], np.sqrt(keep) * clean + 0.7 * np.sqrt(1 - keep) * noise, clean)
+        found = read(row, z, time=tau / K)
+        if conditioned:
+            earlier = np.where(free[:, None], found, clean) * b["conditioned"][row]
+            found = read(row, z, time=tau / K, condition=earlier)
+        error, anchor = losses.neodiff(found, clean, tiny.log_probs(p, found, V), x, s)
+        label = np.zeros(T, int)
+        label[free] = losses.poisson_labels((error + anchor)[free], float(b["next"][row]), K)
+        again = read(row, np.where(free[:, None], found, clean), time=np.full(T, float(b["next"][row])))
+        late = layers.log_softmax(layers.logits(p, again)[:, V : V + K + 1])
+        want += [error[free].sum(), anchor[free].sum(), -sum(late[i, label[i]] for i in np.flatnonzero(free))]
+    close([sums[name] for name in ("error", "nll", "time")], want)
+    close(loss, want.sum())

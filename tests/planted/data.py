@@ -1,0 +1,174 @@
+"""Corpora, packing, order, tokenizers and tasks."""
+
+from tests.planted import Bug
+
+PACKING, LOADER, ORDER = ("tests/data/packing_test.py",), ("tests/data/loader_test.py",), ("tests/data/order_test.py",)
+TASKS = ("tests/data/tasks_test.py", "tests/data/tasks_laws_test.py")
+CORPUS = ("tests/data/corpus_test.py",)
+
+BUGS = (
+    Bug(
+        "a target that crosses a document's border",
+        "data/packing.py",
+        "held[:, 1:] & held[:, :-1] & ~begins[:, 1:]",
+        "held[:, 1:] & held[:, :-1]",
+        (*PACKING, *LOADER),
+    ),
+    Bug(
+        "positions go on over documents",
+        "data/packing.py",
+        "positions = column - np.maximum.accumulate(np.where(rows.first, column, 0), axis=1)",
+        "positions = column + 0 * np.maximum.accumulate(np.where(rows.first, column, 0), axis=1)",
+        (*PACKING, *LOADER),
+    ),
+    Bug(
+        "the last row is lost",
+        "data/packing.py",
+        "return -(-len(self.tokens.tokens) // self.length)",
+        "return len(self.tokens.tokens) // self.length",
+        (*PACKING, *LOADER),
+    ),
+    Bug(
+        "first fit: a long document's rows begin one late",
+        "data/packing.py",
+        "tokens.starts[which] + chunk * length]",
+        "tokens.starts[which] + chunk * length + 1]",
+        PACKING,
+    ),
+    Bug(
+        "first fit: a row filled beyond its end",
+        "data/packing.py",
+        "if room[node] < size:",
+        "if room[node] < size - 1:",
+        PACKING,
+    ),
+    Bug(
+        "padding has a segment",
+        "data/packing.py",
+        "segments[~rows.held] = 0",
+        "segments[~rows.held] = 1",
+        (*PACKING, *LOADER),
+    ),
+    Bug(
+        "processes read the same rows",
+        "data/loader.py",
+        "self._first_row = batch_size // process_count * process_index",
+        "self._first_row = 0 * process_index",
+        LOADER,
+    ),
+    Bug(
+        "every epoch in one order",
+        "data/loader.py",
+        "order.permute(place, count, self.seed + (k << 40), epoch)",
+        "order.permute(place, count, self.seed + (k << 40), 0 * epoch)",
+        LOADER,
+    ),
+    Bug(
+        "a seed that is not read",
+        "data/loader.py",
+        "place = order.permute(place, self.num_rows, self.seed, epoch)",
+        "place = order.permute(place, self.num_rows, 0, epoch)",
+        LOADER,
+    ),
+    Bug(
+        "blocks of rows that overlap",
+        "data/loader.py",
+        "at = start % _BLOCK",
+        "at = max(0, start % _BLOCK - 1)",
+        LOADER,
+    ),
+    Bug(
+        "a permutation of two rounds",
+        "data/order.py",
+        "for r in range(0, _ROUNDS, 2):",
+        "for r in range(0, 2, 2):",
+        ORDER,
+    ),
+    Bug(
+        "a mixture: quotas from the turn before",
+        "data/order.py",
+        "if had[k] * period < weights[k] * turn",
+        "if had[k] * period <= weights[k] * turn",
+        ORDER,
+    ),
+    Bug(
+        "a mixture: every period again",
+        "data/order.py",
+        "return chosen, period * np.asarray(weights, np.int64)[chosen] + rank[turn]",
+        "return chosen, period + rank[turn]",
+        (*ORDER, *LOADER),
+    ),
+    Bug(
+        "validation by the wrong side of the border",
+        "data/tokenise.py",
+        "words[:, 0] < np.uint64(",
+        "words[:, 0] > np.uint64(",
+        CORPUS,
+    ),
+    Bug(
+        "a document without its end",
+        "data/tokenise.py",
+        "document[0], document[1:-1], document[-1] = kind.bos, ids, kind.eos",
+        "document[0], document[1:-1], document[-1] = kind.bos, ids, kind.bos",
+        CORPUS,
+    ),
+    Bug(
+        "ids of 256 in a byte",
+        "data/tokenise.py",
+        "np.uint8 if vocab_size <= 1 << 8 else",
+        "np.uint8 if vocab_size <= 1 << 9 else",
+        CORPUS,
+    ),
+    Bug(
+        "BPE: bytes of invalid text in another order",
+        "data/tokenizer.py",
+        "range(0xA1, 0xAD), *range(0xAE, 0x100)",
+        "range(0xA1, 0xAE), *range(0xAF, 0x100)",
+        ("tests/data/tokenizer_test.py",),
+    ),
+    Bug(
+        "specials have bytes",
+        "data/tokenizer.py",
+        "(np.arange(self.vocab_size) < self.num_symbols)",
+        "(np.arange(self.vocab_size) <= self.num_symbols)",
+        ("tests/data/tokenizer_test.py", *CORPUS),
+    ),
+    Bug(
+        "recall: answers where the query stands",
+        "data/tasks/recall.py",
+        "np.put_along_axis(answers, at + 1, True, 1)",
+        "np.put_along_axis(answers, at, True, 1)",
+        TASKS,
+    ),
+    Bug(
+        "recall: values drawn with keys", "data/tasks/recall.py", "values = self.keys + draws", "values = draws", TASKS
+    ),
+    Bug(
+        "Markov: contexts read the newest first",
+        "data/tasks/markov.py",
+        "(state * self.symbols + drawn) % len(self.transitions)",
+        "(state + drawn * len(self.transitions) // self.symbols) % len(self.transitions)",
+        TASKS,
+    ),
+    Bug(
+        "Markov: the loss of one symbol by itself",
+        "data/tasks/markov.py",
+        "return float(-self.stationary @ (p * np.log(p)).sum(axis=1))",
+        "return float(-np.full(len(p), 1 / len(p)) @ (p * np.log(p)).sum(axis=1))",
+        TASKS,
+    ),
+    Bug(
+        "arithmetic: the digits of the answer as written",
+        "data/tasks/arithmetic.py",
+        "answer[:, ::-1] if self.reverse else answer",
+        "answer",
+        TASKS,
+    ),
+    Bug(
+        "scores: rows without an answer count",
+        "data/tasks/scoring.py",
+        "(right | ~mask).all(axis=1)[asked].mean()",
+        "(right | ~mask).all(axis=1).mean()",
+        TASKS,
+    ),
+)

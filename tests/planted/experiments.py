@@ -1,0 +1,258 @@
+"""Optimizers, the step, evaluation, counting, fits, claims, sweeps, plans and the files of a workdir."""
+
+from tests.planted import Bug
+
+OPTIMIZERS, OPTIMIZER_TESTS = "experiments/program/optimizers.py", ("tests/experiments/optimizer_values_test.py",)
+PROGRAM, STEP = "experiments/program/__init__.py", ("tests/experiments/step_values_test.py",)
+EVALUATE, COUNTING = "experiments/training/evaluate.py", "experiments/program/counting.py"
+FLOPS = ("tests/experiments/flops_values_test.py",)
+FIT, BOOTSTRAP = "experiments/scaling/fit.py", ("tests/experiments/bootstrap_values_test.py",)
+SCALING = tuple(
+    f"tests/experiments/scaling_test.py::test_{name}"
+    for name in (
+        "huber_forgives_a_broken_run_and_least_squares_does_not",
+        "compute_optimal_is_the_minimum",
+        "isoflop_of_a_symmetric_law_is_exact_and_of_any_law_converges",
+    )
+)
+PLANNING = "tests/experiments/planning_test.py"
+
+BUGS = (
+    Bug(
+        "muon: the scale by the smaller side",
+        OPTIMIZERS,
+        "jnp.sqrt(max(update.shape[-2:]))",
+        "jnp.sqrt(min(update.shape[-2:]))",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "muon: momentum of another length",
+        OPTIMIZERS,
+        "beta=0.95, weight_dimension_numbers",
+        "beta=0.9, weight_dimension_numbers",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "muon: kernels decay where they should not",
+        OPTIMIZERS,
+        'o.weight_decay if "kernel" in o.decay_roles else 0.0',
+        "o.weight_decay",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "decay of what is not named",
+        OPTIMIZERS,
+        "lambda role: role in options.decay_roles, roles",
+        "lambda role: role not in options.decay_roles, roles",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "adafactor: updates are not clipped", OPTIMIZERS, "        optax.clip_by_block_rms(1.0),\n", "", OPTIMIZER_TESTS
+    ),
+    Bug(
+        "lion: its two momenta swapped",
+        OPTIMIZERS,
+        "optax.scale_by_lion(o.b1, o.b2)",
+        "optax.scale_by_lion(o.b2, o.b1)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "schedule-free: Adam's momentum beside its own",
+        OPTIMIZERS,
+        "optax.scale_by_adam(b1=0.0, b2=o.b2, eps=o.eps)",
+        "optax.scale_by_adam(b1=o.b1, b2=o.b2, eps=o.eps)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "frozen parameters move",
+        OPTIMIZERS,
+        'lambda role, n, o: o if role == "frozen" else n',
+        "lambda role, n, o: n",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "the gradient is clipped entry by entry",
+        OPTIMIZERS,
+        "optax.clip_by_global_norm(options.clip)",
+        "optax.clip(options.clip)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "rates by size are squared",
+        OPTIMIZERS,
+        "u * jnp.asarray(r, u.dtype)",
+        "u * jnp.asarray(r * r, u.dtype)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "wsd: the whole rest decays",
+        OPTIMIZERS,
+        "decay = max(1, round(share * steps))",
+        "decay = max(1, steps)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "an average of the parameters before the step",
+        PROGRAM,
+        'lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)',
+        'lambda old, p: decay * old + (1 - decay) * p, state["ema"], state["params"])',
+        STEP,
+    ),
+    Bug(
+        "the loss by all tokens",
+        PROGRAM,
+        'jnp.sum(batch["mask"], dtype=jnp.float32)',
+        'jnp.sum(jnp.ones_like(batch["mask"]), dtype=jnp.float32)',
+        STEP,
+    ),
+    Bug(
+        "an average that evaluation does not use",
+        PROGRAM,
+        'return state["ema"]\n        params',
+        'return state["params"]\n        params',
+        STEP,
+    ),
+    Bug(
+        "the standard error by n",
+        EVALUATE,
+        "math.sqrt(n / (n - 1) * np.sum(residual**2))",
+        "math.sqrt(np.sum(residual**2))",
+        STEP,
+    ),
+    Bug(
+        "the standard error of independent sums",
+        EVALUATE,
+        "residual = numerator - numerator.sum() / total * denominator",
+        "residual = numerator - numerator.mean()",
+        STEP,
+    ),
+    Bug("bits of nats", EVALUATE, "bits = nats.sum() / math.log(2) /", "bits = nats.sum() /", STEP),
+    Bug(
+        "one noise for all batches",
+        EVALUATE,
+        "jax.random.fold_in(jax.random.key(0), i)",
+        "jax.random.fold_in(jax.random.key(0), 0 * i)",
+        STEP,
+    ),
+    Bug("rows without a target count", EVALUATE, "rows[rows[:, 1] > 0].T", "rows[rows[:, 1] >= 0].T", STEP),
+    Bug(
+        "FLOPs: copies of a token are not counted",
+        COUNTING,
+        "6 * (copies * kernels + spec.V * spec.D)",
+        "6 * (kernels + spec.V * spec.D)",
+        FLOPS,
+    ),
+    Bug(
+        "FLOPs: the head reads every copy",
+        COUNTING,
+        "(copies * kernels + spec.V * spec.D)",
+        "copies * (kernels + spec.V * spec.D)",
+        FLOPS,
+    ),
+    Bug(
+        "FLOPs: keys of one copy",
+        COUNTING,
+        "program.objective.keys(length) / length if copies > 1",
+        "1.0 if copies > 1",
+        FLOPS,
+    ),
+    Bug(
+        "FLOPs: attention forward only",
+        COUNTING,
+        "parts[kind] += 3 * share * flops",
+        "parts[kind] += share * flops",
+        FLOPS,
+    ),
+    Bug(
+        "FLOPs: a window's first tokens see it whole",
+        "models/mixers/attention.py",
+        "window - window * (window - 1) / (2 * length) if causal",
+        "window if causal",
+        FLOPS,
+    ),
+    Bug(
+        "frozen numbers count as parameters",
+        COUNTING,
+        'total = sum(size for size, role in pairs if role != "frozen")',
+        "total = sum(size for size, role in pairs)",
+        FLOPS,
+    ),
+    Bug(
+        "the bootstrap without its widening",
+        FIT,
+        "return theta + math.sqrt(groups / max(groups - free, 1)) * (np.array(drawn) - theta)",
+        "return np.array(drawn)",
+        BOOTSTRAP,
+    ),
+    Bug(
+        "the bootstrap of rows, not of groups",
+        FIT,
+        "minlength=groups)[labels].astype(float)",
+        "minlength=groups)[np.arange(len(labels)) % groups].astype(float)",
+        BOOTSTRAP,
+    ),
+    Bug("intervals of half the level", FIT, "tail = 50 * (1 - level)", "tail = 100 * (1 - level)", BOOTSTRAP),
+    Bug(
+        "Huber: linear from twice delta on",
+        FIT,
+        "inside = np.abs(r) <= bend",
+        "inside = np.abs(r) <= 2 * bend",
+        SCALING,
+    ),
+    Bug(
+        "compute-optimal sizes: a for b",
+        "experiments/scaling/laws.py",
+        "a, b = beta / (alpha + beta), alpha / (alpha + beta)",
+        "b, a = beta / (alpha + beta), alpha / (alpha + beta)",
+        SCALING,
+    ),
+    Bug(
+        "isoFLOP: tokens by N",
+        "experiments/scaling/isoflop.py",
+        "np.exp(logs - best) / flops_per,",
+        "np.exp(logs - best),",
+        SCALING,
+    ),
+    Bug(
+        "bytes of an all-reduce in one direction",
+        "experiments/planning/hlo.py",
+        "return 2 * (n - 1) / n * payload",
+        "return (n - 1) / n * payload",
+        (f"{PLANNING}::test_a_compiled_plan_counts_what_fsdp_gathers_and_scatters",),
+    ),
+    Bug(
+        "a loop's body counts once",
+        "experiments/planning/hlo.py",
+        "repeat = int(trips[1])",
+        "repeat = 1",
+        (f"{PLANNING}::test_collectives_in_a_loop_count_as_often_as_it_turns",),
+    ),
+    Bug(
+        "booleans of the command line are all true",
+        "experiments/settings/overrides.py",
+        "return True if text is None else _word(text)",
+        "return True",
+        ("tests/experiments/cli_test.py::test_a_value_takes_the_type_of_its_key",),
+    ),
+    Bug(
+        "a claim's pairs the other way",
+        "experiments/claims/contrast.py",
+        "score.sign * (b - w)",
+        "score.sign * (w - b)",
+        ("tests/experiments/claims_test.py::test_a_contrast_is_paired_by_seed_and_judged_by_its_interval",),
+    ),
+    Bug(
+        "trials: worst first",
+        "experiments/sweep/table.py",
+        'key=lambda row: row.get(key, float("inf"))',
+        'key=lambda row: -row.get(key, float("inf"))',
+        ("tests/experiments/sweep_test.py::test_the_pool_skips_the_finished_reports_the_failed_and_waits_for_others",),
+    ),
+    Bug(
+        "infinity written as minus infinity",
+        "experiments/workdir/__init__.py",
+        '("Infinity" if value > 0 else "-Infinity")',
+        '("Infinity" if value < 0 else "-Infinity")',
+        ("tests/experiments/workdir_test.py",),
+    ),
+)

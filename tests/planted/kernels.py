@@ -1,0 +1,222 @@
+"""Numerics of the ops: reference forms, chunked forms, masks, and the plans of sequences that are shared."""
+
+from tests.planted import Bug
+
+MIXERS = ("tests/models/values/mixers_test.py",)
+ENTROPY = ("tests/kernels/cross_entropy_test.py",)
+LINEAR = ("tests/kernels/linear_attention_test.py", *MIXERS)
+TTT = (*MIXERS, "tests/kernels/ttt_test.py")
+LACT = (*MIXERS, "tests/kernels/lact_test.py::test_equals_the_definition_with_gradients")
+ATTENTION = tuple(
+    f"tests/kernels/attention_test.py::test_{name}"
+    for name in ("the_specification_itself", "bias_softcap_and_sinks", "masks_with_arrays", "merge_of_any_split")
+)
+MASKS = ("tests/kernels/masks_test.py",)
+PATTENTION = (
+    "tests/models/values/channels_test.py",
+    "tests/kernels/pattention_test.py::test_values_and_gradients_in_float64",
+)
+SHARED = ("tests/kernels/context_attention_test.py::test_equals_one_device",)
+
+BUGS = (
+    Bug(
+        "cross-entropy: the z-loss half as steep",
+        "kernels/cross_entropy/__init__.py",
+        "(1 + 2 * z_loss * log_z[:, None])",
+        "(1 + z_loss * log_z[:, None])",
+        ENTROPY,
+    ),
+    Bug(
+        "cross-entropy: the cap after the gradient",
+        "kernels/cross_entropy/__init__.py",
+        "(d_logits,) = shape_vjp(d_logits)\n",
+        "(d_logits,) = (d_logits,)\n",
+        ENTROPY,
+    ),
+    Bug(
+        "cross-entropy: padding at the front",
+        "kernels/cross_entropy/__init__.py",
+        "jnp.pad(a, [(0, pad)]",
+        "jnp.pad(a, [(pad, 0)]",
+        ENTROPY,
+    ),
+    Bug(
+        "logits: scaled after the cap",
+        "kernels/cross_entropy/reference.py",
+        "softcap * jnp.tanh(logits / softcap)",
+        "softcap * jnp.tanh(logits)",
+        (*ENTROPY, "tests/models/values/model_test.py"),
+    ),
+    Bug(
+        "linear attention: a token does not see itself",
+        "kernels/linear_attention/chunked.py",
+        "(order[:, None] >= order)",
+        "(order[:, None] > order)",
+        LINEAR,
+    ),
+    Bug(
+        "delta rule: what a chunk knew before is not decayed",
+        "kernels/linear_attention/chunked.py",
+        "k, memory, dtype) * rest.entering[..., None]",
+        "k, memory, dtype)",
+        LINEAR,
+    ),
+    Bug(
+        "delta rule: the system with the diagonal's neighbour cut",
+        "kernels/linear_attention/chunked.py",
+        "rest.pair * beta, -1)",
+        "rest.pair * beta, -2)",
+        LINEAR,
+    ),
+    Bug(
+        "a memory that leaves a chunk keeps the first token's share",
+        "kernels/linear_attention/chunked.py",
+        "pair[..., -1, :], entering[..., -1]",
+        "pair[..., 0, :], entering[..., -1]",
+        LINEAR,
+    ),
+    Bug(
+        "TTT: the rate of a place one too small",
+        "kernels/ttt/reference.py",
+        "1 / jnp.arange(1, mini_batch + 1",
+        "1 / jnp.arange(2, mini_batch + 2",
+        TTT,
+    ),
+    Bug(
+        "TTT: the inner norm's gradient without its mean",
+        "kernels/ttt/reference.py",
+        "(error - mean(error) - hat",
+        "(error - hat",
+        TTT,
+    ),
+    Bug("TTT: the bias is not learned", "kernels/ttt/reference.py", "dtype) + 1) * eta", "dtype) + 0) * eta", TTT),
+    Bug(
+        "TTT: the next mini-batch moved by the first place's rate",
+        "kernels/ttt/chunked.py",
+        "return ref.update(layers, steps, rate[-1] * tokens[2]",
+        "return ref.update(layers, steps, rate[0] * tokens[2]",
+        TTT,
+    ),
+    Bug(
+        "TTT in documents: moved by the first place's rate",
+        "kernels/ttt/chunked.py",
+        "ref.gradients(layers, norm, k, v), rate[-1] * eta",
+        "ref.gradients(layers, norm, k, v), rate[0] * eta",
+        TTT,
+    ),
+    Bug(
+        "LaCT: the slope of SiLU",
+        "kernels/lact/reference.py",
+        "sigma * (1 + gate * (1 - sigma))",
+        "sigma * (1 + gate * sigma)",
+        LACT,
+    ),
+    Bug(
+        "LaCT: momentum keeps the gradient alone",
+        "kernels/lact/reference.py",
+        "        momentum = update\n",
+        "        momentum = gradient\n",
+        LACT,
+    ),
+    Bug(
+        "LaCT: rates of the first and the third matrix swapped",
+        "kernels/lact/reference.py",
+        "lr0, lr1, lr2 = jnp.moveaxis",
+        "lr2, lr1, lr0 = jnp.moveaxis",
+        LACT,
+    ),
+    Bug(
+        "LaCT: pre-normalised weights at once",
+        "kernels/lact/reference.py",
+        'if rule.normalize != "pre":',
+        'if rule.normalize == "none":',
+        LACT,
+    ),
+    Bug(
+        "Newton-Schulz: a digit of its second step",
+        "kernels/newton_schulz/reference.py",
+        "(3.9505, -6.3029, 2.6377)",
+        "(3.9505, -6.3092, 2.6377)",
+        (*MIXERS, "tests/kernels/newton_schulz_test.py"),
+    ),
+    Bug(
+        "Newton-Schulz: the square of the Gram matrix left out",
+        "kernels/newton_schulz/reference.py",
+        "b * gram + c * product(gram, gram)",
+        "b * gram + c * gram",
+        (*MIXERS, "tests/kernels/newton_schulz_test.py"),
+    ),
+    Bug(
+        "attention, chunked: sums not rescaled with the maximum",
+        "kernels/attention/chunked.py",
+        "return new, total * keep + weight.sum(-1), out",
+        "return new, total + weight.sum(-1), out",
+        ATTENTION,
+    ),
+    Bug(
+        "attention: no gradient of the log-sum", "kernels/attention/chunked.py", "- d_lse.astype(dtype)", "", ATTENTION
+    ),
+    Bug(
+        "attention, chunked: the keys' gradient by the values'",
+        "kernels/attention/chunked.py",
+        "dk = tiling.add(dk, tiling.dot(d_score, q_tile,",
+        "dk = tiling.add(dk, tiling.dot(weight, q_tile,",
+        ATTENTION,
+    ),
+    Bug(
+        "attention: the cap before the bias",
+        "kernels/attention/reference.py",
+        "score = softcap * jnp.tanh(score / softcap)",
+        "score = softcap * jnp.tanh(score)",
+        ATTENTION,
+    ),
+    Bug(
+        "masks: a negative position is seen",
+        "kernels/masks.py",
+        "return seen & (spread(k, q) >= 0) & (spread(q, k) >= 0)",
+        "return seen & (spread(q, k) >= 0)",
+        MASKS,
+    ),
+    Bug(
+        "masks: a query stream sees itself",
+        "kernels/masks.py",
+        "return k_vectors[0] < q_vectors[0] if self.strict",
+        "return k_vectors[0] <= q_vectors[0] if self.strict",
+        MASKS,
+    ),
+    Bug(
+        "masks: a tree's node sees its cousins",
+        "kernels/masks.py",
+        "return enter, enter + size[:n]",
+        "return enter, enter + size[:n] + 1",
+        MASKS,
+    ),
+    Bug(
+        "pattention: the backward pass without the norm's share",
+        "kernels/pattention/xla.py",
+        "da = r * (dz - unit * total(c))",
+        "da = r * dz",
+        PATTENTION,
+    ),
+    Bug(
+        "pattention: what the router dropped has a gradient",
+        "kernels/pattention/xla.py",
+        'da = jnp.where(rows["mask"], da, 0)',
+        "da = da * 1",
+        PATTENTION,
+    ),
+    Bug(
+        "shared sequences: partners on the other side",
+        "kernels/context_attention/plan.py",
+        "partner = (ranks - direction * t)",
+        "partner = (ranks + direction * t)",
+        SHARED,
+    ),
+    Bug(
+        "shared sequences: an empty last step is kept",
+        "kernels/context_attention/plan.py",
+        "not steps[-1].blocks.any()",
+        "not steps[-1].blocks.all()",
+        SHARED,
+    ),
+)
