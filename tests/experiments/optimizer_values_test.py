@@ -45,7 +45,7 @@ def rates(made, steps=STEPS):
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-@pytest.mark.parametrize("roles", [("kernel", "embedding"), ("embedding", "norm")], ids=lambda r: "+".join(r))
+@pytest.mark.parametrize("roles", [("kernel", "embedding"), ("embedding", "norm", "frozen")], ids=lambda r: "+".join(r))
 def test_fifty_steps(name, roles):
     made = options(name=name, decay_roles=roles, schedule="constant" if name == "schedule_free" else "cosine")
     params, grads, noise = draws()
