@@ -23,7 +23,8 @@ def drawn(make, seed=0):
     """(run, parameters by name as numpy) of the module that `make(rngs)` builds.
 
     Every parameter is drawn, by its role, so that none is at a value (0 or 1) that hides what is done with it.
-    `run(function, *arrays)` is `function(module, *arrays)` compiled, as numpy.
+    `run(function, *arrays)` is `function(module, *arrays)` compiled, as numpy; `run.gradient(function, *arrays)` is the
+    gradient of a number by the parameters, named as they are.
     """
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     graphdef, state = nnx.split(module, nnx.Param)
@@ -49,4 +50,12 @@ def drawn(make, seed=0):
         call = jax.jit(lambda state, *arrays: function(nnx.merge(graphdef, state), *arrays))
         return jax.tree.map(np.asarray, call(state, *map(jnp.asarray, arrays)))
 
-    return run, jax.tree.map(np.asarray, nnx.to_pure_dict(state))
+    run.gradient = lambda function, *arrays: named(
+        jax.jit(jax.grad(lambda state, *arrays: function(nnx.merge(graphdef, state), *arrays)))(state, *arrays)
+    )
+    return run, named(state)
+
+
+def named(state):
+    """An nnx.State as a dict of numpy arrays by name."""
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(state))

@@ -41,7 +41,7 @@ BUGS = (
         ENTROPY,
     ),
     Bug(
-        "logits: scaled after the cap",
+        "logits: the cap without its division",
         "kernels/cross_entropy/reference.py",
         "softcap * jnp.tanh(logits / softcap)",
         "softcap * jnp.tanh(logits)",
@@ -164,7 +164,7 @@ BUGS = (
         ATTENTION,
     ),
     Bug(
-        "attention: the cap before the bias",
+        "attention: the cap without its division",
         "kernels/attention/reference.py",
         "score = softcap * jnp.tanh(score / softcap)",
         "score = softcap * jnp.tanh(score)",
@@ -213,7 +213,7 @@ BUGS = (
         SHARED,
     ),
     Bug(
-        "shared sequences: an empty last step is kept",
+        "shared sequences: a last step with idle ranks is dropped",
         "kernels/context_attention/plan.py",
         "not steps[-1].blocks.any()",
         "not steps[-1].blocks.all()",

@@ -50,7 +50,7 @@ BUGS = (
         (*VALUES, "tests/models/objectives/schedules_test.py"),
     ),
     Bug(
-        "masked diffusion: weights of the row's own masks",
+        "masked diffusion: weights under a root",
         f"{FOLDER}/masked_diffusion.py",
         "return Corruption(jnp.where(masked, mask_id, x), t, jnp.where(masked, scale[:, None], 0.0))",
         "return Corruption(jnp.where(masked, mask_id, x), t, jnp.where(masked, scale[:, None] ** 0.5, 0.0))",

@@ -1,5 +1,6 @@
 """Every mixer, whole, against a loop over its tokens: a packed row of two documents in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,14 +19,24 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 def both(name, plain, seed=0, mask=masks.Causal(), **changes):  # noqa: B008 (immutable)
     """What the mixer makes of a packed row, and the plain form of each document by itself: [T, D] twice."""
+    run, p, x, apply = packed(name, seed, mask, changes)
+    return run(apply, x)[0], alone(plain, p, x)
+
+
+def packed(name, seed, mask, changes):
+    """(run, parameters, x [1, T, D], a call of the mixer on it as two documents)."""
     made = spec(**changes)
     run, p = drawn(lambda rngs: MIXERS[name](made, rngs=rngs), seed)
     x = np.random.default_rng(seed + 1).normal(size=(1, T, made.D))
     places = jnp.concatenate([jnp.arange(n) for n in CUTS])[None]
     segments = jnp.repeat(jnp.asarray([1, 2]), jnp.asarray(CUTS), total_repeat_length=T)[None]
-    got = run(lambda module, x: module(x, Context(places, segments, mask))[0], x)[0]
+    return run, p, x, lambda module, x: module(x, Context(places, segments, mask))[0]
+
+
+def alone(plain, p, x):
+    """The plain form of each document by itself, [T, D]."""
     ends = np.cumsum((0, *CUTS))
-    return got, np.concatenate([plain(p, x[0, a:b]) for a, b in zip(ends, ends[1:], strict=False)])
+    return np.concatenate([plain(p, x[0, a:b]) for a, b in zip(ends, ends[1:], strict=False)])
 
 
 @pytest.mark.parametrize(
@@ -96,3 +107,38 @@ def test_lact(variant):
     got, want = both("lact", lambda p, x: learners.lact(p, x, N=N, H=H, o=options), lact=options)
     # Five steps of Newton-Schulz may multiply an error of 1e-15 by 4^5.
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-9)
+
+
+FORMS = {
+    "attention": ({"attention": {"qk_norm": True}}, lambda p, x: layers.attention(p, x, N=N, K=N, H=H)),
+    "linear_attention": ({"linear_attention": {"chunk_size": 3}}, lambda p, x: learners.linear_attention(p, x, N=N)),
+    "gated_delta": ({"gated_delta": {"chunk_size": 3}}, lambda p, x: learners.gated_delta(p, x, N=N)),
+    "ttt_linear": (
+        {"ttt_linear": {"mini_batch": 3, "gate": True}},
+        lambda p, x: learners.ttt(p, x, N=N, mini_batch=3, base_rate=1.0),
+    ),
+    "ttt_mlp": (
+        {"ttt_mlp": {"mini_batch": 3, "hidden_ratio": 1.5}},
+        lambda p, x: learners.ttt(p, x, N=N, mini_batch=3, base_rate=0.1),
+    ),
+    "lact": (
+        {"lact": LACT | VARIANTS["as_released"] | {"newton_schulz_steps": 1}},
+        lambda p, x: learners.lact(p, x, N=N, H=H, o=LACT | VARIANTS["as_released"] | {"newton_schulz_steps": 1}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_gradients(name):
+    """Of a number made of all outputs, along two directions through all parameters: difference quotients."""
+    changes, plain = FORMS[name]
+    run, p, x, apply = packed(name, 2, masks.Causal(), changes)
+    gradient = run.gradient(lambda module: jnp.sum(jnp.sin(apply(module, jnp.asarray(x)))))
+    rng, h = np.random.default_rng(9), 1e-5
+    for _ in range(2):
+        direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), p)
+        ends = [jax.tree.map(lambda leaf, d, s=s: leaf + s * h * d, p, direction) for s in (1, -1)]
+        slope = np.subtract(*(np.sin(alone(plain, q, x)).sum() for q in ends)) / (2 * h)
+        found = sum((g * d).sum() for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+        # h^2 times a third derivative, and 1e-15 over h of a sum of 132 numbers.
+        np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-7)

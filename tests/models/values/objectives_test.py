@@ -57,6 +57,19 @@ def test_masked_diffusion(schedule):
 
 
 @pytest.mark.parametrize("schedule", schedules.NAMES)
+def test_the_table_of_a_schedule(schedule):
+    made = schedules.get(schedule)
+    for t in (0.01, 0.2, 0.5, 0.83, 1.0):
+        rate, weight, slope = losses.RATES[schedule](t), losses.WEIGHTS[schedule](t), 1e-6
+        close = {"rtol": 1e-9, "atol": 1e-12}  # The weight of cosine_md4 ends at 0.
+        np.testing.assert_allclose([made.mask(t), made.alpha(t), made.weight(t)], [rate, 1 - rate, weight], **close)
+        np.testing.assert_allclose(made.sigma(t), np.inf if rate == 1 else -math.log(1 - rate), rtol=1e-7)
+        np.testing.assert_allclose(made.time(rate), t, rtol=1e-6)
+        ends = [losses.RATES[schedule](t + d) for d in (-slope, 0 if t == 1 else slope)]
+        np.testing.assert_allclose(-made.dalpha(t), (ends[1] - ends[0]) / (slope if t == 1 else 2 * slope), atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", schedules.NAMES)
 def test_the_share_of_masks(schedule):
     """Of 6000 rows at their own times: off from the sum of their rates by 4.5 standard errors at most."""
     made = tiny.program(tiny.config("masked_diffusion", masked_diffusion__schedule=schedule))
@@ -168,3 +181,99 @@ def test_neodiff(conditioned):
         want += [error[free].sum(), anchor[free].sum(), -sum(late[i, label[i]] for i in np.flatnonzero(free))]
     close([sums[name] for name in ("error", "nll", "time")], want)
     close(loss, want.sum())
+
+
+def evaluated(made, params, key):
+    """(nats of each row, the batch that was evaluated) of two documents a row."""
+    batch = tiny.batch(bidirectional=True)
+    nats = jax.jit(lambda p: made.objective.row_nll(made.merge(p), batch, key))(params)
+    return np.asarray(nats), batch
+
+
+def prepared(objective, **groups):
+    """(program, parameters that are nowhere zero, the same as numpy)."""
+    made, rng = tiny.program(tiny.config(objective, **groups)), np.random.default_rng(11)
+    draw = lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape) + (x.ndim == 1), jnp.float64)  # noqa: E731
+    params = jax.tree.map(draw, made.abstract["params"])
+    return made, params, jax.tree.map(np.asarray, params)
+
+
+def row(b, p, x, i, sees=layers.everything, **told):
+    twice = lambda name: np.tile(b[name][i], len(x) // T)  # noqa: E731
+    return tiny.features(p, x, segments=twice("segment_ids"), positions=twice("positions"), sees=sees, **told)
+
+
+@pytest.mark.parametrize("objective", ["masked_diffusion", "block_diffusion"])
+def test_evaluation_is_the_mean_of_its_draws(objective):
+    """Two draws of fixed counts, whatever the training draws: weight n / k at k masks of n free tokens."""
+    groups = {objective: {"draws": 2}, f"{objective}__t_max": 0.5}
+    made, params, p = prepared(objective, **groups)
+    key = jax.random.key(4)
+    nats, b = evaluated(made, params, key)
+    want = np.zeros(4)
+    for k in jax.random.split(key, 2):
+        noise = lambda k: made.objective.noise(k, jnp.asarray(b["tokens"]), jnp.asarray(~b["mask"]), training=False)  # noqa: E731
+        z = np.asarray(jax.jit(noise)(k).z)
+        for i in range(4):
+            x, free = b["tokens"][i], b["mask"][i]
+            if objective == "masked_diffusion":
+                weight = np.full(T, free.sum() / (z[i] == V).sum())
+                features = row(b, p, z[i], i)
+            else:
+                blocks = np.arange(T) // 4
+                weight = np.array([free[blocks == n].sum() / max(1, (z[i] == V)[blocks == n].sum()) for n in blocks])
+                features = row(b, p, np.concatenate([z[i], x]), i, losses.block_sees(T, 4))[:T]
+            want[i] += losses.weighted(tiny.log_probs(p, features, V), x, np.where(z[i] == V, weight, 0)) / 2
+    assert want.min() > 0
+    close(nats, want)
+
+
+def test_evaluation_of_any_subset_reads_what_is_given_first():
+    made, params, p = prepared("any_subset")
+    nats, b = evaluated(made, params, None)
+    for i in range(4):
+        x, free = b["tokens"][i], b["mask"][i]
+        rank, prompt = np.zeros(T, int), int((~free).sum())
+        rank[~free], rank[free] = np.arange(prompt), np.arange(prompt, T)
+        features = row(b, p, np.concatenate([np.full(T, V), x]), i, losses.subset_sees(T, rank, prompt))[:T]
+        close(nats[i], losses.weighted(tiny.log_probs(p, features, V), x, 1.0 * free))
+
+
+def test_evaluation_of_neodiff_is_conditioned_and_not_smoothed():
+    K = 5
+    made, params, p = prepared(
+        "neodiff", neodiff={"levels": K, "draws": 1, "conditioned": 0.0}, model__time_features=4,
+        model__self_condition=True,
+    )  # fmt: skip
+    key = jax.random.key(6)
+    nats, b = evaluated(made, params, key)
+    noised = jax.tree.map(np.asarray, jax.jit(made.objective.corrupt)(b, jax.random.split(key, 1)[0]))
+    for i in range(4):
+        x, free, tau = b["tokens"][i], b["mask"][i], noised["tau"][i]
+        clean = layers.rmsnorm(p["embedding"][x], 0)
+        noise = np.asarray(jax.random.normal(jax.random.wrap_key_data(noised["noise"][i]), (T, D), float))
+        keep = np.maximum(1 - np.sqrt(tau / K + 1e-4), 0)[:, None]
+        z = np.where(free[:, None], np.sqrt(keep) * clean + np.sqrt(1 - keep) * noise, clean)
+        earlier = np.where(free[:, None], row(b, p, z, i, time=tau / K), clean)
+        log_p = tiny.log_probs(p, row(b, p, z, i, time=tau / K, condition=earlier), V)
+        close(nats[i], losses.weighted(log_p, x, 1.0 * free))
+
+
+def test_intrinsic_times_follow_their_law():
+    """The stretched Poisson over a uniform time, counted over 60,000 tokens."""
+    made = tiny.program(tiny.config("neodiff", neodiff={"levels": 9}))
+    batch = {"tokens": jnp.zeros((20_000, 3), int), "mask": jnp.ones((20_000, 3), bool)}
+    b = jax.tree.map(np.asarray, jax.jit(made.objective.corrupt)(batch, jax.random.key(0)))
+    assert b["next"].mean() == pytest.approx(0.25, abs=0.01)  # Uniform below a uniform one.
+    # t is the next time over another uniform one and is not in the batch: the law is that of its mean over t.
+    want = np.zeros(10)
+    grid = (np.arange(2000) + 0.5) / 2000
+    for t in grid:
+        mean = 18 * t
+        s = np.arange(90)
+        mass = np.exp(s * math.log(mean) - mean - np.array([math.lgamma(n + 1) for n in s]))
+        tau = np.clip(np.round((s - mean) * math.sqrt(mean) + mean), 0, 9).astype(int)
+        want += np.bincount(np.full(90, 9) if t > 0.99 else tau, mass, 10) / len(grid)
+    counts = np.bincount(b["tau"].ravel(), minlength=10)
+    # Tokens of a row share its time, and rows its strata: their spread is below that of 60,000 draws of one law.
+    assert (np.abs(counts - 60_000 * want) < 4.5 * np.sqrt(60_000 * want * 3)).all()
