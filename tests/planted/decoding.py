@@ -47,7 +47,7 @@ BUGS = (
         f"{FOLDER}/autoregressive.py",
         "token = jnp.where(p.done, max(sampler.eos, 0), token)",
         "token = jnp.where(p.done, token, token)",
-        ("tests/experiments/generate_test.py::test_the_end_token_ends_its_row_and_no_other",),
+        (f"{TESTS}/progress_test.py",),
     ),
     Bug(
         "ancestral: too few masks are revealed",

@@ -159,8 +159,8 @@ BUGS = (
     Bug(
         "an earlier prediction is not added",
         "models/lm.py",
-        "x = x + condition.astype",
-        "x = x + 0 * condition.astype",
+        "condition.astype(x.dtype)",
+        "(0 * condition).astype(x.dtype)",
         WHOLE,
     ),
     Bug(
@@ -194,8 +194,8 @@ BUGS = (
     Bug(
         "the channel reads what the mixer read",
         "models/block.py",
-        "self.channel(self._whole(self.channel_norm(x)))",
-        "self.channel(self._whole(self.mixer_norm(x)))",
+        "self.channel_norm(x)",
+        "self.mixer_norm(x)",
         WHOLE,
     ),
     Bug(
