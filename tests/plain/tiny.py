@@ -1,4 +1,4 @@
-"""A model that is quick to compile and to write out: one layer of attention and an MLP in float64, as a Program."""
+"""A model that is quick to compile and to write out: two layers of attention and an MLP in float64, as a Program."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ def config(objective="next_token", **groups):
     """A locked config of that model; groups are dicts, or values with __ for dots."""
     made = base.get_config()
     made.objective = objective
-    made.model.update({"width": N * H, "num_heads": N, "num_layers": 1, "dtype": "float64", "param_dtype": "float64"})
+    made.model.update({"width": N * H, "num_heads": N, "num_layers": 2, "dtype": "float64", "param_dtype": "float64"})
     made.model.mlp.hidden = 12
     made.model.init_std = 0.5
     made.data.update({"length": T, "batch_size": 4})

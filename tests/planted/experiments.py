@@ -6,13 +6,12 @@ OPTIMIZERS, OPTIMIZER_TESTS = "experiments/program/optimizers.py", ("tests/exper
 PROGRAM, STEP = "experiments/program/__init__.py", ("tests/experiments/step_values_test.py",)
 EVALUATE, COUNTING = "experiments/training/evaluate.py", "experiments/program/counting.py"
 FLOPS = ("tests/experiments/flops_values_test.py",)
-FIT, BOOTSTRAP = "experiments/scaling/fit.py", ("tests/experiments/bootstrap_values_test.py",)
+FIT, FITS = "experiments/scaling/fit.py", ("tests/experiments/scaling_values_test.py",)
 SCALING = tuple(
     f"tests/experiments/scaling_test.py::test_{name}"
     for name in (
-        "huber_forgives_a_broken_run_and_least_squares_does_not",
         "compute_optimal_is_the_minimum",
-        "isoflop_of_a_symmetric_law_is_exact_and_of_any_law_converges",
+        "extrapolation_by_share_holds_out_the_largest_compute",
     )
 )
 PLANNING = "tests/experiments/planning_test.py"
@@ -66,7 +65,7 @@ BUGS = (
     Bug(
         "frozen parameters move",
         OPTIMIZERS,
-        'lambda role, n, o: o if role == "frozen" else n',
+        "lambda role, n, o: o if role in UNTRAINED else n",
         "lambda role, n, o: n",
         OPTIMIZER_TESTS,
     ),
@@ -138,15 +137,15 @@ BUGS = (
     Bug(
         "FLOPs: copies of a token are not counted",
         COUNTING,
-        "6 * (copies * kernels + spec.V * spec.D)",
-        "6 * (kernels + spec.V * spec.D)",
+        "3 * (copies * each + 2 * spec.V * spec.D)",
+        "3 * (each + 2 * spec.V * spec.D)",
         FLOPS,
     ),
     Bug(
         "FLOPs: the head reads every copy",
         COUNTING,
-        "(copies * kernels + spec.V * spec.D)",
-        "copies * (kernels + spec.V * spec.D)",
+        "(copies * each + 2 * spec.V * spec.D)",
+        "copies * (each + 2 * spec.V * spec.D)",
         FLOPS,
     ),
     Bug(
@@ -173,8 +172,8 @@ BUGS = (
     Bug(
         "frozen numbers count as parameters",
         COUNTING,
-        'total = sum(size for size, role in pairs if role != "frozen")',
-        "total = sum(size for size, role in pairs)",
+        "sum(size for size, role in pairs if role not in UNTRAINED)",
+        "sum(size for size, role in pairs)",
         FLOPS,
     ),
     Bug(
@@ -182,22 +181,22 @@ BUGS = (
         FIT,
         "return theta + math.sqrt(groups / max(groups - free, 1)) * (np.array(drawn) - theta)",
         "return np.array(drawn)",
-        BOOTSTRAP,
+        FITS,
     ),
     Bug(
         "the bootstrap of rows, not of groups",
         FIT,
         "minlength=groups)[labels].astype(float)",
         "minlength=groups)[np.arange(len(labels)) % groups].astype(float)",
-        BOOTSTRAP,
+        FITS,
     ),
-    Bug("intervals of half the level", FIT, "tail = 50 * (1 - level)", "tail = 100 * (1 - level)", BOOTSTRAP),
+    Bug("intervals of half the level", FIT, "tail = 50 * (1 - level)", "tail = 100 * (1 - level)", FITS),
     Bug(
         "Huber: linear from twice delta on",
         FIT,
         "inside = np.abs(r) <= bend",
         "inside = np.abs(r) <= 2 * bend",
-        SCALING,
+        FITS,
     ),
     Bug(
         "compute-optimal sizes: a for b",
@@ -211,7 +210,7 @@ BUGS = (
         "experiments/scaling/isoflop.py",
         "np.exp(logs - best) / flops_per,",
         "np.exp(logs - best),",
-        SCALING,
+        FITS,
     ),
     Bug(
         "bytes of an all-reduce in one direction",

@@ -1,10 +1,13 @@
 """Every channel, projection and norm, whole, against its formula in numpy float64."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels import masks
 from models import norms, pattention, projections
 from models.channels import ACTIVATIONS, CHANNELS
+from models.mixers import Context
 from tests.plain import layers
 from tests.plain.drawn import drawn, spec
 
@@ -12,16 +15,24 @@ pytestmark = pytest.mark.usefixtures("x64")
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
 
-def both(make, plain, *, shape=(2, 5, 12)):
+def both(make, plain, *, shape=(2, 5, 12), call=lambda module, x: module(x)):
     run, p = drawn(make)
     x = np.random.default_rng(1).normal(size=shape)
-    return run(lambda module, x: module(x), x), plain(p, x)
+    return run(call, x), plain(p, x)
+
+
+def channel(module, x):
+    """A channel's output; it has nothing to report."""
+    y, report = module(x, Context(jnp.arange(x.shape[1])[None], None, masks.Causal()))
+    assert not report
+    return y
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_mlp(activation):
     made = spec(channel="mlp", mlp={"activation": activation, "hidden": 20, "bias": activation != "relu"})
-    got, want = both(lambda rngs: CHANNELS["mlp"](made, rngs=rngs), lambda p, x: layers.mlp(p, x, activation))
+    plain = lambda p, x: layers.mlp(p, x, activation)  # noqa: E731
+    got, want = both(lambda rngs: CHANNELS["mlp"](made, rngs=rngs), plain, call=channel)
     np.testing.assert_allclose(got, want, **CLOSE)
 
 
@@ -31,7 +42,7 @@ def test_swiglu(bias):
     run, p = drawn(lambda rngs: CHANNELS["swiglu"](made, rngs=rngs))
     assert p["up"]["kernel"].shape == (12, 64)  # 8 D / 3 = 32, up to a multiple of 64.
     x = np.random.default_rng(1).normal(size=(2, 5, 12))
-    np.testing.assert_allclose(run(lambda module, x: module(x), x), layers.swiglu(p, x), **CLOSE)
+    np.testing.assert_allclose(run(channel, x), layers.swiglu(p, x), **CLOSE)
 
 
 def test_the_hidden_width_of_an_mlp_is_four_times_the_model():
@@ -53,8 +64,8 @@ def test_pattention(normalization, gelu, kept, by):
     options = {"normalization": normalization, "gelu": gelu, "top_r": kept, "top_by": by}
     made = spec(channel="pattention", pattention={"tokens": 10, "channel_tokens": 20, **options})
     plain = lambda share: lambda p, x: layers.pattention(p, x, normalization, gelu, share * kept, by)  # noqa: E731
-    channel = lambda rngs: CHANNELS["pattention"](made, rngs=rngs)  # noqa: E731
-    got, want = both(channel, lambda p, x: plain(2)(p["map"], x))  # twice the tokens, the same share kept
+    whole = lambda rngs: CHANNELS["pattention"](made, rngs=rngs)  # noqa: E731
+    got, want = both(whole, lambda p, x: plain(2)(p["map"], x), call=channel)  # twice the tokens, the same share kept
     np.testing.assert_allclose(got, want, **CLOSE)
     mixing = lambda rngs: pattention.Pattention(made, 12, 6, axes=("embed", "heads"), bias=True, rngs=rngs)  # noqa: E731
     got, want = both(mixing, lambda p, x: plain(1)(p, x) + p["bias"])

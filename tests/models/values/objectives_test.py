@@ -23,7 +23,7 @@ def case(objective, seed=0, rows=4, **groups):
     batch = jax.jit(made.objective.corrupt)(tiny.batch(rows, seed, bidirectional=True), jax.random.key(seed))
     wide = lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     batch = jax.tree.map(wide, batch)  # Times are drawn in float32; their features turn a thousand times as fast.
-    loss, sums = jax.jit(lambda p, b: made.objective.loss(made.merge(p), b, None))(params, batch)
+    total, means, _ = jax.jit(lambda p, b: made.objective.loss(made.merge(p), b, None))(params, batch)
     b, p = jax.tree.map(np.asarray, batch), jax.tree.map(np.asarray, params)
 
     def read(row, x, sees=layers.everything, segments=None, positions=None, **told):
@@ -32,7 +32,8 @@ def case(objective, seed=0, rows=4, **groups):
         positions = twice("positions") if positions is None else positions
         return tiny.features(p, x, segments=segments, positions=positions, sees=sees, **told)
 
-    return b, p, float(loss), {k: float(v) for k, v in sums.items()}, read, made
+    assert all(mean.weight == b["mask"].sum() for mean in means.values())
+    return b, p, float(total), {name: float(mean.total) for name, mean in means.items()}, read, made
 
 
 def close(got, want):

@@ -1,0 +1,96 @@
+"""Fits by hand: weighed least squares for Huber and bootstrap with its widening, and isoFLOP curves with known ends."""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments import scaling
+from experiments.scaling.laws import Law
+
+LINE = Law(
+    "line", ("a", "b"), frozenset(), ("x",), "y", False,
+    lambda theta, x: (theta[0] + theta[1] * x, np.stack([np.ones_like(x), x], 1)),
+    lambda y, x: np.array([[y.mean(), 0.0], [y.mean(), 1.0]]),
+)  # fmt: skip
+
+
+def runs(n, seed=0):
+    rng = np.random.default_rng(seed)
+    x = np.linspace(1, 3, n)
+    return {"x": x, "y": 5 + 2 * x + 0.1 * rng.normal(size=n)}
+
+
+def least_squares(columns, weights=None):
+    x, y = columns["x"], columns["y"]
+    root = np.sqrt(np.ones_like(x) if weights is None else weights)
+    return np.linalg.lstsq(np.stack([root, root * x], 1), root * y, rcond=None)[0]
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 2, 2, 3, 3, 4]])
+def test_resamples_are_spread_for_the_parameters(groups):
+    """n groups, P = 2: each resample stands sqrt(n / (n - 2)) as far from the fit as its own least squares."""
+    columns, count = runs(8), 40
+    found = scaling.fit(LINE, columns, delta=math.inf, bootstrap=count, groups=groups, seed=3)
+    best = least_squares(columns)
+    np.testing.assert_allclose([found.values["a"], found.values["b"]], best, rtol=1e-7)
+    labels = np.arange(8) if groups is None else np.array(groups)
+    n, rng, want = labels.max() + 1, np.random.default_rng(3), []
+    while len(want) < count:
+        weights = np.bincount(rng.integers(0, n, n), minlength=n)[labels]
+        if (weights > 0).sum() >= 2:
+            want.append(best + math.sqrt(n / (n - 2)) * (least_squares(columns, weights) - best))
+    np.testing.assert_allclose(found.samples, want, rtol=1e-5, atol=1e-5)
+    low, high = found.intervals(0.9)["b"]
+    np.testing.assert_allclose([low, high], np.percentile(np.array(want)[:, 1], [5, 95]), atol=1e-5)
+    residual = columns["y"] - best[0] - best[1] * columns["x"]
+    assert found.residual == pytest.approx(math.sqrt((residual**2).mean()), rel=1e-6)
+    assert found.runs == 8
+
+
+@pytest.mark.parametrize("delta", [0.02, 0.3])
+def test_huber_is_least_squares_weighed_by_its_own_residuals(delta):
+    """At the minimum a run weighs min(1, delta / |r|): the fixed point of that, found by repeating it."""
+    columns = runs(12)
+    columns["y"][[2, 7]] += (3.0, -1.0)
+    weights = np.ones(12)
+    for _ in range(3000):
+        a, b = least_squares(columns, weights)
+        r = columns["y"] - a - b * columns["x"]
+        weights = np.minimum(1, delta / np.abs(r))
+    found = scaling.fit(LINE, columns, delta=delta)
+    np.testing.assert_allclose([found.values["a"], found.values["b"]], [a, b], atol=1e-4 * delta)
+    loss = np.where(np.abs(r) <= delta, r**2 / 2, delta * (np.abs(r) - delta / 2))
+    assert found.objective == pytest.approx(loss.mean() / delta**2, rel=1e-6)
+    assert (np.abs(r) > delta).any() and (np.abs(r) < delta).any()
+
+
+def test_isoflop_curves_with_known_minima():
+    """loss = 2 + C^-0.1 + 0.3 log(N / N*)^2 with N* = 3 C^0.6, five sizes a budget: all of it comes back."""
+    budgets = np.array([1e6, 1e7, 1e8])
+    best = 3 * budgets**0.6
+    sizes = best[:, None] * np.array([0.3, 0.6, 1.1, 2.0, 3.5])
+    loss = 2 + budgets[:, None] ** -0.1 + 0.3 * np.log(sizes / best[:, None]) ** 2
+    flops = np.broadcast_to(budgets[:, None], sizes.shape)
+    found = scaling.isoflop({"parameters": sizes.ravel(), "flops": flops.ravel(), "loss": loss.ravel()}, flops_per=5.0)
+    np.testing.assert_allclose(found.budgets, budgets, rtol=1e-9)
+    np.testing.assert_allclose(found.parameters, best, rtol=1e-6)
+    np.testing.assert_allclose(found.tokens, budgets / (5 * best), rtol=1e-6)
+    np.testing.assert_allclose(found.loss, 2 + budgets**-0.1, rtol=1e-9)
+    np.testing.assert_allclose(found.curves[:, 0], 0.3, rtol=1e-6)
+    assert found.exponents["a"] == pytest.approx(0.6, rel=1e-6) and found.exponents["b"] == pytest.approx(0.4, rel=1e-6)
+    assert found.constants["n"] == pytest.approx(3, rel=1e-5) and found.constants["d"] == pytest.approx(
+        1 / 15, rel=1e-5
+    )
+
+
+def test_compute_optimal_sizes_by_hand():
+    """E 1, A 400, B 900, alpha 0.4, beta 0.3, C = 6 N D: the slope of the loss along C is 0, and its numbers."""
+    values = {"E": 1.0, "A": 400.0, "B": 900.0, "alpha": 0.4, "beta": 0.3}
+    found = scaling.compute_optimal(values, np.array([1e15, 1e20]))
+    N, D = found["parameters"], found["tokens"]
+    np.testing.assert_allclose(6 * N * D, [1e15, 1e20], rtol=1e-12)
+    # dL/dlogN at fixed N D: alpha A N^-alpha = beta B D^-beta.
+    np.testing.assert_allclose(0.4 * 400 * N**-0.4, 0.3 * 900 * D**-0.3, rtol=1e-9)
+    np.testing.assert_allclose(found["loss"], 1 + 400 * N**-0.4 + 900 * D**-0.3, rtol=1e-12)
+    assert found["a"] == pytest.approx(3 / 7) and found["b"] == pytest.approx(4 / 7)
