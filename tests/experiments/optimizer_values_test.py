@@ -47,9 +47,11 @@ def draws(shapes=SHAPES_AND_TAU):
     return params, grads, noise
 
 
-def rates(made, steps=STEPS):
+def rates(made, updates=STEPS):
+    """Of every update."""
     told = {k: made[k] for k in ("final", "schedule", "decay_share")}
-    return [plain.rate(s, peak=made.learning_rate, warmup=made.warmup, steps=steps, **told) for s in range(steps + 1)]
+    told |= {"peak": made.learning_rate, "warmup": made.warmup, "updates": updates}
+    return [plain.rate(u, **told) for u in range(1, updates + 1)]
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
@@ -75,7 +77,7 @@ def test_fifty_steps(name, roles):
     got, evaluated = run(*jax.tree.map(jnp.asarray, (params, noise)))
     table = rates(made)
     numbers = {"clip": made.clip, "decay": made.weight_decay, "b1": made.b1, "b2": made.b2, "eps": made.eps}
-    by_hand = plain.RULES[name](table, every, decayed=roles, by_size=by_size, weights=table[1:], **numbers)
+    by_hand = plain.RULES[name](table, every, decayed=roles, by_size=by_size, weights=table, **numbers)
     want, clipped, path = params, 0, dict.fromkeys(every, 0.0)
     for t in range(STEPS):
         found = grads(want, t)
@@ -109,10 +111,14 @@ def test_the_clip_sees_all_gradients_together_and_can_be_off():
 
 @pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 7.0])
-def test_the_rate_of_every_step(schedule, warmup):
-    made = options(schedule=schedule, warmup=warmup, decay_share=0.25)
-    rate = optimizers.schedule(made, 40)
-    steps = {0.0: 0, 0.1: 4, 7.0: 7}[warmup]
-    told = {"final": 0.1, "schedule": schedule, "decay_share": 0.25, "warmup": steps, "steps": 40}
-    want = [plain.rate(s, peak=0.05, **told) for s in range(41)]
-    np.testing.assert_allclose([float(rate(s)) for s in range(41)], want, rtol=1e-6, atol=1e-9)
+def test_the_rate_of_every_update(schedule, warmup):
+    """Forty updates, and as runs of before counted them: one late, and a first one without a rate or a warm-up."""
+    told = {"final": 0.1, "schedule": schedule, "decay_share": 0.25, "peak": 0.05, "updates": 40}
+    whole = {0.0: 0, 0.1: 4, 7.0: 7}[warmup]
+    rate = optimizers.schedule(options(schedule=schedule, warmup=warmup, decay_share=0.25), 40)
+    want = [plain.rate(u, warmup=max(1, whole), **told) for u in range(1, 41)]
+    np.testing.assert_allclose([float(rate(i)) for i in range(40)], want, rtol=1e-6, atol=1e-9)
+    assert max(want) == 0.05 and want[-1] == pytest.approx(0.05 if schedule == "constant" else 0.005)
+    late = optimizers.schedule(options(schedule=schedule, warmup=warmup, decay_share=0.25, counting="steps"), 40)
+    want = [plain.rate(u, warmup=whole, **told) for u in range(40)]
+    np.testing.assert_allclose([float(late(i)) for i in range(40)], want, rtol=1e-6, atol=1e-9)

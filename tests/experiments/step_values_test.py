@@ -66,19 +66,21 @@ def test_the_gradient_of_a_step_is_that_of_the_mean_over_valid_targets(accumulat
     assert new["step"] == 1
 
 
-def test_the_average_is_of_the_parameters_after_each_step():
-    """Two steps at 0.9: what stood before the first weighs 0.81, after it 0.09, after the second 0.1."""
-    made = tiny.program(tiny.config(optimizer={"ema": 0.9, "warmup": 0.0, "learning_rate": 0.1, "name": "adamw"}))
+@pytest.mark.parametrize(("debias", "shares"), [(False, (0.81, 0.09, 0.1)), (True, (0.0, 0.09 / 0.19, 0.1 / 0.19))])
+def test_the_average_is_of_the_parameters_after_each_step(debias, shares):
+    """Two steps at 0.9, from what stood before the first (0.81) or, without it, of what stood after each."""
+    options = {"ema": 0.9, "warmup": 0.0, "learning_rate": 0.1, "name": "adamw", "ema_debias": debias}
+    made = tiny.program(tiny.config(optimizer=options))
     first = made.begin(drawn(made))
     step = jax.jit(made.step)
     second, metrics = step(first, tiny.batch())
     third, _ = step(second, tiny.batch(seed=1))
-    for p0, p1, p2, e in zip(*(jax.tree.leaves(s["params"]) for s in (first, second, third)),
-                             jax.tree.leaves(third["ema"]), strict=True):  # fmt: skip
-        np.testing.assert_allclose(e, 0.81 * p0 + 0.09 * p1 + 0.1 * p2, rtol=1e-6, atol=1e-7)
-        assert np.abs(p1 - p0).max() > 0.05 < np.abs(p2 - p1).max()
+    for *p, e in zip(*(jax.tree.leaves(s["params"]) for s in (first, second, third)),
+                     jax.tree.leaves(third["ema"]), strict=True):  # fmt: skip
+        np.testing.assert_allclose(e, sum(share * x for share, x in zip(shares, p, strict=True)), rtol=1e-6, atol=1e-6)
+        assert np.abs(p[1] - p[0]).max() > 0.05 < np.abs(p[2] - p[1]).max()
     for a, b in zip(*map(jax.tree.leaves, (made.evaluation_params(third), third["ema"])), strict=True):
-        assert a is b
+        np.testing.assert_array_equal(a, b)
     assert float(metrics["train/learning_rate"]) == pytest.approx(0.1)
 
 

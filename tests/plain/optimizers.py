@@ -135,11 +135,11 @@ class ScheduleFree(Rule):
 RULES = {"adamw": AdamW, "lion": Lion, "muon": Muon, "adafactor": Adafactor, "schedule_free": ScheduleFree}
 
 
-def rate(step, *, peak, final, warmup, steps, schedule, decay_share=0.2):
-    """The learning rate of the update from `step` to the next; `warmup` in steps, `final` a share of the peak."""
-    if step < warmup:
-        return peak * step / warmup
-    along, rest = step - warmup, steps - warmup
+def rate(update, *, peak, final, warmup, updates, schedule, decay_share=0.2):
+    """The learning rate of update 1, 2, ... of `updates`; `warmup` in updates, `final` a share of the peak."""
+    if warmup and update <= warmup:
+        return peak * update / warmup
+    along, rest = update - warmup, updates - warmup
     if schedule == "constant":
         return peak
     if schedule == "linear":

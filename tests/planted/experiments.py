@@ -91,10 +91,31 @@ BUGS = (
         OPTIMIZER_TESTS,
     ),
     Bug(
+        "schedule-free: an update weighed by the rate of the next",
+        OPTIMIZERS,
+        "lambda count: rate(count - 1)",
+        "lambda count: rate(count)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
+        "an average that its count does not correct",
+        OPTIMIZERS,
+        "share = jnp.minimum(1.0, (1 - decay) / -jnp.expm1(",
+        "share = jnp.minimum(1.0, (1 - decay) + 0 * jnp.expm1(",
+        STEP,
+    ),
+    Bug(
+        "the first update has the rate of none",
+        OPTIMIZERS,
+        "lambda index: curve(index + 1)",
+        "lambda index: curve(index)",
+        OPTIMIZER_TESTS,
+    ),
+    Bug(
         "an average of the parameters before the step",
         PROGRAM,
-        'lambda old, p: decay * old + (1 - decay) * p, state["ema"], params)',
-        'lambda old, p: decay * old + (1 - decay) * p, state["ema"], state["params"])',
+        'state.get("averaged"), wide)',
+        'state.get("averaged"), self._wide(state))',
         STEP,
     ),
     Bug(
@@ -107,8 +128,8 @@ BUGS = (
     Bug(
         "an average that evaluation does not use",
         PROGRAM,
-        'return state["ema"]\n        params',
-        'return state["params"]\n        params',
+        'precision.like(state["ema"], state["params"])',
+        'state["params"]',
         STEP,
     ),
     Bug(
