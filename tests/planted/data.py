@@ -2,7 +2,8 @@
 
 from tests.planted import Bug
 
-PACKING, LOADER, ORDER = ("tests/data/packing_test.py",), ("tests/data/loader_test.py",), ("tests/data/order_test.py",)
+PACKING, ORDER = ("tests/data/packing_test.py",), ("tests/data/order_test.py",)
+LOADER = ("tests/data/passes_test.py", "tests/data/loader_test.py")
 TASKS = ("tests/data/tasks_test.py", "tests/data/tasks_laws_test.py")
 CORPUS = ("tests/data/corpus_test.py",)
 
