@@ -13,6 +13,7 @@ Two things a part may add, and does without where it says nothing:
   front of both (a Mean as a Mean, undivided). They are float32 or wider: a count is exact up to 2^24.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -40,6 +41,17 @@ class Channel(Protocol):
     def flops(self) -> float: ...
 
 
+def through(activation: Callable[..., jax.Array], down: projections.Projection, *hidden: jax.Array) -> jax.Array:
+    """`down(activation(*hidden))`, of which the backward pass keeps `hidden` alone, each `[B, T, F]`.
+
+    The activation is computed again there: a few operations a number, in place of keeping what it gave and its slopes.
+    A projection whose own gradient needs more than its input would be computed again too, so that one keeps its input.
+    """
+    if down.keeps_input_alone:
+        return jax.checkpoint(lambda *hidden: down(activation(*hidden)))(*hidden)
+    return down(jax.checkpoint(activation)(*hidden))
+
+
 class MLP(nnx.Module):
     """`act(x W_in) W_out` with hidden width F (0: 4D)."""
 
@@ -52,7 +64,7 @@ class MLP(nnx.Module):
         self.activation = ACTIVATIONS[options["activation"]]
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
-        return self.down(self.activation(self.up(x))), {}
+        return through(self.activation, self.down, self.up(x)), {}
 
     def flops(self) -> int:
         """Two products, of every kernel once."""
@@ -71,7 +83,8 @@ class SwiGLU(nnx.Module):
         self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, name="down", **kw)
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x)), {}
+        hidden = self.gate(x), self.up(x)
+        return through(lambda gate, up: jax.nn.silu(gate) * up, self.down, *hidden), {}
 
     def flops(self) -> int:
         """Three products, of every kernel once."""

@@ -4,6 +4,7 @@ Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hid
 (the stack).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from models import norms, parameters
 from models.block import STREAM, Pass, Stack, Unstacked
 from models.mixers.context import Context, Edit, check_sites
 from models.mixers.slots import Slots
+from models.products import by_rows
 from models.spec import Spec
 
 
@@ -75,7 +77,8 @@ class LM(nnx.Module):
         if self.time is not None:
             x = x + self.time(time)
         if self.condition is not None and condition is not None:
-            x = x + condition.astype(x.dtype) @ self.condition[...].astype(x.dtype)
+            kernel = self.condition[...].astype(x.dtype)
+            x = x + by_rows(lambda earlier: earlier @ kernel, condition.astype(x.dtype), self.spec.partition)
         x = self.spec.partition.constrain(x, STREAM)
         edits = edits or {}
         check_sites((*taps, *edits))
@@ -105,7 +108,8 @@ class LM(nnx.Module):
     def logits(self, features: jax.Array) -> jax.Array:
         """`[..., D] -> [..., V]` in float32, scaled and capped as the config says."""
         weights = self.head_weights().astype(features.dtype)
-        logits = jnp.einsum("...d,vd->...v", features, weights, preferred_element_type=jnp.float32)
+        multiply = functools.partial(jnp.einsum, "...d,vd->...v", preferred_element_type=jnp.float32)
+        logits = by_rows(lambda x: multiply(x, weights), features, self.spec.partition)
         return shape_logits(logits, self.spec.logit_scale, self.spec.softcap)
 
     def for_decoding(self, layers: tuple | None = None) -> "LM":
@@ -132,7 +136,7 @@ class TimeEmbedding(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         F = spec.time_features
         self.kernel = parameters.param(parameters.zeros, rngs, (F, spec.D), (None, "embed"), "kernel", spec)
-        self.dtype = spec.dtype
+        self.dtype, self.partition = spec.dtype, spec.partition
 
     def __call__(self, time: jax.Array) -> jax.Array:
         F = self.kernel.shape[0]
@@ -140,7 +144,8 @@ class TimeEmbedding(nnx.Module):
         rates = 1000 * jnp.exp(-math.log(10_000) * jnp.arange(F // 2) / (F // 2))
         angles = time[..., None] * rates
         features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
-        return features.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        return by_rows(lambda x: x @ kernel, features.astype(self.dtype), self.partition)
 
 
 def unstack(params: dict) -> tuple:

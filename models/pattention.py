@@ -20,6 +20,7 @@ from flax import nnx
 
 from kernels.pattention import pattention
 from models import parameters
+from models.products import by_rows
 from models.spec import Spec
 
 INIT_VALUES = {
@@ -58,6 +59,8 @@ class Pattention(nnx.Module):
     tau, and takes GeLU; see kernels.pattention for the others.
     """
 
+    keeps_input_alone = False  # also a statistic of each token's scores
+
     def __init__(
         self,
         spec: Spec,
@@ -90,8 +93,12 @@ class Pattention(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         def local(x: jax.Array, keys: jax.Array, values: jax.Array, tau: jax.Array) -> jax.Array:
             keys, values = (self.partition.gather(p, (None, "embed")) for p in (keys, values))
-            mask = top_mask(x, keys, self.kept, by=self.router, axis_name=self.cut) if self.kept else None
-            return pattention(x, keys, values, tau=tau, mask=mask, axis_name=self.cut, **self.rule)
+
+            def multiply(x: jax.Array) -> jax.Array:
+                mask = top_mask(x, keys, self.kept, by=self.router, axis_name=self.cut) if self.kept else None
+                return pattention(x, keys, values, tau=tau, mask=mask, axis_name=self.cut, **self.rule)
+
+            return by_rows(multiply, x)
 
         args = [a.astype(self.dtype) for a in (x, self.keys[...], self.values[...])]
         rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))

@@ -7,6 +7,7 @@ from flax import nnx
 
 from models import parameters
 from models.pattention import Pattention
+from models.products import by_rows
 from models.spec import Spec
 
 
@@ -14,13 +15,18 @@ class Projection(Protocol):
     """`(spec, d_in, d_out, *, axes, residual, bias, rngs)`, then `x [..., d_in] -> [..., d_out]` in `spec.dtype`.
 
     `name`: which map of its part it is (q, k, v, o, up, down, gate), for projections whose maps differ in size.
+    `keeps_input_alone`: whether its gradients need nothing of the forward pass but x.
     """
+
+    keeps_input_alone: bool
 
     def __call__(self, x: jax.Array) -> jax.Array: ...
 
 
 class Dense(nnx.Module):
     """`x W (+ b)`, one 2-D kernel, which XLA maps to one matmul."""
+
+    keeps_input_alone = True
 
     def __init__(
         self,
@@ -38,10 +44,11 @@ class Dense(nnx.Module):
         std = parameters.kernel_std(spec, d_in, axes[0], residual=residual)
         self.kernel = parameters.param(parameters.normal(std), rngs, (d_in, d_out), axes, "kernel", spec)
         self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
-        self.dtype = spec.dtype
+        self.dtype, self.partition = spec.dtype, spec.partition
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        y = by_rows(lambda x: x @ kernel, x.astype(self.dtype), self.partition)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -21,8 +21,18 @@ def rotate(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0, fracti
         return x
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     frequency = theta ** (-jnp.arange(0, R, 2, dtype=dtype) / R)
-    angle = positions[..., None, None].astype(dtype) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    angle = positions[..., None].astype(dtype) * frequency
+    cos, sin = (_kept(f(angle))[..., None, :] for f in (jnp.cos, jnp.sin))
     first, second = x[..., : R // 2].astype(dtype), x[..., R // 2 : R].astype(dtype)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
     return turned if R == x.shape[-1] else jnp.concatenate([turned, x[..., R:]], axis=-1)
+
+
+def _kept(table: jax.Array) -> jax.Array:
+    """`table [..., R/2]` times the identity: the same numbers, computed once a pass.
+
+    XLA fuses cos and sin into each loop that reads them, and so evaluates them for every row, head and layer, forward
+    and backward; on CPUs `optimization_barrier` does not stop it. It fuses no product, and merges equal ones.
+    """
+    eye = jnp.eye(table.shape[-1], dtype=table.dtype)
+    return jnp.matmul(table, eye, precision=jax.lax.Precision.HIGHEST)

@@ -10,6 +10,7 @@ from kernels.cross_entropy import cross_entropy, token_nll
 from kernels.cross_entropy.reference import shape_logits
 from models.block import Pass
 from models.objectives.loss import Loss, per_scored
+from models.products import by_rows
 
 mask = masks.Causal()
 bound = "="  # What the reported nats are: the exact negative log-likelihood.
@@ -116,7 +117,9 @@ def over_logits(
 
     def local(features: jax.Array, head: jax.Array, *arrays: jax.Array) -> jax.Array:
         wide = jnp.promote_types(features.dtype, jnp.float32)
-        logits = jnp.einsum("btd,vd->btv", features, head.astype(features.dtype), preferred_element_type=wide)
+        head = head.astype(features.dtype)
+        multiply = lambda x: jnp.einsum("md,vd->mv", x, head, preferred_element_type=wide)  # noqa: E731
+        logits = by_rows(multiply, features)
         return function(shape_logits(logits, spec.logit_scale, spec.softcap), *arrays)
 
     rows = tuple(("batch", *(None,) * (array.ndim - 1)) for array in arrays)
