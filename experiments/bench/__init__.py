@@ -129,7 +129,10 @@ def _others(filter: str, console: Console) -> list[dict[str, Any]]:
             continue
         result = training.data_path() if name == "data" else training.start_up(name.split("/")[1])
         found.append({"row": name, **result})
-        console.print(f"{name}: " + ", ".join(f"{key} {value:,.2f}" for key, value in result.items()))
+        numbers = (f"{key} {value:,.2f}" for key, value in result.items() if key != "largest")
+        console.print(f"{name}: " + ", ".join(numbers))
+        for array in result.get("largest", ()):
+            console.print(f"  {array}")
     return found
 
 

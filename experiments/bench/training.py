@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from experiments import program
 from experiments.bench import plain
 from experiments.bench.rows import Planned, Row
 from experiments.generation import text as generate
+from experiments.planning import hlo
 from experiments.program import sharding
 
 # d, layers, heads, hidden, vocabulary, length, batch
@@ -63,18 +64,19 @@ def _train(shape: str) -> Row:
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
     batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": np.ones((B, T), bool)})
     step = made.train_step()
+    plain_step = plain.train_step(N=N, compiler_options=program.compiler_options(made.mesh))
 
     def tessera() -> Any:
         states["tessera"], metrics = step(states["tessera"], batch)
         return metrics
 
     def by_hand() -> Any:
-        states["plain"], loss = plain.train_step(states["plain"], batch["tokens"], batch["targets"], N=N)
+        states["plain"], loss = plain_step(states["plain"], batch["tokens"], batch["targets"])
         return loss
 
     candidates = {"tessera": tessera, "plain": by_hand}
     if peer := _torch_peer(shape, tokens):
-        candidates["torch"] = peer
+        candidates["nanogpt"] = peer
     # Matmuls only, three times forward, attention counted in full: how the peers were counted.
     flops = 6 * B * T * (L * (4 * D * D + 2 * D * F) + V * D) + 12 * L * B * T * T * D
     small = shape == "overhead"
@@ -113,10 +115,9 @@ def _same_loss(made: program.Program, shape: str, batch: dict) -> str:
 def from_plain(hand: dict) -> dict:
     """Parameters of `plain` as ours: layers stacked."""
     layers = jax.tree.map(lambda *xs: jnp.stack(xs), *hand["layers"])
+    q, k, v = jnp.split(layers["qkv"], 3, axis=-1)
     block = {
-        "mixer": {
-            ours: {"kernel": layers[theirs]} for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o"))
-        },
+        "mixer": {name: {"kernel": kernel} for name, kernel in {"q": q, "k": k, "v": v, "out": layers["o"]}.items()},
         "mixer_norm": {"scale": layers["norm1"]},
         "channel": {"up": {"kernel": layers["up"]}, "down": {"kernel": layers["down"]}},
         "channel_norm": {"scale": layers["norm2"]},
@@ -184,12 +185,15 @@ def data_path(rows: int = 16, length: int = 512, tokens: int = 50_000_000, steps
     return {"tokens_per_second": done / wall, "tokens_per_cpu_second": done / cpu}
 
 
-def start_up(shape: str) -> dict[str, float]:
-    """Seconds from a new process to the end of its first step, and its peak memory after three (compilation cached)."""
+def start_up(shape: str) -> dict[str, Any]:
+    """A new process up to the end of its first step, and its peak memory after three (compilation cached).
+
+    Seconds since the process began, CPU seconds in all and after the import of jax, and the ten largest arrays.
+    """
     code = (
-        "import sys, time, json, resource; t = time.time()\n"
+        "import sys, time, json; t = time.time(); import jax; cpu = time.process_time()\n"
         "from experiments.bench import training\n"
-        f"print(json.dumps(training.first_step({shape!r}, t)))"
+        f"print(json.dumps(training.first_step({shape!r}, t, cpu)))"
     )
     env = dict(os.environ, JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir or "")
     for _ in range(2):  # The first fills the compilation cache.
@@ -200,20 +204,29 @@ def start_up(shape: str) -> dict[str, float]:
     return found
 
 
-def first_step(shape: str, begin: float) -> dict[str, float]:
-    """Runs three steps of a bench shape in this process; for `start_up`."""
+def first_step(shape: str, begin: float, with_jax: float) -> dict[str, Any]:
+    """Runs three steps of a bench shape in this process, whose import of jax took `with_jax` CPU seconds."""
     import resource
 
-    row = _train_once(shape)
+    row, made, batch = _train_once(shape)
     row()
-    at = time.time()
+    at, cpu = time.time(), time.process_time()
     row()
     row()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"first_step_at": at, "peak_memory_bytes": peak, "import_seconds": at - begin}
+    text = made.train_step().lower(made.abstract, batch).compile().as_text()
+    largest = [f"{size / 2**20:.0f} MiB {what}" for size, what in hlo.largest(hlo.computations(text), 10)]
+    return {
+        "first_step_at": at,
+        "peak_memory_bytes": peak,
+        "import_seconds": at - begin,
+        "cpu_seconds": cpu,
+        "cpu_seconds_after_jax": cpu - with_jax,
+        "largest": largest,
+    }
 
 
-def _train_once(shape: str) -> Any:
+def _train_once(shape: str) -> tuple[Callable[[], None], program.Program, dict]:
     made = _build(shape)
     D, L, N, F, V, T, B = SHAPES[shape]
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
@@ -224,4 +237,4 @@ def _train_once(shape: str) -> Any:
         state[0], metrics = step(state[0], batch)
         jax.block_until_ready(metrics)
 
-    return run
+    return run, made, batch
