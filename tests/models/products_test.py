@@ -55,7 +55,7 @@ def gradient(spec):
 
     def loss(params, batch):
         model = nnx.merge(graphdef, params)
-        features, _ = model(batch["tokens"], mask=masks.Causal(), time=batch["time"], condition=batch["condition"])
+        features = model(batch["tokens"], mask=masks.Causal(), time=batch["time"], condition=batch["condition"]).features
         return jnp.sum(jnp.sin(model.logits(features)))
 
     abstract = {"tokens": ((B, T), jnp.int32), "time": ((B,), jnp.float32), "condition": ((B, T, D), jnp.float32)}
@@ -110,7 +110,7 @@ def test_no_objective_contracts_batch_and_sequence(name):
 
     def loss(params, batch, key):
         batch = goal.corrupt(batch, key)
-        return goal.loss(nnx.merge(graphdef, params), batch, key)[0]
+        return goal.loss(nnx.merge(graphdef, params), batch, key).total
 
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params, batch, jax.random.key(0)).jaxpr
     assert over_tokens(jaxpr) == []
