@@ -55,7 +55,9 @@ def gradient(spec):
 
     def loss(params, batch):
         model = nnx.merge(graphdef, params)
-        features = model(batch["tokens"], mask=masks.Causal(), time=batch["time"], condition=batch["condition"]).features
+        features = model(
+            batch["tokens"], mask=masks.Causal(), time=batch["time"], condition=batch["condition"]
+        ).features
         return jnp.sum(jnp.sin(model.logits(features)))
 
     abstract = {"tokens": ((B, T), jnp.int32), "time": ((B,), jnp.float32), "condition": ((B, T, D), jnp.float32)}

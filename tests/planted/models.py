@@ -243,8 +243,8 @@ BUGS = (
     Bug(
         "SwiGLU: the gate on the other side",
         "models/channels.py",
-        "jax.nn.silu(self.gate(x)) * self.up(x)",
-        "self.gate(x) * jax.nn.silu(self.up(x))",
+        "jax.nn.silu(gate) * up",
+        "gate * jax.nn.silu(up)",
         CHANNELS,
     ),
     Bug(
