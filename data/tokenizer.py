@@ -8,20 +8,25 @@ of different tokenizers can be compared in bits per byte.
 import codecs
 import functools
 import hashlib
+import itertools
 import json
+import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from data import messages
+from data import messages, words
 
 _PIECE = 1 << 20  # longer texts are given to the BPE library in pieces of about this many characters
+_WORD = 1 << 9  # characters of the longest word that BPE learns from
 # How Python's decoder marks the bytes that are not UTF-8: one lone surrogate each.
 _ESCAPED = frozenset(map(chr, range(0xDC80, 0xDD00)))
 _RUNS = re.compile("[\udc80-\udcff]+|[^\udc80-\udcff]+")
+_LONG_BLANKS = re.compile(rf"\s{{{_WORD + 1}}}")
 
 
 class Tokenizer(Protocol):
@@ -47,11 +52,35 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; specials are skipped, bytes that are not UTF-8 become U+FFFD."""
 
+    def to_json(self) -> str:
+        """All that `from_json` needs, with a digest of it."""
+
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes all that `load_tokenizer` needs, as JSON."""
+        """Writes `to_json` to a file, whole or not at all; a link at `path` is replaced and not followed."""
 
 
-class _ByteLevel:
+class _Saved:
+    """What tokenizers share: a state of plain JSON, which is what is saved."""
+
+    def _state(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        state = self._state()
+        return json.dumps({**state, "digest": _digest(state)})
+
+    def save(self, path: str | pathlib.Path) -> None:
+        path = pathlib.Path(path)
+        private = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            with private.open("x") as file:
+                file.write(self.to_json())
+            os.replace(private, path)
+        finally:
+            private.unlink(missing_ok=True)
+
+
+class _ByteLevel(_Saved):
     """A vocabulary whose every id is a known string of bytes; the three specials come last and are empty."""
 
     def __init__(self, name: str, pieces: Sequence[bytes]):
@@ -65,7 +94,7 @@ class _ByteLevel:
 
     @functools.cached_property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self._state(), sort_keys=True).encode()).hexdigest()
+        return _digest(self._state())
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
@@ -79,9 +108,6 @@ class _ByteLevel:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def save(self, path: str | pathlib.Path) -> None:
-        pathlib.Path(path).write_text(json.dumps(self._state()))
 
 
 class ByteTokenizer(_ByteLevel):
@@ -103,22 +129,27 @@ class BPETokenizer(_ByteLevel):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2): lossless for any bytes.
 
     Bytes that are not valid UTF-8 are given their single-byte ids, so nothing is ever replaced when encoding.
+
+    Args:
+      definition: what `tokenizers.Tokenizer.to_str` gave. Errors: ValueError where it is no byte-level BPE.
     """
 
     def __init__(self, definition: str):
         import tokenizers  # slow to import, and needed by few
 
         self._definition = definition
-        self._library = tokenizers.Tokenizer.from_str(definition)
-        to_byte = _byte_alphabet()
-        vocabulary = sorted(self._library.get_vocab().items(), key=lambda item: item[1])
-        if [i for _, i in vocabulary] != list(range(len(vocabulary))):
-            raise ValueError("the BPE vocabulary has gaps in its ids; train it with data.tokenizer.train_bpe.")
-        super().__init__("bpe", [bytes(to_byte[c] for c in piece) for piece, _ in vocabulary])
+        try:
+            self._library = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # the library knows one class of error
+            raise ValueError("its definition is not one of the tokenizers library") from error
+        super().__init__("bpe", _byte_pieces(self._library, definition))
         self._single = np.full(256, -1, np.int32)
         for i, piece in enumerate(self.pieces):
             if len(piece) == 1:
                 self._single[piece[0]] = i
+        self._words, self._plain = words.Words(self._encoded), _is_plain(json.loads(definition))
+        if (self._single < 0).any():
+            raise ValueError(f"its vocabulary lacks the byte {int(np.argmin(self._single))}")
 
     def _state(self) -> dict[str, Any]:
         return {"kind": "bpe", "definition": self._definition}
@@ -128,14 +159,14 @@ class BPETokenizer(_ByteLevel):
         return self.encode_batch([_as_bytes(text)])[0]
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        """Ids of each text, `[n]` int32; the library uses all cores."""
+        """Ids of each text, `[n]` int32."""
         runs = [list(_utf8_runs(text)) for text in texts]
         valid = [run for row in runs for run in row if isinstance(run, str)]
-        encoded = iter(self._library.encode_batch_fast(valid))
+        encoded = iter(self._words.encode(valid) if self._plain and _few_cores() else self._encoded(valid))
         return [
             np.concatenate(
                 [
-                    np.asarray(next(encoded).ids, np.int32)
+                    np.asarray(next(encoded), np.int32)
                     if isinstance(run, str)
                     else self._single[np.frombuffer(run, np.uint8)]
                     for run in row
@@ -145,14 +176,20 @@ class BPETokenizer(_ByteLevel):
             for row in runs
         ]
 
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text by the library, which uses all cores."""
+        return [made.ids for made in self._library.encode_batch_fast(texts)]
 
-class SymbolTokenizer:
+
+class SymbolTokenizer(_Saved):
     """The symbols 0..n-1 of a sequence that is not text, written as decimal numbers; bos n, eos n+1, pad n+2.
 
     One symbol counts as one byte of the original, so "bits per byte" means bits per symbol.
     """
 
     def __init__(self, num_symbols: int, name: str = "symbols"):
+        if not 0 < num_symbols < 1 << 31:
+            raise ValueError(f"num_symbols={num_symbols} is not a number of symbols; use 1 or more, such as 256")
         self.name, self.num_symbols, self.vocab_size = name, num_symbols, num_symbols + 3
         self.bos, self.eos, self.pad = num_symbols, num_symbols + 1, num_symbols + 2
 
@@ -177,9 +214,8 @@ class SymbolTokenizer:
         _check_ids(ids, self.vocab_size)
         return " ".join(str(i) for i in ids.tolist() if i < self.num_symbols)
 
-    def save(self, path: str | pathlib.Path) -> None:
-        state = {"kind": "symbols", "num_symbols": self.num_symbols, "name": self.name}
-        pathlib.Path(path).write_text(json.dumps(state))
+    def _state(self) -> dict[str, Any]:
+        return {"kind": "symbols", "num_symbols": self.num_symbols, "name": self.name}
 
 
 class StreamDecoder:
@@ -203,23 +239,79 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer that `save` wrote to `path`. Errors: FileNotFoundError, or ValueError for another kind of file."""
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that `save` wrote to `path`.
+
+    Errors: FileNotFoundError where no file is; ValueError with one sentence where it cannot be read, is damaged, or is
+    not a saved tokenizer.
+    """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer={str(path)!r} does not exist; use 'bytes', 'bpe' or a saved file.")
     try:
-        state = json.loads(path.read_text())
-        kind = state["kind"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"tokenizer={str(path)!r} is not a saved tokenizer; use 'bytes' or 'bpe'.") from None
-    if kind == "bytes":
-        return ByteTokenizer()
-    if kind == "bpe":
-        return BPETokenizer(state["definition"])
-    if kind == "symbols":
-        return SymbolTokenizer(state["num_symbols"], state["name"])
-    raise messages.unknown(f"kind in {str(path)!r}", kind, ("bytes", "bpe", "symbols"))
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(_not_saved(str(path), "it is not text")) from None
+    except OSError as error:
+        raise ValueError(f"tokenizer={str(path)!r} cannot be read ({error.strerror}); use 'bytes' or 'bpe'.") from error
+    return from_json(text, str(path))
+
+
+def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
+    """The tokenizer that `to_json` wrote; `name` is that of the file, for messages.
+
+    Errors: ValueError with one sentence.
+    """
+    try:
+        state = json.loads(text)
+    except RecursionError:
+        raise ValueError(_not_saved(name, "it nests too deep")) from None
+    except ValueError:
+        raise ValueError(_not_saved(name, "it is not JSON")) from None
+    if not isinstance(state, dict) or not isinstance(state.get("kind"), str):
+        raise ValueError(_not_saved(name, 'it is not an object with a "kind"'))
+    kind = state["kind"]
+    if kind not in _KINDS:
+        raise messages.unknown(f"kind in {name!r}", kind, tuple(_KINDS))
+    digest = state.pop("digest", None)  # older files have none
+    made, needed = _KINDS[kind]
+    for key, type_ in needed.items():
+        if type(state.get(key)) is not type_:
+            raise ValueError(_not_saved(name, f"its {key!r} is missing or not of type {type_.__name__}"))
+    if digest is not None and digest != _digest(state):
+        raise ValueError(f"tokenizer={name!r} is damaged: it is not what was saved; bring the file back from a copy.")
+    try:
+        return made(*(state[key] for key in needed))
+    except ValueError as error:
+        raise ValueError(_not_saved(name, str(error))) from error
+
+
+def _is_plain(definition: dict[str, Any]) -> bool:
+    """Whether text is cut by GPT-2's pattern and by nothing else, as `train_bpe` does it."""
+    borders = definition.get("pre_tokenizer") or {}
+    return (
+        borders.get("type") == "ByteLevel"
+        and borders.get("use_regex", True)
+        and not borders.get("add_prefix_space")
+        and not any(
+            definition.get(key) for key in ("normalizer", "post_processor", "added_tokens", "truncation", "padding")
+        )
+        and not definition["model"].get("dropout")
+        and not definition["model"].get("ignore_merges")
+    )
+
+
+def _few_cores() -> bool:
+    """Whether a table of words on one core is faster than the library on all of them: they are level at about eight."""
+    return len(os.sched_getaffinity(0)) <= 8 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) <= 8
+
+
+def _not_saved(name: str, why: str) -> str:
+    return f"tokenizer={name!r} is not a saved tokenizer ({why}); use 'bytes' or 'bpe'."
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
@@ -234,7 +326,8 @@ def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
     library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    borders = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    library.pre_tokenizer = borders
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 3,
         min_frequency=2,
@@ -243,6 +336,7 @@ def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
         show_progress=False,
     )
     runs = (run for text in texts for run in _utf8_runs(text) if isinstance(run, str))
+    runs = (piece for run in runs for piece in _bounded(run, borders))  # the library itself is locked while it learns
     library.train_from_iterator(runs, trainer=trainer)
     return BPETokenizer(library.to_str())
 
@@ -273,8 +367,42 @@ def _utf8_runs(text: bytes) -> Iterable[str | bytes]:
             start = end
 
 
+def _bounded(text: str, borders: Any) -> list[str]:
+    """The text, cut inside each word of more than `_WORD` characters; `borders` is the library's pre-tokenizer.
+
+    Learning merges takes time in the square of the longest word, and a text without blanks (DNA, base64) is one word.
+    Text of shorter words is not cut.
+    """
+    if max(map(len, text.split()), default=0) <= _WORD and not _LONG_BLANKS.search(text):
+        return [text]
+    cuts = [cut for _, (begin, end) in borders.pre_tokenize_str(text) for cut in range(begin + _WORD, end, _WORD)]
+    return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+
+
+def _byte_pieces(library: Any, definition: str) -> list[bytes]:
+    """The bytes of each id of a byte-level BPE. Errors: ValueError where it is something else."""
+    to_byte = _byte_alphabet()
+    vocabulary = sorted(library.get_vocab().items(), key=lambda item: item[1])
+    if [i for _, i in vocabulary] != list(range(len(vocabulary))):
+        raise ValueError("its vocabulary has gaps in its ids")
+    try:
+        if json.loads(definition)["model"]["type"] != "BPE":
+            raise ValueError("its model is not BPE")
+        return [bytes(to_byte[c] for c in piece) for piece, _ in vocabulary]
+    except (KeyError, TypeError):
+        raise ValueError("its vocabulary is not of bytes") from None
+
+
 def _byte_alphabet() -> dict[str, int]:
     """The printable character by which byte-level BPE writes each byte, and the byte: GPT-2's table."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + k): b for k, b in enumerate(others)}
+
+
+# Kind of a saved tokenizer: what makes it, and the fields that it needs.
+_KINDS: dict[str, tuple[Callable[..., Tokenizer], dict[str, type]]] = {
+    "bytes": (ByteTokenizer, {}),
+    "bpe": (BPETokenizer, {"definition": str}),
+    "symbols": (SymbolTokenizer, {"num_symbols": int, "name": str}),
+}
