@@ -1,7 +1,9 @@
 """A folder of results keyed by hash: written whole or not at all, checked when opened, safe among processes.
 
 A result is built in a private folder beside its final place and moved there by one rename. Two processes that build
-the same thing waste time but nothing else: the first rename wins and the second uses it.
+the same thing waste time but nothing else: the first rename wins and the second uses it. Every byte of a result has a
+checksum (CRC-32 of each 8 MiB), the meta data one of its own, and all of them are verified, on all cores, whenever the
+result is opened.
 """
 
 import contextlib
@@ -14,11 +16,12 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _META = "meta.json"
-_CHECKED = 32 << 20  # bytes at each end of a file that are checksummed; the middle of a larger file is trusted
+_BLOCK = 8 << 20  # bytes that share a checksum
 _STALE_SECONDS = 86400
 _CANNOT_WRITE = {
     getattr(errno, name)
@@ -43,19 +46,33 @@ def cached(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]
     meta = _verified(folder)
     if meta is not None:
         return meta
-    private = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(6)}")
+    with private(folder) as made:
+        meta = build(made)
+        files = {p.name: _fingerprint(p) for p in sorted(made.iterdir())}
+        (made / _META).write_text(json.dumps({"files": files, "meta": meta, "digest": digest(files, meta)}))
+        _publish(made, folder)
+    return json.loads(json.dumps(meta))  # exactly what a later call will read back
+
+
+def found(folder: pathlib.Path) -> bool:
+    """Whether an undamaged result stands in `folder`."""
+    return _verified(folder) is not None
+
+
+@contextlib.contextmanager
+def private(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder beside `folder` for files that only this process needs; it is gone when the context ends.
+
+    Errors: OSError with one sentence when it cannot be written.
+    """
+    made = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(6)}")
     try:
         with _writing(folder):
-            private.mkdir(parents=True)
-        _sweep(folder.parent)
-        with _writing(folder):
-            meta = build(private)
-            files = {p.name: _fingerprint(p) for p in sorted(private.iterdir())}
-            (private / _META).write_text(json.dumps({"files": files, "meta": meta}))
-        _publish(private, folder)
+            made.mkdir(parents=True)
+            _sweep(folder.parent)
+            yield made
     finally:
-        shutil.rmtree(private, ignore_errors=True)
-    return json.loads(json.dumps(meta))  # exactly what a later call will read back
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -81,25 +98,28 @@ def _is_elsewhere(filename: str | None, folder: pathlib.Path) -> bool:
 
 
 def _fingerprint(path: pathlib.Path) -> list[int]:
-    """[size, CRC-32 of the first and last 32 MiB] of a file."""
-    size = path.stat().st_size
+    """[size, CRC-32 of the first 8 MiB, of the next, ...] of a file, computed on all cores."""
     with path.open("rb") as f:
-        crc = zlib.crc32(f.read(_CHECKED))
-        if size > _CHECKED:
-            f.seek(max(_CHECKED, size - _CHECKED))
-            crc = zlib.crc32(f.read(), crc)
-    return [size, crc]
+        size = os.fstat(f.fileno()).st_size
+        block = lambda begin: zlib.crc32(os.pread(f.fileno(), _BLOCK, begin))  # noqa: E731
+        begins = range(0, size, _BLOCK)
+        if len(begins) < 2:
+            return [size, *map(block, begins)]
+        with ThreadPoolExecutor(min(len(begins), os.cpu_count() or 1)) as threads:
+            return [size, *threads.map(block, begins)]
 
 
 def _verified(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The meta data when every file of the result is as it was written, else None."""
+    """The meta data when every file of the result and the meta data itself are as they were written, else None."""
     try:
         record = json.loads((folder / _META).read_text())
+        if record["digest"] != digest(record["files"], record["meta"]):
+            return None
         for name, expected in record["files"].items():
             if _fingerprint(folder / name) != expected:
                 return None
         return record["meta"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -52,7 +53,30 @@ def half_meta(folder):
     path.write_text(path.read_text()[:-20])
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, remove, no_meta, half_meta])
+def other_meta(folder):
+    path = folder / "meta.json"
+    record = json.loads(path.read_text())
+    record["meta"]["splits"]["valid"]["bytes"] += 1
+    path.write_text(json.dumps(record))
+
+
+def deep_meta(folder):
+    (folder / "meta.json").write_text("[" * 200_000)
+
+
+def list_meta(folder):
+    (folder / "meta.json").write_text("[]")
+
+
+def files_of_another_type(folder):
+    path = folder / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": ["train.tokens.bin"]}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, flip, remove, no_meta, half_meta, other_meta, deep_meta, list_meta, files_of_another_type],
+)
 def test_a_damaged_result_is_built_again(book, damage):
     first = data.load(**book)
     kept = {split: np.array(getattr(first, split).tokens) for split in ("train", "valid")}
@@ -62,6 +86,67 @@ def test_a_damaged_result_is_built_again(book, damage):
     for split, tokens in kept.items():
         assert np.array_equal(getattr(again, split).tokens, tokens)
     assert [p.name for p in folder_of(again).parent.iterdir()] == [folder_of(again).name]
+
+
+@pytest.mark.parametrize("place", [0, 1, 8 << 20, (8 << 20) - 1, 35 << 20, -1])
+def test_a_flip_anywhere_in_a_large_file_is_found(tmp_path, place):
+    folder = tmp_path / "kind" / "key"
+    size = 70 << 20
+
+    def build(private):
+        (private / "tokens.bin").write_bytes(bytes(size))
+        return {"built": True}
+
+    cache.cached(folder, build)
+    with (folder / "tokens.bin").open("r+b") as file:
+        file.seek(place % size)
+        file.write(b"\x01")
+    assert not cache.found(folder)
+    with (folder / "tokens.bin").open("r+b") as file:
+        file.seek(place % size)
+        file.write(b"\x00")
+    assert cache.found(folder)
+
+
+def test_the_checksums_are_those_of_every_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_BLOCK", 64)
+    content = np.random.default_rng(0).bytes(64 * 5 + 3)
+    (tmp_path / "a").write_bytes(content)
+    expected = [zlib.crc32(content[k : k + 64]) for k in range(0, len(content), 64)]
+    assert cache._fingerprint(tmp_path / "a") == [323, *expected]
+    (tmp_path / "a").write_bytes(b"")
+    assert cache._fingerprint(tmp_path / "a") == [0]
+
+
+def test_any_flipped_bit_of_a_result_is_found(book):
+    corpus = data.load(**book, tokenizer="bpe", vocab_size=300)
+    (named,) = pathlib.Path(book["cache_dir"]).glob("tokenizers/*")
+    rng = np.random.default_rng(0)
+    for folder in (folder_of(corpus), named):
+        assert cache.found(folder)
+        for path in sorted(folder.iterdir()):
+            whole = path.read_bytes()
+            for place in rng.integers(0, 8 * len(whole), 16).tolist():
+                content = bytearray(whole)
+                content[place // 8] ^= 1 << place % 8
+                path.write_bytes(content)
+                assert not cache.found(folder), (path.name, place)
+            path.write_bytes(whole)
+        assert cache.found(folder)
+
+
+def test_a_killed_build_leaves_no_result_and_the_next_one_is_whole(book):
+    """SIGKILL while documents are read, while BPE is learned and while tokens are written."""
+    whole = data.load(**{**book, "cache_dir": f"{book['cache_dir']}-other"}, tokenizer="bpe", vocab_size=300)
+    kill = "import os, signal; die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+    for place in ("data.tokenise.hashlib.sha256", "data.tokenizer._byte_pieces", "data.tokenise.token_dtype"):
+        name, _, attribute = place.rpartition(".")
+        code = f"import json, sys, data\n{kill}{name}.{attribute} = die\ndata.load(**json.loads(sys.argv[1]))"
+        command = [sys.executable, "-c", code, json.dumps({**book, "tokenizer": "bpe", "vocab_size": 300})]
+        assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == -9
+    corpus = data.load(**book, tokenizer="bpe", vocab_size=300)
+    assert corpus.hash == whole.hash and corpus.tokenizer.hash == whole.tokenizer.hash
+    assert np.array_equal(corpus.train.tokens, whole.train.tokens)
 
 
 def test_a_damaged_tokenizer_is_trained_again(book):
