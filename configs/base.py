@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     data.components = ()  # For source=mixture: a tuple of dicts, each a source with its own `weight`.
     data.tokenizer = "bytes"  # bytes or bpe (trained on the corpus, offline, cached).
     data.vocab_size = 0  # For tokenizer=bpe: its size with specials. For source=random: the ids drawn from.
-    data.validation = 0.05  # Share of documents held out, chosen by the hash of their content.
+    data.tokenizer_sample = 4 << 20  # For tokenizer=bpe: bytes of the training split that it learns from; 0 = all.
+    data.validation = 0.05  # Share of the bytes held out, by documents, chosen by the hash of their content.
     data.max_files = 0  # Reads at most this many files of the corpus; 0 = all.
     data.length = 256  # T: tokens a row.
     data.batch_size = 16  # B: rows in a GLOBAL batch, over all devices, processes and accumulation steps.

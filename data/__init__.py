@@ -1,10 +1,11 @@
 """What is read: sources, tokenizers, packing, mixtures. `load` gives a corpus, `Loader` gives its batches by step."""
 
-from data.corpus import TOKENIZERS, Corpus, Mixture, Tokens, load
+from data.corpus import TOKENIZERS, known_tokenizer, load
+from data.documents import Request, Sequences, Texts
 from data.loader import PACKINGS, Loader
-from data.sources import SOURCES, Request, Sequences, Texts
+from data.sources import SOURCES
+from data.splits import Corpus, Mixture, Tokens
 from data.tasks import TASKS
-from data.tasks.loading import TaskLoader
 from data.throughput import measure
 from data.tokenizer import (
     BPETokenizer,
@@ -30,10 +31,10 @@ __all__ = [
     "Sequences",
     "StreamDecoder",
     "SymbolTokenizer",
-    "TaskLoader",
     "Texts",
     "Tokenizer",
     "Tokens",
+    "known_tokenizer",
     "load",
     "load_tokenizer",
     "measure",

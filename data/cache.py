@@ -145,5 +145,6 @@ def _sweep(parent: pathlib.Path) -> None:
     """Removes what builds that were killed more than a day ago left behind."""
     for leftover in parent.glob("*.tmp-*"):
         with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
+            newest = max(p.stat().st_mtime for p in (leftover, *leftover.iterdir()))  # a long build writes on
+            if time.time() - newest > _STALE_SECONDS:
                 shutil.rmtree(leftover, ignore_errors=True)

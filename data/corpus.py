@@ -1,79 +1,52 @@
-"""From a source to tokens on disk: split by hash, cut by a tokenizer, cached, opened as memory maps.
+"""From a source to tokens on disk: read once, split, cut by a tokenizer, cached, opened as memory maps.
 
-Splits are decided by the SHA-256 of each document, so the same text is never in both, and documents stand in the order
-of that hash, which no file name or folder can bias. Everything is computed once and kept under a hash of what decides
-it; a second call opens the files.
+Splits are decided by the SHA-256 of each document (see `data.division`), so the same text is never in both, and
+documents stand in the order of that hash, which no file name or folder can bias. Everything is computed once and kept
+under a hash of what decides it; a second call verifies the files and opens them.
 """
 
+import contextlib
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data import cache, messages, order, sources, tokenise
+from data.documents import Request, Sequences, Texts
+from data.splits import Corpus, Mixture, Tokens
 from data.tokenizer import ByteTokenizer, SymbolTokenizer, Tokenizer, load_tokenizer
 
 _SPLITS = ("train", "valid")
 _BPE_VOCAB_SIZE = 4096
+_LEAST_HELD_OUT = 64  # bytes; with fewer the standard error of bits per byte is some 0.3 bits
 TOKENIZERS = ("bytes", "bpe")
+SAMPLE = 4 << 20  # bytes of the training split that BPE learns from, where nothing else is said
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Tokens:
-    """One split of a corpus: documents `[bos] content [eos]`, one after another.
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What `load` was asked for; `weights` is None where there is one part and no mixture."""
 
-    `tokens` `[n]` uint8, uint16 or uint32, memory-mapped where it comes from a file; `starts` `[D]` int64, where each
-    document begins (the first at 0); `num_bytes`, bytes of the original content; `labels` `[D]` int32 or None.
-    `folder` and `split` say where indices derived from it may be cached; empty: nowhere.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
-    num_bytes: int
-    labels: np.ndarray | None = None
-    folder: str = ""
-    split: str = ""
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that are predicted once per epoch: all but the first of each document."""
-        return len(self.tokens) - len(self.starts)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Mixture:
-    """Splits that take turns, row by row, in proportion to `weights` (whole numbers)."""
-
-    parts: tuple[Tokens, ...]
-    weights: tuple[int, ...]
+    parts: tuple[Texts | Sequences, ...]
     names: tuple[str, ...]
+    weights: tuple[int, ...] | None
+    tokenizer: str | os.PathLike | Tokenizer
+    vocab_size: int
+    sample: int
+    validation: float
+    cached_in: pathlib.Path
+
+    def reading(self, rule: str, place: Callable[[], pathlib.Path]) -> tokenise.Reading:
+        """The parts that are text, to be read when they are needed."""
+        return tokenise.Reading([p for p in self.parts if isinstance(p, Texts)], self.validation, rule, place)
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of the original content, each part once."""
-        return sum(part.num_bytes for part in self.parts)
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that are predicted when each part is read once."""
-        return sum(part.num_targets for part in self.parts)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
-    """What `load` gives. `hash` identifies the documents and their splits, whatever the tokenizer.
-
-    `info` (plain JSON): source, files, bytes, tokens, documents, bytes_per_token, tokenizer, vocab_size, hash, splits
-    (the counts of each), best_loss (nats per target token, or None where the law of the data is not known).
-    """
-
-    train: Tokens | Mixture
-    valid: Tokens | Mixture
-    tokenizer: Tokenizer
-    hash: str
-    info: dict[str, Any]
+    def ids(self) -> int:
+        """Ids that BPE is asked for."""
+        return self.vocab_size or _BPE_VOCAB_SIZE
 
 
 def load(
@@ -81,14 +54,16 @@ def load(
     *,
     path: str = "",
     name: str = "",
-    tokenizer: str = "bytes",
+    tokenizer: str | os.PathLike | Tokenizer = "bytes",
     vocab_size: int = 0,
+    tokenizer_sample: int = SAMPLE,
     validation: float = 0.05,
     cache_dir: str = "~/.cache/tessera",
     components: Sequence[Mapping[str, Any]] = (),
     max_files: int = 0,
     size: int = 0,
     seed: int = 0,
+    expected: str = "",
 ) -> Corpus:
     """The corpus that a source and a tokenizer make, from the cache where it is there.
 
@@ -96,47 +71,87 @@ def load(
       source: a name in `data.SOURCES`, "mixture", or "task:NAME" with a name in `data.TASKS`.
       path: file, folder or pattern for "text"; data folder for "tfds"; another library's folder for "stdlib".
       name: data set for "tfds"; "all" keeps the test folders of "stdlib"; settings of a task, as "pairs=32, keys=64".
-      tokenizer: "bytes", "bpe" (trained on the train split), or the path of a saved tokenizer. Sources of symbols
-        ("digits", "random") have their own vocabulary.
+      tokenizer: "bytes", "bpe" (trained on the train split), the path of a saved tokenizer, or a `Tokenizer` (that of a
+        trained run, say), which is taken as it is whatever `vocab_size` says. Sources of symbols ("digits", "random")
+        have their own vocabulary.
       vocab_size: ids, specials included; 0 is the tokenizer's own (bytes 259, bpe 4096). "random" needs it.
-      validation: share of the documents kept for validation, 0 <= validation < 1. With 0 the split is empty; else it
-        has at least one document (a corpus of a single document is cut near that share of its end).
+      tokenizer_sample: bytes of the train split that "bpe" learns from; 0: all of it.
+      validation: share of the bytes kept for validation, 0 <= validation < 1 (see `data.division`). With 0 the split is
+        empty; else it has at least 64 bytes.
       cache_dir: where tokenizers and tokens are kept.
       components: for "mixture": one mapping per part, with `source`, `weight` and that source's own arguments.
-      max_files, size, seed: see `data.sources.Request`; of a task, `size` is rows of the train split (0: endless).
+      max_files, size, seed: see `data.documents.Request`; of a task, `size` is rows of the train split (0: endless).
+      expected: the `hash` of the corpus that a run began with, or "". Where the documents are the same and only the
+        rule that splits them has changed since, they are split by the rule of that time.
 
     Errors: ValueError or FileNotFoundError with one sentence: the argument, its value, and a value that works.
     """
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation={validation!r} is not a share; use 0 <= validation < 1, such as 0.05.")
-    cached_in = pathlib.Path(cache_dir).expanduser()
-    if components and source != "mixture":
-        raise ValueError(f"components are given with source={source!r}; use source='mixture' with components.")
+    request = Request(path, name, vocab_size, max_files, size, seed)
     if source.startswith("task:"):
-        return _task(source, name, tokenizer, vocab_size, size, seed)
-    if source != "mixture":
-        request = sources.Request(path, name, vocab_size, max_files, size, seed)
-        made = _source(source, request)
-        kind = _tokenizer(tokenizer, vocab_size, [made], [source], validation, cached_in)
-        return _corpus(made, source, kind, validation, cached_in)
-    parts, names, weights = _components(components, vocab_size)
-    kind = _tokenizer(tokenizer, vocab_size, parts, names, validation, cached_in)
-    corpora = [_corpus(part, n, kind, validation, cached_in) for part, n in zip(parts, names, strict=True)]
-    return _mixed(corpora, names, weights)
-
-
-def _task(source: str, settings: str, tokenizer: str, vocab_size: int, rows: int, seed: int) -> Corpus:
-    """The corpus of a synthetic task."""
-    from data.tasks import loading  # builds a Corpus, so it stands above this module
-
-    if tokenizer != "bytes":
-        raise ValueError(f"tokenizer={tokenizer!r} is for text and source={source!r} has symbols; leave it at 'bytes'.")
-    made = loading.corpus(source.removeprefix(loading.PREFIX), settings, rows=rows, seed=seed)
-    _of_size(made.tokenizer, vocab_size, source)
+        return _task(source, request, tokenizer)
+    wanted = _wanted(source, request, tokenizer, tokenizer_sample, validation, cache_dir, components)
+    made = _loaded(wanted, "bytes")
+    if expected and made.hash != expected and made.info["hash_before"] == expected:
+        return _loaded(wanted, "documents")
+    if made.hash != expected:
+        _check_held_out(made, wanted)
     return made
 
 
-def _source(name: str, request: sources.Request) -> sources.Texts | sources.Sequences:
+def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | None:
+    """The tokenizer that `load` gives for the same arguments; None where BPE must still be learned from the corpus.
+
+    Errors: as `load`.
+    """
+    a = {**load.__kwdefaults__, **arguments}
+    request = Request(a["path"], a["name"], a["vocab_size"], a["max_files"], a["size"], a["seed"])
+    if source.startswith("task:"):
+        return _task(source, request, a["tokenizer"]).tokenizer
+    keys = ("tokenizer", "tokenizer_sample", "validation", "cache_dir", "components")
+    wanted = _wanted(source, request, *(a[key] for key in keys))
+    reading = wanted.reading("bytes", None)
+    if reading.parts and wanted.tokenizer == "bpe":
+        folder = tokenise.bpe_folder(wanted.ids, reading, wanted.sample, wanted.cached_in)
+        if not cache.found(folder):
+            return None
+    return _tokenizer(wanted, reading)
+
+
+def _wanted(
+    source: str,
+    request: Request,
+    tokenizer: str | os.PathLike | Tokenizer,
+    sample: int,
+    validation: float,
+    cache_dir: str,
+    components: Sequence[Mapping[str, Any]],
+) -> _Wanted:
+    """The sources and what is made of them, or an error that names what does not fit."""
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation={validation!r} is not a share; use 0 <= validation < 1, such as 0.05.")
+    if sample < 0:
+        raise ValueError(f"tokenizer_sample={sample!r} is not a number of bytes; use {SAMPLE}, or 0 for all.")
+    if components and source != "mixture":
+        raise ValueError(f"components are given with source={source!r}; use source='mixture' with components.")
+    if source == "mixture":
+        parts, names, weights = _components(components, request.vocab_size)
+    else:
+        parts, names, weights = [_source(source, request)], [source], None
+    cached_in = pathlib.Path(cache_dir).expanduser()
+    return _Wanted(tuple(parts), tuple(names), weights, tokenizer, request.vocab_size, sample, validation, cached_in)
+
+
+def _task(source: str, request: Request, tokenizer: str | os.PathLike | Tokenizer) -> Corpus:
+    """The corpus of a synthetic task."""
+    from data.tasks import loading  # builds a Corpus, so it stands above this module
+
+    task, rows = source.removeprefix(loading.PREFIX), request.size
+    made = loading.corpus(task, request.name, rows=rows, seed=request.seed)
+    _symbol_tokenizer(tokenizer, request.vocab_size, made.tokenizer, source)
+    return made
+
+
+def _source(name: str, request: Request) -> Texts | Sequences:
     if name not in sources.SOURCES:
         raise messages.unknown("source", name, (*sources.SOURCES, "mixture"))
     return sources.SOURCES[name](request)
@@ -149,7 +164,7 @@ def _components(components: Sequence[Mapping[str, Any]], vocab_size: int) -> tup
             "components=() is empty for source='mixture'; use mappings like {'source': 'stdlib', 'weight': 1.0}."
         )
     weights = order.whole_weights(tuple(c.get("weight", 1.0) for c in components))
-    allowed = {f.name for f in dataclasses.fields(sources.Request)} | {"source", "weight"}
+    allowed = {f.name for f in dataclasses.fields(Request)} | {"source", "weight"}
     parts, names = [], []
     for k, component in enumerate(components):
         for key in component:
@@ -162,7 +177,7 @@ def _components(components: Sequence[Mapping[str, Any]], vocab_size: int) -> tup
             )
         request = {key: value for key, value in component.items() if key not in ("source", "weight")}
         try:
-            parts.append(_source(source, sources.Request(**{"vocab_size": vocab_size, **request})))
+            parts.append(_source(source, Request(**{"vocab_size": vocab_size, **request})))
         except (ValueError, FileNotFoundError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"components[{k}]: {error}") from error
@@ -170,28 +185,78 @@ def _components(components: Sequence[Mapping[str, Any]], vocab_size: int) -> tup
     return parts, names, weights
 
 
-def _tokenizer(
-    kind: str, vocab_size: int, parts: list, names: list[str], validation: float, cached_in: pathlib.Path
-) -> Tokenizer:
+def _loaded(wanted: _Wanted, rule: str) -> Corpus:
+    """The corpus of all parts, its documents split by `rule` (see `tokenise.Reading`)."""
+    with contextlib.ExitStack() as stack:
+        place = wanted.cached_in / "reading" / "documents"
+        reading = wanted.reading(rule, lambda: stack.enter_context(cache.private(place)))
+        kind = _tokenizer(wanted, reading)
+        corpora = [_corpus(part, n, kind, reading, wanted) for part, n in zip(wanted.parts, wanted.names, strict=True)]
+    made = _mixed(corpora, wanted.names, wanted.weights) if wanted.weights else corpora[0]
+    if wanted.tokenizer == "bpe" and kind.vocab_size < wanted.ids:
+        read = "all of it" if not wanted.sample else f"{wanted.sample / (1 << 20):.3g} MiB of it"
+        more = f"tokenizer_sample={8 * wanted.sample} (0: all) to learn from more, or " if wanted.sample else ""
+        made.info["notes"].append(
+            f"vocab_size={wanted.ids} is not filled: the training split ({read}) gives {kind.vocab_size} ids; "
+            f"use {more}vocab_size={kind.vocab_size}."
+        )
+    return made
+
+
+def _check_held_out(made: Corpus, wanted: _Wanted) -> None:
+    """Raises ValueError where a split was asked for and holds too little text to measure anything."""
+    parts = made.valid.parts if isinstance(made.valid, Mixture) else (made.valid,)
+    held = made.valid.num_bytes
+    if wanted.validation and all(part.folder for part in parts) and held < _LEAST_HELD_OUT:
+        raise ValueError(
+            f"validation={wanted.validation!r} holds out {held} of {made.info['bytes']} bytes, too few to measure "
+            f"(at least {_LEAST_HELD_OUT}); use a larger corpus or a larger share, or validation=0.0 for none."
+        )
+
+
+def _tokenizer(wanted: _Wanted, reading: tokenise.Reading) -> Tokenizer:
     """The one tokenizer of all parts: the text tokenizer asked for, or the vocabulary that the symbols bring."""
-    symbols = {part.num_symbols for part in parts if isinstance(part, sources.Sequences)}
+    kind, source = wanted.tokenizer, wanted.names[0]
+    symbols = {part.num_symbols for part in wanted.parts if isinstance(part, Sequences)}
     if symbols:
-        if len(symbols) > 1 or not all(isinstance(part, sources.Sequences) for part in parts):
+        if len(symbols) > 1 or reading.parts:
             raise ValueError(
-                f"components={names} do not share a vocabulary; use parts that are all text, or all alike."
+                f"components={list(wanted.names)} do not share a vocabulary; use parts that are all text, or all alike."
             )
-        if kind != "bytes":
-            raise ValueError(
-                f"tokenizer={kind!r} is for text and source={names[0]!r} has symbols; leave it at 'bytes'."
-            )
-        return _of_size(SymbolTokenizer(symbols.pop()), vocab_size, names[0])
+        return _symbol_tokenizer(kind, wanted.vocab_size, SymbolTokenizer(symbols.pop()), source)
     if kind == "bytes":
-        return _of_size(ByteTokenizer(), vocab_size, kind)
+        return _of_size(ByteTokenizer(), wanted.vocab_size, kind)
     if kind == "bpe":
-        return tokenise.trained_bpe(vocab_size or _BPE_VOCAB_SIZE, parts, validation, cached_in)
-    if "/" in kind or kind.endswith(".json"):
-        return _of_size(load_tokenizer(kind), vocab_size, kind)
-    raise messages.unknown("tokenizer", kind, TOKENIZERS)
+        return tokenise.trained_bpe(wanted.ids, reading, wanted.sample, wanted.cached_in)
+    if _is_path(kind):
+        kind = _of_size(load_tokenizer(kind), wanted.vocab_size, str(kind))
+    if isinstance(kind, str):
+        raise messages.unknown("tokenizer", kind, TOKENIZERS)
+    if isinstance(kind, SymbolTokenizer):
+        raise ValueError(f"tokenizer={kind.name!r} is for symbols and source={source!r} has text; use 'bytes'.")
+    return kind
+
+
+def _symbol_tokenizer(
+    kind: str | os.PathLike | Tokenizer, vocab_size: int, own: SymbolTokenizer, source: str
+) -> Tokenizer:
+    """The tokenizer of a source of symbols, which may be handed over but not chosen."""
+    if kind == "bytes":
+        return _of_size(own, vocab_size, source)
+    if _is_path(kind):
+        kind = load_tokenizer(kind)
+    if isinstance(kind, str):
+        raise ValueError(f"tokenizer={kind!r} is for text and source={source!r} has symbols; leave it at 'bytes'.")
+    if kind.hash != own.hash:
+        raise ValueError(
+            f"tokenizer={kind.name!r} with {kind.vocab_size} ids is not that of source={source!r}, which has "
+            f"{own.vocab_size}; use tokenizer='bytes' for its own."
+        )
+    return kind
+
+
+def _is_path(kind: str | os.PathLike | Tokenizer) -> bool:
+    return isinstance(kind, os.PathLike) or (isinstance(kind, str) and ("/" in kind or kind.endswith(".json")))
 
 
 def _of_size(made: Tokenizer, vocab_size: int, name: str) -> Tokenizer:
@@ -200,17 +265,23 @@ def _of_size(made: Tokenizer, vocab_size: int, name: str) -> Tokenizer:
     return made
 
 
-def _corpus(made: sources.Texts | sources.Sequences, source: str, kind: Tokenizer, validation: float, cached_in):
+def _corpus(
+    made: Texts | Sequences, source: str, kind: Tokenizer, reading: tokenise.Reading, wanted: _Wanted
+) -> Corpus:
     """One source as a corpus."""
-    if isinstance(made, sources.Sequences):
-        train, valid, hashed = tokenise.symbols(made, kind, validation)
+    if isinstance(made, Sequences):
+        train, valid, hashed = tokenise.symbols(made, kind, wanted.validation)
         splits = {"train": Tokens(**train), "valid": Tokens(**valid)}
-        files, best_loss = 0, made.best_loss
+        info = _info(source, kind, splits, 0, hashed, made.best_loss)
     else:
-        folder, meta = tokenise.tokenised(made, source, kind, validation, cached_in)
-        splits = {name: _open(folder, name, meta) for name in _SPLITS}
-        files, best_loss, hashed = made.files, None, meta["hash"]
-    return Corpus(**splits, tokenizer=kind, hash=hashed, info=_info(source, kind, splits, files, hashed, best_loss))
+        folder, meta = tokenise.tokenised(reading.parts.index(made), reading, kind, wanted.cached_in)
+        splits, hashed = {name: _open(folder, name, meta) for name in _SPLITS}, meta["hash"]
+        info = _info(source, kind, splits, made.files, hashed, None)
+        info |= {"hash_before": meta["before"], "notes": list(meta["notes"])}
+        left_out = tokenise.summary(made.left_out) | meta["left_out"]
+        if left_out:
+            info["notes"].append(f"{made.asked}: left out {tokenise.said(left_out)}.")
+    return Corpus(**splits, tokenizer=kind, hash=hashed, info=info)
 
 
 def _open(folder: pathlib.Path, split: str, meta: dict[str, Any]) -> Tokens:
@@ -228,6 +299,8 @@ def _mixed(corpora: Sequence[Corpus], names: Sequence[str], weights: tuple[int, 
     hashed = cache.digest("mixture", weights, [c.hash for c in corpora])
     files = sum(c.info["files"] for c in corpora)
     info = _info("mixture", corpora[0].tokenizer, splits, files, hashed, None)
+    info["hash_before"] = cache.digest("mixture", weights, [c.info["hash_before"] for c in corpora])
+    info["notes"] = [f"components[{k}]: {note}" for k, c in enumerate(corpora) for note in c.info["notes"]]
     info["components"] = [{"weight": w / sum(weights), **c.info} for c, w in zip(corpora, weights, strict=True)]
     return Corpus(**splits, tokenizer=corpora[0].tokenizer, hash=hashed, info=info)
 
@@ -248,9 +321,11 @@ def _info(source: str, kind: Tokenizer, splits: Mapping[str, Tokens | Mixture], 
         "tokenizer": kind.name,
         "vocab_size": kind.vocab_size,
         "hash": hashed,
+        "hash_before": hashed,  # by the rule that split older runs
         "files": files,
         **total,
         "bytes_per_token": total["bytes"] / total["tokens"],
         "splits": counts,
         "best_loss": best_loss,
+        "notes": [],
     }

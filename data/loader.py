@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data import messages, order, packing
-from data.corpus import Mixture, Tokens
+from data.splits import Mixture, Rows, Tokens
 
 PACKINGS = {"stream": packing.Stream, "first_fit": packing.first_fit}
 _BLOCK = 4096  # rows whose order is computed together
@@ -150,7 +150,7 @@ class Loader:
         row = place - (ends - self._part_rows)[component]
         return component, np.where(epoch < self.epochs, row, -1)
 
-    def _gather(self, component: np.ndarray, row: np.ndarray) -> packing.Rows:
+    def _gather(self, component: np.ndarray, row: np.ndarray) -> Rows:
         """Rows of several parts: one gather per part that is present."""
         made: dict[str, np.ndarray] = {}
         for k in np.unique(component):
@@ -160,7 +160,7 @@ class Loader:
                 value = getattr(part, field.name)
                 dtype = np.int32 if value.dtype.kind == "u" else value.dtype
                 made.setdefault(field.name, np.empty((len(row), self.length), dtype))[mine] = value
-        return packing.Rows(**made)
+        return Rows(**made)
 
 
 def _check(

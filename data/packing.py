@@ -13,28 +13,12 @@ import dataclasses
 import os
 import pathlib
 import secrets
-import zipfile
 
 import numpy as np
 
-from data.corpus import Tokens
+from data.splits import Rows, Tokens
 
 _PIECE_FIELDS = ("begin", "size", "ends", "row_first")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Raw rows, each array `[B, T]`: the tokens, what follows each, and three bools.
-
-    `first`: a segment begins here. `held`: a token stands here (not padding). `target`: what follows is of the same
-    document. Values of `tokens` outside `held` and of `targets` outside `target` mean nothing.
-    """
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    first: np.ndarray
-    held: np.ndarray
-    target: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +94,9 @@ class FirstFit:
 def first_fit(tokens: Tokens, length: int) -> FirstFit:
     """The first-fit packing of `tokens`, read from the cache beside them or computed and kept there."""
     path = pathlib.Path(tokens.folder) / f"{tokens.split}.first_fit.{length}.npz" if tokens.folder else None
-    if path is not None:
-        try:
-            with np.load(path) as kept:  # a zip file: every array is checked against its CRC-32
-                return FirstFit(tokens, length, **{name: kept[name] for name in _PIECE_FIELDS})
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # not there yet, or damaged: computed below
+    kept = _kept(path, tokens, length) if path is not None else None
+    if kept is not None:
+        return FirstFit(tokens, length, **kept)
     made = _pieces(tokens, length)
     if path is not None:
         private = path.with_name(f"{path.name}.tmp-{secrets.token_hex(6)}")
@@ -127,6 +108,32 @@ def first_fit(tokens: Tokens, length: int) -> FirstFit:
             with contextlib.suppress(OSError):
                 private.unlink(missing_ok=True)
     return FirstFit(tokens, length, **made)
+
+
+def _kept(path: pathlib.Path, tokens: Tokens, length: int) -> dict[str, np.ndarray] | None:
+    """The pieces that an earlier run kept at `path`; None where there are none, or not those of these tokens."""
+    try:
+        with np.load(path) as file:  # a zip file: every array is checked against its CRC-32
+            kept = {name: file[name] for name in _PIECE_FIELDS}
+    except Exception:  # what a damaged zip file raises is not one class: also NotImplementedError and RuntimeError
+        return None
+    begin, size, ends, row_first = kept.values()
+    whole = all(a.ndim == 1 for a in kept.values()) and len(begin) == len(size) == len(ends) and len(row_first) > 0
+    if not whole or any(a.dtype != t for a, t in zip(kept.values(), (np.int64, np.int64, bool, np.int64), strict=True)):
+        return None
+    in_order = np.argsort(begin)
+    joined = np.concatenate([begin[in_order], [len(tokens.tokens)]])
+    every_token_once = joined[0] == 0 and np.array_equal(joined[1:] - joined[:-1], size[in_order])
+    rows = row_first[0] == 0 and row_first[-1] == len(begin) and (row_first[1:] > row_first[:-1]).all()
+    last = np.isin(begin + size, np.append(tokens.starts[1:], len(tokens.tokens)))
+    if (
+        not every_token_once
+        or not rows
+        or not np.array_equal(last, ends)
+        or np.add.reduceat(size, row_first[:-1]).max() > length
+    ):
+        return None
+    return kept
 
 
 def _pieces(tokens: Tokens, length: int) -> dict[str, np.ndarray]:

@@ -4,72 +4,20 @@ A source gives either `Texts` (bytes that a tokenizer still has to cut) or `Sequ
 their own). A new source is one function and one line in `SOURCES`.
 """
 
-import dataclasses
-import glob
-import gzip
 import hashlib
-import json
-import os
 import pathlib
+import stat
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data import cache
+from data import folders, formats
+from data.documents import Document, LeftOut, Request, Sequences, Texts, stat_fingerprint
 
-# A document: its bytes, and its split ("train", "valid", or None to let the hash of the bytes decide).
-Document = tuple[bytes, str | None]
-
-TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
-_NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 _RANDOM_LENGTH = 1022  # symbols per document of random tokens: 1024 with bos and eos
 _RANDOM_SIZE = 1 << 22
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a source may be asked for; each source reads the fields that mean something to it.
-
-    `size` is a number of tokens (0: the source's own default), `max_files` a number of files (0: all).
-    """
-
-    path: str = ""
-    name: str = ""
-    vocab_size: int = 0
-    max_files: int = 0
-    size: int = 0
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """Documents of bytes. `fingerprint` changes when the documents may have; `documents()` reads them one by one.
-
-    `asked` is what a person wrote to name them, for messages: "path='corpus.txt'".
-    """
-
-    fingerprint: str
-    files: int
-    documents: Callable[[], Iterator[Document]]
-    asked: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sequences:
-    """Documents of symbols 0..num_symbols-1: a `[D, n]` array or a list of arrays, and what is known of each.
-
-    `valid` (`[D]` bool) decides the splits; None lets the hash of each document decide. `best_loss` is the entropy of
-    the law that made them, in nats per target token (eos included), where that law is known.
-    """
-
-    documents: np.ndarray | Sequence[np.ndarray]
-    num_symbols: int
-    labels: np.ndarray | None = None
-    valid: np.ndarray | None = None
-    best_loss: float | None = None
 
 
 def stdlib(request: Request) -> Texts:
@@ -84,14 +32,14 @@ def stdlib(request: Request) -> Texts:
         raise FileNotFoundError(
             f"path={request.path!r} is no folder for source='stdlib'; use source='text' or path=''."
         )
-    skip = _NOT_THE_LIBRARY | (set() if request.name == "all" else _TEST_FOLDERS)
-    files = [(n, s) for n, s in _walk(root, skip) if n.endswith(".py")]
+    skip = folders.NOT_THE_LIBRARY | (set() if request.name == "all" else _TEST_FOLDERS)
+    files = [f for f in folders.folder(root, skip, []) if f.name.endswith(".py")]
     if request.max_files:
-        files = sorted(files, key=lambda f: hashlib.sha256(f[0].encode()).digest())[: request.max_files]
+        files = sorted(files, key=lambda f: hashlib.sha256(f.name.encode()).digest())[: request.max_files]
     if not files:
         raise FileNotFoundError(f"source='stdlib' has no .py files under {str(root)!r}; use source='text' and a path.")
 
-    def documents() -> Iterator[Document]:
+    def documents(left_out: list[LeftOut]) -> Iterator[Document]:
         for name, _ in files:
             try:
                 content = (root / name).read_bytes()
@@ -104,29 +52,66 @@ def stdlib(request: Request) -> Texts:
 
 
 def text(request: Request) -> Texts:
-    """Local files: one file, a folder (.txt .md .py .jsonl, each also .gz, at any depth), or a glob pattern.
+    """Local files: one file, a folder (.txt .md .py .jsonl, each also .gz .bz2 .xz, at any depth), or a glob pattern.
 
     A file is one document; a .jsonl file is one document per line, in its field `text`. A file named by itself or by a
-    pattern is read as text whatever its suffix.
+    pattern may have any other name if it begins as UTF-8 text (see `data.formats`). Each file is read once, however
+    many links lead to it. A file named by itself that is not text is refused; in a folder or a pattern it is left out.
+
+    Errors: ValueError or FileNotFoundError with one sentence.
     """
     if not request.path:
         raise ValueError("path='' is missing for source='text'; use a file, a folder or a pattern like 'a/*.txt'.")
     path = pathlib.Path(request.path).expanduser()
+    left_out: list[LeftOut] = []
+    place = lambda name: name  # noqa: E731
     if path.is_dir():
-        files = [(n, s) for n, s in _walk(path, _NOT_THE_LIBRARY) if n.removesuffix(".gz").endswith(TEXT_SUFFIXES)]
-        found = [(str(path / n), s) for n, s in files]
+        place = lambda name: str(path / name)  # noqa: E731
+        named = {True: [], False: []}
+        for file in folders.folder(path, folders.NOT_THE_LIBRARY, left_out):
+            named[formats.suffix(file.name) in formats.TEXT_SUFFIXES].append(file)
+        left_out += [("of other kinds", file.name) for file in named[False]]
+        found = folders.once(named[True], left_out, place)
     elif path.exists():
-        found = [(str(path), path.stat())]
+        found = [folders.Found(str(path), path.stat())]
+        if not stat.S_ISREG(found[0].stat.st_mode):
+            raise ValueError(
+                f"path={request.path!r} is neither a file nor a folder; use a file that can be read twice."
+            )
     else:
-        matches = sorted(glob.glob(str(path), recursive=True))
-        found = [(m, os.stat(m)) for m in matches if os.path.isfile(m)]
+        found = folders.once(folders.pattern(str(path), left_out), left_out)
     if request.max_files:
+        left_out += [("more than max_files", file.name) for file in found[request.max_files :]]
         found = found[: request.max_files]
     if not found:
         what = "has no .txt, .md, .py or .jsonl files" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"path={request.path!r} {what}; use a file, a folder or a pattern like 'a/*.txt'.")
-    read = lambda: _read_all(name for name, _ in found)  # noqa: E731
-    return Texts(stat_fingerprint("text", found), len(found), read, asked=f"path={request.path!r}")
+        raise FileNotFoundError(
+            f"path={request.path!r} {what}{_instead(left_out)}; use a file, a folder or a pattern like 'a/*.txt'."
+        )
+    alone = path.is_file()
+
+    def documents(left_out: list[LeftOut]) -> Iterator[Document]:
+        for name, listed in found:
+            try:
+                for content in formats.documents(place(name), listed):
+                    yield content, None
+            except formats.NotText as error:
+                if alone:
+                    raise ValueError(
+                        f"path={request.path!r} is {error}; use UTF-8 text, JSON lines, or .gz of them."
+                    ) from None
+                left_out.append((str(error), name))
+
+    fingerprint = stat_fingerprint("text", [(place(name), s) for name, s in found])
+    return Texts(fingerprint, len(found), documents, f"path={request.path!r}", tuple(left_out))
+
+
+def _instead(left_out: list[LeftOut]) -> str:
+    """What stands there instead of files that can be read: the first thing that was passed over."""
+    if not left_out:
+        return ""
+    why, name = left_out[0]
+    return f" ({name!r} and {len(left_out) - 1} more: {why})" if len(left_out) > 1 else f" ({name!r}: {why})"
 
 
 def digits(request: Request) -> Sequences:
@@ -165,57 +150,3 @@ SOURCES: dict[str, Callable[[Request], Texts | Sequences]] = {
     "digits": digits,
     "random": random,
 }
-
-
-def stat_fingerprint(kind: str, files: Iterable[tuple[str, os.stat_result]]) -> str:
-    """Digest of names, sizes and times of files: changes when any of them was written, without reading them."""
-    return cache.digest(kind, [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files])
-
-
-def _walk(root: pathlib.Path, skip: set[str]) -> list[tuple[str, os.stat_result]]:
-    """(path relative to `root` with forward slashes, stat) of all files, sorted, without hidden or skipped folders."""
-    found = []
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        try:
-            entries = list(os.scandir(root / folder))
-        except OSError:
-            if not folder:
-                raise
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in skip:
-                    pending.append(f"{folder}{entry.name}/")
-            elif entry.is_file():
-                found.append((folder + entry.name, entry.stat()))
-    return sorted(found, key=lambda f: f[0])
-
-
-def _read_all(paths: Iterable[str]) -> Iterator[Document]:
-    """The documents of each file in turn. Errors: ValueError naming the file (and line) that cannot be read."""
-    for path in paths:
-        opener = gzip.open if path.endswith(".gz") else open
-        try:
-            with opener(path, "rb") as f:
-                if path.removesuffix(".gz").endswith(".jsonl"):
-                    for number, line in enumerate(f, 1):
-                        if line.strip():
-                            yield _jsonl_text(line, f"{path}:{number}"), None
-                else:
-                    yield f.read(), None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"path={path!r} is not a whole gzip file ({error}); compress it again.") from None
-
-
-def _jsonl_text(line: bytes, where: str) -> bytes:
-    try:
-        value = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        value = None
-    if not isinstance(value, str):
-        raise ValueError(f'path={where!r} is not an object with a string in "text"; use lines like {{"text": "..."}}.')
-    return value.encode("utf-8", "replace")

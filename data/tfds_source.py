@@ -9,15 +9,16 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
-from data import sources
+from data import documents
 
 _TEXT_FIELDS = ("text", "document", "content", "article", "sentence")
 _VALID_SPLITS = ("validation", "valid", "dev", "test")
 _CHUNK = 1024  # records per read
 
 
-def texts(request: sources.Request) -> sources.Texts:
+def texts(request: documents.Request) -> documents.Texts:
     """Documents of the set `name` ("name", "name/config", "name:1.0.0") under `path` (default: TFDS_DATA_DIR).
 
     `path` may also be the folder of one prepared version. The set's own validation (else dev, else test) split is
@@ -27,7 +28,7 @@ def texts(request: sources.Request) -> sources.Texts:
     Errors: FileNotFoundError when it is not prepared, ValueError when it is not array_record or holds no text.
     """
     folder = _find(request)
-    record = json.loads((folder / "dataset_info.json").read_text())
+    record = _info(folder, request)
     if record.get("fileFormat") != "array_record":
         raise ValueError(
             f"name={request.name!r} is prepared as {record.get('fileFormat', 'tfrecord')} in {str(folder)!r}, "
@@ -42,7 +43,7 @@ def texts(request: sources.Request) -> sources.Texts:
         raise ValueError(f"name={request.name!r} has splits {sorted(splits)} but no 'train'; use a set that has one.")
     valid = next((s for s in _VALID_SPLITS if s in splits), None)
 
-    def documents() -> Iterator[sources.Document]:
+    def read(left_out: list[documents.LeftOut]) -> Iterator[documents.Document]:
         for split, role in (("train", "train" if valid else None), (valid, "valid")):
             if split:
                 records = builder.as_data_source(split)
@@ -52,10 +53,10 @@ def texts(request: sources.Request) -> sources.Texts:
                         yield bytes(example[field]), role
 
     files = sorted((p.name, p.stat()) for p in folder.iterdir() if p.is_file())
-    return sources.Texts(sources.stat_fingerprint(f"tfds {field} {valid}", files), len(files), documents)
+    return documents.Texts(documents.stat_fingerprint(f"tfds {field} {valid}", files), len(files), read)
 
 
-def _prepare(request: sources.Request) -> str:
+def _prepare(request: documents.Request) -> str:
     """The step that makes the set readable, as a command."""
     name = request.name or "NAME"
     where = f", data_dir={request.path!r}" if request.path else ""
@@ -66,7 +67,7 @@ def _prepare(request: sources.Request) -> str:
     )
 
 
-def _find(request: sources.Request) -> pathlib.Path:
+def _find(request: documents.Request) -> pathlib.Path:
     """The folder of the newest prepared version that the request names."""
     root = pathlib.Path(request.path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if (root / "dataset_info.json").is_file():
@@ -86,6 +87,18 @@ def _find(request: sources.Request) -> pathlib.Path:
     if not found:
         raise FileNotFoundError(f"name={request.name!r} is not prepared under {str(root)!r}; {_prepare(request)}.")
     return max(found, key=lambda p: [int(n) if n.isdigit() else -1 for n in p.name.split(".")])
+
+
+def _info(folder: pathlib.Path, request: documents.Request) -> dict[str, Any]:
+    """What `dataset_info.json` says. Errors: ValueError where it is no JSON object."""
+    try:
+        record = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        path = str(folder / "dataset_info.json")
+        raise ValueError(f"name={request.name!r} has a damaged {path!r}; {_prepare(request)}.")
+    return record
 
 
 def _text_field(features: object, name: str) -> str:

@@ -1,32 +1,194 @@
-"""Documents to token ids: which split each belongs to, one pass of encoding, files in the order of the hashes."""
+"""Documents to token ids: a source is read once, divided into splits, and encoded in the order of the hashes."""
 
+import dataclasses
 import hashlib
-import itertools
 import pathlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from data import cache, sources, tokenizer
+from data import cache, division, documents, tokenizer
 
-_FORMAT = 1  # of the cached files; a new number makes old ones unused
+_FORMAT = 2  # of the cached files; a new number makes old ones unused
 _CHUNK_BYTES = 4 << 20
-_BPE_SAMPLE_BYTES = 4 << 20
-_NO_SPLIT, _TRAIN, _VALID = -1, 0, 1
-_ROLES = {None: _NO_SPLIT, "train": _TRAIN, "valid": _VALID}
+_SPLITS = ("train", "valid")
+_NAMES_KEPT = 3  # of the files left out for one reason
+
+Sides = Callable[..., division.Sides]
 
 
-def trained_bpe(
-    vocab_size: int, parts: Sequence[sources.Texts], validation: float, cached_in: pathlib.Path
-) -> tokenizer.Tokenizer:
-    """BPE learned from a sample of the train splits, kept by the hash of the corpus and the size."""
-    key = cache.digest("bpe", _FORMAT, vocab_size, validation, _BPE_SAMPLE_BYTES, [p.fingerprint for p in parts])
-    folder = cached_in / "tokenizers" / key
+@dataclasses.dataclass(frozen=True, eq=False)
+class Divided:
+    """The documents of a source, read once, and their splits.
+
+    `content` `[n]` uint8, all of them end to end; `begin`, `size` `[D]` int64 and `digests` `[D, 32]` uint8 of each;
+    `train`, `valid`: indices of the documents of each split in the order of their digests; `hash` of both splits, and
+    `before`, what it was by the rule of `division.by_documents`.
+    """
+
+    content: np.ndarray
+    begin: np.ndarray
+    size: np.ndarray
+    digests: np.ndarray
+    train: np.ndarray
+    valid: np.ndarray
+    hash: str
+    before: str
+    notes: tuple[str, ...]
+    left_out: dict[str, list]
+
+    def texts(self, which: np.ndarray) -> Iterator[bytes]:
+        """The bytes of the documents `which`."""
+        for k in which.tolist():
+            yield self.content[self.begin[k] : self.begin[k] + self.size[k]].tobytes()
+
+
+class Reading:
+    """The text sources of a corpus, each read at most once, when something must be built from it.
+
+    Args:
+      parts: the sources.
+      validation: share of the bytes to hold out.
+      rule: "bytes", or "documents" for a corpus that an older run was made with.
+      place: a private folder, made when it is needed, for the documents as they were read.
+    """
+
+    def __init__(
+        self, parts: Sequence[documents.Texts], validation: float, rule: str, place: Callable[[], pathlib.Path]
+    ):
+        self.parts, self.validation, self.rule = tuple(parts), validation, rule
+        self._place = place
+        self._divided: dict[int, Divided] = {}
+
+    def divided(self, part: int) -> Divided:
+        """The documents of one part."""
+        if part not in self._divided:
+            path = self._place() / f"{part}.documents"
+            self._divided[part] = _divided(self.parts[part], path, self.validation, self.rule)
+        return self._divided[part]
+
+    def facts(self, *parts: int) -> tuple:
+        """What decides the documents of parts and their splits, for the key of what is made of them."""
+        return (
+            _FORMAT,
+            self.validation,
+            self.rule,
+            [self.parts[k].fingerprint for k in parts or range(len(self.parts))],
+        )
+
+
+def _divided(source: documents.Texts, path: pathlib.Path, validation: float, rule: str) -> Divided:
+    """Reads the documents that are not empty into the file at `path` and divides them."""
+    digests, contents, given, sizes = bytearray(), bytearray(), array("b"), array("q")
+    left_out: list[documents.LeftOut] = []
+    with path.open("wb") as file:
+        for content, split in source.documents(left_out):
+            if content:
+                file.write(content)
+                digests += hashlib.sha256(content).digest()
+                contents += division.content_digest(content)
+                given.append(division.ROLES[split])
+                sizes.append(len(content))
+    counted = summary(left_out)
+    if not sizes:
+        why = f" ({said(counted)})" if counted else ""
+        asked = source.asked or "the source"
+        raise ValueError(f"{asked} has no text in any of its {source.files} files{why}; use files that are not empty.")
+    size, given = np.array(sizes, np.int64), np.array(given)
+    own, alike = (np.frombuffer(bytes(d), np.uint8).reshape(-1, 32) for d in (digests, contents))
+    old = division.by_documents(own, given, size, validation)
+    new = division.by_bytes(own, given, size, validation, twin=division.twins(alike))
+    content = np.memmap(path, np.uint8, "r")
+    cut = {"bytes": new, "documents": old}
+    made = {name: _pieces(content, size, own, sides) for name, sides in cut.items()}
+    hashes = {name: _hash(pieces[2], pieces[3:]) for name, pieces in made.items()}
+    notes: tuple[str, ...] = ()
+    if rule == "bytes" and hashes["bytes"] != hashes["documents"]:
+        notes = _notes(new, old, size, validation)
+    return Divided(content, *made[rule], hashes[rule], hashes["documents"], notes, counted)
+
+
+def _pieces(
+    content: np.ndarray, size: np.ndarray, digests: np.ndarray, sides: division.Sides
+) -> tuple[np.ndarray, ...]:
+    """(begin, size, digests, train, valid) of the documents, those that are cut as two pieces each."""
+    begin = np.cumsum(size) - size
+    where = np.flatnonzero(sides.cut)
+    valid, dropped = sides.valid, sides.dropped
+    if len(where):
+        texts = [content[begin[k] : begin[k] + size[k]].tobytes() for k in where]
+        place = np.array([division.cut_place(t, sides.cut[k]) for t, k in zip(texts, where, strict=True)], np.int64)
+        halves = [(t[:p], t[p:]) for t, p in zip(texts, place.tolist(), strict=True)]
+        new = [np.frombuffer(b"".join(hashlib.sha256(h[i]).digest() for h in halves), np.uint8) for i in (0, 1)]
+        digests = np.concatenate([digests, new[1].reshape(-1, 32)])
+        digests[where] = new[0].reshape(-1, 32)
+        begin = np.concatenate([begin, begin[where] + place])
+        size = np.concatenate([size, size[where] - place])
+        size[where] = place
+        valid = np.concatenate([valid, np.ones(len(where), bool)])
+        dropped = np.concatenate([dropped, np.zeros(len(where), bool)])
+    order = division.by_hash(digests)
+    order = order[~dropped[order]]
+    return begin, size, digests, order[~valid[order]], order[valid[order]]
+
+
+def _hash(digests: np.ndarray, splits: Sequence[np.ndarray]) -> str:
+    """Hex digest of the documents of both splits, in their order."""
+    hashed = hashlib.sha256()
+    for name, which in zip(_SPLITS, splits, strict=True):
+        hashed.update(name.encode() + digests[which].tobytes())
+    return hashed.hexdigest()
+
+
+def _notes(sides: division.Sides, old: division.Sides, size: np.ndarray, validation: float) -> tuple[str, ...]:
+    """What a person may not expect of a split."""
+    if sides.dropped.any():
+        return (
+            f"{sides.dropped.sum():,} training documents ({size[sides.dropped].sum():,} bytes) also stand in the "
+            "held-out split of the source; they are left out of training.",
+        )
+    held = size[sides.valid].sum() + (size * sides.cut).sum()
+    cut = np.count_nonzero(sides.cut)
+    return (
+        f"validation={validation!r} holds out some {held:,.0f} of {size.sum():,} bytes, equal documents on one side"
+        + (f", {cut:,} of {len(size):,} documents cut near the end" if cut else "")
+        + f"; the hashes of documents alone would hold out {size[old.valid].sum():,}.",
+    )
+
+
+def summary(left_out: Sequence[documents.LeftOut]) -> dict[str, list]:
+    """{why: [number of files, the first names]} of files that were not read."""
+    counted: dict[str, list] = {}
+    for why, name in left_out:
+        entry = counted.setdefault(why, [0])
+        entry[0] += 1
+        if len(entry) <= _NAMES_KEPT:
+            entry.append(name)
+    return counted
+
+
+def said(counted: dict[str, list]) -> str:
+    """`summary` in words."""
+    parts = []
+    for why, (count, *names) in counted.items():
+        parts.append(f"{count:,} {why}: {', '.join(names)}{', ...' if count > len(names) else ''}")
+    return "; ".join(parts)
+
+
+def bpe_folder(vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> pathlib.Path:
+    """Where the BPE of `trained_bpe` is kept, or will be."""
+    return cached_in / "tokenizers" / cache.digest("bpe", vocab_size, sample, *reading.facts())
+
+
+def trained_bpe(vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> tokenizer.Tokenizer:
+    """BPE learned from at most `sample` bytes of the train splits (0: all of them), kept by corpus and size."""
+    folder = bpe_folder(vocab_size, reading, sample, cached_in)
+    count = len(reading.parts)
 
     def build(private: pathlib.Path) -> dict[str, Any]:
-        texts = itertools.chain.from_iterable(_sample(p, validation, _BPE_SAMPLE_BYTES // len(parts)) for p in parts)
+        texts = (text for k in range(count) for text in _sample(reading.divided(k), sample // count if sample else 0))
         tokenizer.train_bpe(texts, vocab_size).save(private / "tokenizer.json")
         return {}
 
@@ -36,121 +198,68 @@ def trained_bpe(
     return tokenizer.load_tokenizer(folder / "tokenizer.json")
 
 
-def _sample(source: sources.Texts, validation: float, limit: int) -> Iterator[bytes]:
-    """About `limit` bytes of train documents, chosen by their hash. Reads the source twice, keeps only the sample."""
-    digests, given, lengths = bytearray(), array("b"), array("q")
-    for content, split in _documents(source, validation):
-        digests += hashlib.sha256(content).digest()
-        given.append(_ROLES[split])
-        lengths.append(len(content))
-    train, _ = _split(digests, np.array(given), validation)
-    sizes = np.array(lengths, np.int64)[train]
-    left = limit - (np.cumsum(sizes) - sizes)
-    room = dict(zip(train[left > 0].tolist(), left[left > 0].tolist(), strict=True))
-    for k, (content, _) in enumerate(_documents(source, validation)):
-        if k in room:
-            yield content[: room[k]]
-
-
-def _documents(source: sources.Texts, validation: float) -> Iterator[sources.Document]:
-    """The documents that are not empty; a single one is cut in two where a validation split is wanted."""
-    documents = ((content, split) for content, split in source.documents() if content)
-    first = list(itertools.islice(documents, 2))
-    if len(first) != 1 or not validation or len(first[0][0]) < 2:
-        yield from first
-        yield from documents
-        return
-    content = first[0][0]
-    place = min(max(1, round(len(content) * (1 - validation))), len(content) - 1)
-    line = content.rfind(b"\n", place * 9 // 10, place) + 1
-    cut = line or place
-    while not line and cut > 1 and content[cut] & 0xC0 == 0x80:  # never inside a UTF-8 character
-        cut -= 1
-    yield content[:cut], "train"
-    yield content[cut:], "valid"
-
-
-def _split(digests: bytes, given: np.ndarray, validation: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the documents of each split, in the order of their SHA-256 `digests` (32 bytes each).
-
-    `given` `[D]` names the split of each document, where the source knows it; if it knows none, the hash decides.
-    Returns (train, valid).
-    """
-    words = np.frombuffer(bytes(digests), ">u8").reshape(-1, 4)
-    by_hash = np.lexsort(words.T[::-1])
-    if (given != _NO_SPLIT).any():
-        is_valid = given == _VALID
-    else:
-        is_valid = words[:, 0] < np.uint64(int(validation * 2**64))
-        if validation and len(given) > 1:  # by chance all on one side: the one nearest to the border crosses it
-            if not is_valid.any():
-                is_valid[by_hash[0]] = True
-            elif is_valid.all():
-                is_valid[by_hash[-1]] = False
-    return by_hash[~is_valid[by_hash]], by_hash[is_valid[by_hash]]
+def _sample(made: Divided, limit: int) -> Iterator[bytes]:
+    """`limit` bytes (0: all) of train documents, chosen in the order of their hashes, in the order of reading."""
+    sizes = made.size[made.train]
+    room = np.minimum(sizes, limit - (np.cumsum(sizes) - sizes)) if limit else sizes
+    chosen = np.flatnonzero(room > 0)
+    in_order = chosen[np.argsort(made.begin[made.train[chosen]])]
+    for text, most in zip(made.texts(made.train[in_order]), room[in_order].tolist(), strict=True):
+        yield text[:most]
 
 
 def tokenised(
-    source: sources.Texts, name: str, kind: tokenizer.Tokenizer, validation: float, cached_in: pathlib.Path
+    part: int, reading: Reading, kind: tokenizer.Tokenizer, cached_in: pathlib.Path
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The folder with a text source's tokens, built if need be, and its meta data: hash, dtype, counts."""
-    key = cache.digest("corpus", _FORMAT, source.fingerprint, kind.hash, validation)
+    """The folder with the tokens of one part, built if need be, and its meta data.
+
+    These are `hash`, `before`, `dtype`, `splits` (documents, tokens, bytes of each), `notes` and `left_out`.
+    """
+    key = cache.digest("corpus", kind.hash, *reading.facts(part))
     folder = cached_in / "corpora" / key
-    return folder, cache.cached(folder, lambda private: _build(private, source, name, kind, validation))
+    return folder, cache.cached(folder, lambda private: _build(private, reading.divided(part), kind))
 
 
-def _build(
-    private: pathlib.Path, source: sources.Texts, name: str, kind: tokenizer.Tokenizer, validation: float
-) -> dict[str, Any]:
-    """Encodes in the order of reading, in bounded memory, then copies each split in the order of its hashes."""
+def _build(private: pathlib.Path, made: Divided, kind: tokenizer.Tokenizer) -> dict[str, Any]:
+    """Encodes each split in the order of its hashes, a few MiB at a time."""
     dtype = token_dtype(kind.vocab_size)
-    raw = private / "unsorted.bin"
-    digests, given, lengths, sizes = bytearray(), array("b"), array("q"), array("q")
-    with raw.open("wb") as file:
-        for chunk in _chunks(_documents(source, validation)):
-            contents = [content for content, _ in chunk]
-            for content, ids, (_, split) in zip(contents, kind.encode_batch(contents), chunk, strict=True):
-                digests += hashlib.sha256(content).digest()
-                given.append(_ROLES[split])
-                sizes.append(len(content))
-                lengths.append(len(ids) + 2)
-                document = np.empty(len(ids) + 2, dtype)
-                document[0], document[1:-1], document[-1] = kind.bos, ids, kind.eos
-                file.write(memoryview(document))  # tofile would hide that the disk is full.
-    if not lengths:
-        asked = source.asked or f"source={name!r}"
-        raise ValueError(f"{asked} has no text in any of its {source.files} files; use files that are not empty.")
-    ends = np.cumsum(lengths, dtype=np.int64)
-    unsorted = np.memmap(raw, dtype, "r")
-    splits = _split(digests, np.array(given), validation)
-    hashed = hashlib.sha256()
-    words = np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32)
     counts = {}
-    for split, which in zip(("train", "valid"), splits, strict=True):
-        taken = np.array(lengths, np.int64)[which]
-        np.save(private / f"{split}.starts.npy", np.cumsum(taken) - taken)
+    for split in _SPLITS:
+        which = getattr(made, split)
+        lengths = array("q")
         with (private / f"{split}.tokens.bin").open("wb") as file:
-            for k in which.tolist():
-                file.write(memoryview(unsorted[ends[k] - lengths[k] : ends[k]]))
-        hashed.update(split.encode() + words[which].tobytes())
-        total = int(np.array(sizes, np.int64)[which].sum())
+            for chunk in _chunks(made, which):
+                encoded = kind.encode_batch(list(made.texts(chunk)))
+                sizes = np.fromiter((len(ids) + 2 for ids in encoded), np.int64, len(encoded))
+                ends = np.cumsum(sizes)
+                tokens = np.empty(ends[-1], dtype)
+                for ids, end, size in zip(encoded, ends.tolist(), sizes.tolist(), strict=True):
+                    tokens[end - size], tokens[end - size + 1 : end - 1], tokens[end - 1] = kind.bos, ids, kind.eos
+                file.write(memoryview(tokens))  # tofile would hide that the disk is full.
+                lengths.extend(sizes.tolist())
+        taken = np.array(lengths, np.int64)
+        np.save(private / f"{split}.starts.npy", np.cumsum(taken) - taken)
+        total = int(made.size[which].sum())
         counts[split] = {"documents": len(which), "tokens": int(taken.sum()), "bytes": total}
-    del unsorted
-    raw.unlink()
-    return {"hash": hashed.hexdigest(), "dtype": np.dtype(dtype).name, "splits": counts}
+    return {
+        "hash": made.hash,
+        "before": made.before,
+        "dtype": np.dtype(dtype).name,
+        "splits": counts,
+        "notes": list(made.notes),
+        "left_out": made.left_out,
+    }
 
 
-def _chunks(documents: Iterator[sources.Document]) -> Iterator[list[sources.Document]]:
-    """Documents in lists of a few MiB, so that a tokenizer can use all cores on each list."""
-    chunk, size = [], 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document[0])
-        if size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _chunks(made: Divided, which: np.ndarray) -> Iterator[np.ndarray]:
+    """The documents `which` in parts of a few MiB, so that a tokenizer can use all cores on each part."""
+    ends = np.cumsum(made.size[which])
+    first = 0
+    while first < len(which):
+        before = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + _CHUNK_BYTES)) + 1)
+        yield which[first:last]
+        first = last
 
 
 def token_dtype(vocab_size: int) -> type:
@@ -159,20 +268,24 @@ def token_dtype(vocab_size: int) -> type:
 
 
 def symbols(
-    source: sources.Sequences, kind: tokenizer.Tokenizer, validation: float
+    source: documents.Sequences, kind: tokenizer.Tokenizer, validation: float
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """The fields of the train and valid `Tokens` of a source of symbols, in memory, and the hash of its documents."""
-    documents = [np.ascontiguousarray(d) for d in source.documents]
-    words = [np.asarray(d, "<u4").tobytes() for d in documents]
-    digests = b"".join(hashlib.sha256(w).digest() for w in words)
+    contents = [np.ascontiguousarray(d) for d in source.documents]
+    hashes = b"".join(hashlib.sha256(np.asarray(d, "<u4").tobytes()).digest() for d in contents)
+    digests = np.frombuffer(hashes, np.uint8).reshape(-1, 32)
     if source.valid is None:
-        given = np.full(len(documents), _NO_SPLIT)
+        given = np.full(len(contents), division.NO_SPLIT)
     else:
-        given = np.where(source.valid, _VALID, _TRAIN)
-    splits = _split(digests, given, validation)
-    made, hashed = [], hashlib.sha256()
-    for split, which in zip(("train", "valid"), splits, strict=True):
-        chosen = [documents[k] for k in which.tolist()]
+        given = np.where(source.valid, division.VALID, division.TRAIN)
+    size = np.array([len(d) for d in contents], np.int64)
+    sides = division.by_bytes(digests, given, size, validation, twin=division.twins(digests), cuttable=False)
+    order = division.by_hash(digests)
+    order = order[~sides.dropped[order]]
+    splits = order[~sides.valid[order]], order[sides.valid[order]]
+    made = []
+    for which in splits:
+        chosen = [contents[k] for k in which.tolist()]
         lengths = np.array([len(d) + 2 for d in chosen], np.int64)
         starts = np.cumsum(lengths) - lengths
         tokens = np.empty(lengths.sum(), token_dtype(kind.vocab_size))
@@ -183,5 +296,4 @@ def symbols(
             tokens[content] = np.concatenate(chosen)
         labels = None if source.labels is None else np.asarray(source.labels, np.int32)[which]
         made.append({"tokens": tokens, "starts": starts, "num_bytes": int(content.sum()), "labels": labels})
-        hashed.update(split.encode() + b"".join(digests[32 * k : 32 * k + 32] for k in which.tolist()))
-    return *made, hashed.hexdigest()
+    return *made, _hash(digests, splits)

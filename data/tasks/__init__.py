@@ -1,7 +1,7 @@
 """Synthetic tasks with known answers: what a row is, what counts, and the best that any model can do.
 
-A task is a frozen dataclass of settings and one line in `TASKS`. `make` reads its settings from text, `data.load` takes
-it as source "task:NAME", and `data.TaskLoader` gives its batches.
+A task is a frozen dataclass of settings and one line in `TASKS`. `make` reads its settings from text, and `data.load`
+takes it as source "task:NAME".
 """
 
 import dataclasses

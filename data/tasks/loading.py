@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from data import cache, packing
-from data.corpus import Corpus
-from data.loader import Loader
+from data import cache
+from data.splits import Corpus, Rows
 from data.tasks import Task, draws, make
 from data.tokenizer import SymbolTokenizer
 
@@ -25,14 +24,14 @@ class Packed:
     num_rows: int
     length: int
 
-    def rows(self, index: np.ndarray) -> packing.Rows:
+    def rows(self, index: np.ndarray) -> Rows:
         """The rows `index` `[B]`; a negative index is a row of padding."""
         index = np.asarray(index, np.int64)
         sequence, answers = self.task.sample(self.seed, np.maximum(index, 0), self.length)
         held = (sequence >= 0) & (index >= 0)[:, None]
         first = np.zeros((len(index), self.length), bool)
         first[:, 0] = True
-        return packing.Rows(sequence[:, :-1], sequence[:, 1:], first, held[:, :-1], (answers & held)[:, 1:])
+        return Rows(sequence[:, :-1], sequence[:, 1:], first, held[:, :-1], (answers & held)[:, 1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,40 +81,9 @@ def corpus(name: str, settings: Any = "", *, rows: int = 0, seed: int = 0) -> Co
         "bytes_per_token": 1.0,
         "splits": counts,
         "best_loss": task.best_loss,
+        "notes": [],
         "best_accuracy": task.best_accuracy,
         "best_kind": task.best_kind,
         "chance_loss": task.chance_loss,
     }
     return Corpus(**splits, tokenizer=tokenizer, hash=hashed, info=info)
-
-
-class TaskLoader(Loader):
-    """A `data.Loader` of one task: the same batches by step, order, processes and iterator.
-
-    Args:
-      task: a task, or its name in `data.tasks.TASKS` (with the settings that it has by itself).
-      split: "train" or "valid", which never share a stream of random numbers.
-      rows: how many there are; 0 is endless for train, 4,096 for valid.
-      seed: of the rows and of their order.
-      others: as for `data.Loader`, but for `tokens`, `pad` and `packing`.
-    """
-
-    def __init__(
-        self,
-        task: Task | str,
-        *,
-        batch_size: int,
-        length: int,
-        seed: int = 0,
-        split: str = "train",
-        rows: int = 0,
-        **kw,
-    ):
-        if split not in ("train", "valid"):
-            raise ValueError(f"split={split!r} is not known; use 'train' or 'valid'.")
-        self.task = make(task) if isinstance(task, str) else task
-        self.task.check()
-        count = rows or (ROWS if split == "train" else VALIDATION_ROWS)
-        made = Split(self.task, draws.derive(seed, split), count)
-        pad = SymbolTokenizer(self.task.num_symbols).pad
-        super().__init__(made, batch_size=batch_size, length=length, pad=pad, seed=seed, **kw)

@@ -21,7 +21,7 @@ WIDTH = 120
 def plan(config: Any) -> str:
     """The plan as text: the resolved config, every parameter with its shape and sharding, and the totals."""
     preflight.check(config, num_devices=jax.device_count())
-    tokenizer_ids = vocabulary(config)
+    tokenizer_ids, assumed = inputs.vocabulary(config)
     program = build(config, vocab_size=tokenizer_ids, mesh=sharding.make_mesh(config))
     text = io.StringIO()
     console = Console(file=text, width=WIDTH)
@@ -29,6 +29,8 @@ def plan(config: Any) -> str:
     Console(file=text, width=1000).print(parameter_table(program))  # As wide as it needs: no name is cut.
     for line in summary(program):
         console.print(line, highlight=False)
+    if assumed:
+        console.print(f"assumed: {assumed}", highlight=False)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
@@ -48,10 +50,8 @@ def resolved(config: Any) -> str:
 
 
 def vocabulary(config: Any) -> int:
-    """Ids of the tokenizer. Only a byte tokenizer or a stated size is known without reading the corpus."""
-    if config.data.tokenizer == "bpe" or config.data.source.startswith(("random", "digits", "task:")):
-        return config.data.vocab_size or inputs.load(config).tokenizer.vocab_size
-    return inputs.byte_vocabulary()
+    """Ids of the tokenizer, or those that are assumed (see `inputs.vocabulary`)."""
+    return inputs.vocabulary(config)[0]
 
 
 COLUMNS = ("parameter", "shape", "axes", "sharding", "bytes/device")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 import data
 from experiments import workdir as files
@@ -14,35 +15,92 @@ from experiments.settings.errors import ConfigError
 from models.objectives import OBJECTIVES
 
 
-def load(config) -> data.Corpus:
-    """The corpus that `config.data` names, tokenised (from the cache when it can)."""
-    c = config.data
+def load(config, tokenizer: str = "", expected: str = "") -> data.Corpus:
+    """The corpus that `config.data` names, tokenised (from the cache when it can).
+
+    What a person might not expect of the corpus is on the log.
+
+    Args:
+      config: of a run.
+      tokenizer: the path of a saved one that stands in for one that was trained; bytes and symbols have only one.
+      expected: the hash of the corpus that a run began with (see `data.load` and `began_with`).
+
+    Errors: ConfigError with one sentence.
+    """
+    arguments = _arguments(config)
+    if tokenizer and config.data.tokenizer != "bytes":
+        arguments |= {"tokenizer": tokenizer, "vocab_size": 0}
     try:
-        return data.load(
-            c.source,
-            path=c.path,
-            name=c.name,
-            tokenizer=c.tokenizer,
-            vocab_size=c.vocab_size,
-            validation=c.validation,
-            cache_dir=c.cache_dir,
-            components=c.components,
-            max_files=c.max_files,
-        )
+        corpus = data.load(**arguments, expected=expected)
     except (ValueError, FileNotFoundError) as error:
         raise _named(config, error) from error
+    for note in corpus.info["notes"]:
+        logging.warning("%s", _keyed(config, note))
+    return corpus
+
+
+def began_with(workdir: pathlib.Path) -> str:
+    """The hash of the corpus that the run in a workdir read when it was last started; "" where there was none."""
+    try:
+        corpus = (files.read_json(workdir / files.RUN) or {}).get("corpus")
+    except ValueError:  # damaged: then today's rule splits
+        corpus = None
+    found = corpus.get("hash") if isinstance(corpus, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def vocabulary(config) -> tuple[int, str]:
+    """Ids of the tokenizer, without reading the corpus where that can be helped, and what is assumed ("": nothing)."""
+    c = config.data
+    if c.tokenizer == "bytes" and c.source in ("stdlib", "text", "tfds"):
+        return data.ByteTokenizer().vocab_size, ""
+    try:
+        known = data.known_tokenizer(**_arguments(config))
+    except (ValueError, FileNotFoundError):  # a corpus that is not on this machine
+        known = None
+    if known is not None:
+        return known.vocab_size, ""
+    if c.tokenizer == "bpe" and c.vocab_size:
+        return c.vocab_size, (
+            f"data.vocab_size={c.vocab_size} is filled; the tokenizer is not learned yet, and the corpus may give fewer"
+        )
+    return load(config).tokenizer.vocab_size, ""
+
+
+def sizes(corpus: data.Corpus) -> str:
+    """How large both splits are, in words."""
+    parts = []
+    for name, split in zip(("training", "held out"), corpus.info["splits"].values(), strict=True):
+        text = f", {split['bytes']:,} bytes" if "bytes" in split else ""
+        parts.append(f"{name}: {split['documents']:,} documents{text}")
+    return "; ".join(parts)
+
+
+def _arguments(config) -> dict[str, Any]:
+    """`config.data` as `data.load` takes it."""
+    c = config.data
+    return {
+        "source": c.source,
+        "path": c.path,
+        "name": c.name,
+        "tokenizer": c.tokenizer,
+        "vocab_size": c.vocab_size,
+        "tokenizer_sample": c.tokenizer_sample,
+        "validation": c.validation,
+        "cache_dir": c.cache_dir,
+        "components": c.components,
+        "max_files": c.max_files,
+    }
 
 
 def _named(config, error: Exception) -> ConfigError:
     """The data room speaks in sentences that begin with its argument: the config's key without `data.`."""
-    text = str(error)
+    return ConfigError([_keyed(config, str(error))])
+
+
+def _keyed(config, text: str) -> str:
     argument = re.match(r"\w+", text)
-    return ConfigError([f"data.{text}" if argument and argument[0] in config.data else text])
-
-
-def byte_vocabulary() -> int:
-    """Ids of the byte tokenizer."""
-    return data.ByteTokenizer().vocab_size
+    return f"data.{text}" if argument and argument[0] in config.data else text
 
 
 def train_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> data.Loader:

@@ -10,7 +10,8 @@ POSITIVE = (
     "generate.diffusion.adaptive.prompt_every", "generate.diffusion.adaptive.answer_every", "model.mup.base_width",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "data.vocab_size", "data.max_files", "model.vocab_size", "model.num_kv_heads", "model.head_dim",
+    "seed", "data.vocab_size", "data.max_files", "data.tokenizer_sample",
+    "model.vocab_size", "model.num_kv_heads", "model.head_dim",
     "model.logit_scale", "model.softcap", "model.embedding_scale", "model.unroll", "model.attention.window",
     "model.attention.sinks", "model.mlp.hidden", "model.swiglu.hidden", "model.pattention.tokens",
     "model.pattention.channel_tokens", "model.pattention.q_tokens", "model.pattention.k_tokens",

@@ -48,7 +48,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     check_workdir(config, workdir)
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
-    corpus = processes.main_first("corpus", lambda: inputs.load(config))
+    corpus = processes.main_first("corpus", lambda: inputs.load(config, expected=inputs.began_with(workdir)))
     preflight_corpus.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
@@ -103,6 +103,7 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
         progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
+        progress.say(inputs.sizes(corpus))
         stop = stack.enter_context(stopping.collected())
         if held:
             stack.enter_context(held)

@@ -40,6 +40,6 @@ def load(workdir: str | os.PathLike, config: Any = None) -> Trained:
     size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
     config.eval.batch_size = max(1, size // parts) * parts
     config.lock()
-    corpus = processes.main_first("corpus", lambda: inputs.load(config))
+    corpus = processes.main_first("corpus", lambda: inputs.load(config, expected=inputs.began_with(workdir)))
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
     return Trained(config, program, saves.parameters(program), corpus)

@@ -188,7 +188,10 @@ def test_a_failed_build_leaves_nothing_and_old_leftovers_are_swept(tmp_path):
     parent = tmp_path / "kind"
     (parent / "x.tmp-old").mkdir(parents=True)
     (parent / "y.tmp-new").mkdir()
-    os.utime(parent / "x.tmp-old", (time.time() - 90000,) * 2)
+    (parent / "z.tmp-long").mkdir()
+    (parent / "z.tmp-long" / "growing").write_text("a")  # two days old and still being written
+    for name in ("x.tmp-old", "z.tmp-long"):
+        os.utime(parent / name, (time.time() - 90000,) * 2)
 
     def fail(private):
         (private / "a").write_text("half")
@@ -196,7 +199,7 @@ def test_a_failed_build_leaves_nothing_and_old_leftovers_are_swept(tmp_path):
 
     with pytest.raises(ValueError, match="no"):
         cache.cached(parent / "key", fail)
-    assert [p.name for p in parent.iterdir()] == ["y.tmp-new"]
+    assert sorted(p.name for p in parent.iterdir()) == ["y.tmp-new", "z.tmp-long"]
 
 
 def test_a_cache_that_cannot_be_written_is_named(book, tmp_path):

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -66,8 +67,9 @@ def test_share_of_validation(tmp_path):
 
 def test_no_validation_and_given_ones(book):
     assert len(data.load(**book, validation=0).valid.tokens) == 0
-    assert len(data.load(**book, validation=1e-9).valid.starts) == 1
     assert len(data.load(**book, validation=1 - 1e-9).train.starts) == 1
+    with pytest.raises(ValueError, match="validation=1e-09 holds out 1 of 2696 bytes, too few to measure"):
+        data.load(**book, validation=1e-9)
 
 
 @pytest.mark.parametrize("text", ["line\n" * 200, "é" * 999, "日" * 334])
@@ -167,7 +169,8 @@ def test_mixture_has_all_its_parts_and_one_tokenizer(book, tmp_path, kind):
         {"source": "text", "path": book["path"], "weight": 0.75},
         {"source": "text", "path": str(tmp_path / "other.txt"), "weight": 0.25},
     ]
-    corpus = data.load("mixture", components=components, cache_dir=book["cache_dir"], tokenizer=kind, vocab_size=0)
+    options = {"cache_dir": book["cache_dir"], "validation": 0.2}
+    corpus = data.load("mixture", components=components, tokenizer=kind, vocab_size=0, **options)
     assert corpus.train.weights == (3, 1)
     assert [len(p.starts) for p in corpus.train.parts][1] == 1
     assert corpus.train.num_bytes + corpus.valid.num_bytes == corpus.info["bytes"]
@@ -175,14 +178,14 @@ def test_mixture_has_all_its_parts_and_one_tokenizer(book, tmp_path, kind):
     decoded = corpus.tokenizer.decode(corpus.train.parts[1].tokens)
     assert decoded.startswith("0123456789\n")
     if kind == "bytes":
-        assert corpus.info["components"][0]["hash"] == data.load(**book).hash
+        assert corpus.info["components"][0]["hash"] == data.load(**book | options).hash
     json.dumps(corpus.info)
 
 
 def test_a_saved_tokenizer_cuts_another_corpus(book, tmp_path):
     corpus = data.load(**book, tokenizer="bpe", vocab_size=300)
     corpus.tokenizer.save(tmp_path / "tokenizer.json")
-    (tmp_path / "other.txt").write_text("tokens of tokens\n" * 20)
+    (tmp_path / "other.txt").write_text("tokens of tokens\n" * 200)
     other = data.load(
         "text",
         path=str(tmp_path / "other.txt"),
@@ -191,6 +194,107 @@ def test_a_saved_tokenizer_cuts_another_corpus(book, tmp_path):
     )
     assert other.tokenizer.hash == corpus.tokenizer.hash
     assert other.info["bytes_per_token"] > 1.5
+
+
+def test_a_tokenizer_may_be_handed_over_ready(book, tmp_path):
+    made = data.load(**book, tokenizer="bpe", vocab_size=300)
+    made.tokenizer.save(tmp_path / "tokenizer.json")
+    for path in pathlib.Path(book["path"]).iterdir():  # the folder is another one now
+        path.write_text("other words altogether: zebra quartz\n" * 50 + path.name)
+    anew = data.load(**book, tokenizer="bpe", vocab_size=300)
+    assert anew.tokenizer.hash != made.tokenizer.hash
+    for ready in (made.tokenizer, tmp_path / "tokenizer.json"):
+        kept = data.load(**book, tokenizer=ready, vocab_size=300 if ready is made.tokenizer else 0)
+        assert kept.tokenizer.hash == made.tokenizer.hash and kept.hash == anew.hash
+        assert kept.info["vocab_size"] == made.tokenizer.vocab_size
+        decoded = made.tokenizer.decode(kept.train.tokens)
+        assert decoded == made.tokenizer.decode(data.load(**book, tokenizer=made.tokenizer).train.tokens)
+    # What is asked for is not what a run has: the size that could not be filled is no reason to refuse its tokenizer.
+    assert data.load(**book, tokenizer=made.tokenizer, vocab_size=50_304).tokenizer is made.tokenizer
+    symbols = data.SymbolTokenizer(17)
+    assert data.load("digits", tokenizer=symbols, cache_dir=book["cache_dir"]).tokenizer is symbols
+    task = data.load("task:recall").tokenizer
+    assert data.load("task:recall", tokenizer=task).tokenizer.hash == task.hash
+    for arguments, message in (
+        ({**book, "tokenizer": symbols}, "tokenizer='symbols' is for symbols and source='text' has text"),
+        ({"source": "digits", "tokenizer": made.tokenizer}, "tokenizer='bpe' with .* is not that of source='digits'"),
+        (
+            {"source": "task:recall", "tokenizer": symbols},
+            "tokenizer='symbols' with 20 ids is not that of source='task",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.load(**arguments)
+
+
+def test_a_vocabulary_that_is_not_filled_is_said_each_time(book):
+    for _ in range(2):  # learned, and from the cache
+        corpus = data.load(**book, tokenizer="bpe", vocab_size=50_304)
+        ids = corpus.tokenizer.vocab_size
+        (note,) = corpus.info["notes"]
+        assert ids < 400 and note == (
+            f"vocab_size=50304 is not filled: the training split (4 MiB of it) gives {ids} ids; use "
+            f"tokenizer_sample=33554432 (0: all) to learn from more, or vocab_size={ids}."
+        )
+    assert not data.load(**book, tokenizer="bpe", vocab_size=ids).info["notes"]
+    assert (
+        f"(all of it) gives {ids} ids; use vocab_size"
+        in data.load(**book, tokenizer="bpe", vocab_size=50_304, tokenizer_sample=0).info["notes"][0]
+    )
+    parts = [{"source": "text", "path": book["path"], "weight": w} for w in (1.0, 3.0)]
+    mixed = data.load("mixture", components=parts, tokenizer="bpe", vocab_size=5000, cache_dir=book["cache_dir"])
+    assert any("vocab_size=5000 is not filled" in note for note in mixed.info["notes"])
+
+
+def test_bpe_learns_from_as_much_as_it_is_given(tmp_path):
+    """The sample is the train documents in the order of their hashes, up to so many bytes: the same as by hand."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    texts = [" ".join("".join(rng.choice(list("abcdefgh"), 4)) for _ in range(200)) for _ in range(30)]
+    for k, text in enumerate(texts):
+        (folder / f"{k:02}.txt").write_text(text)
+    arguments = {"path": str(folder), "cache_dir": str(tmp_path / "cache"), "tokenizer": "bpe", "vocab_size": 600}
+    seen = set()
+    for sample in (1000, 5000, 0):
+        corpus = data.load("text", **arguments, tokenizer_sample=sample)
+        train = set(documents(corpus, "train"))
+        chosen, left = {}, sample or 1 << 30
+        for text in sorted(train, key=lambda t: hashlib.sha256(t.encode()).digest()):
+            if left > 0:
+                chosen[text] = text[:left]
+            left -= len(text)
+        by_hand = data.train_bpe([chosen[t].encode() for t in texts if t in chosen], 600)
+        assert corpus.tokenizer.hash == by_hand.hash
+        seen.add(by_hand.hash)
+    assert len(seen) == 3
+    with pytest.raises(ValueError, match="tokenizer_sample=-1 is not a number of bytes; use 4194304, or 0 for all"):
+        data.load("text", **arguments, tokenizer_sample=-1)
+
+
+def test_what_is_known_of_a_tokenizer_before_the_corpus_is_read(book, monkeypatch):
+    wanted = {**book, "tokenizer": "bpe", "vocab_size": 300}
+    monkeypatch.setattr("data.formats.documents", None)  # nothing can be read
+    assert data.known_tokenizer(**wanted) is None
+    assert data.known_tokenizer(**book).hash == data.ByteTokenizer().hash
+    assert data.known_tokenizer("digits").vocab_size == 20 and data.known_tokenizer("task:recall").name == "symbols"
+    monkeypatch.undo()
+    made = data.load(**wanted)
+    monkeypatch.setattr("data.formats.documents", None)
+    assert data.known_tokenizer(**wanted).hash == made.tokenizer.hash
+    assert data.known_tokenizer(**wanted | {"vocab_size": 310}) is None
+    assert data.known_tokenizer(**wanted, tokenizer_sample=99) is None
+
+
+def test_a_source_is_read_once(book, monkeypatch):
+    from data import formats
+
+    read, whole = [], formats.documents
+    monkeypatch.setattr(formats, "documents", lambda path, asked: read.append(path) or whole(path, asked))
+    data.load(**book, tokenizer="bpe", vocab_size=300)
+    assert sorted(read) == sorted(str(p) for p in pathlib.Path(book["path"]).iterdir())
+    data.load(**book, tokenizer="bpe", vocab_size=300)
+    assert len(read) == 12
 
 
 def test_bpe_is_learned_from_the_train_split_only(tmp_path):

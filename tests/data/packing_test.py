@@ -124,6 +124,43 @@ def test_first_fit_index_is_cached_and_a_damaged_one_is_made_again(book):
     assert data.load(**book).hash == corpus.hash  # the index beside the tokens does not count as damage
 
 
+def test_a_flipped_bit_of_a_kept_index_changes_no_row(book):
+    corpus = data.load(**book)
+    first = packing.first_fit(corpus.train, 64)
+    path = pathlib.Path(corpus.train.folder) / "train.first_fit.64.npz"
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, 8 * len(whole), 150).tolist():
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        again = packing.first_fit(corpus.train, 64)
+        assert all(np.array_equal(getattr(again, name), getattr(first, name)) for name in packing._PIECE_FIELDS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"begin": lambda a: a + 1},
+        {"begin": lambda a: a.astype(np.int32)},
+        {"begin": lambda a: a[:, None]},
+        {"size": lambda a: a[::-1]},
+        {"ends": lambda a: ~a},
+        {"row_first": lambda a: np.array([0, len(a)])},
+        {"row_first": lambda a: a[:-1]},
+        {"row_first": lambda a: np.where(a == a[1], 0, a)},
+        {name: lambda a: a[:0] for name in packing._PIECE_FIELDS},
+    ],
+)
+def test_an_index_that_is_whole_and_wrong_is_made_again(book, change):
+    corpus = data.load(**book)
+    first = packing.first_fit(corpus.train, 64)
+    path = pathlib.Path(corpus.train.folder) / "train.first_fit.64.npz"
+    kept = {name: getattr(first, name) for name in packing._PIECE_FIELDS}
+    np.savez(path, **kept | {name: make(kept[name]) for name, make in change.items()})
+    again = packing.first_fit(corpus.train, 64)
+    assert all(np.array_equal(getattr(again, name), kept[name]) for name in kept)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_without_isolation_a_row_is_one_segment(form):
     tokens = make([5, 7, 4])

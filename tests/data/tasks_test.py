@@ -10,7 +10,7 @@ from scipy import stats
 
 import data
 from data import tasks
-from data.tasks import draws
+from data.tasks import draws, loading
 
 KEYS = ("tokens", "targets", "positions", "segment_ids", "mask")
 CASES = {
@@ -49,13 +49,21 @@ def same(a, b):
     return set(a) == set(b) == set(KEYS) and all(np.array_equal(a[k], b[k]) for k in KEYS)
 
 
+def loader_of(task, *, seed=0, split="train", rows=0, **options):
+    """Batches of one split of a task, or of the task of that name."""
+    task = tasks.make(task) if isinstance(task, str) else task
+    count = rows or {"train": loading.ROWS, "valid": loading.VALIDATION_ROWS}[split]
+    made = loading.Split(task, draws.derive(seed, split), count)
+    return data.Loader(made, pad=task.num_symbols + 2, seed=seed, **options)
+
+
 def rows_of(task, length, count=64, seed=3):
     return task.sample(seed, np.arange(count), length)
 
 
 def test_batches_have_the_loaders_shape_and_mask_only_answers(case):
     task, length = case
-    batch = data.TaskLoader(task, batch_size=4, length=length).batch(7)
+    batch = loader_of(task, batch_size=4, length=length).batch(7)
     pad = task.num_symbols + 2
     assert {k: (v.shape, v.dtype.kind) for k, v in batch.items()} == {
         k: ((4, length), "b" if k == "mask" else "i") for k in KEYS
@@ -82,17 +90,15 @@ def test_a_row_depends_on_its_number_and_seed_only(case):
 
 def test_the_global_order_does_not_depend_on_processes(case):
     task, length = case
-    whole = data.TaskLoader(task, batch_size=8, length=length, seed=5)
-    parts = [
-        data.TaskLoader(task, batch_size=8, length=length, seed=5, process_index=p, process_count=2) for p in range(2)
-    ]
+    whole = loader_of(task, batch_size=8, length=length, seed=5)
+    parts = [loader_of(task, batch_size=8, length=length, seed=5, process_index=p, process_count=2) for p in range(2)]
     for step in (0, 10**6):
         slices = [part.batch(step) for part in parts]
         assert same(whole.batch(step), {k: np.concatenate([s[k] for s in slices]) for k in KEYS})
 
 
 def test_iterate_resumes_at_a_step():
-    loader = data.TaskLoader("recall", batch_size=2, length=80)
+    loader = loader_of("recall", batch_size=2, length=80)
     iterator = loader.iterate(3)
     first = next(iterator)
     state = iterator.get_state()
@@ -103,15 +109,15 @@ def test_iterate_resumes_at_a_step():
 
 
 def test_finite_rows_come_once_per_epoch_and_validation_is_apart():
-    loader = data.TaskLoader("markov", batch_size=4, length=30, rows=10, epochs=1)
+    loader = loader_of("markov", batch_size=4, length=30, rows=10, epochs=1)
     assert (loader.num_rows, loader.steps_per_epoch, len(loader)) == (10, 3, 3)
     batches = [loader.batch(s) for s in range(3)]
     rows = np.concatenate([b["tokens"] for b in batches])
     assert len(np.unique(rows[:10], axis=0)) == 10 and (rows[10:] == 6).all()  # ids 0..3 are symbols, 6 is pad
     assert not batches[2]["mask"][2:].any() and not batches[2]["segment_ids"][2:].any()
-    other = data.TaskLoader("markov", batch_size=10, length=30, rows=10, split="valid", epochs=1).batch(0)["tokens"]
+    other = loader_of("markov", batch_size=10, length=30, rows=10, split="valid", epochs=1).batch(0)["tokens"]
     assert not set(map(bytes, rows[:10])) & set(map(bytes, other))
-    assert data.TaskLoader("markov", batch_size=4, length=30, split="valid").num_rows == 4096
+    assert loader_of("markov", batch_size=4, length=30, split="valid").num_rows == 4096
     with pytest.raises(IndexError, match="step=3"):
         loader.batch(3)
 
@@ -261,7 +267,7 @@ def test_draws_are_distinct_uniform_and_apart():
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_rows_of_a_million_tokens(name):
     settings = {"threading": "hops=5, width=5", "disjointness": "universe=4096, small=64, large=2048"}.get(name, "")
-    batch = data.TaskLoader(tasks.make(name, settings), batch_size=1, length=1 << 20).batch(0)
+    batch = loader_of(tasks.make(name, settings), batch_size=1, length=1 << 20).batch(0)
     assert batch["tokens"].shape == (1, 1 << 20) and batch["mask"].any()
 
 
@@ -277,7 +283,7 @@ def test_tasks_are_corpora(name):
         for split, kw in ((corpus.train, {}), (corpus.valid, {"epochs": 1}))
     ]
     assert len(loaders[1]) == 2048
-    assert same(loaders[0].batch(1), data.TaskLoader(task, batch_size=2, length=length, seed=4).batch(1))
+    assert same(loaders[0].batch(1), loader_of(task, batch_size=2, length=length, seed=4).batch(1))
     assert not np.array_equal(loaders[0].batch(0)["tokens"], loaders[1].batch(0)["tokens"])
     again = data.load(f"task:{name}", seed=4)
     assert again.hash == corpus.hash != data.load(f"task:{name}", seed=5).hash
@@ -311,9 +317,8 @@ def test_settings_reach_the_task():
         (lambda: tasks.make("markov", "order=9"), "use order=6"),
         (lambda: tasks.make("markov", "kind=switching, flip=0"), "flip=0.0"),
         (lambda: tasks.make("disjointness", "universe=9"), "use universe=40"),
-        (lambda: data.TaskLoader("recall", batch_size=1, length=10), "use 63 or more"),
-        (lambda: data.TaskLoader("recall", batch_size=1, length=99, split="test"), "split='test'"),
-        (lambda: data.TaskLoader("threading", batch_size=1, length=1 << 20).batch(0), "use width=5"),
+        (lambda: loader_of("recall", batch_size=1, length=10), "use 63 or more"),
+        (lambda: loader_of("threading", batch_size=1, length=1 << 20).batch(0), "use width=5"),
     ],
 )
 def test_refusals_are_one_sentence(call, message):
@@ -325,11 +330,11 @@ def test_refusals_are_one_sentence(call, message):
 def test_least_length_is_enough_and_one_less_is_refused(case):
     task, _ = case
     least = task.least_length()
-    loader = data.TaskLoader(task, batch_size=2, length=least)
+    loader = loader_of(task, batch_size=2, length=least)
     assert loader.batch(0)["mask"].any() or isinstance(task, tasks.Automata)
     if least > 1:
         with pytest.raises(ValueError, match=f"use {least} or more"):
-            data.TaskLoader(task, batch_size=2, length=least - 1)
+            loader_of(task, batch_size=2, length=least - 1)
 
 
 def test_scores():

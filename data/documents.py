@@ -1,0 +1,69 @@
+"""What a source gives: documents of bytes or of symbols, and what a source may be asked for."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from data import cache
+
+# A document: its bytes, and its split ("train", "valid", or None to let the hash of the bytes decide).
+Document = tuple[bytes, str | None]
+# A file that was not read: why ("a link to a folder"), and its name.
+LeftOut = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a source may be asked for; each source reads the fields that mean something to it.
+
+    `size` is a number of tokens (0: the source's own default), `max_files` a number of files (0: all).
+    """
+
+    path: str = ""
+    name: str = ""
+    vocab_size: int = 0
+    max_files: int = 0
+    size: int = 0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """Documents of bytes.
+
+    Args:
+      fingerprint: changes when the documents may have changed.
+      files: how many files hold them.
+      documents: `documents(left_out)` reads them one by one and appends to the list `left_out` each file that turns out
+        not to be text when it is opened.
+      asked: what a person wrote to name them, for messages: "path='corpus.txt'".
+      left_out: files that were passed over by their names, links and kinds.
+    """
+
+    fingerprint: str
+    files: int
+    documents: Callable[[list[LeftOut]], Iterator[Document]]
+    asked: str = ""
+    left_out: tuple[LeftOut, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Documents of symbols 0..num_symbols-1: a `[D, n]` array or a list of arrays, and what is known of each.
+
+    `valid` (`[D]` bool) decides the splits; None lets the hash of each document decide. `best_loss` is the entropy of
+    the law that made them, in nats per target token (eos included), where that law is known.
+    """
+
+    documents: np.ndarray | Sequence[np.ndarray]
+    num_symbols: int
+    labels: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    best_loss: float | None = None
+
+
+def stat_fingerprint(kind: str, files: Iterable[tuple[str, os.stat_result]]) -> str:
+    """Digest of names, sizes and times of files: changes when any of them was written, without reading them."""
+    return cache.digest(kind, [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files])

@@ -1,0 +1,80 @@
+"""What a corpus is made of: tokens of a split, mixtures of splits, and the rows that a packing cuts from them."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokens:
+    """One split of a corpus: documents `[bos] content [eos]`, one after another.
+
+    `tokens` `[n]` uint8, uint16 or uint32, memory-mapped where it comes from a file; `starts` `[D]` int64, where each
+    document begins (the first at 0); `num_bytes`, bytes of the original content; `labels` `[D]` int32 or None.
+    `folder` and `split` say where indices derived from it may be cached; empty: nowhere.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    num_bytes: int
+    labels: np.ndarray | None = None
+    folder: str = ""
+    split: str = ""
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted once per epoch: all but the first of each document."""
+        return len(self.tokens) - len(self.starts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """Splits that take turns, row by row, in proportion to `weights` (whole numbers)."""
+
+    parts: tuple[Tokens, ...]
+    weights: tuple[int, ...]
+    names: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the original content, each part once."""
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted when each part is read once."""
+        return sum(part.num_targets for part in self.parts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """What `data.load` gives. `hash` identifies the documents and their splits, whatever the tokenizer.
+
+    `info` (plain JSON): source, files, bytes, tokens, documents, bytes_per_token, tokenizer, vocab_size, hash, splits
+    (the counts of each), best_loss (nats per target token, or None where the law of the data is not known), and
+    notes: sentences about what a person might not expect, such as files left out or a vocabulary that was not filled.
+    """
+
+    train: Tokens | Mixture
+    valid: Tokens | Mixture
+    tokenizer: Tokenizer
+    hash: str
+    info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Raw rows, each array `[B, T]`: the tokens, what follows each, and three bools.
+
+    `first`: a segment begins here. `held`: a token stands here (not padding). `target`: what follows is of the same
+    document. Values of `tokens` outside `held` and of `targets` outside `target` mean nothing.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    first: np.ndarray
+    held: np.ndarray
+    target: np.ndarray
