@@ -238,7 +238,7 @@ BUGS = (
         "experiments/planning/hlo.py",
         "return 2 * (n - 1) / n * payload",
         "return (n - 1) / n * payload",
-        (f"{PLANNING}::test_a_compiled_plan_counts_what_fsdp_gathers_and_scatters",),
+        (f"{PLANNING}::test_collectives_in_a_loop_count_as_often_as_it_turns",),
     ),
     Bug(
         "a loop's body counts once",
@@ -273,6 +273,6 @@ BUGS = (
         "experiments/workdir/__init__.py",
         '("Infinity" if value > 0 else "-Infinity")',
         '("Infinity" if value < 0 else "-Infinity")',
-        ("tests/experiments/workdir_test.py",),
+        ("tests/experiments/not_finite_test.py",),
     ),
 )
