@@ -23,7 +23,7 @@ CASES = {
     "insertion": ("insertion", {}, {"insertion": {"stop": "never"}}),
     "neodiff": ("neodiff", {}, {"diffusion": {"steps": 4}}),
     "block diffusion": ("block", {}, {}),
-    "block diffusion, free": ("block", {"block_diffusion__block": 32, "data__length": 32}, {
+    "block diffusion, free": ("block", {"block_diffusion__block": 64, "data__length": 64}, {
         "diffusion": {"method": "max_prob", "cache": "free"},
     }),
     "one block for all": ("block", {"block_diffusion__block": 100}, {"diffusion": {"steps": 5}}),
@@ -37,12 +37,12 @@ CASES = {
     "blocks": ("mdlm", {}, {"diffusion": {"method": "entropy", "block": 5}}),
     "blocks of the answer": ("mdlm", {}, {"diffusion": {"method": "candidate", "block": 5, "block_from": "prompt"}}),
     "prefix": ("mdlm", {}, {"diffusion": {"method": "max_prob", "cache": "prefix", "block": 100}}),
-    "dual": ("mdlm", {}, {"diffusion": {"method": "max_prob", "cache": "dual", "block": 30, "block_from": "prompt"}}),
-    "free": ("mdlm", {}, {"diffusion": {"method": "random", "cache": "free", "block": 30}}),
+    "dual": ("mdlm", {}, {"diffusion": {"method": "max_prob", "cache": "dual", "block": 62, "block_from": "prompt"}}),
+    "free": ("mdlm", {}, {"diffusion": {"method": "random", "cache": "free", "block": 62}}),
     "adaptive": ("mdlm", {}, {"diffusion": {
         "method": "max_prob", "cache": "adaptive", "adaptive": {"prompt_every": 5, "answer_every": 3, "share": 0.3},
     }}),
-    "guided": ("mdlm", {}, {"diffusion": {"method": "guided", "guide": "given", "rule": "sample", "block": 30}}),
+    "guided": ("mdlm", {}, {"diffusion": {"method": "guided", "guide": "given", "rule": "sample", "block": 62}}),
 }  # fmt: skip
 
 
