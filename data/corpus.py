@@ -7,6 +7,7 @@ under a hash of what decides it; a second call verifies the files and opens them
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -208,9 +209,12 @@ def _check_held_out(made: Corpus, wanted: _Wanted) -> None:
     parts = made.valid.parts if isinstance(made.valid, Mixture) else (made.valid,)
     held = made.valid.num_bytes
     if wanted.validation and all(part.folder for part in parts) and held < _LEAST_HELD_OUT:
+        total = made.info["bytes"]
+        share = math.ceil(200 * _LEAST_HELD_OUT / total) / 100  # twice the least: a document is cut after a line
+        larger = f" or validation={share}" if wanted.validation < share < 0.9 else ""
         raise ValueError(
-            f"validation={wanted.validation!r} holds out {held} of {made.info['bytes']} bytes, too few to measure "
-            f"(at least {_LEAST_HELD_OUT}); use a larger corpus or a larger share, or validation=0.0 for none."
+            f"validation={wanted.validation!r} holds out {held} of {total} bytes, too few to measure "
+            f"(at least {_LEAST_HELD_OUT}); use a larger corpus{larger}."
         )
 
 

@@ -72,7 +72,7 @@ def sizes(corpus: data.Corpus) -> str:
     parts = []
     for name, split in zip(("training", "held out"), corpus.info["splits"].values(), strict=True):
         text = f", {split['bytes']:,} bytes" if "bytes" in split else ""
-        parts.append(f"{name}: {split['documents']:,} documents{text}")
+        parts.append(f"{name}: {split['documents']:,} document{'s' * (split['documents'] != 1)}{text}")
     return "; ".join(parts)
 
 

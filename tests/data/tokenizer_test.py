@@ -246,6 +246,10 @@ def test_a_flipped_bit_of_a_saved_tokenizer_is_seen(tmp_path):
         with pytest.raises(ValueError, match="tokenizer|kind"):
             data.load_tokenizer(path)
     state = json.loads(whole)
+    other = {**MODEL, "merges": [*MODEL["merges"][1::-1], *MODEL["merges"][2:]]}  # whole, and another tokenizer
+    path.write_text(json.dumps({**state, "definition": json.dumps({**json.loads(BPE._definition), "model": other})}))
+    with pytest.raises(ValueError, match="is damaged: it is not what was saved"):
+        data.load_tokenizer(path)
     del state["digest"]  # as older runs saved it
     path.write_text(json.dumps(state))
     assert data.load_tokenizer(path).hash == BPE.hash

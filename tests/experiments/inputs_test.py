@@ -53,12 +53,14 @@ def test_the_sample_that_bpe_learns_from_is_a_setting(tmp_path, said):
 
 
 def test_both_sizes_of_a_corpus_are_said(tmp_path):
-    corpus = inputs.load(tiny.config(tmp_path))
+    corpus = inputs.load(tiny.config(tmp_path, data__validation=0.3))
     train_, valid = corpus.info["splits"]["train"], corpus.info["splits"]["valid"]
     assert inputs.sizes(corpus) == (
         f"training: {train_['documents']} documents, {train_['bytes']:,} bytes; "
         f"held out: {valid['documents']} documents, {valid['bytes']:,} bytes"
     )
+    corpus.info["splits"]["valid"]["documents"] = 1
+    assert "held out: 1 document, " in inputs.sizes(corpus)
     task = inputs.load(tiny.config(tmp_path, data__source="task:recall", data__path=""))
     assert inputs.sizes(task).endswith("held out: 4,096 documents")
 
