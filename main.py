@@ -59,7 +59,7 @@ def usage() -> str:
     modes = [f"  --mode={name:<9} {text}." for name, text in MODES.items()]
     # absl puts the choices of a flag before its sentence; those of --mode stand above.
     described = {f"--{name}": re.sub(r"^<.*?>: ", "", FLAGS[name].help) for name in KNOWN}
-    described["--config.KEY=VALUE"] = "Change one setting, e.g. --config.train.steps=500; configs/base.py lists all."
+    described["--config.KEY=VALUE"] = "Change one setting, e.g. --config.train.steps=500; docs/knobs.md lists all."
     described["--helpfull"] = "The flags of every library too."
     rows = [f"  {name:<18} {text}" for name, text in described.items()]
     return "\n".join([__doc__.strip(), "", "Modes (the first is the default):", *modes, "", "Flags:", *rows])

@@ -13,7 +13,7 @@ from typing import Any
 from experiments import preflight
 from experiments import workdir as files
 from experiments.settings import keys, overrides, processes, smoke, versions
-from experiments.settings.errors import Refused
+from experiments.settings.errors import ConfigError, Refused
 from experiments.workdir.saved import check_same, check_workdir, saved_config
 
 Changes = list[overrides.Override]
@@ -101,6 +101,9 @@ def _trained_config(flags: Any, changes: Changes) -> Any:
     overrides.apply(made, changes)
     keys.check_keys(made)
     preflight.check_generation(made.generate.to_dict())
+    asked = {key for key, _ in changes} if flags.config is None else None
+    if problems := list(keys.unread_problems(made.to_dict(), only=asked)):
+        raise ConfigError(problems)
     return made.lock()
 
 

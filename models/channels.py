@@ -4,22 +4,24 @@ A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context) -> (y
 What it says of itself goes up in the report (see models/reports.py), `{}` where there is nothing to say. `flops` is
 what a token costs in matrix products, forward, of the part that is active for it.
 
-Two things a part may add, and does without where it says nothing:
+Three things a part may add, and does without where it says nothing:
 
 - `carries`, a dict name -> shape, say `{"router": (E,)}`: `context.flow[name]`, `[B, T, E]` in float32 or wider, is
   what the layer before put under this name into its report, zeros in the first layer. Such entries go no further up.
 - Parameters of role `running`, which no gradient trains, and `advance(old, report) -> new`, which Program calls once a
   step: `old` holds them by name and `report` what the part said over the whole global batch, the layers `[L', ...]` in
   front of both (a Mean as a Mean, undivided). They are float32 or wider: a count is exact up to 2^24.
+- `problems(options, facts)`, which says what of its options does not go with the rest of the config: models/facts.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 from flax import nnx
 
-from models import parameters, projections
+from models import parameters, pattention, projections
+from models.facts import Facts
 from models.mixers.context import Context
 from models.pattention import Pattention
 from models.spec import Spec
@@ -66,6 +68,11 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
         return through(self.activation, self.down, self.up(x)), {}
 
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """A hidden width that no rule of sizes knows."""
+        return _fixed_width("mlp", options, facts)
+
     def flops(self) -> int:
         """Two products, of every kernel once."""
         return 2 * parameters.kernel_size(self)
@@ -86,6 +93,11 @@ class SwiGLU(nnx.Module):
         hidden = self.gate(x), self.up(x)
         return through(lambda gate, up: jax.nn.silu(gate) * up, self.down, *hidden), {}
 
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """A hidden width that no rule of sizes knows."""
+        return _fixed_width("swiglu", options, facts)
+
     def flops(self) -> int:
         """Three products, of every kernel once."""
         return 2 * parameters.kernel_size(self)
@@ -100,9 +112,20 @@ class PattentionChannel(nnx.Module):
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
         return self.map(x), {}
 
+    problems = staticmethod(pattention.problems)
+
     def flops(self) -> int:
         """Scores of all keys, and their product with the values."""
         return 2 * parameters.kernel_size(self)
+
+
+def _fixed_width(group: str, options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+    rule, hidden = facts.model["parametrization"], options["hidden"]
+    if rule != "standard" and hidden:
+        yield (
+            f"model.{group}.hidden={hidden} does not follow the width, which model.parametrization={rule!r} goes by; "
+            f"use model.{group}.hidden=0."
+        )
 
 
 CHANNELS = {"mlp": MLP, "swiglu": SwiGLU, "pattention": PattentionChannel}

@@ -34,8 +34,6 @@ RULES = {
     "standard": Rule(init=0.0, rate=0.0, logits=0.0, scores=0.0, branch=0.0),
     "mup": Rule(init=-0.5, rate=-1.0, logits=-1.0, scores=-0.5, branch=-1.0),
 }
-# What the rule is derived and checked for. Others have rates or norms of their own that do not follow the width so.
-MIXERS = ("attention", "linear_attention", "gated_delta")
 
 
 @dataclasses.dataclass(frozen=True)

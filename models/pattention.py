@@ -11,7 +11,7 @@ moves a bit of it. A number of its own kind beside the parameters would have nee
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from flax import nnx
 
 from kernels.pattention import pattention
 from models import parameters
+from models.facts import Facts
 from models.products import by_rows
 from models.spec import Spec
 
@@ -46,6 +47,22 @@ def token_counts(options: Mapping[str, Any], width: int) -> dict[str, int]:
     return counts | {f"{name}_tokens": options[f"{name}_tokens"] or counts[rest] for name, rest in MAPS.items()}
 
 
+def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+    """More kept by the router than there are, and numbers of parameter tokens that do not divide over their devices."""
+    counts, parts = token_counts(options, facts.model["width"]), facts.ways("tokens")
+    if options["top_r"] > counts["tokens"]:
+        yield (
+            f"model.pattention.top_r={options['top_r']} is more than the {counts['tokens']} there are; "
+            f"use e.g. {counts['tokens'] // 2}."
+        )
+    for name, count in counts.items():
+        if count % parts and (options[name] or name in ("tokens", "channel_tokens")):
+            yield (
+                f"model.pattention.{name}={count} does not divide over {parts} devices of "
+                f"{tuple(facts.sharding['tokens'])}; use e.g. {max(1, round(count / parts)) * parts}."
+            )
+
+
 def used(spec: Spec) -> bool:
     """Whether a model of this spec has parameter tokens."""
     return "pattention" in (spec.projection, spec.channel)
@@ -59,6 +76,7 @@ class Pattention(nnx.Module):
     tau, and takes GeLU; see kernels.pattention for the others.
     """
 
+    problems = staticmethod(problems)
     keeps_input_alone = False  # also a statistic of each token's scores
 
     def __init__(

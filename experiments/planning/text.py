@@ -35,7 +35,7 @@ def plan(config: Any) -> str:
 
 
 def resolved(config: Any) -> str:
-    """Every setting as one would type it, a group a paragraph; `*` marks what differs from configs/base.py."""
+    """Every setting as one would type it, a group a paragraph; `*` marks what differs from the defaults."""
     flat, defaults = keys.flatten(config.to_dict()), keys.flatten(keys.base())
     groups: dict[str, list[str]] = {}
     for key, value in flat.items():
@@ -46,7 +46,7 @@ def resolved(config: Any) -> str:
         textwrap.fill(" ".join(settings), WIDTH, initial_indent=f"  {group or 'top':<16} ", subsequent_indent=" " * 19)
         for group, settings in groups.items()
     )
-    return "\n".join(["config (* differs from configs/base.py)", *paragraphs, ""])
+    return "\n".join(["config (* differs from the defaults)", *paragraphs, ""])
 
 
 def vocabulary(config: Any) -> int:

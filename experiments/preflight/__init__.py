@@ -1,18 +1,33 @@
 """Everything that can be known to be wrong before a compile, told together, in the config's own words."""
 
+import importlib
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from configs import knobs
 from experiments.preflight import growth as preflight_growth
 from experiments.preflight import mesh as preflight_mesh
-from experiments.preflight import mixers as preflight_mixers
 from experiments.preflight import objectives as preflight_objectives
 from experiments.preflight import optimizer as preflight_optimizer
+from experiments.preflight import parts as preflight_parts
 from experiments.preflight import sizes as preflight_sizes
 from experiments.settings.errors import ConfigError
-from experiments.settings.keys import base, check_keys, flatten, range_problems, shape_problems, short, unknown_names
+from experiments.settings.keys import (
+    base,
+    check_keys,
+    flatten,
+    range_problems,
+    shape_problems,
+    short,
+    unknown_names,
+    unread_problems,
+)
 from experiments.workdir.saved import found, holds_checkpoint
+from models.facts import Facts, largest_divisor, nearest_multiple
+
+# Settings of generation that are names, checked before jax is imported.
+GENERATION = {key: knob.choices for key, knob in knobs.KNOBS.items() if key.startswith("generate.") and knob.choices}
 
 
 def check(config: Any, *, num_devices: int) -> None:
@@ -20,7 +35,7 @@ def check(config: Any, *, num_devices: int) -> None:
     check_keys(config)  # Values are judged only when all keys and types stand,
     problems = [*_choice_problems(config), *range_problems(config.to_dict())]
     if not problems:  # and what they make together only when each stands alone.
-        problems += _size_problems(config)
+        problems += [*unread_problems(config.to_dict()), *_size_problems(config)]
         problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
     if problems:
         raise ConfigError(problems)
@@ -48,7 +63,7 @@ def check_generation(options: Mapping[str, Any]) -> None:
     if not problems:
         problems = [
             *range_problems(options, only="generate."),
-            *unknown_names(flatten(options), preflight_objectives.GENERATION),
+            *unknown_names(flatten(options), GENERATION),
         ]
     if problems:
         raise ConfigError(problems)
@@ -59,54 +74,39 @@ def _choice_problems(config: Any) -> Iterator[str]:
     import jax
 
     import data
-    from experiments.program import optimizers, precision, sharding
-    from kernels import pattention as parameter_tokens
-    from kernels.attention import IMPLEMENTATIONS
-    from models import block, channels, norms, parameters, pattention, projections
+    from experiments.program import sharding
+    from models import parameters
     from models.mixers import MIXERS
-    from models.objectives import OBJECTIVES
 
     # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
     dtypes = ("float32", "bfloat16", "float64") if jax.config.jax_enable_x64 else ("float32", "bfloat16")
     own_tokenizer = config.data.tokenizer.endswith(".json") or "/" in config.data.tokenizer
-    choices = {
-        "objective": OBJECTIVES,
+    choices = {key: names(knob) for key, knob in knobs.KNOBS.items() if knob.choices or knob.table}
+    choices |= {
         "data.source": (*data.SOURCES, "mixture", *(f"task:{name}" for name in data.TASKS)),
         "data.tokenizer": (config.data.tokenizer,) if own_tokenizer else data.TOKENIZERS,
-        "data.packing": data.PACKINGS,
-        "model.channel": channels.CHANNELS,
-        "model.projection": projections.PROJECTIONS,
-        "model.norm": norms.NORMS,
-        "model.final_norm": ("same", *norms.NORMS),
-        "model.init": parameters.INITS,
         "model.dtype": dtypes,
         "model.param_dtype": dtypes,
-        "model.remat": block.REMAT,
-        "model.attention.implementation": ("", *IMPLEMENTATIONS),
-        "model.mlp.activation": channels.ACTIVATIONS,
-        "model.pattention.normalization": parameter_tokens.NORMALIZATIONS,
-        "model.pattention.gelu": parameter_tokens.GELUS,
-        "model.pattention.init_values": pattention.INIT_VALUES,
-        "model.pattention.top_by": pattention.ROUTERS,
-        "model.pattention.implementation": ("", *parameter_tokens.IMPLEMENTATIONS),
-        "init.grow_optimizer": preflight_growth.OPTIMIZERS,
         "parallel.schedule": ("auto", *preflight_mesh.schedules(config)),
-        "optimizer.name": optimizers.OPTIMIZERS,
-        "optimizer.schedule": optimizers.SCHEDULES,
-        "optimizer.counting": optimizers.COUNTINGS,
-        "optimizer.rounding": precision.ROUNDINGS,
-        **preflight_objectives.choices(),
-        **preflight_mixers.choices(),
-        **preflight_sizes.choices(),
     }
     flat = flatten(config.to_dict())
     yield from unknown_names(flat, choices)
     pairs = [("model.mixer", name.strip(), MIXERS) for name in config.model.mixer.split(",")]
     pairs += [("optimizer.decay_roles", role, parameters.ROLES) for role in config.optimizer.decay_roles]
-    for axis, names in config.sharding.to_dict().items():
-        pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in names]
+    for axis, cut in config.sharding.to_dict().items():
+        pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in cut]
     for key, value, table in pairs:
         yield from unknown_names({key: value}, {key: table})
+
+
+def names(knob: knobs.Knob) -> tuple[str, ...]:
+    """The names that a knob takes: its own, and those of its table, "module:NAME" or "module:NAME.key"."""
+    if not knob.table:
+        return knob.choices
+    module, _, path = knob.table.partition(":")
+    name, _, key = path.partition(".")
+    table = getattr(importlib.import_module(module), name)
+    return (*knob.choices, *(table[key] if key else table))
 
 
 def _size_problems(config: Any) -> Iterator[str]:
@@ -115,17 +115,17 @@ def _size_problems(config: Any) -> Iterator[str]:
     if not model.head_dim and model.width % model.num_heads:
         yield (
             f"model.width={model.width} does not divide by model.num_heads={model.num_heads}; "
-            f"use e.g. model.width={preflight_mesh.nearest_multiple(model.width, model.num_heads)}."
+            f"use e.g. model.width={nearest_multiple(model.width, model.num_heads)}."
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
-        fits = preflight_mesh.largest_divisor(model.num_heads, model.num_kv_heads)
+        fits = largest_divisor(model.num_heads, model.num_kv_heads)
         yield (
             f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}; "
             f"use e.g. model.num_kv_heads={fits}."
         )
     pattern = len(model.mixer.split(","))
     if model.num_layers % pattern:
-        near = preflight_mesh.nearest_multiple(model.num_layers, pattern)
+        near = nearest_multiple(model.num_layers, pattern)
         yield (
             f"model.num_layers={model.num_layers} does not repeat the {pattern} mixers of model.mixer; "
             f"use e.g. model.num_layers={near}."
@@ -144,8 +144,10 @@ def _combination_problems(config: Any) -> Iterator[str]:
                     f"model.mixer={name!r} is causal and objective={config.objective!r} is not; "
                     "use model.mixer='attention'."
                 )
-    yield from preflight_objectives.problems(config)
-    yield from preflight_mixers.problems(config)
+    groups = config.to_dict()
+    facts = Facts(*(groups[name] for name in ("model", "data", "mesh", "sharding", "objective")))
+    yield from preflight_objectives.problems(config, facts)
+    yield from preflight_parts.problems(config, facts)
     yield from preflight_sizes.problems(config)
     yield from preflight_optimizer.problems(config)
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from

@@ -1,6 +1,5 @@
-"""What the preflight says about parameter tokens and a run that starts from a smaller model, grown."""
+"""What the preflight says about a run that starts from a smaller model, grown."""
 
-import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -8,26 +7,10 @@ from typing import Any
 from experiments.settings.errors import ConfigError
 from experiments.workdir.saved import holds_checkpoint, saved_config
 
-OPTIMIZERS = ("reset", "carry")
-
 
 def problems(config: Any) -> Iterator[str]:
-    """What the preflight says about parameter tokens and their growth; of the run to grow it reads the config alone."""
-    from models.pattention import token_counts
-
-    options, init = config.model.pattention, config.init
-    counts = token_counts(options, config.model.width)
-    tokens = counts["tokens"]
-    if "pattention" in (config.model.projection, config.model.channel):
-        if options.top_r > tokens:
-            yield f"model.pattention.top_r={options.top_r} is more than the {tokens} there are; use e.g. {tokens // 2}."
-        parts = math.prod(config.mesh[axis] for axis in config.sharding.tokens if config.mesh[axis] > 1)
-        for name, count in counts.items():
-            if count % parts and (options[name] or name in ("tokens", "channel_tokens")):
-                yield (
-                    f"model.pattention.{name}={count} does not divide over {parts} devices of "
-                    f"{tuple(config.sharding.tokens)}; use e.g. {max(1, round(count / parts)) * parts}."
-                )
+    """What the preflight says about growth; of the run to grow it reads the config alone."""
+    init = config.init
     if init.grow_from and init.warm_start:
         yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
     elif init.grow_from and holds_checkpoint(init.grow_from):

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from models.facts import nearest_multiple
+
 
 def problems(config: Any, num_devices: int) -> Iterator[str]:
     """What the mesh and the sizes of model and batch ask of each other, each with a value that works."""
@@ -154,14 +156,3 @@ def _layout_problems(config: Any, name: str, P: int) -> Iterator[str]:
             f"parallel.schedule={name!r} keeps tokens {kind}, which model.mixer={config.model.mixer!r} cannot follow; "
             f"use parallel.schedule={sharding.RING[fits[0]]!r}."
         )
-
-
-def nearest_multiple(value: int, of: int) -> int:
-    """The positive multiple of `of` that lies nearest to `value`."""
-    return max(of, round(value / of) * of)
-
-
-def largest_divisor(value: int, most: int) -> int:
-    """The largest divisor of `value` up to `most`, both at least 1; quick for any value that a config may hold."""
-    low = [k for k in range(1, math.isqrt(value) + 1) if value % k == 0]
-    return max(k for k in (*low, *(value // k for k in low)) if k <= most)

@@ -298,7 +298,7 @@ def _overlay(groups: Sequence[data.Group], key: str, axis: str, smoothed: bool) 
 def _overlays(groups: Sequence[data.Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     axes = data.usable_axes(runs)
-    tokenizers = {files.config_hash({"t": run.run["tokenizer"]}) for run in runs if "tokenizer" in run.run}
+    tokenizers = {files.digest({"t": run.run["tokenizer"]}) for run in runs if "tokenizer" in run.run}
     wanted = [(data.BITS, "Held-out bits per byte", "Bits per byte", False)]
     if len(tokenizers) <= 1:
         wanted += [("train/loss", "Training loss, running mean", "Loss, nats per token", True)]

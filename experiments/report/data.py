@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments import workdir as files
+from experiments.settings import history
 
 # The horizontal axes: key, name, unit, logarithmic. Seconds come from timing.jsonl, the others from metrics.jsonl.
 AXES = {
@@ -41,7 +42,8 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        return flatten(mapping(self.record, "config"))
+        saved = mapping(self.record, "config")
+        return flatten(history.filled(saved)) if saved else {}
 
     @property
     def starts(self) -> list[Any]:
@@ -210,7 +212,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     found: dict[str, list[Run]] = {}
     for i, run in enumerate(runs):
         rest = {key: value for key, value in run.config.items() if key.split(".")[-1] != "seed"}
-        found.setdefault(files.config_hash(rest) if rest else f"alone {i}", []).append(run)
+        found.setdefault(files.digest(rest) if rest else f"alone {i}", []).append(run)
     parts = list(found.values())
     differing = [key for key in differences([part[0] for part in parts]) if key.split(".")[-1] != "seed"]
     labels = []

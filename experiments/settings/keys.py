@@ -1,15 +1,16 @@
-"""The keys of a config and what each may hold, judged without jax: unknown, missing, of another type, out of range.
+"""The keys of a config and what each may hold, judged without jax: unknown, missing, of another type, out of range, or
+set although nothing reads it. All of it follows from configs/knobs.
 
 What several keys make together is the preflight's.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from configs import base as base_config
+from configs import knobs
 from experiments.settings.errors import ConfigError
-from experiments.settings.limits import NOT_NEGATIVE, POSITIVE, SHARES
 
 
 def base() -> dict[str, Any]:
@@ -103,20 +104,68 @@ def unknown_names(flat: Mapping[str, Any], choices: Mapping[str, Any]) -> Iterat
 
 def range_problems(config: Mapping, only: str = "") -> Iterator[str]:
     """Numbers outside their range. `config` is a plain dict; `only`: keys that start so."""
-    flat, defaults = flatten(config), flatten(base())
-    for key, value in flat.items():
+    for key, value in flatten(config).items():
         if not key.startswith(only) or not isinstance(value, int | float | tuple | list) or isinstance(value, bool):
             continue
-        limit = f"{short(value, 40)} must"
-        if key in SHARES:
-            least, most = SHARES[key]
-            if not least <= value <= most:
-                yield f"{key}={limit} lie between {least:g} and {most:g}, e.g. {defaults[key]!r}."
-        elif key in POSITIVE and value < 1:
-            yield f"{key}={limit} be at least 1, e.g. {defaults[key]!r}."
-        elif key in NOT_NEGATIVE and value < 0:
-            yield f"{key}={limit} not be negative, e.g. {defaults[key]!r}."
+        limit, knob = f"{short(value, 40)} must", knobs.KNOBS[key]
+        example = f"e.g. {knob.default!r}."
+        if knob.least is not None and knob.most is not None:
+            if not knob.least <= value <= knob.most:
+                yield f"{key}={limit} lie between {knob.least:g} and {knob.most:g}, {example}"
+        elif knob.least is not None and value < knob.least:
+            yield f"{key}={limit} {'be at least ' + f'{knob.least:g}' if knob.least else 'not be negative'}, {example}"
         elif isinstance(value, int | float) and not abs(value) < 2**31:
-            yield f"{key}={limit} be below {2**31}, e.g. {defaults[key]!r}."
+            yield f"{key}={limit} be below {2**31}, {example}"
         elif key == "generate.stop" and "" in value:
             yield f"{key}={limit} not hold the empty text, which stops at once; e.g. ('\\n\\n',)."
+
+
+def unread_problems(config: Mapping, only: Collection[str] | None = None) -> Iterator[str]:
+    """Settings other than their defaults that nothing reads, because the parts that would are not named.
+
+    Args:
+      config: a plain dict with every key.
+      only: keys to judge; None: all.
+    """
+    flat = flatten(config)
+    for key in knobs.KNOBS if only is None else only:
+        default = knobs.KNOBS[key].default
+        reasons = () if flat[key] == default else knobs.without(knobs.KNOBS[key], flat)
+        if not reasons:  # What is not read by way of another setting is told there.
+            continue
+        told = " and ".join(f"{way.key}={short(flat[way.key], 40)}" for way in reasons)
+        verb = "with" if reasons[0].names == ("*",) else "by"
+        instead = _read_instead(key, reasons, flat)
+        yield f"{key}={short(flat[key], 40)} is not used {verb} {told}{instead}; use {key}={short(default, 40)}."
+
+
+def _read_instead(key: str, reasons: Collection[knobs.Reader], flat: Mapping[str, Any]) -> str:
+    """ "; it reads ..." with keys that the parts in the places of `reasons` do read, of the same group if there are."""
+    places = {way.key for way in reasons}
+    unread = knobs.unread(flat)
+    read = [
+        other
+        for other, knob in knobs.KNOBS.items()
+        if other in flat and other not in unread
+        and any(way.key in places and way.names != ("*",) for ways in knob.of for way in ways)
+    ]  # fmt: skip
+    near = [other for other in read if other.split(".")[0] == key.split(".")[0]] or read
+    return f"; it reads {_list(near, 4)}" if near else ""
+
+
+def tidy(config: Any) -> dict[str, Any]:
+    """Sets what nothing reads to its default, in place. Returns what was changed, with the value that it had."""
+    flat, changed = flatten(config.to_dict()), {}
+    for key in knobs.unread(flat):
+        if flat[key] != knobs.KNOBS[key].default:
+            changed[key] = flat[key]
+            assign(config, key, knobs.KNOBS[key].default)
+    return changed
+
+
+def assign(config: Any, key: str, value: Any) -> None:
+    """Sets the dotted key of a config or a nested dict."""
+    *groups, leaf = key.split(".")
+    for name in groups:
+        config = config[name]
+    config[leaf] = value

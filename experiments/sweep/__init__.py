@@ -1,7 +1,8 @@
 """Sweeps: many runs from one file, resumable, checked before anything runs, and a table of what they found."""
 
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from experiments.settings import overrides
@@ -37,9 +38,10 @@ def run(
     if jobs < 1:
         raise Refused(f"--jobs={jobs} must be at least 1, e.g. --jobs=2.")
 
-    def go(chosen: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        named = sweep["search"].get("space", ()) if "search" in sweep else ()
-        made = trials.resolve(sweep["base"], chosen, changes, shrink=shrink, named=named)
+    named = sweep["search"].get("space", ()) if "search" in sweep else ()
+
+    def go(chosen: Sequence[Mapping[str, Any]], read: Collection[str] = ()) -> list[dict[str, Any]]:
+        made = trials.resolve(sweep["base"], chosen, changes, shrink=shrink, named=named, read=read)
         return run_trials(
             made, workdir, jobs=jobs, launcher=launcher, resources=sweep.get("resources", {}), command=command,
             quiet=quiet,
@@ -48,8 +50,10 @@ def run(
     if "search" in sweep:
         from experiments.sweep import search
 
-        trials.check(trials.resolve(sweep["base"], search.corners(sweep), changes, shrink=shrink), workdir)
-        found = search.run(sweep, workdir, go)
+        corners = trials.resolve(sweep["base"], search.corners(sweep), changes, shrink=shrink)
+        trials.check(trials.placed(corners, workdir), workdir)
+        read = trials.read_by([trial.config for trial in corners])
+        found = search.run(sweep, workdir, functools.partial(go, read=read))
     else:
         found = go(trials.points(sweep))
     table.write(found, workdir)
@@ -67,6 +71,7 @@ def run_trials(
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Checks every one of the trials, runs them all and returns their rows; as for `run`."""
+    made = trials.placed(made, workdir)
     work = trials.check(made, workdir)
     place = launchers.make(launcher, jobs, workdir / "jobs", resources or {})
     try:

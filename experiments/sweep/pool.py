@@ -67,6 +67,16 @@ class _Pool:
         self.failed: dict[str, str] = {}
         self._not_before: dict[str, float] = {}
         self._counted = 0.0
+        for trial in trials:
+            if process.finished(workdir / trial.digest):
+                self._note(trial)
+
+    def _note(self, trial: Trial) -> None:
+        """Writes the config of a trial, unless its folder says the same: settings of generation may be others now."""
+        folder, config = self.workdir / trial.digest, trial.config.to_dict()
+        record = files.read_json(folder / files.CONFIG) or {}
+        if record.get("config") != files.plain(config):
+            files.write_config(folder, config, record.get("command", self.command), keys.base())
 
     def fill(self, jobs: int, launcher: Launcher) -> None:
         """Starts a trial in every slot that is free."""
@@ -79,8 +89,7 @@ class _Pool:
             folder = self.workdir / trial.digest
             if process.finished(folder):  # By another sweep on this folder, in the meantime.
                 continue
-            if not (folder / files.CONFIG).exists():
-                files.write_config(folder, trial.config.to_dict(), self.command, keys.base())
+            self._note(trial)
             self.running[slot] = _Running(trial, launcher.start(folder, slot))
 
     def collect(self) -> list[str]:

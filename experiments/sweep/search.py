@@ -125,5 +125,5 @@ def _told(optuna: Any, values: Mapping, space: Mapping, outcome: float | None) -
 
 
 def _row_of(rows: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row of the trial that set `values`; trials that turned out alike share one."""
-    return next((row for row in rows if all(row["values"][key] == value for key, value in values.items())), {})
+    """The row of the trial that set `values`, as far as it reads them; trials that turned out alike share one."""
+    return next((row for row in rows if all(values.get(key, told) == told for key, told in row["values"].items())), {})

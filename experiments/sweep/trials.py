@@ -20,6 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import knobs
 from experiments import preflight
 from experiments import workdir as files
 from experiments.settings import keys, overrides, smoke
@@ -34,7 +35,7 @@ _NOT_BUILT = ("seed", "eval", "generate", "checkpoint", "init", "train.steps", "
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One run: `name` tells it from the others, `values` is what it sets (dotted key -> plain value), `config` is
-    locked, `digest` is its hash and the name of its folder."""
+    locked, `digest` is its hash and the name of its folder (`placed`: an older one, where there is one)."""
 
     name: str
     values: dict[str, Any]
@@ -75,10 +76,18 @@ def resolve(
     *,
     shrink: bool = False,
     named: Collection[str] = (),
+    read: Collection[str] = (),
 ) -> list[Trial]:
     """Trials of plain configs, each once. What the command line `changes` has the last word, functions see it too.
 
-    `shrink`: the smoke form of each. `named`: keys that stand in every name, also where all trials agree.
+    A setting that one trial reads and another does not (of a mixer, in a sweep over mixers) has its default in the
+    other, whose `values` leave it out. What none reads is left for the preflight to refuse.
+
+    Args:
+      shrink: the smoke form of each.
+      named: keys that stand in every name, also where all trials agree.
+      read: keys that other trials of the sweep read.
+
     Errors: ConfigError with the problems of all trials, each with its name.
     """
     late = {key for values in chosen for key, value in values.items() if callable(value)}
@@ -96,13 +105,38 @@ def resolve(
             plain.append({key: overrides.value_at(config, key) for key in values})
     if problems:
         raise ConfigError(problems)
+    if shrink:
+        configs = [overrides.apply(smoke.shrink(config), list(changes)) for config in configs]
+    some = read_by(configs) | set(read)
+    plain = [_own(config, values, some) for config, values in zip(configs, plain, strict=True)]
     trials: dict[str, Trial] = {}
     for name, values, config in zip(_names(plain, late, named), plain, configs, strict=True):
-        if shrink:
-            config = overrides.apply(smoke.shrink(config), list(changes))
         digest = files.config_hash(config.to_dict())
         trials.setdefault(digest, Trial(name, values, config.lock(), digest))
     return list(trials.values())
+
+
+def read_by(configs: Sequence[ConfigDict]) -> set[str]:
+    """Keys that at least one of `configs` reads."""
+    flats = [keys.flatten(config.to_dict()) for config in configs]
+    return {key for flat in flats for key in flat.keys() - knobs.unread(flat).keys()}
+
+
+def _own(config: ConfigDict, values: Mapping[str, Any], some: Collection[str]) -> dict[str, Any]:
+    """`values` without what only other trials read; the config has defaults there from now on."""
+    foreign = set(knobs.unread(keys.flatten(config.to_dict()))) & set(some)
+    for key in foreign:
+        keys.assign(config, key, knobs.KNOBS[key].default)
+    return {key: value for key, value in values.items() if key not in foreign}
+
+
+def placed(trials: Sequence[Trial], workdir: pathlib.Path) -> list[Trial]:
+    """The trials, each with the name of the folder of `workdir` that holds its run, if one does."""
+    found = files.folders(workdir)
+    return [
+        dataclasses.replace(trial, digest=found[trial.digest].name) if trial.digest in found else trial
+        for trial in trials
+    ]
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> str:
@@ -187,7 +221,7 @@ def _work(trials: Sequence[Trial]) -> dict[str, float]:
     corpora, flops, work, problems = {}, {}, {}, []
     for trial in trials:
         config = trial.config
-        key = files.config_hash({**config.data.to_dict(), "batch_size": 0, "length": 0})
+        key = files.digest({**config.data.to_dict(), "batch_size": 0, "length": 0})
         try:
             if key not in corpora:
                 corpora[key] = inputs.load(config)
@@ -212,4 +246,4 @@ def _work(trials: Sequence[Trial]) -> dict[str, float]:
 
 def _kind(config: ConfigDict) -> str:
     flat = keys.flatten(config.to_dict())
-    return files.config_hash({key: value for key, value in flat.items() if not key.startswith(_NOT_BUILT)})
+    return files.digest({key: value for key, value in flat.items() if not key.startswith(_NOT_BUILT)})

@@ -26,6 +26,7 @@ import pathlib
 import platform
 from typing import Any, BinaryIO
 
+from experiments.settings import history, identity
 from experiments.settings.errors import Refused
 
 CONFIG = "config.json"
@@ -188,18 +189,48 @@ def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     return revive(value)
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """Twelve hex digits that name a config: equal for equal settings, whatever the order of their keys."""
-    text = json.dumps(plain(config, "config"), sort_keys=True, allow_nan=False)
+def digest(settings: dict[str, Any]) -> str:
+    """Twelve hex digits that name settings: equal for equal ones, whatever the order of their keys."""
+    text = json.dumps(plain(settings, "settings"), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """The digest of what decides the numbers of a run of `config`: the same for whatever nothing in it reads, for
+    settings of generation, and after knobs are added to the house. See `experiments.settings.identity`."""
+    return digest(identity.canonical(config))
+
+
+def folders(runs: str | os.PathLike) -> dict[str, pathlib.Path]:
+    """The runs in the folder `runs`, by the hash of their configs as today's house computes it.
+
+    An older house hashed all keys: its folders have other names.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for record in sorted(pathlib.Path(runs).glob(f"*/{CONFIG}")):
+        try:
+            saved = (read_json(record) or {}).get("config")
+        except ValueError:  # damaged: told by whoever opens the run
+            continue
+        if isinstance(saved, dict):
+            name = config_hash(history.filled(saved))
+            if name not in found or name == record.parent.name:
+                found[name] = record.parent
+    return found
+
+
+def folder_of(runs: str | os.PathLike, config: dict[str, Any]) -> pathlib.Path:
+    """Where in the folder `runs` the run of `config` is, or will be: the folder of its hash, or of an older name."""
+    name = config_hash(config)
+    return folders(runs).get(name, pathlib.Path(runs) / name)
 
 
 def write_config(workdir: str | os.PathLike, config: dict, command: str, base: dict | None = None) -> str:
     """Writes config.json and returns the hash of `config`. With `base`, the report shows what differs from it."""
-    digest = config_hash(config)
-    record = {"hash": digest, "command": command, "config": config}
+    name = config_hash(config)
+    record = {"hash": name, "command": command, "config": config}
     write_json(pathlib.Path(workdir) / CONFIG, record if base is None else record | {"base": base})
-    return digest
+    return name
 
 
 def environment() -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """The config in a workdir: read back, compared with one that is asked for; and whether the folder can be used."""
 
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from absl import logging
+
 from configs import base as base_config
 from experiments import workdir as files
+from experiments.settings import history, identity
 from experiments.settings.errors import ConfigError
-from experiments.settings.keys import flatten, shape_problems, short
-
-# Keys that may change between two starts of one run: they decide nothing about its numbers.
-NOT_IDENTITY = ("generate", "plan", "train.profile_step", "train.profile_steps", "train.wandb")
+from experiments.settings.keys import flatten, shape_problems, short, tidy
 
 
 def holds_checkpoint(workdir: str) -> bool:
@@ -30,7 +31,7 @@ def found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
 def check_workdir(config: Any, workdir: pathlib.Path) -> None:
     """Raises ConfigError or OSError when `workdir` cannot be written, or belongs to a run of another config.
 
-    The difference is shown; keys in NOT_IDENTITY may differ. Nothing is left behind.
+    The difference is shown; keys that decide nothing may differ (`identity`). Nothing is left behind.
     """
     place = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not place.is_dir():
@@ -49,9 +50,10 @@ def check_workdir(config: Any, workdir: pathlib.Path) -> None:
 
 
 def check_same(config: Any, saved: Mapping, workdir: pathlib.Path) -> None:
-    """Raises ConfigError, with the difference, unless `config` is the `saved` one but for keys in NOT_IDENTITY."""
-    old, new = flatten(files.plain(saved)), flatten(files.plain(config.to_dict()))
-    differing = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(NOT_IDENTITY)]
+    """Raises ConfigError, with the difference, unless the run of `config` is that of `saved`: see `identity`."""
+    saved, asked = history.filled(files.plain(saved)), files.plain(config.to_dict())
+    old, new = flatten(saved), flatten(asked)
+    differing = identity.differing(saved, asked)
     if differing:
         lines = [f"  {k}: {_there(old, k)} there, {_there(new, k)} asked for" for k in differing[:12]]
         more = [f"  and {len(differing) - 12} more"] if len(differing) > 12 else []
@@ -78,19 +80,37 @@ def read_saved(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def saved_config(workdir: pathlib.Path) -> Any:
-    """The config of the run in `workdir`, not locked. ConfigError when there is none, or it is damaged."""
+    """The config of the run in `workdir`, not locked. ConfigError when there is none, or it is damaged.
+
+    A knob that came later has the value under which the run was made, and one that nothing reads its default; both are
+    said once.
+    """
     saved = read_saved(workdir)
     if saved is None:
         raise ConfigError([f"--workdir={workdir} holds no run; give the --workdir of a trained model."])
     config = base_config.get_config()
-    known = _tuples(saved, config.to_dict())
+    known = _tuples(history.filled(saved), config.to_dict())
     if problems := list(shape_problems(known, config.to_dict())):
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise ConfigError(
             [f"--workdir={workdir}: {problems[0].removesuffix('.')}{more}: the run is of another version."]
         )
     config.update(known)
+    later, unread = history.later(history.changed(saved)), tidy(config)
+    _tell(workdir, "is older than", later)
+    _tell(workdir, "has settings that nothing reads:", {key: unread[key] for key in unread if key not in later})
     return config
+
+
+def _tell(workdir: pathlib.Path, what: str, settings: Mapping[str, Any]) -> None:
+    if settings:
+        _once(f"--workdir={workdir} {what} {', '.join(f'{key}={short(value)}' for key, value in settings.items())}.")
+
+
+@functools.cache
+def _once(sentence: str) -> None:
+    """Logs a sentence the first time that this process comes to it."""
+    logging.warning(sentence)
 
 
 def _tuples(saved: Mapping, defaults: Mapping) -> dict[str, Any]:

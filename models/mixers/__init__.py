@@ -5,7 +5,10 @@ calls it with `state=None`; decoding hands it the state that `init_state(batch, 
 tokens: the parallel form and the step form are one function, and a test holds them equal for every part in the table.
 `bidirectional` says whether the part can run under a mask that is not causal, `context_parallel` whether it can where
 the devices of the mesh axis `context` share a sequence (a part that does not say so cannot), and `layouts`, where it is
-said, in which orders of the tokens (`kernels.context_attention.LAYOUTS`). `context_flops` is what a token costs forward
+said, in which orders of the tokens (`kernels.context_attention.LAYOUTS`). `grouped` says whether it can have fewer key
+heads than query heads, `sized` whether rules of `models.parametrization` are derived and checked for it: others have
+rates or norms of their own that do not follow the width. `problems(options, facts)`, where there is one, says which of
+its options do not go with the rest of the config (`models.facts`). `context_flops` is what a token costs forward
 beyond the projections, by kind: attention, recurrent (a memory), fast (weights that learn).
 """
 

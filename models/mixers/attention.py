@@ -26,6 +26,8 @@ class Attention(nnx.Module):
 
     bidirectional = True
     context_parallel = True
+    grouped = True
+    sized = True
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["attention"]

@@ -1,6 +1,7 @@
 """LaCT: sliding-window attention beside fast weights that learn the text chunk by chunk, on shared queries and keys."""
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from kernels.lact import LactState, lact
 from kernels.lact import init_state as init_fast
 from kernels.lact.reference import Carry
 from models import norms, parameters, projections, rope
+from models.facts import Facts, largest_divisor
 from models.mixers import fast
 from models.mixers.context import Context
 from models.mixers.window import WindowState, attend_window
@@ -61,6 +63,31 @@ class Lact(nnx.Module):
         self._init_fast_weights(spec, width // heads, rngs)
         self.options, self.heads, self.N, self.H = options, heads, N, spec.H
         self.dtype, self.partition = spec.dtype, spec.partition
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Heads that do not divide, and chunks in which nothing is ever learned."""
+        width, heads, chunk = facts.model["num_heads"] * facts.head_width, options["heads"], options["chunk_size"]
+        tensor = facts.mesh["tensor"] if "tensor" in facts.sharding["heads"] else 1
+        if width % heads:
+            fits = largest_divisor(width, heads)
+            yield f"model.lact.heads={heads} must divide the {width} channels of q; use e.g. model.lact.heads={fits}."
+        elif tensor > 1 and heads % tensor:
+            yield (
+                f"model.lact.heads={heads} does not divide over mesh.tensor={tensor}; "
+                f"use e.g. model.lact.heads={-(-heads // tensor) * tensor}."
+            )
+        context = facts.mesh["context"] if facts.sharding["sequence"] else 1
+        if context > 1 and chunk % context:
+            yield (
+                f"model.lact.chunk_size={chunk} does not divide over mesh.context={context}, whose devices share "
+                f"every chunk; use e.g. model.lact.chunk_size={-(-chunk // context) * context}."
+            )
+        if chunk >= facts.data["length"]:
+            yield (
+                f"model.lact.chunk_size={chunk} leaves no token of data.length={facts.data['length']} to read what "
+                f"a chunk taught; use e.g. model.lact.chunk_size={max(1, facts.data['length'] // 4)}."
+            )
 
     def _init_fast_weights(self, spec: Spec, d: int, rngs: nnx.Rngs) -> None:
         heads, rank = spec.options["lact"]["heads"], spec.options["lact"]["rank"]

@@ -26,6 +26,7 @@ class LinearAttention(nnx.Module):
     """
 
     bidirectional = False
+    sized = True
     context_parallel, layouts = True, ("contiguous",)  # A memory passes from device to device.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
@@ -62,6 +63,7 @@ class GatedDelta(nnx.Module):
     """
 
     bidirectional = False
+    sized = True
     context_parallel, layouts = True, ("contiguous",)  # A memory passes from device to device.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):

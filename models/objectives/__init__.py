@@ -4,12 +4,13 @@ Losses are pure functions of arrays and callables, one file per family of models
 backbone can be trained with: `config.objective` names one, `config.<objective>` holds its options.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 
 from kernels import masks
+from models.facts import Facts
 from models.objectives import next_token
 from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
@@ -35,12 +36,22 @@ class Objective(Protocol):
     context_parallel: bool  # works where devices share a sequence: heeds `order` (one that does not say so does not)
     extra_tokens: int  # ids beyond the tokenizer's
     copies: int  # tokens that pass through the backbone for each token of a row
+    # One that does not say so does not:
+    adds_z_loss: bool  # heeds `z_loss`; of others the log-partition is part of what they learn
+    timed: bool  # tells the model a time, for `model.time_features`
+    predicts_twice: bool  # hands the model an earlier prediction, for `model.self_condition`
+    laid_out_twice: bool  # a row passes the backbone with a copy of itself, so that windows would count both
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict: ...
 
     def loss(self, model: Any, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss: ...
 
     def row_nll(self, model: Any, batch: dict, key: jax.Array) -> jax.Array: ...
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Which of its options do not go with the rest of the config; see `models.facts`. It may be left away."""
+        ...
 
 
 OBJECTIVES = {  # An objective without options as it is, one with options as its class.

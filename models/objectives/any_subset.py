@@ -8,14 +8,15 @@ nats; exact ("=").
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kernels import masks
 from models.block import Pass
+from models.facts import Facts
 from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import mask_logits
 from models.objectives.next_token import target_nll, weighted_nll
@@ -134,6 +135,18 @@ class AnySubset:
     generator: ClassVar[str] = "any_subset"
     extra_tokens: ClassVar[int] = 1
     copies: ClassVar[int] = 2
+    adds_z_loss: ClassVar[bool] = True
+    laid_out_twice: ClassVar[bool] = True
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Rates without a span."""
+        least, most = options["rate_min"], options["rate_max"]
+        if least > most:
+            yield (
+                f"any_subset.rate_min={least} lies above any_subset.rate_max={most}; "
+                f"use e.g. any_subset.rate_min={most}."
+            )
 
     def corrupt(self, batch: dict, key: Array) -> dict:
         """The global batch with `rank [B, T]`, `prompt_length [B]`, and the targets as its `mask`."""

@@ -10,13 +10,15 @@ comes in another (`order`), so that no layout changes a number.
 """
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from kernels import masks
 from models.block import Pass
+from models.facts import Facts, largest_divisor, span_problems
 from models.objectives import block_diffusion, masked_diffusion, schedules
 from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import Corruption
@@ -47,6 +49,12 @@ class _Diffusion:
     generator: ClassVar[str] = "canvas"
     context_parallel: ClassVar[bool] = True
     extra_tokens: ClassVar[int] = 1
+    adds_z_loss: ClassVar[bool] = True
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Times without a span."""
+        return span_problems(options, facts)
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict:
         """The global batch with `noised [B, T]` tokens, their `time`, and `weight [B, T]` of the loss (0: none)."""
@@ -115,6 +123,7 @@ class MaskedDiffusion(_Diffusion):
     mask: ClassVar[masks.Mask] = masks.Full()
     bound: ClassVar[str] = "<="
     copies: ClassVar[int] = 1
+    timed: ClassVar[bool] = True
 
     def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
         """`masked_diffusion.corrupt` as the options say; fixed counts outside training."""
@@ -147,6 +156,18 @@ class BlockDiffusion(_Diffusion):
     weighting: str = "elbo"
 
     copies: ClassVar[int] = 2
+    laid_out_twice: ClassVar[bool] = True
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Times without a span, and blocks that do not fill a row."""
+        yield from span_problems(options, facts)
+        block, length = options["block"], facts.data["length"]
+        if length % block:
+            yield (
+                f"block_diffusion.block={block} does not divide data.length={length}; "
+                f"use e.g. block_diffusion.block={largest_divisor(length, block)}."
+            )
 
     @property
     def bound(self) -> str:

@@ -7,8 +7,8 @@ Slot s follows the s-th surviving token; slot 0 follows the start token. A noise
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 
 from kernels import masks
 from models.block import Pass
+from models.facts import Facts
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits
 
@@ -162,6 +163,15 @@ class Insertion:
     generator: ClassVar[str] = "insertion"
     extra_tokens: ClassVar[int] = 2
     copies: ClassVar[int] = 1
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Rows that are more than one string."""
+        if facts.data["isolate"]:
+            yield (
+                "data.isolate=True parts a row, which objective='insertion' reads as one string; "
+                "use data.isolate=False."
+            )
 
     def corrupt(self, batch: dict, key: Array) -> dict:
         """The global batch with survivors `noised [B, T+1]` and `count [B]`, `dropped [B, T]`, `weight [B]`."""

@@ -7,7 +7,8 @@ tau = clip(round((s - lambda) sqrt(lambda) + lambda), 0, K). It is strongly bimo
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from kernels import masks
 from models import reports
 from models.block import Pass
+from models.facts import Facts
 from models.objectives import schedules
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits
@@ -167,6 +169,17 @@ class NeoDiff:
     causal: ClassVar[bool] = False
     generator: ClassVar[str] = "neodiff"
     copies: ClassVar[int] = 2
+    timed: ClassVar[bool] = True
+    predicts_twice: ClassVar[bool] = True
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """A model that is told no time."""
+        if not facts.model["time_features"]:
+            yield (
+                "model.time_features=0 does not tell a token its noise, which objective='neodiff' needs; "
+                "use e.g. model.time_features=64."
+            )
 
     @property
     def extra_tokens(self) -> int:

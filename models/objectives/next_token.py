@@ -19,6 +19,7 @@ generator = "autoregressive"
 context_parallel = True
 extra_tokens = 0
 copies = 1
+adds_z_loss = True
 
 
 def corrupt(batch: dict, key: jax.Array) -> dict:

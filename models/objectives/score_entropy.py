@@ -8,12 +8,14 @@ the factor sigma'(t).
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from kernels import masks
+from models.facts import Facts, span_problems
 from models.objectives import masked_diffusion, schedules
 from models.objectives.diffusion import whole_documents
 from models.objectives.loss import Loss, per_scored
@@ -207,6 +209,12 @@ class ScoreEntropy:
     causal: ClassVar[bool] = False
     generator: ClassVar[str] = "canvas"
     copies: ClassVar[int] = 1
+    timed: ClassVar[bool] = True
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Times without a span."""
+        return span_problems(options, facts)
 
     @property
     def extra_tokens(self) -> int:

@@ -10,10 +10,10 @@ import pytest
 
 import data
 from configs import base, diffusion
+from configs.knobs import decoding
 from experiments import generation, preflight
 from experiments.generation import canvas as denoise
 from experiments.generation import requests
-from experiments.preflight import objectives as preflight_objectives
 from experiments.program import inputs
 from experiments.training import train
 from models.decoding import caches, guided
@@ -161,13 +161,13 @@ def test_a_block_wider_than_the_answer_has_the_calls_of_the_answer():
 
 
 def test_names_of_methods_and_options_are_those_of_the_samplers():
-    methods = preflight_objectives.GENERATION["generate.diffusion.method"]
+    methods = preflight.GENERATION["generate.diffusion.method"]
     assert set(methods) == {"", "guided", *sampling.METHODS}
-    assert set(preflight_objectives.GENERATION["generate.diffusion.rule"]) == set(guided.RULES)
-    assert {*preflight_objectives.CACHES, "none"} == {*caches.POLICIES, "adaptive"}
+    assert set(preflight.GENERATION["generate.diffusion.rule"]) == set(guided.RULES)
+    assert {*decoding.CACHES, "none"} == {*caches.POLICIES, "adaptive"}
     options = base.get_config().generate.to_dict()
     logits = jnp.zeros((2, 6, 3))
-    for method in set(methods) - {"", "guided", *preflight_objectives.SCORE_METHODS}:
+    for method in set(methods) - {"", "guided", *decoding.SCORE_METHODS}:
         options["diffusion"]["method"], options["max_tokens"] = method, 6
         tokens, _ = denoise.fill(
             lambda z, t: logits, jax.random.key(0), jnp.full((2, 6), 3), jnp.arange(2), mask_id=3,

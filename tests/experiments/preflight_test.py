@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import re
 
 import jax
@@ -23,19 +22,22 @@ pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_no_config_breaks_the_preflight(part):
-    """Two hundred configs with keys dropped, misspelt, retyped or out of range: accepted, or refused readably."""
+def test_no_config_breaks_the_preflight():
+    """Every preset eight times with keys dropped, misspelt, retyped or out of range: accepted, or refused readably.
+
+    About one in four is accepted. The bounds on the share lie so far away that chance does not reach them.
+    """
     accepted = refused = 0
-    for seed in range(50 * part, 50 * (part + 1)):
-        config, touched = mutated(random.Random(seed))
-        try:
-            preflight.check(config, num_devices=8)
-            accepted += 1
-        except ConfigError as error:
-            refused += 1
-            assert_readable(error.problems, touched)
-    assert accepted >= 2 and refused >= 25, (accepted, refused)
+    for case in house():
+        for seed in range(8):
+            config, touched = mutated(f"{seed} {case.id}", make(*case.values).to_dict())
+            try:
+                preflight.check(config, num_devices=8)
+                accepted += 1
+            except ConfigError as error:
+                refused += 1
+                assert_readable(error.problems, touched)
+    assert 0.05 < accepted / (accepted + refused) < 0.6, (accepted, refused)
 
 
 def test_what_the_preflight_accepts_of_any_config_can_be_built_and_trained():
@@ -43,9 +45,8 @@ def test_what_the_preflight_accepts_of_any_config_can_be_built_and_trained():
     starts = {case.id: smoke.shrink(make(*case.values)).to_dict() for case in house()}
     found = fuzz(starts, range(2 * len(starts)), steps=1, seed=1)
     assert not found.faults, found.faults[0]
-    assert found.counts["built"] >= 4 and found.counts["stepped"] == 1 and found.counts["refused"] >= len(starts), (
-        found.counts
-    )
+    share = (found.counts["built"] + found.counts["stepped"]) / (2 * len(starts))
+    assert 0.05 < share < 0.6 and found.counts["stepped"] == 1, found.counts
 
 
 @pytest.mark.parametrize(

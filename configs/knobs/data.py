@@ -1,0 +1,39 @@
+"""Knobs of what is read."""
+
+from configs.knobs.kinds import group, number, part, switch, text, texts, whole
+
+data = group("What is read, and how rows are cut from it.")
+data.source = text("stdlib", "stdlib, text, tfds, mixture, digits, random (data.SOURCES), or task:NAME (data.TASKS).")
+data.path = text(
+    "",
+    "text: a file, a folder or a glob (.txt .md .py .jsonl, also .gz). tfds, stdlib: another folder than the usual.",
+    of="data.source!=mixture|digits|random|task",
+)
+data.name = text(
+    "",
+    "tfds: the dataset's name, or a folder that holds a prepared one. task: its settings. stdlib: all = with tests.",
+    of="data.source!=mixture|digits|random|text",
+)
+data.components = texts((), "mixture: a tuple of dicts, each a source with its own `weight`.", of="data.source=mixture")
+data.tokenizer = text("bytes", "bytes, bpe (trained on the corpus, offline, cached), or the path of a saved tokenizer.")
+data.vocab_size = whole(0, "tokenizer=bpe: its size with specials. source=random: the ids drawn from.", least=0)
+data.tokenizer_sample = whole(
+    4 << 20, "Bytes of the training split that BPE learns from; 0 = all.", least=0, of="data.tokenizer=bpe"
+)
+data.validation = number(
+    0.05, "Share of the bytes held out, by documents, chosen by the hash of their content.", least=0, most=0.9
+)
+data.max_files = whole(
+    0,
+    "Reads at most this many files of the corpus; 0 = all.",
+    least=0,
+    smoke=40,
+    of="data.source!=mixture|digits|random|task|tfds",
+)
+data.length = whole(256, "T: tokens a row.", least=1, smoke=32)
+data.batch_size = whole(16, "B: rows in a GLOBAL batch, over all devices, processes and accumulation steps.", least=1)
+data.packing = part(
+    "stream", "data:PACKINGS", "stream (rows are windows of the document stream) or first_fit (whole documents)."
+)
+data.isolate = switch(True, "Attention and positions stop at document borders (segment ids).")
+data.cache_dir = text("~/.cache/tessera", "Tokenised corpora and tokenizers, keyed by content hash.")

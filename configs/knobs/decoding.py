@@ -1,0 +1,114 @@
+"""Knobs of generation. Names are written out, because these settings are checked before jax is imported."""
+
+from configs.knobs.kinds import group, number, one_of, switch, text, texts, whole
+
+SCORE_METHODS = ("analytic", "euler", "released")
+CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "drawn", "threshold", "factor")
+CACHES = ("prefix", "dual", "free", "adaptive")
+# An objective that is still to come may write text in any of these ways.
+TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
+CANVAS = "objective!=next_token"
+STEPS = "objective!=next_token|any_subset|insertion"
+FILLED = "objective!=next_token|any_subset|insertion|neodiff"
+DRAFTS = "objective!=next_token|masked_diffusion|block_diffusion|score_entropy|insertion|neodiff"
+TIMED = f"generate.diffusion.method!={'|'.join((*CONFIDENT, 'first_hitting', 'guided'))}"
+
+generate = group("How text is drawn.")
+generate.max_tokens = whole(200, "Tokens that are drawn.", least=1, smoke=8)
+generate.temperature = number(0.8, "Divides the logits; 0 = greedy.", least=0)
+generate.top_k = whole(0, "Only the k most probable tokens; 0 = off.", least=0, of=TOKEN_BY_TOKEN)
+generate.top_p = number(
+    1.0, "Only the fewest tokens that have this probability together.", least=1e-6, most=1, of=TOKEN_BY_TOKEN
+)
+generate.min_p = number(
+    0.0, "Only tokens with this share of the largest probability.", least=0, most=1, of=TOKEN_BY_TOKEN
+)
+generate.draft = whole(
+    4,
+    "Tokens drafted in one call and checked in the next; the law does not change.",
+    least=1,
+    of=DRAFTS,
+)
+generate.stop = texts((), "Strings that end a sample.")
+
+generate.insertion = insertion = group("When insertion ends.", of="objective=insertion")
+insertion.stop = one_of(
+    "sample",
+    ("sample", "threshold", "never"),
+    "sample (a coin of p_stop: the exact law), threshold (as published) or never.",
+)
+insertion.threshold = number(
+    0.9, "Stops where p_stop is at least this.", least=0, most=1, of="generate.insertion.stop=threshold"
+)
+
+generate.diffusion = diffusion = group("Of diffusion objectives: fills max_tokens masks behind the prompt.", of=CANVAS)
+diffusion.method = one_of(
+    "",
+    ("", "ancestral", "ancestral_two_step", "cached", "first_hitting", *CONFIDENT, *SCORE_METHODS, "guided"),
+    '"" = the objective\'s own (ancestral; score_entropy: analytic), else entropy, drawn, ...',
+)
+diffusion.steps = whole(0, "Calls of the model for the whole text; 0 = one a token.", least=0, of=STEPS)
+diffusion.block = whole(
+    0,
+    "Tokens filled before the next ones; 0 = all at once, or the blocks of block_diffusion.",
+    least=0,
+    of=FILLED,
+)
+diffusion.block_from = one_of(
+    "row",
+    ("row", "prompt"),
+    'Where blocks are counted from: the first token of a row, or of the answer: "prompt" (LLaDA).',
+    of=FILLED,
+    before="row",
+)
+diffusion.grid = one_of(
+    "linear",
+    ("linear", "cosine"),
+    "Times of the steps: linear, or cosine (few tokens first).",
+    of=TIMED,
+)
+diffusion.remask = number(
+    0.0,
+    "Share of the largest rate at which tokens become masks again (ReMDM).",
+    least=0,
+    most=1,
+    of=f"{TIMED}|{'|'.join(SCORE_METHODS)}",
+)
+diffusion.threshold = number(
+    0.9, "Reveals every token at least so sure.", least=0, most=1, of="generate.diffusion.method=threshold"
+)
+diffusion.factor = number(
+    1.0,
+    "Reveals n tokens while (n + 1) (1 - confidence) is at most this.",
+    least=0,
+    of="generate.diffusion.method=factor",
+)
+diffusion.guidance = number(0.0, "Classifier-free; 0 = off. Doubles the calls.", least=0, of=FILLED)
+diffusion.cache = one_of(
+    "", ("", *CACHES), 'What is kept between calls: "" = nothing, prefix, dual, free (FreeCache), adaptive.', of=FILLED
+)
+diffusion.commit = switch(
+    True,
+    "One more call on each finished block, so that what is kept is not stale.",
+    of="generate.diffusion.cache=free",
+)
+diffusion.refresh = whole(
+    0,
+    "Feeds everything every so many calls of a block; 0 = never.",
+    least=0,
+    of="generate.diffusion.cache=prefix|dual|free",
+)
+diffusion.adaptive = adaptive = group("dLLM-Cache; all at 1 is no cache.", of="generate.diffusion.cache=adaptive")
+adaptive.prompt_every = whole(50, "Calls between two renewals of the prompt's features.", least=1)
+adaptive.answer_every = whole(7, "Of the answer's.", least=1)
+adaptive.share = number(0.25, "Of the answer's tokens that are renewed in every other call.", least=0, most=1)
+diffusion.guide = text(
+    "", "The workdir of an autoregressive run that judges drafts.", of="generate.diffusion.method=guided"
+)
+diffusion.rule = one_of(
+    "match",
+    ("match", "top_k", "threshold", "ratio", "sample", "always", "never"),
+    "A draft stays by match, top_k, threshold, ratio, sample, always or never.",
+    of="generate.diffusion.method=guided",
+)
+diffusion.suffix = text("", "Text behind the masks: infilling between the prompt and this.")

@@ -1,0 +1,82 @@
+"""Knobs of mixers: a mixer reads the group of its own name."""
+
+from configs.knobs.kinds import group, number, part, switch, whole
+
+attention = group("Softmax attention.", of="model.mixer=attention")
+attention.rope_fraction = number(
+    1.0, "Share of head dims that rotate (rotate-half); 0 = no positions at all.", least=0, most=1
+)
+attention.rope_theta = number(10000.0, "Base of the rotary wavelengths.", least=1, most=1e12)
+attention.qk_norm = switch(False, "RMSNorm with scale over each head of q and k.")
+attention.window = whole(0, "Tokens a query sees, itself included; 0 = all.", least=0, small=8)
+attention.sinks = whole(
+    0,
+    "First tokens of the sequence that stay visible beyond the window.",
+    least=0,
+    small=2,
+    of="model.attention.window=*",
+)
+attention.bias = switch(False, "Bias in q, k, v, o.")
+attention.implementation = part(
+    "",
+    "kernels.attention:IMPLEMENTATIONS",
+    '"" = best for the platform; else reference, chunked, pallas_tpu, ...',
+    also=("",),
+)
+
+lact = group("Large-chunk test-time training beside a sliding window.", of="model.mixer=lact")
+lact.heads = whole(
+    4, "Networks of fast weights; divides N x H. Their width and number fix the state: 3 F d each.", least=1
+)
+lact.hidden_ratio = number(1.0, "F of a network as a multiple of its width d.", least=0.01, most=100)
+lact.chunk_size = whole(
+    2048, "Tokens per update. A document of no more than one chunk is never learned from.", least=1, small=8
+)
+lact.window = whole(
+    2048,
+    "Tokens that the attention branch sees; below chunk_size some tokens of a chunk are seen by none.",
+    least=1,
+    small=8,
+)
+lact.newton_schulz_steps = whole(
+    5,
+    "Steps that orthogonalise each update (Muon); 0 = off: the size of an update then grows with the gradient.",
+    least=0,
+)
+lact.momentum = switch(True, "A learned gate per chunk carries the update before into this one; doubles the state.")
+lact.normalize = part(
+    "post",
+    "kernels.lact.reference:NORMALIZE",
+    "When rows of fast weights are rescaled to their first length: post (after each update), pre (when read), none.",
+)
+lact.base_rate = number(0.001, "Rate of a token at initialisation.", least=1e-8, most=10)
+lact.rank = whole(32, "Of the start of two of the three matrices, beside 0.5 I; 0 = full matrices.", least=0, small=4)
+lact.value_silu = switch(True, "SiLU on the values of the fast branch; queries and keys always have it.")
+lact.output_scale = switch(True, "A learned gate per token and head on the fast branch.")
+lact.qk_norm = switch(False, "RMSNorm over all of q and of k, before both branches.")
+lact.rope_fast = switch(True, "Rotary positions in the fast branch too; the attention branch always has them.")
+lact.rope_theta = number(1000000.0, "Base of the rotary wavelengths.", least=1, most=1e12)
+
+ttt_linear = group("Test-time training of one linear map a head (num_heads of them).", of="model.mixer=ttt_linear")
+ttt_linear.mini_batch = whole(16, "Tokens that share the weights at which gradients are taken.", least=1)
+ttt_linear.base_rate = number(1.0, "Times a sigmoid gate / H: the inner learning rate.", least=1e-8, most=100)
+ttt_linear.gate = switch(False, "A GeLU gate on the output, one more D x D map (published beside a short convolution).")
+ttt_linear.rope_theta = number(
+    10000.0, "Base of the rotary wavelengths; positions count within a mini-batch.", least=1, most=1e12
+)
+
+ttt_mlp = group("As ttt_linear, with two maps and GeLU between them.", of="model.mixer=ttt_mlp")
+ttt_mlp.mini_batch = whole(16, "Tokens that share the weights at which gradients are taken.", least=1)
+ttt_mlp.base_rate = number(0.1, "Times a sigmoid gate / H: the inner learning rate.", least=1e-8, most=100)
+ttt_mlp.hidden_ratio = number(4.0, "Hidden width of the inner model as a multiple of H.", least=0.01, most=100)
+ttt_mlp.gate = switch(False, "A GeLU gate on the output, one more D x D map.")
+ttt_mlp.rope_theta = number(
+    10000.0, "Base of the rotary wavelengths; positions count within a mini-batch.", least=1, most=1e12
+)
+
+linear_attention = group("A matrix of memory a head.", of="model.mixer=linear_attention")
+linear_attention.chunk_size = whole(64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1)
+linear_attention.decay = switch(True, "A learned gate per token and head forgets; False: the memory only grows.")
+
+gated_delta = group("A memory that corrects what it holds.", of="model.mixer=gated_delta")
+gated_delta.chunk_size = whole(64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1)

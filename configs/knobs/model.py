@@ -1,0 +1,72 @@
+"""Knobs of the backbone: its sizes, its parts by name, how it is computed. D, L, N, K, H, V are the house's letters."""
+
+from configs.knobs.kinds import group, number, part, switch, text, whole
+
+model = group("The model.")
+model.vocab_size = whole(0, "V. 0 = what the tokenizer and the objective need.", least=0, smoke=0)
+model.vocab_multiple = whole(
+    1, "V is rounded up to a multiple of this, e.g. 128 for accelerators; the extra rows are never targets.", least=1
+)
+model.width = whole(256, "D: model width.", least=1)
+model.num_layers = whole(4, "L: layers.", least=1)
+model.num_heads = whole(4, "N: query heads.", least=1)
+model.num_kv_heads = whole(0, "K: key/value heads (GQA); 0 = N.", least=0)
+model.head_dim = whole(0, "H; 0 = D / N.", least=0, smoke=0)
+model.mixer = text(
+    "attention", 'How tokens see each other: models.mixers.MIXERS. A comma list repeats over depth: "lact,attention".'
+)
+model.channel = part(
+    "mlp",
+    "models.channels:CHANNELS",
+    "What happens to one token: mlp, swiglu, pattention (one map of parameter tokens).",
+)
+model.projection = part(
+    "dense", "models.projections:PROJECTIONS", "What a linear map is: dense, pattention (TokenFormer)."
+)
+model.norm = part("rmsnorm", "models.norms:NORMS", "The norm before each mixer and channel: rmsnorm or layernorm.")
+model.norm_scale = switch(True, "A learned scale in those norms (False: non-parametric).")
+model.norm_bias = switch(False, "A learned bias in those norms.")
+model.norm_eps = number(1e-6, "Added to the mean square in those norms.", least=0, most=1)
+model.final_norm = part(
+    "same",
+    "models.norms:NORMS",
+    'The norm before the head: "same", or rmsnorm / layernorm with scale (and bias).',
+    also=("same",),
+)
+model.tied = switch(True, "The head is the transposed embedding.")
+model.logit_scale = number(1.0, "Multiplies logits; 0 = 1/sqrt(D) (tied heads with unit-variance embeddings).", least=0)
+model.softcap = number(0.0, "cap * tanh(logits / cap); 0 = off.", least=0)
+model.embedding_scale = number(1.0, "Multiplies embeddings after look-up; 0 = sqrt(D).", least=0)
+model.time_features = whole(
+    0, "Even: features of the noise level t, added to the input by a learned map; 0 = t is not told.", least=0
+)
+model.self_condition = switch(False, "A learned map of an earlier prediction, added to the input (neodiff).")
+model.parametrization = part(
+    "standard",
+    "models.parametrization:RULES",
+    "How sizes set the rest: standard, or mup (a learning rate tuned at mup.base_width holds at every width).",
+)
+model.init = part(
+    "normal",
+    "models.parameters:INITS",
+    "Of projections: normal (init_std), fan_in, or normal_depth (outputs / sqrt(2L)).",
+)
+model.init_std = number(
+    0.02, "Standard deviation of embeddings, and of projections where init says so.", least=1e-8, most=10
+)
+model.dtype = text("float32", "Computation: float32 or bfloat16. Norms, softmax and losses stay in float32.")
+model.param_dtype = text("float32", "Storage of parameters: float32 or bfloat16; see optimizer.rounding.")
+model.remat = part(
+    "none", "models.block:REMAT", "Rematerialisation of a layer: none, full, dots (keeps matmul outputs)."
+)
+model.unroll = whole(
+    0,
+    "Layers unrolled in one scan iteration; 0 = all when L <= 12 and remat is none, else 1.",
+    least=0,
+    smoke=1,  # One layer compiles sooner than many.
+)
+
+model.mup = mup = group("Sizes of the model at which the rest was tuned.", of="model.parametrization=mup")
+mup.base_width = whole(128, "D of the base.", least=1)
+mup.base_head_dim = whole(0, "H of the base; 0 = H: a wider model has more heads, not wider ones.", least=0)
+mup.base_layers = whole(0, "L of the base; 0 = L: branches are not scaled by depth.", least=0)

@@ -1,0 +1,114 @@
+"""Knobs of objectives: an objective reads the group of its own name."""
+
+from configs.knobs.kinds import group, number, part, whole
+
+DRAWS = "Evaluation: estimates a row; each costs a forward pass."
+
+loss = group("Of every objective.")
+loss.z_loss = number(0.0, "Weight of mean log(Z)^2.", least=0)
+
+masked_diffusion = group("Masked diffusion.", of="objective=masked_diffusion")
+masked_diffusion.schedule = part(
+    "linear",
+    "models.objectives.diffusion:CHOICES.schedule",
+    "Rate of masks over time: linear, loglinear, cosine_md4, cosine_mdlm, poly (k=2), geometric.",
+)
+masked_diffusion.masking = part(
+    "bernoulli",
+    "models.objectives.diffusion:CHOICES.masking",
+    "bernoulli (each token by the rate of its row) or fixed_count (k of n, weight n/k).",
+)
+masked_diffusion.times = part(
+    "stratified",
+    "models.objectives.diffusion:CHOICES.times",
+    "bernoulli: iid, offset (one for all rows) or stratified, over the GLOBAL batch.",
+)
+masked_diffusion.t_min = number(
+    1e-3,
+    "bernoulli: times are drawn between t_min and t_max. The linear schedule masks at rate t.",
+    least=0,
+    most=1,
+)
+masked_diffusion.t_max = number(1.0, "The latest time.", least=1e-6, most=1)
+masked_diffusion.steps = whole(0, "bernoulli: steps of the discrete-time loss; 0 = continuous time.", least=0)
+masked_diffusion.draws = whole(4, "Evaluation: fixed-count estimates a row; each costs a forward pass.", least=1)
+
+block_diffusion = group("Block diffusion.", of="objective=block_diffusion")
+block_diffusion.block = whole(
+    4,
+    "Tokens a block; divides data.length. 1 is autoregressive, data.length is masked diffusion.",
+    least=1,
+)
+block_diffusion.schedule = part(
+    "linear",
+    "models.objectives.diffusion:CHOICES.schedule",
+    "As in masked_diffusion, for each block by itself.",
+)
+block_diffusion.masking = part("bernoulli", "models.objectives.diffusion:CHOICES.masking", "As in masked_diffusion.")
+block_diffusion.times = part(
+    "stratified", "models.objectives.diffusion:CHOICES.times", "Over all blocks of the GLOBAL batch."
+)
+block_diffusion.t_min = number(
+    1e-3,
+    "Clipped rates lower the variance: 0.45 to 0.95 at block 4, 0.3 to 0.8 at block 16 (LM1B).",
+    least=0,
+    most=1,
+)
+block_diffusion.t_max = number(1.0, "The latest time.", least=1e-6, most=1)
+block_diffusion.weighting = part(
+    "elbo",
+    "models.objectives.diffusion:WEIGHTINGS",
+    "Training: elbo, or ones for weight 1 at every masked token.",
+)
+block_diffusion.draws = whole(4, DRAWS, least=1)
+
+score_entropy = group("Score entropy.", of="objective=score_entropy")
+score_entropy.graph = part(
+    "absorb",
+    "models.objectives.score_entropy:CHOICES.graph",
+    "absorb (tokens become masks) or uniform (tokens become any token; no mask).",
+)
+score_entropy.head = part(
+    "score",
+    "models.objectives.score_entropy:CHOICES.head",
+    "What logits mean: score (SEDD), or probs of the clean token (uniform: UDLM).",
+)
+score_entropy.schedule = part(
+    "loglinear",
+    "models.objectives.score_entropy:CHOICES.schedule",
+    "loglinear, cosine_mdlm or geometric: those whose noise is finite at t = 1.",
+)
+score_entropy.times = part("stratified", "models.objectives.score_entropy:CHOICES.times", "As in masked_diffusion.")
+score_entropy.t_min = number(
+    1e-3, "Training draws times between t_min and t_max; evaluation between 0 and 1.", least=0, most=1
+)
+score_entropy.t_max = number(1.0, "The latest time.", least=1e-6, most=1)
+score_entropy.draws = whole(4, DRAWS, least=1)
+
+any_subset = group("Any-subset autoregressive models.", of="objective=any_subset")
+any_subset.rate_min = number(
+    0.85, "Training: the share of targets is drawn from here to rate_max; the rest is prompt.", least=0, most=1
+)
+any_subset.rate_max = number(0.99, "The largest share of targets.", least=0, most=1)
+
+insertion = group("Insertion. Reads a row as one string: data.isolate=False.", of="objective=insertion")
+insertion.weighting = part(
+    "length",
+    "models.objectives.insertion:WEIGHTINGS",
+    "length (L + 1 a row: the sampled law is exact), or constant (as published).",
+)
+insertion.draws = whole(4, DRAWS, least=1)
+
+neodiff = group("NeoDiff. Needs model.time_features: each token is told its own noise.", of="objective=neodiff")
+neodiff.levels = whole(
+    99, "K: intrinsic times 0..K; the vocabulary grows by K + 1 classes of the time predictor.", least=1
+)
+neodiff.smoothing = number(0.1, "Of the anchor's targets.", least=0, most=1)
+neodiff.noise_factor = number(1.0, "Multiplies the noise.", least=0)
+neodiff.conditioned = number(
+    0.5,
+    "Share of rows trained with an earlier prediction, where model.self_condition asks for it.",
+    least=0,
+    most=1,
+)
+neodiff.draws = whole(4, DRAWS, least=1)

@@ -1,0 +1,106 @@
+"""Knobs of a run over time: optimizer, steps, evaluation, checkpoints, and what it starts from."""
+
+from configs.knobs.kinds import group, number, one_of, part, switch, text, texts, whole
+
+optimizer = group("How parameters are updated.")
+optimizer.name = part(
+    "adamw", "experiments.program.optimizers:OPTIMIZERS", "adamw, lion, muon, adafactor, schedule_free."
+)
+optimizer.learning_rate = number(1e-3, "Peak.", least=1e-12, most=100)
+optimizer.schedule = part(
+    "cosine",
+    "experiments.program.optimizers:SCHEDULES",
+    "cosine, linear, wsd (warm-up, stable, decay) or constant, after the warm-up.",
+)
+optimizer.warmup = number(
+    0.05, "Share of the updates if below 1, else updates: update u of w has the share u / w.", least=0, smoke=1.0
+)
+optimizer.final = number(
+    0.1,
+    "Learning rate of the last update, as a share of the peak.",
+    least=0,
+    most=1,
+    of="optimizer.schedule!=constant",
+)
+optimizer.decay_share = number(
+    0.2, "The last share of the updates after the warm-up, which decays.", least=0, most=1, of="optimizer.schedule=wsd"
+)
+optimizer.counting = part(
+    "updates",
+    "experiments.program.optimizers:COUNTINGS",
+    "updates: the first update has a rate above 0 and the last has `final`. steps: all of it one update later, so "
+    "that the first has rate 0 and `final` is never reached, and schedule_free weighs its average by the rate of the "
+    "next update.",
+    before="steps",
+)
+optimizer.weight_decay = number(0.1, "Decoupled; multiplied by the learning rate.", least=0)
+optimizer.decay_roles = texts(
+    ("kernel", "embedding"), "Parameter roles that decay (models.parameters.ROLES); norms and biases do not."
+)
+optimizer.b1 = number(
+    0.9,
+    "Decay of the first moment (muon: of what is left to AdamW).",
+    least=0,
+    most=0.9999,
+    of="optimizer.name!=adafactor",
+)
+optimizer.b2 = number(
+    0.95,
+    "Decay of the second moment (muon: of what is left to AdamW).",
+    least=0,
+    most=0.99999,
+    of="optimizer.name!=adafactor",
+)
+optimizer.eps = number(
+    1e-8,
+    "Added to the root of the second moment.",
+    least=0,
+    most=1,
+    of="optimizer.name!=adafactor|lion",
+)
+optimizer.clip = number(1.0, "Global gradient norm; 0 = off.", least=0)
+optimizer.ema = number(
+    0.0, "Decay of an averaged copy of the parameters used for evaluation; 0 = off.", least=0, most=0.99999
+)
+optimizer.ema_debias = switch(
+    True, "The initial parameters are no part of the average.", of="optimizer.ema=*", before=False
+)
+optimizer.rounding = part(
+    "master",
+    "experiments.program.precision:ROUNDINGS",
+    "Of parameters narrower than float32. master: updates add to a float32 copy. stochastic: no copy, sums are rounded "
+    "to one of two neighbours at random. nearest: moments, averages and accumulated gradients are as narrow as the "
+    "parameters, and small steps are rounded away.",
+    of="model.param_dtype!=float32|float64",
+    before="nearest",
+)
+
+train = group("The loop.")
+train.steps = whole(1000, "Updates of the whole run.", least=1, smoke=4)
+train.accumulation = whole(1, "Microbatches a step; the global batch stays data.batch_size.", least=1)
+train.log_every = whole(10, "Steps between lines of metrics.jsonl.", least=1, smoke=1)
+train.profile_step = whole(-1, "First step of a profiler window; -1 = none.")
+train.profile_steps = whole(3, "Steps of that window.", least=1)
+train.wandb = text("", 'A Weights & Biases project; "" = not used.')
+
+evaluation = group("Held-out likelihood.")
+evaluation.every = whole(500, "Steps; also after the last step. 0 = only then.", least=0, smoke=2)
+evaluation.batches = whole(20, "Held-out batches, always the same ones; 0 = the whole split.", least=0, smoke=2)
+evaluation.batch_size = whole(0, "0 = data.batch_size / train.accumulation.", least=0, smoke=8)
+evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
+evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
+
+checkpoint = group("What is saved.")
+checkpoint.every = whole(
+    500, "Steps; also after the last step, and on SIGTERM or SIGINT. 0 = only then.", least=0, smoke=2
+)
+checkpoint.keep_last = whole(2, "Newest checkpoints that are kept.", least=1)
+checkpoint.keep_every = whole(0, "Steps that are never deleted (multiples); 0 = none.", least=0)
+checkpoint.keep_best = whole(0, "Checkpoints with the lowest held-out loss that are kept.", least=0)
+
+init = group("What a run starts from, if not from random parameters.")
+init.warm_start = text("", "A workdir whose newest parameters start this run (not its optimizer or step).")
+init.grow_from = text("", "A workdir whose model starts this run with more parameter tokens, its function kept.")
+init.grow_optimizer = one_of(
+    "reset", ("reset", "carry"), "reset (as published), or carry: old rows keep their moments."
+)

@@ -1,0 +1,69 @@
+"""How a config that an older house saved reads today: keys that were renamed or changed their meaning, and keys that
+came later.
+
+A knob that is added needs nothing here: its line in configs/knobs says `before=`, the value under which runs were made
+that lack the key. A key that goes away or changes its meaning needs a line in `CHANGES`: a function of the whole config
+(dotted key -> value) that gives the config as it would be written today. It must leave a config of today alone, so it
+acts on the old key, which no longer exists. For one key under another name:
+
+    renamed("eval.batches", "eval.rows", value=lambda batches, flat: batches * flat["eval.batch_size"])
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs import knobs
+from experiments.settings.keys import flatten
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def renamed(old: str, *new: str, value: Callable[[Any, Mapping], Any] = lambda value, flat: value) -> Change:
+    """A change by which the key `old` became `new` (one or several keys), each `value(old value, flat config)`."""
+
+    def change(flat: dict[str, Any]) -> dict[str, Any]:
+        if old not in flat:
+            return flat
+        rest = {key: kept for key, kept in flat.items() if key != old}
+        return {**rest, **{key: value(flat[old], flat) for key in new}}
+
+    return change
+
+
+CHANGES: tuple[Change, ...] = ()  # In the order in which they came.
+
+
+def filled(saved: Mapping) -> dict[str, Any]:
+    """The nested config `saved` as today's house would write it: changed keys, then keys that came later."""
+    flat = changed(saved)
+    return nested({**flat, **later(flat)})
+
+
+def changed(saved: Mapping) -> dict[str, Any]:
+    """The nested config `saved` after all `CHANGES`: dotted key -> value."""
+    flat = flatten(saved)
+    for change in CHANGES:
+        flat = change(flat)
+    return flat
+
+
+def later(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that came after a saved config (dotted key -> value), with the values under which its run was made."""
+    damaged = tuple(f"{key}." for key in flat)  # A value where a group belongs: told elsewhere.
+    return {
+        key: knob.before
+        for key, knob in knobs.KNOBS.items()
+        if key not in flat and knob.before is not knobs.NEVER and not key.startswith(damaged)
+    }
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config (dotted key -> value) as a nested one."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, leaf = key.split(".")
+        at = tree
+        for name in groups:
+            at = at.setdefault(name, {})
+        at[leaf] = value
+    return tree

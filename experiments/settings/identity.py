@@ -1,0 +1,35 @@
+"""Which settings decide the numbers of a run: what two starts of one run must share, and what names a trial's folder.
+
+A new knob must change nothing here for runs that were made without it: a knob at the value under which they were made
+(`before`) is left out, as is every knob that nothing in the config reads.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs import knobs
+from experiments.settings.keys import flatten
+
+# Keys that may change between two starts of one run: they decide nothing about its numbers.
+NOT_IDENTITY = ("generate", "plan", "train.profile_step", "train.profile_steps", "train.wandb")
+
+
+def canonical(config: Mapping) -> dict[str, Any]:
+    """Dotted key -> value of what decides the numbers of a run. Keys that the house does not know are kept."""
+    flat = flatten(config)
+    out = {key for key in flat if key.startswith(NOT_IDENTITY)} | set(knobs.unread(flat))
+    out |= {key for key, knob in knobs.KNOBS.items() if key in flat and same(flat[key], knob.before)}
+    return {key: value for key, value in flat.items() if key not in out}
+
+
+def differing(old: Mapping, new: Mapping) -> list[str]:
+    """Dotted keys that decide the numbers of one of two configs, and are not the same in both."""
+    decide = {**canonical(old), **canonical(new)}
+    old, new = flatten(old), flatten(new)
+    return [key for key in {**old, **new} if key in decide and not same(old.get(key), new.get(key))]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality under which a tuple equals the list that JSON makes of it."""
+    listed = lambda x: [listed(i) for i in x] if isinstance(x, tuple | list) else x  # noqa: E731
+    return listed(a) == listed(b)
