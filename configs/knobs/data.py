@@ -18,7 +18,11 @@ data.components = texts((), "mixture: a tuple of dicts, each a source with its o
 data.tokenizer = text("bytes", "bytes, bpe (trained on the corpus, offline, cached), or the path of a saved tokenizer.")
 data.vocab_size = whole(0, "tokenizer=bpe: its size with specials. source=random: the ids drawn from.", least=0)
 data.tokenizer_sample = whole(
-    4 << 20, "Bytes of the training split that BPE learns from; 0 = all.", least=0, of="data.tokenizer=bpe"
+    4 << 20,
+    "Bytes of the training split that BPE learns from; 0 = all.",
+    least=0,
+    of="data.tokenizer=bpe",
+    before=4 << 20,
 )
 data.validation = number(
     0.05, "Share of the bytes held out, by documents, chosen by the hash of their content.", least=0, most=0.9
