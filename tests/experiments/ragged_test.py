@@ -23,7 +23,7 @@ CASES = {
     "insertion": ("insertion", {}, {"insertion": {"stop": "never"}}),
     "neodiff": ("neodiff", {}, {"diffusion": {"steps": 4}}),
     "block diffusion": ("block", {}, {}),
-    "block diffusion, free": ("block", {"block_diffusion__block": 64, "data__length": 64}, {
+    "block diffusion, free": ("block", {"block_diffusion__block": 32, "data__length": 32}, {
         "diffusion": {"method": "max_prob", "cache": "free"},
     }),
     "one block for all": ("block", {"block_diffusion__block": 100}, {"diffusion": {"steps": 5}}),
