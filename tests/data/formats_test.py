@@ -159,6 +159,13 @@ def test_a_torn_file_is_named(tmp_path, kind):
             data.load("text", path=str(path), cache_dir=str(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize("name", ["a.txt.GZ", "a.JSONL.Bz2", "A.XZ"])
+def test_a_compressed_name_on_plain_bytes_is_damage_whatever_its_case(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"text": "plain"}\n')
+    with pytest.raises(ValueError, match=f"{name}' is not a whole .* file .it does not begin as one."):
+        data.load("text", path=str(tmp_path / name), cache_dir=str(tmp_path / "cache"))
+
+
 def nested(opening, closing, depth=200_000):
     return (opening * depth + closing * depth).encode()
 
