@@ -3,7 +3,12 @@
 from configs.knobs.kinds import group, number, part, switch, text, texts, whole
 
 data = group("What is read, and how rows are cut from it.")
-data.source = text("stdlib", "stdlib, text, tfds, mixture, digits, random (data.SOURCES), or task:NAME (data.TASKS).")
+data.source = part(
+    "stdlib",
+    "data:SOURCES",
+    "stdlib, text, tfds, digits, random; mixture of them; or task:NAME, a name in data.TASKS.",
+    also=("mixture",),
+)
 data.path = text(
     "",
     "text: a file, a folder or a glob (.txt .md .py .jsonl, also .gz). tfds, stdlib: another folder than the usual.",
@@ -15,7 +20,9 @@ data.name = text(
     of="data.source!=mixture|digits|random|text",
 )
 data.components = texts((), "mixture: a tuple of dicts, each a source with its own `weight`.", of="data.source=mixture")
-data.tokenizer = text("bytes", "bytes, bpe (trained on the corpus, offline, cached), or the path of a saved tokenizer.")
+data.tokenizer = part(
+    "bytes", "data:TOKENIZERS", "bytes, bpe (trained on the corpus, offline, cached), or the path of a saved tokenizer."
+)
 data.vocab_size = whole(0, "tokenizer=bpe: its size with specials. source=random: the ids drawn from.", least=0)
 data.tokenizer_sample = whole(
     4 << 20,
