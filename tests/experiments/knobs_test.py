@@ -7,6 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+import data
 from configs import base, knobs, transformer
 from configs.knobs.kinds import group, number, one_of, readers, switch, whole
 from experiments import generation, modes, preflight
@@ -201,7 +202,7 @@ def test_the_group_of_a_part_is_read_by_the_part_of_its_name():
     for knob in knobs.KNOBS.values():  # What a reader names exists.
         for way in (way for ways in knob.of for way in ways):
             assert way.key in knobs.KNOBS
-            known = {*preflight.names(knobs.KNOBS[way.key]), "task", *MIXERS, "float32", "float64"}
+            known = {*preflight.names(knobs.KNOBS[way.key]), "task", *MIXERS, *data.TOKENIZERS, "float32", "float64"}
             assert way.names == ("*",) or set(way.names) <= known, way
 
 
