@@ -49,6 +49,7 @@ class LM(nnx.Module):
         time=None,
         condition=None,
         state=None,
+        fresh: bool = False,
         layers: Mapping[str, Any] | None = None,
         taps: tuple[str, ...] = (),
         edits: Mapping[str, Edit] | None = None,
@@ -64,6 +65,7 @@ class LM(nnx.Module):
           condition: `[B, T, D]` an earlier prediction, of which `model.self_condition` learns a map (zero at first);
             None: nothing is known yet.
           state: from `init_state`, for decoding; None in training.
+          fresh: the state holds no token yet, so that these see one another and no slot of a cache need be read.
           layers: values that differ by layer, name -> `[L, ...]`; each layer finds its own in `context.layers`.
           taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold.
           edits: site -> function that changes its activations; see models/edits.py.
@@ -88,7 +90,7 @@ class LM(nnx.Module):
             return Pass(self.norm(x), None, report)
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
-        context = Context(positions, segment_ids, mask, slots, start, **shown)
+        context = Context(positions, segment_ids, mask, slots, start, fresh, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 

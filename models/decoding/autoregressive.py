@@ -67,7 +67,9 @@ def prefill(
     model = model.for_decoding()
     at = jnp.arange(T)[None]
     positions = jnp.where(at < lengths[:, None], at, -1)
-    features, state, _ = model(prompt, mask=masks.Causal(), positions=positions, state=model.init_state(B, slots))
+    features, state, _ = model(
+        prompt, mask=masks.Causal(), positions=positions, state=model.init_state(B, slots), fresh=True
+    )
     last = jnp.take_along_axis(features, (lengths - 1)[:, None, None], axis=1)[:, 0]
     token = sampler(_at(keys, lengths), model.logits(last))
     tokens = jnp.full((B, max_new), max(sampler.eos, 0), jnp.int32).at[:, 0].set(token)

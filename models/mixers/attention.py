@@ -55,8 +55,11 @@ class Attention(nnx.Module):
         else:
             new = jnp.stack([k, v], axis=1).swapaxes(2, 3)  # One write for both: [B, 2, K, T, H].
             state = slots.put(state, new, context.start, axis=3)
-            k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
-            mask = masks.Positions(context.positions, context.slots.position, rule=mask)
+            held = context.positions
+            if not context.fresh:
+                k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
+                held = context.slots.position
+            mask = masks.Positions(context.positions, held, rule=mask)
         return self.attend(q, k, v, mask, cached=state is not None), state
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
