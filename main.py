@@ -34,6 +34,8 @@ flags.DEFINE_string("config", None, "The experiment, FILE.py or FILE.py:PRESET; 
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report; a run found there goes on.")
 flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see above.")
 flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that touches every part it names.")
+flags.DEFINE_bool("overwrite", False, "train: move a run that is in --workdir aside, and begin anew.")
+flags.DEFINE_string("step", "", "evaluate, generate, export: which checkpoint, a number or best.")
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
@@ -48,8 +50,8 @@ flags.DEFINE_integer("num_processes", 0, "One of many processes: how many there 
 flags.DEFINE_integer("process_id", -1, "One of many processes: which one this is, from 0.")
 FLAGS = flags.FLAGS
 KNOWN = (
-    "config", "workdir", "mode", "smoke", "prompt", "prompts", "runs", "jobs", "launcher", "bench_filter", "filter",
-    "topology", "simulate", "coordinator", "num_processes", "process_id",
+    "config", "workdir", "mode", "smoke", "overwrite", "step", "prompt", "prompts", "runs", "jobs", "launcher",
+    "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 
@@ -90,7 +92,7 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
             near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
             hint = f"did you mean --mode={near[0]}? " if near else ""
             return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
-        if name in (*NUMBERS, "smoke", "nosmoke") and f"--{name}={value}" in str(error):
+        if name in (*NUMBERS, "smoke", "nosmoke", "overwrite", "nooverwrite") and f"--{name}={value}" in str(error):
             kind = f"a whole number, e.g. --{name}={NUMBERS[name]}" if name in NUMBERS else "true or false"
             return f"--{name}={value} must be {kind}."
     return f"{' '.join(str(error).split())}; python main.py --help lists all flags."
@@ -126,6 +128,7 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     from experiments import modes
     from experiments.settings import errors
 
+    sys.unraisablehook = errors.unraisable
     try:
         modes.run(FLAGS, changes)
     except BrokenPipeError:  # `python main.py --mode=plan | head`

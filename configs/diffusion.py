@@ -113,6 +113,7 @@ def get_config(preset: str = "mdlm"):
     config = transformer.get_config("tiny")
     config.update(changes)
     config.data.batch_size = 8
+    config.eval.rows = 160
     config.train.steps = 3000
     config.eval.every = config.checkpoint.every = 1000
     config.generate.temperature = 1.0

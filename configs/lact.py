@@ -68,6 +68,7 @@ def get_config(preset: str = "tiny"):
         return config
     model.update({"vocab_multiple": 128, "dtype": "bfloat16", "remat": "full"})
     config.data.update({"tokenizer": "bpe", "vocab_size": 32_000, "length": 32_768, "batch_size": 32})
+    config.eval.rows = 640
     config.optimizer.update({"learning_rate": 1e-3, "eps": 1e-15, "final": 0.1, "warmup": 1024})
     config.train.steps = 40_960
     config.train.log_every = 20

@@ -126,6 +126,7 @@ def get_config(preset: str = "lact"):
     config.model.update(changes)
     config.data.length = 2048
     config.data.batch_size = 8
+    config.eval.rows = 160
     config.train.steps = steps
     config.optimizer.learning_rate = 3e-3
     return config

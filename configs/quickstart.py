@@ -27,6 +27,6 @@ def get_config():
     config.train.log_every = 20
     config.optimizer.learning_rate = 4e-3
     config.eval.every = 400
-    config.eval.batches = 60
+    config.eval.rows = 480
     config.checkpoint.every = 400
     return config

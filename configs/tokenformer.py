@@ -109,8 +109,10 @@ def get_config(preset: str = "tiny"):
     config.data.tokenizer = "bpe"
     config.data.vocab_size = 50_304
     config.data.length, config.data.batch_size, config.train.steps = 1024, 512, 600_000
+    config.eval.rows = 10_240
     if preset in PILE:
         config.data.length, config.data.batch_size, config.train.steps = 2048, 1024, 143_000
+        config.eval.rows = 20_480
     config.optimizer.update({"learning_rate": 6e-4, "final": 0.1, "warmup": 0.01, "weight_decay": 0.1})
     config.train.log_every = 50
     config.eval.every = config.checkpoint.every = 5000

@@ -64,6 +64,7 @@ def get_config(preset: str = "tiny"):
     config.data.vocab_size = 50_304
     config.data.length = 1024
     config.data.batch_size = 512
+    config.eval.rows = 10_240
     config.model.vocab_multiple = 128
     config.model.dtype = "bfloat16"
     config.model.remat = "full"

@@ -109,29 +109,42 @@ def _trained_config(flags: Any, changes: Changes) -> Any:
 
 def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
-    workdir = _workdir(flags)
+    workdir, overwrite = _workdir(flags), getattr(flags, "overwrite", False)
     made = _checked(flags, changes)
-    check_workdir(made, workdir)  # Again in `train`; here before the heavy imports.
+    check_workdir(made, workdir, overwrite=overwrite)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports
     from experiments.training import train as run_training
 
-    finished = (workdir / files.RESULT).exists()
-    result = run_training(made, workdir, command=shlex.join(["python", *sys.argv]))
+    before = None if overwrite else _finished(workdir)
+    result = run_training(made, workdir, command=shlex.join(["python", *sys.argv]), overwrite=overwrite)
     if "stopped" in result or not processes.is_main():
         return
     page = reports.write(workdir)
     samples, _ = files.read_lines(workdir / files.SAMPLES, numbers=False)
     if samples:
         print(f"\na sample:\n{samples[-1]['prompt']}{samples[-1]['text']}\n")
-    if finished:
+    if before == result["step"]:
         print(f"the run was finished before: all of its {result['step']} steps; give a new --workdir to train again.")
     print(_likelihood(result))
     print(f"report: {page}")
 
 
+def _step(flags: Any) -> str:
+    """The checkpoint that --step names, "" for the newest good one."""
+    return getattr(flags, "step", "").strip()
+
+
+def _finished(workdir: pathlib.Path) -> int | None:
+    """The steps of a finished run in `workdir`."""
+    try:
+        return (files.read_json(workdir / files.RESULT) or {}).get("step")
+    except ValueError:  # Written again at the end.
+        return None
+
+
 def _likelihood(result: dict[str, Any]) -> str:
     if "eval/bits_per_byte" not in result:
-        return "no evaluation was made; set eval.batches."
+        return "no evaluation was made; it is made at the last step."
     error = result["eval/bits_per_byte_se"]
     return (
         f"held-out bits per byte {result['eval/kind']} {result['eval/bits_per_byte']:.3f} (standard error {error:.3f})"
@@ -139,17 +152,19 @@ def _likelihood(result: dict[str, Any]) -> str:
 
 
 def evaluate(flags: Any, changes: Changes) -> None:
-    """Likelihood of the newest checkpoint on the held-out batches."""
+    """Likelihood of a checkpoint on the held-out rows."""
     made = _trained_config(flags, changes)
     _jax(flags)
     from experiments.program import inputs
     from experiments.training import evaluate as evaluation
     from experiments.workdir import trained
 
-    model = trained.load(_workdir(flags), made)
+    model = trained.load(_workdir(flags), made, step=_step(flags))
     step = evaluation.make_step(model.program)
     batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
-    found = evaluation.evaluate(model.program, step, model.params, batches, model.corpus.tokenizer.token_bytes)
+    found = evaluation.evaluate(model.program, step, model.params, batches, model.tokenizer.token_bytes)
+    if wrong := evaluation.not_finite(found):
+        raise Refused(f"{wrong} for checkpoint {model.step}: the model overflows on this text; try --step=best.")
     if processes.is_main():
         print(_likelihood(found))
 
@@ -181,8 +196,8 @@ def generate(flags: Any, changes: Changes) -> None:
     from experiments.generation import requests
     from experiments.workdir import trained
 
-    model = trained.load(_workdir(flags), made)
-    generator = generation.make(model.program, model.corpus.tokenizer)
+    model = trained.load(_workdir(flags), made, step=_step(flags))
+    generator = generation.make(model.program, model.tokenizer)
     requests.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 
 
@@ -193,7 +208,7 @@ def export(flags: Any, changes: Changes) -> None:
     from experiments.workdir import export as exporting
     from experiments.workdir import trained
 
-    model = trained.load(workdir, made)
+    model = trained.load(workdir, made, step=_step(flags))
     count = exporting.save(model.params, files.plain(made.to_dict()), workdir / exporting.FILE)
     print(f"{count:,} parameters: {workdir / exporting.FILE}")
 

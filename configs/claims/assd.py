@@ -20,7 +20,7 @@ PROMPTS = ("def ", "class ", "import ", "    return ", "# ", "if __name__ ==", '
 
 def get_claim():
     """The claim, for the check `assd`."""
-    config = small(200, log_every=20, batches=20)
+    config = small(200, log_every=20, rows=160)
     config.objective = "any_subset"
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3

@@ -32,7 +32,7 @@ SETTINGS = {  # of generate.diffusion
 
 def get_claim():
     """The claim, for the check `curve`."""
-    config = small(4000, log_every=100, batches=4, width=128)
+    config = small(4000, log_every=100, rows=256, width=128)
     config.data.update({"source": "task:arithmetic", "name": "digits=1, room=32", "length": 36, "batch_size": 32})
     config.optimizer.learning_rate = 8e-3
     config.eval.batch_size = 64

@@ -19,7 +19,7 @@ from configs.claims import small
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(2000, log_every=50, every=200, batches=16, save=500)
+    config = small(2000, log_every=50, every=200, rows=1024, save=500)
     config.data.update({"source": "task:arithmetic", "length": 12, "batch_size": 64})
     return {
         "statement": "Addition is learned better when the sum is written ones first than as we write it",

@@ -20,7 +20,7 @@ SETTINGS = "arms=2, least=2, most=3, nodes=7"
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(2400, log_every=50, every=400, batches=16)
+    config = small(2400, log_every=50, every=400, rows=1024)
     config.data.update({"source": "task:star_graph", "name": SETTINGS, "length": 21, "batch_size": 32})
     config.optimizer.learning_rate = 8e-3
     config.eval.batch_size = 64

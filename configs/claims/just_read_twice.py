@@ -20,7 +20,7 @@ SETS = "universe=16, small=1, large=8, noise=1"
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(8000, log_every=100, every=1000, batches=32, save=1000, width=128)
+    config = small(8000, log_every=100, every=1000, rows=2048, save=1000, width=128)
     config.model.update({"width": 32, "num_heads": 2, "mixer": "linear_attention"})
     config.data.update({"source": "task:disjointness", "name": SETS, "length": 24, "batch_size": 64})
     return {

@@ -24,7 +24,7 @@ def get_claim():
     config.model.lact.window = 256
     config.data.update({"length": 1024, "batch_size": 2})
     config.train.update({"steps": 120, "log_every": 20})
-    config.eval.update({"every": 0, "batches": 20, "sample_prompt": ""})
+    config.eval.update({"every": 0, "rows": 40, "sample_prompt": ""})
     config.checkpoint.every = 0
     cells = {"better": ("LaCT", str(CHUNKS[-1])), "worse": ("LaCT", str(CHUNKS[0]))}
     return {

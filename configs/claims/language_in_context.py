@@ -19,7 +19,7 @@ RIVALS = {"linear_attention": "linear attention", "gated_delta": "the gated delt
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(800, log_every=20, every=100, batches=32, save=400)
+    config = small(800, log_every=20, every=100, rows=512, save=400)
     config.data.update({"source": "task:automata", "name": "states=4, symbols=6, degree=2", "length": 128})
     return {
         "statement": "Attention learns regular languages in context better than mixers with a memory of fixed size",

@@ -16,7 +16,7 @@ from configs.claims import small
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(1500, log_every=50, every=150, batches=16, save=500)
+    config = small(1500, log_every=50, every=150, rows=1024, save=500)
     config.data.update({"source": "task:sorting", "length": 16, "batch_size": 64})
     return {
         "statement": "A set is learned better written in ascending order than from its middle outwards",

@@ -25,7 +25,7 @@ def get_claim():
     config = transformer.get_config("tiny")
     config.data.batch_size = 4
     config.train.log_every = 50
-    config.eval.update({"every": 0, "batches": 200, "sample_prompt": ""})
+    config.eval.update({"every": 0, "rows": 800, "sample_prompt": ""})
     config.checkpoint.every = 1000
     return {
         "statement": "The loss of over-trained runs follows from a law fitted to runs of an eighth of their compute",

@@ -21,7 +21,7 @@ PADS = (1, 3, 7, 8)
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(600, log_every=50, batches=16)
+    config = small(600, log_every=50, rows=1024)
     config.objective = "masked_diffusion"
     config.data.update({"source": "task:arithmetic", "length": 28, "batch_size": 32})
     config.optimizer.learning_rate = 8e-3

@@ -36,7 +36,7 @@ FEW, MANY = "4", "16"
 
 def get_claim():
     """The claim, for the check `table`."""
-    config = small(500, log_every=50, batches=32, width=128)
+    config = small(500, log_every=50, rows=512, width=128)
     config.model.update({"width": 64, "num_heads": 4, "init": "fan_in"})
     config.model.lact.rank = 8
     config.data.update({"source": "task:recall", "length": 64, "batch_size": 16})

@@ -47,6 +47,6 @@ def _arm(name: str):
         config.model.pattention.update({"tokens": TOKENS[name], "channel_tokens": 4 * TOKENS[name]})
     config.data.batch_size = 8
     config.optimizer.learning_rate = 3e-3
-    config.eval.update({"every": 100, "batches": 40, "sample_prompt": ""})
+    config.eval.update({"every": 100, "rows": 320, "sample_prompt": ""})
     config.checkpoint.every = 200
     return config

@@ -22,7 +22,7 @@ PARTS = (
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(600, log_every=20, every=100, batches=100, save=200, width=128)
+    config = small(600, log_every=20, every=100, rows=800, save=200, width=128)
     config.data.batch_size = 8
     return {
         "statement": "A tiny TokenFormer has a lower loss than a Transformer of as many parameters after as many steps",

@@ -17,7 +17,7 @@ from configs.claims import small
 
 def get_claim():
     """The claim, for the check `tokenization`."""
-    config = small(800, log_every=20, every=50, batches=80, save=200)
+    config = small(800, log_every=20, every=50, rows=640, save=200)
     config.data.batch_size = 8
     return {
         "statement": "A transformer learns a 2nd-order Markov source from BPE tokens and not from characters",

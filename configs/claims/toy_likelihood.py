@@ -40,7 +40,7 @@ PAIRS = (  # better, worse, published
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(400, log_every=20, batches=40)
+    config = small(400, log_every=20, rows=320)
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3
     return {

@@ -85,7 +85,13 @@ train.wandb = text("", 'A Weights & Biases project; "" = not used.')
 
 evaluation = group("Held-out likelihood.")
 evaluation.every = whole(500, "Steps; also after the last step. 0 = only then.", least=0, smoke=2)
-evaluation.batches = whole(20, "Held-out batches, always the same ones; 0 = the whole split.", least=0, smoke=2)
+evaluation.rows = whole(
+    320,
+    "Held-out rows, the same ones whatever the batch or the devices; 0 = the whole split.",
+    least=0,
+    smoke=16,
+    before=320,
+)
 evaluation.batch_size = whole(0, "0 = data.batch_size / train.accumulation.", least=0, smoke=8)
 evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)

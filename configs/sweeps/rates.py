@@ -27,7 +27,7 @@ def get_sweep():
     config = transformer.get_config("tiny")
     config.data.batch_size = 8
     config.train.update({"steps": 200, "log_every": 20})
-    config.eval.update({"every": 0, "batches": 20, "sample_prompt": ""})
+    config.eval.update({"every": 0, "rows": 160, "sample_prompt": ""})
     config.checkpoint.every = 0
     space = {"optimizer.learning_rate": ("log", 5e-4, 5e-2), "optimizer.weight_decay": ("log", 1e-3, 1.0)}
     return {"base": config, "search": {"method": "tpe", "space": space, "trials": 12, "batch": 4}}

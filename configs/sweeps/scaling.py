@@ -50,11 +50,11 @@ def get_sweep(preset: str = "study"):
     config.data.batch_size = 8
     config.optimizer.learning_rate = 4e-3
     config.train.log_every = 50
-    config.eval.update({"every": 0, "batches": 50, "sample_prompt": ""})
+    config.eval.update({"every": 0, "rows": 400, "sample_prompt": ""})
     study = {"laws": ("chinchilla",), "share": 0.75, "bootstrap": 400}
     if preset == "seconds":
         config.data.update({"length": 32, "max_files": 40})
-        config.eval.batches = 4
+        config.eval.rows = 32
         study.update({"bootstrap": 20, "share": 0.84})  # Five runs fix five parameters, and one is left.
     return {"base": config, "trials": [_trial(c, *LADDER[k]) for c in budgets for k in budgets[c]], "study": study}
 

@@ -31,7 +31,7 @@ def get_sweep():
     config.data.update({"length": 64, "batch_size": 16, "max_files": 400})
     config.model.mup.base_width = WIDTHS[0]
     config.train.update({"steps": 150, "log_every": 25})
-    config.eval.update({"every": 0, "batches": 40, "sample_prompt": ""})
+    config.eval.update({"every": 0, "rows": 640, "sample_prompt": ""})
     config.checkpoint.every = 0
     return {
         "base": config,

@@ -52,7 +52,7 @@ def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: 
     share = {str(draft): [] for draft in drafts}
     for seed, row in zip(seeds, found["any-subset"], strict=True):
         model = trained.load(row["workdir"])
-        drafter = generation.make(model.program, model.corpus.tokenizer)
+        drafter = generation.make(model.program, model.tokenizer)
         for draft in drafts:
             options = model.config.generate.to_dict() | {"draft": draft, "max_tokens": count, "temperature": 1.0}
             spent = drafter.fill(model.params, claim["prompts"], options, seed=seed)[1]

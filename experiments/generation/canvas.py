@@ -143,7 +143,7 @@ class Filler:
 
             self.guide = trained.load(chosen["guide"])
         made = self.guide
-        if not made.program.objective.causal or made.corpus.tokenizer.hash != self.tokenizer.hash:
+        if not made.program.objective.causal or made.tokenizer.hash != self.tokenizer.hash:
             raise ConfigError([
                 f"generate.diffusion.guide={chosen['guide']!r} must be a causal model with the same tokenizer, e.g. of "
                 f"objective='next_token'; it has objective={made.config.objective!r} and data.tokenizer="

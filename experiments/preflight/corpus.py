@@ -1,8 +1,6 @@
 """Whether a config fits the corpus and the machine: what the preflight cannot know before data and model are there."""
 
 import os
-import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,27 +24,25 @@ def check_corpus(config: Any, corpus: Any) -> None:
 
 
 def check_memory(program: Any) -> None:
-    """Raises ConfigError when the state and its gradients alone exceed what a device has."""
+    """Raises ConfigError when what a step cannot do without exceeds what a device has: the state and its gradients, and
+    of what the backward pass keeps the input of every layer."""
     needed = counting.memory(program)
-    least = needed["state"] + needed["gradients"]
+    state, kept = needed["state"] + needed["gradients"], needed["inputs"]
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     there = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if device.platform == "cpu":
-        least *= jax.local_device_count()  # Pretended devices share one memory.
-    if least > there:
+    if device.platform == "cpu":  # Pretended devices share one memory.
+        state, kept = state * jax.local_device_count(), kept * jax.local_device_count()
+    config, shown = program.config, lambda size: f"{size / 2**30:.1f} GiB"
+    if state > there:
         raise ConfigError([
-            f"model.width={program.config.model.width} with model.num_layers={program.config.model.num_layers} needs "
-            f"{least / 2**30:.1f} GiB for parameters, gradients and optimizer, and {there / 2**30:.1f} GiB are here; "
+            f"model.width={config.model.width} with model.num_layers={config.model.num_layers} needs "
+            f"{shown(state)} for parameters, gradients and optimizer, and {shown(there)} are here; "
             f"use more devices on mesh.fsdp (now {program.mesh.shape['fsdp']}) or a smaller model."
         ])  # fmt: skip
-
-
-def check_same_corpus(about: Mapping, corpus: Any, workdir: pathlib.Path) -> None:
-    """Raises ConfigError when a run would go on with other data than it began with."""
-    for name, now in (("corpus", corpus.hash), ("tokenizer", corpus.tokenizer.hash)):
-        if about.get(name, now) != now:
-            raise ConfigError([
-                f"the {name} of --workdir={workdir} had the hash {about[name][:12]} and has {now[:12]} now; "
-                "bring the old files back, or start again in a new folder."
-            ])  # fmt: skip
+    if state + kept > there:
+        raise ConfigError([
+            f"data.batch_size={config.data.batch_size} with data.length={config.data.length} needs at least "
+            f"{shown(kept)} for the inputs of the layers beside {shown(state)} of state, and {shown(there)} are here; "
+            f"use a smaller batch, more devices, or train.accumulation above {config.train.accumulation}."
+        ])  # fmt: skip

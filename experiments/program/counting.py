@@ -81,7 +81,8 @@ def memory(program: Any) -> dict[str, int]:
     layer = tokens * (2 * hidden + 8 * spec.D + 2 * spec.N * spec.H) * spec.dtype.itemsize
     kept = layer * spec.L if spec.remat == "none" else layer + tokens * spec.D * spec.L * spec.dtype.itemsize
     logits = 2 * 4 * min(tokens * spec.V, 1 << 25)
-    return {"state": state, "gradients": gradients, "activations": kept, "logits": logits,
+    inputs = tokens * spec.D * spec.L * spec.dtype.itemsize  # Of the layers: what no rematerialisation does without.
+    return {"state": state, "gradients": gradients, "activations": kept, "logits": logits, "inputs": inputs,
             "total": state + gradients + kept + logits}  # fmt: skip
 
 

@@ -115,11 +115,26 @@ def eval_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> 
 
 
 def eval_batches(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> Iterator[dict]:
-    """The held-out batches, always the same ones; rows as in `train_loader`."""
+    """`eval.rows` held-out rows (0: all) in batches: the same rows for any batch size, accumulation and devices.
+
+    What fills the last batch beyond them is padding, which nothing scores; rows as in `train_loader`.
+    """
     loader = eval_loader(config, corpus, rows)
-    count = loader.steps_per_epoch
-    for step in range(min(count, config.eval.batches) if config.eval.batches else count):
-        yield prepare(config, corpus, loader.batch(step))
+    count, size = min(loader.num_rows, config.eval.rows or loader.num_rows), loader.batch_size
+    for step in range(-(-count // size)):
+        batch = loader.batch(step)
+        mine = len(batch["tokens"])
+        left = count - step * size - rows[0] * mine  # Rows of this part that are asked for.
+        yield prepare(config, corpus, batch if left >= mine else _emptied(batch, max(left, 0), corpus.tokenizer.pad))
+
+
+def _emptied(batch: dict, left: int, pad: int) -> dict:
+    """A batch of a loader whose rows from `left` on are padding, as the loader itself fills up its last one."""
+    fills = {"tokens": pad, "targets": pad}
+    emptied = {name: array.copy() for name, array in batch.items()}
+    for name, array in emptied.items():
+        array[left:] = fills.get(name, 0)
+    return emptied
 
 
 def check_splits(config, corpus: data.Corpus) -> None:
@@ -199,10 +214,10 @@ def _whole(batch: dict) -> dict:
     }
 
 
-def last_evaluation(workdir: pathlib.Path) -> dict[str, Any]:
-    """The newest evaluation in a workdir's metrics, for a run that resumes after its last one."""
+def last_evaluation(workdir: pathlib.Path, step: float = math.inf) -> dict[str, Any]:
+    """The newest evaluation up to `step` in a workdir's metrics, for a run that resumes after its last one."""
     lines, _ = files.read_lines(workdir / files.METRICS)
-    found = [line for line in lines if "eval/loss" in line]
+    found = [line for line in lines if "eval/loss" in line and line["step"] <= step]
     return {k: v for k, v in found[-1].items() if k.startswith("eval/")} if found else {}
 
 

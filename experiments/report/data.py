@@ -366,8 +366,14 @@ def finals(group: Group, key: str) -> list[float]:
     return [number(run.last(key) or run.result, key) for run in group.runs]
 
 
+def kind(row: dict[str, Any]) -> str:
+    """What the bits of an evaluation are: "=", "<=", or "~" for what is no likelihood or nothing we know."""
+    said = row.get("eval/kind", "=")
+    return said if said in ("=", "<=") else "~"
+
+
 def kinds(groups: Sequence[Group]) -> set[str]:
-    return {(run.last(BITS) or {}).get("eval/kind", "=") for group in groups for run in group.runs if run.metrics}
+    return {kind(run.last(BITS) or {}) for group in groups for run in group.runs if run.metrics}
 
 
 def outcomes(groups: Sequence[Group]) -> tuple[list[list[float]], float]:

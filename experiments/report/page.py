@@ -256,7 +256,7 @@ MARKS = {"=": "", "<=": "≤ ", "~": "~ "}  # Of eval/kind, the loosest last.
 
 def bits(row: dict) -> str:
     """Bits per byte with standard error, marked ≤ where it is an upper bound and ~ where it is no likelihood."""
-    bound = MARKS[row.get("eval/kind", "=")]
+    bound = MARKS[data.kind(row)]
     return bound + with_error(data.number(row, data.BITS), data.number(row, f"{data.BITS}_se"))
 
 

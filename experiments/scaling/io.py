@@ -108,6 +108,8 @@ def read_workdirs(folder: str | pathlib.Path, *, count: str = "total", target: s
     rows, names, hashes, left_out = [], [], [], []
     for config in sorted(folder.rglob(files.CONFIG)):
         workdir = config.parent
+        if workdir.name.startswith(f"{files.REPLACED}-"):  # Of a run that was started over.
+            continue
         name = workdir.relative_to(folder).as_posix()
         try:
             row, digest = _read_workdir(workdir, count, target)

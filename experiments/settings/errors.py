@@ -1,7 +1,9 @@
 """What a person can have got wrong, as exceptions whose text is the sentence to show. Imports nothing of the house."""
 
 import pathlib
+import sys
 import traceback
+from typing import Any
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _ROOMS = ("configs", "data", "experiments", "kernels", "models")
@@ -25,6 +27,13 @@ class CheckpointError(ValueError):
 
 class TrainingDiverged(RuntimeError):
     """Loss or gradients are no longer numbers."""
+
+
+def unraisable(args: Any) -> None:
+    """For `sys.unraisablehook`: without what a library's thread says to an event loop that a failure has closed."""
+    if isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed":
+        return
+    sys.__unraisablehook__(args)
 
 
 def sentence(error: BaseException) -> str:

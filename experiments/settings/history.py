@@ -6,7 +6,7 @@ that lack the key. A key that goes away or changes its meaning needs a line in `
 (dotted key -> value) that gives the config as it would be written today. It must leave a config of today alone, so it
 acts on the old key, which no longer exists. For one key under another name:
 
-    renamed("eval.batches", "eval.rows", value=lambda batches, flat: batches * flat["eval.batch_size"])
+    renamed("eval.batches", "eval.rows", value=rows_of)
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,18 @@ def renamed(old: str, *new: str, value: Callable[[Any, Mapping], Any] = lambda v
     return change
 
 
-CHANGES: tuple[Change, ...] = ()  # In the order in which they came.
+def rows_of(batches: Any, flat: Mapping[str, Any]) -> Any:
+    """`eval.rows` where a config says `eval.batches`: the rows that one device evaluated then. A value that is damaged
+    stays, and is refused like any other."""
+    try:
+        return batches * (flat.get("eval.batch_size") or flat["data.batch_size"] // flat["train.accumulation"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        return batches
+
+
+CHANGES: tuple[Change, ...] = (  # In the order in which they came.
+    renamed("eval.batches", "eval.rows", value=rows_of),
+)
 
 
 def filled(saved: Mapping) -> dict[str, Any]:

@@ -33,3 +33,32 @@ def same(a: Any, b: Any) -> bool:
     """Equality under which a tuple equals the list that JSON makes of it."""
     listed = lambda x: [listed(i) for i in x] if isinstance(x, tuple | list) else x  # noqa: E731
     return listed(a) == listed(b)
+
+
+MAY_CHANGE = {  # Key or group that may change between two starts of one run -> why the run stays itself.
+    "mesh": "the same numbers on other devices, to rounding",
+    "sharding": "where arrays lie",
+    "parallel": "how devices exchange what they share",
+    "eval": "what is measured, not what is trained",
+    "checkpoint": "when a run saves, and what it keeps",
+    "train.log_every": "lines of metrics",
+    "data.cache_dir": "where tokens are kept",
+    "data.path": "moved data: the hash of the corpus must be the same",
+    "data.components": "moved data: the hash of the corpus must be the same",
+} | dict.fromkeys(NOT_IDENTITY, "nothing of it is trained")
+MAY_GROW = ("train.steps",)  # A run can be made longer, never shorter.
+ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()
+
+
+def another_run(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Key -> (old, new) of what makes the config `new` that of another run than `old`: the one judge of whether a start
+    goes on with what is there. A key that one of them lacks is `ABSENT` there."""
+    before, now = flatten(old), flatten(new)
+    pairs = {key: (before.get(key, ABSENT), now.get(key, ABSENT)) for key in differing(old, new)}
+    return {key: pair for key, pair in pairs.items() if not _may_change(key, *pair)}
+
+
+def _may_change(key: str, old: Any, new: Any) -> bool:
+    if key in MAY_GROW and isinstance(old, int) and isinstance(new, int):
+        return new > old
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.settings.errors import Refused
+from experiments.settings.history import rows_of
 
 Override = tuple[str, str | None]  # The dotted key and the text behind "="; None where there was none.
 _OTHER = {"get_sweep": "--mode=sweep", "get_claim": "--mode=claim", "get_config": "--mode=train"}
@@ -22,6 +23,9 @@ _EXAMPLES = {
     "get_sweep": "configs/sweeps/scaling.py",
     "get_claim": "configs/claims/digits_reversed.py",
 }
+_DEPTH = 30  # Levels of groups in a config; ours have four.
+_SIZES = ("eval.batch_size", "data.batch_size", "train.accumulation")
+FREE_TEXT = ("generate.stop",)  # Tuples whose elements are text of a person: their blanks count.
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -56,7 +60,9 @@ def load(path: str | os.PathLike, function: str = "get_config", kind: type = Con
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # A config is a person's file: anything may be wrong with it.
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A config is a person's file: anything may be wrong with it, sys.exit() too.
         raise Refused(f"--config={path} cannot be read: {_where(error, file)}; correct the file.") from error
     make = getattr(module, function, None)
     if make is None:
@@ -70,19 +76,44 @@ def load(path: str | os.PathLike, function: str = "get_config", kind: type = Con
         raise Refused(f"--config={path}: the file takes {'no' if colon else 'a'} preset; use {fix}.") from None
     try:
         config = make(preset) if colon else make()
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         if type(error) is ValueError and "preset" in str(error):  # From configs.base.choose: a sentence.
             raise Refused(f"--config={path}: {error}") from None
         raise Refused(f"--config={path} cannot be made: {_where(error, file)}; correct the file.") from error
     if not isinstance(config, kind):
         raise Refused(f"--config={path}: {function}() gives a {type(config).__name__}; return a {kind.__name__}.")
+    if _deep(config):
+        raise Refused(
+            f"--config={path}: {function}() nests too deep; set the keys of configs/base.py, e.g. config.seed."
+        )
     return config
+
+
+def _deep(config: Any) -> bool:
+    """Whether groups, lists and tuples nest deeper than any config of ours; it does not recurse."""
+    layer = [config]
+    for _ in range(_DEPTH):
+        layer = [
+            inner
+            for item in layer
+            for inner in (dict.values(item) if isinstance(item, dict) else _inside(item))
+            if isinstance(inner, dict | list | tuple | ConfigDict)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def _inside(item: Any) -> list:
+    return [item[key] for key in item] if isinstance(item, ConfigDict) else list(item)
 
 
 def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
     """`config` with the overrides set, each as the type that its key has. Refused, all problems together."""
     problems = []
-    for key, text in overrides:
+    for key, text in _today(config, overrides):
         problem = unknown(config, key.split("."))
         if not problem:
             value, problem = parse(key, text, value_at(config, key))
@@ -93,6 +124,19 @@ def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
     if problems:
         raise Refused("\n".join(problems))
     return config
+
+
+def _today(config: ConfigDict, overrides: list[Override]) -> list[Override]:
+    """Overrides of a key that has another name and meaning today, as they would be typed today: `eval.batches`."""
+    if "eval" not in config or "rows" not in config.eval or "batches" in config.eval:
+        return overrides
+    typed = {key: text for key, text in overrides if text is not None}
+    if not typed.get("eval.batches", "").isdigit():
+        return overrides
+    sizes = {key: int(typed[key]) for key in _SIZES if typed.get(key, "").isdigit()}
+    flat = {key: value_at(config, key) for key in _SIZES} | sizes
+    rows = ("eval.rows", str(rows_of(int(typed["eval.batches"]), flat)))
+    return [rows if key == "eval.batches" else (key, text) for key, text in overrides]
 
 
 def value_at(config: ConfigDict, key: str) -> Any:
@@ -111,7 +155,7 @@ def parse(key: str, text: str | None, default: Any) -> tuple[Any, str]:
     if text is None and not isinstance(default, bool):
         return None, f"--config.{key} has no value; give one, e.g. --config.{key}={shown(default)}."
     try:
-        return _read(text, default), ""
+        return _read(text, default, free=key in FREE_TEXT), ""
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         kind = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}.get(
             type(default), "text"
@@ -120,7 +164,7 @@ def parse(key: str, text: str | None, default: Any) -> tuple[Any, str]:
         return None, f"--config.{key}={given} must be {kind}, e.g. --config.{key}={shown(default)}."
 
 
-def _read(text: str | None, default: Any) -> Any:
+def _read(text: str | None, default: Any, *, free: bool = False) -> Any:
     if isinstance(default, bool):
         return True if text is None else _word(text)
     if isinstance(default, int):
@@ -131,7 +175,7 @@ def _read(text: str | None, default: Any) -> Any:
             raise ValueError(text)
         return number
     if isinstance(default, tuple):
-        return _tuple(text)
+        return _texts(text) if free else _tuple(text)
     return text
 
 
@@ -158,6 +202,16 @@ def _tuple(text: str) -> tuple:
         value = ast.literal_eval(text.strip())
         return tuple(value) if isinstance(value, tuple | list) else (value,)
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _texts(text: str) -> tuple:
+    """A Python literal, or texts between commas, each with its blanks; a text that is empty is nobody's wish."""
+    if text[:1] in ("(", "["):
+        return _tuple(text)
+    words = tuple(text.split(",")) if text else ()
+    if not all(words):
+        raise ValueError(text)
+    return words
 
 
 def unknown(config: Any, parts: list[str]) -> str:
@@ -197,7 +251,8 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        words = value and all(isinstance(v, str) and v and "," not in v for v in value)
+        plain = value and all(isinstance(v, str) and v and "," not in v for v in value)
+        words = plain and value[0][0] not in "(["
         return shlex.quote(",".join(value) if words else str(value))
     return shlex.quote(str(value))
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 
 from experiments import workdir as files
+from experiments.workdir import disk
 
 LOG = "log.txt"
 LOCKED = 75  # As an exit code: another process runs this trial (EX_TEMPFAIL of sysexits.h).
@@ -29,7 +30,8 @@ def start(workdir: pathlib.Path, cores: Sequence[int] = ()) -> subprocess.Popen 
     `cores`: those it may use; with one of them XLA computes in one thread. The process does not hear the terminal's
     Ctrl-C: whoever started it decides when it is told to stop.
     """
-    with open(workdir / files.LOCK, "wb") as lock, open(workdir / LOG, "ab") as log:
+    disk.folder(workdir)
+    with disk.open_lock(workdir / files.LOCK) as lock, os.fdopen(disk.open_to_append(workdir / LOG), "ab") as log:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -75,10 +77,10 @@ def error(workdir: pathlib.Path, code: int = 1) -> str:
     if name := ended_by(code):
         hint = "; a process that asks for more memory than there is ends so" if name == "SIGKILL" else ""
         return f"ended by the signal {name}{hint}; the same command goes on with it"
-    try:
-        lines = (workdir / LOG).read_text("utf-8", "replace").splitlines()
-    except FileNotFoundError:
+    data = disk.read_bytes(workdir / LOG)
+    if data is None:
         return "it wrote no log"
+    lines = data.decode("utf-8", "replace").splitlines()
     lines = [line for line in lines if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
     return (told or lines or ["it wrote nothing"])[-1].removeprefix("error: ")

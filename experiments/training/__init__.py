@@ -18,37 +18,49 @@ import time
 from typing import Any
 
 import jax
-from absl import logging
 
 from experiments import generation, preflight
 from experiments import workdir as files
 from experiments.preflight import corpus as preflight_corpus
 from experiments.program import Program, build, counting, global_batch, inputs, sharding
-from experiments.settings import keys, processes
+from experiments.settings import processes
 from experiments.settings.errors import TrainingDiverged
-from experiments.training import evaluate, stopping
+from experiments.training import evaluate, starting, stopping
 from experiments.training.progress import Progress
-from experiments.workdir import grown, writers
+from experiments.workdir import states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import check_workdir
 
 
-def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool = False) -> dict[str, Any]:
+def train(
+    config, workdir: str | os.PathLike, *, command: str = "", quiet: bool = False, overwrite: bool = False
+) -> dict[str, Any]:
     """Trains `config` in `workdir` until its last step and returns the result (also in result.json).
 
-    Resumes when the workdir holds an unfinished run of the same config. Raises ValueError (preflight.ConfigError,
+    Resumes when the workdir holds an unfinished run of the same config; `overwrite` moves any run there aside and
+    begins anew. Nothing is written before the first step has run. Raises ValueError (preflight.ConfigError,
     CheckpointError) or OSError with one sentence when something does not fit, TrainingDiverged on NaN or Inf.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    main_process = processes.is_main()
 
     # ==================== Preflight: everything that can be known before a compile ====================
     preflight.check(config, num_devices=jax.device_count())
     preflight.check_platform(config, jax.default_backend())
-    check_workdir(config, workdir)
+    check_workdir(config, workdir, overwrite=overwrite)
+    if config.train.wandb:
+        writers.import_wandb(config.train.wandb)
+
+    checkpoint = config.checkpoint
+    saves = Checkpoints(
+        workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best,
+        config=config.to_dict(),
+    )  # fmt: skip
 
     # ==================== Data, mesh, model, optimizer: structure only, nothing allocated ====================
-    corpus = processes.main_first("corpus", lambda: inputs.load(config, expected=inputs.began_with(workdir)))
+    about = {} if overwrite else saves.newest_about()
+    named = "" if overwrite else vocabulary.of_run(workdir, about)
+    expected = "" if overwrite else about.get("corpus") or inputs.began_with(workdir)
+    corpus = processes.main_first("corpus", lambda: inputs.load(config, tokenizer=named, expected=expected))
     preflight_corpus.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
@@ -56,60 +68,42 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus, program.rows)
     generator = generation.make(program, corpus.tokenizer)
-
-    # ==================== How a run starts ====================
-    # 1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
-    # 2. A new run may take its parameters from another workdir (init.warm_start).
-    # 3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
-    # 4. Otherwise from scratch.
-    held = files.hold(workdir) if main_process and workdir.exists() else None
-    checkpoint = config.checkpoint
-    saves = Checkpoints(
-        workdir, keep_last=checkpoint.keep_last, keep_every=checkpoint.keep_every, keep_best=checkpoint.keep_best
-    )
-    restored = saves.restore(program.abstract, program.shardings)
-    if restored:
-        start, state, about = restored
-        preflight_corpus.check_same_corpus(about, corpus, workdir)
-        saves.forget_after(start)
-        logging.info("resuming %s at step %d", workdir, start)
-    elif config.init.warm_start:
-        source = Checkpoints(pathlib.Path(config.init.warm_start).expanduser())
-        start, state = 0, program.begin(source.parameters(program))
-        logging.info("parameters taken from %s", config.init.warm_start)
-    elif config.init.grow_from:
-        start, state = 0, grown.state(program, config.init.grow_from, vocab_size=corpus.tokenizer.vocab_size)
-        logging.info("grown from %s", config.init.grow_from)
-    else:
-        start, state = 0, program.init()
-    if main_process:  # Nothing is written before all of the above stands.
-        workdir.mkdir(parents=True, exist_ok=True)
-        held = held or files.hold(workdir)
-        corpus.tokenizer.save(workdir / files.TOKENIZER)
-        files.write_config(workdir, config.to_dict(), command or f"train(config, {str(workdir)!r})", keys.base())
-        writers.truncate(workdir, start if restored else -1)
-
     flops = counting.flops_per_token(program)
     ceiling = counting.matmul_rate(program.spec.dtype) * _distinct_devices()
-    if main_process:
-        files.write_run(workdir, _facts(program, corpus, flops, ceiling))
-    processes.wait_for_all("workdir")  # What is read below must stand.
 
-    # ==================== The loop ====================
-    steps = config.train.steps
-    tokens_per_step = config.data.batch_size * config.data.length
-    clock = _Clock(files.elapsed_seconds(workdir), tokens_per_step, flops["total"] / ceiling)
-    last_eval: dict[str, Any] = inputs.last_evaluation(workdir)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(writers.Writer(workdir, wandb=config.train.wandb or None, active=main_process))
-        progress = stack.enter_context(Progress(steps, start, quiet=quiet or not main_process))
-        progress.say(inputs.sizes(corpus))
-        stop = stack.enter_context(stopping.collected())
-        if held:
-            stack.enter_context(held)
+        place = stack.enter_context(starting.Place(workdir, overwrite=overwrite))
         stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
+        begun, state, about = starting.state(config, workdir, program, corpus, saves, overwrite=overwrite)
+        start = begun or 0
+
+        # ==================== The loop ====================
+        steps = config.train.steps
+        tokens_per_step = config.data.batch_size * config.data.length
+        known = -1 if begun is None else begun  # The step up to which the workdir's files are this run's own.
+        clock = _Clock(files.elapsed_seconds(workdir, known), tokens_per_step, flops["total"] / ceiling)
+        last_eval: dict[str, Any] = inputs.last_evaluation(workdir, known)
+        progress = stack.enter_context(Progress(steps, start, quiet=quiet or not processes.is_main()))
+        stop = stack.enter_context(stopping.collected())
+        progress.say(inputs.sizes(corpus))
+        if said := starting.longer(config, about, begun):
+            progress.say(said)
         batches = loader.iterate(start)
+        writer: writers.Writer | None = None
         pending: tuple[int, Any] | None = None
+
+        def stand() -> writers.Writer:
+            """The run stands: from here on it writes."""
+            facts = lambda: _facts(program, corpus, flops, ceiling)  # noqa: E731
+            return place.stand(config, command, corpus, saves, begun, facts)
+
+        def diverged(what: str) -> TrainingDiverged:
+            saves.wait()
+            good = saves.steps()
+            return TrainingDiverged(
+                f"{what}; the last good checkpoint is step {good[-1] if good else 'none'}; "
+                f"try a smaller optimizer.learning_rate than {config.optimizer.learning_rate}."
+            )
 
         def write_metrics(step: int, metrics: Any) -> None:
             """Metrics of the update that led to `step`; a number that is not finite ends the run."""
@@ -122,35 +116,41 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
                 writer.timing(step, timing)
                 progress.update(step, loss=values["train/loss"], **timing)
             if not finite:
-                saves.wait()
                 loss, norm = values["train/loss"], values["train/grad_norm"]
-                raise TrainingDiverged(
-                    f"train/loss={loss} and train/grad_norm={norm} at step {step}; "
-                    f"the last good checkpoint is step {saves.steps()[-1] if saves.steps() else 'none'}; "
-                    f"try a smaller optimizer.learning_rate than {config.optimizer.learning_rate}."
-                )
+                raise diverged(f"train/loss={loss} and train/grad_norm={norm} at step {step}")
+
+        def measure(step: int) -> None:
+            """Evaluates the state of `step`; a number that is not finite ends the run, once it is written."""
+            params = program.evaluation_params(state)
+            held_out = inputs.eval_batches(config, corpus, program.rows)
+            found = evaluate.evaluate(program, eval_fn, params, held_out, corpus.tokenizer.token_bytes)
+            last_eval.clear()
+            last_eval.update(found)
+            done = step * tokens_per_step
+            writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **found})
+            if wrong := evaluate.not_finite(found):
+                raise diverged(f"{wrong} at step {step}")
+            if config.eval.sample_prompt and config.eval.sample_tokens:
+                writer.sample(step, config.eval.sample_prompt, _sample(generator, params, config))
+            progress.note(step, found)
 
         for step in range(start, steps + 1):
             stop.look(step)
             # (1) Act on the old state.
             due = _due(config, step, steps, first=step == start)
-            if (due["evaluate"] or due["save"] or stop.requested) and pending:
+            due["save"] |= bool(stop.requested) and step > start
+            if (due["evaluate"] or due["save"]) and pending:
                 write_metrics(*pending)
                 pending = None
-            if due["evaluate"]:
+            if due["evaluate"] or due["save"]:
                 clock.pause()
-                params = program.evaluation_params(state)
-                held_out = inputs.eval_batches(config, corpus, program.rows)
-                last_eval = evaluate.evaluate(program, eval_fn, params, held_out, corpus.tokenizer.token_bytes)
-                done = step * tokens_per_step
-                writer.scalars(step, {"tokens": done, "flops": done * flops["total"], **last_eval})
-                if config.eval.sample_prompt and config.eval.sample_tokens:
-                    writer.sample(step, config.eval.sample_prompt, _sample(generator, params, config))
-                progress.note(step, last_eval)
-                clock.resume()
-            if due["save"] or (stop.requested and step > start):
-                clock.pause()
-                saves.save(step, state, _about(config, corpus), loss=last_eval.get("eval/loss"))
+                if wrong := states.not_finite(state):
+                    raise diverged(f"{wrong[0]} of the state is not finite at step {step}")
+                if due["evaluate"]:
+                    measure(step)
+                if due["save"]:
+                    loss = last_eval["eval/loss"] if due["evaluate"] else None
+                    saves.save(step, state, _about(config, corpus), loss=loss)
                 clock.resume()
             if stop.requested:
                 saves.close()
@@ -164,20 +164,27 @@ def train(config, workdir: str | os.PathLike, *, command: str = "", quiet: bool 
             # (3) Step.
             with _profile(config, step, workdir):
                 state, metrics = step_fn(state, batch)
+                if step == start:
+                    clock.first_step(step, metrics)
+                    clock.pause()
+                    writer = stand()
+                    clock.resume()
             # (4) Metrics of the step before, while the device works.
             if pending:
                 write_metrics(*pending)
             pending = (step + 1, metrics)
-            clock.first_step(step, start, metrics)
+        if writer is None:  # A run that was finished before: it stands as it is.
+            stand()
 
-    # ==================== The end ====================
-    result = {
-        "step": steps, "tokens": steps * tokens_per_step, "flops": steps * tokens_per_step * flops["total"],
-        "seconds": clock.elapsed(), "parameters": counting.parameters(program)["total"], **last_eval,
-    }  # fmt: skip
-    if main_process:
-        files.write_json(workdir / files.RESULT, result)
-    return result
+        # ==================== The end ====================
+        saves.close()
+        result = {
+            "step": steps, "tokens": steps * tokens_per_step, "flops": steps * tokens_per_step * flops["total"],
+            "seconds": clock.elapsed(), "parameters": counting.parameters(program)["total"], **last_eval,
+        }  # fmt: skip
+        if processes.is_main():
+            files.write_json(workdir / files.RESULT, result)
+        return result
 
 
 def _due(config, step: int, steps: int, *, first: bool) -> dict[str, bool]:
@@ -250,11 +257,10 @@ class _Clock:
         yield
         self._waited += time.perf_counter() - start
 
-    def first_step(self, step: int, start: int, metrics: Any) -> None:
+    def first_step(self, step: int, metrics: Any) -> None:
         """Rates count from the end of the first step, which compiles."""
-        if step == start:
-            jax.block_until_ready(metrics)
-            self._mark = (step + 1, self.elapsed())
+        jax.block_until_ready(metrics)
+        self._mark = (step + 1, self.elapsed())
 
     def read(self, step: int) -> dict[str, float]:
         now = self.elapsed()

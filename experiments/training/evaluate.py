@@ -57,6 +57,12 @@ def evaluate(
     }
 
 
+def not_finite(found: dict[str, Any]) -> str:
+    """The measures of an evaluation that are no numbers, as `eval/loss=nan`; "" where all are."""
+    wrong = [f"{name}={found[name]}" for name in ("eval/loss", "eval/bits_per_byte") if not math.isfinite(found[name])]
+    return " and ".join(wrong)
+
+
 def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
     """Standard error of sum(numerator) / sum(denominator) over independent rows (linearised)."""
     n, total = len(numerator), denominator.sum()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that a loop can see, instead of an exception in the middle of it."""
+"""SIGTERM, SIGINT and SIGHUP as a wish that a loop can see, instead of an exception in the middle of it."""
 
 import contextlib
 import signal
@@ -21,9 +21,10 @@ class Stop:
 
 @contextlib.contextmanager
 def collected() -> Iterator[Stop]:
-    """Collects SIGTERM and SIGINT: the loop saves and leaves at its next step; a second signal acts at once.
+    """Collects SIGTERM, SIGINT and SIGHUP: the loop saves and leaves at its next step; a second signal acts at once.
 
-    Of many processes a SIGTERM stops all before the same step; jax hears it, and keeps its handler.
+    A signal that is ignored stays so: a run under nohup outlives its terminal. Of many processes a SIGTERM stops all
+    before the same step; jax hears it, and keeps its handler.
     """
     stop = Stop()
     if processes.many():
@@ -36,8 +37,9 @@ def collected() -> Iterator[Stop]:
 
     previous = {}
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handle)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, handle)
     except ValueError:  # Not the main thread (a notebook's executor, a test): signals stay with whoever owns them.
         pass
     try:

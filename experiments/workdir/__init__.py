@@ -15,7 +15,6 @@ JSON has no NaN, so floats that are not finite are written as the strings "NaN",
 
 import contextlib
 import datetime
-import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -28,6 +27,9 @@ from typing import Any, BinaryIO
 
 from experiments.settings import history, identity
 from experiments.settings.errors import Refused
+from experiments.workdir import disk
+from experiments.workdir.disk import WorkdirError as WorkdirError
+from experiments.workdir.disk import explain, write_file
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -40,55 +42,75 @@ TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+REPLACED = "replaced"  # Folders `replaced-TIME`: what a run left that was started over there.
 
+_NUMBER, _WHOLE, _TEXT, _GROUP = (int, float), (int,), (str,), (dict,)
+_KINDS = {int: "a whole number", float: "a number", str: "text", dict: "an object", list: "a list"}
+SHAPES = {  # What the keys of a file of a run hold, where they are there.
+    CONFIG: {"config": _GROUP, "hash": _TEXT, "command": _TEXT, "base": _GROUP},
+    RUN: {
+        "environment": _GROUP, "corpus": _GROUP, "tokenizer": _TEXT, "parameters": _GROUP, "flops_per_token": _NUMBER,
+        "matmul_flops_per_second": _NUMBER, "mesh": _GROUP, "starts": (list,),
+    },
+    RESULT: {
+        "step": _WHOLE, "tokens": _WHOLE, "flops": _NUMBER, "seconds": _NUMBER, "parameters": _WHOLE,
+        "eval/loss": _NUMBER, "eval/bits_per_byte": _NUMBER, "eval/bits_per_byte_se": _NUMBER, "eval/tokens": _WHOLE,
+        "eval/kind": _TEXT,
+    },
+}  # fmt: skip
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class WorkdirError(OSError):
-    """A file of the workdir could not be written or read; the message is one sentence for the user."""
+class Held:
+    """A workdir that is this process's own until `close`, or the end of the process."""
 
-    def __str__(self) -> str:
-        return self.strerror or super().__str__()
+    def __init__(self, file: BinaryIO, folder: int):
+        self._file, self._folder = file, folder
 
+    def close(self) -> None:
+        """Lets others in; calling it again does nothing."""
+        self._file.close()
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
-def explain(error: OSError, path: str | os.PathLike) -> WorkdirError:
-    """Turns what the operating system says about `path` into one sentence with a way out."""
-    if isinstance(error, WorkdirError):
-        return error
-    path = os.fspath(path)
-    reasons = {
-        errno.ENOSPC: "the disk is full; free some space, then start the same command again to resume",
-        errno.EDQUOT: "the disk quota is used up; free some space, then start the same command again to resume",
-        errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f), then start the same command to resume",
-        errno.EROFS: "the file system is read-only; use a workdir that can be written, e.g. --workdir=runs/first",
-        errno.EACCES: "permission is denied; use a workdir that you own, e.g. --workdir=runs/first",
-        errno.EPERM: "permission is denied; use a workdir that you own, e.g. --workdir=runs/first",
-        errno.ENOTDIR: "part of the path is a file, not a folder; use a new folder, e.g. --workdir=runs/first",
-        errno.EEXIST: "part of the path is a file, not a folder; use a new folder, e.g. --workdir=runs/first",
-        errno.EISDIR: "a folder stands where the file should be; move it away or use a new workdir",
-    }
-    reason = reasons.get(error.errno, f"{(error.strerror or str(error)).lower()}; check the path given as --workdir")
-    return WorkdirError(error.errno or errno.EIO, f"{path!r} cannot be used: {reason}.")
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
 
-def hold(workdir: pathlib.Path) -> BinaryIO:
+def hold(workdir: pathlib.Path) -> Held:
     """Makes this process the only one that trains in an existing `workdir`, for as long as the result is open.
 
-    The operating system lets go when a process ends, however it ends. Refused where another one holds it.
+    Two locks: of the file, which every file system has, and of the folder itself, which outlives a file that somebody
+    removed. The operating system lets go when a process ends, however it ends. Refused where another one holds either.
     """
     try:
-        lock = open(workdir / LOCK, "wb")  # noqa: SIM115 (closed by whoever holds it)
+        held = Held(disk.open_lock(workdir / LOCK), os.open(workdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         raise explain(error, workdir / LOCK) from error
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(held._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_folder(held._folder)
     except (BlockingIOError, PermissionError):
-        lock.close()
+        held.close()
         raise Refused(
             f"--workdir={workdir} is being trained by another process; wait for its end, or use another workdir, "
             "e.g. --workdir=runs/second."
         ) from None
-    return lock
+    return held
+
+
+def _lock_folder(descriptor: int) -> None:
+    """Locks a folder, where its file system can (NFS has no lock of a folder). BlockingIOError where another has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
 
 
 def plain(value: Any, key: str = "value") -> Any:
@@ -128,9 +150,9 @@ def parse(raw: bytes) -> dict[str, Any] | None:
     """The record in one line of a .jsonl file, or None where the line is torn or damaged."""
     try:
         record = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    whole = isinstance(record, dict) and _is(record.get("step"), _WHOLE) and not disk.deeper(record)
     return record if whole else None
 
 
@@ -140,33 +162,11 @@ def read_lines(path: str | os.PathLike, *, numbers: bool = True) -> tuple[list[d
     A missing file has no records. A last line without its newline is one being written: it is left out and not
     called damaged. `numbers=False` leaves the text "NaN" as text, as samples need.
     """
-    try:
-        *lines, _ = pathlib.Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise explain(error, path) from error
+    *lines, _ = (disk.read_bytes(path) or b"").split(b"\n")
     records = [parse(raw) for raw in lines]
     damaged = [number for number, record in enumerate(records, 1) if record is None]
     kept = [record for record in records if record is not None]
     return [revive(record) for record in kept] if numbers else kept, damaged
-
-
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a whole file or nothing: a reader, or a kill at any instant, sees the old file or the new one."""
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise explain(error, path) from error
 
 
 def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
@@ -175,18 +175,26 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The object in a .json file, None where there is no file. Raises ValueError, one sentence, where it is damaged."""
-    try:
-        value = json.loads(pathlib.Path(path).read_bytes())
-    except FileNotFoundError:
+    """The object in a .json file, None where there is no file. Raises ValueError, one sentence, where it is damaged.
+
+    Of a file of a run the known keys hold what `SHAPES` says, so that whoever reads them need not look.
+    """
+    value = disk.read_object(path)
+    if value is None:
         return None
-    except OSError as error:
-        raise explain(error, path) from error
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{os.fspath(path)!r} does not hold a JSON object; delete it or restore it from a copy.")
-    return revive(value)
+    value = revive(value)
+    for key, kind in SHAPES.get(pathlib.Path(path).name, {}).items():
+        if key in value and not _is(value[key], kind):
+            found, wanted = type(value[key]).__name__, " or ".join(_KINDS[k] for k in kind)
+            raise ValueError(
+                f"{os.fspath(path)!r} holds {key!r} as {found}, where {wanted} stands; "
+                "delete it or restore it from a copy."
+            )
+    return value
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 def digest(settings: dict[str, Any]) -> str:
@@ -265,7 +273,8 @@ def write_run(workdir: str | os.PathLike, facts: dict[str, Any]) -> None:
     write_json(path, facts | {"starts": [*starts, now]})
 
 
-def elapsed_seconds(workdir: str | os.PathLike) -> float:
-    """Training wall seconds already in timing.jsonl: what the next start counts on from."""
+def elapsed_seconds(workdir: str | os.PathLike, step: float = math.inf) -> float:
+    """Training wall seconds up to `step` that are in timing.jsonl: what a start there counts on from."""
     rows, _ = read_lines(pathlib.Path(workdir) / TIMING)
-    return float(max((row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)), default=0.0))
+    seconds = [row["seconds"] for row in rows if row["step"] <= step and _is(row.get("seconds"), _NUMBER)]
+    return float(max(filter(math.isfinite, seconds), default=0.0))

@@ -1,104 +1,185 @@
 """Checkpoints: Orbax writes them, this module makes them trustworthy.
 
-    WORKDIR/checkpoints/600/            Orbax: the state (sharded, atomic, asynchronous) and `about` (a JSON item)
-    WORKDIR/checkpoints/600.sha256.json checksums of every file, written after the commit: Orbax loads flipped bits
+    WORKDIR/checkpoints/600/            Orbax: the state (sharded) and `about` (a JSON item)
+    WORKDIR/checkpoints/600.sha256.json checksums of every file: Orbax loads flipped bits
+    WORKDIR/checkpoints/600.saving/     a save under way; 600.deleted/ a step that this run let go of
 
-A checkpoint without its checksums was never finished and is ignored. A damaged one is named, and the last good one is
-used. A checkpoint describes itself: `about` holds the config, library versions and every array's path, shape and dtype.
+A step is written as `600.saving`, its checksums are taken, and one rename makes it a checkpoint: a kill at any instant
+leaves all of it or none. It describes itself: `about` holds its step, the held-out loss measured there, the config,
+library versions and every array's path, shape and dtype. Whether a step is good is decided by `vouched.problem`, and
+after reading it by its own step count and by its numbers being finite; one that is not is named, and the one before it
+used. Nothing is deleted but what `retention.kept` of this run's own steps leaves out, and unfinished saves.
 """
 
-import hashlib
-import json
 import os
 import pathlib
-import shutil
 import threading
-import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint import checkpoint_managers
 
+from experiments import workdir as files
 from experiments.program import precision
 from experiments.settings import processes
 from experiments.settings.errors import CheckpointError
+from experiments.workdir import disk, retention, states, vouched
+from experiments.workdir.states import differences, manifest
 
-SUFFIX = ".sha256.json"
+__all__ = ["CheckpointError", "Checkpoints", "differences", "manifest"]
+
+Read = Callable[[pathlib.Path, dict], Any]  # (folder of a state, its `about`) -> what is wanted of it
 
 
 class Checkpoints:
     """The checkpoints of one workdir. `close` waits until everything is safe on disk.
 
-    `save` returns at once; many processes write together and return when they are done.
+    `save` returns at once; many processes write together and return when they are done. `config` is that of the run, a
+    plain dict: with it a step of another run is not taken for one of this.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, keep_best: int = 0):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        config: Mapping[str, Any] | None = None,
+    ):
         self.root = pathlib.Path(workdir).absolute() / "checkpoints"
-        policies = [checkpoint_managers.LatestN(max(1, keep_last))]
-        if keep_every:
-            policies.append(checkpoint_managers.EveryNSteps(keep_every))
-        if keep_best:
-            policies.append(checkpoint_managers.BestN(get_metric_fn=lambda m: -m["loss"], n=keep_best))
-        self._policy = checkpoint_managers.AnyPreservationPolicy(policies)
-        self._manager: ocp.CheckpointManager | None = None
+        self._keep = {"last": keep_last, "every": keep_every, "best": keep_best}
+        self._config = config
+        self._alias: states.Alias | None = None
+        self._saver: ocp.AsyncCheckpointer | None = None
+        self._losses: dict[int, float | None] = {}  # Of this run's own steps: what retention chooses from.
+        self._proved = False
         self._finisher: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
-    def _open(self) -> ocp.CheckpointManager:
-        if self._manager is None:
-            if processes.is_main():
-                self._sweep()
-            processes.wait_for_all("checkpoints")
-            options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
-            self._manager = ocp.CheckpointManager(self.root, options=options)
-        return self._manager
-
-    def _sweep(self) -> None:
-        """Removes what a killed save left: steps without checksums, and checksums without a step."""
-        for path in self.root.glob("*"):
-            if path.is_dir() and path.name.isdigit() and not self._checksums(int(path.name)).exists():
-                shutil.rmtree(path)
-            elif path.name.endswith(SUFFIX) and not (self.root / path.name.removesuffix(SUFFIX)).exists():
-                path.unlink()
-
-    def steps(self) -> list[int]:
-        """Finished checkpoints, oldest first."""
-        found = (p.name.removesuffix(SUFFIX) for p in self.root.glob(f"*{SUFFIX}"))
-        return sorted(int(name) for name in found if name.isdigit() and (self.root / name).is_dir())
+    # ==================== Saving ====================
 
     def save(self, step: int, state: Any, about: dict, *, loss: float | None = None) -> None:
-        """Saves `state` as of `step` in the background; a failure of the save before is raised here."""
+        """Saves `state` as of `step` in the background; a failure of the save before is raised here.
+
+        `loss`: the held-out loss measured at this very step, None where none was.
+        """
         self.wait()
-        manager = self._open()
-        if processes.from_main(step in self.steps()):
-            return
-        about = {**about, "arrays": manifest(state)}
-        manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)),
-            metrics=None if loss is None else {"loss": loss},
-        )
+        try:
+            self._open()
+            if processes.from_main(step in self._losses):
+                return
+            about = {**about, "step": step, "loss": loss, "taken": int(state["step"]), "arrays": manifest(state)}
+            sample = None if self._proved else states.sample(state)
+            self._saver.save(
+                self._path / f"{step}.saving",
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave(about)),
+            )
+        except Exception as error:
+            raise self._explained(step, error) from error
         if processes.many():  # Orbax waits by collectives of all devices, which must not mix with those of training.
-            self._finish(manager, step)
+            self._try_to_finish(step, loss, sample)
+            self.wait()
             return
-        self._finisher = threading.Thread(target=self._try_to_finish, args=(manager, step), name="checkpoint-finisher")
+        self._finisher = threading.Thread(
+            target=self._try_to_finish, args=(step, loss, sample), name="checkpoint-finisher"
+        )
         self._finisher.start()
 
-    def _try_to_finish(self, manager: ocp.CheckpointManager, step: int) -> None:
-        try:
-            self._finish(manager, step)
-        except BaseException as error:  # Handed to the thread that trains.
-            self._failure = error
+    @property
+    def _path(self) -> pathlib.Path:
+        """`root` as Orbax may be told it."""
+        if self._alias is None:
+            self._alias = states.Alias(self.root)
+        return self._alias.path
 
-    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
-        manager.wait_until_finished()
+    def _open(self) -> None:
+        if self._saver is not None:
+            return
         if processes.is_main():
-            _write_atomically(self._checksums(step), json.dumps(_hash_files(self.root / str(step))))
-            for old in self.root.glob(f"*{SUFFIX}"):
-                if not (self.root / old.name.removesuffix(SUFFIX)).exists():
-                    old.unlink()
+            disk.own_folder(self.root)
+            self._tidy()
+            for step in vouched.finished(self.root):
+                try:
+                    if not vouched.own_problem(self.root, step, self._config):
+                        self._losses[step] = self._loss(step)
+                except (OSError, ValueError):  # Nobody's: it stays where it is.
+                    continue
+        processes.wait_for_all("checkpoints")
+        self._saver = states.saver()
+
+    def _tidy(self) -> None:
+        """Removes what this run was about to remove, and saves that were killed before they were checkpoints."""
+        for name in disk.names(self.root):
+            step, _, rest = name.partition(".")
+            if not vouched.is_step(step):
+                continue
+            if rest == "deleted" and not os.path.lexists(self.root / step):
+                disk.remove(vouched.checksums(self.root, int(step)))
+            if rest == "deleted" or rest.startswith(("saving", "orbax-checkpoint-tmp")):
+                disk.remove(self.root / name)
+
+    def _try_to_finish(self, step: int, loss: float | None, sample: Any) -> None:
+        try:
+            self._finish(step, loss)
+            if sample is not None:
+                self._prove(step, sample)
+                self._proved = True
+        except Exception as error:  # Handed to the thread that trains.
+            self._failure = self._explained(step, error)
+
+    def _finish(self, step: int, loss: float | None) -> None:
+        """Makes `step.saving` the checkpoint `step`, then lets go of those that are not kept."""
+        failure = None
+        try:
+            self._saver.wait_until_finished()
+            if processes.is_main():
+                saving, place = self.root / f"{step}.saving", self.root / str(step)
+                if os.path.lexists(place):
+                    self._set_aside(step, "it is not of this run, which has come to that step itself")
+                vouched.write_checksums(self.root, step, saving)
+                os.rename(saving, place)
+                disk.keep(self.root)
+                self._losses[step] = loss
+                for old in set(self._losses) - retention.kept(self._losses, **self._keep):
+                    self._delete(old)
+        except Exception as error:
+            if not processes.many():
+                raise
+            failure = error
+        if processes.from_main(failure is not None):
+            raise failure or OSError("process 0 could not write it")
+
+    def _delete(self, step: int) -> None:
+        """Removes a step of this run: first from sight, so that no half of one is ever seen."""
+        gone = self.root / f"{step}.deleted"
+        del self._losses[step]
+        disk.remove(gone)
+        if disk.is_folder(self.root / str(step)):
+            os.rename(self.root / str(step), gone)
+            disk.remove(vouched.checksums(self.root, step))
+            disk.remove(gone)
+
+    def _prove(self, step: int, sample: Any) -> None:
+        """Reads a step back as a later start will: its description, its structure, and an array on every device."""
+        about = vouched.about(self.root, step)
+        folder = self._path / str(step) / "state"
+        found = states.count(folder)
+        if found != len(about["arrays"]):
+            raise CheckpointError(f"{found} arrays of {len(about['arrays'])} are found when it is read back")
+        if int(states.read_part(folder, sample)["step"]) != about["taken"]:
+            raise CheckpointError("it holds another step when it is read back")
+
+    def _explained(self, step: int, error: Exception) -> CheckpointError:
+        """One sentence for a save that failed."""
+        if isinstance(error, disk.WorkdirError) and str(self.root.parent) in str(error):
+            return CheckpointError(f"checkpoint {step} was not written: {error}")
+        return CheckpointError(
+            f"checkpoint {step} was not written to {self.root}: {_reason(error)}; free the disk or change --workdir, "
+            "then start the same command again to resume."
+        )
 
     def wait(self) -> None:
         """Waits for the save under way and raises what went wrong in it."""
@@ -107,143 +188,222 @@ class Checkpoints:
             self._finisher = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            raise CheckpointError(f"checkpoint not written to {self.root}: {failure}. Free the disk or change workdir.")
+            raise failure
 
     def close(self) -> None:
         """Waits until every save is on disk."""
         try:
             self.wait()
         finally:
-            if self._manager is not None:
-                self._manager.close()
-                self._manager = None
+            saver, alias = self._saver, self._alias
+            self._saver = self._alias = None
+            if saver is not None:
+                try:
+                    saver.close()
+                except Exception as error:  # Of a save that failed, and was told.
+                    logging.info("closing: %s", error)
+            if alias is not None:
+                alias.close()
+
+    # ==================== What is there ====================
+
+    def steps(self) -> list[int]:
+        """Finished checkpoints, oldest first; whether one is good is known when it is read."""
+        return vouched.finished(self.root)
+
+    def present(self) -> list[int]:
+        """Every step that something stands for, good or not, oldest first."""
+        return vouched.present(self.root)
+
+    def about(self, step: int) -> dict:
+        """The description that was saved with `step`. ValueError where it cannot be read."""
+        return vouched.about(self.root, step)
+
+    def _loss(self, step: int) -> float | None:
+        """The held-out loss measured at a step; of one that was saved before it was written there, from the metrics."""
+        if "loss" in self.about(step):
+            return vouched.loss(self.root, step)
+        lines, _ = files.read_lines(self.root.parent / files.METRICS)
+        found = [line["eval/loss"] for line in lines if line["step"] == step and "eval/loss" in line]
+        return float(found[-1]) if found and isinstance(found[-1], int | float) else None
+
+    def newest_about(self) -> dict:
+        """The description of the newest step that can describe itself; {} where none can."""
+        for step in reversed(self.present()):
+            try:
+                if not vouched.own_problem(self.root, step, self._config):
+                    return self.about(step)
+            except (OSError, ValueError):
+                continue
+        return {}
+
+    def named(self, name: str) -> int | None:
+        """The step that a person names: a number, or "best" (the lowest held-out loss); None for "", the newest good.
+
+        Raises CheckpointError with one sentence.
+        """
+        steps = self.steps()
+        there = f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+        if not name:
+            return None
+        if name != "best":
+            if not vouched.is_step(name) or int(name) not in steps:
+                raise CheckpointError(
+                    f"--step={name} is no finished checkpoint in {self.root}; {there}, or --step=best."
+                )
+            return int(name)
+        losses = {}
+        for step in steps:
+            try:
+                losses[step] = self._loss(step)
+            except (OSError, ValueError) as error:
+                logging.warning("checkpoint %d cannot be read (%s); it is not among the best.", step, error)
+        measured = {step: loss for step, loss in losses.items() if loss is not None}
+        if not measured:
+            raise CheckpointError(
+                f"--step=best: no checkpoint in {self.root} was evaluated when it was saved; {there}; give "
+                "--step=N, and train with an eval.every that falls together with checkpoint.every."
+            )
+        return min(measured, key=lambda step: (measured[step], -step))
+
+    # ==================== Reading ====================
 
     def restore(self, abstract: Any, shardings: Any, *, step: int | None = None) -> tuple[int, Any, dict] | None:
         """The newest good checkpoint as `(step, state, about)`, laid out as `shardings`; None when there is none.
 
-        A damaged one is named in the log and the one before it is used. One whose arrays differ from `abstract` is
-        refused with the difference (CheckpointError), never loaded in part.
+        One that is not good is named in the log and the one before it is used: damaged, not vouched for, of another
+        run or step, with numbers that are not finite, with other arrays than `abstract`. CheckpointError where steps
+        are there and none is good.
         """
-        candidates = [step] if step is not None else self.steps()[::-1]
-        good = self._newest_good(candidates)
-        if good is None and candidates:
-            raise CheckpointError(
-                f"every checkpoint in {self.root} is damaged (steps {', '.join(map(str, candidates[::-1]))}); "
-                "start again in a new --workdir, or restore the folder from a copy."
-            )
-        if good is None:
-            return None
-        about = self.about(good)
-        difference = differences(about["arrays"], manifest(abstract))
-        if difference:
-            raise CheckpointError(
-                f"checkpoint {self.root / str(good)} holds another model than the config describes:\n"
-                + "\n".join(f"  {line}" for line in difference)
-            )
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        with ocp.StandardCheckpointer() as reader:
-            return good, reader.restore(self.root / str(good) / "state", target), about
+        wanted, target = manifest(abstract), states.placed(abstract, shardings)
 
-    def _newest_good(self, candidates: list[int]) -> int | None:
-        """The first of the candidates that is not damaged, None when there is none; process 0 looks, for all."""
-        good = -1
-        for candidate in candidates if processes.is_main() else ():
-            problem = damage(self.root / str(candidate), self._checksums(candidate))
-            if not problem:
-                good = candidate
-                break
-            logging.warning("checkpoint %d is damaged (%s); trying the one before it.", candidate, problem)
-        good = processes.from_main(good)
-        return None if good < 0 else good
+        def read(folder: pathlib.Path, about: dict) -> Any:
+            _same(about["arrays"], wanted, "another model than the config describes")
+            return states.read(folder, target)
 
-    def forget_after(self, step: int) -> None:
-        """Moves checkpoints later than `step` (damaged ones that `restore` passed over) out of the way."""
-        if not processes.is_main():
-            return
-        for later in [s for s in self.steps() if s > step]:
-            aside = self.root / f"damaged-{later}-{time.strftime('%Y%m%dT%H%M%S')}"
-            (self.root / str(later)).rename(aside)
-            self._checksums(later).unlink()
+        return self._newest_good(self.present()[::-1] if step is None else [step], read)
 
-    def parameters(self, program: Any) -> Any:
-        """The parameters (the averaged ones where a run keeps an average) of the newest good checkpoint.
+    def parameters(self, program: Any, *, step: int | None = None) -> Any:
+        """The parameters (the averaged ones where a run keeps an average) of the newest good checkpoint, or of `step`.
 
         Another optimizer or run length is no obstacle; other parameters are refused with the difference.
         """
-        step = self._newest_good(self.steps()[::-1])
-        if step is None:
-            raise CheckpointError(f"{self.root} holds no good checkpoint; give the --workdir of a run that saved one.")
-        saved = self.about(step)["arrays"]
-        group = "ema" if any(path.startswith("['ema']") for path in saved) else "params"
-        params = program.abstract["params"]
-        wanted = {group: _as_saved(params, saved, group)}
-        mine = {path: text for path, text in saved.items() if path.startswith(f"['{group}']")}
-        if difference := differences(mine, manifest(wanted)):
-            raise CheckpointError(
-                f"checkpoint {self.root / str(step)} holds other parameters than the config describes:\n"
-                + "\n".join(f"  {line}" for line in difference)
+        return self.read_parameters(program, step=step)[1]
+
+    def read_parameters(self, program: Any, *, step: int | None = None) -> tuple[int, Any, dict]:
+        """`(step, parameters, about)`; see `parameters`."""
+
+        def read(folder: pathlib.Path, about: dict) -> Any:
+            group = "ema" if any(path.startswith("['ema']") for path in about["arrays"]) else "params"
+            params = program.abstract["params"]
+            wanted = {group: states.as_saved(params, about["arrays"], group)}
+            mine = {path: text for path, text in about["arrays"].items() if path.startswith(f"['{group}']")}
+            _same(mine, manifest(wanted), "other parameters than the config describes")
+            target = states.placed(
+                wanted | {"step": program.abstract["step"]},
+                {group: program.shardings["params"], "step": program.shardings["step"]},
             )
-        placed = {group: program.shardings["params"]}
-        target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), wanted, placed)
-        arguments = ocp.args.PyTreeRestore(
-            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+            found = states.read_part(folder, target)
+            return {"step": found["step"], "params": precision.like(found[group], params)}
+
+        found = self._newest_good(self.present()[::-1] if step is None else [step], read)
+        if found is None:
+            raise CheckpointError(f"{self.root} holds no good checkpoint; give the --workdir of a run that saved one.")
+        step, read_back, about = found
+        return step, read_back["params"], about
+
+    def _newest_good(self, candidates: Sequence[int], read: Read) -> tuple[int, Any, dict] | None:
+        """The first of the candidates that is good, as `(step, what was read, about)`; None where there are none.
+
+        Process 0 looks at the files, for all; all read.
+        """
+        rejected: dict[int, str] = {}
+
+        def reject(step: int, why: str) -> None:
+            rejected[step] = why
+            logging.warning("checkpoint %d is damaged (%s); trying the one before it.", step, why)
+
+        left = list(candidates) if processes.is_main() else []
+        while True:
+            good = -1
+            while left and good < 0:
+                candidate = left.pop(0)
+                if why := vouched.problem(self.root, candidate, self._config):
+                    reject(candidate, why)
+                else:
+                    good = candidate
+            good = processes.from_main(good)
+            if good < 0:
+                break
+            why, found, about = self._read(good, read)
+            if _all_processes(not why):
+                return good, found, about
+            reject(good, why or "another process cannot read it")
+        if not processes.from_main(len(rejected)):
+            return None
+        steps = ", ".join(map(str, sorted(rejected)))
+        newest = max(rejected, default=0)
+        raise CheckpointError(
+            f"every checkpoint in {self.root} is damaged or of another run (steps {steps}); start again in a new "
+            "--workdir, restore the folder from a copy, or add --overwrite to move them aside and start over.\n"
+            f"  checkpoint {newest}: {rejected.get(newest, '')}"
         )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return precision.like(reader.restore(self.root / str(step) / "state", args=arguments)[group], params)
 
-    def about(self, step: int) -> dict:
-        """The description that was saved with `step`."""
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(self.root / str(step) / "about")
+    def _read(self, step: int, read: Read) -> tuple[str, Any, dict]:
+        """`(why not, what was read, about)` of a step whose files are those that were written."""
+        try:
+            about = vouched.about(self.root, step)
+            found = read(self._path / str(step) / "state", about)
+        except CheckpointError as error:
+            return str(error), None, {}
+        except Exception as error:  # Files can be vouched for and still hold what no library reads.
+            return f"it cannot be read: {_reason(error)}", None, {}
+        # Before it was written down how many steps a state has taken, that was the step it was saved as.
+        if int(found["step"]) != about.get("taken", step):
+            return f"its state is of step {int(found['step'])}", None, {}
+        if wrong := states.not_finite(found):
+            more = f" and {len(wrong) - 1} more arrays are" if len(wrong) > 1 else " is"
+            return f"{wrong[0]}{more} not finite", None, {}
+        return "", found, about
 
-    def _checksums(self, step: int) -> pathlib.Path:
-        return self.root / f"{step}{SUFFIX}"
+    def forget_after(self, step: int) -> None:
+        """Moves checkpoints later than `step` (those that `restore` passed over) out of the way, and names them."""
+        if processes.is_main():
+            for later in self.present():
+                if later > step:
+                    self._set_aside(later, f"the run goes on from step {step}")
 
-
-def manifest(tree: Any) -> dict[str, str]:
-    """Path -> `dtype[shape]` of every array of a state."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _as_saved(params: Any, saved: dict[str, str], group: str) -> Any:
-    """Shapes of `params` or of their average, which a manifest may say was summed in a wider type than theirs."""
-    summed = {"params": params, group: precision.widened(params)}
-    return summed[group] if saved.items() >= manifest(summed).items() else params
-
-
-def differences(saved: dict[str, str], wanted: dict[str, str], limit: int = 12) -> list[str]:
-    """Lines that say how a saved manifest differs from the wanted one; empty when equal."""
-    lines = [f"{k}: saved {saved[k]}, wanted {wanted[k]}" for k in saved if k in wanted and saved[k] != wanted[k]]
-    lines += [f"{k}: saved {saved[k]}, not wanted" for k in saved if k not in wanted]
-    lines += [f"{k}: wanted {wanted[k]}, not saved" for k in wanted if k not in saved]
-    return lines if len(lines) <= limit else [*lines[:limit], f"and {len(lines) - limit} more"]
-
-
-def damage(folder: pathlib.Path, checksums: pathlib.Path) -> str:
-    """What is wrong with the files of a checkpoint, or ""."""
-    try:
-        expected = json.loads(checksums.read_text())
-    except (OSError, ValueError):
-        return f"{checksums.name} is missing or unreadable"
-    actual = _hash_files(folder)
-    for name, digest in expected.items():
-        if name not in actual:
-            return f"{name} is missing"
-        if actual[name] != digest:
-            return f"{name} does not match its checksum"
-    return ""
+    def _set_aside(self, step: int, why: str) -> None:
+        aside = disk.move_aside(self.root / str(step), "damaged")
+        vouching = vouched.checksums(self.root, step)
+        if os.path.lexists(vouching):
+            os.rename(vouching, aside.with_name(aside.name + vouched.SUFFIX))
+        logging.warning("checkpoint %d was moved to %s: %s.", step, aside, why)
 
 
-def _hash_files(folder: pathlib.Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+def _same(saved: Mapping[str, str], wanted: Mapping[str, str], what: str) -> None:
+    if difference := differences(saved, wanted):
+        raise CheckpointError(f"it holds {what}:\n" + "\n".join(f"    {line}" for line in difference))
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def _reason(error: BaseException) -> str:
+    """What a library says of a failure, in one line; a full disk in our words."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+        return "the disk is full"
+    if "Disk quota exceeded" in text:
+        return "the disk quota is used up"
+    if "File too large" in text:
+        return "the file-size limit is reached"
+    if "PERMISSION_DENIED" in text or "Permission denied" in text:
+        return "permission is denied"
+    return text.rstrip(".") if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _all_processes(good: bool) -> bool:
+    """Whether `good` holds on every process."""
+    if not processes.many():
+        return good
+    from jax.experimental import multihost_utils
+
+    return bool(np.all(multihost_utils.process_allgather(np.int32(good))))

@@ -1,17 +1,19 @@
 """A run that starts from a smaller trained model, grown: `config.init.grow_from`, and the same for notebooks."""
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
 
 import jax
 
+from experiments import workdir as files
 from experiments.program import Program, build, optimizers
 from experiments.settings.errors import CheckpointError, ConfigError
 from experiments.workdir import trained
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import saved_config
-from models import growth
+from models import growth, objectives
 from models.pattention import MAPS, token_counts
 
 
@@ -28,8 +30,44 @@ def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0, **
     old = trained.load(workdir)
     config = old.config.copy_and_resolve_references().unlock()
     config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens, **maps})
-    new = build(config.lock(), vocab_size=old.corpus.tokenizer.vocab_size, mesh=old.program.mesh)
-    return trained.Trained(config, new, _grow(old.program, new)(old.params), old.corpus)
+    new = build(config.lock(), vocab_size=old.tokenizer.vocab_size, mesh=old.program.mesh)
+    return dataclasses.replace(old, config=config, program=new, params=_grow(old.program, new)(old.params))
+
+
+def source(config: Any, workdir: str | os.PathLike, tokenizer: Any, *, key: str) -> Checkpoints:
+    """The checkpoints of the run in `workdir`, whose parameters may start a run of `config` (`key` names it there).
+
+    CheckpointError where they were trained for other ids: of another tokenizer, or another objective, whose masks and
+    starts stand where this one has others.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    saves = Checkpoints(workdir)
+    about = saves.newest_about()
+    if about.get("tokenizer", tokenizer.hash) != tokenizer.hash:
+        raise CheckpointError(
+            f"{key}={workdir} was trained with another tokenizer ({about['tokenizer'][:12]}) than this run has "
+            f"({tokenizer.hash[:12]}): its ids mean other text; use "
+            f"data.tokenizer={str(workdir / files.TOKENIZER)!r} and data.vocab_size=0."
+        )
+    saved = about.get("config")
+    if not isinstance(saved, dict):
+        return saves
+    objective = saved.get("objective", config.objective)
+    if objective != config.objective:
+        raise CheckpointError(
+            f"{key}={workdir} was trained for objective={objective!r} and this run is for {config.objective!r}, which "
+            f"reads other things from the same numbers; use objective={objective!r}, or a run that has yours."
+        )
+    mine, theirs = (
+        objectives.make(objective, options.get(objective, {}), vocab_size=tokenizer.vocab_size).extra_tokens
+        for options in (config.to_dict(), saved)
+    )
+    if mine != theirs:
+        raise CheckpointError(
+            f"{key}={workdir} has {theirs} ids beyond the tokenizer's and this run has {mine}: others stand in their "
+            f"places; use the options of {objective} that it was trained with."
+        )
+    return saves
 
 
 def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Any:

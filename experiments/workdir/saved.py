@@ -12,12 +12,13 @@ from configs import base as base_config
 from experiments import workdir as files
 from experiments.settings import history, identity
 from experiments.settings.errors import ConfigError
-from experiments.settings.keys import flatten, shape_problems, short, tidy
+from experiments.settings.keys import shape_problems, short, tidy
+from experiments.workdir import disk, vouched
 
 
 def holds_checkpoint(workdir: str) -> bool:
     """Whether a run has saved there."""
-    return found(workdir, lambda folder: any(folder.glob("checkpoints/*.sha256.json")))
+    return found(workdir, lambda folder: bool(vouched.finished(folder / files.CHECKPOINTS)))
 
 
 def found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
@@ -28,18 +29,22 @@ def found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
         return False
 
 
-def check_workdir(config: Any, workdir: pathlib.Path) -> None:
+def check_workdir(config: Any, workdir: pathlib.Path, *, overwrite: bool = False) -> None:
     """Raises ConfigError or OSError when `workdir` cannot be written, or belongs to a run of another config.
 
-    The difference is shown; keys that decide nothing may differ (`identity`). Nothing is left behind.
+    The difference is shown; `identity.MAY_CHANGE` says what may differ. `overwrite`: whatever run is there makes way.
+    Nothing is left behind.
     """
     place = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not place.is_dir():
         part = "" if place == workdir else f" lies in {place}, which"
         raise ConfigError([f"--workdir={workdir}{part} is a file; give a folder, e.g. --workdir=runs/first."])
-    saved = read_saved(workdir)
-    if saved is None and any((workdir / files.CHECKPOINTS).glob("*")):
-        raise ConfigError([f"--workdir={workdir} holds checkpoints but no {files.CONFIG}; give a new folder."])
+    saved = None if overwrite else read_saved(workdir)
+    if saved is None and not overwrite and disk.names(workdir / files.CHECKPOINTS):
+        raise ConfigError([
+            f"--workdir={workdir} holds checkpoints but no {files.CONFIG}; give a new folder, or add --overwrite to "
+            "move them aside."
+        ])  # fmt: skip
     try:  # A file without a name, gone when it is closed.
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(4096))
@@ -50,20 +55,19 @@ def check_workdir(config: Any, workdir: pathlib.Path) -> None:
 
 
 def check_same(config: Any, saved: Mapping, workdir: pathlib.Path) -> None:
-    """Raises ConfigError, with the difference, unless the run of `config` is that of `saved`: see `identity`."""
-    saved, asked = history.filled(files.plain(saved)), files.plain(config.to_dict())
-    old, new = flatten(saved), flatten(asked)
-    differing = identity.differing(saved, asked)
+    """Raises ConfigError, with the difference, unless `config` is of the run of the `saved` one (see `identity`)."""
+    differing = identity.another_run(history.filled(files.plain(saved)), files.plain(config.to_dict()))
     if differing:
-        lines = [f"  {k}: {_there(old, k)} there, {_there(new, k)} asked for" for k in differing[:12]]
-        more = [f"  and {len(differing) - 12} more"] if len(differing) > 12 else []
+        lines = [f"  {k}: {_shown(was)} there, {_shown(asked)} asked for" for k, (was, asked) in differing.items()]
+        more = [f"  and {len(lines) - 12} more"] if len(lines) > 12 else []
+        hint = "give a new folder, or add --overwrite to move that run aside and start over:"
         raise ConfigError([
-            "\n".join([f"--workdir={workdir} belongs to a run of another config; give a new folder:", *lines, *more])
+            "\n".join([f"--workdir={workdir} belongs to a run of another config; {hint}", *lines[:12], *more])
         ])  # fmt: skip
 
 
-def _there(flat: dict[str, Any], key: str) -> str:
-    return short(flat[key]) if key in flat else "absent"
+def _shown(value: Any) -> str:
+    return repr(value) if value is identity.ABSENT else short(value)
 
 
 def read_saved(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -72,7 +76,7 @@ def read_saved(workdir: pathlib.Path) -> dict[str, Any] | None:
         saved = files.read_json(workdir / files.CONFIG)
     except ValueError:
         saved = {}
-    if saved is not None and not isinstance(saved.get("config"), dict):
+    if saved is not None and "config" not in saved:
         raise ConfigError([
             f"--workdir={workdir}: {files.CONFIG} is damaged; restore it from a copy, or give a new folder."
         ])  # fmt: skip
@@ -96,10 +100,20 @@ def saved_config(workdir: pathlib.Path) -> Any:
             [f"--workdir={workdir}: {problems[0].removesuffix('.')}{more}: the run is of another version."]
         )
     config.update(known)
+    config.data.cache_dir = _cache(config.data.cache_dir, base_config.get_config().data.cache_dir)
     later, unread = history.later(history.changed(saved)), tidy(config)
     _tell(workdir, "is older than", later)
     _tell(workdir, "has settings that nothing reads:", {key: unread[key] for key in unread if key not in later})
     return config
+
+
+def _cache(saved: str, usual: str) -> str:
+    """The cache that a saved config names, where tokens were kept there before; else the usual one.
+
+    The config may be a stranger's, or of another machine: no folder is made where only it says so.
+    """
+    kept = found(saved, lambda folder: any(disk.is_folder(folder / name) for name in ("corpora", "tokenizers")))
+    return saved if kept else usual
 
 
 def _tell(workdir: pathlib.Path, what: str, settings: Mapping[str, Any]) -> None:

@@ -6,40 +6,41 @@ as the run left alone. For that the caller must have written every line up to st
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import pathlib
 import warnings
 from typing import Any
 
+from absl import logging
+
 from experiments import workdir as files
+from experiments.workdir import disk
 
 _LEADING = ("tokens", "flops")
 
 
-def truncate(workdir: str | os.PathLike, step: int) -> dict[str, int]:
+def truncate(workdir: str | os.PathLike, step: int, steps: int = 0) -> dict[str, int]:
     """Drops every line after `step` (and a torn last line) from the metrics, timing and sample files.
 
     Call it before the writer opens, with the step of the restored checkpoint, or -1 when the run starts from scratch.
-    A result.json of a later step goes too. Returns the number of lines dropped, by file name. TensorBoard needs
-    nothing here: the next writer tells it which events to forget.
+    A result.json of a later step goes too, and one of fewer than the `steps` that the run now has. Returns the number
+    of lines dropped, by file name. TensorBoard needs nothing here: the next writer tells it which events to forget.
     """
     workdir = pathlib.Path(workdir)
     dropped = {name: _truncate_lines(workdir / name, step) for name in (files.METRICS, files.TIMING, files.SAMPLES)}
     with contextlib.suppress(ValueError):
         result = files.read_json(workdir / files.RESULT)
-        if result and result.get("step", step) > step:
-            (workdir / files.RESULT).unlink()
+        if result and not steps <= result.get("step", step) <= step:
+            disk.remove(workdir / files.RESULT)
     return dropped
 
 
 def _truncate_lines(path: pathlib.Path, step: int) -> int:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    data = disk.read_bytes(path)
+    if data is None:
         return 0
-    except OSError as error:
-        raise files.explain(error, path) from error
     *lines, torn = data.split(b"\n")
     records = [files.parse(raw) for raw in lines]
     # Damage at the end is what a power cut leaves; damage before a good line is something else, and is told.
@@ -52,14 +53,8 @@ def _truncate_lines(path: pathlib.Path, step: int) -> int:
     kept = b"".join(
         raw + b"\n" for raw, record in zip(lines, records, strict=True) if record is not None and record["step"] <= step
     )
-    try:
-        if data.startswith(kept):
-            if len(kept) < len(data):
-                os.truncate(path, len(kept))
-        else:
-            files.write_file(path, kept)
-    except OSError as error:
-        raise files.explain(error, path) from error
+    if kept != data:
+        disk.cut(path, kept)
     return len(lines) + bool(torn) - kept.count(b"\n")
 
 
@@ -69,15 +64,11 @@ class _Lines:
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.last_step = -1
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            self._cut_torn_line()
-        except OSError as error:
-            raise files.explain(error, path) from error
+        self.file = disk.open_to_append(path)
+        self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
-        data = self.path.read_bytes() if self.path.is_file() else b""
+        data = disk.read_bytes(self.path) or b""
         end = data.rfind(b"\n") + 1
         if end < len(data):
             os.ftruncate(self.file, end)
@@ -127,7 +118,7 @@ class Writer:
         if not active:
             return
         workdir = pathlib.Path(workdir)
-        wandb_module = _import_wandb(wandb) if wandb else None
+        wandb_module = import_wandb(wandb) if wandb else None
         with contextlib.ExitStack() as stack:  # whatever was opened is closed when a later part fails to open
             self._metrics, self._timing, self._samples = (
                 self._open_lines(stack, workdir / name) for name in (files.METRICS, files.TIMING, files.SAMPLES)
@@ -195,18 +186,36 @@ def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
     import tensorboardX
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        starts = len(list(folder.iterdir()))
+        disk.own_folder(folder)
+        starts = len(disk.names(folder))
         # Events of an earlier start at or after purge_step are hidden by TensorBoard: the run repeats those steps.
         # The suffix keeps two starts within one second, which share the file's time stamp, from sharing a file.
-        return tensorboardX.SummaryWriter(
+        writer = tensorboardX.SummaryWriter(
             str(folder), purge_step=purge_step if starts else None, filename_suffix=f".{starts}"
         )
     except OSError as error:
         raise files.explain(error, folder) from error
+    _forgive(writer.file_writer.event_writer._ev_writer)
+    return writer
 
 
-def _import_wandb(project: str) -> Any:
+def _forgive(events: Any) -> None:
+    """Events are a mirror, written by a thread and at exit, where nobody hears of a full disk: they end, and the run
+    tells of it when metrics.jsonl cannot be written.
+    """
+    for name in ("write_event", "flush", "close"):
+        setattr(events, name, functools.partial(_quiet, getattr(events, name)))
+
+
+def _quiet(call: Any, *args: Any) -> Any:
+    try:
+        return call(*args)
+    except OSError as error:
+        logging.log_first_n(logging.WARNING, "events for TensorBoard are not written: %s", 1, error)
+
+
+def import_wandb(project: str) -> Any:
+    """The package of Weights & Biases. ValueError in one sentence where it is not installed."""
     try:
         return importlib.import_module("wandb")
     except ImportError as error:

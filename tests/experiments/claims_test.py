@@ -111,7 +111,7 @@ def test_answers_are_scored_as_the_model_gives_them(tmp_path):
     config = small(digits_reversed.get_claim()["base"], tmp_path)
     config.data.update({"source": "task:copying", "name": "symbols=2, payload=1", "length": 4})
     config.data.batch_size, config.optimizer.learning_rate = 64, 0.03
-    config.eval.update({"every": 0, "batches": 8, "batch_size": 64})
+    config.eval.update({"every": 0, "rows": 512, "batch_size": 64})
     for steps in (1, 60):
         config.train.steps = steps
         train(config.copy_and_resolve_references().lock(), tmp_path / str(steps), quiet=True)
@@ -350,7 +350,7 @@ def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
         config = small(claim["base"], tmp_path)
         config.update_from_flattened_dict(changes)
         config.data.update({"source": "task:arithmetic", "name": "digits=1, room=8", "length": 12})
-        config.eval.update({"batches": 2, "batch_size": 8})
+        config.eval.update({"rows": 16, "batch_size": 8})
         config.model.num_layers = 1
         train(config.lock(), tmp_path / name, quiet=True)
         models.append(curve.trained.load(tmp_path / name))

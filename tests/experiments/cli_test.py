@@ -222,7 +222,7 @@ def test_what_may_be_asked_of_a_trained_model(change, told, run):
 def test_a_trained_model_is_read_by_every_mode(run, capsys, tmp_path):
     with pytest.raises(ConfigError, match="belongs to a run of another config"):
         modes.run(flags(mode="evaluate", workdir=str(run), config=str(ROOT / "configs" / "quickstart.py")), [])
-    modes.run(flags(mode="evaluate", workdir=str(run)), [("eval.batches", "1")])
+    modes.run(flags(mode="evaluate", workdir=str(run)), [("eval.rows", "8")])
     assert capsys.readouterr().out.startswith("held-out bits per byte = ")
     modes.run(flags(mode="generate", workdir=str(run), prompt="abc é"), [("generate.max_tokens", "3")])
     assert capsys.readouterr().out.startswith("abc é")

@@ -65,7 +65,7 @@ def test_training_learns_and_reports_a_bound(preset, tmp_path):
 def test_every_byte_is_scored_once_as_in_the_autoregressive_control(isolate, tmp_path):
     scored = {}
     for objective in ("next_token", *{changes["objective"] for changes in PRESETS.values()}):
-        config = tiny.config(tmp_path, objective=objective, eval__batches=0, data__isolate=isolate)
+        config = tiny.config(tmp_path, objective=objective, eval__rows=0, data__isolate=isolate)
         corpus = inputs.load(config)
         seen = [b["targets"][b["mask"]] for b in inputs.eval_batches(config, corpus)]
         scored[objective] = np.bincount(np.concatenate(seen), minlength=259)

@@ -20,7 +20,7 @@ SAVE_EVERY = 5
 # A run of 40 steps: logs each step, evaluates and saves every fifth, and is told where to kill itself.
 SCRIPT = f"""
 import os, pathlib, signal, sys
-from experiments import writers
+from experiments.workdir import writers
 workdir, kill_at, torn = pathlib.Path(sys.argv[1]), int(sys.argv[2]), bytes.fromhex(sys.argv[3])
 saved = workdir / "saved"
 start = int(saved.read_text()) if saved.exists() else -1
@@ -161,8 +161,9 @@ def test_a_closed_writer_stays_closed(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the system's always-full device")
 def test_a_full_disk_is_one_sentence(tmp_path):
-    (tmp_path / files.METRICS).symlink_to("/dev/full")
     with writers.Writer(tmp_path, tensorboard=False) as writer, pytest.raises(files.WorkdirError) as caught:
+        with open("/dev/full", "wb") as full:
+            os.dup2(full.fileno(), writer._metrics.file)
         writer.scalars(1, {"x": 1})
     assert "metrics.jsonl' cannot be used: the disk is full; free some space" in str(caught.value)
 

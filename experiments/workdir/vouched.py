@@ -1,0 +1,124 @@
+"""Which folders are checkpoints, and whether one can be trusted: checksums, no file too many, what it says of itself.
+
+Everything here reads plain files; nothing is loaded, moved or removed.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.settings import history, identity
+from experiments.workdir import disk
+
+SUFFIX = ".sha256.json"
+_NAME = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LARGEST = 2**31 - 1  # `step` is an int32.
+_ABOUT = os.path.join("about", "metadata")
+
+
+def checksums(root: pathlib.Path, step: int) -> pathlib.Path:
+    """The file with the checksums of a step."""
+    return root / f"{step}{SUFFIX}"
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder of this name would be a step: a plain number, written as `str` writes it."""
+    return _NAME.fullmatch(name) is not None and int(name) <= _LARGEST
+
+
+def present(root: pathlib.Path) -> list[int]:
+    """Every step that something stands for, good or not, oldest first."""
+    return sorted(int(name) for name in disk.names(root) if is_step(name))
+
+
+def finished(root: pathlib.Path) -> list[int]:
+    """Steps that have a folder and a file of checksums, oldest first; whether these agree is `problem`'s to say."""
+    return [s for s in present(root) if disk.is_folder(root / str(s)) and disk.is_file(checksums(root, s))]
+
+
+def problem(root: pathlib.Path, step: int, config: Mapping[str, Any] | None = None) -> str:
+    """Why a step cannot be used, or "". With the `config` of a run: also whether the step is that run's own.
+
+    Good is a folder whose every file has the checksum that was written for it, with none missing and none too many, and
+    whose description is of this step and this run. What cannot be read is a problem like any other.
+    """
+    try:
+        found = _files_problem(root / str(step), checksums(root, step))
+        return found or own_problem(root, step, config)
+    except (OSError, ValueError) as error:
+        return f"it cannot be read: {str(error).rstrip('.')}"
+
+
+def _files_problem(folder: pathlib.Path, vouching: pathlib.Path) -> str:
+    if not disk.is_folder(folder):
+        return "it is a link or a file, not a folder"
+    try:
+        expected = disk.read_object(vouching)
+    except ValueError:
+        expected = {}
+    if expected is None:
+        return f"{vouching.name} is missing"
+    if not expected or not all(isinstance(d, str) and _DIGEST.fullmatch(d) for d in expected.values()):
+        return f"{vouching.name} holds no checksums"
+    there = disk.files_below(folder)
+    for what, names in (("is missing", set(expected) - set(there)), ("was added", set(there) - set(expected))):
+        if names:
+            return f"{sorted(names)[0]} {what}"
+    for name, digest in hashes(folder, there).items():
+        if digest != expected[name]:
+            return f"{name} does not match its checksum"
+    return ""
+
+
+def own_problem(root: pathlib.Path, step: int, config: Mapping[str, Any] | None = None) -> str:
+    """Why a step is not what its name and its run's `config` say, by its own description, or "".
+
+    Raises OSError or ValueError where that cannot be read.
+    """
+    said = about(root, step)
+    if said.get("step", step) != step:  # Before steps were written down, the state alone knew.
+        return f"it holds step {said['step']}"
+    if config is not None and isinstance(said.get("config"), dict):
+        for key, (was, asked) in identity.another_run(history.filled(said["config"]), config).items():
+            if identity.ABSENT not in (was, asked):  # A key that went with another version of the house.
+                return f"it is of another run: {key} {was!r} there, {asked!r} here"
+    return ""
+
+
+def about(root: pathlib.Path, step: int) -> dict[str, Any]:
+    """What a step says of itself. ValueError in one sentence where it says nothing that can be used."""
+    path = root / str(step) / _ABOUT
+    said = disk.read_object(path)
+    arrays = said and said.get("arrays")
+    if not isinstance(arrays, dict) or not all(isinstance(text, str) for text in arrays.values()):
+        raise ValueError(f"{_ABOUT} does not describe a checkpoint")
+    return said
+
+
+def loss(root: pathlib.Path, step: int) -> float | None:
+    """The held-out loss that was saved with a step; None where none was measured there."""
+    found = about(root, step).get("loss")
+    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def hashes(folder: pathlib.Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of files below `folder`, as hex; files are read in pieces, two at a time."""
+
+    def digest(name: str) -> str:
+        with disk.open_to_read(folder / name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def write_checksums(root: pathlib.Path, step: int, folder: pathlib.Path) -> None:
+    """Vouches for the files in `folder` as those of `step`."""
+    digests = hashes(folder, disk.files_below(folder))
+    disk.write_file(checksums(root, step), json.dumps(digests).encode("ascii"))

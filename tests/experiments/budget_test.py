@@ -1,0 +1,96 @@
+"""What is evaluated is a number of rows, the same ones for any batch size, accumulation and devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import workdir as files
+from experiments.program import inputs
+from experiments.settings import history, overrides
+from experiments.training import evaluate
+from experiments.workdir import saved
+from tests.experiments import tiny
+from tests.experiments.program_test import build, make_mesh
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("budget")
+
+
+def scored(folder, parts=1, **changes):
+    """The targets of every row that is scored, in their order."""
+    config = tiny.config(folder, **changes)
+    corpus = inputs.load(config)
+    found = {}
+    for part in range(parts):
+        for step, batch in enumerate(inputs.eval_batches(config, corpus, (part, parts))):
+            for row, (targets, mask) in enumerate(zip(batch["targets"], batch["mask"], strict=True)):
+                if mask.any():
+                    found[step, part, row] = targets[mask].tobytes()
+    return [found[place] for place in sorted(found)]
+
+
+def test_the_same_rows_in_any_batch_on_any_devices(folder):
+    wanted = scored(folder, eval__rows=11, eval__batch_size=1)
+    assert len(wanted) == 11
+    for size, parts in ((2, 1), (3, 1), (8, 1), (16, 1), (4, 4), (8, 2), (12, 4)):
+        assert scored(folder, parts, eval__rows=11, eval__batch_size=size) == wanted, (size, parts)
+    for accumulation in (1, 2, 4):  # The batch follows it, the rows do not.
+        changes = {"eval__batch_size": 0, "data__batch_size": 8, "train__accumulation": accumulation}
+        assert scored(folder, eval__rows=11, **changes) == wanted
+
+
+def test_no_more_rows_than_there_are_and_all_of_them_for_0(folder):
+    whole = scored(folder, eval__rows=0, eval__batch_size=8)
+    assert whole == scored(folder, eval__rows=10**6, eval__batch_size=5)
+    assert whole[:11] == scored(folder, eval__rows=11, eval__batch_size=8)
+
+
+def test_every_objective_leaves_out_the_rows_beyond(folder):
+    for objective in ("masked_diffusion", "any_subset"):
+        one, many = (scored(folder, objective=objective, eval__rows=5, eval__batch_size=size) for size in (1, 4))
+        assert one == many and len(one) == 5
+
+
+def test_one_model_has_one_loss(folder):
+    """Nats a token over 11 rows, in batches of 1, 4 and 16: the same sum in another order."""
+    found = []
+    for size in (1, 4, 16):
+        config = tiny.config(folder, eval__rows=11, eval__batch_size=size)
+        corpus = inputs.load(config)
+        made = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=make_mesh(config, jax.devices()[:1]))
+        step, params = evaluate.make_step(made), made.init()["params"]
+        batches = inputs.eval_batches(config, corpus, made.rows)
+        found.append(evaluate.evaluate(made, step, params, batches, corpus.tokenizer.token_bytes))
+    assert {f["eval/tokens"] for f in found} == {found[0]["eval/tokens"]}
+    losses = [f["eval/loss"] for f in found]
+    # Of some 350 tokens of 5.6 nats in float32: each row's sum is off by at most 32 units in the last place.
+    np.testing.assert_allclose(losses, losses[0], rtol=32 * 2**-23)
+
+
+@pytest.mark.parametrize(
+    ("own", "batch", "accumulation", "batches", "rows"),
+    [(0, 16, 1, 20, 320), (0, 16, 4, 20, 80), (8, 16, 4, 2, 16), (0, 512, 1, 20, 10_240), (64, 32, 1, 0, 0)],
+)
+def test_a_budget_of_batches_was_so_many_rows(own, batch, accumulation, batches, rows):
+    flat = {
+        "eval.batch_size": own, "data.batch_size": batch, "train.accumulation": accumulation, "eval.batches": batches,
+    }  # fmt: skip
+    assert history.rows_of(batches, flat) == rows
+    assert history.changed(flat)["eval.rows"] == rows
+    typed = [(key, str(value)) for key, value in flat.items()]
+    assert overrides.apply(base.get_config(), typed).eval.rows == rows
+
+
+def test_a_config_that_was_saved_with_batches_is_read(folder, tmp_path):
+    config = tiny.config(folder, data__batch_size=8, eval__batch_size=0).to_dict()
+    del config["eval"]["rows"]
+    config["eval"]["batches"] = 3
+    files.write_config(tmp_path, config, "")
+    assert saved.saved_config(tmp_path).eval.rows == 24
+    config["data"]["batch_size"] = "x"
+    files.write_config(tmp_path, config, "")
+    with pytest.raises(ValueError, match="of another version"):
+        saved.saved_config(tmp_path)
