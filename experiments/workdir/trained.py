@@ -35,7 +35,9 @@ class Trained:
     def corpus(self) -> Any:
         """The corpus that the run was trained on. ConfigError where another one stands in its place now."""
         named = vocabulary.of_run(self.workdir, self.about)
-        corpus = processes.main_first("corpus", lambda: inputs.load(self.config, tokenizer=named, expected=self.about.get("corpus", "")))
+        corpus = processes.main_first(
+            "corpus", lambda: inputs.load(self.config, tokenizer=named, expected=self.about.get("corpus", ""))
+        )
         vocabulary.check_same_corpus(self.about, corpus, self.workdir)
         return corpus
 
