@@ -24,8 +24,8 @@ BUGS = (
     Bug(
         "temperature multiplies",
         f"{FOLDER}/sampling.py",
-        "logits.astype(jnp.float32) / temperature, k)",
-        "logits.astype(jnp.float32) * temperature, k)",
+        "logits.astype(jnp.float32) / temperature",
+        "logits.astype(jnp.float32) * temperature",
         SAMPLING,
     ),
     Bug(

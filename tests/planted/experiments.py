@@ -158,15 +158,15 @@ BUGS = (
     Bug(
         "FLOPs: copies of a token are not counted",
         COUNTING,
-        "3 * (copies * each + 2 * spec.V * spec.D)",
-        "3 * (each + 2 * spec.V * spec.D)",
+        "(copies * each",
+        "(each",
         FLOPS,
     ),
     Bug(
         "FLOPs: the head reads every copy",
         COUNTING,
-        "(copies * each + 2 * spec.V * spec.D)",
-        "copies * (each + 2 * spec.V * spec.D)",
+        "3 * (copies * each",
+        "3 * copies * (each",
         FLOPS,
     ),
     Bug(
