@@ -89,7 +89,7 @@ BUGS = (
         f"{FOLDER}/diffusion.py",
         "| (i < steps - 1)",
         "| (i < steps)",
-        DIFFUSION,
+        (f"{TESTS}/scores_end_test.py",),
     ),
     Bug(
         "guidance: the plain share at w",

@@ -145,7 +145,7 @@ BUGS = (
         f"{FOLDER}/score_entropy.py",
         'return mean + self.prior() * batch["mask"].sum(-1)',
         "return mean",
-        ("tests/models/objectives/score_model_test.py",),
+        VALUES,
     ),
     Bug(
         "any subset: a query sees its own content",

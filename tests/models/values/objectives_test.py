@@ -1,5 +1,6 @@
 """Every objective's loss, whole: a batch as it was corrupted, the plain model, and the sum written out by hand."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.objectives import schedules
+from models.objectives.score_entropy import ScoreEntropy
 from tests.plain import layers, losses, tiny
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -278,3 +280,24 @@ def test_intrinsic_times_follow_their_law():
     counts = np.bincount(b["tau"].ravel(), minlength=10)
     # Tokens of a row share its time, and rows its strata: their spread is below that of 60,000 draws of one law.
     assert (np.abs(counts - 60_000 * want) < 4.5 * np.sqrt(60_000 * want * 3)).all()
+
+
+class Loud(ScoreEntropy):
+    """One whose prior would be seen."""
+
+    def prior(self):
+        return jnp.ones(())
+
+
+def test_the_prior_of_uniform_noise_counts_once_a_token():
+    """KL of what alpha(1) = 0.001 leaves of a token from the uniform law; evaluation adds it to every free token."""
+    made, params, _ = prepared("score_entropy", score_entropy={"graph": "uniform", "head": "probs", "draws": 1})
+    left = np.full(V, 0.999 / V)
+    left[3] += 0.001
+    np.testing.assert_allclose(made.objective.prior(), (left * np.log(left * V)).sum(), rtol=1e-6)
+    batch, key = tiny.batch(bidirectional=True), jax.random.key(0)
+    nats = [
+        jax.jit(lambda p, goal=goal: goal.row_nll(made.merge(p), batch, key))(params)
+        for goal in (Loud(**dataclasses.asdict(made.objective)), made.objective)
+    ]
+    np.testing.assert_allclose(nats[0] - nats[1], batch["mask"].sum(-1), rtol=1e-4)
