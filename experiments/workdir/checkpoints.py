@@ -129,6 +129,7 @@ class Checkpoints:
                 self._proved = True
         except Exception as error:  # Handed to the thread that trains.
             self._failure = self._explained(step, error)
+            self._failure.__cause__ = error  # By which a lost process is known.
 
     def _finish(self, step: int, loss: float | None) -> None:
         """Makes `step.saving` the checkpoint `step`, then lets go of those that are not kept."""

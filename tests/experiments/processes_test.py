@@ -65,7 +65,7 @@ def test_whoever_is_left_alone_ends_in_a_sentence(lost):
     """Process 0 takes the coordinator with it; of another one only the silence is heard."""
     port = many_processes.free_port()
     script = (
-        "import sys, time\nfrom experiments import processes\nprocesses.ALIVE = 3\n"
+        "import sys, time\nfrom experiments.settings import processes\nprocesses.ALIVE = 3\n"
         f"processes.join('localhost:{port}', 2, int(sys.argv[1]))\nprint('here', flush=True)\ntime.sleep({WAIT})"
     )
     both = [
