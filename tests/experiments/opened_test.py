@@ -23,6 +23,13 @@ def test_lines_are_never_written_through_a_link(tmp_path, name):
         with pytest.raises(files.WorkdirError, match=f"{name}' cannot be used: it is a link"):
             act()
     (run / name).unlink()
+    os.link(victim, run / name)  # Nothing is to be cut: the writer itself must not add to both.
+    assert writers.truncate(run, 9)[name] == 0
+    with writers.Writer(run, tensorboard=False) as writer:
+        {files.METRICS: writer.scalars, files.TIMING: writer.timing}.get(name, writer.scalars)(9, {"a": 1.0})
+        writer.sample(9, "a", "b")
+    assert victim.read_bytes() == b'{"step": 1}\n{"step": 9}\n' != (run / name).read_bytes()
+    (run / name).unlink()
     os.link(victim, run / name)  # A copy made by `cp -al`: ours is copied apart, the other stays.
     assert writers.truncate(run, 1)[name] == 1
     with writers.Writer(run, tensorboard=False) as writer:
