@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments import preflight
 from experiments import workdir as files
-from experiments.settings import keys, overrides, processes, smoke, versions
+from experiments.settings import agreement, keys, overrides, processes, smoke, versions
 from experiments.settings.errors import ConfigError, Refused
 from experiments.workdir.saved import check_same, check_workdir, saved_config
 
@@ -159,7 +159,9 @@ def evaluate(flags: Any, changes: Changes) -> None:
     from experiments.training import evaluate as evaluation
     from experiments.workdir import trained
 
+    agreement.check_command("evaluate", made.to_dict(), _workdir(flags), step=_step(flags))
     model = trained.load(_workdir(flags), made, step=_step(flags))
+    agreement.check_start(corpus=model.corpus.hash, tokenizer=model.tokenizer.hash, checkpoint=model.step)
     step = evaluation.make_step(model.program)
     batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
     found = evaluation.evaluate(model.program, step, model.params, batches, model.tokenizer.token_bytes)

@@ -11,8 +11,9 @@ from experiments.workdir.checkpoints import Checkpoints
 from tests import environment
 
 
-def start(workdir: pathlib.Path, *flags: str, processes: int) -> list[subprocess.Popen]:
-    """main.py with these flags in `workdir`, as `processes` processes that share four devices."""
+def start(workdir: pathlib.Path, *flags: str, processes: int, last: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+    """main.py with these flags in `workdir`, as `processes` processes that share four devices; `last`: more flags of
+    the last one."""
     flags = (f"--workdir={workdir}", f"--simulate={4 // processes}", *flags)
     if processes > 1:
         flags += (f"--coordinator=localhost:{free_port()}", f"--num_processes={processes}")
@@ -20,10 +21,25 @@ def start(workdir: pathlib.Path, *flags: str, processes: int) -> list[subprocess
     pipe = subprocess.PIPE
     return [
         subprocess.Popen(
-            [sys.executable, "main.py", *flags, *([f"--process_id={i}"] if processes > 1 else [])],
+            [
+                sys.executable, "main.py", *flags, *([f"--process_id={i}"] if processes > 1 else []),
+                *(last if i == processes - 1 else ()),
+            ],
             cwd=environment.ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(processes)
+    ]  # fmt: skip
+
+
+def scripts(script: str, count: int) -> list[subprocess.Popen]:
+    """`script` as `count` processes: sys.argv[1] is HOST:PORT, sys.argv[2] which process it is."""
+    where = f"localhost:{free_port()}"
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, where, str(i)],
+            cwd=environment.ROOT, env=environment.child(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(count)
     ]  # fmt: skip
 
 

@@ -5,8 +5,8 @@ import sys
 import traceback
 from typing import Any
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_ROOMS = ("configs", "data", "experiments", "kernels", "models")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOMS = ("configs", "data", "experiments", "kernels", "models")
 
 
 class Refused(ValueError):
@@ -58,7 +58,7 @@ def _raised_by_the_house(error: BaseException) -> bool:
     if not frames:
         return False
     try:
-        place = pathlib.Path(frames[-1].filename).resolve().relative_to(_ROOT)
+        place = pathlib.Path(frames[-1].filename).resolve().relative_to(ROOT)
     except ValueError:
         return False
-    return place.parts[0] in _ROOMS
+    return place.parts[0] in ROOMS

@@ -23,7 +23,7 @@ from experiments import generation, preflight
 from experiments import workdir as files
 from experiments.preflight import corpus as preflight_corpus
 from experiments.program import Program, build, counting, global_batch, inputs, sharding
-from experiments.settings import processes
+from experiments.settings import agreement, processes
 from experiments.settings.errors import TrainingDiverged
 from experiments.training import evaluate, starting, stopping
 from experiments.training.progress import Progress
@@ -42,6 +42,7 @@ def train(
     CheckpointError) or OSError with one sentence when something does not fit, TrainingDiverged on NaN or Inf.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    agreement.check_command("train", config.to_dict(), workdir, overwrite=overwrite)
 
     # ==================== Preflight: everything that can be known before a compile ====================
     preflight.check(config, num_devices=jax.device_count())
@@ -76,6 +77,7 @@ def train(
         stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
         begun, state, about = starting.state(config, workdir, program, corpus, saves, overwrite=overwrite)
         start = begun or 0
+        agreement.check_start(corpus=corpus.hash, tokenizer=corpus.tokenizer.hash, first_step=start)
 
         # ==================== The loop ====================
         steps = config.train.steps

@@ -1,8 +1,9 @@
 """One run by many processes: the same numbers, one writer, and an end for all when one is lost."""
 
 import re
-import subprocess
-import sys
+import signal
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from experiments import workdir as files
 from experiments.settings import processes
 from experiments.settings.errors import Refused
 from experiments.training import train
-from tests import environment, many_processes
+from tests import many_processes
 from tests.experiments import tiny
 
+SAME, LOST = processes.SAME, processes.LOST
 WAIT = 300  # Seconds, on a machine that does other things too.
 # Two processes hold halves of every row and of every parameter: all that can go wrong between them does.
 STEPS = 20
@@ -63,18 +65,11 @@ def test_one_of_two_processes_is_killed_and_one_process_goes_on(tmp_path):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_whoever_is_left_alone_ends_in_a_sentence(lost):
     """Process 0 takes the coordinator with it; of another one only the silence is heard."""
-    port = many_processes.free_port()
-    script = (
+    both = many_processes.scripts(
         "import sys, time\nfrom experiments.settings import processes\nprocesses.ALIVE = 3\n"
-        f"processes.join('localhost:{port}', 2, int(sys.argv[1]))\nprint('here', flush=True)\ntime.sleep({WAIT})"
+        f"processes.join(sys.argv[1], 2, int(sys.argv[2]))\nprint('here', flush=True)\ntime.sleep({WAIT})",
+        count=2,
     )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(i)],
-            cwd=environment.ROOT, env=environment.child(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
     assert [process.stdout.readline() for process in both] == ["here\n"] * 2
     both[lost].kill()
     code, said = many_processes.ended(both, WAIT)[1 - lost]
@@ -94,3 +89,124 @@ def test_whoever_is_left_alone_ends_in_a_sentence(lost):
 def test_flags_that_name_no_process_are_refused(flags, told):
     with pytest.raises(Refused, match=told):
         processes.join(*flags)
+
+
+def test_processes_that_differ_end_before_anything_is_written(tmp_path):
+    """Another seed and number of steps, and another folder under the same name."""
+    one, other = tmp_path / "one" / "run", tmp_path / "other" / "run"
+    one.parent.mkdir()
+    other.parent.mkdir()
+    flags = many_processes.training(tiny.corpus(tmp_path), tmp_path / "cache")
+    own = (f"--workdir={other}", "--config.seed=7", "--config.train.steps=21")
+    ended = many_processes.ended(many_processes.start(one, *flags, processes=2, last=own), WAIT)
+    assert [code for code, _ in ended] == [2, 2], ended
+    for _, said in ended:
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert line.startswith("error: the processes of this run do not agree: process 1: ") and SAME in line
+        assert f"--workdir={other} is another folder than that of process 0" in line
+        assert "--config.seed=7 (process 0: 0)" in line and "--config.train.steps=21 (process 0: 4)" in line
+        assert line.count("process 0: ") == 2
+    assert not list(one.parent.iterdir()) and not list(other.parent.iterdir()) and not (tmp_path / "cache").exists()
+
+
+HANGS = f"""
+import sys, time
+from experiments.settings import processes
+from experiments.training import stopping
+processes.STOP = 1
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
+import jax
+from jax.experimental import multihost_utils
+jax.devices()
+print("here", flush=True)
+if sys.argv[2] == "1":
+    time.sleep({WAIT})
+with stopping.collected() as stop:
+    stop.look(0)
+    print("loop", flush=True)
+    multihost_utils.sync_global_devices("the other one sleeps")
+"""
+
+
+def test_sigterm_ends_whoever_waits_for_a_process_that_hangs():
+    waits, hangs = both = many_processes.scripts(HANGS, count=2)
+    assert [process.stdout.readline() for process in both] == ["here\n"] * 2
+    assert waits.stdout.readline() == "loop\n"
+    time.sleep(0.5)
+    waits.send_signal(signal.SIGTERM)
+    assert waits.wait(WAIT) == 128 + signal.SIGTERM
+    hangs.send_signal(signal.SIGTERM)  # In no loop: nobody would ask what jax has heard.
+    (_, said), (code, _) = many_processes.ended(both, WAIT)
+    assert "error: SIGTERM came and no step came within 1 seconds to act on it; the same command goes on" in said
+    assert code == -signal.SIGTERM
+
+
+LOOP = """
+import sys, time
+from experiments.settings import processes
+from experiments.training import stopping
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
+with stopping.collected() as stop:
+    for step in range(10**6):
+        stop.look(step)
+        if stop.requested:
+            break
+        if step == 5:
+            print("loop", flush=True)
+        time.sleep(0.02)
+print(stop.requested, step, flush=True)
+time.sleep(600)
+"""
+
+
+def test_sigterm_to_one_process_stops_all_before_the_same_step():
+    both = many_processes.scripts(LOOP, count=2)
+    assert [process.stdout.readline() for process in both] == ["loop\n"] * 2
+    both[1].send_signal(signal.SIGTERM)
+    said = {next(line for line in process.stdout if line.startswith("SIG")) for process in both}
+    assert len(said) == 1 and said.pop().startswith("SIGTERM "), said
+    for process in both:  # Beyond the loop it ends them again.
+        process.send_signal(signal.SIGTERM)
+    assert [code for code, _ in many_processes.ended(both, WAIT)] == [-signal.SIGTERM] * 2
+
+
+def test_sigterm_and_a_limit_end_a_rendezvous():
+    script = (
+        "import sys\nfrom experiments.settings import processes\nprint('here', flush=True)\n"
+        "processes.JOIN = int(sys.argv[2]) or 600\nprocesses.join(sys.argv[1], 3, int(sys.argv[2]))"
+    )
+    told, late, never = many_processes.scripts(script.replace("int(sys.argv[2]) or", "1 if sys.argv[2] == '1' else"), 3)
+    never.kill()
+    assert told.stdout.readline() == late.stdout.readline() == "here\n"
+    late_code, late_said = many_processes.ended([late], WAIT)[0]
+    told.send_signal(signal.SIGTERM)
+    assert many_processes.ended([told], WAIT)[0][0] == -signal.SIGTERM
+    assert late_code == 2 and "not all processes came within 1 seconds" in late_said, late_said
+    never.communicate()
+
+
+def test_two_processes_0_do_not_share_a_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        listener.listen()
+        with pytest.raises(Refused, match="another process listens there; give --process_id=0 to one process only"):
+            processes.join(f"localhost:{listener.getsockname()[1]}", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: [external/gloo] Connection closed by peer [127.0.0.1]"), LOST),
+        (ValueError("FAILED_PRECONDITION: Buffer Definition Event: Gloo all-gather failed"), LOST),
+        (ValueError("INVALID_ARGUMENT: shapes do not match"), ""),
+        (ValueError("the peer of a token is not known"), ""),
+    ],
+)
+def test_a_lost_process_is_said_in_one_way(monkeypatch, error, said):
+    monkeypatch.setattr(processes, "many", lambda: True)
+    assert processes.sentence(error) == said
+    wrapped = RuntimeError("not saved")
+    wrapped.__cause__ = error
+    assert processes.sentence(wrapped) == said
+    monkeypatch.setattr(processes, "many", lambda: False)
+    assert processes.sentence(error) == ""
