@@ -128,4 +128,8 @@ def _fixed_width(group: str, options: Mapping[str, Any], facts: Facts) -> Iterat
         )
 
 
-CHANNELS = {"mlp": MLP, "swiglu": SwiGLU, "pattention": PattentionChannel}
+CHANNELS = {
+    "mlp": MLP,
+    "swiglu": SwiGLU,
+    "pattention": PattentionChannel,
+}

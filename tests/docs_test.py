@@ -1,6 +1,7 @@
 """What the pages tell a reader to type and to write: every command is one, and the part that they add works."""
 
 import importlib.util
+import itertools
 import math
 import pathlib
 import re
@@ -113,35 +114,73 @@ def inserted(text: str, diff: str) -> str:
     return text.replace("\n".join(old) + "\n", "\n".join(new) + "\n")
 
 
-def test_the_part_that_is_added_passes_the_tests_of_its_socket(tmp_path):
-    """A copy of the house with the page's files and lines in it, and the tests that name the part."""
-    for name in ("configs", "data", "experiments", "kernels", "models", "tests"):
+# Of each section of docs/adding_a_part.md: how many files it touches, and the test files that hold its part to account.
+ADDED = {
+    "A mixer": (4, "short_conv", (
+        "short_conv_test", "lm_test", "mixers_test", "bidirectional_test", "products_test", "counting_test",
+        "sharded_test", "configs_test", "knobs_test",
+    )),
+    "A channel": (3, "bilinear", ("bilinear_test", "lm_test", "counting_test", "sharded_test")),
+    "An objective": (3, "smoothed", ("smoothed_test", "report_test", "objectives_test", "sharded_test", "knobs_test")),
+    "A rule of sampling": (3, "epsilon", ("sampling_test",)),
+}  # fmt: skip
+# What a part may turn red beside the tests that bear its name: those of whole tables, of pages, of every preset.
+BESIDE = (
+    "floors_test", "presets_test", "page", "entry_says", "group_of_the_part", "smoke_sizes", "generator_looks",
+    "named_by_nobody", "the_table_makes", "no_config_breaks", "can_be_built",
+)  # fmt: skip
+HELD = [
+    "tests/models", "tests/configs_test.py", "tests/presets_test.py", "tests/floors_test.py",
+    *(f"tests/experiments/{name}_test.py" for name in
+      ("counting", "sharded", "objectives", "knobs", "gallery", "preflight")),
+]  # fmt: skip
+
+
+def sections(page: pathlib.Path) -> dict[str, list[tuple[str, str, str]]]:
+    """(kind, file, text) of the blocks of each section that name a file."""
+    found = {}
+    for part in re.split("^## ", page.read_text(), flags=re.MULTILINE)[1:]:
+        named = re.findall(r"^```(\w+) (\S+)\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
+        found[part.splitlines()[0]] = named
+    return {title: named for title, named in found.items() if named}
+
+
+def test_a_part_takes_as_many_files_as_the_page_says():
+    found = sections(ROOT / "docs" / "adding_a_part.md")
+    assert {title: len({file for _, file, _ in named}) for title, named in found.items()} == {
+        title: files for title, (files, *_) in ADDED.items()
+    }
+    module, knobs, *_ = (text for *_, text in found["A mixer"])
+    assert len(module.splitlines()) + sum(line.startswith("+") for line in knobs.splitlines()) <= 50
+
+
+def test_the_parts_that_are_added_pass_every_test_of_their_sockets(tmp_path):
+    """A copy of the house with the page's files and lines in it: the tests that name a part, and those of all parts."""
+    for name in ("configs", "data", "docs", "experiments", "kernels", "models", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("main.py", "pyproject.toml"):
+    for name in ("main.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path / name)
-    written = []
-    for info, text in blocks(ROOT / "docs" / "adding_a_part.md"):
-        kind, _, name = info.partition(" ")
-        if not name:
-            continue
+    written = set()
+    for kind, name, text in itertools.chain(*sections(ROOT / "docs" / "adding_a_part.md").values()):
         path = tmp_path / name
-        if kind == "diff":
-            path.write_text(inserted(path.read_text(), text))
-        else:
-            assert not path.exists()
-            path.write_text(text)
-            written.append(name)
-    assert len(written) == 3  # With the line of the table: four files.
-    tests = ["tests/models/short_conv_test.py", "tests/models/lm_test.py", "tests/models/mixers_test.py"]
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests, "tests/configs_test.py"]
-    done = subprocess.run(
-        [*run, "-k", "short_conv"], cwd=tmp_path, env=environment.child() | {"TESSERA_TEST_CACHE": environment.CACHE},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    # Its own test; causality, neighbours, packing, decoding; FLOPs, state; preflight and a smoke run of its config.
-    assert re.search(r"\b9 passed", done.stdout), done.stdout
-    lint = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", *written], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert lint.returncode == 0, lint.stdout
+        assert path.exists() == (kind == "diff")
+        path.write_text(inserted(path.read_text(), text) if kind == "diff" else text)
+        written.add(name)
+    environ = environment.child() | {"TESSERA_TEST_CACHE": environment.CACHE}
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+        return done.stdout
+
+    run("-m", "ruff", "check", *sorted(written))
+    run("-m", "ruff", "format", "--check", *sorted(written))
+    run("-m", "experiments.settings.page")
+    run("-c", "import pathlib; from experiments.gallery import page; page.write(pathlib.Path('docs'))")
+    chosen = " or ".join([*(part for _, part, _ in ADDED.values()), *BESIDE])
+    told = run("-m", "pytest", "-p", "no:cacheprovider", "-rp", *HELD, "-k", chosen)
+    passed = [line.removeprefix("PASSED ") for line in told.splitlines() if line.startswith("PASSED ")]
+    for _, part, files in ADDED.values():
+        of_it = [test for test in passed if part in test]
+        assert all(any(f"/{file}.py" in test for test in of_it) for file in files), (part, of_it)
+    assert all(any(word in test for test in passed) for word in BESIDE), passed

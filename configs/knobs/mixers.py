@@ -58,7 +58,7 @@ lact.rope_fast = switch(True, "Rotary positions in the fast branch too; the atte
 lact.rope_theta = number(1000000.0, "Base of the rotary wavelengths.", least=1, most=1e12)
 
 ttt_linear = group("Test-time training of one linear map a head (num_heads of them).", of="model.mixer=ttt_linear")
-ttt_linear.mini_batch = whole(16, "Tokens that share the weights at which gradients are taken.", least=1)
+ttt_linear.mini_batch = whole(16, "Tokens that share the weights at which gradients are taken.", least=1, small=5)
 ttt_linear.base_rate = number(1.0, "Times a sigmoid gate / H: the inner learning rate.", least=1e-8, most=100)
 ttt_linear.gate = switch(False, "A GeLU gate on the output, one more D x D map (published beside a short convolution).")
 ttt_linear.rope_theta = number(
@@ -66,7 +66,7 @@ ttt_linear.rope_theta = number(
 )
 
 ttt_mlp = group("As ttt_linear, with two maps and GeLU between them.", of="model.mixer=ttt_mlp")
-ttt_mlp.mini_batch = whole(16, "Tokens that share the weights at which gradients are taken.", least=1)
+ttt_mlp.mini_batch = whole(16, "Tokens that share the weights at which gradients are taken.", least=1, small=5)
 ttt_mlp.base_rate = number(0.1, "Times a sigmoid gate / H: the inner learning rate.", least=1e-8, most=100)
 ttt_mlp.hidden_ratio = number(4.0, "Hidden width of the inner model as a multiple of H.", least=0.01, most=100)
 ttt_mlp.gate = switch(False, "A GeLU gate on the output, one more D x D map.")
@@ -75,8 +75,12 @@ ttt_mlp.rope_theta = number(
 )
 
 linear_attention = group("A matrix of memory a head.", of="model.mixer=linear_attention")
-linear_attention.chunk_size = whole(64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1)
+linear_attention.chunk_size = whole(
+    64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1, small=5
+)
 linear_attention.decay = switch(True, "A learned gate per token and head forgets; False: the memory only grows.")
 
 gated_delta = group("A memory that corrects what it holds.", of="model.mixer=gated_delta")
-gated_delta.chunk_size = whole(64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1)
+gated_delta.chunk_size = whole(
+    64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1, small=5
+)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import preflight
 from experiments.generation import requests
 from experiments.program import Program
-from models.decoding import autoregressive
+from models.decoding import autoregressive, sampling
 from models.decoding.autoregressive import Sampler
 from models.lm import unstack
 
@@ -22,7 +22,7 @@ CHUNK = 16  # Tokens between two looks from the host: what streaming shows at on
 class Generator:
     """Generation with one model; compiled once per shape and setting.
 
-    `options` is `config.generate` as a dict: max_tokens, temperature, top_k, top_p, min_p, stop.
+    `options` is `config.generate` as a dict: max_tokens, temperature, stop and the knobs of `sampling.RULES`.
     """
 
     def __init__(self, program: Program, tokenizer: Any):
@@ -106,9 +106,7 @@ class Generator:
         tokenizer = self.tokenizer
         return Sampler(
             temperature=options["temperature"],
-            top_k=options["top_k"],
-            top_p=options["top_p"],
-            min_p=options["min_p"],
+            rules=tuple((name, options[name]) for name in sampling.RULES),
             eos=tokenizer.eos,
             vocab_size=tokenizer.vocab_size,
             banned=(tokenizer.bos, tokenizer.pad),

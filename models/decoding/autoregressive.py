@@ -15,9 +15,7 @@ class Sampler:
     """How a next token is chosen; static, so each setting compiles once."""
 
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    rules: tuple[tuple[str, float], ...] = ()  # names in `sampling.RULES` and their values
     eos: int = -1  # Ends a row; -1 = never.
     vocab_size: int = 0  # Ids at and above it are never drawn (padding of V); 0 = all.
     banned: tuple[int, ...] = ()  # Ids that are never drawn, e.g. pad and bos.
@@ -31,9 +29,7 @@ class Sampler:
         logits = jnp.where(out, -jnp.inf, logits)
         if self.temperature == 0.0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return sampling.draw(
-            keys, sampling.process(logits, temperature=self.temperature, k=self.top_k, p=self.top_p, minimum=self.min_p)
-        )
+        return sampling.draw(keys, sampling.process(logits, temperature=self.temperature, rules=dict(self.rules)))
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,6 @@
-"""Logits processors, pure functions of logits `[B, V]`, and a draw that keeps small probabilities."""
+"""Rules of sampling, pure functions of logits, and a draw that keeps small probabilities."""
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +33,21 @@ def min_p(logits: jax.Array, p: float) -> jax.Array:
     return jnp.where(logits < jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p), -jnp.inf, logits)
 
 
-def process(logits: jax.Array, *, temperature: float, k: int = 0, p: float = 1.0, minimum: float = 0.0) -> jax.Array:
-    """Temperature (above 0), then top-k, min-p and top-p, in float32. `[..., V]`."""
-    return top_p(min_p(top_k(logits.astype(jnp.float32) / temperature, k), minimum), p)
+# By the name of its knob in `generate`: (logits [..., V] float32, value) -> logits. They are applied in this order, to
+# logits that the temperature has divided. A rule sees -inf where a token is ruled out, and leaves at least one token.
+RULES: dict[str, Callable[[jax.Array, float], jax.Array]] = {
+    "top_k": top_k,
+    "min_p": min_p,
+    "top_p": top_p,
+}
+
+
+def process(logits: jax.Array, *, temperature: float, rules: Mapping[str, float] | None = None) -> jax.Array:
+    """Temperature (above 0), then those of `RULES` that `rules` gives a value, in float32. `[..., V]`."""
+    logits, rules = logits.astype(jnp.float32) / temperature, rules or {}
+    for name, rule in RULES.items():
+        logits = rule(logits, rules[name]) if name in rules else logits
+    return logits
 
 
 def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:

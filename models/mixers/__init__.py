@@ -9,18 +9,19 @@ said, in which orders of the tokens (`kernels.context_attention.LAYOUTS`). `grou
 heads than query heads, `sized` whether rules of `models.parametrization` are derived and checked for it: others have
 rates or norms of their own that do not follow the width. `problems(options, facts)`, where there is one, says which of
 its options do not go with the rest of the config (`models.facts`). `context_flops` is what a token costs forward
-beyond the projections, by kind: attention, recurrent (a memory), fast (weights that learn).
+beyond the projections, by kind: attention, recurrent (a memory), fast (weights that learn). `grows` says whether the
+state grows with the text (one that does not say so may not), `computed_again`, 0 where it is not said, how often the
+backward pass computes again what `context_flops` counts, instead of keeping it.
+
+A module of this folder says which mixers it brings, `PARTS = {"mine": Mine}`: the table is all of them.
 """
 
 from typing import Any, Protocol
 
 import jax
 
-from models.mixers.attention import Attention
+from models import tables
 from models.mixers.context import Context
-from models.mixers.lact import Lact
-from models.mixers.linear import GatedDelta, LinearAttention
-from models.mixers.ttt import TTTMLP, TTTLinear
 
 
 class Mixer(Protocol):
@@ -36,13 +37,6 @@ class Mixer(Protocol):
     def context_flops(self, length: int, causal: bool) -> dict[str, float]: ...
 
 
-MIXERS = {
-    "attention": Attention,
-    "lact": Lact,
-    "ttt_linear": TTTLinear,
-    "ttt_mlp": TTTMLP,
-    "linear_attention": LinearAttention,
-    "gated_delta": GatedDelta,
-}
+MIXERS: dict[str, type[Mixer]] = tables.found(__name__)
 
 __all__ = ["MIXERS", "Context", "Mixer"]

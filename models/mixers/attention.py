@@ -27,6 +27,7 @@ class Attention(nnx.Module):
     bidirectional = True
     context_parallel = True
     grouped = True
+    grows = True
     sized = True
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
@@ -101,3 +102,6 @@ class Attention(nnx.Module):
     def init_state(self, batch: int, length: int) -> jax.Array:
         """An empty cache of `length` slots for `batch` rows."""
         return jnp.zeros((batch, 2, self.K, length, self.H), self.dtype)
+
+
+PARTS = {"attention": Attention}

@@ -42,6 +42,7 @@ class Lact(nnx.Module):
     """
 
     bidirectional = False
+    computed_again = 2
     context_parallel, layouts = True, ("striped",)  # In stripes every device holds an equal share of every chunk.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
@@ -189,3 +190,6 @@ class Lact(nnx.Module):
         kind = {"dtype": self.dtype, "rate_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         state = init_fast(self.fast_weights(), batch, chunk_size=size, momentum=self.momentum is not None, **kind)
         return State(init_window(batch, min(self.options["window"], length), self.N, self.H, self.dtype), state)
+
+
+PARTS = {"lact": Lact}

@@ -141,3 +141,6 @@ def _small_steps(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> ja
 def _log_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """log A with A uniform in [1, 16]."""
     return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
+
+
+PARTS = {"linear_attention": LinearAttention, "gated_delta": GatedDelta}

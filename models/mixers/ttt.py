@@ -28,6 +28,7 @@ class _TTT(nnx.Module):
     """
 
     bidirectional = False
+    computed_again = 1
     name: ClassVar[str]
     op: ClassVar[Callable]
 
@@ -117,3 +118,6 @@ class TTTMLP(_TTT):
 
     name, op = "ttt_mlp", staticmethod(ttt.ttt_mlp)
     hidden = staticmethod(lambda options, H: (round(options["hidden_ratio"] * H),))
+
+
+PARTS = {"ttt_linear": TTTLinear, "ttt_mlp": TTTMLP}

@@ -4,12 +4,14 @@ Losses are pure functions of arrays and callables, one file per family of models
 backbone can be trained with: `config.objective` names one, `config.<objective>` holds its options.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 
 from kernels import masks
+from models import tables
 from models.facts import Facts
 from models.objectives import next_token
 from models.objectives.any_subset import AnySubset
@@ -62,10 +64,14 @@ OBJECTIVES = {  # An objective without options as it is, one with options as its
     "any_subset": AnySubset,
     "insertion": Insertion,
     "neodiff": NeoDiff,
+    **tables.found(__name__),  # and what modules of this folder bring as `PARTS = {"mine": Mine}`
 }
 
 
 def make(name: str, options: Mapping[str, Any], *, vocab_size: int) -> Objective:
-    """The objective `name` for a tokenizer of `vocab_size` ids; the first id beyond them is the mask's."""
+    """The objective `name` for a tokenizer of `vocab_size` ids; the first id beyond them is `mask_id`."""
     entry = OBJECTIVES[name]
-    return entry(mask_id=vocab_size, **options) if isinstance(entry, type) else entry
+    if not isinstance(entry, type):
+        return entry
+    ids = {"mask_id": vocab_size} if "mask_id" in {field.name for field in dataclasses.fields(entry)} else {}
+    return entry(**ids, **options)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from configs import transformer
 from experiments.program import build, counting, sharding
@@ -10,19 +11,13 @@ from kernels import masks
 from models.channels import CHANNELS
 from models.mixers import MIXERS
 from models.projections import PROJECTIONS
+from models.spec import Spec
+from tests import parts
 from tests.models.toy_channels import OneOfTwo
 
 D, T, C = 512, 96, 64  # A chunk that is learned from and half a one, so that no loop of the program turns twice
-GROUPS = {
-    "lact": {"chunk_size": C, "window": T, "rank": 0, "newton_schulz_steps": 2, "heads": 8},
-    "ttt_linear": {"mini_batch": C},
-    "ttt_mlp": {"mini_batch": C},
-    "linear_attention": {"chunk_size": T},
-    "gated_delta": {"chunk_size": C},
-}
-# Their backward pass computes chunks again instead of keeping them; `flops_per_token` leaves that out, as for remat.
-COMPUTED_AGAIN = {"lact": 2, "ttt_linear": 1, "ttt_mlp": 1}  # at most so many times more
-KINDS = {"linear_attention": "recurrent", "gated_delta": "recurrent", "ttt_linear": "fast", "ttt_mlp": "fast"}
+MORE = {"lact": {"window": T, "rank": 0, "newton_schulz_steps": 2, "heads": 8}}
+CHUNKS = {"chunk_size", "mini_batch"}  # knobs of mixers that say how many tokens a chunk has
 PARTS = [("mixer", name) for name in MIXERS] + [("channel", name) for name in CHANNELS]
 PARTS += [("projection", name) for name in PROJECTIONS if name != "dense"]
 
@@ -37,11 +32,14 @@ def test_flops_agree_with_the_compiler(socket, name):
     """Forward, and forward with backward, within 3%: a model of one layer, before XLA rewrites anything."""
     config = transformer.get_config("tiny")
     config.model.update({"width": D, "num_heads": 8, "num_layers": 1, socket: name})
-    if name in GROUPS:
-        config.model[name].update(GROUPS[name])
+    if socket == "mixer" and (chunks := dict.fromkeys(parts.small(name).keys() & CHUNKS, C) | MORE.get(name, {})):
+        config.model[name].update(chunks)
     for part in ("attention", "pattention"):
         config.model[part].implementation = "reference"
-    length = C if name == "gated_delta" else T  # Its chunks are made powers of two.
+    mixer = MIXERS[config.model.mixer]
+    block = nnx.eval_shape(lambda: mixer(Spec.from_config(config.model.to_dict(), vocab_size=256), rngs=nnx.Rngs(0)))
+    kinds = {kind for kind, flops in block.context_flops(T, True).items() if flops}
+    length = C if kinds == {"recurrent"} else T  # A memory is counted over one whole chunk.
     config.data.length = length
     made = build(config.lock(), vocab_size=256, mesh=sharding.make_mesh(config, jax.devices()[:1]))
 
@@ -52,14 +50,14 @@ def test_flops_agree_with_the_compiler(socket, name):
 
     flops = counting.flops_per_token(made)
     forward, context = flops["total"] / 3, flops["context"] / 3
-    kinds = {"attention", "fast"} if name == "lact" else {KINDS.get(name, "attention")}
     assert {kind for kind in counting.MIXING if flops[kind]} == kinds
     assert flops["context"] == pytest.approx(sum(flops[kind] for kind in kinds))
     # The reference attention computes the scores that a causal mask hides: T keys instead of (T + 1) / 2.
-    hidden = 4 * D * (length - (length + 1) / 2) if name in ("attention", "lact") or socket != "mixer" else 0
+    hidden = 4 * D * (length - (length + 1) / 2) if "attention" in kinds else 0
     shapes = made.abstract["params"]
     counted = jax.jit(loss).lower(shapes).cost_analysis()["flops"] / length
     assert 1.0 <= counted / (forward + hidden) < 1.03
     counted = jax.jit(jax.grad(loss)).lower(shapes).cost_analysis()["flops"] / length
-    again = COMPUTED_AGAIN.get(name, 0) * (context + hidden)
+    # What the backward pass computes again instead of keeping it is left out, as for remat.
+    again = getattr(mixer, "computed_again", 0) * (context + hidden)
     assert 1.0 <= counted / (3 * (forward + hidden)) and counted < 1.03 * (3 * (forward + hidden) + again)

@@ -43,6 +43,22 @@ def test_flops_by_hand(objective):
     assert flops["total"] == flops["matmul"] + flops["context"]
 
 
+@pytest.mark.parametrize(
+    ("mixer", "kinds"),
+    [
+        ("attention", {"attention"}),
+        ("lact", {"attention", "fast"}),
+        ("ttt_linear", {"fast"}),
+        ("ttt_mlp", {"fast"}),
+        ("linear_attention", {"recurrent"}),
+        ("gated_delta", {"recurrent"}),
+    ],
+)
+def test_what_a_mixer_does_is_of_its_kind(mixer, kinds):
+    flops = counting.flops_per_token(made("next_token", model__mixer=mixer, model__lact__heads=2))
+    assert {kind for kind in counting.MIXING if flops[kind]} == kinds
+
+
 def test_what_a_window_hides_is_not_counted():
     flops = counting.flops_per_token(made("next_token", model__attention__window=4))
     entries = int(np.asarray((masks.Causal() & masks.Window(3, 3)).dense(T, T)).sum())

@@ -21,6 +21,7 @@ from models.channels import CHANNELS
 from models.mixers import MIXERS
 from models.objectives import OBJECTIVES
 from models.projections import PROJECTIONS
+from tests import parts
 from tests.experiments import program_test
 
 B, T = 8, 16
@@ -39,14 +40,21 @@ MODELS = {
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
     **{name: keys.flatten(made.changes) for name, made in diffusion.PRESETS.items()},
 }
+LEARNT = {changes.get("objective", base.get_config().objective) for changes in MODELS.values()}
+# Those that need no other model's word and have no preset above.
+MODELS |= {
+    f"objective={name}": {"objective": name}
+    for name, goal in OBJECTIVES.items() if name not in LEARNT and not getattr(goal, "companions", ())
+}  # fmt: skip
 
 
 def config(changes, mesh):
     """A model of one layer."""
     made = base.get_config()
-    # Chunks of which a row has several; Newton-Schulz amplifies rounding, see tests/models/lact_test.py.
-    small = {"lact": {"chunk_size": 4, "window": 7, "rank": 3, "newton_schulz_steps": 0}}
-    layouts = getattr(MIXERS[changes.get("model.mixer", "attention")], "layouts", ("zigzag",))
+    mixer, channel = (changes.get(f"model.{socket}", made.model[socket]) for socket in ("mixer", "channel"))
+    # Every device holds as many tokens of a chunk of lact.
+    small = parts.group(mixer, **({"chunk_size": 4} if mixer == "lact" else {})) | parts.group(channel)
+    layouts = getattr(MIXERS[mixer], "layouts", ("zigzag",))
     sizes = {
         "model": {"width": 32, "num_layers": 1, "num_heads": 4, "vocab_multiple": 4, **small},
         "data": {"length": T, "batch_size": B},

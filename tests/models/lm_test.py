@@ -11,7 +11,9 @@ from kernels import masks
 from models.channels import CHANNELS
 from models.lm import LM
 from models.mixers import MIXERS
+from models.projections import PROJECTIONS
 from models.spec import Spec
+from tests import parts
 
 V, B, T = 17, 2, 24
 
@@ -28,19 +30,10 @@ def tokens(seed=0, shape=(B, T)):
     return jnp.asarray(np.random.default_rng(seed).integers(0, V, shape), jnp.int32)
 
 
-# Sizes at which T tokens are several chunks with a rest. Newton-Schulz amplifies rounding: see lact_test.
-SMALL = {
-    "lact": {"chunk_size": 5, "window": 7, "rank": 3, "newton_schulz_steps": 0},
-    "ttt_linear": {"mini_batch": 5, "gate": True},
-    "ttt_mlp": {"mini_batch": 5},
-    "linear_attention": {"chunk_size": 5},
-    "gated_delta": {"chunk_size": 5},
-}
-VARIANTS = {
-    name: {"mixer": name, "num_layers": 1 if name in SMALL else 2, **({name: SMALL[name]} if name in SMALL else {})}
-    for name in MIXERS
-} | {
-    **{f"channel={name}": {"channel": name} for name in CHANNELS if name != base.get_config().model.channel},
+PLAIN = base.get_config().model
+VARIANTS = {name: {"num_layers": 2 if name == PLAIN.mixer else 1, **parts.chosen("mixer", name)} for name in MIXERS} | {
+    **{f"channel={name}": parts.chosen("channel", name) for name in CHANNELS if name != PLAIN.channel},
+    **{name: parts.chosen("projection", name) for name in PROJECTIONS if name != PLAIN.projection},
     "gqa": {"num_kv_heads": 2},
     "window": {"attention": {"window": 5}},
     "window+sinks": {"attention": {"window": 5, "sinks": 2}},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs.knobs import KNOBS
 from models.decoding import sampling
 from models.decoding.autoregressive import Sampler
 from tests import environment
@@ -29,6 +30,40 @@ def test_top_k(k, left):
     order = np.array([3, 0, 4, 1, 2])
     found = sampling.top_k(logits()[order], k)
     assert sorted(order[kept(found)]) == list(range(left))
+
+
+@pytest.mark.parametrize("name", sampling.RULES)
+def test_a_rule_is_off_at_its_default_and_leaves_a_token_at_any_value(name):
+    """Of every row by itself, in any type of array, with some tokens ruled out before; greedy text stays greedy."""
+    knob = KNOBS[f"generate.{name}"]
+    rows = jnp.stack([logits(), logits()[::-1], logits(LAW * [1, 0, 1, 0, 1]), logits(np.full(5, 0.2))])
+    np.testing.assert_array_equal(sampling.RULES[name](rows, knob.default), rows)
+    top = knob.most if knob.most is not None else 1e9
+    values = [knob.least, (knob.least + min(top, 1)) / 2, min(top, 3), top]
+    for value in map(type(knob.default), values):
+        found = sampling.RULES[name](rows, value)
+        assert found.shape == rows.shape and found.dtype == rows.dtype
+        assert np.all(np.isneginf(found[np.isneginf(rows)]))
+        best = np.take_along_axis(np.asarray(found), np.argmax(rows, -1)[:, None], -1)[:, 0]
+        assert np.all(np.isfinite(best)) and np.all(best == np.max(found, -1)), value
+        for row in range(len(rows)):
+            np.testing.assert_array_equal(found[row], sampling.RULES[name](rows[row], value))
+
+
+# By rule: a value and how many of LAW, 0.4 to 0.05, are left.
+LEFT = {
+    "top_k": (2, 2),
+    "top_p": (0.8, 3),
+    "min_p": (0.2, 4),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_rule_keeps_so_many_of_the_likeliest(name):
+    value, left = LEFT[name]
+    found = sampling.process(logits(), temperature=1.0, rules={name: value})
+    assert kept(found) == list(range(left))
+    np.testing.assert_array_equal(found[:left], logits()[:left])
 
 
 def test_top_k_keeps_ties_of_the_last():
@@ -61,12 +96,17 @@ def test_processors_change_no_score_that_they_keep():
 
 def test_the_order_is_temperature_then_k_then_min_p_then_p():
     """T = 0.5 squares the law: 0.16, 0.09, 0.0225, 0.01, 0.0025. k=4 leaves 0.2825; p=0.9 of that needs three."""
-    found = sampling.process(logits(), temperature=0.5, k=4, p=0.9)
+    found = sampling.process(logits(), temperature=0.5, rules={"top_p": 0.9, "top_k": 4})
     assert kept(found) == [0, 1, 2]
     law = np.asarray(jax.nn.softmax(found), np.float64)
     np.testing.assert_allclose(law[:3], np.array([0.16, 0.09, 0.0225]) / 0.2725, rtol=1e-6)
-    assert kept(sampling.process(logits(), temperature=2.0, minimum=0.4)) == [0, 1, 2, 3]  # sqrt(0.25) = 0.5 stays
-    assert kept(sampling.process(logits(), temperature=1.0, minimum=0.4)) == [0, 1]
+    assert kept(sampling.process(logits(), temperature=2.0, rules={"min_p": 0.4})) == [
+        0,
+        1,
+        2,
+        3,
+    ]  # sqrt(0.25) = 0.5 stays
+    assert kept(sampling.process(logits(), temperature=1.0, rules={"min_p": 0.4})) == [0, 1]
 
 
 def test_bfloat16_logits_are_processed_in_float32():
@@ -90,11 +130,14 @@ KEYS = jax.random.split(jax.random.key(1), N)
         ({}, LAW),
         ({"temperature": 0.5}, LAW**2),
         ({"temperature": 2.0}, LAW**0.5),
-        ({"top_k": 2}, LAW * [1, 1, 0, 0, 0]),
-        ({"top_p": 0.8}, LAW * [1, 1, 1, 0, 0]),
-        ({"min_p": 0.2}, LAW * [1, 1, 1, 1, 0]),
+        ({"rules": (("top_k", 2),)}, LAW * [1, 1, 0, 0, 0]),
+        ({"rules": (("top_p", 0.8),)}, LAW * [1, 1, 1, 0, 0]),
+        ({"rules": (("min_p", 0.2),)}, LAW * [1, 1, 1, 1, 0]),
         ({"vocab_size": 4, "banned": (1,)}, LAW * [1, 0, 1, 1, 0]),
-        ({"vocab_size": 4, "banned": (0,), "top_p": 0.6}, LAW * [0, 1, 1, 0, 0]),  # shares of what may be drawn
+        (
+            {"vocab_size": 4, "banned": (0,), "rules": (("top_p", 0.6),)},
+            LAW * [0, 1, 1, 0, 0],
+        ),  # shares of what may be drawn
     ],
 )
 def test_draws_follow_the_law(options, law):
