@@ -21,20 +21,20 @@ REMAT = {
 }
 
 
-# What a device holds of the residual stream, and what mixers and channels read and write.
+# STREAM: axes of the residual stream. TOKENS: axes of the arrays that mixers and channels read and write.
 STREAM, TOKENS = ("batch", "stream", None), ("batch", "sequence", None)
 
 
 class Pass(NamedTuple):
-    """What comes out of a pass through all layers."""
+    """The result of a pass through all layers."""
 
     features: jax.Array  # [B, T, D]
     state: Any  # the decoding state after it; None in training
-    report: dict[str, Any]  # what the layers say of themselves, `[L', ...]` each; see models/reports.py
+    report: dict[str, Any]  # entries reported by the layers, `[L', ...]` each; see models/reports.py
 
 
 class Through(NamedTuple):
-    """What comes out of one layer, or of the layers of one period."""
+    """The result of one layer, or of the layers of one period."""
 
     x: jax.Array  # [B, T, D]
     state: Any
@@ -45,10 +45,11 @@ class Through(NamedTuple):
 class Block(nnx.Module):
     """`x + mixer(norm(x))`, then `x + channel(norm(x))`; x `[B, T, D]`.
 
-    Where the mesh cuts the stream, sums of parts of heads or of hidden widths are scattered over tokens, added and
-    normalised there, and gathered for the next part, instead of being summed on every device: as many bytes, and one
-    part of the norm, the addition and what the backward pass keeps of them (Korthikanti et al. 2022, "Reducing
-    Activation Recomputation in Large Transformer Models", section 4.2.2; TokenWeave, 2025, fuses the three).
+    Where the mesh cuts the stream, a sum over heads or hidden widths is a reduce-scatter over tokens. Each device adds
+    and normalises its own tokens, which are gathered for the next part. It sends as many bytes as an all-reduce, but
+    the norm, the addition and the kept activations are computed and stored for 1/P of the tokens on each device
+    (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2;
+    TokenWeave, 2025, fuses the three).
     """
 
     def __init__(self, spec: Spec, mixer: str, *, rngs: nnx.Rngs):
@@ -75,7 +76,7 @@ class Block(nnx.Module):
         return self.partition.exchange(x, STREAM, TOKENS) if self.partition.cuts_stream else x
 
     def joining(self, y: jax.Array) -> jax.Array:
-        """What a branch adds to the stream: cut as the stream is, scaled by the depth of the model."""
+        """A branch's output as it is added to the stream: cut as the stream is, scaled by the depth of the model."""
         y = self.partition.exchange(y, TOKENS, STREAM) if self.partition.cuts_stream else y
         return y if self.share == 1.0 else y * jnp.asarray(self.share, y.dtype)
 
@@ -103,7 +104,7 @@ class Period(nnx.Module):
         return Through(x, state, report, flow)
 
     def start(self, x: jax.Array) -> dict[str, jax.Array]:
-        """Zeros `[B, T, ...]` for all that its channels carry from layer to layer; see models/channels.py."""
+        """Zeros `[B, T, ...]` for every array that channels carry from layer to layer; see models/channels.py."""
         shapes: dict[str, tuple[int, ...]] = {}
         for block in self.blocks.values():
             for name, shape in getattr(block.channel, "carries", {}).items():
@@ -157,7 +158,7 @@ class Stack(nnx.Module):
 
 
 class Unstacked:
-    """A stack whose layers stand one by one, for decoding: each keeps its own state and nothing is copied."""
+    """A stack of single layers, for decoding: each keeps its own state and nothing is copied."""
 
     def __init__(self, periods: tuple[Period, ...]):
         self.periods = periods

@@ -1,17 +1,18 @@
 """Socket Channel: what happens to one token?
 
-A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context) -> (y [B, T, D], report)`; tokens never meet.
-What it says of itself goes up in the report (see models/reports.py), `{}` where there is nothing to say. `flops` is
-what a token costs in matrix products, forward, of the part that is active for it.
+A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context) -> (y [B, T, D], report)`. No token reads
+another. `report` is a dict (see models/reports.py), `{}` where there is nothing to report. `flops` counts the matrix
+products of a token, forward, in the part of the channel that is active for it.
 
-Three things a part may add, and does without where it says nothing:
+Three things are optional:
 
-- `carries`, a dict name -> shape, say `{"router": (E,)}`: `context.flow[name]`, `[B, T, E]` in float32 or wider, is
-  what the layer before put under this name into its report, zeros in the first layer. Such entries go no further up.
+- `carries`, a dict name -> shape, say `{"router": (E,)}`. `context.flow[name]`, `[B, T, E]` in float32 or wider, then
+  holds the entry of this name in the report of the layer before, zeros in the first layer. Such entries are not part of
+  the model's report.
 - Parameters of role `running`, which no gradient trains, and `advance(old, report) -> new`, which Program calls once a
-  step: `old` holds them by name and `report` what the part said over the whole global batch, the layers `[L', ...]` in
-  front of both (a Mean as a Mean, undivided). They are float32 or wider: a count is exact up to 2^24.
-- `problems(options, facts)`, which says what of its options does not go with the rest of the config: models/facts.py.
+  step. `old` holds these parameters by name, `report` the part's entries over the whole global batch (a Mean as a Mean,
+  undivided); both have the layers `[L', ...]` in front. They are float32 or wider: a count is exact up to 2^24.
+- `problems(options, facts)`, sentences about options that do not go with the rest of the config: models/facts.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,10 +45,11 @@ class Channel(Protocol):
 
 
 def through(activation: Callable[..., jax.Array], down: projections.Projection, *hidden: jax.Array) -> jax.Array:
-    """`down(activation(*hidden))`, of which the backward pass keeps `hidden` alone, each `[B, T, F]`.
+    """`down(activation(*hidden))`; the backward pass keeps the arrays `hidden` alone, `[B, T, F]` each.
 
-    The activation is computed again there: a few operations a number, in place of keeping what it gave and its slopes.
-    A projection whose own gradient needs more than its input would be computed again too, so that one keeps its input.
+    The backward pass computes the activation again, a few operations a number, instead of keeping its output and its
+    slopes. A projection whose gradient needs more than its input would be computed again too; the input of such a
+    projection is kept.
     """
     if down.keeps_input_alone:
         return jax.checkpoint(lambda *hidden: down(activation(*hidden)))(*hidden)

@@ -10,8 +10,9 @@ from typing import Any
 class Facts:
     """Groups of the config as plain dicts, and the name of the objective.
 
-    A part says what is wrong in `problems(options, facts)`, a static method that yields sentences: the key with its
-    value, what it breaks, and a value that works. Every value is of its own type and in its own range by then.
+    `problems(options, facts)` of a part is a static method that yields sentences about options that do not fit. A
+    sentence names the key with its value, what it breaks, and a value that works. Every value has its own type and lies
+    in its own range when `problems` is called.
     """
 
     model: Mapping[str, Any]
@@ -22,7 +23,7 @@ class Facts:
 
     @property
     def head_width(self) -> int:
-        """H, and N x H is the width of what all heads see."""
+        """H; N x H is the width of all heads together."""
         return self.model["head_dim"] or self.model["width"] // self.model["num_heads"]
 
     def ways(self, axis: str) -> int:

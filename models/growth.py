@@ -1,9 +1,9 @@
 """Growth of a TokenFormer: more parameter tokens, the same function (arXiv:2410.23168, section 3.3).
 
-A new key of zeros has score 0, so the norm of the scores stays what it was, and gelu(0) = 0, so its value adds nothing,
-whatever that is: growth is exact, provided tau stays too. tau therefore stays at its birth value, which lies with the
-parameters; the released code computes it anew from the grown P, and leaves new keys random. A new value is drawn as at
-birth: a new key's gradient is tau / (2 |a|) <dout, value> x, so that it learns from the first step on.
+A new key is zero, so its score is 0 and the norm of the scores does not change. gelu(0) = 0, so its value adds nothing,
+whatever the value is. Growth is therefore exact, provided that tau does not change either: tau is a parameter and keeps
+its value at birth. (The released code computes it anew from the grown P, and leaves new keys random.) A new value is
+drawn as at birth: a new key's gradient is tau / (2 |a|) <dout, value> x, so that it learns from the first step on.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def grow(params: Any, old: Spec, new: Spec, key: jax.Array) -> Any:
       key: draws the new values.
 
     Raises:
-      ValueError: everything but parameter tokens that differs, by name, or fewer tokens than there were.
+      ValueError: the sizes differ in more than parameter tokens (each is named), or `new` has fewer of them.
     """
     if found := problems(old, new):
         raise ValueError("\n".join(found))

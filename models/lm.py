@@ -59,13 +59,14 @@ class LM(nnx.Module):
         Args:
           tokens: `[B, T]` ids, or vectors `[B, T, D]` in place of embedded ones.
           mask: what a token may see, before segments and the mixer's own window, e.g. `Causal()`.
-          positions: `[B, T]` place in the document; None: 0..T-1, which a cut sequence may not be in the order of.
+          positions: `[B, T]` place in the document. None means 0..T-1. Give them when the sequence is cut over devices:
+            its tokens may then be permuted.
           segment_ids: `[B, T]` document within the row, 0 = padding; None: one document a row.
           time: `[B]` or `[B, T]` in 0..1, how noisy the tokens are; read where `model.time_features` asks for it.
-          condition: `[B, T, D]` an earlier prediction, of which `model.self_condition` learns a map (zero at first);
-            None: nothing is known yet.
+          condition: `[B, T, D]` an earlier prediction, read through the learned map of `model.self_condition` (zero at
+            first). None: there is no earlier prediction.
           state: from `init_state`, for decoding; None in training.
-          fresh: the state holds no token yet, so that these see one another and no slot of a cache need be read.
+          fresh: the state holds no token yet. The new tokens then see one another, and no slot of a cache is read.
           layers: values that differ by layer, name -> `[L, ...]`; each layer finds its own in `context.layers`.
           taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold.
           edits: site -> function that changes its activations; see models/edits.py.
@@ -96,8 +97,8 @@ class LM(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""
-        # Width whole before the look-up: rows that are cut along it could only reach their tokens' devices as a whole.
-        # In the type of the parameters: the gradient adds up all uses of a row, and bfloat16 stops at 256 of a kind.
+        # Gather the table's width first: a gather from width-sharded rows would otherwise be all-gathered per token.
+        # In the type of the parameters: the gradient adds up all uses of a row, and bfloat16 stops at 256 equal terms.
         wide = jnp.promote_types(self.spec.dtype, self.embedding[...].dtype)
         table = self.spec.partition.constrain(self.embedding[...].astype(wide), ("vocab", None))
         x = table[tokens].astype(self.spec.dtype)
@@ -115,9 +116,10 @@ class LM(nnx.Module):
         return shape_logits(logits, self.spec.logit_scale, self.spec.softcap)
 
     def for_decoding(self, layers: tuple | None = None) -> "LM":
-        """This model with its layers one by one, as `init_state` and calls with a state need it (inside a trace).
+        """This model with its stack replaced by single layers, as `init_state` and calls with a state need it.
 
-        `layers`: their parameters from `unstack`, where one copy is to serve many calls; None cuts them out here.
+        Call it inside a trace. `layers` holds the layers' parameters from `unstack`, for callers that keep one copy for
+        many calls; None cuts them out of the stack here.
         """
         if not isinstance(self.stack, Unstacked):
             self.stack = self.stack.unstack(layers)

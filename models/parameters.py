@@ -20,7 +20,7 @@ def param(
 ) -> nnx.Param:
     """A parameter of `shape` whose dimensions carry the logical `axes`; `role` decides weight decay (see ROLES).
 
-    It has the dtype of the spec's parameters, one of role "running" at least float32: what counts must not round.
+    It has the dtype of the spec's parameters. One of role "running" is float32 or wider: a count must not be rounded.
     """
     assert len(shape) == len(axes) and role in ROLES, (shape, axes, role)
     dtype = jnp.promote_types(spec.param_dtype, jnp.float32) if role == "running" else spec.param_dtype
@@ -51,7 +51,7 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
 def kernel_std(spec: Spec, fan_in: int, axis: str | None, *, residual: bool) -> float:
     """Standard deviation of a projection by `config.model.init`, from `fan_in` inputs along the logical `axis`.
 
-    `residual`: its output joins the residual stream. A parametrization with a base scales what the base would have.
+    `residual`: its output joins the residual stream. A parametrization with a base scales the base's deviation.
     """
     if spec.init == "fan_in":
         return 1 / math.sqrt(fan_in)

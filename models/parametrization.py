@@ -5,7 +5,7 @@ base_head_dim) and deeper (l = L / base_layers) the model is than the base at wh
 base every rule is `standard`.
 
     standard   nothing changes: the best learning rate moves with the width
-    mup        maximal updates (Yang et al. 2022, arXiv:2203.03466, table 8 for Adam; tied embeddings allowed): what is
+    mup        maximal updates (Yang et al. 2022, arXiv:2203.03466, table 8 for Adam; tied embeddings allowed): a rate
                tuned at the base holds at every width, since each activation moves by the same amount in a step;
                branches by depth as CompleteP (Dey et al. 2025, arXiv:2505.01618, alpha = 1)
 

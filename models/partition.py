@@ -1,7 +1,7 @@
 """How a model lies on a mesh, as far as its own code must know: logical axes to mesh axes, and regions run per device.
 
-XLA partitions matmuls by itself. Kernels and loops over tiles it cannot cut, so they run inside `Partition.run`, where
-every device sees only its own rows, tokens and heads.
+XLA partitions matmuls by itself. It cannot partition kernels and loops over tiles, so these run inside `Partition.run`,
+where every device sees only its own rows, tokens and heads.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ Axes = Sequence[str | None]
 class Partition:
     """A mesh (None: one device) and pairs of a logical axis (`batch`, `heads`, ...) and the mesh axes that cut it.
 
-    `stream`: what cuts the tokens of the residual stream; `sequence`, and what `sharding.stream` adds to it.
-    `schedule`: where `sequence` is cut, how attention crosses the cuts, by its name in
-    `kernels.context_attention.SCHEDULES`; batches then come with their tokens in its order.
+    `stream`: logical axis of the tokens of the residual stream: cut over the mesh axes of `sequence` plus those of
+    `sharding.stream`.
+    `schedule`: name in `kernels.context_attention.SCHEDULES` of how attention crosses the cuts of `sequence`. The
+    tokens of a batch are then in the order of that schedule. "" where the sequence is not cut.
     """
 
     mesh: Mesh | None = None
@@ -40,7 +41,7 @@ class Partition:
 
     @property
     def cuts_stream(self) -> bool:
-        """Whether devices share the residual stream of tokens that all of them read in mixers and channels."""
+        """Whether the tokens of the residual stream are cut over more devices than those in mixers and channels."""
         return not self.trivial and self.mesh_axes("stream") != self.mesh_axes("sequence")
 
     def ways(self, axis: str | None) -> int:
@@ -66,18 +67,18 @@ class Partition:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, cut.spec(axes)))
 
     def exchange(self, x: jax.Array, before: Axes, after: Axes) -> jax.Array:
-        """`x`, laid out by its logical axes `before`, as `after` says; its gradient the other way round.
+        """`x` moved from the layout of the logical axes `before` to that of `after`; its gradient moves back.
 
-        Sums of parts are then scattered in both directions. (The gradient of `constrain` lies as its result does: here
-        it would be summed on every device first.)
+        Partial sums are then reduce-scattered in both directions. (The gradient of `constrain` has the layout of its
+        result: here it would be summed on every device first.)
         """
         return _exchange(self, tuple(before), tuple(after), x)
 
     def gather(self, x: jax.Array, axes: Axes) -> jax.Array:
-        """Inside `run`: `x` whole along its logical `axes`, e.g. a weight of which every device holds a part.
+        """Inside `run`: `x` gathered along its logical `axes`, e.g. a weight of which every device holds a part.
 
-        Gathered here and not before `run`, its gradient comes back by a reduce-scatter: each device gets the sum of its
-        own part, at half the bytes of the whole sum everywhere.
+        A gather inside `run` has a reduce-scatter as its gradient: each device gets the sum of its own part, at half
+        the bytes of the whole sum on every device.
         """
         for dimension, axis in enumerate(axes):
             if names := self.mesh_axes(axis) if not self.trivial else ():

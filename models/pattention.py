@@ -4,10 +4,10 @@
 "pattention"` is the paper's feed-forward, a single one. Parameters by name: `keys [P, D_in]`, `values [P, D_out]` and
 `tau []`.
 
-`tau`, the square root of P at birth, is a parameter of role "frozen": part of the parameters, so that it is saved,
-restored, placed and grown with the keys that it belongs to, and yet not trained. Its gradient is stopped here, and the
-optimizer gives back no update for the role (`keep_untrained` in program/optimizers.py): no decay and no average
-moves a bit of it. A number of its own kind beside the parameters would have needed a second path through all of those.
+`tau`, the square root of P at birth, is a parameter of role "frozen". As a parameter it is saved, restored, placed and
+grown with its keys, without a second path through all of those. It is not trained: its gradient is stopped here, and
+the optimizer gives no update for the role (`keep_untrained` in program/optimizers.py), so that no decay and no average
+changes a bit of it.
 """
 
 import math
@@ -48,7 +48,7 @@ def token_counts(options: Mapping[str, Any], width: int) -> dict[str, int]:
 
 
 def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
-    """More kept by the router than there are, and numbers of parameter tokens that do not divide over their devices."""
+    """Refuses a router that keeps more than all parameter tokens, and a number of them that devices do not divide."""
     counts, parts = token_counts(options, facts.model["width"]), facts.ways("tokens")
     if options["top_r"] > counts["tokens"]:
         yield (
@@ -71,9 +71,9 @@ def used(spec: Spec) -> bool:
 class Pattention(nnx.Module):
     """`theta(x keys^T) values (+ b)`: `x [..., D_in] -> [..., D_out]` over P parameter tokens; a Projection.
 
-    P is what `model.pattention` says of the map of this `name`; of one without a key of its own `tokens`, or
-    `channel_tokens` of a map to or from a channel's hidden width. theta divides the scores by their norm over P, times
-    tau, and takes GeLU; see kernels.pattention for the others.
+    P is `model.pattention.NAME_tokens` for the map of this `name`, where it is set; else `tokens`, or `channel_tokens`
+    for a map to or from a channel's hidden width. theta multiplies the scores by tau, divides them by their norm over
+    P, and takes GeLU; see kernels.pattention for the other forms.
     """
 
     problems = staticmethod(problems)
@@ -133,7 +133,7 @@ def top_mask(
     Args:
       x: `[..., D]`.
       keys: `[P, D]`; with `axis_name`, this device's part of them.
-      r: how many stay; ties with the last of them stay too.
+      r: how many are kept; ties with the last of them are kept too.
       by: "score", or "magnitude": then zero keys never displace others, and growth stays exact.
       axis_name: the mesh axes that cut P, inside shard_map.
 
@@ -158,7 +158,7 @@ def _kept(top_r: int, P: int, per_mixer: int) -> int:
 
 
 def _mesh_axis(spec: Spec) -> str | tuple[str, ...] | None:
-    """What cuts P on this mesh; sums over it must not mix the rows of a batch."""
+    """The mesh axes that cut P; sums over them must not mix the rows of a batch."""
     if spec.partition.trivial:
         return None
     names = spec.partition.mesh_axes("tokens")

@@ -16,7 +16,7 @@ def by_rows(
 
     The gradient of a kernel in a product of `[B, T, D]` contracts two axes. XLA's CPU compiler answers that with
     transposed copies of both sides and a product at less than half the rate of a matrix product (docs/LEDGER.md).
-    Where devices share a sequence, batch and sequence stay two axes: joined, they are no axis cut into equal parts,
+    Where devices share a sequence, batch and sequence stay two axes: the joined axis would not be cut into equal parts,
     and tokens would have to move between devices.
 
     Args:

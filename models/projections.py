@@ -15,7 +15,7 @@ class Projection(Protocol):
     """`(spec, d_in, d_out, *, axes, residual, bias, rngs)`, then `x [..., d_in] -> [..., d_out]` in `spec.dtype`.
 
     `name`: which map of its part it is (q, k, v, o, up, down, gate), for projections whose maps differ in size.
-    `keeps_input_alone`: whether its gradients need nothing of the forward pass but x.
+    `keeps_input_alone`: whether x is the only array of the forward pass that its gradients need.
     """
 
     keeps_input_alone: bool

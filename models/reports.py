@@ -1,8 +1,8 @@
-"""What the parts of a model say of themselves in a pass, and how it adds up over layers, microbatches and steps.
+"""Reports of the parts of a model in a pass, and how they add up over layers, microbatches and steps.
 
 A report is a dict, name -> value. The entry `loss` is a sum over tokens in nats, its coefficient included: it joins the
 sum that an objective minimises, and so counts per valid token of the global batch. An entry named after a tapped site
-holds activations. Everything else is a `Mean`. All but activations may be added.
+holds activations. Every other entry is a `Mean`. All entries but activations may be added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,15 @@ def add(a: Any, b: Any) -> Any:
 
 
 def with_losses(total: jax.Array, report: Mapping[str, Any]) -> jax.Array:
-    """`total` and what the parts want minimised with it, in nats; `total` itself where they say nothing."""
+    """`total` plus the losses of a report, in nats; `total` itself where the report has none."""
     return total + jnp.sum(report["loss"]) if "loss" in report else total
 
 
 def summary(report: Mapping[str, Any], tokens: jax.Array) -> dict[str, jax.Array]:
-    """One number for each entry that has one a layer: `loss` a token, means over all layers; wider entries left out."""
+    """One number for each entry that has one a layer: `loss` per token, a mean over all layers for the others.
+
+    Entries with more than one number a layer are left out.
+    """
     found = {}
     for name, value in report.items():
         if name == "loss":

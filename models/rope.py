@@ -11,7 +11,7 @@ def rotate(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0, fracti
       x: `[B, T, N, H]`.
       positions: `[B|1, T]` integers.
       theta: base of the frequencies.
-      fraction: share of H that rotates; the rest passes unchanged. R is rounded down to an even number.
+      fraction: share of H that is rotated; the rest is returned unchanged. R is rounded down to an even number.
 
     Returns:
       `[B, T, N, H]` in x's dtype; angles are computed in float32 (float64 for float64 x).

@@ -1,7 +1,6 @@
 """Parameters of role `running`: numbers that no gradient trains and that their part renews once a step.
 
-They lie with the parameters, so that they are saved, restored, placed and exported as those are. What a part needs for
-it is in models/channels.py.
+They are saved, restored, placed and exported as all parameters are. models/channels.py says how a part renews them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,19 +14,19 @@ from models.lm import LM
 
 
 def held(roles: Any, params: Any) -> Any:
-    """`params`, those of role "running" without a gradient."""
+    """`params`, with the gradient of those of role "running" stopped."""
     return jax.tree.map(lambda role, p: jax.lax.stop_gradient(p) if role == "running" else p, roles, params)
 
 
 def advance(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
-    """New running parameters of every block that has some, by the block's name, as nested dicts of its channel.
+    """New running parameters of every block that has any: block's name -> nested dict of its channel's parameters.
 
     Args:
       model: inside a trace, with the parameters after the optimizer's update.
       report: of the whole global batch, `[L', ...]` in front (models/reports.py).
 
     Raises:
-      ValueError: `advance` of a part gives other names or shapes than it was given.
+      ValueError: the result of a part's `advance` has other names or shapes than its argument.
     """
     found = {}
     for name, mine in by_block(model, report):
@@ -44,7 +43,7 @@ def advance(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
 
 
 def put(params: dict, new: Mapping[str, dict]) -> dict:
-    """The parameters of an `LM` as a plain dict, with what `advance` gave in place."""
+    """The parameters of an `LM` as a plain dict, with the result of `advance` put in."""
     return _merged(params, {"stack": {"period": {name: {"channel": values} for name, values in new.items()}}})
 
 

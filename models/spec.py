@@ -43,8 +43,8 @@ class Spec:
     remat: str
     unroll: int
     options: Mapping[str, Mapping[str, Any]]  # one group per part, by the part's name
-    partition: Partition = Partition()  # how it lies on a mesh
-    sizes: Parametrization = Parametrization()  # what its sizes do to the other numbers
+    partition: Partition = Partition()  # layout on the mesh
+    sizes: Parametrization = Parametrization()  # multipliers that follow from the sizes
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any], *, vocab_size: int, partition: Partition = Partition()) -> "Spec":  # noqa: B008 (immutable)

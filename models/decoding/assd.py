@@ -41,12 +41,13 @@ def sample(
       conditionals: (z [B, T], t [B]) -> logits [B, T, C], masks in z where a position must not be seen; the oracle pass
         is then one call on k canvases per row. With two_stream=True: (tokens [B, T], order [B, T], seen [B, T]) ->
         logits [B, T, C] in ONE pass, position l seeing only tokens of rank below seen[l].
-      order: [T] or [B, T], positions by rank. draft: k >= 1; from 2 on calls never exceed the tokens drawn.
+      order: [T] or [B, T], positions by rank.
+      draft: k >= 1, drafts of a round; from 2 on calls never exceed the tokens drawn.
       prompt: [m] or [B, m] tokens of the first m ranks; or a canvas [T] or [B, T] with `mask_id` where tokens are
-      drawn,
-        whose given positions are then moved to the front of the order.
-      vocab_size, mask_id: by default the logits' number of columns, and vocab_size. temperature: of both passes
-        (0: argmax).
+        drawn, whose given positions are then moved to the front of the order.
+      vocab_size: ids that are drawn; by default the logits' number of columns.
+      mask_id: the mask; by default vocab_size.
+      temperature: of both passes (0: argmax).
 
     Returns:
       tokens [B, T]; calls [B], draft and oracle passes both counted (a draft of the very last rank needs no oracle).
@@ -61,7 +62,7 @@ def sample(
     mask_id = _mask_of(conditionals, order, vocab_size, mask_id, two_stream)
     z, order, n = _start(order, prompt, mask_id)
     rank = jnp.argsort(order, -1)
-    # A row's draws are numbered by its own targets: how many tokens were given to it, padding among them, is no part.
+    # A row's draws are numbered by its own targets; given tokens and padding are not counted.
     keys, begun = categorical.row_keys(key, batch, requests), n
     first_pass, second_pass = _passes(conditionals, order, rank, mask_id, draft, two_stream)
 
@@ -86,7 +87,7 @@ def sample(
 
 
 def _at_temperature(logits: Array, temperature: float) -> Array:
-    """Log-probabilities [..., V]; at temperature 0 all of it is on the largest logit."""
+    """Log-probabilities [..., V]; at temperature 0 the largest logit has probability 1."""
     if temperature:
         return jax.nn.log_softmax(logits / temperature, -1)
     return jnp.where(jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1)[..., None], 0.0, -jnp.inf)
@@ -123,8 +124,8 @@ def _passes(conditionals, order: Array, rank: Array, mask_id: int, draft: int, t
 def verify(keys: Array, n: Array, log_q: Array, log_p: Array, drafts: Array, left: Array) -> tuple[Array, Array]:
     """Accepted drafts [B] and the token [B] that replaces the first rejected one; n [B]: tokens drawn before.
 
-    log_q (draft) and log_p (oracle) are [B, k, V], drafts [B, k], left [B] the ranks that remain. The first draft was
-    drawn from the oracle's own law and is always accepted, also where the two passes round differently.
+    log_q (draft) and log_p (oracle) are [B, k, V], drafts [B, k], left [B] the ranks that remain. The first draft is
+    drawn from the oracle's own law and is always accepted, even where the two passes round differently.
     """
     width = drafts.shape[1]
     slots = jnp.arange(width)
@@ -136,7 +137,7 @@ def verify(keys: Array, n: Array, log_q: Array, log_p: Array, drafts: Array, lef
     where = jnp.minimum(accepted, width - 1)[:, None, None]
     p, q = (jnp.exp(jnp.take_along_axis(rows, where, 1)[:, 0]) for rows in (log_p, log_q))
     excess = jnp.maximum(p - q, 0.0)
-    # Laws that differ by rounding only leave no excess; then the oracle's law itself is drawn from.
+    # Where both laws differ by rounding only there is no excess: the token is then drawn from the oracle's law.
     excess = jnp.where(excess.sum(-1, keepdims=True) > 0, excess, p)
     return accepted, categorical.sample(categorical.fold(keys, n, categorical.RESIDUAL), jnp.log(excess))
 

@@ -24,8 +24,15 @@ POLICIES = ("none", "prefix", "dual", "free")
 
 
 class Decoded(NamedTuple):
-    """tokens [B, T]; calls [B] of the network; fed [B], the query tokens of those calls: cost is close to
-    proportional; guided [B], those of the guide's calls; cache, as it was left."""
+    """What `decode` returns.
+
+    Args:
+      tokens: [B, T] the filled canvas.
+      calls: [B] calls of the network that each row needed.
+      fed: [B] query tokens of those calls, to which the cost is nearly proportional.
+      guided: [B] query tokens of the guide's calls.
+      cache: the network's cache after the last call.
+    """
 
     tokens: Array
     calls: Array
@@ -37,8 +44,9 @@ class Decoded(NamedTuple):
 class Guide(NamedTuple):
     """A small autoregressive network that judges drafts from left to right (see `models.decoding.guided`).
 
-    network: as above, but causal: logits at a position predict the next token. It reads a position again when the block
-    that holds it is drafted again, so its cache is never stale. Other fields: as in `guided.decode`.
+    `network` has the signature of the module's docstring but is causal: logits at a position predict the next token.
+    It reads a position again when the block that holds it is drafted again, so its cache is never stale. Other fields
+    are those of `guided.decode`.
     """
 
     network: Network
@@ -52,9 +60,11 @@ class Guide(NamedTuple):
 def windows(policy: str, length: int, start: int, stop: int) -> tuple[range, bool]:
     """Positions fed at an ordinary step of the block [start, stop), and whether its first step feeds the whole canvas.
 
-    none: everything, always. prefix and dual (Fast-dLLM): the first step of a block feeds everything; then the block
-    and all after it, or the block alone. free (FreeCache): only the very first step of all feeds everything; then
-    the block and all after it, so the window shrinks and what is left behind stays as it was.
+    none: every step feeds the whole canvas.
+    prefix (Fast-dLLM): the first step of a block feeds the whole canvas, later ones the block and all after it.
+    dual (Fast-dLLM): the first step of a block feeds the whole canvas, later ones the block alone.
+    free (FreeCache): the first step of the first block feeds the whole canvas, later ones the block and all after it;
+    the window shrinks, and the cache of finished blocks is not renewed.
     """
     if policy == "none":
         return range(length), True
@@ -93,25 +103,37 @@ def decode(
     """Fills the masked positions of `init` [B, T], block after block from `prompt_length` on; safe under jit.
 
     Args:
-      cache: an empty cache, a pytree whose leaves have the batch at `batch_axis`; every position is written before
-      it is
-        read. block: block size. policy: see `windows`.
+      network: see the module's docstring.
+      cache: an empty cache, a pytree whose leaves have the batch at `batch_axis`; every position is written before it
+        is read.
+      key: of the whole batch; each row folds its request number into it.
+      init: [B, T] canvas, `mask_id` where tokens are to be filled in.
+      block: block size.
+      mask_id: the mask.
+      policy: see `windows`.
       commit: with "free", one more call on each finished block, so that its frozen keys and values are those of its
-      final
-        tokens. Without it they are those of the block's last denoising call, in which the tokens it revealed were
+        final tokens. Without it they are those of the block's last denoising call, in which the tokens it revealed were
         masks: cheaper and stale, as released. Other policies renew the whole canvas and ignore it.
-      refresh: feed the whole canvas every so many steps of a block; 1 is no cache at all, None is the policy's own way.
+      refresh: feed the whole canvas every so many steps of a block; 1 is no cache at all, None follows the policy.
+      prompt_length: columns before the first block.
       method: max_prob, margin, entropy, random, left_to_right, candidate or drawn with `steps` in all (a multiple of
-      the blocks),
-        or threshold or factor, which use `confidence`: as in `models.decoding.diffusion.sample`, with the same keys; or
-        guided, by `guide`: the longest prefix of the block's drafts (argmax) that it lets stand, and at least the
-        first.
-      prefill: one more call at the start, on the whole canvas: needed where the first block of some row may have no
-        masks, since a cache holds nothing until the whole canvas was fed once.
+        the blocks), or threshold or factor, which use `confidence`: as in `models.decoding.diffusion.sample`, with the
+        same keys. Or guided: the longest prefix of the block's drafts (argmax) that `guide` accepts, and at least the
+        first draft.
+      steps: in all; not used by threshold, factor and guided.
+      threshold: of method threshold.
+      factor: of method factor.
+      confidence: of methods threshold and factor.
+      temperature: of the drawn tokens, 0 is argmax.
+      guide: of method guided.
+      prefill: one more call at the start, on the whole canvas. It is needed where the first block of some row may have
+        no masks, since a cache holds nothing until the whole canvas was fed once.
+      requests: [B] numbers from which the rows' keys are folded; by default the row's index.
+      batch_axis: dimension of the batch in every leaf of the caches.
 
     Returns:
-      tokens, calls and fed tokens of each row. A row that has finished a block makes no calls while others work on
-      it, and its cache is left alone, so that no row depends on its neighbours.
+      A `Decoded`. A row that has finished a block makes no calls while other rows work on it, and its cache is not
+      written, so that no row depends on its neighbours.
     """
     rows, length = init.shape
     blocks = -(-(length - prompt_length) // block)
@@ -138,7 +160,7 @@ def decode(
         open_ = (state.z[:, start:stop] == mask_id).any(-1)
         if guide is not None and first and start:
             state = _introduce(guide, state, start, mask_id, batch_axis)
-        if guide is not None and start:  # What was given behind a gap is read anew with what the gap got.
+        if guide is not None and start:  # Given tokens after a masked gap are read again, now with the gap filled.
             changed = ~open_ & (z[:, :start] == mask_id).any(-1)
             state = _follow(guide, state, start - 1, stop, changed, batch_axis)
         state = _block(
@@ -188,7 +210,7 @@ class _Rule(NamedTuple):
 
 
 def _feed(network: Network, z: Array, cache: Any, window: range, active: Array, axis: int) -> tuple[Array, Any]:
-    """Feeds the window; rows that are not active keep their cache."""
+    """One call of the network on the window; the cache of rows that are not active is not written."""
     positions = jnp.arange(window.start, window.stop)
     logits, new = network(z[:, window.start : window.stop], positions, cache)
 
@@ -248,8 +270,8 @@ def _block(network, state, keys, rule, guide, mask_id, number, start, stop, wind
 
 
 def _judge(guide, state, drafts, keys, when, start, stop, active, axis):
-    """Whether the guide lets each draft [B, block] stand, its cache, and the tokens that it was fed in a row."""
-    begin = max(start - 1, 0)  # What predicts the first token of a row stands nowhere: it is never judged.
+    """Whether the guide accepts each draft, bool [B, block]; its cache; and the tokens that each row fed to it."""
+    begin = max(start - 1, 0)  # No token predicts position 0, so a draft there is always accepted.
     filled = state.z.at[:, start:stop].set(drafts)
     logits, cache = _feed(guide.network, filled, state.guide_cache, range(begin, stop), active, axis)
     judged = logits[:, :-1]
@@ -259,7 +281,7 @@ def _judge(guide, state, drafts, keys, when, start, stop, active, axis):
 
 
 def _introduce(guide, state, stop, mask_id, axis):
-    """The guide reads what stands before `stop`; what is a mask there is read again before it counts."""
+    """The guide reads the canvas before `stop`; masks among it are read again once they are filled."""
     z, everyone = jnp.where(state.z == mask_id, 0, state.z), jnp.ones(len(state.z), bool)
     _, cache = _feed(guide.network, z, state.guide_cache, range(stop), everyone, axis)
     return state._replace(guide_cache=cache, guided=state.guided + stop)

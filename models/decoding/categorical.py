@@ -38,7 +38,7 @@ def gumbel(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
 def sample(keys: Array, logits: Array, temperature: float = 1.0, first: int = 0) -> Array:
     """Tokens from softmax(logits / temperature), argmax at temperature 0: [B] or [B, T].
 
-    keys [B]; logits [B, V], or [B, T, V] of positions `first`, `first` + 1, ...: a position's noise depends on its
+    keys are [B], logits [B, V], or [B, T, V] of positions `first`, `first` + 1, ... A position's noise depends on its
     key and its number alone, not on how many others are drawn with it.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

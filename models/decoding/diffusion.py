@@ -38,23 +38,28 @@ def sample(
 
     Args:
       denoise: (z [B, T], t [B]) -> logits [B, T, V], or more columns, in which case `mask_id`'s is never drawn.
-      mask_id: the mask, by default V. steps: T; not used by first_hitting, threshold and factor.
+      mask_id: the mask, by default V.
+      steps: T; not used by first_hitting, threshold and factor.
       method: which sampler, with its options:
         ancestral, ancestral_two_step, cached: T steps down a time grid. schedule="linear", grid="linear" | "cosine" | a
           sequence of T + 1 times from 1 to 0, remask=0.0 (share of the largest allowed remasking rate, ReMDM),
           early_stop=False (True: a row without masks makes no more calls). The last mask rate is 0, so nothing is left
           over. `cached` calls the model again only after a token changed: same tokens for a time-free model.
         first_hitting: one token per call at the exact times of the continuous process (schedule=).
-        max_prob, margin, entropy, random, left_to_right, candidate, drawn: the surest tokens first, in `steps` calls.
+        max_prob, margin, entropy, random, left_to_right, candidate, drawn: the most confident tokens first, in `steps`
+          calls.
           block=None (semi-autoregressive blocks of this size), prompt_length=0, counts="even" | "dream",
           position_temperature=0. `candidate` and `drawn` are the released rules of LLaDA and Dream, which do NOT sample
           the model's law.
-        threshold, factor: as many per call as are sure enough: threshold=0.9 or factor=1.0, confidence="max_prob",
-        block. analytic, euler, released: score models, with `denoise` returning log-scores: see `_by_score`;
-        schedule="loglinear", graph.
-      all: temperature=1.0 (0 is argmax), guidance=0.0 (classifier-free; a call then counts twice).
+        threshold, factor: each call reveals all tokens whose confidence suffices: threshold=0.9 or factor=1.0,
+          confidence="max_prob", block.
+        analytic, euler, released: score models, whose `denoise` returns log-scores: see `_by_score`.
+          schedule="loglinear", graph.
+        All but the score models: temperature=1.0 (0 is argmax), guidance=0.0 (classifier-free; a call then counts
+          twice).
       init: [T] or [B, T] canvas, `mask_id` where tokens are to be filled in (a prompt, or infilling); all masked if
-      None. requests: [B] numbers from which the rows' keys are folded; by default the row's index.
+        None.
+      requests: [B] numbers from which the rows' keys are folded; by default the row's index.
 
     Returns:
       tokens [B, T] and calls [B]: the model evaluations that each row needed.
@@ -270,10 +275,10 @@ def _by_confidence(
 
 
 def _planner(parallel: bool, grid: Array | None, owner: Array | None, each: int) -> Callable:
-    """A function (step, masked [B, T], total [B]) -> the positions open to each row, how many to reveal, the block's
-    total.
+    """A function (step, masked [B, T], total [B]) -> open positions, how many to reveal, masks of the block at first.
 
-    The number is None where the confidences decide it. `owner` [T] numbers the blocks, None without any.
+    How many to reveal is None where the confidences decide it. `owner` [T] is each position's block, None without
+    blocks.
     """
 
     def plan(i, masked, total):
@@ -295,7 +300,7 @@ def dream_grid(steps: int) -> Array:
 
 
 def dream_count(masks: Array, grid: Array, step: Array | int) -> Array:
-    """Tokens that Dream reveals: floor(n (1 - s/t)), and all that are left at the last step."""
+    """Tokens that Dream reveals in a step: floor(n (1 - s/t)) of n masks, and all of them at the last step."""
     share = jnp.floor(masks * (1 - grid[step + 1] / grid[step])).astype(masks.dtype)
     return jnp.where(step == grid.shape[0] - 2, masks, share)
 

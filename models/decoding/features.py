@@ -1,10 +1,9 @@
-"""Adaptive feature caches (dLLM-Cache): each layer keeps keys, values and what attention and channel gave, and most
-tokens take them from there.
+"""Adaptive feature caches (dLLM-Cache): most tokens of a call take their features from the call before.
 
-The prompt's features are renewed every `prompt_every` calls and the answer's every `answer_every`. Between those, each
-layer projects the values of all answer tokens, and the share of them whose values moved most (least cosine similarity
-to those kept) is computed anew (Liu et al. 2025, arXiv:2506.06295). Both at 1, or a share of 1 with the prompt at 1, is
-no cache at all.
+Each layer keeps its keys, its values, and the outputs of its attention and of its channel. The prompt's features are
+renewed every `prompt_every` calls and the answer's every `answer_every`. In the calls between, each layer projects the
+values of all answer tokens and renews the share of them whose values moved most (least cosine similarity to the kept
+ones; Liu et al. 2025, arXiv:2506.06295). Both periods at 1, or a share of 1 with the prompt's at 1, is no cache at all.
 """
 
 from __future__ import annotations
@@ -44,9 +43,14 @@ class Layer(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What is kept: `layers`, a tuple of (keys, values, attention, channel) with B and T in front; `calls [B]`; `fed
-    [B]`, tokens whose features were computed (what all answer tokens spend on being compared, one product of D by their
-    values, is not in it)."""
+    """The cache.
+
+    Args:
+      layers: (keys, values, attention's output, channel's output) of each layer, with B and T in front.
+      calls: `[B]`.
+      fed: `[B]` tokens whose features were computed. The comparison of all answer tokens, one product of D by their
+        values, is not counted.
+    """
 
     layers: tuple
     calls: Array
@@ -58,9 +62,11 @@ class Plan:
     """Which features are renewed when, and how many columns of a batch that takes at most.
 
     Args:
-      prompt, answer: most prompt tokens and answer tokens in a row of the batch.
-      prompt_every, answer_every: calls between two renewals.
-      share: of a row's answer tokens, renewed in every other call (rounded up).
+      prompt: most prompt tokens in a row of the batch.
+      answer: most answer tokens in a row of the batch.
+      prompt_every: calls between two renewals of the prompt.
+      answer_every: calls between two renewals of the answer.
+      share: of a row's answer tokens, renewed in every call between two renewals (rounded up).
     """
 
     prompt: int
@@ -77,7 +83,9 @@ class Plan:
 def sides(places: Array, open_: Array) -> tuple[Array, Array]:
     """Prompt and answer of each row, bool `[B, T]`: the tokens before its first open column, and those from it on.
 
-    places: `[B, T]`, -1 = padding, which is neither; open_: `[B, T]` bool, what is to be filled in.
+    Args:
+      places: `[B, T]`, -1 = padding, which is neither.
+      open_: `[B, T]` bool, the columns to be filled in.
     """
     begun = jnp.cumsum(open_, -1) > 0
     return (places >= 0) & ~begun, (places >= 0) & begun
@@ -93,9 +101,9 @@ def columns_of(side: Array, count: int) -> Array:
 def network(
     layers: Sequence[Layer], embed: Callable, logits: Callable, places: Array, open_: Array, plan: Plan
 ) -> Network:
-    """For `caches.decode(policy="none")`, in one block: rows then make their calls together until each is done.
+    """A network for `caches.decode(policy="none")` in one block: rows make their calls together until each is done.
 
-    No row depends on its neighbours: what is its prompt and its answer, and how much of it is renewed, is its own.
+    No row depends on its neighbours: each has its own prompt, its own answer and its own count of renewed tokens.
 
     Args:
       embed: tokens `[B, T]` -> `[B, T, D]`.
@@ -147,7 +155,7 @@ def moved(layer: Layer, x: Array, values: Array, answer: Array, most: Array, pla
     dot = (now * before).sum(-1)
     norms = jnp.linalg.norm(now, axis=-1) * jnp.linalg.norm(before, axis=-1)
     likeness = dot / jnp.maximum(norms, jnp.finfo(dot.dtype).tiny)
-    # Values that did not move are alike but for rounding, which must not choose among them: the first are taken then.
+    # Unmoved values have the same similarity up to rounding, which must not choose among them: ties go to the first.
     likeness = jnp.where(answer < length, jnp.round(likeness * GRID) / GRID, jnp.inf)
     count = plan.chosen()[plan.answer]
     chosen = jnp.take_along_axis(answer, jax.lax.top_k(-likeness, count)[1], 1)
@@ -157,7 +165,7 @@ def moved(layer: Layer, x: Array, values: Array, answer: Array, most: Array, pla
 def renew(layer: Layer, x: Array, kept: tuple, columns: Array, places: Array) -> tuple[Array, tuple]:
     """The layer's output `[B, T, D]` with the features of `columns [B, n]` computed and all others as kept.
 
-    Column T is none: what is computed for it is dropped.
+    Column T does not exist: features computed for it are dropped.
     """
     rows = jnp.arange(len(x))[:, None]
     put = lambda old, new: old.at[rows, columns].set(new.astype(old.dtype), mode="drop")  # noqa: E731
@@ -171,13 +179,13 @@ def renew(layer: Layer, x: Array, kept: tuple, columns: Array, places: Array) ->
 
 
 def _take(array: Array, columns: Array) -> Array:
-    """`[B, n, ...]` of `array [B, T, ...]`; what is no column takes the last one."""
+    """`[B, n, ...]` of `array [B, T, ...]`; an index that is no column takes the last one."""
     columns = jnp.minimum(columns, array.shape[1] - 1)
     return jnp.take_along_axis(array, columns.reshape(columns.shape + (1,) * (array.ndim - 2)), 1)
 
 
 def empty(layers: Sequence[Layer], batch: int, length: int, width: int, dtype: Any) -> Features:
-    """Nothing kept yet: the first call computes everything."""
+    """The empty cache: the first call computes everything."""
     x = jax.ShapeDtypeStruct((batch, length, width), dtype)
     places = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     zero = lambda shape: jnp.zeros(shape.shape, shape.dtype)  # noqa: E731

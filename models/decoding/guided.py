@@ -1,8 +1,7 @@
-"""Guided diffusion: the diffusion model drafts every masked token at once, a small autoregressive guide says how
-many to keep.
+"""Guided diffusion: the diffusion model drafts all masked tokens, a small autoregressive guide says how many to keep.
 
-Only the diffusion model's own drafts are ever written; the guide's tokens never are. Decoding goes from left to
-right, and the result is not lossless with respect to either model's joint law (FlashDLM).
+Only the diffusion model's drafts are written, never the guide's tokens. Decoding goes from left to right. The result
+is not lossless with respect to either model's joint law (FlashDLM).
 """
 
 from __future__ import annotations
@@ -43,10 +42,9 @@ def decode(
 
     Args:
       rule: match (the guide's argmax is the draft); top_k (draft among its `top_k`); threshold (p > `threshold`);
-      ratio (among
-        its top_k and p >= `ratio` times its largest); sample (with chance p); always; never.
-      init: [T] or [B, T] canvas with `mask_id` where tokens are wanted; all masked if None. requests: as in
-        `models.decoding.diffusion.sample`.
+        ratio (among its top_k and p >= `ratio` times its largest); sample (with chance p); always; never.
+      init: [T] or [B, T] canvas with `mask_id` where tokens are wanted; all masked if None.
+      requests: as in `models.decoding.diffusion.sample`.
 
     Returns:
       tokens [B, T]; calls [B] of the diffusion model, never more than the masked tokens. The guide is called as often.
@@ -77,9 +75,11 @@ def decode(
 
 
 def kept(good: Array, masked: Array) -> Array:
-    """Which drafts stay, bool [B, T]: those before the first refused one, and the first draft whatever was said of it.
+    """Which drafts stay, bool [B, T]: those before the first refused one, and the first draft even if it is refused.
 
-    good: as from `accepts`; masked: where drafts stand.
+    Args:
+      good: bool [B, T] from `accepts`.
+      masked: bool [B, T], the positions that have a draft.
     """
     first = masked & (jnp.cumsum(masked, -1) == 1)
     return masked & (jnp.cumprod(good | ~masked, -1).astype(bool) | first)
@@ -96,7 +96,7 @@ def accepts(
     threshold: float,
     ratio: float,
 ) -> Array:
-    """Whether the guide lets each draft stand, by `rule`: bool [B, T] from its logits [B, T, V] and drafts [B, T]."""
+    """Whether the guide accepts each draft, by `rule`: bool [B, T] from its logits [B, T, V] and drafts [B, T]."""
     if rule in ("always", "never"):
         return jnp.full(drafts.shape, rule == "always")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

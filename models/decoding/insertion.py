@@ -39,13 +39,15 @@ def sample(
     Args:
       insert: (z [B, length+1] = [BOS, tokens, padding], count [B]) -> slot logits [B, length+1, V], stop logits [B, 2]
         (class 1 is stop).
-      length: the most tokens a row may hold. stop: "threshold" when p_stop >= `threshold` (ILM, 0.9); "sample" a
-      coin of
-        p_stop, which the exact law needs; "never" up to `length` tokens.
-      init: [m] or [B, m] tokens to begin with; `prefix` first and `suffix` last of them are kept together (infilling
-        of free length: insertions happen only between). given: [B], how many tokens of each row of init count, all if
-        None; prefix and suffix may then be [B], too. room: the most tokens to insert in a row. bos, pad: V and V + 1 by
-        default.
+      length: the most tokens a row may hold.
+      stop: "threshold" when p_stop >= `threshold` (ILM, 0.9); "sample" a coin of p_stop, which the exact law needs;
+        "never" up to `length` tokens.
+      init: [m] or [B, m] tokens to begin with; the first `prefix` and the last `suffix` of them are kept together
+        (infilling of free length: insertions happen only between).
+      given: [B], how many tokens of each row of init count, all if None; prefix and suffix may then be [B], too.
+      room: the most tokens to insert in a row.
+      bos: V by default.
+      pad: V + 1 by default.
 
     Returns:
       tokens [B, length], padded with `pad`; calls [B].
@@ -84,8 +86,10 @@ def sample(
 
 
 def put(z: Array, slot: Array, token: Array) -> Array:
-    """Rows [B, S] with `token` [B] inserted after index `slot` [B]; what follows moves right, the last entry falls
-    out."""
+    """Rows [B, S] with `token` [B] inserted after index `slot` [B].
+
+    Entries after the slot move one to the right; the last one is dropped.
+    """
     index = jnp.arange(z.shape[1])
     moved = jnp.where(index > slot[:, None] + 1, jnp.roll(z, 1, -1), z)
     return jnp.where(index == slot[:, None] + 1, token[:, None].astype(z.dtype), moved)
@@ -108,7 +112,7 @@ def exact_law(
     names = [tuple(int(v) for v in row[1 : count + 1]) for row, count in zip(rows, counts, strict=True)]
     mass, law = dict.fromkeys(names, 0.0), {}
     mass[()] = 1.0
-    for i, name in enumerate(names):  # shortest first, so that all that leads to a string comes before it
+    for i, name in enumerate(names):  # shortest first: every string comes after those it is grown from
         here = mass[name]
         ends = 1.0 if counts[i] == length else halt[i]
         law[name] = here * ends

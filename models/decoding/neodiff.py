@@ -32,11 +32,17 @@ def sample(
       decode: (z [B, T, D], tau [B, T]) -> predicted clean embeddings [B, T, D]; with conditioned=True a third argument
         is the prediction before, zeros at first and the prompt where there is one.
       times: (predicted [B, T, D], t [B]) -> logits [B, T, K+1] of each token's intrinsic time at the global time t.
-      given: clean embeddings [B, T, D] where `fixed` [B, T] is true: a prompt; the others are not read.
-      steps: the global times 1 - 1/steps .. 0. requests: [B] numbers from which the rows' keys are folded.
+      key: of the whole batch; each row folds its request number into it.
+      given: clean embeddings [B, T, D] of the prompt; they are read where `fixed` is true.
+      fixed: [B, T] bool, the tokens of the prompt.
+      K: the largest intrinsic time.
+      steps: number of global times, 1 - 1/steps down to 0.
+      noise_factor: multiplies the noise.
+      conditioned: whether `decode` takes the prediction before.
+      requests: [B] numbers from which the rows' keys are folded.
 
     Returns:
-      the last predicted embeddings [B, T, D] and calls [B], of which the predictor's are half.
+      the last predicted embeddings [B, T, D] and calls [B], half of which are the time predictor's.
     """
     B, T, D = given.shape
     keys = categorical.row_keys(key, B, requests)

@@ -20,14 +20,14 @@ def cached(model, mask: masks.Mask, places: Array, classes: int) -> Network:
     Args:
       model: an `LM` of attention layers that is told no time, inside a trace.
       mask: of the objective, by place: `Full()`, `BlockCausal(4)`, `Causal()`.
-      places: `[B, T]` place of every column in its document, -1 where there is padding, which nobody sees.
+      places: `[B, T]` place of every column in its document; -1 is padding, which no token sees.
       classes: ids that can be predicted.
     """
     model = model.for_decoding()
 
     def network(tokens: Array, positions: Array, cache: Any) -> tuple[Array, Any]:
         here = jax.lax.dynamic_slice_in_dim(places, positions[0], len(positions), 1)
-        # A column's slot is the column: what stood there is written over.
+        # Column c lies in slot c, so that reading a column again writes over its old keys and values.
         start = jnp.full(len(tokens), positions[0], cache["slots"].length.dtype)
         state = {**cache, "slots": Slots(cache["slots"].position, start)}
         features, after, _ = model(tokens, mask=mask, positions=here, state=state)
@@ -37,5 +37,5 @@ def cached(model, mask: masks.Mask, places: Array, classes: int) -> Network:
 
 
 def empty(model, batch: int, length: int) -> dict:
-    """The cache of a canvas `[batch, length]` that nothing was read of."""
+    """The empty cache of a canvas `[batch, length]`."""
     return model.for_decoding().init_state(batch, length)

@@ -1,5 +1,4 @@
-"""Which masked positions to reveal, and how many: the rules that diffusion samplers share, as pure functions of
-arrays."""
+"""Rules that diffusion samplers share: which masked positions to reveal, and how many. Pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ def predictor(
 ) -> Callable[[Array, Array], Array]:
     """A function (z [B, T], t scalar or [B]) -> logits [B, T, C] with the mask ruled out and guidance applied.
 
-    Classifier-free guidance w (LLaDA): (1 + w) cond - w uncond, uncond with the prompt (bool, [T] or [B, T]) masked
+    Classifier-free guidance w (LLaDA): (1 + w) cond - w uncond. In uncond the prompt (bool, [T] or [B, T]) is masked,
     too.
     """
 
@@ -41,15 +40,19 @@ def predictor(
 def confidence(
     kind: str, logits: Array, temperature: float = 1.0, *, candidates: Array | None = None, keys: Array | None = None
 ) -> Array:
-    """How sure the model is at each position, larger first: [B, T] from logits [B, T, C].
+    """Confidence of the model at each position: [B, T] from logits [B, T, C]; the largest is revealed first.
 
-    max_prob: p1; margin: p1 - p2; entropy: sum p log p, of p = softmax(logits / temperature), or of softmax(logits) at
-    temperature 0; left_to_right: minus the position; random: uniform, from `keys` [B].
+    With p = softmax(logits / temperature), or softmax(logits) at temperature 0, and p1 >= p2 its largest entries:
 
-    Two rank positions by `candidates` [B, T], the tokens drawn there, and so bias the law: candidate, by
-    softmax(logits) of the token, without the temperature (LLaDA as released); drawn, by p of the token (Dream's
-    maskgit_plus as released; at temperature 0 it is max_prob). Dream's other two, topk_margin and entropy, are margin
-    and entropy.
+    max_prob: p1.
+    margin: p1 - p2 (Dream's topk_margin).
+    entropy: sum p log p (Dream's entropy).
+    left_to_right: minus the position.
+    random: uniform, from `keys` [B].
+    candidate: softmax(logits), without the temperature, of the drawn token (LLaDA as released).
+    drawn: p of the drawn token (Dream's maskgit_plus as released); at temperature 0 it is max_prob.
+
+    The last two rank positions by `candidates` [B, T], the tokens drawn there, and so bias the law.
     """
     if kind == "random":
         return categorical.uniform(keys, logits.shape[1:-1], logits.dtype)
@@ -71,8 +74,10 @@ def confidence(
 
 
 def transfer_counts(masks: Array | int, steps: int) -> Array:
-    """Tokens revealed in each of `steps` steps: [..., steps]; floor(n/steps), one more in the first n mod steps
-    (LLaDA)."""
+    """Tokens revealed in each of `steps` steps: [..., steps]; floor(n/steps), one more in the first n mod steps.
+
+    Source: LLaDA.
+    """
     masks, index = jnp.asarray(masks)[..., None], jnp.arange(steps)
     return masks // steps + (index < masks % steps)
 

@@ -76,13 +76,13 @@ class Attention(nnx.Module):
         return self.v(x)
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
-        """What `x [B, T, D]` gets: attention over a cache or the row itself, and the output's projection."""
+        """Attention over a cache or over the row itself, then the output projection: `[B, T, D]`."""
         op = functools.partial(attend_cache if cached else attention, implementation=self.implementation)
         out = attend(self.partition, op, q, k, v, mask)
         return self.out(out.reshape(*q.shape[:2], -1))
 
     def _see(self, context: Context) -> masks.Mask:
-        """The objective's mask within this layer's window; the first tokens of each document stay visible as sinks."""
+        """The objective's mask within this layer's window, joined by the sinks: the first tokens of each document."""
         if not self.window:
             return context.mask
         near = masks.Window(self.window - 1, self.window - 1)

@@ -1,4 +1,4 @@
-"""What every part of one forward pass shares: where the tokens stand, what they see, and what differs by layer."""
+"""Arguments that every part of one forward pass shares: positions of the tokens, their mask, and values by layer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ Edit = Callable[[jax.Array, Mapping[str, Any]], jax.Array]
 class Context:
     """See the module's docstring. Arrays in `layers` have L in front for a model, and are one layer's inside a layer.
 
-    A site is a place in a layer: what the mixer and what the channel add to the residual stream, and the stream after
-    both, `[B, T, D]` each. An edit changes a site, and a tap sees what the edit left.
+    A site is one of three arrays `[B, T, D]` of a layer: the mixer's and the channel's addition to the residual stream,
+    and the stream after both. An edit changes the array; a tap reads it after the edits.
     """
 
     positions: jax.Array  # [B|1, T]: the token's place in its document

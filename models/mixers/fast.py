@@ -1,4 +1,4 @@
-"""What mixers that learn or accumulate along the row share: gates, a norm, and what counts as a token."""
+"""Shared by mixers that learn or accumulate along the row: gates, a norm, documents and padding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,9 +45,10 @@ def only_causal(name: str, mask: masks.Mask) -> None:
 
 
 def kept(context: Context, state: Any, state_axes: Any) -> tuple[dict, dict]:
-    """What a kernel reads beside the tokens, with logical axes: documents in training, state and padding in decoding.
+    """A kernel's arguments beside the tokens, and their logical axes: documents in training, state and lengths in
+    decoding.
 
-    In decoding a row is one document, and its tokens with negative positions, at its end, are padding.
+    In decoding a row is one document. Tokens with negative positions stand at its end and are padding.
     """
     if state is None:
         ids = context.segment_ids
@@ -63,5 +64,5 @@ def shared_by(partition: Partition) -> str | None:
 
 
 def start(init: Callable, rngs: nnx.Rngs, shape: tuple[int, ...], spec: Spec) -> nnx.Param:
-    """Where fast weights `[N, ...]` start in every document."""
+    """The parameter of the fast weights `[N, ...]` that every document starts from."""
     return parameters.param(init, rngs, shape, ("heads", *(None,) * (len(shape) - 1)), "fast", spec)

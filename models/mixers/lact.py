@@ -19,7 +19,7 @@ from models.mixers.window import WindowState, attend_window
 from models.mixers.window import init_state as init_window
 from models.spec import Spec
 
-EPSILON = 1e-5  # Of the norms that the released layer brings along; the model's norms have their own.
+EPSILON = 1e-5  # Of the norms inside the released layer; the model's norms have their own.
 IDENTITY, GAIN = 0.5, 0.5  # Low-rank start of w0 and w2: left right + IDENTITY I, entries scaled by GAIN.
 
 
@@ -31,7 +31,7 @@ class State(NamedTuple):
 
 
 class Lact(nnx.Module):
-    """`x [B, T, D] -> [B, T, D]`: out(window attention + scaled norm of the fast weights' reading), q, k, v shared.
+    """`x [B, T, D] -> [B, T, D]`: out(window attention + scaled norm of the fast weights' output), q, k, v shared.
 
     N attention heads of width H; `lact.heads` fast ones of width d = N H / heads, hidden width F = `hidden_ratio` d.
     Fast q, k: per-channel scale and offset, SiLU, length 1 per head, then rotary positions in the layout of the
@@ -67,7 +67,7 @@ class Lact(nnx.Module):
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
-        """Heads that do not divide, and chunks in which nothing is ever learned."""
+        """Refuses heads that do not divide, and a chunk as long as the row: no token would read what it taught."""
         width, heads, chunk = facts.model["num_heads"] * facts.head_width, options["heads"], options["chunk_size"]
         tensor = facts.mesh["tensor"] if "tensor" in facts.sharding["heads"] else 1
         if width % heads:
@@ -102,7 +102,7 @@ class Lact(nnx.Module):
         self.left2, self.right2 = draw(GAIN / math.sqrt(rank), F, rank), draw(GAIN / math.sqrt(d), rank, d)
 
     def fast_weights(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Where every document starts: (w0 `[1, N, F, d]`, w1 `[1, N, d, F]`, w2 `[1, N, F, d]`)."""
+        """Fast weights at the start of a document: (w0 `[1, N, F, d]`, w1 `[1, N, d, F]`, w2 `[1, N, F, d]`)."""
         if not self.options["rank"]:
             return self.w0[...][None], self.w1[...][None], self.w2[...][None]
         eye = jnp.eye(self.fast_hidden, self.w1.shape[1], dtype=self.w1[...].dtype)
@@ -185,7 +185,7 @@ class Lact(nnx.Module):
         return {"attention": 4 * self.N * self.H * seen, "fast": share}
 
     def init_state(self, batch: int, length: int) -> State:
-        """Before the first token of `batch` rows of up to `length` tokens; window and chunk are no longer than that."""
+        """The state before the first token of `batch` rows; window and chunk are no longer than `length`."""
         size = min(self.options["chunk_size"], length)
         kind = {"dtype": self.dtype, "rate_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         state = init_fast(self.fast_weights(), batch, chunk_size=size, momentum=self.momentum is not None, **kind)

@@ -22,7 +22,8 @@ class LinearAttention(nnx.Module):
     """`x [B, T, D] -> [B, T, D]`: S_t = e^decay_t S_{t-1} + phi(k_t) v_t^T, out(RMSNorm(phi(q_t) S_t)), phi = elu + 1.
 
     Katharopoulos et al. 2020 also divide by phi(q_t) sum_j phi(k_j), a positive number per token and head, which the
-    norm over each head takes out again. With `decay` a gate per token and head forgets. No positions but by the decay.
+    norm over each head cancels. With `decay` a gate per token and head shrinks the memory. Positions enter by the decay
+    alone.
     """
 
     bidirectional = False
@@ -96,7 +97,7 @@ class GatedDelta(nnx.Module):
 
 
 def _memory(mixer: nnx.Module, spec: Spec, chunk_size: int, rngs: nnx.Rngs) -> None:
-    """Gives `mixer` what both layers have: projections, the norm of what is read, sizes."""
+    """Sets the attributes of `mixer` that both layers have: projections, the norm of the memory's output, sizes."""
     D, N, H = spec.D, spec.N, spec.H
     mixer.q, mixer.k, mixer.v = (
         projections.make(spec, D, N * H, axes=("embed", "heads"), name=name, rngs=rngs) for name in "qkv"

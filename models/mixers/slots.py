@@ -22,7 +22,7 @@ class Slots:
 
     @classmethod
     def empty(cls, batch: int, length: int) -> "Slots":
-        """No token anywhere."""
+        """Slots without a token."""
         return cls(jnp.full((batch, length), -1, jnp.int32), jnp.zeros((batch,), jnp.int32))
 
     def append(self, positions: jax.Array) -> "Slots":

@@ -53,7 +53,7 @@ class _TTT(nnx.Module):
         self.N, self.H, self.dtype, self.partition = N, H, spec.dtype, spec.partition
 
     def params(self) -> TTTParams:
-        """What the kernel reads: where every document starts, its norm and its rates."""
+        """The kernel's parameters: the weights at the start of a document, the norm and the rates."""
         layers = tuple(
             (getattr(self, f"w{i}")[...][None], getattr(self, f"b{i}")[...][None]) for i in range(len(self.widths) - 1)
         )
@@ -88,7 +88,7 @@ class _TTT(nnx.Module):
         return self.partition.run(run, (tokens, self.params(), kept), axes, (fast.TOKENS, state_axes))
 
     def init_state(self, batch: int, length: int) -> TTTState:
-        """Before the first token of `batch` rows; the same size for any `length`."""
+        """The state before the first token of `batch` rows; the same size for any `length`."""
         kind = {"dtype": self.dtype, "eta_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         return ttt.init_state(self.params(), batch, mini_batch=self.mini_batch, **kind)
 

@@ -1,4 +1,4 @@
-"""Causal sliding-window attention whose decoding state is as long as the window, however long the text."""
+"""Causal sliding-window attention. The decoding state holds the tokens of one window, however long the text is."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from models.partition import Partition
 
 
 class WindowState(NamedTuple):
-    """The last W tokens, that of position p in slot p mod W.
+    """The last W tokens; the token of position p lies in slot p mod W.
 
-    cache: keys and values as they were given, `[B, W, 2, N, H]`. position: `[B, W]` int32, -1 = an empty slot.
+    cache: rotated keys, and values, `[B, W, 2, N, H]`.
+    position: `[B, W]` int32, -1 = an empty slot.
     """
 
     cache: jax.Array
@@ -25,7 +26,7 @@ class WindowState(NamedTuple):
 
 
 def init_state(batch: int, size: int, heads: int, width: int, dtype: jnp.dtype) -> WindowState:
-    """No token yet, in `size` slots."""
+    """The empty state of `size` slots."""
     return WindowState(jnp.zeros((batch, size, 2, heads, width), dtype), jnp.full((batch, size), -1, jnp.int32))
 
 
@@ -40,8 +41,8 @@ def attend_window(
 ) -> tuple[jax.Array, WindowState | None]:
     """Softmax attention of every token to itself and the `window - 1` before it in its document.
 
-    q, k, v: `[B, T, N, H]`, already rotated. context: see `models.mixers.Context`. Positions of a row count up by one
-    over all calls with a state; negative ones are padding, which is not kept. Returns (out `[B, T, N, H]`, state).
+    q, k and v are `[B, T, N, H]`, q and k already rotated. Positions of a row count up by one over all calls with a
+    state; a negative position is padding, which is not kept. Returns (out `[B, T, N, H]`, state).
     """
     mask = context.mask & masks.Window(window - 1, window - 1)
     if state is None:
@@ -71,8 +72,9 @@ def _keep(state: WindowState, new: jax.Array, positions: jax.Array) -> WindowSta
 def attend(partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
     """`op(q, k, v, mask=mask)` on every device's own rows and heads; array masks are cut with the rows they belong to.
 
-    Where devices share a sequence, keys or queries travel between them in place of `op`; the mask goes by places in the
-    sequence, whatever order the schedule keeps the tokens in. q `[B, T, N, H]`, k, v `[B, S, K, H]` -> `[B, T, N, H]`.
+    Where devices share a sequence, `kernels.context_attention` takes the place of `op`. The mask then reads places in
+    the sequence, whatever the order of the tokens. q is `[B, T, N, H]`, k and v are `[B, S, K, H]`, the result is
+    `[B, T, N, H]`.
     """
     if partition.schedule:
         (axis,) = partition.mesh_axes("sequence")

@@ -25,10 +25,10 @@ from models.objectives.score_entropy import ScoreEntropy
 class Objective(Protocol):
     """What the training loop, evaluation and generation know of an objective.
 
-    A batch's `mask` and `targets` say which tokens are scored: of a `causal` objective the next ones, else the tokens
-    themselves. Where devices share a sequence its tokens may lie in another order, and `order [B, T]` says the
-    place of each. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and
-    over devices, so that no cut changes a number. `loss` hands on the report of every pass that it makes.
+    A batch's `mask` says which tokens are scored: a `causal` objective scores `targets`, the next tokens, and any other
+    the tokens themselves. Where devices share a sequence its tokens may be permuted, and `order [B, T]` holds the place
+    of each. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and over
+    devices, so that no cut changes a number. `loss` hands on the report of every pass that it makes.
     """
 
     mask: masks.Mask  # what a token sees in a plain pass: `Causal()`, `Full()`, ...
@@ -52,7 +52,7 @@ class Objective(Protocol):
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
-        """Which of its options do not go with the rest of the config; see `models.facts`. It may be left away."""
+        """Sentences about options that do not go with the rest of the config; see `models.facts`. Optional."""
         ...
 
 

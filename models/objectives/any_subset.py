@@ -48,8 +48,8 @@ def ranks(order: Array) -> Array:
 def stream_masks(order: Array, prompt_length: Array | int) -> tuple[Array, Array]:
     """Attention masks (content, query) of the two streams, bool [..., T, T], positions in rows and columns.
 
-    A content token sees ranks up to its own, prompt tokens all of the prompt; a query sees lower ranks only, so rank 0
-    without a prompt sees nothing and must fall back on a start token.
+    A content token sees ranks up to its own; a content token of the prompt sees all of the prompt. A query sees lower
+    ranks only, so rank 0 without a prompt sees nothing and needs a start token.
     """
     rank = ranks(order)
     own, other = rank[..., :, None], rank[..., None, :]
@@ -60,8 +60,7 @@ def stream_masks(order: Array, prompt_length: Array | int) -> tuple[Array, Array
 def target_rate(
     progress: float, start: float = 0.15, limits: tuple[float, float] = (0.85, 0.99)
 ) -> tuple[float, float]:
-    """Range of the target share at `progress` in [0, 1] of the warm-up: from {start} to U[limits] (AS-ARM's
-    training)."""
+    """Range of the target share at `progress` in [0, 1] of AS-ARM's warm-up: from {start} to U[limits]."""
     share = min(max(progress, 0.0), 1.0)
     return tuple(start + share * (limit - start) for limit in limits)
 
@@ -107,8 +106,9 @@ def nll_exact(
 def row_mask(rank: Array, prompt_length: Array, seen: Array) -> masks.Mask:
     """What each token of [query ; content] sees in one pass over both streams.
 
-    rank, seen [B, T]; prompt_length [B]. Content as in `stream_masks`; the query at l sees the content of ranks below
-    seen[l], its own rank in training, and itself, who knows its place only: a rank 0 without a prompt sees no more.
+    rank and seen are [B, T], prompt_length is [B]. The content stream is that of `stream_masks`. Query l sees the
+    content tokens of rank < seen[l] (training: seen = its own rank) and itself, whose input is the mask token. Rank 0
+    without a prompt sees only itself.
     """
     unseen = jnp.full_like(rank, -1)
     content = jnp.maximum(rank, prompt_length[:, None] - 1)

@@ -24,8 +24,8 @@ Array = jax.Array
 def may_see(query: Array, key: Array, length: int, block: int) -> Array:
     """Whether index `query` of [z ; x] (length 2n) may attend to index `key`; broadcasts, bool.
 
-    Noisy sees its own noisy block and the clean blocks before it; clean sees clean blocks up to its own (BD3-LM fig.
-    3).
+    A noisy token sees its own noisy block and the clean blocks before it. A clean token sees clean blocks up to its own
+    (BD3-LM, figure 3).
     """
     noisy_q, noisy_k = query < length, key < length
     block_q, block_k = (query % length) // block, (key % length) // block
@@ -61,9 +61,9 @@ def training_logits(network: Callable[[Array, Array, Array], Array], z: Array, x
 
 
 def blockwise_logits(denoise: Denoiser, z: Array, x: Array, t: Array, block: int, mask_id: int) -> Array:
-    """The same from a plain `denoise(z, t)`, one call per block with the later blocks all masked: [B, n, C].
+    """`training_logits` from a plain `denoise(z, t)`, one call per block with the later blocks all masked: [B, n, C].
 
-    t: [B, n], constant within a block; each call is given its block's column.
+    t is [B, n], constant within a block; each call is given its block's column.
     """
     length, index = x.shape[-1], jnp.arange(x.shape[-1])
     parts = []
@@ -90,13 +90,19 @@ def corrupt(
     """Masks each block of a batch with a rate of its own: z, t and weight, all [B, n].
 
     Args:
-      x: [B, n]. how: "bernoulli", times drawn over batch x blocks together; "fixed_count", k ~ U{1..n_b} of the n_b
-      free
-        tokens of a block, weight n_b/k. limits: range of t, as BD3-LM's clipped rates (U[.45, .95] at block 4 and
-        U[.3, .8] at block 16 on LM1B have the least gradient variance); the weight stays -alpha'/(1-alpha), and the
-        mean over the range is returned. limits (1, 1) masks everything: at block 1 that is AR training, without
-        variance.
-      weighting: "elbo", or "ones" for weight 1 at every masked token. frozen: [B, n] bool, never masked nor scored.
+      key: of the whole batch.
+      x: [B, n].
+      block: block size.
+      mask_id: the mask.
+      schedule: a schedule or its name.
+      how: "bernoulli", times drawn over batch x blocks together; "fixed_count", k ~ U{1..n_b} of the n_b free tokens of
+        a block, weight n_b/k.
+      times: see `schedules.sample_times`.
+      limits: range of t, as BD3-LM's clipped rates (U[.45, .95] at block 4 and U[.3, .8] at block 16 on LM1B have the
+        least gradient variance). The weight stays -alpha'/(1-alpha), and the mean over the range is returned. limits
+        (1, 1) masks everything: at block 1 that is AR training, without variance.
+      weighting: "elbo", or "ones" for weight 1 at every masked token.
+      frozen: [B, n] bool, tokens that are neither masked nor scored.
     """
     schedule, x = schedules.resolve(schedule), jnp.asarray(x)
     batch, length = x.shape

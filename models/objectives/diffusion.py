@@ -1,12 +1,11 @@
-"""Masked and block diffusion of a language model: the losses of masked_diffusion.py and block_diffusion.py with an
-`LM` as their denoiser.
+"""Masked and block diffusion of an `LM`: the losses of masked_diffusion.py and block_diffusion.py.
 
-A masked model is told the time t where `model.time_features` asks for it; without, how much of its input is masked says
-enough (MDLM). Scored are the tokens themselves,
-where `batch["mask"]` is true; the others (padding, the start of a document) are given and never masked. The head
-predicts ids below `mask_id` only, which is the SUBS parameterisation: the mask has no probability, visible tokens have
-no loss. Nats are upper bounds, summed over the valid tokens. Noise is drawn in the order of the row, also where a batch
-comes in another (`order`), so that no layout changes a number.
+A masked model is told the time t where `model.time_features` asks for it. Without it, the share of masked tokens in the
+input says enough (MDLM). Tokens where `batch["mask"]` is true are masked and scored; the others (padding, the start of
+a document) are given and never masked. The head predicts ids below `mask_id` only, which is the SUBS parameterisation:
+the mask has no probability, visible tokens have no loss. Nats are upper bounds, summed over the valid tokens. Noise is
+drawn in the order of the row, even where the tokens of a batch are permuted (`order`), so that no layout changes a
+number.
 """
 
 import dataclasses
@@ -35,7 +34,7 @@ WEIGHTINGS = ("elbo", "ones")
 
 @dataclasses.dataclass(frozen=True)
 class _Diffusion:
-    """What both have in common; `noise` and `read` tell them apart. Options: see `config.masked_diffusion`."""
+    """The common part of both; `noise` and `read` differ. Options: see `config.masked_diffusion`."""
 
     mask_id: int
     schedule: str = "linear"
@@ -53,7 +52,7 @@ class _Diffusion:
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
-        """Times without a span."""
+        """Refuses `t_min` above `t_max`."""
         return span_problems(options, facts)
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict:
@@ -160,7 +159,7 @@ class BlockDiffusion(_Diffusion):
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
-        """Times without a span, and blocks that do not fill a row."""
+        """Refuses `t_min` above `t_max`, and blocks that do not divide a row."""
         yield from span_problems(options, facts)
         block, length = options["block"], facts.data["length"]
         if length % block:
@@ -176,7 +175,7 @@ class BlockDiffusion(_Diffusion):
 
     @property
     def mask(self) -> masks.Mask:
-        """What the clean half sees, and a row that is being generated: its own block and all before it."""
+        """The mask of the clean half, and of a row in generation: each token sees its own block and all before it."""
         return masks.BlockCausal(self.block)
 
     def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
@@ -197,7 +196,7 @@ class BlockDiffusion(_Diffusion):
     def read(self, model, batch: dict, noised: jax.Array, time: jax.Array) -> Pass:
         """A pass over both halves, under the mask of figure 3 of the paper; features `[B, T, D]` of the noised half.
 
-        No time is told.
+        The model is not told the time.
         """
         T = noised.shape[1]
         tokens, positions = block_diffusion.training_inputs(noised, batch["tokens"])

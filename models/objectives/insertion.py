@@ -1,5 +1,4 @@
-"""Insertion language models (ILM): predict which token goes where, one softmax over slots x vocabulary, and when to
-stop.
+"""Insertion language models (ILM): one softmax over slots x vocabulary says which token goes where; a stop is learned.
 
 Slot s follows the s-th surviving token; slot 0 follows the start token. A noised row is [BOS, survivors, padding].
 """
@@ -25,8 +24,15 @@ WEIGHTINGS = ("length", "constant")
 
 
 class Deletion(NamedTuple):
-    """A batch with tokens removed: z [B, L+1] from BOS on, count [B] survivors, target [B, L+1, V], stop [B] bool,
-    weight [B]."""
+    """A batch with tokens removed.
+
+    Args:
+      z: [B, L+1] BOS, the surviving tokens, padding.
+      count: [B] surviving tokens.
+      target: [B, L+1, V] share of the dropped tokens in each slot.
+      stop: [B] bool, nothing was dropped.
+      weight: [B] of the losses.
+    """
 
     z: Array
     count: Array
@@ -38,11 +44,13 @@ class Deletion(NamedTuple):
 def target(x: Array, dropped: Array | Collection[int], vocab_size: int) -> Array:
     """Share of the dropped tokens that belong in each slot: [..., L+1, V], sum 1, or all 0 when nothing was dropped.
 
-    Args:
-      x: tokens [..., L]. dropped: bool [..., L], or the positions of the dropped tokens of one sequence.
-
     A dropped token's slot is that of the nearest survivor to its left, so target(slot, v) = count / n (ILM section 3).
     Slots are numbered by survivors; with m of them rows 0..m are in use and the rest are zero.
+
+    Args:
+      x: tokens [..., L].
+      dropped: bool [..., L], or the positions of the dropped tokens of one sequence.
+      vocab_size: V.
     """
     x = jnp.asarray(x)
     if isinstance(dropped, (set, frozenset, range)):
@@ -62,7 +70,13 @@ def delete(
 ) -> tuple[Array, Array, Array]:
     """Removes n ~ U{0..L_x} uniformly chosen tokens from each row x [B, L]: z [B, L+1], survivors [B], dropped [B, L].
 
-    lengths: [B], all L if None. frozen: [B, L] bool, tokens never removed; L_x then counts the removable ones.
+    Args:
+      key: of the whole batch.
+      x: [B, L].
+      pad: the id that stands after the survivors.
+      bos: the id of the start.
+      lengths: [B], all L if None.
+      frozen: [B, L] bool, tokens never removed; L_x then counts the removable ones.
     """
     batch, length = x.shape
     lengths = jnp.full(batch, length) if lengths is None else jnp.asarray(lengths)
@@ -93,9 +107,9 @@ def corrupt(
 ) -> Deletion:
     """`delete`, and the targets of what it dropped.
 
-    weighted: weight L_x + 1 instead of 1 on both losses. With variable lengths and a sampled stop, the optimum of
-    the plain losses samples P(x)/(L_x + 1) renormalised, too short; the weighted one samples P exactly. bos and pad
-    default to V and V + 1.
+    With `weighted` both losses have weight L_x + 1 instead of 1. With variable lengths and a sampled stop, the optimum
+    of the plain losses samples P(x)/(L_x + 1) renormalised, too short; that of the weighted losses samples P exactly.
+    bos and pad default to V and V + 1.
     """
     batch, length = x.shape
     bos, pad = vocab_size if bos is None else bos, vocab_size + 1 if pad is None else pad
@@ -108,8 +122,7 @@ def corrupt(
 
 
 def slot_log_probs(logits: Array, count: Array) -> Array:
-    """log p(slot, v), one softmax over the count + 1 slots in use times the vocabulary: [B, S, V] from logits [B, S,
-    V]."""
+    """log p(slot, v) [B, S, V] from logits [B, S, V]: one softmax over the count + 1 slots in use x the vocabulary."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     used = jnp.arange(logits.shape[1]) <= count[:, None]
     logits = jnp.where(used[..., None], logits, -jnp.inf)
@@ -144,13 +157,13 @@ def strings(vocab_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 class Insertion:
     """Insertion of an `LM` (ILM, Patel et al. 2025): a row is ONE string, whatever documents it holds.
 
-    Removed and scored are the tokens where `batch["mask"]` is true. Two more ids: `mask_id` starts a row and
-    `mask_id` + 1 pads it, and their rows of the head are the two classes of the stop, go on and stop, read at the
-    start. Options: see `config.insertion`.
+    Tokens where `batch["mask"]` is true are removed and scored. There are two more ids: `mask_id` starts a row and
+    `mask_id` + 1 pads it. Their rows of the head are the two classes of the stop, go on and stop, read at the start.
+    Options: see `config.insertion`.
 
-    Each order of inserting the n missing tokens is one way to the string, all n! equally likely backwards, so that
-    -log P(x) <= (L + 1) E[both losses] - log L!, L the free tokens: the bound that evaluation estimates. It includes
-    the end of the row.
+    Each order of inserting the n missing tokens is one way to the string. All n! orders are equally likely backwards,
+    so that -log P(x) <= (L + 1) E[both losses] - log L! with L free tokens: the bound that evaluation estimates. It
+    includes the end of the row.
     """
 
     mask_id: int

@@ -1,4 +1,4 @@
-"""What an objective says of a batch."""
+"""The loss of a batch, with its metrics and the model's report."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -49,7 +49,9 @@ def log_probs(logits: Array, z: Array, mask_id: int) -> Array:
     """SUBS log-probabilities (MDLM): zero mask probability, and visible tokens carried over.
 
     Args:
-      logits: [..., T, C]. z: [..., T] tokens, `mask_id` where masked.
+      logits: [..., T, C].
+      z: [..., T] tokens, `mask_id` where masked.
+      mask_id: the mask.
 
     Returns:
       [..., T, C] in float32 or wider: log-softmax at masked rows, 0 at z and -inf elsewhere at visible rows.
@@ -85,9 +87,13 @@ def token_loss(
     """Weighted loss per token; its sum over T estimates the NELBO of a sequence.
 
     Args:
-      logits: [B, T, C]. x, z: clean and noised tokens [B, T]. t: scalar, [B] or [B, T] in (0, 1]; with `steps` = T
-      one of
-        1/T, 2/T, ..., 1. schedule: a schedule or its name.
+      logits: [B, T, C].
+      x: clean tokens [B, T].
+      z: noised tokens [B, T].
+      t: scalar, [B] or [B, T] in (0, 1]; with `steps` = T one of 1/T, 2/T, ..., 1.
+      schedule: a schedule or its name.
+      mask_id: the mask.
+      steps: T of the T-step loss; None: continuous time.
 
     Returns:
       [B, T]: w(t) * -log p(x | z) at masked positions (MDLM eq. 10; MD4 eq. 5 and, with steps, its T-step form).
@@ -131,11 +137,17 @@ def corrupt(
     """Masks a batch and gives each token its loss weight.
 
     Args:
-      x: [B, T]. how: "bernoulli" draws t per row (see `schedules.sample_times`) and masks each token with m(t);
-        "fixed_count" (LLaDA's likelihood form) masks a uniform subset of k ~ U{1..n} of the n free tokens, weight n/k:
-        same mean, 29.7 -> 2.1 in variance on a toy. limits: range of t; the mean over it is returned, as in MDLM
-        (loglinear, 1e-3..1) and LLaDA (linear, 1e-3..1), without the factor (high - low). steps: T of the T-step loss.
-      frozen: [B, T] bool, tokens never masked nor scored: the prompt of supervised fine-tuning, padding.
+      key: of the whole batch.
+      x: [B, T].
+      mask_id: the mask.
+      schedule: a schedule or its name.
+      how: "bernoulli" draws t per row and masks each token with m(t); "fixed_count" (LLaDA's likelihood form) masks a
+        uniform subset of k ~ U{1..n} of the n free tokens, weight n/k: same mean, 29.7 -> 2.1 in variance on a toy.
+      times: see `schedules.sample_times`.
+      limits: range of t; the mean over it is returned, as in MDLM (loglinear, 1e-3..1) and LLaDA (linear, 1e-3..1),
+        without the factor (high - low).
+      steps: T of the T-step loss; None: continuous time.
+      frozen: [B, T] bool, tokens that are neither masked nor scored: the prompt of supervised fine-tuning, padding.
     """
     schedule, x = schedules.resolve(schedule), jnp.asarray(x)
     batch, length = x.shape

@@ -58,7 +58,7 @@ def tau_pmf(t: Array | float, K: int) -> Array:
 
 def sample_tau(key: Array, t: Array, length: int, K: int) -> Array:
     """Independent intrinsic times for `length` tokens at global times t [B]: int [B, T]."""
-    # By the inverse of the law, and not by a Poisson draw: jax.random.poisson runs two loops until every element of the
+    # By the inverse of the law and not by a Poisson draw: jax.random.poisson runs two loops until every element of the
     # batch is accepted, on all devices, and XLA on CPUs may run them in another order on each: a deadlock, seen.
     cdf = jnp.cumsum(tau_pmf(t, K), -1)[:, None, :-1]
     return (cdf <= jax.random.uniform(key, (t.shape[0], length, 1), cdf.dtype)).sum(-1)
@@ -74,8 +74,9 @@ def poisson_ppf(q: Array, mean: Array, K: int) -> Array:
 def labels(losses: Array, t: Array | float, K: int, valid: Array | None = None) -> Array:
     """Labels of the time predictor: the intrinsic time that suits each token's loss: int [..., T].
 
-    Tokens are ranked by loss; rank r of n gets tau of the Poisson quantile (r + 1/2) / n, so that hard tokens keep more
-    noise. losses [..., T]; t scalar or [...]; valid: bool [..., T], tokens that count (others get label 0).
+    Tokens are ranked by loss; rank r of n gets tau of the Poisson quantile (r + 1/2) / n, so that tokens of large loss
+    keep more noise. losses are [..., T], t is a scalar or [...]. valid is bool [..., T], the tokens that count (others
+    get label 0).
     """
     losses, t = jnp.asarray(losses), _float(t)
     valid = jnp.ones(losses.shape, bool) if valid is None else jnp.asarray(valid)
@@ -97,7 +98,7 @@ def signal(tau: Array, K: int) -> Array:
 def corrupt(key: Array, x: Array, t: Array, K: int, noise_factor: float = 1.0, frozen: Array | None = None) -> Noised:
     """z = sqrt(abar) x + sqrt(1 - abar) noise_factor eps with abar of each token's own tau.
 
-    x: clean embeddings [B, T, D]; t: [B]; frozen: bool [B, T], tokens that stay clean (tau = 0, no noise).
+    x are clean embeddings [B, T, D], t is [B]. frozen is bool [B, T], the tokens that stay clean (tau = 0, no noise).
     """
     tau_key, noise_key = jax.random.split(key)
     tau = sample_tau(tau_key, t, x.shape[1], K)
@@ -187,10 +188,11 @@ class NeoDiff:
         return self.levels + 1
 
     def corrupt(self, batch: dict, key: Array) -> dict:
-        """The global batch with `tau [B, T]`, the global times `next [B]` of the predictor, `noise [B, 2]`: keys, and
-        `conditioned [B]`: rows that see an earlier prediction.
+        """The global batch with what noises it.
 
-        The width of the noise is the model's, so that each row draws its own from its key.
+        Added are `tau [B, T]`, the global times `next [B]` of the predictor, the keys `noise [B, 2]`, and
+        `conditioned [B]`, the rows that see an earlier prediction. The noise is as wide as the model, so each row draws
+        its own from its key later.
         """
         time_key, tau_key, next_key, noise_key = jax.random.split(key, 4)
         coin = jax.random.uniform(jax.random.fold_in(key, 1), batch["tokens"].shape[:1])
@@ -207,7 +209,7 @@ class NeoDiff:
         error, anchor = self._token_losses(model, features, x, batch, self.smoothing)
         ranked = jax.lax.stop_gradient(error + anchor)
         label = labels(ranked, batch["next"], self.levels, batch["mask"])
-        # The predictor reads what was predicted and learns nothing about the embeddings.
+        # The predictor reads the predicted embeddings; no gradient passes from it into them.
         read = jax.lax.stop_gradient(jnp.where(batch["mask"][..., None], features, x))
         out = self.decode(model, read, batch["next"], batch)
         late = over_logits(

@@ -23,7 +23,7 @@ adds_z_loss = True
 
 
 def corrupt(batch: dict, key: jax.Array) -> dict:
-    """The batch as it is: nothing is hidden from this model but what comes later."""
+    """The batch unchanged: this objective draws no noise."""
     return batch
 
 
@@ -92,7 +92,7 @@ def weighted_nll(
 
 
 def target_nll(model, features: jax.Array, targets: jax.Array, *, classes: int | None = None) -> jax.Array:
-    """Nats of each target, `[B, T]`, without gradients in mind; arguments as in `weighted_nll`."""
+    """Nats of each target, `[B, T]`, for evaluation: not meant to be differentiated. Arguments: see `weighted_nll`."""
     spec = model.spec
 
     def local(features: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
@@ -111,8 +111,8 @@ def over_logits(
 ) -> jax.Array:
     """`function(logits [b, T, C], *arrays) -> [b, ...]` of the rows of every device, joined: `[B, ...]`.
 
-    For losses that need whole rows of logits, which are held in memory: B T C numbers. They are float32 or wider.
-    Arrays have the batch in front; other arguments as in `weighted_nll`.
+    For losses that need whole rows of logits. The logits are float32 or wider and are held in memory, B T C numbers.
+    Every array has the batch in front. Other arguments: see `weighted_nll`.
     """
     spec = model.spec
 

@@ -15,9 +15,8 @@ def eos(answer: Sequence[int], length: int, eos: int) -> np.ndarray:
 def rainbow(answer: Sequence[int], length: int, eos: int, pads: Sequence[int]) -> np.ndarray:
     """The answer, one `eos`, then the ids of `pads` in turn: int32 [length].
 
-    As padding, one end token makes late positions nearly certain of it, and confidence decoding reveals those first;
-    K distinct pads, in a cycle (7 suffice), spread that certainty (Rainbow Padding). Cut what is generated with
-    `strip`.
+    With one end token as padding, late positions are nearly certain of it, and confidence decoding reveals them first.
+    K distinct pads, in a cycle (7 suffice), spread that certainty (Rainbow Padding). `strip` cuts generated tokens.
 
     Raises:
       ValueError: an answer without room for its eos, no pads, or pads that repeat or hold the eos.

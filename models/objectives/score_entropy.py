@@ -26,7 +26,7 @@ Array = jax.Array
 CHOICES = {
     "graph": ("absorb", "uniform"),
     "head": ("score", "probs"),
-    "schedule": ("loglinear", "cosine_mdlm", "geometric"),  # Those whose noise is finite at t = 1.
+    "schedule": ("loglinear", "cosine_mdlm", "geometric"),  # The noise of these is finite at t = 1.
     "times": ("iid", "offset", "stratified"),
 }
 
@@ -120,9 +120,12 @@ def analytic_step(
     score can give on the uniform graph, are cut to 0. Rows are normalised; with true scores they already are.
 
     Args:
-      log_score: [B, T, C]. graph "absorb": `mask_id` is the mask's column, the last by default; pass mask_id = C for
-      scores
-        without one, and the result has C + 1 columns. graph "uniform": C = V.
+      log_score: [B, T, C]; C = V on the uniform graph.
+      z: [B, T] tokens.
+      step: noise of the step, a scalar.
+      graph: "absorb" or "uniform".
+      mask_id: the mask's column on the absorbing graph, the last by default. Pass mask_id = C for scores without one;
+        the result then has C + 1 columns.
     """
     z, score, size = *_score(log_score, z, graph, mask_id), log_score.shape[-1]
     step = per_token(jnp.asarray(step, score.dtype), z)[..., None]
@@ -145,8 +148,8 @@ def euler_step(
 ) -> Array:
     """Law of z_s given z_t by one Euler (tau-leaping) step of the reverse process: [B, T, C]; `step` as above.
 
-    Each other token y gets step * rate(y -> z) * s_y, rate 1 from y to the mask, or 1/V between any two; the rest
-    stays.
+    Each other token y gets step * rate(y -> z) * s_y, with rate 1 from y to the mask, or 1/V between any two. z keeps
+    the rest.
     """
     z, score, size = *_score(log_score, z, graph, mask_id), log_score.shape[-1]
     step = per_token(jnp.asarray(step, score.dtype), z)[..., None]
@@ -218,7 +221,7 @@ class ScoreEntropy:
 
     @property
     def extra_tokens(self) -> int:
-        """The mask, which the uniform graph has not."""
+        """1 for the mask; 0 on the uniform graph, which has none."""
         return int(self.graph == "absorb")
 
     def log_score(self, logits: Array, t: Array, z: Array, temperature: float = 1.0) -> Array:
@@ -279,7 +282,7 @@ class ScoreEntropy:
         return over_logits(local, model, out.features, *arrays, classes=self.mask_id), out.report
 
     def _noise(self, key: Array, batch: dict, *, training: bool) -> Corruption:
-        """Noised tokens, times [B], and what the score entropy of each token is worth: sigma' where it is scored."""
+        """Noised tokens, times [B], and the weight of each token's score entropy: sigma' where it is scored."""
         schedule, tokens, free = schedules.get(self.schedule), batch["tokens"], batch["mask"]
         if self.graph == "absorb" and not training:
             drawn = masked_diffusion.corrupt(
@@ -298,7 +301,7 @@ class ScoreEntropy:
 
 
 def tempered(logits: Array, temperature: float) -> Array:
-    """Logits [..., C] at a temperature (0: all on the largest) with the log-sum-exp that they had."""
+    """Logits [..., C] at a temperature (0: all on the largest); their log-sum-exp does not change."""
     if temperature == 1:
         return logits
     if temperature == 0:
