@@ -20,7 +20,7 @@ class Counter:
     def init_state(self, batch, length):
         return jnp.zeros((batch,), jnp.int32)
 
-    def __call__(self, tokens, *, mask, positions, state):
+    def __call__(self, tokens, *, mask, positions, state, fresh=False):
         assert mask == masks.Causal()
         real = positions >= 0
         expected = state[:, None] + jnp.arange(tokens.shape[1])
