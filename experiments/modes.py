@@ -14,7 +14,7 @@ from experiments import preflight
 from experiments import workdir as files
 from experiments.settings import agreement, keys, overrides, processes, smoke, versions
 from experiments.settings.errors import ConfigError, Refused
-from experiments.workdir.saved import check_same, check_workdir, saved_config
+from experiments.workdir.saved import as_begun, check_same, check_workdir, saved_config
 
 Changes = list[overrides.Override]
 TOGETHER = ("train", "evaluate", "plan")  # Modes that many processes can run as one.
@@ -92,7 +92,7 @@ def _trained_config(flags: Any, changes: Changes) -> Any:
         keys.check_keys(asked)
         for group in READING:
             made[group] = asked[group]
-        check_same(asked, made.to_dict(), workdir)
+        check_same(as_begun(asked, workdir), made.to_dict(), workdir)
     for key, _ in changes:
         if problem := overrides.unknown(made, key.split(".")):
             raise Refused(problem)
@@ -111,6 +111,7 @@ def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
     workdir, overwrite = _workdir(flags), getattr(flags, "overwrite", False)
     made = _checked(flags, changes)
+    made = made if overwrite else as_begun(made, workdir)
     check_workdir(made, workdir, overwrite=overwrite)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports
     from experiments.training import train as run_training

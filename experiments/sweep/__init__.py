@@ -41,7 +41,7 @@ def run(
     named = sweep["search"].get("space", ()) if "search" in sweep else ()
 
     def go(chosen: Sequence[Mapping[str, Any]], read: Collection[str] = ()) -> list[dict[str, Any]]:
-        made = trials.resolve(sweep["base"], chosen, changes, shrink=shrink, named=named, read=read)
+        made = trials.resolve(sweep["base"], chosen, changes, shrink=shrink, named=named, read=read, workdir=workdir)
         return run_trials(
             made, workdir, jobs=jobs, launcher=launcher, resources=sweep.get("resources", {}), command=command,
             quiet=quiet,
@@ -50,7 +50,7 @@ def run(
     if "search" in sweep:
         from experiments.sweep import search
 
-        corners = trials.resolve(sweep["base"], search.corners(sweep), changes, shrink=shrink)
+        corners = trials.resolve(sweep["base"], search.corners(sweep), changes, shrink=shrink, workdir=workdir)
         trials.check(trials.placed(corners, workdir), workdir)
         read = trials.read_by([trial.config for trial in corners])
         found = search.run(sweep, workdir, functools.partial(go, read=read))

@@ -25,7 +25,7 @@ from experiments import preflight
 from experiments import workdir as files
 from experiments.settings import keys, overrides, smoke
 from experiments.settings.errors import ConfigError, Refused
-from experiments.workdir.saved import check_workdir
+from experiments.workdir.saved import as_begun, came_later, check_workdir
 
 KEYS = ("base", "trials", "grid", "search", "study", "resources")
 # Groups of a config that do not change what is built, and so neither its FLOPs nor whether it can be.
@@ -77,6 +77,7 @@ def resolve(
     shrink: bool = False,
     named: Collection[str] = (),
     read: Collection[str] = (),
+    workdir: pathlib.Path | None = None,
 ) -> list[Trial]:
     """Trials of plain configs, each once. What the command line `changes` has the last word, functions see it too.
 
@@ -87,6 +88,7 @@ def resolve(
       shrink: the smoke form of each.
       named: keys that stand in every name, also where all trials agree.
       read: keys that other trials of the sweep read.
+      workdir: of the sweep. Where an older house made trials there, all are made as those were, so that they compare.
 
     Errors: ConfigError with the problems of all trials, each with its name.
     """
@@ -107,6 +109,8 @@ def resolve(
         raise ConfigError(problems)
     if shrink:
         configs = [overrides.apply(smoke.shrink(config), list(changes)) for config in configs]
+    if workdir is not None and (later := _came_later(workdir)):
+        configs = [as_begun(config, workdir, later) for config in configs]
     some = read_by(configs) | set(read)
     plain = [_own(config, values, some) for config, values in zip(configs, plain, strict=True)]
     trials: dict[str, Trial] = {}
@@ -114,6 +118,11 @@ def resolve(
         digest = files.config_hash(config.to_dict())
         trials.setdefault(digest, Trial(name, values, config.lock(), digest))
     return list(trials.values())
+
+
+def _came_later(workdir: pathlib.Path) -> dict[str, Any]:
+    """Knobs that came after the oldest trials in `workdir`, with the values under which those were made."""
+    return {key: value for run in files.folders(workdir).values() for key, value in came_later(run).items()}
 
 
 def read_by(configs: Sequence[ConfigDict]) -> set[str]:

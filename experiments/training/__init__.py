@@ -29,7 +29,7 @@ from experiments.training import evaluate, starting, stopping
 from experiments.training.progress import Progress
 from experiments.workdir import states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
-from experiments.workdir.saved import check_workdir
+from experiments.workdir.saved import as_begun, check_workdir
 
 
 def train(
@@ -42,6 +42,7 @@ def train(
     CheckpointError) or OSError with one sentence when something does not fit, TrainingDiverged on NaN or Inf.
     """
     workdir = pathlib.Path(workdir).expanduser()
+    config = config if overwrite else as_begun(config, workdir)
     agreement.check_command("train", config.to_dict(), workdir, overwrite=overwrite)
 
     # ==================== Preflight: everything that can be known before a compile ====================

@@ -9,10 +9,11 @@ from typing import Any
 from absl import logging
 
 from configs import base as base_config
+from configs import knobs
 from experiments import workdir as files
 from experiments.settings import history, identity
 from experiments.settings.errors import ConfigError
-from experiments.settings.keys import shape_problems, short, tidy
+from experiments.settings.keys import assign, flatten, shape_problems, short, tidy
 from experiments.workdir import disk, vouched
 
 
@@ -105,6 +106,43 @@ def saved_config(workdir: pathlib.Path) -> Any:
     _tell(workdir, "is older than", later)
     _tell(workdir, "has settings that nothing reads:", {key: unread[key] for key in unread if key not in later})
     return config
+
+
+def came_later(workdir: pathlib.Path) -> dict[str, Any]:
+    """Knobs that came after the run in `workdir` began, with the values under which it was made; {} where none is."""
+    try:
+        saved = read_saved(workdir)
+    except (ConfigError, files.WorkdirError):  # Told by whoever opens the run.
+        return {}
+    return {} if saved is None else history.later(history.changed(saved))
+
+
+def as_begun(config: Any, workdir: pathlib.Path, later: Mapping[str, Any] | None = None) -> Any:
+    """`config`, in which knobs at their default that came after the run in `workdir` have the values of that run.
+
+    So the command that began a run goes on with it when a newer house has other defaults. It is said once.
+
+    Args:
+      config: what is asked for; it is not changed.
+      workdir: of a run, or one in which no run is.
+      later: knobs and values as from `came_later`; None: those of the run in `workdir`.
+    """
+    later, flat = came_later(workdir) if later is None else later, flatten(config.to_dict())
+    default = {key: knobs.KNOBS[key].default for key in later}
+    taken = {
+        key: value
+        for key, value in later.items()
+        if identity.same(flat.get(key), default[key]) and not identity.same(value, default[key])
+    }
+    unread = knobs.unread({**flat, **taken})
+    taken = {key: value for key, value in taken.items() if key not in unread}
+    if not taken:
+        return config
+    _tell(workdir, "goes on as it began, with", taken)
+    made = config.copy_and_resolve_references().unlock()
+    for key, value in taken.items():
+        assign(made, key, value)
+    return made.lock() if config.is_locked else made
 
 
 def _cache(saved: str, usual: str) -> str:

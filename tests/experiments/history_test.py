@@ -154,6 +154,31 @@ def test_a_run_goes_on_under_what_it_was_made_with_and_nothing_else(added):
     assert str(caught.value).splitlines()[1:] == ["  model.attention.sharpness: 1.0 there, 2.0 asked for"]
 
 
+def test_the_command_that_began_a_run_goes_on_with_it_under_newer_defaults(added, caplog):
+    """What stands at a default that came later is taken as the run has it; what was asked for by name is not."""
+    config = saved_config(OLD)
+    config.model.attention.sharpness, config.train.rehearsals = 2.0, 5
+    made = saved.as_begun(config.lock(), OLD)
+    assert made.model.attention.sharpness == 1.0 and config.model.attention.sharpness == 2.0 and made.is_locked
+    assert made.train.rehearsals == 5 and made.optimizer.counting == "steps"
+    assert "goes on as it began, with model.attention.sharpness=1.0" in caplog.text
+    made = made.copy_and_resolve_references().unlock()
+    made.train.rehearsals = 0
+    check_workdir(made, OLD)
+    assert saved.as_begun(config, OLD / "nothing") is config
+
+
+def test_trials_beside_older_ones_are_made_as_those_were(added, tmp_path):
+    workdir = finished(moved(tmp_path))
+    config = saved_config(OLD)
+    config.model.attention.sharpness = 2.0
+    made = trials.placed(trials.resolve(config, [{}, {"seed": 1}], workdir=workdir.parent), workdir.parent)
+    assert [trial.digest == OLD.name for trial in made] == [True, False]
+    assert [trial.config.model.attention.sharpness for trial in made] == [1.0, 1.0]
+    (alone,) = trials.resolve(config, [{}], workdir=tmp_path / "new")
+    assert alone.config.model.attention.sharpness == 2.0
+
+
 def test_a_key_with_another_name_or_meaning_is_a_function_of_the_whole_config(monkeypatch, tmp_path):
     """Batches become rows, one count of tokens becomes two: the saved config reads as it would be written today."""
     config = saved_config(OLD)
