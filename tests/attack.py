@@ -367,19 +367,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         made = world(pathlib.Path(temporary), options.seed)
         for name in options.only.split(","):
-            start = time.monotonic()
+            start, found = time.monotonic(), 0
             try:
-                found = list(ATTACKS[name](made, options.share))
+                for problem in ATTACKS[name](made, options.share):
+                    print(f"  {problem}", flush=True)
+                    found += 1
             except Skipped as error:
                 print(f"{name}: skipped: {error}", flush=True)
                 continue
-            print(
-                f"{name}: {'held' if not found else f'{len(found)} problems'} ({time.monotonic() - start:.0f} s)",
-                flush=True,
-            )
-            for problem in found:
-                print(f"  {problem}", flush=True)
-            wrong += len(found)
+            said = f"{found} problems" if found else "held"
+            print(f"{name}: {said} ({time.monotonic() - start:.0f} s)", flush=True)
+            wrong += found
     sys.exit(bool(wrong))
 
 
