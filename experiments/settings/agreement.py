@@ -111,7 +111,14 @@ def difference(here: Facts, main: Facts) -> str:
 
 
 def _one(name: str, here: str | None, main: str | None) -> str:
-    short = lambda text: "nothing" if text is None else text if len(text) <= 60 else f"{text[:57]}..."  # noqa: E731
+    alike = len(os.path.commonprefix([here or "", main or ""]))
+    at = max(0, alike - 20)  # A long value is shown where it begins to differ.
+
+    def short(text: str | None) -> str:
+        if text is None or len(text) <= 60:
+            return "nothing" if text is None else text
+        return f"{'...' if at else ''}{text[at : at + 50]}{'...' if text[at + 50 :] else ''}"
+
     if name.startswith("file "):
         return f"{name} {'is missing' if here is None else 'is not there' if main is None else 'has another text'}"
     return f"{name}={short(here)} (process 0: {short(main)})"

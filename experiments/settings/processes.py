@@ -35,7 +35,7 @@ LOST = (
     "another process of this run ended or cannot be reached; start all of them again with the same commands, or the "
     "run on other devices: it goes on from its last checkpoint."
 )
-SAME = "start all of them with the same command, the same code and libraries, and one workdir that all see."
+SAME = "start all of them with the same command, code, libraries and data, and one workdir that all see."
 
 
 def join(coordinator: str, num_processes: int, process_id: int) -> None:

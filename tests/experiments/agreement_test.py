@@ -107,12 +107,19 @@ MAIN = {"--config.seed": "1", "file models/lm.py": "0a1b2c3d", "jax": "0.10.2", 
         ({"file models/lm.py": "00000000"}, "file models/lm.py has another text"),
         ({"file models/lm.py": None}, "file models/lm.py is missing"),
         ({"file models/new.py": "00000000"}, "file models/new.py is not there"),
+        ({"corpus": "c0ffee" + "0" * 60}, f"corpus=c0ffee{'0' * 44}... (process 0: c0ffee)"),
         ({"jax": "0.10.1", "corpus": "bad"}, "jax=0.10.1 (process 0: 0.10.2), corpus=bad (process 0: c0ffee)"),
     ],
 )
 def test_a_difference_is_said_by_its_name_and_both_values(here, said):
     mine = {key: value for key, value in {**MAIN, **here}.items() if value is not None}
     assert agreement.difference(mine, MAIN) == said
+
+
+def test_a_long_value_is_shown_where_it_differs():
+    here, main = ("a" * 90 + end for end in ("b", "c" * 70))
+    said = agreement.difference({"x": here}, {"x": main})
+    assert said == f"x=...{'a' * 20}b (process 0: ...{'a' * 20}{'c' * 30}...)"
 
 
 def test_of_many_differences_a_few_are_shown_and_all_counted():

@@ -275,4 +275,25 @@ BUGS = (
         '("Infinity" if value < 0 else "-Infinity")',
         ("tests/experiments/not_finite_test.py",),
     ),
+    Bug(
+        "processes: a key that only one of them has is not compared",
+        "experiments/settings/agreement.py",
+        "for name in {**main, **here} if",
+        "for name in main if",
+        ("tests/experiments/agreement_test.py",),
+    ),
+    Bug(
+        "processes: any folder that ends alike is the workdir",
+        "experiments/settings/agreement.py",
+        "rest == mark[1] and os.path.exists(place / mark[0])",
+        "rest == mark[1]",
+        ("tests/experiments/agreement_test.py",),
+    ),
+    Bug(
+        "processes: the outcome is not waited for by those who should hear it",
+        "experiments/settings/processes.py",
+        "[i for i in said if i not in silent], HEARD",
+        "[], HEARD",
+        ("tests/experiments/agreement_test.py",),
+    ),
 )
