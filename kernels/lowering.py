@@ -1,4 +1,4 @@
-"""One function of several, by the platform that a program is lowered for, at the price of tracing that one alone."""
+"""One function of several, by the platform that a program is lowered for. Only that function is traced."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ OTHERWISE = ""  # the platforms that have no function of their own
 def by_platform(*args: Any, default: Callable | str, **functions: Callable) -> Any:
     """`functions[p](*args)` where the program is lowered for platform p (cpu, tpu, cuda, rocm), else `default(*args)`.
 
-    As `jax.lax.platform_dependent`, which traces every function at once; here those for other platforms than this
-    process's wait until a program is lowered for one. So they take every array through `args`, not by closure, and
-    cannot be differentiated: kernels bring their own gradients. All return the same tree of the same types.
-    default: also a sentence, the NotImplementedError that lowering for another platform raises.
+    `jax.lax.platform_dependent` traces every function at once. Here the functions of platforms other than this
+    process's are traced when a program is lowered for their platform. They therefore take every array through `args`,
+    not by closure, and cannot be differentiated: kernels bring their own gradients. All functions return the same tree
+    of the same types. `default` may be a sentence: lowering for another platform then raises NotImplementedError with
+    it.
     """
     leaves, tree = jax.tree.flatten(args)
 

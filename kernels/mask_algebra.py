@@ -1,4 +1,4 @@
-"""What every mask can do: combine, evaluate, classify tiles. Import masks from `kernels.masks`.
+"""The methods of every mask: combine, evaluate, classify tiles. Import masks from `kernels.masks`.
 
 A mask is an immutable expression and a pytree: arrays are its leaves, integers and names its static structure. So one
 without arrays is a constant of the compiled program, and one with arrays is an argument that does not recompile. Every
@@ -126,7 +126,8 @@ class Mask:
         Only real entries count: a last tile that hangs over the edge is full when all entries inside [T, S] are seen.
         Static masks give numpy [nq, nk], exact below `REFINE_LIMIT` partial entries. Masks with arrays give a JAX array
         [B|1, N|1, nq, nk] from the least and greatest value in each tile: exact for `Positions` under causal, `Prefix`,
-        `AnyOrder`, `Dense`, and `Segments` numbered in order; else safe (what is called empty or full is).
+        `AnyOrder`, `Dense`, and `Segments` numbered in order. For other masks it is safe: a tile called empty or full
+        is so, but a tile called partial may be either.
         """
         self.check(T, S)
         if self.is_static:

@@ -115,7 +115,7 @@ class Sinks(Prefix):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockCausal(Mask):
-    """Positions in blocks of `size`: a query sees its own block whole and all blocks before it."""
+    """Positions in blocks of `size`: a query sees all of its own block and all blocks before it."""
 
     size: int
 

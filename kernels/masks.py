@@ -58,8 +58,9 @@ class Segments(Mask):
 class Positions(Mask):
     """`rule`, a mask without arrays (or its string), read on positions instead of indices.
 
-    q_pos int [B|1, T] or [T], kv_pos int [B|1, S] or [S]. A negative position is an empty slot: an empty key is never
-    seen and an empty query sees nothing. For permuted or sharded layouts and for caches whose slots have no order.
+    q_pos is int [B|1, T] or [T], kv_pos int [B|1, S] or [S]. A negative position is an empty slot: an empty key is
+    never seen and an empty query sees nothing. Used for permuted or sharded layouts and for caches whose slots have no
+    order.
     """
 
     arity: ClassVar = (1, 1, 0)

@@ -61,7 +61,7 @@ def trace_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
 def compile_described(traced: Any) -> Any:
     """Compiles what `jax.jit(...).trace(...)` made for devices of `tpu_devices`."""
     lowered = traced.lower(lowering_platforms=("tpu",))
-    with warnings.catch_warnings():  # What is compiled for a machine that is not here cannot be read from the cache.
+    with warnings.catch_warnings():  # A program compiled for a machine that is not here cannot be read from the cache.
         warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
         return lowered.compile()
 

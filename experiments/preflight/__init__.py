@@ -32,9 +32,9 @@ GENERATION = {key: knob.choices for key, knob in knobs.KNOBS.items() if key.star
 
 def check(config: Any, *, num_devices: int) -> None:
     """Raises ConfigError with every problem of `config` on `num_devices` devices."""
-    check_keys(config)  # Values are judged only when all keys and types stand,
+    check_keys(config)  # Raises for unknown keys and wrong types, so that all values can be read below.
     problems = [*_choice_problems(config), *range_problems(config.to_dict())]
-    if not problems:  # and what they make together only when each stands alone.
+    if not problems:  # Combinations are judged only when every value is valid by itself.
         problems += [*unread_problems(config.to_dict()), *_size_problems(config)]
         problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
     if problems:

@@ -94,7 +94,7 @@ def _arguments(config) -> dict[str, Any]:
 
 
 def _named(config, error: Exception) -> ConfigError:
-    """The data room speaks in sentences that begin with its argument: the config's key without `data.`."""
+    """Errors of the data room begin with an argument's name, which is the config's key without `data.`."""
     return ConfigError([_keyed(config, str(error))])
 
 
@@ -117,7 +117,7 @@ def eval_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> 
 def eval_batches(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> Iterator[dict]:
     """`eval.rows` held-out rows (0: all) in batches: the same rows for any batch size, accumulation and devices.
 
-    What fills the last batch beyond them is padding, which nothing scores; rows as in `train_loader`.
+    The last batch is filled with rows of padding, which are not scored; `rows` as in `train_loader`.
     """
     loader = eval_loader(config, corpus, rows)
     count, size = min(loader.num_rows, config.eval.rows or loader.num_rows), loader.batch_size
@@ -177,10 +177,10 @@ def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **k
 def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
     """A batch of the loader as the objective reads it.
 
-    One that predicts tokens themselves scores every token but the first of each document, which is given: the same
-    tokens as one that predicts the next, so that bits per byte count each byte once in both. It needs segment ids to
-    tell padding. Else a row of one segment goes without positions and segment ids: the attention stays static.
-    Of a task only the answers are scored, whatever the objective: its prompts are given and never masked.
+    A bidirectional objective predicts each token itself: all tokens count except bos and padding. These are the targets
+    of a causal objective, so that bits per byte count each byte once in both. Causal objectives keep the loader's
+    batch; with isolate=False positions and segment ids are dropped, so that the attention mask needs no arrays.
+    In a task only the answers are scored, by every objective: prompts are given and never masked.
     """
     if _whole_rows(config):
         return _whole(batch)
@@ -193,14 +193,14 @@ def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
 
 
 def _whole_rows(config) -> bool:
-    """Whether rows are a task's whole sequences, whose answers are told from their prompts."""
+    """Whether rows are whole sequences of a task, for an objective that is not causal."""
     return config.data.source.startswith("task:") and not OBJECTIVES[config.objective].causal
 
 
 def _whole(batch: dict) -> dict:
     """Rows of T - 1 tokens and their targets as rows of T tokens that are their own targets.
 
-    The mask of a token is that of the target that it was. A last symbol that is no answer stands in no batch: padding.
+    A token is scored where it was scored as a target. A last symbol that is no answer becomes padding.
     """
     last = batch["mask"][:, -1:]
     tokens = np.concatenate([batch["tokens"], batch["targets"][:, -1:]], axis=1)

@@ -114,7 +114,8 @@ def schedule(config, shape: Mapping[str, int], mask: Mask) -> str:
     return RING[fits[0]]
 
 
-RING = {"contiguous": "ring", "zigzag": "zigzag", "striped": "striped"}  # layout: the schedule that needs no more of it
+# For each layout of tokens, the ring schedule that works with it.
+RING = {"contiguous": "ring", "zigzag": "zigzag", "striped": "striped"}
 
 
 def layouts(config) -> tuple[str, ...]:

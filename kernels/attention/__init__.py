@@ -54,13 +54,26 @@ def attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(softcap(scale q.k + bias)) v over the keys that `mask` sees.
 
-    q [B, T, N, H]; k, v [B, S, K, H], N a multiple of K. mask: a `kernels.masks.Mask` or its string; with T != S the
-    queries are the last T positions. scale: 1 / sqrt(H) when None. bias: broadcastable to [B, N, T, S], 4 axes.
-    softcap: cap * tanh(score / cap), before the mask. sinks [N]: per head the score of a virtual key of value zero.
-    Returns out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an
-    input is); both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
-    implementation: one of IMPLEMENTATIONS, or None for what `explain` says, by the platform that the program is lowered
-    for. Raises NotImplementedError, with the reason, where a named implementation cannot do it.
+    Args:
+      q: [B, T, N, H].
+      k: [B, S, K, H], N a multiple of K.
+      v: [B, S, K, H].
+      mask: a `kernels.masks.Mask` or its string; with T != S the queries are the last T positions.
+      scale: None is 1 / sqrt(H).
+      bias: 4 axes, broadcastable to [B, N, T, S].
+      softcap: cap * tanh(score / cap), before the mask.
+      sinks: [N], per head the score of a virtual key of value zero.
+      return_lse: whether lse is returned, too.
+      implementation: one of IMPLEMENTATIONS, or None for the choice of `explain`, by the platform that the program is
+        lowered for.
+
+    Returns:
+      out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an input
+      is). Both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
+
+    Raises:
+      NotImplementedError: a named implementation cannot do it, with the reason.
+
     Source: Dao 2023, "FlashAttention-2"; block-sparse over tiles of the mask.
     """
     mask = masks.parse(mask) if isinstance(mask, str) else mask
@@ -82,7 +95,7 @@ def explain(
 ) -> str:
     """Which implementation `attention` takes when lowered for `platform` ("cpu", "tpu", "cuda"), and why.
 
-    q_shape [B, T, N, H], k_shape [B, S, K, H]; dtype of q, k, v; whether there is a bias.
+    q_shape is [B, T, N, H], k_shape is [B, S, K, H], dtype is that of q, k and v, bias says whether there is one.
     """
     mask = masks.parse(mask) if isinstance(mask, str) else mask
     (B, T, N, _), S = q_shape, k_shape[1]
@@ -102,7 +115,7 @@ def _choose(platform: str, T: int, S: int) -> tuple[tuple[str, ...], str]:
     """The implementations to try on a platform, in order, and why. The last one takes everything.
 
     `library` is not among them: cuDNN is no faster (docs/LEDGER.md), and its backward pass adds up in another order
-    each time, while a run that goes on must give the same bits.
+    each time, while a resumed run must give the same bits.
     """
     if platform == "cpu":  # measured also for T = 1: it skips the empty end of a cache and copies less than a split
         return ("chunked",), f"on {platform} tiles that stay in cache are faster than T*S={T * S} scores in memory"
@@ -117,8 +130,10 @@ def _choose(platform: str, T: int, S: int) -> tuple[tuple[str, ...], str]:
 
 
 def _hopper() -> bool:
-    """Whether the GPUs here are Hopper's, the one generation that its kernels run on. A program lowered for CUDA where
-    there is no GPU takes what every generation runs."""
+    """Whether the GPUs of this host are Hopper's, the one generation that the Hopper kernels run on.
+
+    A program lowered for CUDA on a host without a GPU takes the kernels that run on every generation.
+    """
     return any(getattr(d, "compute_capability", "").startswith("9.") for d in jax.local_devices())
 
 

@@ -1,7 +1,8 @@
-"""New tokens against a cache of their own past: the one place where what nobody sees is known to be finite.
+"""Attention of new tokens over a cache of their own past.
 
-A cache starts as zeros and holds only what a model wrote, so unseen slots need not be replaced before they are
-multiplied by zero weights. For a short cache on a CPU that pass over all slots would cost more than the attention.
+Cache slots are always finite (zeros or written values), so unseen ones may be multiplied by zero. `attention` must
+assume that unseen keys are NaN and replaces them first: a pass over all slots that costs more than the attention itself
+on a CPU with a short cache.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What every flash kernel shares, whatever its platform: sizes, refusals, scores in base 2, the terms of each query."""
+"""Shared by the flash kernels of all platforms: sizes, refusals, scores in base 2, the terms of each query."""
 
 import functools
 import math
@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Everything that a kernel is built from beside its arrays."""
+    """The static arguments of a kernel."""
 
     sizes: Sizes
     mask: Any
@@ -102,7 +102,7 @@ def scores(call: Call, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def clear_unseen(x: jax.Array, seen: jax.Array) -> jax.Array:
-    """x [a, H] with zeros in the rows that no row of seen [b, a] sees: 0 * NaN must not leak from what is masked."""
+    """x [a, H] with zeros in the rows that no row of seen [b, a] sees: masked rows may be NaN, and 0 * NaN is NaN."""
     some = jnp.expand_dims(seen.astype(jnp.float32).max(axis=0), 1)
     return jnp.where(some > 0, x.astype(jnp.float32), 0.0).astype(x.dtype)
 

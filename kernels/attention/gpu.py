@@ -1,4 +1,4 @@
-"""Block-sparse flash attention for GPU (Pallas, Triton): the forward kernel, and the door to the backward ones.
+"""Block-sparse flash attention for GPU (Pallas, Triton): the forward kernel. The module also exports `backward`.
 
 One program computes one block of queries of one head: it reads which runs of tiles its row has, first those
 without a mask, then those that evaluate it (`schedule.runs`). Source: Dao 2023, "FlashAttention-2", algorithm 1.
@@ -41,8 +41,8 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. What nobody sees may be NaN.
-    Raises NotImplementedError for a bias, for types other than bfloat16 and float32, and for H above 256.
+    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Keys and values that no query sees may
+    be NaN. Raises NotImplementedError for a bias, for types other than bfloat16 and float32, and for H above 256.
     """
     check("pallas_gpu", q, k, v, bias)
     sizes, parameters = sizes_of(q, k)
@@ -101,7 +101,7 @@ def _forward_kernel(call: Call, rows: int, with_sinks: bool, *refs: Any) -> None
         v = v_ref[where, :]
         s, _ = scores(call, q, k_ref[where, :])
         if masked:
-            # A row that sees nothing so far has maximum MASKED and counts garbage; its first real score wipes it out.
+            # A row that has seen no key has maximum MASKED and a wrong sum, which its first real score multiplies by 0.
             seen = visible(call, mask_refs, row, column)
             s, v = jnp.where(seen, s, MASKED), clear_unseen(v, seen)
         new = jnp.maximum(old, s.max(axis=1))

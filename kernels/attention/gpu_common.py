@@ -37,7 +37,7 @@ def padded(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:
 
 
 def mask_arrays(mask: Any, sizes: Sizes) -> list[jax.Array]:
-    """What `mask.evaluate` reads: vectors [B|1, how many, T or S], tiles [B|1, N|1, T, S]; all padded."""
+    """The arrays that `mask.evaluate` reads: vectors [B|1, how many, T or S], tiles [B|1, N|1, T, S]; all padded."""
     q_vectors, k_vectors, tiles = mask.operands(sizes.T, sizes.S)
     vectors = [stack(q_vectors, sizes.block_q), stack(k_vectors, sizes.block_k)]
     tiles = [pad_to(pad_to(tile, 2, sizes.block_q), 3, sizes.block_k) for tile in tiles]
@@ -45,7 +45,7 @@ def mask_arrays(mask: Any, sizes: Sizes) -> list[jax.Array]:
 
 
 def mask_specs(arrays: list[jax.Array], heads: int = 1) -> list[pl.BlockSpec]:
-    """What one program of a grid (row, head, batch) reads of them; `heads` query heads go to one of the grid."""
+    """The blocks of them that one program of a grid (row, head, batch) reads; a grid head is `heads` query heads."""
 
     def spec(x: jax.Array) -> pl.BlockSpec:
         batch = x.shape[0] > 1

@@ -1,4 +1,4 @@
-"""Block-sparse flash attention for Hopper GPUs (Pallas, Mosaic GPU): the forward kernel, and the door to the backward.
+"""Block-sparse flash attention for Hopper GPUs (Pallas, Mosaic GPU): the forward kernel, with `backward` exported.
 
 One program computes two blocks of 64 queries of one head, a warpgroup each. They take turns, so that the tensor cores
 multiply for one while the other has its softmax; a third warpgroup copies the tiles of keys and values ahead of them.
@@ -71,9 +71,10 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. What nobody sees may be NaN.
-    interpret: the parameters of jax's GPU simulator, to run on a CPU. Raises NotImplementedError for a bias, for types
-    other than bfloat16 and float16, for H other than 64 and 128, and for a scale that is not positive.
+    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Keys and values that no query sees may
+    be NaN. interpret: the parameters of jax's GPU simulator, to run on a CPU.
+    Raises NotImplementedError for a bias, for types other than bfloat16 and float16, for H other than 64 and 128, and
+    for a scale that is not positive.
     """
     check(q, k, v, scale, bias)
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
@@ -106,14 +107,16 @@ def forward(
 
 
 def without_poison(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """k, v with what is not finite in v moved to k: 0 * NaN cannot leak from a key that is masked, and a NaN that is
-    seen still reaches whoever sees it, by its score."""
+    """k and v with v finite: entries of v that are not finite become 0, and their keys become NaN.
+
+    A masked NaN then cannot leak as 0 * NaN. A NaN that is seen still reaches its queries, by its score.
+    """
     finite = jnp.isfinite(v)
     return jnp.where(finite.all(-1, keepdims=True), k, jnp.nan), jnp.where(finite, v, 0)
 
 
 class _Place(NamedTuple):
-    """What one warpgroup of a program works on."""
+    """The block of queries that one warpgroup of a program computes."""
 
     batch: Any
     head: Any

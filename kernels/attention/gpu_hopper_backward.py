@@ -3,7 +3,8 @@
 One program has two blocks of 64 keys of one head, a warpgroup each, whose dk and dv stay in registers while the tiles
 of queries that see them arrive. Scores are recomputed from lse. A tile's dq is a sum over programs: a fourth warpgroup
 adds each part to device memory, and takes its turn in the order of the key blocks, so that the sum is always the same.
-Programs start in that order and walk the queries from the last to the first: whoever is waited for is ahead.
+Programs start in that order and walk the queries from the last to the first, so a program only waits for programs that
+started earlier.
 Source: Dao 2023, "FlashAttention-2", algorithm 2; Shah et al. 2024, "FlashAttention-3", section 3.1, for the warps.
 """
 
@@ -43,15 +44,16 @@ from kernels.attention.gpu_hopper_common import (
 STREAMED = {64: 128, 128: 64}
 # Buffers for tiles that arrive, and for what is handed over between warpgroups: what shared memory holds.
 STAGES = 2
-# Registers of a thread: beside the two warpgroups that compute one copies and one adds up dq.
+# Registers of a thread. Two warpgroups compute, one copies and one adds up dq.
 COMPUTE_REGISTERS, COPYING, ADDING = 232, WARPGROUPS, WARPGROUPS + 1
 
 
 class Scratch(NamedTuple):
     """Shared memory and barriers of a program.
 
-    keys, values: its own, a tile for each warpgroup; d_scores: those of two tiles, [64 keys, queries] a warpgroup; dq:
-    what each warpgroup has of two tiles' dq.
+    keys, values: the program's own, a tile for each warpgroup.
+    d_scores: those of two tiles, [64 keys, queries] a warpgroup.
+    dq: each warpgroup's part of the dq of two tiles.
     """
 
     keys: Any
@@ -145,7 +147,7 @@ def _summed(dq: jax.Array, table: Any, sizes: Sizes) -> jax.Array:
 
 
 class _Place(NamedTuple):
-    """What a program works on: its key block `row`, the number of its tiles, and fold(visit, carry), the walk.
+    """The work of a program: its key block `row`, the number of its tiles, and fold(visit, carry), the walk.
 
     The walk folds visit(masked, query head, tile, carry) over the tiles that see the block, the last one first.
     """
@@ -310,13 +312,13 @@ class _Order(NamedTuple):
     earlier: Callable
 
     def wait(self, head: Any, tile: Any) -> None:
-        """Until all that come earlier have added theirs. Asked for before the tile is copied: no one waits later."""
+        """Waits until earlier programs have added their parts; asked before the tile is copied, to hide the wait."""
         if self.turns is not None:
             turn = self.turns.at[self.batch, head, tile]
             plgpu.semaphore_wait(turn, self.earlier(tile), decrement=False, memory_scope="gpu")
 
     def pass_on(self, head: Any, tile: Any) -> None:
-        """Once all that was added is in memory: it is the next one's turn."""
+        """Gives the turn to the next program once everything that this one added is in memory."""
         plgpu.wait_smem_to_gmem(0)
         if self.turns is not None:
             plgpu.semaphore_signal(self.turns.at[self.batch, head, tile], memory_scope="gpu")
@@ -329,7 +331,7 @@ def _order(cores: Cores, sizes: Sizes, place: _Place, earlier: Any) -> _Order:
 
 
 def _add_dq(call: Call, cores: Cores, place: _Place, scratch: Scratch, order: _Order, dq: Any) -> None:
-    """Adds what both warpgroups have of each tile's dq to device memory. Their turn has come: the copying one waits."""
+    """Adds both warpgroups' parts of each tile's dq to device memory. The copying warpgroup has waited for the turn."""
     sizes = call.sizes
 
     def visit(_: bool, head: Any, tile: Any, carry: tuple) -> tuple:

@@ -62,10 +62,10 @@ def check(q: jax.Array, k: jax.Array, v: jax.Array, scale: float, bias: Any) -> 
 
 
 class Cores(NamedTuple):
-    """What a warpgroup does with tensor cores and register layouts; `simulated` where there are none.
+    """Operations of a warpgroup on tensor cores and register layouts; `simulated` where there are none.
 
-    The simulator of jax 0.10 knows memory, copies and barriers, but no layouts and no product that takes an operand
-    from registers or transposed. There the operands are still read from its shared memory, and then multiplied.
+    The simulator of jax 0.10 has memory, copies and barriers, but no layouts and no product of an operand from
+    registers or of a transposed one. Simulated operands are read from its shared memory and then multiplied.
     """
 
     simulated: bool
@@ -165,7 +165,7 @@ class Cores(NamedTuple):
 
 
 def _fenced(ref: Any) -> jax.Array:
-    """What the simulated tensor cores read: only ordinary loads, which these are not, need a fence before a copy."""
+    """An operand of the simulated tensor cores. They read by ordinary loads, which need a fence before a copy."""
     value = ref[...]
     plgpu.commit_smem()
     return value
@@ -178,9 +178,9 @@ def tile(shape: tuple, dtype: Any) -> Any:
 
 
 class Ring(NamedTuple):
-    """Buffers for tiles on their way: which are filled and, by both computing warpgroups, which are free again.
+    """Buffers for arriving tiles, with barriers: a buffer is filled; both computing warpgroups have freed it.
 
-    terms: with each tile one number for each of its rows, or None.
+    terms: one number for each row of each tile, or None.
     """
 
     tiles: Any
@@ -206,8 +206,8 @@ def ring(stages: int, rows: int, H: int, dtype: Any, terms: bool = False) -> Rin
 def keep_filled(walk: Callable, rings: list[tuple[Ring, list[Callable]]]) -> None:
     """Copies every tile of a walk into each ring, as soon as there is room.
 
-    walk(visit, step) folds visit(tile, step) over the tiles; each ring comes with source(tile), where a tile lies, and
-    if it has terms with a second one.
+    walk(visit, step) folds visit(tile, step) over the tiles. Each ring comes with source(tile), the place of a tile in
+    device memory; a ring with terms comes with a second source for them.
     """
 
     def copy(tile: Any, step: Any) -> Any:
@@ -249,7 +249,7 @@ def capped(call: Call, raw: jax.Array) -> tuple[jax.Array, float, jax.Array | No
 
 
 class MaskRefs(NamedTuple):
-    """What `mask.evaluate` reads beside indices, in device memory; with q_axis 1 the rows of a tile are keys."""
+    """The arrays that `mask.evaluate` reads beside indices, in device memory; with q_axis 1 rows of a tile are keys."""
 
     call: Call
     cores: Cores

@@ -25,7 +25,7 @@ def forward(
 
     score = softcap(scale q.k + bias) where the mask sees, with softcap(x) = cap tanh(x / cap); `sinks` [N] is the score
     of one more key whose value is zero. Accumulates in float32, or in float64 when an input is float64.
-    A row that sees nothing gives 0 and lse -inf. What nobody sees is never read: it may be NaN.
+    A row that sees nothing gives 0 and lse -inf. Keys and values that no query sees are never read: they may be NaN.
     """
     B, T, N, H = q.shape
     out_dtype = q.dtype

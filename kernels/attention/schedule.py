@@ -23,8 +23,9 @@ _FIRST, _LAST = 2, 1
 class Walk(NamedTuple):
     """The steps of a walk over the tiles of a table, row by row.
 
-    codes: int32 [B or 1, most steps], see `decode`; length: the number of steps in use, an int or (data-dependent) an
-    int32 scalar; the longest over the batch, shorter ones repeat their last tile as a step that does nothing.
+    codes: int32 [B or 1, most steps], see `decode`.
+    length: the number of steps in use, an int or (data-dependent) an int32 scalar: the longest walk of the batch.
+    Shorter walks repeat their last tile as a step that does nothing.
     """
 
     codes: Any
@@ -34,8 +35,9 @@ class Walk(NamedTuple):
 class Runs(NamedTuple):
     """For each row of the table its runs of neighbouring tiles of one class: the FULL ones, then the PARTIAL ones.
 
-    bounds: int32 [B or 1, rows, most runs, 2], first column and the one after the last; counts: int32 [B or 1, rows,
-    2], where the FULL runs end and where all runs end. A causal row is one FULL and one PARTIAL run.
+    bounds: int32 [B or 1, rows, most runs, 2], first column and the one after the last.
+    counts: int32 [B or 1, rows, 2], where the FULL runs end and where all runs end.
+    A causal row is one FULL and one PARTIAL run.
     """
 
     bounds: Any
@@ -45,8 +47,9 @@ class Runs(NamedTuple):
 class Spans(NamedTuple):
     """For each row of the table its runs of neighbouring tiles of one class, from left to right.
 
-    bounds: int32 [B or 1, rows, most spans, 3], first column, the one after the last, and the class; counts: int32
-    [B or 1, rows, 2], how many spans and how many tiles. A causal row is one FULL and one PARTIAL span.
+    bounds: int32 [B or 1, rows, most spans, 3], first column, the one after the last, and the class.
+    counts: int32 [B or 1, rows, 2], how many spans and how many tiles.
+    A causal row is one FULL and one PARTIAL span.
     """
 
     bounds: Any

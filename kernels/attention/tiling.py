@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 class Extra(NamedTuple):
-    """What scores read beside q and k: mask vectors [B|1, length], mask tiles and bias [B|1, K|1, G|1, T|1, S|1]."""
+    """Arrays that scores read beside q and k: mask vectors [B|1, length], tiles and bias [B|1, K|1, G|1, T|1, S|1]."""
 
     q_vectors: tuple
     k_vectors: tuple
@@ -67,7 +67,7 @@ def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = Non
 
 
 def _fitted(mask: Mask, T: int, S: int, most_q: int, most_k: int, most: int) -> tuple[int, int, int]:
-    """The given sizes, or a half or a quarter of them, whichever costs least under what of the mask is known by now.
+    """The given sizes, or a half or a quarter of them, whichever costs least under the part of the mask known so far.
 
     Large tiles are faster a score, small ones compute less of what the mask hides: a window of 512 in 2,048 tokens
     leaves 7 of 16 tiles of 512 and 70 of 256 tiles of 128, and takes 0.8 of the time in the latter.
@@ -87,7 +87,7 @@ def _fitted(mask: Mask, T: int, S: int, most_q: int, most_k: int, most: int) -> 
 
 
 def _known(mask: Mask) -> Mask | None:
-    """What of a mask is known when the program is traced: all that it hides, `mask` hides too. None: nothing."""
+    """A mask known when the program is traced: every pair that it hides, `mask` hides too. None: nothing is known."""
     if mask.is_static:
         return mask
     if not isinstance(mask, And):
@@ -317,13 +317,13 @@ def scores(cut: Plan, here: Lane, q: jax.Array, k: jax.Array, i: Any, j: Any, pa
         k_vectors = [part(x, 1, j, cut.block_k)[:, None, None, None, :] for x in here.k_vectors]
         tiles = [tile_of(cut, x, i, j) for x in here.tiles]
         seen = cut.mask.evaluate(q_index, k_index, q_vectors, k_vectors, tiles, cut.T, cut.S)
-        # Padding sees nothing and is not seen, so that no key counts as seen because padding sees it.
+        # Padding sees nothing and is not seen: a key that only padding would see does not count as seen.
         if cut.S % cut.block_k:
             seen = seen & (k_index < cut.S)
         if cut.T % cut.block_q:
             seen = seen & (q_index < cut.T)
         seen = seen.reshape((1,) * (5 - seen.ndim) + seen.shape)
         score = jnp.where(seen, score.reshape(full), -jnp.inf).reshape(score.shape)
-        if slope is not None:  # a score that nobody sees may be NaN
+        if slope is not None:  # the score of a masked pair may be NaN
             slope = jnp.where(seen, slope.reshape(full), 0).reshape(score.shape)
     return score, seen, slope

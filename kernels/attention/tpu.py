@@ -1,4 +1,4 @@
-"""Block-sparse flash attention for TPU (Pallas, Mosaic): the forward kernel, and the door to the backward ones.
+"""Block-sparse flash attention for TPU (Pallas, Mosaic): the forward kernel. The module also exports `backward`.
 
 The grid's last axis walks a list of the tiles that are not empty (`schedule.walk`), prefetched into scalar memory: an
 empty tile costs neither a load nor a step. Source: Dao 2023, "FlashAttention-2", algorithm 1.
@@ -52,8 +52,8 @@ def forward(
 ) -> tuple[jax.Array, ...]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. What nobody sees may be NaN.
-    beside: what the chip does meanwhile; its results follow lse.
+    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Keys and values that no query sees may
+    be NaN. beside: copies that run beside the kernel; their results follow lse.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
     check("pallas_tpu", q, k, v, bias)
@@ -167,7 +167,7 @@ def _forward_kernel(call: Call, stride: int | None, with_sinks: bool, codes_ref:
         v = v_ref[0, 0]
         s, _ = scores(call, q_ref[0, 0], k_ref[0, 0])
         if masked:
-            # A row that sees nothing so far has maximum MASKED and counts garbage; its first real score wipes it out.
+            # A row that has seen no key has maximum MASKED and a wrong sum, which its first real score multiplies by 0.
             seen = visible(call, mask_refs, row, column)
             s, v = jnp.where(seen, s, MASKED), clear_unseen(v, seen)
         old = max_ref[...]

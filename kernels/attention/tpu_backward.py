@@ -1,7 +1,7 @@
 """The backward kernels of block-sparse flash attention for TPU: queries' gradients row by row, keys' column by column.
 
 Scores are recomputed from lse. The key kernel works on transposed tiles [keys, queries], so that no matrix of
-probabilities is ever transposed and what belongs to a query lies along lanes.
+probabilities is ever transposed and numbers of a query lie along lanes.
 Source: Dao 2023, "FlashAttention-2", algorithm 2.
 """
 

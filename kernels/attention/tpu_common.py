@@ -1,4 +1,4 @@
-"""What the forward and backward TPU kernels share: padded operands, their blocks, scores and mask inside a kernel."""
+"""Shared by the forward and backward TPU kernels: padded operands, their blocks, scores and mask inside a kernel."""
 
 import functools
 import itertools
@@ -48,7 +48,7 @@ def token_major(x: jax.Array, length: int, width: int) -> jax.Array:
 
 
 class MaskOperands(NamedTuple):
-    """What `mask.evaluate` reads: vectors [B|1, how many, T or S] (None for none), tiles [B|1, N|1, T, S]; padded."""
+    """Arrays that `mask.evaluate` reads: vectors [B|1, how many, T or S] or None, tiles [B|1, N|1, T, S]; padded."""
 
     q: jax.Array | None
     k: jax.Array | None
@@ -127,11 +127,14 @@ def when_class(code: Any, tile: Callable[[bool], None]) -> None:
 
 
 class Beside(NamedTuple):
-    """What a chip does while its kernel works, such as copies to other chips: begun before the first tile, ended after
-    the last one.
+    """Work beside a kernel, such as copies to other chips: `start` runs before the first tile, `finish` after the last.
 
-    operands, specs: arrays that it reads and where they lie; results: shapes of the arrays in HBM that it writes;
-    scratch: its semaphores. start and finish get the refs of all of them, in this order. collective: which barrier.
+    operands: arrays that it reads.
+    specs: where the operands lie.
+    results: shapes of the arrays in HBM that it writes.
+    scratch: its semaphores.
+    start, finish: functions of the refs of operands, results and scratch, in this order.
+    collective: number of its barrier.
     """
 
     operands: tuple[jax.Array, ...]
@@ -143,7 +146,7 @@ class Beside(NamedTuple):
     collective: int
 
     def around(self, kernel: Callable, num_in: int, num_out: int) -> Callable:
-        """`kernel`, on a grid of three axes and with so many refs of its own for what it reads and what it writes."""
+        """`kernel` on a grid of three axes, with the numbers of refs that it reads and writes itself."""
         counts = (num_in, len(self.operands), num_out, len(self.results))
 
         def run(*refs: Any) -> None:
@@ -169,15 +172,17 @@ def compiler_params(*semantics: str, beside: Beside | None = None) -> Any:
 
 
 def interpret_params(interpret: Any) -> Any:
-    """What `pallas_call` wants as `interpret`: the TPU simulator, by True or by its own parameters; it fills fresh
-    memory with NaN."""
+    """The `interpret` argument of `pallas_call`: the TPU simulator, by True or by its own parameters.
+
+    The simulator fills fresh memory with NaN.
+    """
     return pltpu.InterpretParams() if interpret is True else interpret
 
 
 def cost(sizes: Sizes, batch: int, tiles: int, products: int) -> pl.CostEstimate:
-    """What a call takes: `products` over H for each score of its tiles. The scheduler lays transfers beside it.
+    """The cost of a call: `products` over H for each score of its tiles. The scheduler lays transfers beside it.
 
-    Without it ring attention's backward pass sent its next keys only after the work that they should travel beside.
+    Without a stated cost ring attention's backward pass sent its next keys only after the kernels of the step.
     """
     scores = batch * sizes.N * tiles * sizes.block_q * sizes.block_k
     return pl.CostEstimate(flops=2 * products * sizes.H * scores, transcendentals=scores, bytes_accessed=0)

@@ -52,18 +52,31 @@ def context_attention(
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(scale q.k) v over the keys that `mask` sees, the sequence being cut over `axis` of `mesh`.
 
-    q [B, T, N, H]; k, v [B, T, K, H], N a multiple of K: whole arrays, sharded over T (others are resharded). Rows are
-    cut over the mesh axes data and fsdp and heads over tensor, where these exist and divide them; over any other axis
-    the arrays are equal. mask: a `kernels.masks.Mask` or its string, of the [T, T] square. scale: 1 / sqrt(H) if None.
-    schedule: one of SCHEDULES, "usp:u" for groups of u ranks, or "auto" (see `explain`).
-    layout="natural": q, k, v, the arrays of the mask and the results are in sequence order, converted inside.
-    layout="schedule": all of them lie as `to_layout(x, P, schedule)` puts them; nothing is moved.
-    implementation: None, or "pallas_tpu_remote": on TPUs the attention kernel of the forward pass sends by itself, by
-    remote copies beside its tiles; the backward pass permutes as always.
-    Returns out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an
-    input is); both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
-    Raises ValueError for shapes that do not fit each other, the mesh or the schedule, naming what would, and
-    NotImplementedError, with the reason, where the named implementation cannot do it.
+    q, k and v are whole arrays, sharded over T (others are resharded). Rows are cut over the mesh axes data and fsdp
+    and heads over tensor, where these exist and divide them; over any other axis the arrays are equal.
+
+    Args:
+      q: [B, T, N, H].
+      k: [B, T, K, H], N a multiple of K.
+      v: [B, T, K, H].
+      mesh: the mesh.
+      axis: the mesh axis that cuts the sequence.
+      schedule: one of SCHEDULES, "usp:u" for groups of u ranks, or "auto" (see `explain`).
+      mask: a `kernels.masks.Mask` or its string, of the [T, T] square.
+      scale: None is 1 / sqrt(H).
+      layout: "natural": q, k, v, the arrays of the mask and the results are in sequence order, converted inside.
+        "schedule": all of them lie as `to_layout(x, P, schedule)` puts them; nothing is moved.
+      return_lse: whether lse is returned, too.
+      implementation: None, or "pallas_tpu_remote": on TPUs the attention kernel of the forward pass sends by itself, by
+        remote copies beside its tiles; the backward pass permutes as always.
+
+    Returns:
+      out [B, T, N, H] in q's type and, with return_lse, lse [B, N, T] (natural log, float32, or float64 when an input
+      is). Both can be differentiated. A row that sees nothing gives 0 and -inf, with finite gradients.
+
+    Raises:
+      ValueError: shapes that do not fit each other, the mesh or the schedule; the sentence names a shape that would.
+      NotImplementedError: the named implementation cannot do it, with the reason.
     """
     mask = masks.parse(mask) if isinstance(mask, str) else mask
     P = _check(q, k, v, mesh, axis, mask, layout)

@@ -44,10 +44,10 @@ def backward(
     mask: Mask,
     scale: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What these keys add to dq, and these queries to dk and dv, in float32 or float64.
+    """The addition of these keys to dq, and of these queries to dk and dv, in float32 or float64.
 
-    lse, delta [B, N, T]: of the whole row, -inf and 0 where it sees nothing. The gradients of a block from a kernel
-    have been rounded once to the type of its input.
+    lse and delta [B, N, T] are those of the whole row, -inf and 0 where it sees nothing. Gradients of a block that come
+    from a kernel have been rounded once to the type of its input.
     """
     dtype = accumulator(q, k, v)
 

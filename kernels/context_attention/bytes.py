@@ -15,8 +15,12 @@ from kernels.masks import EMPTY, Mask
 
 
 class Sent(NamedTuple):
-    """Bytes that each rank sends, int [P]. forth: one way around the ring; back: the other way; across: exchanged with
-    several ranks at once (gathered, scattered or dealt out), counted as what leaves the rank."""
+    """Bytes that each rank sends, int [P] each.
+
+    forth: one way around the ring.
+    back: the other way around.
+    across: exchanged with several ranks at once (gathered, scattered or dealt out), counted where it leaves the rank.
+    """
 
     forth: np.ndarray
     back: np.ndarray
@@ -24,12 +28,12 @@ class Sent(NamedTuple):
 
     @property
     def busiest(self) -> int:
-        """What the busiest rank sends in the busier direction."""
+        """Bytes that the busiest rank sends in the busier direction."""
         return int(max(self.forth.max(), self.back.max()) + self.across.max())
 
 
 class Sizes(NamedTuple):
-    """Bytes of one rank's part. q: queries (or out) in their type, rows: one number per query and head, accumulated."""
+    """Bytes of one rank's part. q: queries (or out) in their type. rows: one accumulated number per query and head."""
 
     q: int
     kv: int
@@ -79,7 +83,7 @@ def sent(
 
 
 def _hops(P: int, causal: bool, zigzag: bool) -> tuple[np.ndarray, np.ndarray]:
-    """How many times each rank sends a rank's queries onward, and a rank's results home: [P], in halves for zigzag."""
+    """How many times each rank sends queries onward, and how many times results home: [P] each, halves for zigzag."""
     r = np.arange(P)
     if not causal:
         return np.full(P, P - 1), np.full(P, P - 1)
@@ -101,8 +105,9 @@ def choose(q_shape: tuple, k_shape: tuple, mask: Mask | str, P: int, dtype: jnp.
 def explain(q_shape: tuple, k_shape: tuple, mask: Mask | str, P: int, dtype: jnp.dtype = jnp.float32) -> str:
     """Which schedule "auto" takes for q [B, T, N, H] and k [B, T, K, H] on P ranks, and why.
 
-    Taken is what sends least in its busier direction in a forward and a backward pass, of the schedules that share the
-    work of this mask equally and whose traffic can hide behind attention (exchanges of heads and gathers cannot).
+    The candidates are the schedules that share the work of this mask equally and whose traffic can hide behind
+    attention (exchanges of heads and gathers cannot). The one that sends fewest bytes in its busier direction, over a
+    forward and a backward pass, is taken.
     """
     return ": ".join(_decide(q_shape, k_shape, mask, P, dtype))
 

@@ -25,10 +25,12 @@ MOVES = {
 
 
 class Options(NamedTuple):
-    """What a call is, beside its arrays and its mask. rows, heads: the mesh axes that cut B, and N and K.
+    """The static arguments of a call.
 
-    remote: whether the forward pass sends by remote copies inside its kernels. simulator: `pltpu.InterpretParams` that
-    run these on CPU devices.
+    rows: the mesh axes that cut B.
+    heads: the mesh axes that cut N and K.
+    remote: whether the forward pass sends by remote copies inside its kernels.
+    simulator: `pltpu.InterpretParams` that run these kernels on CPU devices.
     """
 
     mesh: Mesh
@@ -64,7 +66,7 @@ def _attend_forward(options: Options, q, k, v, mask):
 
 
 def _forward(options: Options, q, k, v, mask):
-    """The result, and what each device keeps of it for its backward pass: q, k, v, out, lse, and no more."""
+    """The result, and the arrays that each device keeps for its backward pass: q, k, v, out and lse."""
     move = _remotely(options) if options.remote else MOVES[options.spec.moves][0]
 
     def run(q, k, v, mask):
@@ -150,7 +152,7 @@ def _cuts(options: Options) -> tuple[Cut, Cut, tuple[Cut, ...]]:
 
 
 def _mask_cuts(options: Options, B: int, mask: Mask) -> Any:
-    """Masks know about all tokens on every device (4 bytes a token); rows and heads follow those of q."""
+    """Every device has the mask's arrays of all tokens (4 bytes a token); rows and heads are cut as those of q."""
 
     def cut(x: jax.Array) -> Cut:
         rows = options.rows if options.rows and x.shape[0] == B else None

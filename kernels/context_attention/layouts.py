@@ -35,11 +35,11 @@ class Layout(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What a schedule is made of: who moves, how tokens lie, and how many neighbours exchange heads first.
+    """The parts of a schedule: the arrays that move, the layout of tokens, and the ranks that exchange heads first.
 
     moves: "all" (keys gathered), "keys" (around the ring), "queries" (and their results back, directly), or "pairs"
-    (queries together with their results, by neighbours only). ulysses: ranks of a group that cut heads instead of
-    tokens between them; the ring then has P / ulysses places.
+    (queries together with their results, between neighbours only).
+    ulysses: ranks of a group that cut heads instead of tokens between them; the ring then has P / ulysses places.
     """
 
     moves: str

@@ -102,7 +102,8 @@ def piece(mask: Mask, layout: Layout, T: int, q_chunks: Any, k_chunks: Any) -> M
 def classes(mask: Mask, layout: Layout, T: int) -> np.ndarray:
     """Which chunks of queries see which chunks of keys: int8 [chunks, chunks], EMPTY, PARTIAL or FULL.
 
-    Known when the program is traced, so what hangs on arrays is PARTIAL unless the rest of the mask decides it.
+    Known when the program is traced: a pair of chunks whose entries depend on arrays is PARTIAL, unless the rest of the
+    mask decides it.
     """
     n, c = layout.chunks, T // layout.chunks
     if mask.is_static:

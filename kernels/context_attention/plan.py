@@ -10,9 +10,10 @@ from kernels.masks import EMPTY, FULL, Mask
 
 
 class Slot(NamedTuple):
-    """One call of attention at a step. q, k: for each rank which of the chunks in its hands, or None for all of them.
+    """One call of attention at a step.
 
-    full: whether every rank sees every entry of it, so that no mask is needed.
+    q, k: for each rank, the chunk of those that it holds; None for all of them.
+    full: whether every rank sees every entry of the block, so that no mask is needed.
     """
 
     q: tuple[int, ...] | None
@@ -21,8 +22,11 @@ class Slot(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What happens between two hops. wanted: bool [ranks, held], the chunks of queries that see anything at this step;
-    blocks: int [ranks], how many (chunk of queries, chunk of keys) are computed by each rank."""
+    """The work between two hops.
+
+    wanted: bool [ranks, held], the chunks of queries that see anything at this step.
+    blocks: int [ranks], how many (chunk of queries, chunk of keys) each rank computes.
+    """
 
     slots: tuple[Slot, ...]
     wanted: np.ndarray
@@ -30,8 +34,11 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """steps: Step for t = 0 .. last; after `last` nobody has anything to do. direction: at step t rank r works for or
-    with rank r - direction * t."""
+    """The steps of a call.
+
+    steps: a Step for t = 0 .. last; after `last` no rank has work.
+    direction: at step t rank r has the queries or keys of rank r - direction * t.
+    """
 
     steps: tuple[Step, ...]
     direction: int

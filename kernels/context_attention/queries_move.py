@@ -1,4 +1,4 @@
-"""TokenRing: keys and values stay; queries travel one way and what was computed for them goes back the other way.
+"""TokenRing: keys and values stay; queries travel one way and their results go back the other way.
 
 Source: "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication", 2024,
 sections 3.2 (full mesh) and 3.3 (causal, zigzag order). It has no backward pass: here d_out, lse and delta travel with
@@ -92,9 +92,9 @@ def neighbour_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> t
 
 
 def _circulate(task: Task, moving: Any, compute: Callable, join: Callable) -> tuple[Any, Any]:
-    """Takes `moving` around the ring. compute(t, moving) -> (what travels along and home, what stays and adds up).
+    """Takes `moving` around the ring. compute(t, moving) -> (arrays that travel along and home, arrays that add up).
 
-    Each rank's own part waits at home; no hop carries what nobody needs.
+    Each rank's own part waits at home. No hop carries an array that no later rank needs.
     """
     R = task.size
 
@@ -119,14 +119,14 @@ def _circulate(task: Task, moving: Any, compute: Callable, join: Callable) -> tu
 
 
 def _every_step(task: Task) -> Step:
-    """One call on all that is in hand; a mask is needed unless every block of every step is full."""
+    """One call on all chunks that a rank holds; a mask is needed unless every block of every step is full."""
     steps = plan(task.spec, task.mask, task.T).steps
     full = len(steps) == task.size and all(step.slots and step.slots[0].full for step in steps)
     return Step((Slot(None, None, full),), steps[0].wanted, steps[0].blocks)
 
 
 def onward(made: Plan, t: int) -> Pairs:
-    """Who sends what it holds at step t to the next rank: those for whose queries anyone further on has keys."""
+    """(from, to) of the hop after step t: a rank sends the queries that it holds if a later rank has keys for them."""
     R, held = made.steps[0].wanted.shape
     later = [made.steps[s].wanted[(np.arange(R) + made.direction * (s - t)) % R] for s in range(t + 1, len(made.steps))]
     needed = np.any(later, 0)
@@ -134,14 +134,14 @@ def onward(made: Plan, t: int) -> Pairs:
 
 
 def homeward(made: Plan, t: int) -> Pairs:
-    """Who sends its result of step t to whom: those that computed something, to the owner of the queries."""
+    """(from, to) of the results of step t: a rank that computed something sends it to the owner of the queries."""
     R, held = made.steps[0].wanted.shape
     wanted = made.steps[t].wanted
     return tuple(tuple((r, (r - made.direction * t) % R) for r in range(R) if wanted[r, i]) for i in range(held))
 
 
 def send(task: Task, tree: Any, pairs: Pairs, scope: str) -> Any:
-    """Sends arrays [B, C, ...] chunk by chunk; what does not arrive is zero."""
+    """Sends arrays [B, C, ...] chunk by chunk; chunks that do not arrive are zero."""
 
     def one(x: jax.Array, pairs: Any) -> jax.Array:
         return jax.lax.ppermute(x, task.axis, pairs) if pairs else jnp.zeros_like(x)
@@ -161,7 +161,7 @@ def _by_heads(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
 
 
 def arrived(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
-    """What came back from step t (out, lse [B, N, C]), as a partial result: nothing was seen where nothing came."""
+    """(out, lse [B, N, C]) that came back from step t, as a partial result: where nothing came, no key was seen."""
     out, lse = returned
     out = out.astype(lse.dtype)
     pairs = homeward(made, t)

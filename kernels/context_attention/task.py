@@ -1,4 +1,4 @@
-"""What one device does between two hops: its blocks of a step, added to what it has; and the hops themselves.
+"""The work of one device between two hops: its blocks of a step, added to its partial result; and the hops themselves.
 
 Everything here runs inside `shard_map` on local parts: q [B, C, N, H], k and v [B, C, K, H], lse [B, N, C].
 """
@@ -47,7 +47,7 @@ def hop(task: Task, tree: Any, shift: int, scope: str = "forth") -> Any:
 
 
 def nothing(q: jax.Array, k: jax.Array) -> Partial:
-    """The result of having seen no key."""
+    """The partial result before any key was seen."""
     dtype, (B, C, N, _) = accumulator(q, k), q.shape
     return jnp.zeros(q.shape, dtype), jnp.full((B, N, C), -jnp.inf, dtype)
 

@@ -1,14 +1,14 @@
-"""Ring and TokenRing on TPUs with remote copies: what a chip sends leaves while its attention kernel walks its tiles.
+"""Ring and TokenRing on TPUs with remote copies: a chip sends its arrays while its attention kernel walks its tiles.
 
 Forward only; gradients move by `jax.lax.ppermute`, as in `keys_move` and `queries_move`. The kernel is that of
-`kernels.attention.tpu` with copies beside it: begun before the first tile and waited for after the last, out of the
-arrays of this step into those of the next (double buffering), for TokenRing queries one way and results the other way
-at once.
+`kernels.attention.tpu` with copies beside it. They start before the first tile and are waited for after the last, and
+go from the arrays of this step to those of the next (double buffering). TokenRing's queries go one way while its
+results go the other.
 
-No copy may arrive before its receiver has allocated the array, so a kernel begins with a barrier. Around the ring the
-only signal is that of the next rank: it may stand in the same place for every step. With results that go to another
-rank at each step signals of different ranks could be taken for each other, so all ranks wait for all, and barriers
-take turns: a fast rank may signal the next one already, but not the one after it.
+No copy may arrive before its receiver has allocated the array, so a kernel begins with a barrier. Around the ring a
+rank only gets the signal of the next rank, so one barrier serves every step. Where results go to another rank at each
+step, signals of different ranks could be taken for each other. There all ranks wait for all, and barriers take turns:
+a fast rank may signal the next barrier already, but not the one after it.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,12 @@ class Sends(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """How the copies of one call are made: barrier numbers in turn, whether all ranks meet, and the simulator's
-    parameters (`pltpu.InterpretParams`) or False on a chip."""
+    """How the copies of one call are made.
+
+    barriers: their numbers in turn.
+    everyone: whether all ranks wait for all.
+    simulator: its parameters (`pltpu.InterpretParams`), or False on a chip.
+    """
 
     task: Task
     barriers: Any
@@ -118,7 +122,7 @@ def _attend(copies: Copies, step: Step, qkv: tuple, at: Any, sends: list[Sends])
 
 
 def _table(pairs: Pairs, size: int) -> np.ndarray:
-    """int32 [2, size]: for each rank to whom it sends (-1: to nobody), and whether anything comes to it."""
+    """int32 [2, size]: for each rank the rank that it sends to (-1: none), and whether anything comes to it."""
     table = np.array([[-1], [0]], np.int32).repeat(size, 1)
     for source, target in pairs:
         table[0, source], table[1, target] = target, 1
@@ -168,7 +172,7 @@ def _beside(copies: Copies, sends: list[Sends]) -> Beside:
 
 
 def _meet(copies: Copies, mine: Any, groups: int) -> None:
-    """Returns when everyone to whom this rank sends is in this kernel too."""
+    """Returns when every rank that this rank sends to is in this kernel, too."""
     task, barrier = copies.task, pltpu.get_barrier_semaphore()
     here = jax.lax.axis_index(task.axis)
     if copies.everyone:

@@ -42,24 +42,24 @@ def lact(
         q, k, v: `[B, T, N, H]`. Products take operands of this dtype and accumulate in float32 (float64 for float64).
         lr: `[B, T, N, 3]`, learning rate of each token for w0, w1, w2. A rate of 0 takes a token out of the update.
         weights: initial (w0 `[B|1, N, F, H]`, w1 `[B|1, N, H, F]`, w2 `[B|1, N, F, H]`); w1 is the output matrix. The
-            same ones in every call of a stream: documents start from them and rows keep their lengths.
+            same ones in every call of a stream: documents start from them, and normalised rows keep their lengths.
         chunk_size: C, tokens per update, counted from the start of each document.
         momentum: `[B, T, N]` gate; its mean over the chunk weighs the update before. The buffer starts at 0.
         newton_schulz_steps: steps on each matrix's update after momentum (5 as published), 0 for none.
         coefficients: "quintic5", "nvs" or triples (a, b, c); see `kernels.newton_schulz`.
         normalize: "post": W <- n (W+D)/(||row||+1e-5) with n the row norms of `weights`; "pre": sums are kept as they
             are and the network uses their normalised rows (after the first update); "none".
-        order: "apply_then_update": a chunk is read with what the chunks before it taught, then learned from once a
-            later token of its document arrives, so the last chunk never is (causal by chunks: the language model).
-            "update_then_apply": learned from, then read (sets; with C = T the bidirectional order, and with rate 0 on
-            target tokens the novel-view order). A short last chunk is learned from too.
+        order: "apply_then_update": a chunk is read with the weights after the chunks before it. The weights learn from
+            it once a later token of its document arrives, so never from the last chunk (causal by chunks: the language
+            model). "update_then_apply": the weights learn from a chunk, then it is read (sets; with C = T the
+            bidirectional order, and with rate 0 on target tokens the novel-view order), a short last chunk included.
         state: what an earlier call returned; the T tokens go on from there. T at once, split anywhere, or token by
             token give the same numbers. In "update_then_apply" every call starts a new chunk, so split at multiples
             of C.
         segment_ids: `[B, T]` integers. Wherever the id changes a document begins: initial weights, zero momentum, a
             new chunk grid. Packed documents give exactly what each gives alone, gradients too.
-        lengths: `[B]` tokens of each row that count, 0 to T. What stands behind them is padding: it enters neither
-            weights nor chunk, and its outputs mean nothing. None: all T.
+        lengths: `[B]` tokens of each row that count, 0 to T. Later tokens are padding: they enter neither weights nor
+            chunk, and their outputs are undefined. None: all T.
         axis: inside `jax.shard_map`, the mesh axis whose P devices share every row: rank r holds its tokens r, r + P,
             r + 2P, ..., so an equal share of every chunk. C (of the whole row) is a multiple of P. Each update is the
             sum over devices, taken before momentum and Newton-Schulz: exact. No state, no lengths.

@@ -1,7 +1,7 @@
 """A scan over the chunks of `[B, T, ...]` arrays that copies none of them, forwards or backwards.
 
-`lax.scan` wants its chunks stacked in front and hands the results back stacked: copies as large as the inputs. Here
-each step reads its chunk where it lies and writes its result, or its gradient, in place. The backward pass recomputes
+`lax.scan` takes chunks and returns results stacked along a new first axis: copies as large as the inputs. Here each
+step slices its chunk out of the array and writes its result, or its gradient, in place. The backward pass recomputes
 each step from the carry before it.
 """
 

@@ -22,10 +22,10 @@ from kernels.lact.schedule import (
 
 
 class LactState(NamedTuple):
-    """What one call of `lact` hands to the next. All shapes are static, so it can be carried by a scan.
+    """The state between two calls of `lact`. All shapes are static, so it can be carried by a scan.
 
     carry: weights, momentum buffer and number of updates of the running document (see `reference.Carry`).
-    chunk: (k, v, lr, momentum or None) of the open chunk, `[B, C, ...]`; slots from `fill` on mean nothing. C is 0 for
+    chunk: (k, v, lr, momentum or None) of the open chunk, `[B, C, ...]`; slots from `fill` on are undefined. C is 0 for
         order="update_then_apply", where no chunk stays open.
     fill: `[B]` int32, tokens in the open chunk, 1..C after a token, 0 before the first.
     segment: `[B]` int32, segment id of the last token.
@@ -82,7 +82,7 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
 def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, rule):
     """Rows that go on from `state`, hold several documents or end in padding (apply_then_update): (out, state).
 
-    With `rule.axis` (no state or lengths) tokens and `chunk_size` are this device's share; the state means nothing.
+    With `rule.axis` (no state or lengths) tokens and `chunk_size` are this device's share; the state is undefined.
     """
     batch, length = q.shape[:2]
     carry = initial = ref.start(weights, batch, jnp.promote_types(q.dtype, jnp.float32), tokens[3] is not None)

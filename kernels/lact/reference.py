@@ -17,7 +17,7 @@ EPSILON = 1e-5
 
 
 class Carry(NamedTuple):
-    """What a chunk hands to the next one.
+    """The carry between two chunks.
 
     main: the weights that updates are added to, (w0 `[B, N, F, H]`, w1 `[B, N, H, F]`, w2 `[B, N, F, H]`): the fast
         weights themselves, except for normalize="pre", where they are the unnormalised sum.
@@ -76,7 +76,7 @@ def start(weights: Weights, batch: int, dtype: jnp.dtype, with_momentum: bool) -
 
 
 def fast_weights(carry: Carry, norms: Weights, rule: Rule) -> Weights:
-    """The weights that queries meet and gradients are taken at."""
+    """The weights that queries are multiplied by, and at which gradients are taken."""
     if rule.normalize != "pre":
         return carry.main
     learned = carry.updates[:, None, None, None] > 0  # before the first update the initial weights are used as they are

@@ -19,7 +19,8 @@ class Plan(NamedTuple):
     offset: `[B, T]` int32, place of the token in its chunk.
     fresh: `[B, T]` bool, the token's document began in this call.
     when: `[B, U]` int32, position of the first token after update u's chunk, or T for an update that does not happen.
-    happens: `[B, U]` bool. reset: `[B, U]` bool, update u is the first of a document that began in this call.
+    happens: `[B, U]` bool, update u happens in this call.
+    reset: `[B, U]` bool, update u is the first of a document that began in this call.
     """
 
     read: jax.Array
@@ -64,9 +65,10 @@ def whole_row(x: jax.Array, axis: str) -> jax.Array:
 
 
 def striped(where: Plan, axis: str) -> Plan:
-    """The plan of a whole row as a device of `axis` sees it, which holds what `whole_row` says.
+    """The plan of a whole row in the places of this device of `axis`, whose tokens are those that `whole_row` says.
 
-    Of every chunk it holds as many tokens as the others, side by side, if their number divides C: only places change.
+    The number of devices divides C, so each device holds equally many tokens of every chunk, side by side: only places
+    change.
     """
     rank, size = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
     mine = lambda x: jax.lax.dynamic_index_in_dim(x.reshape(x.shape[0], -1, size), rank, 2, keepdims=False)  # noqa: E731
@@ -78,10 +80,12 @@ def striped(where: Plan, axis: str) -> Plan:
 
 
 class End(NamedTuple):
-    """Where each row stands after its last token that counts; a row without any stands where it stood.
+    """The position of each row after its last token that counts; unchanged for a row without such tokens.
 
-    begun: `[B]` bool, its document began in this call and has not been learned from. fill: `[B]` int32, tokens in the
-    open chunk. first: `[B, 1]` int32, place of the chunk's first token in the stream. segment: `[B]` int32, its id.
+    begun: `[B]` bool, its document began in this call and has not been learned from.
+    fill: `[B]` int32, tokens in the open chunk.
+    first: `[B, 1]` int32, place of the chunk's first token in the stream.
+    segment: `[B]` int32, id of the document.
     """
 
     begun: jax.Array

@@ -17,7 +17,11 @@ IMPLEMENTATIONS = (None, "reference", "chunked")
 
 
 class LinearState(NamedTuple):
-    """memory: `[B, N, H, P]`, float32 or float64. segment: `[B]` int32, segment id of the last token."""
+    """The state between two calls.
+
+    memory: `[B, N, H, P]`, float32 or float64.
+    segment: `[B]` int32, segment id of the last token.
+    """
 
     memory: jax.Array
     segment: jax.Array
@@ -43,8 +47,9 @@ def linear_attention(
     """out_t = q_t S_t with S_t = e^decay_t S_{t-1} + k_t v_t^T: causal, the token itself included.
 
     Args:
-        q, k: `[B, T, N, H]`. v: `[B, T, N, P]`. No scale and no feature map: apply yours before.
-        decay: `[B, T, N]`, logarithm of what is kept of the memory (0 keeps all; finite, at most 0), or None.
+        q, k: `[B, T, N, H]`, with scale and feature map already applied.
+        v: `[B, T, N, P]`.
+        decay: `[B, T, N]`, logarithm of the share of the memory that is kept (finite, at most 0; 0 keeps all), or None.
         chunk_size: tokens per matmul; any gives the same numbers.
         state: what an earlier call returned. Splits anywhere and token by token equal the whole.
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with an empty memory.
@@ -77,8 +82,8 @@ def gated_delta_rule(
 ) -> tuple[jax.Array, LinearState]:
     """out_t = q_t S_t with S' = e^decay_t S_{t-1} and S_t = S' + beta_t k_t (v_t - k_t^T S')^T.
 
-    beta: `[B, T, N]`, how much of the value at key k_t is replaced (0 to 1; keys of length 1 keep it stable).
-    All else as in `linear_attention`; decay None is the plain delta rule.
+    beta: `[B, T, N]`, the share of the value at key k_t that is replaced (0 to 1; keys of length 1 keep it stable).
+    All other arguments are those of `linear_attention`; decay None is the plain delta rule.
 
     Source: Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"; the chunk's triangular system is its WY form.
     """
@@ -110,16 +115,17 @@ def _run(q, k, v, beta, decay, chunk_size, state, segment_ids, axis, implementat
 
 
 def _before(segment_ids: jax.Array, axis: str) -> jax.Array:
-    """`[B]` id of the token in front of this device's; that of its own first on rank 0, where none is."""
+    """`[B]` segment id of the token before this device's first token; on rank 0 the id of that first token itself."""
     size = jax.lax.axis_size(axis)
     sent = jax.lax.ppermute(segment_ids[:, -1], axis, [(i, i + 1) for i in range(size - 1)])
     return jnp.where(jax.lax.axis_index(axis) == 0, segment_ids[:, 0], sent)
 
 
 def _entering(after: Callable, v: jax.Array, memory: jax.Array, axis: str) -> jax.Array:
-    """The memory `[B, N, H, P]` that the devices of lower rank leave; after(v, memory): that behind this one's tokens.
+    """The memory `[B, N, H, P]` after the tokens of all lower ranks; after(v, memory): the memory after this rank's.
 
-    What a piece makes of a memory S is A S + B: B of none, A of the identity and no values, both in one pass.
+    A piece maps a memory S to A S + B. B is its result on an empty memory, A its result on the identity without values;
+    one pass gives both.
     """
     width = memory.shape[2]
     eye = jnp.broadcast_to(jnp.eye(width, dtype=memory.dtype), (*memory.shape[:3], width))

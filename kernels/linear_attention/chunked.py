@@ -10,7 +10,7 @@ from kernels.lact.reference import product
 
 
 class Ratios(NamedTuple):
-    """What is left of a memory between two places of a chunk, 0 across a document boundary.
+    """The share of a memory that is left between two places of a chunk, 0 across a document boundary.
 
     pair: `[B, N, C, C]`, from after token j to token i >= j. entering: `[B, N, C]`, from before the chunk to token i.
     leaving: `[B, N, C]`, from after token j to the end of the chunk. whole: `[B, N]`, across the chunk.
@@ -35,10 +35,10 @@ def ratios(decay: jax.Array, begins: jax.Array) -> Ratios:
 
 
 def inverse(below: jax.Array) -> jax.Array:
-    """(I + below)^-1 `[..., C, C]` of what is zero on and above the diagonal, by inverses of ever larger blocks:
+    """(I + below)^-1 `[..., C, C]`; below is zero on and above the diagonal. By inverses of ever larger blocks:
 
-    [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. Only matmuls: on a CPU of two cores two of LAPACK's batched
-    triangular solvers that XLA runs at once wait for each other's threads for ever (jaxlib 0.10).
+    [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. Only matmuls: XLA may run two of LAPACK's batched
+    triangular solvers at once, and on a CPU of two cores they wait for each other's threads for ever (jaxlib 0.10).
     """
     *batch, size, _ = below.shape
     whole, half = 1 << (size - 1).bit_length(), 1
@@ -56,7 +56,7 @@ def inverse(below: jax.Array) -> jax.Array:
 
 
 def one_chunk(delta_rule: bool, memory: jax.Array, begins: jax.Array, tokens: tuple) -> tuple[jax.Array, jax.Array]:
-    """(memory after the chunk, out). With the delta rule each token writes what the memory lacks, all solved at once:
+    """(memory after the chunk, out). With the delta rule each token writes a correction d_i, all solved at once:
 
     d_i + beta_i sum_{j<i} pair_ij (k_i.k_j) d_j = beta_i (v_i - entering_i k_i^T S), a triangular system.
     """

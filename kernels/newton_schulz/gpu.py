@@ -1,8 +1,8 @@
 """Newton-Schulz on a CUDA GPU (Triton): one matrix per program, all steps in registers and shared memory.
 
-A program holds X and A = XX^T whole, so it takes sides up to 128, in float32 up to 64: exact products of that type are
-no work of the tensor cores, and Triton, which writes out every multiplication, took minutes to compile longer ones. The
-op falls back to batched matmuls, which larger matrices keep a GPU busy with.
+A program holds all of X and A = XX^T, so it takes sides up to 128, in float32 up to 64: tensor cores have no exact
+float32 product, and Triton, which writes out every multiplication, took minutes to compile longer ones. Larger matrices
+take batched matmuls, which keep a GPU busy.
 """
 
 import jax

@@ -33,19 +33,31 @@ def pattention(
       l2_gelu   gelu(tau a / |a|)            (the released default)
       gelu_l2   tau gelu(a) / |gelu(a)|
       softmax   tau^2 softmax(a)             (tau^2 = P by default, the released code's factor)
-    Args: tau, positive, a number or a (possibly traced, differentiable) scalar; default sqrt(P). Growth by zero keys
-      changes nothing for the first two as long as tau stays what it was before. gelu: exact or tanh.
+
+    A row whose scores are all 0 gives 0 for l2_gelu and gelu_l2, with gradient 0. Sums are float32, float64 for float64
+    inputs; the result has the promoted type of x, keys and values. The backward pass computes the scores again: it
+    keeps the inputs, one number per row and (gelu_l2, softmax) the result.
+
+    Args:
+      x: [.., D].
+      keys: [P, D].
+      values: [P, V].
+      tau: positive, a number or a (possibly traced, differentiable) scalar; default sqrt(P). Growth by zero keys
+        changes nothing for l2_gelu and gelu_l2 as long as tau does not change.
+      normalization: l2_gelu, gelu_l2 or softmax.
+      gelu: exact or tanh.
       mask: bool [P] or [.., P] (anything that broadcasts to it); the score of a dropped parameter token is 0.
       implementation: reference, xla, tpu, gpu, or None for the best of the platform that the program is lowered for.
-      axis_name: inside shard_map, the mesh axis over which keys, values (and mask) are sharded along P; x and the
-      result are the same on all its members, tau defaults to the square root of the whole P. The row statistic is
-      one psum (softmax: a maximum and a psum) of one number per token, the result one psum in the sums' type.
+      axis_name: inside shard_map, the mesh axis over which keys, values (and mask) are sharded along P. x and the
+        result are the same on all its members; tau defaults to the square root of the whole P. The row statistic is
+        one psum (softmax: a maximum and a psum) of one number per token, the result one psum in the sums' type.
       interpret: run the tpu or gpu kernel in Pallas' interpreter (tests).
-    A row whose scores are all 0 gives 0 for l2_gelu and gelu_l2, with gradient 0. Sums are float32, float64 for float64
-    inputs; the result has the promoted type of x, keys and values. The backward computes the scores again: it keeps
-    the inputs, one number per row and (gelu_l2, softmax) the result.
-    Raises: ValueError for shapes and names that do not fit, NotImplementedError for a named implementation that cannot
-    run. Source: TokenFormer (arXiv:2410.23168), section 3.1, and its released code.
+
+    Raises:
+      ValueError: shapes and names that do not fit.
+      NotImplementedError: a named implementation that cannot run.
+
+    Source: TokenFormer (arXiv:2410.23168), section 3.1, and its released code.
     """
     _check(x, keys, values, normalization, tau, gelu, mask, implementation, axis_name)
     dtype = jnp.result_type(x, keys, values)

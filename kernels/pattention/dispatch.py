@@ -58,7 +58,7 @@ def select(kind: str, implementation: str | None, interpret: bool, args: tuple, 
 
 
 def _flat(fn: Callable, *args: Any, **static: Any) -> Any:
-    """Calls a kernel with the token axes of x (and of what goes with its rows) made one, and undoes it after."""
+    """Calls a kernel with the token axes of x, and of all arrays with its rows, joined to one; splits the results."""
     lead = args[0].shape[:-1]
 
     def down(leaf):

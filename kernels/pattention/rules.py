@@ -28,7 +28,7 @@ GELUS = ("exact", "tanh")
 
 
 class Rule(NamedTuple):
-    """What is computed, and how; hashable, so that it can be a static argument."""
+    """The static arguments of Pattention, hashable."""
 
     normalization: str
     gelu: str

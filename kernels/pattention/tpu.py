@@ -8,7 +8,7 @@ rows        grid (token tiles, P tiles): dx. For l2_gelu it sums dz K, a K and <
 parameters  grid (P tiles, token tiles): dkeys and dvalues. Scores are computed transposed, [P tile, token tile], so
             that both products are plain ones and row numbers lie along lanes.
 
-Tiles that stick out of an array hold anything, NaN included: whatever is summed over is zeroed first.
+A tile that reaches beyond its array holds arbitrary numbers there, NaN included: they are zeroed before a sum.
 """
 
 import functools
@@ -70,7 +70,7 @@ def _call(body: Callable, grid: tuple, inputs: list, outputs: list, scratch: lis
 
 
 def _finish(n: Array, peak: Array, tau: Array, rule: Rule) -> tuple[Array, Array | int]:
-    """The row statistic from its running form, and what the sum over P is still to be multiplied by."""
+    """The row statistic from its running form, and the factor that the sum over P is still to be multiplied by."""
     if rule.normalization == "gelu_l2":
         n = jnp.sqrt(n)
         return n, row_factor(n, tau, rule)

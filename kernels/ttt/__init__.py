@@ -36,8 +36,8 @@ def ttt_linear(
         mini_batch: K, counted from the start of each document. A shorter last one uses the first rates.
         state: what an earlier call returned. T at once, split anywhere, or token by token give the same numbers.
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with the initial weights.
-        lengths: `[B]` tokens of each row that count, 0 to T. What stands behind them is padding: it enters neither
-            weights nor mini-batch, and its outputs mean nothing. None: all T.
+        lengths: `[B]` tokens of each row that count, 0 to T. Later tokens are padding: they enter neither weights nor
+            mini-batch, and their outputs are undefined. None: all T.
 
     Returns out `[B, T, N, H]` in the dtype of `v`, and the state after the last token. Reverse-mode gradients pass
     through the inner gradients; memory as for `kernels.lact.lact`.

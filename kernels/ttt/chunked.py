@@ -11,10 +11,12 @@ from kernels.ttt import reference as ref
 
 
 class TTTState(NamedTuple):
-    """What one call hands to the next. All shapes are static.
+    """The state between two calls. All shapes are static.
 
-    layers: weights at the start of the open mini-batch. chunk: its (k, v, eta) `[B, K, ...]`, slots from `fill` on mean
-    nothing. fill: `[B]` int32, tokens in it, 1..K after a token. segment: `[B]` int32, id of the last token.
+    layers: weights at the start of the open mini-batch.
+    chunk: (k, v, eta) of the open mini-batch, `[B, K, ...]`; slots from `fill` on are undefined.
+    fill: `[B]` int32, tokens in the open mini-batch, 1..K after a token.
+    segment: `[B]` int32, segment id of the last token.
     """
 
     layers: ref.Layers
@@ -112,7 +114,7 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids, lengths):
     where = plan(begins, fill, size, kept, lengths)
 
     def window(begin):
-        """(q, tokens) of the mini-batches at these positions; what runs past its document is never read."""
+        """(q, tokens) of the mini-batches at these positions; tokens beyond the end of a document are never read."""
         shape = lambda x, at: windows(x, at, size)  # noqa: E731
         return shape(q, begin), jax.tree.map(lambda x: shape(x, begin + kept), stream)
 

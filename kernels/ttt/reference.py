@@ -18,9 +18,12 @@ Layers = tuple[tuple[jax.Array, jax.Array], ...]
 
 
 class TTTParams(NamedTuple):
-    """layers: one (w `[B|1, N, H, F]`, b `[B|1, N, F]`) for TTT-Linear (F = H), for TTT-MLP also (w `[B|1, N, F, H]`,
-    b `[B|1, N, H]`); row vectors, x w + b. scale, shift: `[N, H]`, of the layer norm. position: `[K]`, learned
-    offset to the rate 1/(i+1) at place i of a mini-batch of K, or None for no offset.
+    """Parameters of the inner model.
+
+    layers: one (w `[B|1, N, H, F]`, b `[B|1, N, F]`) for TTT-Linear (F = H), for TTT-MLP also (w `[B|1, N, F, H]`,
+        b `[B|1, N, H]`); row vectors, x w + b.
+    scale, shift: `[N, H]`, of the layer norm.
+    position: `[K]`, learned offset to the rate 1/(i+1) at place i of a mini-batch of K, or None for no offset.
     """
 
     layers: Layers
