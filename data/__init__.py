@@ -1,4 +1,4 @@
-"""What is read: sources, tokenizers, packing, mixtures. `load` gives a corpus, `Loader` gives its batches by step."""
+"""Data: sources, tokenizers, packing, mixtures. `load` gives a corpus, `Loader` gives its batches by step."""
 
 from data.corpus import TOKENIZERS, known_tokenizer, load
 from data.documents import Request, Sequences, Texts

@@ -1,9 +1,9 @@
 """A folder of results keyed by hash: written whole or not at all, checked when opened, safe among processes.
 
 A result is built in a private folder beside its final place and moved there by one rename. Two processes that build
-the same thing waste time but nothing else: the first rename wins and the second uses it. Every byte of a result has a
-checksum (CRC-32 of each 8 MiB), the meta data one of its own, and all of them are verified, on all cores, whenever the
-result is opened.
+the same result waste time but nothing else: the first rename wins, and the second process uses that result. Every 8
+MiB of a result have a CRC-32, and so has the meta data. All checksums are verified, on all cores, whenever the result
+is opened.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _CANNOT_WRITE = {
 
 
 def digest(*parts: object) -> str:
-    """Hex SHA-256 of the parts (anything JSON holds), unambiguous about where one part ends."""
+    """Hex SHA-256 of the parts (any JSON values); the borders between parts count, too."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -51,17 +51,17 @@ def cached(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]
         files = {p.name: _fingerprint(p) for p in sorted(made.iterdir())}
         (made / _META).write_text(json.dumps({"files": files, "meta": meta, "digest": digest(files, meta)}))
         _publish(made, folder)
-    return json.loads(json.dumps(meta))  # exactly what a later call will read back
+    return json.loads(json.dumps(meta))  # as a later call will read it
 
 
 def found(folder: pathlib.Path) -> bool:
-    """Whether an undamaged result stands in `folder`."""
+    """Whether `folder` holds an undamaged result."""
     return _verified(folder) is not None
 
 
 @contextlib.contextmanager
 def private(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder beside `folder` for files that only this process needs; it is gone when the context ends.
+    """A new folder beside `folder` for files that only this process needs; it is deleted when the context ends.
 
     Errors: OSError with one sentence when it cannot be written.
     """
@@ -124,7 +124,7 @@ def _verified(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _publish(private: pathlib.Path, folder: pathlib.Path) -> None:
-    """Moves a finished result to its place; a good result already there stays, a damaged one makes way."""
+    """Moves a finished result to its place; a good result already there is kept, a damaged one is replaced."""
     for _ in range(10):
         try:
             os.rename(private, folder)
@@ -142,7 +142,7 @@ def _publish(private: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _sweep(parent: pathlib.Path) -> None:
-    """Removes what builds that were killed more than a day ago left behind."""
+    """Removes the private folders of builds that were killed more than a day ago."""
     for leftover in parent.glob("*.tmp-*"):
         with contextlib.suppress(OSError):
             newest = max(p.stat().st_mtime for p in (leftover, *leftover.iterdir()))  # a long build writes on

@@ -1,8 +1,8 @@
 """From a source to tokens on disk: read once, split, cut by a tokenizer, cached, opened as memory maps.
 
-Splits are decided by the SHA-256 of each document (see `data.division`), so the same text is never in both, and
-documents stand in the order of that hash, which no file name or folder can bias. Everything is computed once and kept
-under a hash of what decides it; a second call verifies the files and opens them.
+The SHA-256 of each document decides its split (see `data.division`), so the same text is never in both. Documents are
+sorted by that hash, which no file name or folder can bias. Every result is computed once and cached under a hash of its
+inputs; a second call verifies the files and opens them.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ SAMPLE = 4 << 20  # bytes of the training split that BPE learns from, where noth
 
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
-    """What `load` was asked for; `weights` is None where there is one part and no mixture."""
+    """The arguments of `load`, checked; `weights` is None where there is one part and no mixture."""
 
     parts: tuple[Texts | Sequences, ...]
     names: tuple[str, ...]
@@ -66,15 +66,15 @@ def load(
     seed: int = 0,
     expected: str = "",
 ) -> Corpus:
-    """The corpus that a source and a tokenizer make, from the cache where it is there.
+    """The corpus of a source and a tokenizer, read from the cache if it is there.
 
     Args:
       source: a name in `data.SOURCES`, "mixture", or "task:NAME" with a name in `data.TASKS`.
       path: file, folder or pattern for "text"; data folder for "tfds"; another library's folder for "stdlib".
       name: data set for "tfds"; "all" keeps the test folders of "stdlib"; settings of a task, as "pairs=32, keys=64".
-      tokenizer: "bytes", "bpe" (trained on the train split), the path of a saved tokenizer, or a `Tokenizer` (that of a
-        trained run, say), which is taken as it is whatever `vocab_size` says. Sources of symbols ("digits", "random")
-        have their own vocabulary.
+      tokenizer: "bytes", "bpe" (trained on the train split), the path of a saved tokenizer, or a `Tokenizer` (e.g. of a
+        trained run), for which `vocab_size` is not read. Sources of symbols ("digits", "random") have their own
+        vocabulary.
       vocab_size: ids, specials included; 0 is the tokenizer's own (bytes 259, bpe 4096). "random" needs it.
       tokenizer_sample: bytes of the train split that "bpe" learns from; 0: all of it.
       validation: share of the bytes kept for validation, 0 <= validation < 1 (see `data.division`). With 0 the split is
@@ -83,7 +83,7 @@ def load(
       components: for "mixture": one mapping per part, with `source`, `weight` and that source's own arguments.
       max_files, size, seed: see `data.documents.Request`; of a task, `size` is rows of the train split (0: endless).
       expected: the `hash` of the corpus that a run began with, or "". Where the documents are the same and only the
-        rule that splits them has changed since, they are split by the rule of that time.
+        splitting rule has changed since, the older rule is used.
 
     Errors: ValueError or FileNotFoundError with one sentence: the argument, its value, and a value that works.
     """
@@ -100,7 +100,7 @@ def load(
 
 
 def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | None:
-    """The tokenizer that `load` gives for the same arguments; None where BPE must still be learned from the corpus.
+    """The tokenizer that `load` gives for the same arguments; None where BPE must first be learned from the corpus.
 
     Errors: as `load`.
     """
@@ -127,7 +127,7 @@ def _wanted(
     cache_dir: str,
     components: Sequence[Mapping[str, Any]],
 ) -> _Wanted:
-    """The sources and what is made of them, or an error that names what does not fit."""
+    """The sources and the settings of the corpus, or an error that names the argument that does not fit."""
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation!r} is not a share; use 0 <= validation < 1, such as 0.05.")
     if sample < 0:
@@ -219,7 +219,7 @@ def _check_held_out(made: Corpus, wanted: _Wanted) -> None:
 
 
 def _tokenizer(wanted: _Wanted, reading: tokenise.Reading) -> Tokenizer:
-    """The one tokenizer of all parts: the text tokenizer asked for, or the vocabulary that the symbols bring."""
+    """The one tokenizer of all parts: the text tokenizer asked for, or the vocabulary of the symbols."""
     kind, source = wanted.tokenizer, wanted.names[0]
     symbols = {part.num_symbols for part in wanted.parts if isinstance(part, Sequences)}
     if symbols:
@@ -310,7 +310,7 @@ def _mixed(corpora: Sequence[Corpus], names: Sequence[str], weights: tuple[int, 
 
 
 def _info(source: str, kind: Tokenizer, splits: Mapping[str, Tokens | Mixture], files: int, hashed: str, best_loss):
-    """What a report says about a corpus: plain numbers and names."""
+    """Plain numbers and names about a corpus, for reports."""
     counts = {}
     for name, split in splits.items():
         parts = split.parts if isinstance(split, Mixture) else (split,)

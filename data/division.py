@@ -1,10 +1,10 @@
 """Which split each document belongs to: by the hash of its content, by bytes, and equal documents on one side.
 
-A document is held out where its SHA-256 falls below `validation` of all hashes. Documents that differ only in how lines
-end or in blanks around them share the side of the smallest hash among them. That is the split wherever each side then
-has between a quarter of the bytes it should have and four times as many. Elsewhere (few documents, or one that is
-larger than the rest) documents are held out in the order of their hashes until `validation` of the BYTES is reached,
-and the document in which that border falls is cut near its end if neither side of it comes within a factor of two.
+A document is held out if its SHA-256 falls below `validation` of all hashes. Documents that differ only in line ends or
+in surrounding blanks share the side of the smallest hash among them. This split is used if each side then has between a
+quarter of its share of the bytes and four times as many. Else (few documents, or one that is larger than the rest)
+documents are held out in the order of their hashes until `validation` of the BYTES is reached. The document in which
+that border falls is cut near its end if neither side of it comes within a factor of two.
 """
 
 import dataclasses
@@ -21,8 +21,12 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclasses.dataclass(frozen=True)
 class Sides:
-    """For each document: `valid` `[D]` bool, held out; `dropped` `[D]` bool, in no split; `cut` `[D]` float, the share
-    at its end that is held out although the rest is not (0: it stays whole)."""
+    """The side of each document.
+
+    valid: `[D]` bool, held out.
+    dropped: `[D]` bool, in no split.
+    cut: `[D]` float, the share at the document's end that is held out although the rest is not (0: it is not cut).
+    """
 
     valid: np.ndarray
     dropped: np.ndarray
@@ -30,7 +34,7 @@ class Sides:
 
 
 def content_digest(content: bytes) -> bytes:
-    """SHA-256 of a text without what is not content: blanks around it, a byte-order mark, how its lines end."""
+    """SHA-256 of a text without surrounding blanks and byte-order mark, and with all line ends alike."""
     return hashlib.sha256(content.removeprefix(_BOM).replace(b"\r\n", b"\n").strip()).digest()
 
 
@@ -136,8 +140,10 @@ def _border(sizes: np.ndarray, validation: float) -> tuple[np.ndarray, int, floa
 
 
 def cut_place(content: bytes, share: float) -> int:
-    """Where a text is cut so that about `share` of it stands behind: after a line where one ends near, never in a
-    character."""
+    """Index at which a text is cut so that about `share` of it follows: after a line if one ends near.
+
+    A text is never cut inside a character.
+    """
     place = min(max(1, round(len(content) * (1 - share))), len(content) - 1)
     line = content.rfind(b"\n", place * 9 // 10, place) + 1
     cut = line or place

@@ -1,4 +1,4 @@
-"""What a source gives: documents of bytes or of symbols, and what a source may be asked for."""
+"""Requests to sources, and their results: documents of bytes or of symbols."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ LeftOut = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a source may be asked for; each source reads the fields that mean something to it.
+    """A request to a source; each source reads the fields that apply to it.
 
     `size` is a number of tokens (0: the source's own default), `max_files` a number of files (0: all).
     """
@@ -38,8 +38,8 @@ class Texts:
       files: how many files hold them.
       documents: `documents(left_out)` reads them one by one and appends to the list `left_out` each file that turns out
         not to be text when it is opened.
-      asked: what a person wrote to name them, for messages: "path='corpus.txt'".
-      left_out: files that were passed over by their names, links and kinds.
+      asked: the argument that names them as it was written, for messages: "path='corpus.txt'".
+      left_out: files that were skipped by their names, links and kinds.
     """
 
     fingerprint: str
@@ -51,7 +51,7 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Documents of symbols 0..num_symbols-1: a `[D, n]` array or a list of arrays, and what is known of each.
+    """Documents of symbols 0..num_symbols-1: a `[D, n]` array or a list of arrays, with their splits and labels.
 
     `valid` (`[D]` bool) decides the splits; None lets the hash of each document decide. `best_loss` is the entropy of
     the law that made them, in nats per target token (eos included), where that law is known.
@@ -65,5 +65,5 @@ class Sequences:
 
 
 def stat_fingerprint(kind: str, files: Iterable[tuple[str, os.stat_result]]) -> str:
-    """Digest of names, sizes and times of files: changes when any of them was written, without reading them."""
+    """Digest of names, sizes and times of files: it changes when any of them is written. The files are not read."""
     return cache.digest(kind, [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in files])

@@ -1,4 +1,4 @@
-"""Which files a path names: a file, a folder at any depth, or a pattern; each file once, and what is passed over."""
+"""The files that a path names: a file, a folder at any depth, or a pattern; each file once, skipped ones listed."""
 
 import fnmatch
 import os
@@ -15,7 +15,7 @@ _AGAIN = "further names of files that are read already"
 
 
 class Found(NamedTuple):
-    """A file: its name (with forward slashes, relative in a folder) and what the system says of it."""
+    """A file: its name (with forward slashes, relative in a folder) and its stat."""
 
     name: str
     stat: os.stat_result
@@ -24,7 +24,7 @@ class Found(NamedTuple):
 def folder(root: pathlib.Path, skip: set[str], left_out: list[LeftOut]) -> list[Found]:
     """All regular files under `root`, sorted by name, without hidden files and folders and those named in `skip`.
 
-    Links to files are followed, links to folders are not. Whatever is passed over is appended to `left_out`.
+    Links to files are followed, links to folders are not. Every skipped entry is appended to `left_out`.
     """
     found: list[Found] = []
     pending = [""]
@@ -63,7 +63,7 @@ def pattern(text: str, left_out: list[LeftOut]) -> list[Found]:
 
 
 def once(found: list[Found], left_out: list[LeftOut], of: Callable[[str], str] = str) -> list[Found]:
-    """The files without further names (links) of the same file; the name that is no link stays, else the first.
+    """The files, each under one name: the name that is no link if there is one, else the first.
 
     `of` gives the path of a name.
     """
@@ -117,7 +117,7 @@ def _matches(base: str, parts: list[str], left_out: list[LeftOut]) -> Iterator[s
 
 
 def _entries(base: str, hidden: bool = False) -> list[os.DirEntry]:
-    """What stands in a folder, sorted; nothing where it cannot be read, as in `glob`."""
+    """The entries of a folder, sorted; none if it cannot be read, as in `glob`."""
     try:
         return sorted(
             (e for e in os.scandir(base or ".") if hidden or not e.name.startswith(".")), key=lambda e: e.name

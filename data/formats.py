@@ -1,8 +1,8 @@
-"""What a file holds, by its name and by its first bytes, and the documents in it.
+"""The format of a file, by its name and by its first bytes, and the documents in it.
 
-A format is known by name without regard to case (.txt .md .py .jsonl, each also .gz .bz2 .xz) and by the bytes that it
-begins with. Where the two disagree, or where neither says what the file is, it is refused and the sentence says why:
-a compressed or binary file is never read as text.
+A format is known by name without regard to case (.txt .md .py .jsonl, each also .gz .bz2 .xz) and by the first bytes.
+A file is refused, with the reason, if the two disagree or if neither names a format: a compressed or binary file is
+never read as text.
 """
 
 import bz2
@@ -145,7 +145,7 @@ def _compression(path: str, head: bytes) -> str:
 
 
 def _check_text(path: str, head: bytes, compressed: bool) -> None:
-    """Raises NotText for what is not text by its first bytes, or by a name that is of another format."""
+    """Raises NotText for a file whose first bytes are not text, or whose name is that of another format."""
     for offset, magic, name in _BEGINNINGS:
         if head.startswith(magic, offset):
             if name.startswith("UTF"):

@@ -21,15 +21,15 @@ class Loader:
     same step, each `batch_size / process_count` consecutive rows of the global batch.
 
     Args:
-      tokens: a split of a corpus; of a `Mixture`, parts take turns by weight, each through its own epochs. A split of
-        a task (`data.tasks`) makes its rows itself, one per sequence, whatever `packing` is.
+      tokens: a split of a corpus. The parts of a `Mixture` take turns by weight, each through its own epochs. A split
+        of a task (`data.tasks`) makes its rows itself, one per sequence, whatever `packing` is.
       batch_size: rows of the GLOBAL batch, a multiple of `process_count`.
       length: T, tokens per row.
       seed: of the order of rows; every epoch has its own order.
-      pad: the id that stands where there is no token (`tokenizer.pad`).
+      pad: the id of places without a token (`tokenizer.pad`).
       shuffle: False reads the rows in their order.
-      isolate: False gives every token of a row segment 1 and its place in the row as position, whatever document it is
-        of. The mask is the same in both.
+      isolate: False gives every token of a row segment 1 and its place in the row as position, whatever its document.
+        `mask` is the same in both.
       epochs: None repeats for ever. A number ends after that many passes, with rows of padding to fill the last batch;
         a mixture is then read part after part (or shuffled as one), each row once per pass, and weights do not apply.
       packing: "stream" or "first_fit" (see `data.packing`).
@@ -127,7 +127,7 @@ class Loader:
         return component[at : at + count], row[at : at + count]
 
     def _ordered(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """What `_rows` says of the global rows of one block."""
+        """The result of `_rows` for the global rows of one block."""
         index = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=np.int64)
         if self.epochs is not None:
             return self._ordered_once(index)
@@ -172,7 +172,7 @@ def _check(
     epochs: int | None,
     packing: str,
 ) -> None:
-    """Refuses what cannot be loaded, in one sentence."""
+    """Refuses arguments that cannot be loaded, in one sentence."""
     if packing not in PACKINGS:
         raise messages.unknown("packing", packing, PACKINGS)
     if length < 1:

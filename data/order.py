@@ -94,7 +94,7 @@ def whole_weights(weights: tuple[float, ...]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _schedule(weights: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Who takes each turn of one period (sum of weights turns), and how many turns they had before, in this period.
+    """The part that takes each turn of one period (sum of weights turns), and its earlier turns in this period.
 
     The quota method (Balinski and Young 1975): among those whose next turn would not exceed their quota rounded up,
     the one whose quota rounded down demands it first. Every prefix n gives each part weight*n rounded up or down.

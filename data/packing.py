@@ -1,11 +1,11 @@
 """Documents to rows of T tokens, nothing dropped: which tokens stand in a row, and where its segments begin.
 
-Two forms. `stream`: row i is the window [i*T, i*T + T) of the documents laid end to end; nothing is precomputed.
-`first_fit`: documents that fit are placed whole in the first row with room, longer ones are cut into rows of T and
-a rest that is placed like a short document; the index of pieces is computed once and cached beside the tokens.
+`stream`: row i is the window [i*T, i*T + T) of the documents laid end to end; nothing is precomputed.
+`first_fit`: a document that fits is placed whole in the first row with room. A longer one is cut into rows of T and a
+rest, which is placed like a short document. The index of pieces is computed once and cached beside the tokens.
 
-Both give, for any set of rows at once, a `Rows` of `[B, T]` arrays, and `finish` turns that into a batch. In both every
-token but the first of each document is a target exactly once per epoch.
+Both give, for any set of rows at once, a `Rows` of `[B, T]` arrays; `finish` makes a batch of it. In both every token
+but the first of each document is a target exactly once per epoch.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class FirstFit:
         piece = self.row_first[real][which] + offset
         size, begin = self.size[piece], self.begin[piece]
         total = np.cumsum(size)
-        # Where each piece starts in its row: what stands before it in the batch, less what stands before the row.
+        # Start of each piece in its row: tokens before it in the batch, less tokens before the row.
         before_row = np.concatenate([[0], total])[np.searchsorted(which, np.arange(len(index)))]
         column = total - size - before_row[which]
         of, step = _ragged(size)
@@ -111,7 +111,7 @@ def first_fit(tokens: Tokens, length: int) -> FirstFit:
 
 
 def _kept(path: pathlib.Path, tokens: Tokens, length: int) -> dict[str, np.ndarray] | None:
-    """The pieces that an earlier run kept at `path`; None where there are none, or not those of these tokens."""
+    """The pieces that an earlier run cached at `path`; None if there are none, or if they are of other tokens."""
     try:
         with np.load(path) as file:  # a zip file: every array is checked against its CRC-32
             kept = {name: file[name] for name in _PIECE_FIELDS}
@@ -154,9 +154,9 @@ def _pieces(tokens: Tokens, length: int) -> dict[str, np.ndarray]:
 
 
 def _place(sizes: list[int], length: int) -> np.ndarray:
-    """For each size in turn, the first row that has room for it: a tournament tree over the room that rows have left.
+    """For each size in turn, the first row that has room for it: a tournament tree over the room left in each row.
 
-    First fit leaves at most one row half empty or more, so twice the total over `length` rows are enough.
+    First fit leaves at most one row half empty or more, so 2 * total / `length` rows are enough.
     """
     rows = 1 << min(len(sizes), 2 * sum(sizes) // length + 2).bit_length()
     room = [length] * (2 * rows)
@@ -185,7 +185,7 @@ def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def finish(rows: Rows, *, pad: int, isolate: bool) -> dict[str, np.ndarray]:
-    """The batch that raw rows make: see `data.loader.Loader.batch`."""
+    """The batch of raw rows: see `data.loader.Loader.batch`."""
     batch, length = rows.tokens.shape
     column = np.arange(length, dtype=np.int32)
     if isolate:

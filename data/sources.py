@@ -1,7 +1,7 @@
-"""Where documents come from: a table of names, each a plain function from a `Request` to documents.
+"""The table of sources by name: each is a plain function from a `Request` to documents.
 
-A source gives either `Texts` (bytes that a tokenizer still has to cut) or `Sequences` (symbols with a vocabulary of
-their own). A new source is one function and one line in `SOURCES`.
+A source gives either `Texts` (bytes, to be tokenized) or `Sequences` (symbols with a vocabulary of their own). A new
+source is one function and one line in `SOURCES`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _RANDOM_SIZE = 1 << 22
 
 
 def stdlib(request: Request) -> Texts:
-    """The Python standard library's own source: every .py file that is UTF-8, without what is installed beside it.
+    """The Python standard library's own source: every .py file that is UTF-8, without installed packages.
 
     `name="all"` keeps the library's test folders, which are left out otherwise. `max_files` takes a fixed sample.
     """
@@ -107,7 +107,7 @@ def text(request: Request) -> Texts:
 
 
 def _instead(left_out: list[LeftOut]) -> str:
-    """What stands there instead of files that can be read: the first thing that was passed over."""
+    """The first entry that was skipped, for a message where no file could be read."""
     if not left_out:
         return ""
     why, name = left_out[0]

@@ -1,4 +1,4 @@
-"""What a corpus is made of: tokens of a split, mixtures of splits, and the rows that a packing cuts from them."""
+"""Types of a corpus: the tokens of a split, mixtures of splits, and the rows that a packing cuts from them."""
 
 import dataclasses
 from typing import Any
@@ -12,9 +12,11 @@ from data.tokenizer import Tokenizer
 class Tokens:
     """One split of a corpus: documents `[bos] content [eos]`, one after another.
 
-    `tokens` `[n]` uint8, uint16 or uint32, memory-mapped where it comes from a file; `starts` `[D]` int64, where each
-    document begins (the first at 0); `num_bytes`, bytes of the original content; `labels` `[D]` int32 or None.
-    `folder` and `split` say where indices derived from it may be cached; empty: nowhere.
+    tokens: `[n]` uint8, uint16 or uint32, memory-mapped if it comes from a file.
+    starts: `[D]` int64, the index at which each document begins (the first at 0).
+    num_bytes: bytes of the original content.
+    labels: `[D]` int32 or None.
+    folder, split: where indices of these tokens may be cached; empty: nowhere.
     """
 
     tokens: np.ndarray
@@ -51,11 +53,11 @@ class Mixture:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """What `data.load` gives. `hash` identifies the documents and their splits, whatever the tokenizer.
+    """The result of `data.load`. `hash` identifies the documents and their splits, whatever the tokenizer.
 
     `info` (plain JSON): source, files, bytes, tokens, documents, bytes_per_token, tokenizer, vocab_size, hash, splits
     (the counts of each), best_loss (nats per target token, or None where the law of the data is not known), and
-    notes: sentences about what a person might not expect, such as files left out or a vocabulary that was not filled.
+    notes: sentences about surprises, such as files left out or a vocabulary that was not filled.
     """
 
     train: Tokens | Mixture
@@ -67,10 +69,13 @@ class Corpus:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Raw rows, each array `[B, T]`: the tokens, what follows each, and three bools.
+    """Raw rows, each array `[B, T]`.
 
-    `first`: a segment begins here. `held`: a token stands here (not padding). `target`: what follows is of the same
-    document. Values of `tokens` outside `held` and of `targets` outside `target` mean nothing.
+    tokens: ids, undefined outside `held`.
+    targets: the id that follows, undefined outside `target`.
+    first: bool, a segment begins here.
+    held: bool, a token stands here (not padding).
+    target: bool, the token that follows is of the same document.
     """
 
     tokens: np.ndarray

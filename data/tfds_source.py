@@ -90,7 +90,7 @@ def _find(request: documents.Request) -> pathlib.Path:
 
 
 def _info(folder: pathlib.Path, request: documents.Request) -> dict[str, Any]:
-    """What `dataset_info.json` says. Errors: ValueError where it is no JSON object."""
+    """The content of `dataset_info.json`. Errors: ValueError if it is no JSON object."""
     try:
         record = json.loads((folder / "dataset_info.json").read_text("utf-8"))
     except (ValueError, RecursionError):

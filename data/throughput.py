@@ -7,7 +7,7 @@ from data.loader import Loader
 
 
 def measure(loader: Loader, *, batches: int = 500, through: str = "batch", warmup: int = 20) -> dict[str, Any]:
-    """Reads `batches` batches and times them; the tokens counted are the cells of this process's rows, padding too.
+    """Reads `batches` batches and times them; every cell of this process's rows counts as a token, padding too.
 
     Args:
       loader: what to read; with a number of epochs it must hold `warmup + batches` steps.

@@ -23,9 +23,12 @@ Sides = Callable[..., division.Sides]
 class Divided:
     """The documents of a source, read once, and their splits.
 
-    `content` `[n]` uint8, all of them end to end; `begin`, `size` `[D]` int64 and `digests` `[D, 32]` uint8 of each;
-    `train`, `valid`: indices of the documents of each split in the order of their digests; `hash` of both splits, and
-    `before`, what it was by the rule of `division.by_documents`.
+    content: `[n]` uint8, all documents end to end.
+    begin, size: `[D]` int64, the place of each document in `content`.
+    digests: `[D, 32]` uint8.
+    train, valid: indices of the documents of each split, in the order of their digests.
+    hash: of both splits.
+    before: the hash by the rule of `division.by_documents`.
     """
 
     content: np.ndarray
@@ -70,7 +73,7 @@ class Reading:
         return self._divided[part]
 
     def facts(self, *parts: int) -> tuple:
-        """What decides the documents of parts and their splits, for the key of what is made of them."""
+        """The inputs that decide documents and splits of the parts: the key of their cached results."""
         return (
             _FORMAT,
             self.validation,
@@ -113,7 +116,7 @@ def _divided(source: documents.Texts, path: pathlib.Path, validation: float, rul
 def _pieces(
     content: np.ndarray, size: np.ndarray, digests: np.ndarray, sides: division.Sides
 ) -> tuple[np.ndarray, ...]:
-    """(begin, size, digests, train, valid) of the documents, those that are cut as two pieces each."""
+    """(begin, size, digests, train, valid) of the documents; a document that is cut counts as two."""
     begin = np.cumsum(size) - size
     where = np.flatnonzero(sides.cut)
     valid, dropped = sides.valid, sides.dropped
@@ -143,7 +146,7 @@ def _hash(digests: np.ndarray, splits: Sequence[np.ndarray]) -> str:
 
 
 def _notes(sides: division.Sides, old: division.Sides, size: np.ndarray, validation: float) -> tuple[str, ...]:
-    """What a person may not expect of a split."""
+    """Sentences about surprises in a split."""
     if sides.dropped.any():
         return (
             f"{sides.dropped.sum():,} training documents ({size[sides.dropped].sum():,} bytes) also stand in the "
@@ -178,7 +181,7 @@ def said(counted: dict[str, list]) -> str:
 
 
 def bpe_folder(vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> pathlib.Path:
-    """Where the BPE of `trained_bpe` is kept, or will be."""
+    """The folder that caches the BPE of `trained_bpe`."""
     return cached_in / "tokenizers" / cache.digest("bpe", vocab_size, sample, *reading.facts())
 
 

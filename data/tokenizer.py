@@ -1,7 +1,7 @@
-"""What a token is: raw bytes, byte-pair merges learned offline, or the symbols of a synthetic sequence.
+"""Tokenizers: raw bytes, byte-pair merges learned offline, or the symbols of a synthetic sequence.
 
-Every tokenizer ends its vocabulary with three specials (bos, eos, pad), which no text can produce: a document in a
-corpus is `[bos] content [eos]`. All of them know how many bytes of the original each token stands for, so that losses
+Every tokenizer ends its vocabulary with three specials (bos, eos, pad), which no text can produce. A document in a
+corpus is `[bos] content [eos]`. A tokenizer knows how many bytes of the original each token stands for, so that losses
 of different tokenizers can be compared in bits per byte.
 """
 
@@ -30,7 +30,7 @@ _LONG_BLANKS = re.compile(rf"\s{{{_WORD + 1}}}")
 
 
 class Tokenizer(Protocol):
-    """What a corpus, a loader and a sampler need to know about tokens. V below is `vocab_size`, specials included."""
+    """The interface of a tokenizer. V below is `vocab_size`, specials included."""
 
     name: str
     vocab_size: int
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
     @property
     def hash(self) -> str:
-        """Hex digest of everything that decides which ids a text gets."""
+        """Hex digest of all settings that decide the ids of a text."""
 
     @property
     def token_bytes(self) -> np.ndarray:
@@ -53,14 +53,14 @@ class Tokenizer(Protocol):
         """The text of `ids`; specials are skipped, bytes that are not UTF-8 become U+FFFD."""
 
     def to_json(self) -> str:
-        """All that `from_json` needs, with a digest of it."""
+        """The argument of `from_json`, with a digest of its content."""
 
     def save(self, path: str | pathlib.Path) -> None:
         """Writes `to_json` to a file, whole or not at all; a link at `path` is replaced and not followed."""
 
 
 class _Saved:
-    """What tokenizers share: a state of plain JSON, which is what is saved."""
+    """Base of the tokenizers: their state is plain JSON, which is saved."""
 
     def _state(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -131,7 +131,9 @@ class BPETokenizer(_ByteLevel):
     Bytes that are not valid UTF-8 are given their single-byte ids, so nothing is ever replaced when encoding.
 
     Args:
-      definition: what `tokenizers.Tokenizer.to_str` gave. Errors: ValueError where it is no byte-level BPE.
+      definition: the result of `tokenizers.Tokenizer.to_str`.
+
+    Errors: ValueError where it is no byte-level BPE.
     """
 
     def __init__(self, definition: str):
@@ -235,7 +237,7 @@ class StreamDecoder:
         return f" {word}" if word and self._words > 1 else word
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for an unfinished character, else nothing."""
+        """The rest of the text at the end: U+FFFD for an unfinished character, else nothing."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -258,7 +260,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 
 def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
-    """The tokenizer that `to_json` wrote; `name` is that of the file, for messages.
+    """The tokenizer of a text from `to_json`; `name` is that of the file, for messages.
 
     Errors: ValueError with one sentence.
     """

@@ -1,9 +1,9 @@
 """Byte-pair encoding by words: each different word is encoded once, and a text is looked up word by word.
 
 A byte-level BPE cuts text into words by GPT-2's pattern and merges within words only, so that the ids of a text are
-those of its words one after another. Text repeats its words, and looking one up costs much less than encoding it. This
-is done where the pattern is plain: in ASCII text, between blanks. Words with other characters are left to the library,
-with the blanks before them.
+those of its words one after another. Text repeats its words, and looking one up costs much less than encoding it. Words
+of ASCII text between blanks are looked up: there the pattern is plain. Words with other characters, and the blanks
+before them, are encoded by the library.
 """
 
 import itertools
@@ -18,8 +18,8 @@ _WORD = re.compile(
     rf"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^ \t\n\r\f\vA-Za-z0-9]+|{_BLANK}+(?!{_NO_BLANK})|{_BLANK}+"
 )
 _PLAIN = r"[\x00-\x08\x0e-\x1f\x21-\x7f]"
-# What holds a character beyond ASCII, with the blanks before it: the pattern has a border before and behind. Nothing is
-# read twice in search of it.
+# A word with a character beyond ASCII, and the blanks before it: the pattern has a border before and behind them. No
+# character is read twice in the search.
 _BEYOND = re.compile(
     rf"((?:(?<!{_BLANK}){_BLANK}++{_PLAIN}*+|(?<!{_BLANK})(?<!{_PLAIN}){_PLAIN}*+)[^\x00-\x7f]{_NO_BLANK}*+)"
 )
@@ -47,7 +47,7 @@ class Words:
         self._begin.extend(np.zeros(1, np.int64))
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, `[n]` int32: those that the library gives it."""
+        """Ids of each text, `[n]` int32: the same that the library gives."""
         if not texts:
             return []
         words: list[str] = []

@@ -1,4 +1,4 @@
-"""Synthetic tasks with known answers: what a row is, what counts, and the best that any model can do.
+"""Synthetic tasks with known answers: their rows, the scored symbols, and the best loss that any model can reach.
 
 A task is a frozen dataclass of settings and one line in `TASKS`. `make` reads its settings from text, and `data.load`
 takes it as source "task:NAME".
@@ -31,11 +31,11 @@ __all__ = [
 
 
 class Task(Protocol):
-    """What a task knows. Losses are in nats per answer token, whatever the length of the row.
+    """The interface of a task. Losses are in nats per answer token, whatever the length of the row.
 
     `best_loss` and `best_accuracy` are those of the best model (`best_kind` "exact") or of an oracle that also knows
-    what the row hides ("oracle": a bound). `chance_loss`: a model that knows the task's law but has not read the row;
-    None where it has no closed form.
+    the hidden variables of the row ("oracle": a bound). `chance_loss` is that of a model that knows the task's law but
+    has not read the row; None if it has no closed form.
     """
 
     num_symbols: int
@@ -51,8 +51,12 @@ class Task(Protocol):
         """The smallest T that holds a row."""
 
     def sample(self, seed: int, row: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sequence, answers), both `[B, length + 1]`: symbols 0..num_symbols-1, or -1 after the end; whether a symbol
-        is an answer. Each row depends on `seed` and its own number in `row` `[B]` only."""
+        """(sequence, answers) of the rows `row` `[B]`, both `[B, length + 1]`.
+
+        sequence: symbols 0..num_symbols-1, or -1 after the end.
+        answers: bool, whether the symbol is an answer.
+        A row depends on `seed` and its own number only.
+        """
 
 
 TASKS: dict[str, type] = {

@@ -1,6 +1,6 @@
 """Rows of tasks whose answers have no fixed length: a prompt, an answer, its END, and perhaps padding to be learned.
 
-Parts are `[B, n]` int64 with -1 for "nothing here"; what is there moves together. B is rows.
+Parts are `[B, n]` int64, -1 in gaps; joining closes the gaps. B is rows.
 """
 
 import numpy as np
@@ -17,9 +17,9 @@ def asked(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows `[B, width]` of prompt, answer and END, -1 behind them, and which symbols are answers (END is one).
 
-    room: symbols that every answer takes, END included; 0: what it needs. Behind the END comes END again, or with
-    `pads` K > 0 the symbols end + 1 .. end + K in turn (rainbow padding); these are answers, too: a model that fills a
-    canvas must learn them.
+    room: symbols that every answer takes, END included; 0: as many as it has. The rest of the room is filled with END,
+    or with `pads` K > 0 by the symbols end + 1 .. end + K in turn (rainbow padding). These are answers, too: a model
+    that fills a canvas must learn them.
     """
     size = (answer >= 0).sum(1, keepdims=True)
     index = np.arange(room or answer.shape[1] + 1)

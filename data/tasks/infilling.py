@@ -1,4 +1,4 @@
-"""Infilling: a stretch of a sequence is missing, and both of its sides are needed to know what stood there."""
+"""Infilling: a stretch of a sequence is missing, and both of its sides are needed to restore it."""
 
 import dataclasses
 from typing import ClassVar

@@ -13,7 +13,7 @@ _DIRECTIONS = ("random", "forward", "backward")
 
 @dataclasses.dataclass(frozen=True)
 class Threading:
-    """pairs.. then, for each thread, QUERY key IS answer: what stands at the end of the thread that begins at key.
+    """pairs.. then, for each thread, QUERY key IS answer: the last value of the thread that begins at key.
 
     Names are `width` symbols of an alphabet of `symbols`, all different in a row. A thread is `hops` pairs, the value
     of each being the key of the next; hops=1 is a single needle, `threads` > 1 several at once. The pairs of a thread
