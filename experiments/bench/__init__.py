@@ -20,8 +20,8 @@ OTHER = ("data", "startup/a", "startup/b")
 def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> list[dict[str, Any]]:
     """Runs the rows whose name contains `filter`, prints a table, writes `bench.json` and `bench.png` to `workdir`.
 
-    With `topology` (a TPU generation: v5e, v5p, v6e) nothing is timed: kernels are compiled for it, and what the
-    compiler says is printed.
+    With `topology` (a TPU generation: v5e, v5p, v6e) nothing is timed: kernels are compiled for it, and the compiler's
+    figures are printed.
     """
     console = Console(width=132, highlight=False)
     platform = jax.devices()[0].platform

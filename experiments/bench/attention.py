@@ -29,7 +29,7 @@ def planned(platform: str) -> Iterator[Planned]:
 
 
 def seen_pairs(mask: masks.Mask, T: int, S: int, block: int = 1024) -> float:
-    """Query-key pairs that a mask without arrays lets see each other: exact, by tiles."""
+    """The number of query-key pairs that a mask without arrays sees: exact, by tiles."""
     kinds = mask.tiles(T, S, block, block)
     total = 0.0
     for i, j in np.ndindex(kinds.shape[-2:]):

@@ -74,7 +74,7 @@ def critical_path(schedule: str, P: int) -> int:
 
 
 def _wrong(candidates: dict[str, Any], given: list[jax.Array], backward: bool, P: int) -> str:
-    """What differs from one device by more than rounding; "" if nothing."""
+    """The results that differ from one device's by more than rounding; "" if none does."""
     *inputs, cotangent = given
     mask = masks.Causal()
     one = ops.call(lambda q, k, v: reference.forward(q, k, v, mask, H**-0.5)[0], backward)

@@ -61,13 +61,13 @@ class Layer:
         return [jax.jit(lambda: self.make()[1])(), x], cotangent
 
     def flops(self) -> float:
-        """Of a forward and a backward pass: every kernel once a token, and what the mixer counts beyond them."""
+        """FLOPs of a forward and a backward pass: every kernel once a token, and the mixer's own count beyond them."""
         mixer, params = nnx.eval_shape(lambda: nnx.merge(*self.make())), jax.eval_shape(self.make)[1]
         kernels = sum(math.prod(v.shape) for _, v in nnx.to_flat_state(params) if v.get_metadata("role") == "kernel")
         return 3 * self.B * self.T * (2 * kernels + sum(mixer.context_flops(self.T, True).values()))
 
     def short(self) -> "Layer":
-        """The same code at a size that float32 on the host does in no time, chunks wider than the fast weights."""
+        """The same code at a size that is quick in float32 on the host, chunks wider than the fast weights."""
         options = tuple((key, 128 if key in ("chunk_size", "window") else value) for key, value in self.options)
         return dataclasses.replace(self, D=256, N=4, B=1, T=CHECKED, options=options)
 
@@ -151,7 +151,7 @@ def _row(name: str, layers: Mapping[str, Layer], baseline: str) -> Row:
 
 @functools.cache
 def wrong(key: str, layer: Layer) -> str:
-    """What of the layer's output and gradients is off from its float32 self on the host; "" if nothing."""
+    """The outputs and gradients that differ from those of the same layer in float32 on the host; "" if none does."""
     exact = dataclasses.replace(layer, dtype="float32")
     try:
         host = jax.devices("cpu")[0]

@@ -1,4 +1,4 @@
-"""What the bench rows of all kernels share: a call from an implementation, a row from the calls, their check."""
+"""Shared by the bench rows of all kernels: a call from an implementation, a row from the calls, their check."""
 
 import concurrent.futures
 import functools
@@ -33,8 +33,9 @@ def row(
 ) -> Row:
     """A Row of every implementation that compiles for `args = (inputs, cotangent)`; `rest` are Row's other fields.
 
-    args: of all, or of each by its name. An implementation that has not this case (NotImplementedError) is left out.
-    `rest["extra"]` are candidates that are not jax: zero-argument calls. On an accelerator a turn is `CALLS` calls.
+    `args` are those of all implementations, or those of each by its name. An implementation that raises
+    NotImplementedError is left out. `rest["extra"]` are candidates that are not jax: zero-argument calls. On an
+    accelerator a turn is `CALLS` calls.
     """
 
     def compiled(implementation: str) -> Any:
@@ -51,7 +52,7 @@ def row(
 
 
 def at_once(make: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
-    """make(name) for each name, on as many threads: compilers use them. One that has not this case is left out."""
+    """make(name) for each name, on as many threads: compilers use them. Implementations without it are left out."""
 
     def one(name: str) -> dict[str, Any]:
         try:
@@ -64,15 +65,16 @@ def at_once(make: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def tolerance(dtype: str, roundings: int, terms: int) -> float:
-    """Of the largest value: operands and results are rounded so many times between the inputs and the last gradient.
+    """Tolerance as a share of the largest value, for a number of roundings between the inputs and the last gradient.
 
-    Sums are float32: beside its rounding, but not beside a shorter type's, those of `terms` terms count (random signs).
+    Sums are float32. Their own rounding, over `terms` terms of random signs, counts beside roundings to float32, but
+    not beside those to a shorter type.
     """
     return roundings * float(jnp.finfo(dtype).eps) * (math.sqrt(terms) if dtype == "float32" else 1)
 
 
 def wrong(forwards: Mapping[str, Forward], exact: Forward, args: tuple, backward: bool, tolerance: float) -> str:
-    """What differs from `exact`, computed in float32, by more than `tolerance` of the largest value; "" if nothing."""
+    """The results that differ from `exact` (float32) by more than `tolerance` of the largest value; "" if none does."""
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), args)
     expected = jax.tree.leaves(call(exact, backward)(*wide))
     results = at_once(lambda implementation: call(forwards[implementation], backward)(*args), forwards)
@@ -85,7 +87,7 @@ def wrong(forwards: Mapping[str, Forward], exact: Forward, args: tuple, backward
 
 
 def ahead_of_time(forward: Forward, args: tuple, backward: bool, generation: str) -> dict[str, Any]:
-    """What the compiler of a TPU generation says of a kernel: temporaries outside VMEM, and that it compiles."""
+    """The figures of a TPU generation's compiler for a kernel: that it compiles, and its temporaries outside VMEM."""
     compiled = platforms.compile_for_tpu(call(forward, backward), *args, generation=generation)
     return {
         "temporaries": compiled.memory_analysis().temp_size_in_bytes,

@@ -1,4 +1,4 @@
-"""What a bench row is: candidates that compute the same thing, how to check them, and what they cost on paper."""
+"""Bench rows: candidates that compute the same thing, how to check them, and their counted costs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,11 +9,13 @@ from typing import Any
 class Row:
     """One comparison. `candidates` are zero-argument calls that return device arrays.
 
-    `baseline` is the candidate that ratios refer to. `check` returns "" when every candidate is right, else what is
-    wrong: no time is printed for a row that is wrong. `flops` and `bytes` are counted from the problem, not measured;
-    `temporaries` are the compiler's bytes per candidate; `work` is a count and its unit, e.g. (4096, "tokens").
-    Where candidates are not the same problem, `flops` and the count are mappings by candidate.
-    `counted`: what it is and how much of it each candidate has, e.g. score entries: counted from a plan, not measured.
+    baseline: the candidate that ratios refer to.
+    check: returns "" when every candidate is right, else the error. No time is printed for a row that is wrong.
+    flops, bytes: counted from the problem, not measured.
+    temporaries: the compiler's bytes per candidate.
+    work: a count and its unit, e.g. (4096, "tokens").
+    counted: the name of a quantity and its value for each candidate, e.g. score entries: from a plan, not measured.
+    Where candidates are not the same problem, `flops` and the count of `work` are mappings by candidate.
     """
 
     name: str

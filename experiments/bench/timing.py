@@ -35,9 +35,9 @@ class Timing:
 def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int = 5, calls: int = 1) -> dict[str, Timing]:
     """Times every candidate once a round, in turn, after one warm-up call each.
 
-    A candidate's result is waited for. `calls` repeats within a turn, for candidates of microseconds (slow ones are
-    called less often); an accelerator runs them one after the other, so there only the last is waited for, and the way
-    to it and back is not counted.
+    Every turn waits for the candidate's result. `calls` repeats within a turn, for candidates of microseconds (slow
+    ones are called less often). An accelerator runs the calls one after the other, so there a turn waits for the last
+    one only, and the transfer to the device and back is not counted.
     """
     wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda result: result
     repeats = {name: _repeats(call, calls) for name, call in candidates.items()}

@@ -40,7 +40,7 @@ def planned() -> Iterator[Planned]:
 
 
 def config(shape: str) -> Any:
-    """The Transformer of a bench shape, doing nothing that the plain step does not do."""
+    """The config of a bench shape's Transformer, with nothing that the plain step lacks."""
     D, L, N, F, V, T, B = SHAPES[shape]
     made = transformer.get_config("tiny")
     made.model.update({"width": D, "num_layers": L, "num_heads": N})

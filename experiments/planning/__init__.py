@@ -1,4 +1,4 @@
-"""`--mode=plan`: what a config is and costs, without training, here or on a machine that nobody owns yet."""
+"""`--mode=plan`: sizes and costs of a config without training, on this machine or on one that is not here."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ PAGE, RECORD = "plan.html", "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """One compile of the step: the settings that differ from the config, the program, and what the compiler said."""
+    """One compile of the step: the settings that differ from the config, the program, and the compiler's figures."""
 
     changes: dict[str, Any]
     program: Program

@@ -1,4 +1,4 @@
-"""What a chip can do, as its vendor states it: the one table of the house. Ceilings, not measurements.
+"""Peak rates of chips as their vendors state them: the one table of the house. Ceilings, not measurements.
 
 Sources: Google's "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" pages of the Cloud TPU documentation (read
 November 2026): peak bf16 FLOP/s, HBM capacity and bandwidth, bidirectional interconnect bandwidth per chip over

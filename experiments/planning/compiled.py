@@ -1,4 +1,4 @@
-"""The real training step, compiled for a machine that need not be here, and what the compiler says of it."""
+"""The real training step, compiled for a machine that need not be here, and the compiler's figures of it."""
 
 import dataclasses
 import re
@@ -17,10 +17,13 @@ from kernels import platforms
 class Compiled:
     """One compile. Bytes are per device.
 
-    fits: whether the compiler could place it. needed: bytes in all, or of the temporaries alone where they are too
-    many; available: what the chip has, 0 where that is not known. memory: arguments, outputs beyond them, temporaries
-    when most of them are there, program. largest: (bytes, what) of the largest arrays that the step makes. collectives
-    and traffic (HBM bytes read and written a step) are empty where it does not fit.
+    fits: whether the compiler could place it.
+    needed: bytes in all, or of the temporaries alone where they are too many.
+    available: bytes of the chip, 0 if unknown.
+    memory: bytes of arguments, of outputs beyond them, of temporaries at their peak, and of the program.
+    largest: (bytes, name) of the largest arrays that the step makes.
+    collectives: empty where it does not fit.
+    traffic: HBM bytes read and written a step; empty where it does not fit.
     """
 
     fits: bool
@@ -89,7 +92,7 @@ def _amount(text: str) -> float:
 
 
 def _too_large(message: str) -> Compiled:
-    """What the compiler says when the program does not fit: needed, available, and the largest allocations."""
+    """The compiler's figures when the program does not fit: needed, available, and the largest allocations."""
     number = r"([\d.]+[KMGT]?)B?"
     used = re.search(rf"Used {number} of {number} hbm", message)
     used = used or re.search(rf"\({number}\) exceeds available HBM \({number}\)", message)
@@ -109,7 +112,7 @@ def roofline(program: Program, compiled: Compiled, chip: Chip) -> dict[str, floa
 
     compute: the analytic FLOPs of the step, the forward pass twice under full rematerialisation. memory: bytes that the
     scheduled program reads and writes in HBM. A collective has a ring along one axis of the torus, both ways at once (a
-    permute: one way). What the schedule overlaps is hidden as far as there is work; what it does not adds to the step.
+    permute: one way). Overlapped transfers are hidden as far as there is work beside them; others add to the step.
     """
     data, train = program.config.data, program.config.train
     tokens = data.batch_size * data.length

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: its collectives, how often each runs, over which mesh axes, beside what."""
+"""The text of a compiled program, read: its collectives, how often each runs, over which mesh axes, beside what."""
 
 import collections
 import dataclasses
@@ -28,7 +28,7 @@ class Instruction:
 
     @property
     def place(self) -> int:
-        """Which parameter of its computation a parameter is: the number stands where others have operands."""
+        """The number of a parameter in its computation; it stands in the place of operands."""
         return int(self.operands[0])
 
 
@@ -36,9 +36,12 @@ class Instruction:
 class Collective:
     """One collective of the program.
 
-    axes: mesh axes that its groups span. group: devices that take part together. sent: bytes that each device sends
-    each time, on a ring. times: how often it runs a step. overlapped: whether other work is scheduled between its start
-    and its end. name: the operation of the source that it belongs to.
+    axes: mesh axes that its groups span.
+    group: devices that take part together.
+    sent: bytes that each device sends each time, on a ring.
+    times: how often it runs a step.
+    overlapped: whether other work is scheduled between its start and its end.
+    name: the operation of the source that it belongs to.
     """
 
     kind: str
@@ -84,7 +87,7 @@ def _balanced(text: str) -> tuple[str, str]:
 
 
 def _split(text: str) -> Iterator[str]:
-    """Parts between commas that stand in no bracket; /*index=5*/ marks are not part of any."""
+    """Parts between the commas outside of brackets; /*index=5*/ marks are left out."""
     text = re.sub(r"/\*.*?\*/", "", text)
     depth, start = 0, 0
     for i, c in enumerate(text):
@@ -136,8 +139,8 @@ def _called(instruction: Instruction, found: Mapping[str, Any]) -> list[str]:
 def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int]) -> list[Collective]:
     """Every collective of a compiled program on a mesh of these axis sizes, in the order of the mesh.
 
-    A TPU program may cut one into fusions that begin it, work while it is under way, and end it, each of which names
-    it: it is counted where it begins. A fusion called all-reduce-scatter keeps of a sum each device's own part.
+    A TPU program may cut a collective into fusions that begin it, work beside it, and end it, each of which names it:
+    it is counted where it begins. A fusion called all-reduce-scatter keeps each device's own part of a sum.
     """
     count = times(found)
     result = []
@@ -176,7 +179,7 @@ def _sent(kind: str, n: int, payload: float) -> float:
 
 
 def groups(rest: str, devices: int) -> list[list[int]]:
-    """Which devices take part together in a collective of that text, by their place in the mesh; a permute's pairs."""
+    """The groups of devices in the text of a collective, by their place in the mesh; for a permute its pairs."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)", pairs[0])]
     if explicit := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
@@ -201,7 +204,7 @@ def _axes(groups: list[list[int]], mesh: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _beside(instructions: list[Instruction], start: int) -> bool:
-    """Whether any work is scheduled after the start at this place and before what waits for it."""
+    """Whether any work is scheduled between the start at this place and the instruction that waits for it."""
     waiting = {instructions[start].name}
     for later in instructions[start + 1 :]:
         if later.op.endswith("-done") and waiting & set(later.operands):
@@ -219,12 +222,12 @@ def _source(instruction: Instruction) -> str:
 
 
 def short(name: str) -> str:
-    """An operation's name without what every one of them begins with."""
+    """An operation's name without the prefix that all of them share."""
     return re.sub(r"^(jit\(\w+\)/)+", "", name)
 
 
 def _scheduled(found: Mapping[str, list[Instruction]]) -> Iterator[tuple[int, list[Instruction]]]:
-    """(times, instructions) of what runs by itself: the entry, loops and branches, not the insides of fusions."""
+    """(times, instructions) of the computations that run by themselves: entry, loops, branches, but no fusions."""
     count, names = times(found), {"ENTRY"}
     while True:
         instructions = [i for name in names for i in found[name] if i.op in ("while", "conditional", "call")]
@@ -241,8 +244,8 @@ _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
 def traffic(found: Mapping[str, list[Instruction]]) -> float:
     """Bytes that the scheduled instructions read and write in HBM a step, on each device.
 
-    What lies in on-chip memory (memory space 1 and up) does not count; of an operand that a fusion only slices, the
-    slices count. A kernel counts its operands and results once.
+    Arrays in on-chip memory (memory space 1 and up) do not count. Where a fusion only slices an operand, the slices
+    count. A kernel counts its operands and results once.
     """
     total = 0.0
     for repeat, instructions in _scheduled(found):

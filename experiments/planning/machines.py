@@ -1,4 +1,4 @@
-"""Machines by name: `v5e:4x4` that is not here, `cpu:8` that is pretended, `local` that is."""
+"""Machines by name: `v5e:4x4` (described, not here), `cpu:8` (simulated), `local` (this one)."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:2x2x1, cpu:8, local"
 
 
 def devices(topology: str) -> tuple[list[Any], Chip | None]:
-    """The devices of `topology` and what one of them can do; None for a machine whose figures are not in our table.
+    """The devices of `topology` and the `Chip` of one of them, None for a machine that is not in our table.
 
     A TPU is described by its compiler, which needs the libtpu package and no TPU. `cpu:N` needs the process to have
     started with N simulated devices, as `main.py` does. Raises Refused with a topology that works.

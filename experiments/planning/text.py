@@ -1,4 +1,4 @@
-"""A plan as text: the resolved config, parameters, shardings, FLOPs, memory, and what a compiler said of the step."""
+"""A plan as text: the resolved config, parameters, shardings, FLOPs, memory, and the compiler's figures of the step."""
 
 import io
 import math
@@ -35,7 +35,7 @@ def plan(config: Any) -> str:
 
 
 def resolved(config: Any) -> str:
-    """Every setting as one would type it, a group a paragraph; `*` marks what differs from the defaults."""
+    """Every setting as it is typed, a group a paragraph; `*` marks values that differ from the defaults."""
     flat, defaults = keys.flatten(config.to_dict()), keys.flatten(keys.base())
     groups: dict[str, list[str]] = {}
     for key, value in flat.items():
@@ -121,7 +121,7 @@ def _size(count: int) -> str:
 
 
 def compiled(record: Mapping[str, Any]) -> list[str]:
-    """What the compiler said, a line a fact; `record` is plan.json."""
+    """The compiler's figures, one a line; `record` is plan.json."""
     lines = []
     for tried in record["tried"]:
         changed = ", ".join(f"{key}={value}" for key, value in tried["changes"].items())

@@ -1,4 +1,4 @@
-"""What a report needs to know: a workdir read into memory, its series, groups of seeds, and their statistics."""
+"""The data of a report: a workdir read into memory, its series, groups of seeds, and their statistics."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ BITS = "eval/bits_per_byte"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One workdir as found on disk; every part may be empty, `notes` says what could not be read."""
+    """One workdir as found on disk. Every part may be empty; `notes` names the files that could not be read."""
 
     path: pathlib.Path
     record: dict[str, Any]
@@ -94,7 +94,7 @@ def load(workdir: str | os.PathLike) -> Run:
 
 
 def mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
-    """record[key] where it is an object, else an empty one: a report survives whatever the files hold."""
+    """record[key] if it is an object, else an empty dict: a report is written whatever the files hold."""
     value = record.get(key)
     return value if isinstance(value, dict) else {}
 
@@ -322,7 +322,7 @@ def shared_compute(runs: Sequence[Run], key: str = BITS) -> float:
 
 
 def status(run: Run) -> tuple[str, str]:
-    """(where the run stands, a warning if it needs one)."""
+    """(the state of the run, a warning if it needs one)."""
     step = run.last_step
     if step is None:
         return "nothing logged yet", ""
@@ -367,7 +367,7 @@ def finals(group: Group, key: str) -> list[float]:
 
 
 def kind(row: dict[str, Any]) -> str:
-    """What the bits of an evaluation are: "=", "<=", or "~" for what is no likelihood or nothing we know."""
+    """The kind of an evaluation's bits: "=" exact, "<=" an upper bound, "~" no likelihood or unknown."""
     said = row.get("eval/kind", "=")
     return said if said in ("=", "<=") else "~"
 

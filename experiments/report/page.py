@@ -113,7 +113,7 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def escape(text: Any) -> str:
-    """Text that is safe in HTML, with what would hide or reorder it spelt out (\\x1b, \\u202e)."""
+    """Text that is safe in HTML; characters that would hide or reorder it are spelt out (\\x1b, \\u202e)."""
     return html.escape(visible(text), quote=True)
 
 
@@ -255,7 +255,7 @@ MARKS = {"=": "", "<=": "≤ ", "~": "~ "}  # Of eval/kind, the loosest last.
 
 
 def bits(row: dict) -> str:
-    """Bits per byte with standard error, marked ≤ where it is an upper bound and ~ where it is no likelihood."""
+    """Bits per byte with standard error, marked ≤ for an upper bound and ~ for a number that is no likelihood."""
     bound = MARKS[data.kind(row)]
     return bound + with_error(data.number(row, data.BITS), data.number(row, f"{data.BITS}_se"))
 

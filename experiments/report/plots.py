@@ -1,5 +1,7 @@
-"""Charts as small inline SVG: drawn by matplotlib, coloured by the page's CSS variables, so one drawing serves both
-themes; labelled where the lines end, so there is no legend to look up.
+"""Charts as small inline SVG, drawn by matplotlib.
+
+Colours are the page's CSS variables, so that one drawing serves both themes. Each line is labelled at its end instead
+of in a legend.
 """
 
 import dataclasses
@@ -93,8 +95,10 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What an axis shows: its label, the kind of number ("count", "flops", "seconds", "bytes"), log or
-    linear, and whether a linear axis has to show zero."""
+    """An axis: its label, the kind of number, log or linear, and whether a linear axis has to show zero.
+
+    The kinds of numbers are "count", "flops", "seconds" and "bytes".
+    """
 
     label: str
     kind: str = "count"

@@ -5,10 +5,10 @@
     print(coordinates.table(found))
     plots.save(plots.coordinates(found), "coordinates")
 
-Where hyperparameters carry over from one width to another, what a step changes is of one size at all widths: the slope
-of its logarithm over that of the width is 0. A slope of 1/2 or 1 means that the wider model takes larger steps, so that
-its learning rate has to fall; a negative one that parts of it learn ever less (Yang et al. 2022, arXiv:2203.03466,
-appendix D.1).
+Where hyperparameters carry over from one width to another, the change of an activation in a step has the same size at
+all widths: the slope of its logarithm over that of the width is 0. A slope of 1/2 or 1 means that the wider model takes
+larger steps, so that its learning rate has to fall. A negative slope means that parts of it learn ever less (Yang et
+al. 2022, arXiv:2203.03466, appendix D.1).
 """
 
 import dataclasses
@@ -26,8 +26,13 @@ from models.objectives import OBJECTIVES
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """Root mean squares over a batch and the width: `size [W, steps + 1, A]` of each activation before and after each
-    step, `moved [W, steps, A]` of its change since the start; `names` of the A activations, W `widths`."""
+    """Root mean squares over a batch and the width.
+
+    widths: W of them.
+    names: of the A activations.
+    size: `[W, steps + 1, A]`, of each activation before and after each step.
+    moved: `[W, steps, A]`, of its change since the start.
+    """
 
     widths: tuple[int, ...]
     names: tuple[str, ...]
@@ -70,7 +75,7 @@ def measure(config: Any, widths: Sequence[int], *, steps: int = 4) -> Coordinate
 
 
 def _run(config: Any, steps: int) -> list[dict[str, float]]:
-    """What `_sizes` says before and after each step; one program."""
+    """The results of `_sizes` before and after each step; one program."""
     corpus = inputs.load(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
     batch = global_batch(inputs.prepare(config, corpus, inputs.train_loader(config, corpus).batch(0)), program)

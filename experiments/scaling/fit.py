@@ -23,10 +23,12 @@ _POLISHED = 3  # best descents that are run again in freshly whitened coordinate
 class Fit:
     """A fitted law. P parameters, B bootstrap resamples.
 
-    `values`: parameters by name. `objective`: mean Huber loss over delta^2. `residual`: root mean square residual (of
-    log target where the law fits logs). `samples` `[B, P]`: bootstrap values in the order of `law.parameters`, already
-    spread for the degrees of freedom; empty without bootstrap. `starts_agreed`: share of the starts that came within
-    1e-6 (relative) of the best objective.
+    values: parameters by name.
+    objective: mean Huber loss over delta^2.
+    residual: root mean square residual (of log target where the law fits logs).
+    samples: `[B, P]`, bootstrap values in the order of `law.parameters`, already spread for the degrees of freedom;
+        empty without bootstrap.
+    starts_agreed: share of the starts that came within 1e-6 (relative) of the best objective.
     """
 
     law: Law
@@ -157,7 +159,7 @@ def _descend(law: Law, start, inputs, y: np.ndarray, weights: np.ndarray, delta:
 
 @dataclasses.dataclass(frozen=True)
 class Extrapolation:
-    """What a fit on small runs says of larger ones. `error` `[H]`: (predicted - measured) / measured, held-out runs."""
+    """A fit on small runs, held to H larger ones. `error` `[H]`: (predicted - measured) / measured of each."""
 
     fit: Fit
     held_out: np.ndarray

@@ -1,7 +1,7 @@
-"""What runs say about a law: which parameters they determine, which they do not and why, and which run would help.
+"""Which parameters of a law a set of runs determines, which it does not and why, and which further run would help.
 
-Errors here are those of the law made linear at the fit (its Jacobian). They say what the runs allow, even where a
-bootstrap stands still at a boundary and shows an interval of zero width.
+Errors here are those of the law made linear at the fit (its Jacobian). They hold even where a bootstrap stands still at
+a boundary and shows an interval of zero width.
 """
 
 import dataclasses
@@ -27,12 +27,15 @@ _STEPS = 9  # Sizes that are tried for the next run, from the smallest to four t
 class Identified:
     """P parameters.
 
-    `errors`: the standard error of each, as a share for an amplitude; inf where the runs say nothing. `determined`:
-    whether the 95% interval of an exponent lies above 0, and that of an amplitude within a factor of 10 either way.
-    `correlation`: of the errors of each two exponents, "alpha, beta" -> number. `spans`: decades that the runs cover of
-    each input. `remarks`: what is degenerate, a sentence each. `next_run`: the run of at most four times the largest
-    compute that narrows the worst exponent most: `parameters`, `tokens`, `flops`, `parameter`, and its error `before`
-    and `after`; None where no run narrows it, or the law does not know sizes and tokens.
+    errors: the standard error of each, as a share for an amplitude; inf if the runs do not determine it at all.
+    determined: whether the 95% interval of an exponent lies above 0, and that of an amplitude within a factor of 10
+        either way.
+    correlation: of the errors of each two exponents, "alpha, beta" -> number.
+    spans: decades that the runs cover of each input.
+    remarks: the degeneracies, a sentence each.
+    next_run: the run of at most four times the largest compute that narrows the worst exponent most: `parameters`,
+        `tokens`, `flops`, `parameter`, and its error `before` and `after`. None if no run narrows it, or if sizes and
+        tokens are not inputs of the law.
     """
 
     errors: dict[str, float]
@@ -56,7 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 def identify(fit: Fit, columns: Mapping[str, np.ndarray]) -> Identified:
-    """What the runs that `fit` was made of say about it; `columns`: its law's inputs, `[R]` each."""
+    """The `Identified` of a fit and its own runs; `columns`: the inputs of its law, `[R]` each."""
     law, inputs = fit.law, fit.law.columns(columns)
     _, jacobian = law.evaluate(law.theta(_safe(fit)), *inputs)
     freedom = max(len(jacobian) - len(law.parameters), 1)

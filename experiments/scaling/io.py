@@ -17,8 +17,12 @@ _COUNTS = ("total", "non_embedding")
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """R finished runs. `columns`: `[R]` float64 each, always `parameters`, `tokens`, `flops`, `tokens_per_parameter`
-    and `loss`; `labels`: `[R]` text columns; `left_out`: what was not read, and why, one sentence each."""
+    """R finished runs.
+
+    columns: `[R]` float64 each, always `parameters`, `tokens`, `flops`, `tokens_per_parameter` and `loss`.
+    labels: `[R]` text columns.
+    left_out: rows or workdirs that were not read, and why, one sentence each.
+    """
 
     names: tuple[str, ...]
     columns: dict[str, np.ndarray]

@@ -17,9 +17,13 @@ from experiments.scaling.laws import FLOPS_PER_PARAMETER_TOKEN, positive
 class IsoFLOP:
     """Minima of B budgets and the power laws through them.
 
-    `budgets` `[B]` FLOPs; `parameters`, `tokens`, `loss` `[B]` at each minimum; `curves` `[B, 3]`, the coefficients of
-    (log N)^2, log N and 1. `exponents`: a of N* = n C^a and b of D* = d C^b; `constants`: n and d. `intervals`: of a
-    and b at 95%, empty without bootstrap. `left_out`: budgets without a minimum inside their grid, and why.
+    budgets: `[B]` FLOPs.
+    parameters, tokens, loss: `[B]`, at each minimum.
+    curves: `[B, 3]`, the coefficients of (log N)^2, log N and 1.
+    exponents: a of N* = n C^a and b of D* = d C^b.
+    constants: n and d.
+    intervals: of a and b at 95%, empty without bootstrap.
+    left_out: budgets without a minimum inside their grid, and why.
     """
 
     budgets: np.ndarray

@@ -21,9 +21,11 @@ _FLOOR = 1e-12  # of an amplitude, as a share of the median target: a start may 
 class Law:
     """One functional form. R below is runs, P parameters, S starts.
 
-    `logged` names the parameters that theta holds as logs; `inputs` the columns that `evaluate` takes, each `[R]`, and
-    `target` the column that it predicts. `evaluate(theta, *inputs) -> (y [R], dy/dtheta [R, P])`, y being the log of
-    the target when `log_target`. `starts(target, *inputs) -> theta [S, P]`.
+    logged: the parameters that theta holds as logs.
+    inputs: the columns that `evaluate` takes, each `[R]`.
+    target: the column that it predicts.
+    evaluate: (theta, *inputs) -> (y [R], dy/dtheta [R, P]), y being the log of the target when `log_target`.
+    starts: (target, *inputs) -> theta [S, P].
     """
 
     name: str
@@ -151,7 +153,7 @@ def _starts_downstream(error: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def _leverage_exponent(granularity: np.ndarray, flops: np.ndarray) -> np.ndarray:
-    """What multiplies (a, d, gamma, beta) in the exponent, `[R, 4]`."""
+    """The factors of (a, d, gamma, beta) in the exponent, `[R, 4]`."""
     g = np.log2(granularity)
     return np.stack([np.ones_like(g), np.log10(flops), g**2, g], axis=1)
 

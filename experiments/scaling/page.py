@@ -1,4 +1,4 @@
-"""study.html: the runs of a scaling study, its curves, fits with intervals, and what would narrow them, as one page."""
+"""study.html: the runs of a scaling study, its curves, fits with intervals, and the next run, as one page."""
 
 import base64
 import io
@@ -72,7 +72,7 @@ def _law(name: str, law: Mapping[str, Any]) -> list[str]:
 
 
 def following(run: Mapping[str, Any]) -> str:
-    """What would narrow a fit, in a sentence."""
+    """The run that would narrow a fit most, in a sentence."""
     before, after = ("no bound" if run[key] is None else f"{run[key]:.3g}" for key in ("before", "after"))
     return (
         f"What would narrow it most: one run of {page.count(run['parameters'])} parameters on "
@@ -96,7 +96,7 @@ def _isoflop(found: Mapping[str, Any]) -> list[str]:
 
 
 def _figure(number: int, name: str, figure: "Figure") -> str:
-    """A figure as an image within the page; as one, its ids cannot meet those of another."""
+    """A figure as an image within the page, so that its ids cannot clash with those of another figure."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     drawn = base64.b64encode(out.getvalue().encode()).decode()

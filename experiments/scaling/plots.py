@@ -38,7 +38,7 @@ _INK, _ACCENT, _HELD = "#333333", "#0b5fa5", "#c2410c"
 
 @contextlib.contextmanager
 def drawing(width: float, height: float, columns: int = 1):
-    """(figure, axes) in inches, under our style only, whatever the reader's own is."""
+    """(figure, axes) in inches, under our style only; the user's own style is not read."""
     import matplotlib  # slow to import, and only drawing needs it
     from matplotlib.figure import Figure
 

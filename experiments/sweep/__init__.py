@@ -1,4 +1,4 @@
-"""Sweeps: many runs from one file, resumable, checked before anything runs, and a table of what they found."""
+"""Sweeps: many runs from one file, resumable, checked before anything runs, and a table of their results."""
 
 import functools
 import pathlib

@@ -57,7 +57,7 @@ def run(
 
 
 class _Pool:
-    """The trials and where each stands."""
+    """The trials and the state of each."""
 
     def __init__(self, trials: list[Trial], workdir: pathlib.Path, work: Mapping[str, float], command: str):
         self.trials, self.workdir, self.work, self.command = trials, workdir, work, command
@@ -121,7 +121,7 @@ class _Pool:
             time.sleep(_LOOK)
 
     def due(self) -> bool:
-        """Whether it is time to look how far the trials are."""
+        """Whether it is time to read the progress of the trials again."""
         now = time.monotonic()
         if now - self._counted < _COUNT:
             return False
@@ -143,7 +143,7 @@ class _Pool:
         return total
 
     def counts(self) -> dict[str, int]:
-        """How many trials there are, by where they stand."""
+        """How many trials there are in each state."""
         all_, running, failed = len(self.trials), len(self.running), len(self.failed)
         finished = all_ - running - failed - len(self.waiting)
         return {"all": all_, "running": running, "failed": failed, "finished": finished}

@@ -1,4 +1,4 @@
-"""One trial as a process of this machine: the same command as anyone would type, its log, its lock.
+"""One trial as a process of this machine: the command as it would be typed, its log, its lock.
 
 The lock is a file lock of the operating system, taken before the process starts and held for as long as it lives, even
 when the sweep that started it was killed: another sweep on the same folder waits for it instead of being refused by
@@ -25,10 +25,10 @@ _MAIN = pathlib.Path(__file__).resolve().parents[2] / "main.py"
 
 
 def start(workdir: pathlib.Path, cores: Sequence[int] = ()) -> subprocess.Popen | None:
-    """Trains the run of `workdir`, which holds its config, in a process of its own; None where one does so already.
+    """Trains the run of `workdir`, which holds its config, in a new process; None if another process does so already.
 
-    `cores`: those it may use; with one of them XLA computes in one thread. The process does not hear the terminal's
-    Ctrl-C: whoever started it decides when it is told to stop.
+    `cores`: those it may use; with one core XLA computes in one thread. The process does not receive the terminal's
+    Ctrl-C: its caller stops it.
     """
     disk.folder(workdir)
     with disk.open_lock(workdir / files.LOCK) as lock, os.fdopen(disk.open_to_append(workdir / LOG), "ab") as log:
@@ -55,7 +55,7 @@ def _environment(cores: Sequence[int]) -> dict[str, str]:
 
 
 def wait(workdir: str) -> int:
-    """Trains the run of `workdir` and returns its exit code: what a launcher for other machines calls there.
+    """Trains the run of `workdir` and returns its exit code; launchers for other machines call this function there.
 
     An exception from outside (a cancelled task) tells the process to save and leave, and waits for that.
     """

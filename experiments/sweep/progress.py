@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a bar on a terminal, a line now and then in a log."""
+"""Progress of a running sweep: a bar on a terminal, a line every half minute in a log."""
 
 import sys
 import time
@@ -15,8 +15,8 @@ _EVERY = 30.0  # seconds between lines of a log
 class Progress:
     """Progress in FLOPs over all trials of a sweep; context manager.
 
-    `total`: FLOPs of all trials, `done`: of those that were finished before. Time left is what remains at the mean rate
-    of this session, so it takes small trials for as slow as large ones only once both were seen.
+    `total`: FLOPs of all trials. `done`: FLOPs of trials that were finished before. The time left assumes the mean rate
+    of this session, which is right only once small and large trials have run.
     """
 
     def __init__(self, total: float, *, quiet: bool = False):
@@ -39,7 +39,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, work: float, counts: Mapping[str, int]) -> None:
-        """`work`: FLOPs done by now, finished before or not; `counts`: trials by where they stand, "all" of them."""
+        """`work`: FLOPs done by now, those finished before included. `counts`: trials by state, and "all" of them."""
         now = time.monotonic()
         self._begin = self._begin or (now, work)
         text = f"{counts['finished']}/{counts['all']} trials, {counts['running']} running"

@@ -5,8 +5,8 @@
 results become known to the search batch by batch, whatever `--jobs` is), `metric` (of result.json, the least is best),
 `seed`.
 
-Optuna's journal in the workdir holds finished trials only, in their order. What a batch is asked follows from the
-trials of earlier batches and from (seed, number of the trial), so a search that was killed asks the same again.
+Optuna's journal in the workdir holds finished trials only, in their order. The values of a batch depend on the trials
+of earlier batches and on (seed, number of the trial), so a search that was killed asks for the same values again.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ _RANGES = ("log", "uniform", "int", "choice")
 
 
 def settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
-    """The search of a sweep with defaults. Refused, in one sentence, where something in it cannot be."""
+    """The search of a sweep with defaults. Errors: Refused, in one sentence, for a setting that cannot be."""
     given = dict(sweep["search"])
     known = (*_DEFAULTS, "space")
     for key in given:
@@ -47,7 +47,7 @@ def settings(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def corners(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points at both ends of every range of a search: what the preflight can judge before anything runs."""
+    """The points at both ends of every range of a search, which the preflight can judge before anything runs."""
     space = settings(sweep)["space"]
     fixed = dict((sweep.get("trials") or [{}])[0])
     return [{**fixed, **{key: ends[end] for key, (_, *ends) in space.items()}} for end in (0, -1)]

@@ -1,4 +1,4 @@
-"""What a sweep found: sweep.csv and sweep.json, a page that compares the runs, and the fit that the sweep asks for.
+"""Results of a sweep: sweep.csv and sweep.json, a page that compares the runs, and the fit that the sweep asks for.
 
 The tables hold deterministic numbers only (wall times stay in each trial's timing.jsonl), so a sweep that was killed
 and started again ends with the same bytes as one left alone.
@@ -24,8 +24,11 @@ _COLUMNS = ("parameters", "non_embedding", "tokens", "flops", "loss", "eval/bits
 
 
 def rows(trials: Sequence[Trial], workdir: pathlib.Path, failed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One row per trial, in their order: `name`, `hash`, `status` (finished, failed, unfinished), `error` of a failed
-    one, `values`, and of a finished one the columns that `experiments.scaling.read_csv` wants and its evaluation."""
+    """One row per trial, in their order.
+
+    A row has `name`, `hash`, `status` (finished, failed, unfinished), `error` (of a failed trial) and `values`. A
+    finished trial also has the columns that `experiments.scaling.read_csv` reads, and its evaluation.
+    """
     return [_row(trial, workdir / trial.digest, failed.get(trial.digest, "")) for trial in trials]
 
 

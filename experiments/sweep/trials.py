@@ -34,8 +34,14 @@ _NOT_BUILT = ("seed", "eval", "generate", "checkpoint", "init", "train.steps", "
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One run: `name` tells it from the others, `values` is what it sets (dotted key -> plain value), `config` is
-    locked, `digest` is its hash and the name of its folder (`placed`: an older one, where there is one)."""
+    """One run.
+
+    name: differs from those of the other trials.
+    values: the settings of this trial, dotted key -> plain value.
+    config: locked.
+    digest: hash of the config and name of the folder.
+    placed: name of an older folder with the run, if there is one.
+    """
 
     name: str
     values: dict[str, Any]
@@ -63,7 +69,7 @@ def load(path: str) -> dict[str, Any]:
 
 
 def points(sweep: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each trial sets: every entry of `trials` with every combination of `grid`."""
+    """The settings of each trial: every entry of `trials` with every combination of `grid`."""
     grid = sweep.get("grid", {})
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     return [{**trial, **chosen} for trial in sweep.get("trials") or [{}] for chosen in combinations]
@@ -79,14 +85,14 @@ def resolve(
     read: Collection[str] = (),
     workdir: pathlib.Path | None = None,
 ) -> list[Trial]:
-    """Trials of plain configs, each once. What the command line `changes` has the last word, functions see it too.
+    """Trials of plain configs, each once. Values of the command line, `changes`, win; functions see them, too.
 
     A setting that one trial reads and another does not (of a mixer, in a sweep over mixers) has its default in the
-    other, whose `values` leave it out. What none reads is left for the preflight to refuse.
+    other, whose `values` leave it out. A setting that no trial reads is left for the preflight to refuse.
 
     Args:
       shrink: the smoke form of each.
-      named: keys that stand in every name, also where all trials agree.
+      named: keys that are in every name, even where all trials agree.
       read: keys that other trials of the sweep read.
       workdir: of the sweep. Where an older house made trials there, all are made as those were, so that they compare.
 
@@ -132,7 +138,7 @@ def read_by(configs: Sequence[ConfigDict]) -> set[str]:
 
 
 def _own(config: ConfigDict, values: Mapping[str, Any], some: Collection[str]) -> dict[str, Any]:
-    """`values` without what only other trials read; the config has defaults there from now on."""
+    """`values` without settings that only other trials read; these get their defaults in the config."""
     foreign = set(knobs.unread(keys.flatten(config.to_dict()))) & set(some)
     for key in foreign:
         keys.assign(config, key, knobs.KNOBS[key].default)
@@ -149,7 +155,7 @@ def placed(trials: Sequence[Trial], workdir: pathlib.Path) -> list[Trial]:
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> str:
-    """Sets one key; "" or what is wrong with it."""
+    """Sets one key and returns the problem with it, "" if there is none."""
     if problem := overrides.unknown(config, key.split(".")):
         return problem.replace("--config.", "")
     if isinstance(value, Exception):
@@ -166,7 +172,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> str:
 
 
 def _called(value: Any, config: ConfigDict) -> Any:
-    """What a function makes of the config, or the exception that it raises; other values as they are."""
+    """The result of a function of the config, or the exception that it raises; other values unchanged."""
     if not callable(value):
         return value
     try:
@@ -178,9 +184,9 @@ def _called(value: Any, config: ConfigDict) -> Any:
 def _names(
     chosen: Sequence[Mapping[str, Any]], computed: Collection[str] = (), named: Collection[str] = ()
 ) -> list[str]:
-    """What differs between the trials, with the last word of each key where that is enough: "width=64 seed=1".
+    """Names of the trials: the settings that differ, by the last word of each key if that is enough: "width=64 seed=1".
 
-    A `computed` key is named where trials are told apart by it only, one of `named` always.
+    A `computed` key is in the names if trials differ in nothing else, a key of `named` always.
     """
     keys = dict.fromkeys(key for values in chosen for key in values)
     varied = [key for key in keys if key in named or len({repr(values.get(key)) for values in chosen}) > 1]
@@ -223,7 +229,7 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, float]:
 
 
 def _work(trials: Sequence[Trial]) -> dict[str, float]:
-    """Training FLOPs by digest; what cannot be built or does not go with its corpus is refused."""
+    """Training FLOPs by digest; a trial that cannot be built, or does not fit its corpus, is refused."""
     from experiments.preflight import corpus as preflight_corpus
     from experiments.program import build, counting, inputs, sharding
 

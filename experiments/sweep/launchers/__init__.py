@@ -25,7 +25,7 @@ class Launcher(Protocol):
         """Begins the run whose config lies in `workdir`."""
 
     def close(self) -> None:
-        """Leaves the place as it was found."""
+        """Undoes all changes of the launcher."""
 
 
 LAUNCHERS = {  # name: (module with a function `launcher`, the package it needs)
@@ -38,7 +38,7 @@ LAUNCHERS = {  # name: (module with a function `launcher`, the package it needs)
 def make(name: str, jobs: int, folder: pathlib.Path, resources: Mapping[str, Any]) -> Launcher:
     """The launcher `name` of `LAUNCHERS` for `jobs` trials at a time; `folder` is for its own files.
 
-    `resources`: what each trial needs, in the words of that launcher. Errors: Refused where its package is missing.
+    `resources`: the needs of each trial, in the words of that launcher. Errors: Refused where its package is missing.
     """
     module, package = LAUNCHERS[name]
     try:
