@@ -45,7 +45,9 @@ def grow(params: Any, old: Spec, new: Spec, key: jax.Array) -> Any:
     def join(path: tuple, before: jax.Array, fresh: jax.Array) -> jax.Array:
         return extend(before, jnp.zeros_like(fresh) if path[-1].key == "keys" else fresh)
 
-    return jax.tree_util.tree_map_with_path(join, params, born)
+    kept = {name: params[name] for name in params.keys() & {"heads"}}  # What an objective adds has no tokens to grow.
+    rest = {name: part for name, part in params.items() if name not in kept}
+    return jax.tree_util.tree_map_with_path(join, rest, born) | kept
 
 
 def extend(before: jax.Array, fresh: jax.Array) -> jax.Array:

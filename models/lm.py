@@ -6,7 +6,7 @@ Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hid
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,11 +22,14 @@ from models.mixers.slots import Slots
 from models.products import by_rows
 from models.spec import Spec
 
+Head = Callable[[nnx.Rngs], nnx.Module]  # makes a part that an objective adds to the model
+
 
 class LM(nnx.Module):
     """Tokens `[B, T]` to features `[B, T, D]`; `logits` maps features to `[B, T, V]`."""
 
-    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs, heads: Mapping[str, Head] | None = None):
+        """`heads`: parts that an objective adds (models/objectives), as functions that make them; built last."""
         V, D = spec.V, spec.D
         init = parameters.normal(spec.init_std)
         self.embedding = parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
@@ -37,6 +40,7 @@ class LM(nnx.Module):
         self.norm = norms.make_final(spec, rngs=rngs)
         head = None if spec.tied else parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
         self.head = head
+        self.heads = Heads(heads, rngs=rngs) if heads else None
         self.spec = spec
 
     def __call__(
@@ -128,6 +132,17 @@ class LM(nnx.Module):
     def init_state(self, batch: int, length: int) -> dict:
         """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
         return {"slots": Slots.empty(batch, length), "layers": self.stack.init_state(batch, length)}
+
+
+class Heads(nnx.Module):
+    """What an objective adds to the model: parts by name, their parameters under `heads/NAME`."""
+
+    def __init__(self, heads: Mapping[str, Head], *, rngs: nnx.Rngs):
+        for name, make in heads.items():
+            setattr(self, name, make(rngs))
+
+    def __getitem__(self, name: str) -> nnx.Module:
+        return getattr(self, name)
 
 
 class TimeEmbedding(nnx.Module):

@@ -52,6 +52,11 @@ def test_its_smoke_form_trains_and_evaluates(module, preset, tmp_path):
         str(tmp_path / "cache"),
     )
     config.eval.sample_prompt = ""
+    for name, companion in config.companions.items():
+        if companion.workdir:  # A run that its page trains first: here, too.
+            first = tiny.config(tmp_path)
+            train(first, tmp_path / name, quiet=True)
+            companion.workdir = str(tmp_path / name)
     result = train(config.lock(), tmp_path / "run", quiet=True)
     assert result["step"] == config.train.steps and 0 < result["eval/bits_per_byte"] < 20
 

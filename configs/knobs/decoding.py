@@ -7,10 +7,11 @@ CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candid
 CACHES = ("prefix", "dual", "free", "adaptive")
 # An objective that is still to come may write text in any of these ways.
 TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
-CANVAS = "objective!=next_token"
-STEPS = "objective!=next_token|any_subset|insertion"
-FILLED = "objective!=next_token|any_subset|insertion|neodiff"
-DRAFTS = "objective!=next_token|masked_diffusion|block_diffusion|score_entropy|insertion|neodiff"
+LEFT_TO_RIGHT = "next_token|distillation|multi_token"
+CANVAS = f"objective!={LEFT_TO_RIGHT}"
+STEPS = f"{CANVAS}|any_subset|insertion"
+FILLED = f"{STEPS}|neodiff"
+DRAFTS = f"{CANVAS}|masked_diffusion|block_diffusion|score_entropy|insertion|neodiff"
 TIMED = f"generate.diffusion.method!={'|'.join((*CONFIDENT, 'first_hitting', 'guided'))}"
 
 generate = group("How text is drawn.")

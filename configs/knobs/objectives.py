@@ -112,3 +112,20 @@ neodiff.conditioned = number(
     most=1,
 )
 neodiff.draws = whole(4, DRAWS, least=1)
+
+distillation = group("Distillation from companions.teacher.", of="objective=distillation")
+distillation.weight = number(
+    0.5, "Share of the teacher's term; the rest is the text's own.", least=0, most=1, before=0.5
+)
+distillation.temperature = number(
+    2.0, "Divides the logits of both models in the teacher's term.", least=0.01, most=1000, before=2.0
+)
+
+multi_token = group("Prediction of several tokens.", of="objective=multi_token")
+multi_token.tokens = whole(
+    4,
+    "Tokens ahead that are predicted; 1 is next_token. Each beyond the first adds D^2 parameters.",
+    least=1,
+    small=3,
+    before=4,
+)

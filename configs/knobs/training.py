@@ -110,3 +110,12 @@ init.grow_from = text("", "A workdir whose model starts this run with more param
 init.grow_optimizer = one_of(
     "reset", ("reset", "carry"), "reset (as published), or carry: old rows keep their moments."
 )
+
+companions = group("Trained models that an objective reads beside its own, and does not train.")
+companions.teacher = group("The model whose predictions are imitated.", of="objective=distillation")
+companions.teacher.workdir = text(
+    "", 'A workdir with a trained model of the same tokenizer, or "self": the model as this run starts.', before=""
+)
+companions.teacher.average = switch(
+    False, "The averaged parameters of that run, which it must have kept (optimizer.ema).", before=False
+)

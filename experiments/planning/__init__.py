@@ -11,6 +11,7 @@ from experiments import workdir as files
 from experiments.planning import compiled as compiling
 from experiments.planning import machines, page, text
 from experiments.program import Program, build, counting, sharding
+from experiments.workdir import companions
 
 __all__ = ["plan", "plan_for"]
 plan = text.plan
@@ -62,6 +63,7 @@ def _try(config: Any, changes: dict[str, Any], devices: list[Any], chip: Any) ->
     made = _changed(config, changes)
     preflight.check(made, num_devices=len(devices))
     program = build(made, vocab_size=text.vocabulary(made), mesh=sharding.make_mesh(made, devices))
+    program = companions.attach(program, vocab_size=text.vocabulary(made))
     found = compiling.compile_step(program, chip)
     roofline = compiling.roofline(program, found, chip) if chip and found.fits else {}
     return Tried(changes, program, found, roofline)

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.planning import hlo
 from experiments.planning.chips import Chip
-from experiments.program import Program, counting, in_order, sharding
+from experiments.program import Program, companions, counting, in_order, sharding
 from kernels import platforms
 
 
@@ -37,7 +37,8 @@ class Compiled:
 
 def compile_step(program: Program, chip: Chip | None) -> Compiled:
     """Compiles the training step of `program` for the devices of its mesh."""
-    traced = program.train_step().trace(_state(program), batch_shapes(program))
+    more = [companions.abstract(program)] if program.companions else []
+    traced = program.train_step().trace(_state(program), batch_shapes(program), *more)
     try:
         compiled = platforms.compile_described(traced) if chip else traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:

@@ -13,6 +13,7 @@ from rich.table import Table
 from experiments import preflight
 from experiments.program import Program, build, counting, inputs, sharding
 from experiments.settings import keys, overrides
+from experiments.workdir import companions
 from kernels import context_attention
 
 WIDTH = 120
@@ -23,6 +24,7 @@ def plan(config: Any) -> str:
     preflight.check(config, num_devices=jax.device_count())
     tokenizer_ids, assumed = inputs.vocabulary(config)
     program = build(config, vocab_size=tokenizer_ids, mesh=sharding.make_mesh(config))
+    program = companions.attach(program, vocab_size=tokenizer_ids)
     text = io.StringIO()
     console = Console(file=text, width=WIDTH)
     console.print(resolved(config), highlight=False, markup=False)
@@ -90,6 +92,7 @@ def summary(program: Program) -> list[str]:
     tokens = train.steps * data.batch_size * data.length
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     size = {name: _size(count) for name, count in memory.items()}
+    beside = f"companions {size['companions']}, " if program.companions else ""
     mixing = ", ".join(f"{kind} {flops[kind]:.4g}" for kind in counting.MIXING if flops[kind])
     return [
         f"devices: {program.mesh.size} {program.mesh.devices.flat[0].device_kind} ({mesh})",
@@ -98,7 +101,7 @@ def summary(program: Program) -> list[str]:
         f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, {mixing}); "
         f"{flops['total'] * tokens:.4g} for {train.steps:,} steps of {data.batch_size * data.length:,} tokens",
         f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "
-        f"{size['gradients']}, activations {size['activations']}, logits {size['logits']})",
+        f"{size['gradients']}, {beside}activations {size['activations']}, logits {size['logits']})",
     ]
 
 

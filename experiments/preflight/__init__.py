@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from configs import knobs
+from experiments.preflight import companions as preflight_companions
 from experiments.preflight import growth as preflight_growth
 from experiments.preflight import mesh as preflight_mesh
 from experiments.preflight import objectives as preflight_objectives
@@ -163,3 +164,4 @@ def _combination_problems(config: Any) -> Iterator[str]:
         if start and not holds_checkpoint(start):
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)
+    yield from preflight_companions.problems(config)

@@ -27,7 +27,7 @@ def check_memory(program: Any) -> None:
     """Raises ConfigError when what a step cannot do without exceeds what a device has: the state and its gradients, and
     of what the backward pass keeps the input of every layer."""
     needed = counting.memory(program)
-    state, kept = needed["state"] + needed["gradients"], needed["inputs"]
+    state, kept = needed["state"] + needed["gradients"] + needed["companions"], needed["inputs"]
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     there = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -11,7 +11,7 @@ Parameters are a plain dict; the model object exists only inside a trace, by `me
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from experiments.program import companions as beside
 from experiments.program import optimizers, precision, sharding
 from kernels import context_attention
 from models import objectives, reports, running
@@ -59,6 +60,7 @@ class Program:
     roles: Any  # role of each parameter
     decoder: Callable[[Any], LM]  # `merge` for generation: sequences are whole on every device, in their order
     rows: tuple[int, int]  # (i, n): this process reads the i-th of n parts of the rows of a batch
+    companions: Mapping[str, "Program"]  # trained models that the objective reads; {} until they are attached
 
     def init(self) -> Any:
         """The state at step 0, created sharded: no parameter ever exists whole on one device."""
@@ -66,7 +68,8 @@ class Program:
 
     def _init(self, key: jax.Array) -> Any:
         init_key, train_key = jax.random.split(key)
-        model = LM(self.spec, rngs=nnx.Rngs(params=init_key))
+        heads = objectives.heads(self.objective, self.spec)
+        model = LM(self.spec, rngs=nnx.Rngs(params=init_key), heads=heads)
         return self._begin(nnx.to_pure_dict(nnx.state(model, nnx.Param)), train_key)
 
     def begin(self, params: Any) -> Any:
@@ -98,18 +101,27 @@ class Program:
         return params if self.config.optimizer.rounding == "nearest" else precision.widened(params)
 
     def train_step(self) -> Callable[[Any, dict], tuple[Any, dict]]:
-        """`(state, batch) -> (state, metrics)`, jitted, the old state donated."""
-        batch = sharding.batch_sharding(self.config, self.mesh)
+        """`(state, batch) -> (state, metrics)`, jitted, the old state donated.
+
+        Where the objective reads companions it is `(state, batch, companions)`: see `step`.
+        """
+        batch, more = sharding.batch_sharding(self.config, self.mesh), beside.shardings(self)
         return jax.jit(
             self.step,
             donate_argnums=0,
-            in_shardings=(self.shardings, batch),
+            in_shardings=(self.shardings, batch, *([more] if more else [])),
             out_shardings=(self.shardings, sharding.replicated(self.mesh)),
             compiler_options=compiler_options(self.mesh),
         )
 
-    def step(self, state: Any, batch: dict) -> tuple[Any, dict]:
-        """`train_step` as a plain function, for programs around it."""
+    def step(self, state: Any, batch: dict, companions: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+        """`train_step` as a plain function, for programs around it.
+
+        `companions`: the parameters of each of `self.companions`, by its name; None where there are none.
+        """
+        beside.check(self)
+        told = {name: self.companions[name].merge(companions[name]) for name in self.companions}
+        told = {"companions": told} if told else {}
         params = state["params"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         batch = self.objective.corrupt(batch, key)
@@ -117,7 +129,7 @@ class Program:
 
         def loss_fn(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
             model = self.merge(running.held(self.roles, params))
-            out = self.objective.loss(model, batch, key, **self.config.loss.to_dict())
+            out = self.objective.loss(model, batch, key, **told, **self.config.loss.to_dict())
             loss = reports.with_losses(out.total, out.report)
             return loss / total, {"loss": loss, "means": out.means, "report": out.report}
 
@@ -179,8 +191,8 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     goal = make_objective(config, vocab_size)
     partition = Partition(mesh, sharding.rules(config), sharding.schedule(config, mesh.shape, goal.mask))
     spec = Spec.from_config(config.model.to_dict(), vocab_size=vocab_size + goal.extra_tokens, partition=partition)
-    graphdef, variables = _structure(spec)
-    decoder = _structure(dataclasses.replace(spec, partition=partition.without("sequence")))[0]
+    graphdef, variables = _structure(spec, goal)
+    decoder = _structure(dataclasses.replace(spec, partition=partition.without("sequence")), goal)[0]
     # A stacked parameter carries one more dimension than it was made with: the layers.
     axes = jax.tree.map(_full_axes, variables, is_leaf=_is_variable)
     roles = jax.tree.map(lambda v: v.get_metadata("role"), variables, is_leaf=_is_variable)
@@ -200,6 +212,7 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
         roles=roles,
         decoder=lambda params: nnx.merge(decoder, params),
         rows=sharding.own_rows(config, mesh),
+        companions={},
     )
     abstract = jax.eval_shape(program._init, jax.random.key(0))
     placed = sharding.parameter_shardings(params, axes, config, mesh)
@@ -219,9 +232,10 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-def _structure(spec: Spec) -> tuple[Any, Any]:
-    """What a model is but its numbers, and the shapes of those."""
-    return nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0))), nnx.Param)
+def _structure(spec: Spec, goal: Any) -> tuple[Any, Any]:
+    """What a model with the heads of its objective is but its numbers, and the shapes of those."""
+    heads = objectives.heads(goal, spec)
+    return nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0), heads=heads)), nnx.Param)
 
 
 def _is_variable(leaf: Any) -> bool:

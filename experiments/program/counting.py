@@ -1,5 +1,6 @@
 """What a model costs: parameters, FLOPs a token, bytes of memory; and what this machine can do."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -13,6 +14,7 @@ from flax import nnx
 from experiments.program import precision
 from models.block import Period
 from models.lm import LM
+from models.objectives import next_token
 from models.parameters import UNTRAINED, kernel_size
 
 MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond their projections
@@ -34,7 +36,8 @@ def flops_per_token(program: Any) -> dict[str, float]:
     say that is active in them for it (`Channel.flops`) and every other kernel once; `context` counts what mixers do
     beyond their projections, and is the sum of `attention` (over the keys that the mask lets a token see), `recurrent`
     (memories) and `fast` (weights that learn in the forward pass). Norms, activations and the optimizer are left out.
-    Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out).
+    Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out). Companions of the objective
+    pass forward only.
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
     pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)
@@ -50,7 +53,13 @@ def flops_per_token(program: Any) -> dict[str, float]:
         for kind, flops in block.mixer.context_flops(length, causal).items():
             parts[kind] += 3 * share * flops
     each = 2 * kernels + repeats * sum(block.channel.flops() - 2 * kernel_size(block.channel) for block in blocks)
-    matmul, context = 3 * (copies * each + 2 * spec.V * spec.D), sum(parts.values())
+    predictions = getattr(program.objective, "predictions", 1)
+    matmul = 3 * (copies * each + predictions * 2 * spec.V * spec.D)
+    for companion in program.companions.values():
+        flops = flops_per_token(dataclasses.replace(companion, objective=next_token, companions={}))
+        matmul += flops["matmul"] / 3
+        parts = {kind: parts[kind] + flops[kind] / 3 for kind in MIXING}
+    context = sum(parts.values())
     return {"matmul": matmul, **parts, "context": context, "total": matmul + context}
 
 
@@ -65,7 +74,7 @@ def state_bytes(program: Any) -> int:
 
 
 def memory(program: Any) -> dict[str, int]:
-    """Bytes per device: the state as it lies, gradients, and an estimate of what the backward pass keeps.
+    """Bytes per device: the state as it lies, gradients, companions, and an estimate of what the backward pass keeps.
 
     The estimate counts, per token and layer, the inputs of every matmul and norm (about 2 F + 8 D + 2 N H values, one
     layer's worth under full rematerialisation plus D per layer) and the logits twice.
@@ -82,8 +91,11 @@ def memory(program: Any) -> dict[str, int]:
     kept = layer * spec.L if spec.remat == "none" else layer + tokens * spec.D * spec.L * spec.dtype.itemsize
     logits = 2 * 4 * min(tokens * spec.V, 1 << 25)
     inputs = tokens * spec.D * spec.L * spec.dtype.itemsize  # Of the layers: what no rematerialisation does without.
-    return {"state": state, "gradients": gradients, "activations": kept, "logits": logits, "inputs": inputs,
-            "total": state + gradients + kept + logits}  # fmt: skip
+    beside = sum(
+        _bytes_per_device(each.abstract["params"], each.shardings["params"]) for each in program.companions.values()
+    )
+    return {"state": state, "gradients": gradients, "companions": beside, "activations": kept, "logits": logits,
+            "inputs": inputs, "total": state + gradients + beside + kept + logits}  # fmt: skip
 
 
 def _hidden(program: Any) -> int:

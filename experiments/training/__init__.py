@@ -27,7 +27,7 @@ from experiments.settings import agreement, processes
 from experiments.settings.errors import TrainingDiverged
 from experiments.training import evaluate, starting, stopping
 from experiments.training.progress import Progress
-from experiments.workdir import states, vocabulary, writers
+from experiments.workdir import companions, states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import as_begun, check_workdir
 
@@ -66,6 +66,7 @@ def train(
     preflight_corpus.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
+    program = companions.attach(program, vocab_size=corpus.tokenizer.vocab_size)
     preflight_corpus.check_memory(program)
     step_fn, eval_fn = program.train_step(), evaluate.make_step(program)
     loader = inputs.train_loader(config, corpus, program.rows)
@@ -79,6 +80,8 @@ def train(
         begun, state, about = starting.state(config, workdir, program, corpus, saves, overwrite=overwrite)
         start = begun or 0
         agreement.check_start(corpus=corpus.hash, tokenizer=corpus.tokenizer.hash, first_step=start)
+        read = companions.load(program, workdir, tokenizer=corpus.tokenizer, params=state["params"], about=about)
+        beside = [read.params] if read.params else []  # what a step reads beside state and batch
 
         # ==================== The loop ====================
         steps = config.train.steps
@@ -98,7 +101,10 @@ def train(
         def stand() -> writers.Writer:
             """The run stands: from here on it writes."""
             facts = lambda: _facts(program, corpus, flops, ceiling)  # noqa: E731
-            return place.stand(config, command, corpus, saves, begun, facts)
+            opened = place.stand(config, command, corpus, saves, begun, facts)
+            if begun is None:
+                companions.save_start(program, workdir, read.params)
+            return opened
 
         def diverged(what: str) -> TrainingDiverged:
             saves.wait()
@@ -153,7 +159,7 @@ def train(
                     measure(step)
                 if due["save"]:
                     loss = last_eval["eval/loss"] if due["evaluate"] else None
-                    saves.save(step, state, _about(config, corpus), loss=loss)
+                    saves.save(step, state, _about(config, corpus, read.facts), loss=loss)
                 clock.resume()
             if stop.requested:
                 saves.close()
@@ -166,7 +172,7 @@ def train(
                 batch = global_batch(inputs.prepare(config, corpus, next(batches)), program)
             # (3) Step.
             with _profile(config, step, workdir):
-                state, metrics = step_fn(state, batch)
+                state, metrics = step_fn(state, batch, *beside)
                 if step == start:
                     clock.first_step(step, metrics)
                     clock.pause()
@@ -205,13 +211,14 @@ def _sample(generator: Any, params: Any, config) -> str:
     return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
 
 
-def _about(config, corpus: Any) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its arrays."""
+def _about(config, corpus: Any, companions: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays; `companions`: see `companions.Read.facts`."""
     return {
         "config": files.plain(config.to_dict()),
         "versions": {"jax": jax.__version__},
         "corpus": corpus.hash,
         "tokenizer": corpus.tokenizer.hash,
+        **({"companions": companions} if companions else {}),
     }
 
 

@@ -19,7 +19,7 @@ from experiments.workdir.checkpoints import Checkpoints
 # What a run leaves in its workdir, and what moves aside when another one takes its place.
 LEAVES = (
     files.CONFIG, files.RUN, files.METRICS, files.TIMING, files.SAMPLES, files.RESULT, files.REPORT, files.TOKENIZER,
-    files.TENSORBOARD, files.CHECKPOINTS, "profile",
+    files.TENSORBOARD, files.CHECKPOINTS, files.START, "profile",
 )  # fmt: skip
 
 

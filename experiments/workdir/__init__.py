@@ -8,6 +8,7 @@
     samples.jsonl   {"step", "prompt", "text"}
     result.json     the summary of a finished run; absent while the run is under way
     tokenizer.json  what turns the model's ids into text
+    start/          the parameters that the run began with, where it is its own companion
     report.html     built from the files above at any time
 
 JSON has no NaN, so floats that are not finite are written as the strings "NaN", "Infinity" and "-Infinity".
@@ -41,6 +42,7 @@ REPORT = "report.html"
 TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
+START = "start"  # The parameters that a run began with, where it is its own companion.
 LOCK = ".lock"
 REPLACED = "replaced"  # Folders `replaced-TIME`: what a run left that was started over there.
 

@@ -48,8 +48,9 @@ class Checkpoints:
         keep_every: int = 0,
         keep_best: int = 0,
         config: Mapping[str, Any] | None = None,
+        folder: str = files.CHECKPOINTS,
     ):
-        self.root = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.root = pathlib.Path(workdir).absolute() / folder
         self._keep = {"last": keep_last, "every": keep_every, "best": keep_best}
         self._config = config
         self._alias: states.Alias | None = None
@@ -291,11 +292,11 @@ class Checkpoints:
         """
         return self.read_parameters(program, step=step)[1]
 
-    def read_parameters(self, program: Any, *, step: int | None = None) -> tuple[int, Any, dict]:
-        """`(step, parameters, about)`; see `parameters`."""
+    def read_parameters(self, program: Any, *, step: int | None = None, average: bool = True) -> tuple[int, Any, dict]:
+        """`(step, parameters, about)`; see `parameters`. `average=False`: not the averaged ones, whatever is kept."""
 
         def read(folder: pathlib.Path, about: dict) -> Any:
-            group = "ema" if any(path.startswith("['ema']") for path in about["arrays"]) else "params"
+            group = "ema" if average and averaged(about) else "params"
             params = program.abstract["params"]
             wanted = {group: states.as_saved(params, about["arrays"], group)}
             mine = {path: text for path, text in about["arrays"].items() if path.startswith(f"['{group}']")}
@@ -380,6 +381,11 @@ class Checkpoints:
         if os.path.lexists(vouching):
             os.rename(vouching, aside.with_name(aside.name + vouched.SUFFIX))
         logging.warning("checkpoint %d was moved to %s: %s.", step, aside, why)
+
+
+def averaged(about: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint that describes itself so holds an average of the parameters."""
+    return any(path.startswith("['ema']") for path in about["arrays"])
 
 
 def _same(saved: Mapping[str, str], wanted: Mapping[str, str], what: str) -> None:

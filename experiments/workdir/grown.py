@@ -53,14 +53,15 @@ def source(config: Any, workdir: str | os.PathLike, tokenizer: Any, *, key: str)
     if not isinstance(saved, dict):
         return saves
     objective = saved.get("objective", config.objective)
-    if objective != config.objective:
+    alike = all(getattr(objectives.OBJECTIVES.get(name), "causal", False) for name in (objective, config.objective))
+    if objective != config.objective and not alike:  # Those that predict the next token read one model.
         raise CheckpointError(
             f"{key}={workdir} was trained for objective={objective!r} and this run is for {config.objective!r}, which "
             f"reads other things from the same numbers; use objective={objective!r}, or a run that has yours."
         )
     mine, theirs = (
-        objectives.make(objective, options.get(objective, {}), vocab_size=tokenizer.vocab_size).extra_tokens
-        for options in (config.to_dict(), saved)
+        objectives.make(name, options.get(name, {}), vocab_size=tokenizer.vocab_size).extra_tokens
+        for name, options in ((config.objective, config.to_dict()), (objective, saved))
     )
     if mine != theirs:
         raise CheckpointError(
@@ -79,6 +80,12 @@ def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> A
     old, saves = before(program, workdir, vocab_size=vocab_size), Checkpoints(pathlib.Path(workdir).expanduser())
     if found := growth.problems(old.spec, program.spec):  # With the corpus at hand: the vocabulary, too.
         raise ConfigError(found)
+    mine, theirs = (sorted(objectives.heads(each.objective, each.spec)) for each in (program, old))
+    if mine != theirs:
+        raise ConfigError([
+            f"init.grow_from={workdir} has the heads {theirs} and this run has {mine}; grow with "
+            f"objective={old.config.objective!r} and its options."
+        ])  # fmt: skip
     if program.config.init.grow_optimizer == "reset":
         return program.begin(_grow(old, program)(saves.parameters(old)))
     restored = saves.restore(old.abstract, old.shardings)

@@ -13,13 +13,17 @@ import jax
 from kernels import masks
 from models import tables
 from models.facts import Facts
+from models.lm import Head
 from models.objectives import next_token
 from models.objectives.any_subset import AnySubset
 from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
+from models.objectives.distillation import Distillation
 from models.objectives.insertion import Insertion
 from models.objectives.loss import Loss
+from models.objectives.multi_token import MultiToken
 from models.objectives.neodiff import NeoDiff
 from models.objectives.score_entropy import ScoreEntropy
+from models.spec import Spec
 
 
 class Objective(Protocol):
@@ -43,12 +47,21 @@ class Objective(Protocol):
     timed: bool  # tells the model a time, for `model.time_features`
     predicts_twice: bool  # hands the model an earlier prediction, for `model.self_condition`
     laid_out_twice: bool  # a row passes the backbone with a copy of itself, so that windows would count both
+    # Of those that ask for more than the backbone; see docs/house.md:
+    companions: tuple[str, ...]  # trained models that `loss` reads beside its own: names of `config.companions`
+    predictions: int  # times that the head reads a token's features, 1 where it does not say
 
     def corrupt(self, batch: dict, key: jax.Array) -> dict: ...
 
-    def loss(self, model: Any, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss: ...
+    def loss(self, model: Any, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
+        """With `companions: dict[str, LM]` as one more keyword, by name, where the objective names some."""
+        ...
 
     def row_nll(self, model: Any, batch: dict, key: jax.Array) -> jax.Array: ...
+
+    def heads(self, spec: Spec) -> Mapping[str, Head]:
+        """Parts that the objective adds to the model, by name: `model.heads[name]`. It may be left away."""
+        ...
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
@@ -64,6 +77,8 @@ OBJECTIVES = {  # An objective without options as it is, one with options as its
     "any_subset": AnySubset,
     "insertion": Insertion,
     "neodiff": NeoDiff,
+    "distillation": Distillation,
+    "multi_token": MultiToken,
     **tables.found(__name__),  # and what modules of this folder bring as `PARTS = {"mine": Mine}`
 }
 
@@ -75,3 +90,13 @@ def make(name: str, options: Mapping[str, Any], *, vocab_size: int) -> Objective
         return entry
     ids = {"mask_id": vocab_size} if "mask_id" in {field.name for field in dataclasses.fields(entry)} else {}
     return entry(**ids, **options)
+
+
+def heads(objective: Objective, spec: Spec) -> Mapping[str, Head]:
+    """The parts that an objective adds to a model of these sizes; none where it does not say."""
+    return objective.heads(spec) if hasattr(objective, "heads") else {}
+
+
+def companions(objective: Objective) -> tuple[str, ...]:
+    """Names of the trained models that an objective reads beside its own; none where it does not say."""
+    return getattr(objective, "companions", ())

@@ -40,14 +40,14 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
     Returns:
       The sum to differentiate, `nll` a target, and the model's report.
     """
-    out = _pass(model, batch)
+    out = forward(model, batch)
     total, nll = weighted_nll(model, out.features, batch["targets"], batch["mask"], z_loss=z_loss)
     return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
 
 def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
     """Nats of each row's valid targets, `[B]`: what evaluation sums."""
-    nll = target_nll(model, _pass(model, batch).features, batch["targets"])
+    nll = target_nll(model, forward(model, batch).features, batch["targets"])
     return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
 
 
@@ -128,5 +128,6 @@ def over_logits(
     return spec.partition.run(local, args, (("batch", None, None), (None, None), *rows), ("batch",))
 
 
-def _pass(model, batch: dict) -> Pass:
+def forward(model, batch: dict) -> Pass:
+    """A plain pass over a batch: each token sees those before it in its segment."""
     return model(batch["tokens"], mask=mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))

@@ -1,5 +1,7 @@
 """FLOPs of a step under every objective: kernels by hand, and attention by counting the entries of the mask."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +72,20 @@ def test_the_maps_of_time_and_of_an_earlier_prediction_count_as_kernels():
     assert flops["matmul"] == 6 * (2 * (KERNELS + 4 * D + D * D) + (tiny.V + 100) * D)
 
 
+def test_heads_count_as_kernels_and_read_the_unembedding_again():
+    flops = counting.flops_per_token(made("multi_token", multi_token__tokens=3))
+    assert flops["matmul"] == 6 * (KERNELS + 2 * D * D + 3 * tiny.V * D)
+
+
+def test_a_companion_passes_forward_only():
+    student, teacher = made("distillation"), tiny.program(tiny.config(model__num_layers=L + 2))
+    alone, other = counting.flops_per_token(student), counting.flops_per_token(teacher)
+    both = counting.flops_per_token(dataclasses.replace(student, companions={"teacher": teacher}))
+    assert alone == counting.flops_per_token(made("next_token"))
+    for kind, flops in both.items():
+        assert flops == pytest.approx(alone[kind] + other[kind] / 3, rel=1e-12)
+
+
 def test_parameters_by_hand():
     counts = counting.parameters(made("next_token", model__tied=False, model__norm="layernorm", model__norm_bias=True))
     assert counts["embedding"] == 2 * tiny.V * D
@@ -97,6 +113,7 @@ def test_memory_by_hand(remat):
     assert memory["gradients"] == 8 * total and memory["logits"] == 2 * 4 * tokens * (tiny.V + 1)
     assert memory["activations"] == kept and 0 <= memory["state"] - 24 * total < 64
     assert memory["total"] == memory["state"] + memory["gradients"] + memory["activations"] + memory["logits"]
+    assert memory["companions"] == 0
 
 
 TWICE = {"train__accumulation": 2, "block_diffusion__block": 3}

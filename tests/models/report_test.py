@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from kernels import masks
-from models import edits, reports
+from models import edits, objectives, reports
 from models.block import REMAT, STREAM
 from models.channels import CHANNELS
 from models.lm import LM
@@ -206,10 +206,11 @@ def test_no_objective_drops_a_report(name, telling, monkeypatch):
     """A channel reports 1 for each token of each pass that the objective makes: all of them arrive, losses too."""
     changes = {"model__channel": "telling", "model__num_layers": 2, "objective": name}
     made = program_test.program(**changes, **({"model__self_condition": True} if name == "neodiff" else {}))
-    passed, call = [], LM.__call__
+    passed, others, call = [], [], LM.__call__
 
     def counted(self, tokens, **kw):
-        passed.append(tokens.shape[0] * tokens.shape[1])
+        if not any(self is other for other in others):  # A companion is not trained, and its report nobody's.
+            passed.append(tokens.shape[0] * tokens.shape[1])
         return call(self, tokens, **kw)
 
     monkeypatch.setattr(LM, "__call__", counted)
@@ -218,7 +219,10 @@ def test_no_objective_drops_a_report(name, telling, monkeypatch):
     @jax.jit
     def told(params):
         drawn = made.objective.corrupt(batch, jax.random.key(0))
-        out = made.objective.loss(made.merge(params), drawn, jax.random.key(1))
+        beside = {name: made.merge(params) for name in objectives.companions(made.objective)}
+        others.extend(beside.values())
+        more = {"companions": beside} if beside else {}
+        out = made.objective.loss(made.merge(params), drawn, jax.random.key(1), **more)
         return out.report, {name: mean.weight for name, mean in out.means.items()}, jnp.sum(drawn["mask"])
 
     report, weights, scored = told(made.init()["params"])

@@ -4,6 +4,7 @@ from tests.planted import Bug
 
 VALUES = ("tests/models/values/objectives_test.py",)
 MASKED = (*VALUES, "tests/models/objectives/masked_diffusion_test.py")
+DISTILLED = ("tests/models/values/distillation_test.py",)
 FOLDER = "models/objectives"
 
 BUGS = (
@@ -20,6 +21,41 @@ BUGS = (
         'return jnp.sum(jnp.where(batch["mask"], ',
         'return jnp.sum(jnp.where(batch["targets"] >= 0, ',
         ("tests/experiments/step_values_test.py",),
+    ),
+    Bug(
+        "distillation: without the square of the temperature",
+        f"{FOLDER}/distillation.py",
+        "self.weight * self.temperature**2 * kl",
+        "self.weight * kl",
+        DISTILLED,
+    ),
+    Bug(
+        "distillation: the divergence the other way round",
+        f"{FOLDER}/distillation.py",
+        "jnp.sum(jnp.exp(log_q) * (log_q - log_p), -1)",
+        "jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)",
+        DISTILLED,
+    ),
+    Bug(
+        "distillation: over rows of the head that are no tokens",
+        f"{FOLDER}/distillation.py",
+        "x[:, : self.mask_id] / self.temperature",
+        "x[:, : z.shape[-1] - 1] / self.temperature",
+        DISTILLED,
+    ),
+    Bug(
+        "multi-token: across the ends of documents",
+        f"{FOLDER}/multi_token.py",
+        '(move(batch["segment_ids"]) == batch["segment_ids"])',
+        '(move(batch["segment_ids"]) >= batch["segment_ids"])',
+        DISTILLED,
+    ),
+    Bug(
+        "multi-token: each head a token too far",
+        f"{FOLDER}/multi_token.py",
+        "*ahead(batch, i - 1)",
+        "*ahead(batch, i)",
+        DISTILLED,
     ),
     Bug(
         "linear schedule: the rate squared",
