@@ -1,7 +1,8 @@
 """Socket Objective: what is learned?
 
-Losses are pure functions of arrays and callables, one file per family of models. The table below holds those that a
-backbone can be trained with: `config.objective` names one, `config.<objective>` holds its options.
+Losses are pure functions of arrays and callables, one file per family of models. A module of this folder says which
+objectives it brings, `PARTS = {"mine": Mine}`; the table is all of them. `config.objective` names one, and
+`config.<objective>` holds its options.
 """
 
 import dataclasses
@@ -15,14 +16,7 @@ from models import tables
 from models.facts import Facts
 from models.lm import Head
 from models.objectives import next_token
-from models.objectives.any_subset import AnySubset
-from models.objectives.diffusion import BlockDiffusion, MaskedDiffusion
-from models.objectives.distillation import Distillation
-from models.objectives.insertion import Insertion
 from models.objectives.loss import Loss
-from models.objectives.multi_token import MultiToken
-from models.objectives.neodiff import NeoDiff
-from models.objectives.score_entropy import ScoreEntropy
 from models.spec import Spec
 
 
@@ -69,18 +63,7 @@ class Objective(Protocol):
         ...
 
 
-OBJECTIVES = {  # An objective without options as it is, one with options as its class.
-    "next_token": next_token,
-    "masked_diffusion": MaskedDiffusion,
-    "block_diffusion": BlockDiffusion,
-    "score_entropy": ScoreEntropy,
-    "any_subset": AnySubset,
-    "insertion": Insertion,
-    "neodiff": NeoDiff,
-    "distillation": Distillation,
-    "multi_token": MultiToken,
-    **tables.found(__name__),  # and what modules of this folder bring as `PARTS = {"mine": Mine}`
-}
+OBJECTIVES = {"next_token": next_token, **tables.found(__name__)}  # as it is, or a class where it has options
 
 
 def make(name: str, options: Mapping[str, Any], *, vocab_size: int) -> Objective:

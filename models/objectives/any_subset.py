@@ -195,3 +195,6 @@ class AnySubset:
     def keys(self, length: int) -> float:
         """Keys seen for each token of a row of `length`, over both copies: (n + 1) / 2 twice."""
         return length + 1
+
+
+PARTS = {"any_subset": AnySubset}

@@ -218,3 +218,6 @@ def whole_documents(model, batch: dict, noised: jax.Array, time: jax.Array) -> P
     """A pass over noised tokens `[B, T]` at times `[B]` or `[B, T]`; each sees its whole document."""
     places = {"positions": batch.get("positions"), "segment_ids": batch.get("segment_ids")}
     return model(noised, mask=masks.Full(), time=time, **places)
+
+
+PARTS = {"masked_diffusion": MaskedDiffusion, "block_diffusion": BlockDiffusion}

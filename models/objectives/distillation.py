@@ -121,3 +121,6 @@ def _chunks(*arrays: Array, classes: int) -> tuple[Array, ...]:
     size = -(-M // count)
     pad = count * size - M
     return tuple(jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1)).reshape(count, size, *a.shape[1:]) for a in arrays)
+
+
+PARTS = {"distillation": Distillation}

@@ -246,3 +246,6 @@ class Insertion:
         out = self._pass(model, noised["noised"], noised["count"])
         arrays = (batch["tokens"], noised["dropped"], noised["count"])
         return over_logits(local, model, out.features, *arrays, classes=self.mask_id + 2), out.report
+
+
+PARTS = {"insertion": Insertion}

@@ -110,3 +110,6 @@ class Linear(nnx.Module):
 
 def _make(spec: Spec, rngs: nnx.Rngs) -> Linear:
     return Linear(spec, rngs=rngs)
+
+
+PARTS = {"multi_token": MultiToken}

@@ -271,3 +271,6 @@ class NeoDiff:
     def keys(self, length: int) -> float:
         """Keys seen for each token of a row of `length`, over both passes."""
         return 2 * length
+
+
+PARTS = {"neodiff": NeoDiff}

@@ -309,3 +309,6 @@ def tempered(logits: Array, temperature: float) -> Array:
     else:
         sharp = jax.nn.log_softmax(logits / temperature, -1)
     return sharp + jax.nn.logsumexp(logits, -1, keepdims=True)
+
+
+PARTS = {"score_entropy": ScoreEntropy}
