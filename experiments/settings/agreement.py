@@ -115,8 +115,8 @@ def _one(name: str, here: str | None, main: str | None) -> str:
     at = max(0, alike - 20)  # A long value is shown where it begins to differ.
 
     def short(text: str | None) -> str:
-        if text is None or len(text) <= 60:
-            return "nothing" if text is None else text
+        if not text or len(text) <= 60:
+            return text or "nothing"
         return f"{'...' if at else ''}{text[at : at + 50]}{'...' if text[at + 50 :] else ''}"
 
     if name.startswith("file "):
