@@ -100,6 +100,9 @@ def test_the_order_is_temperature_then_k_then_min_p_then_p():
     assert kept(found) == [0, 1, 2]
     law = np.asarray(jax.nn.softmax(found), np.float64)
     np.testing.assert_allclose(law[:3], np.array([0.16, 0.09, 0.0225]) / 0.2725, rtol=1e-6)
+    # 0.25 of 0.2825 reaches 0.88, and 0.25 of 0.285 would not; 0.85 of the 0.95 that min-p leaves, and 0.85 would not.
+    assert kept(sampling.process(logits(), temperature=0.5, rules={"top_p": 0.88, "top_k": 4})) == [0, 1]
+    assert kept(sampling.process(logits(), temperature=1.0, rules={"top_p": 0.88, "min_p": 0.15})) == [0, 1, 2]
     assert kept(sampling.process(logits(), temperature=2.0, rules={"min_p": 0.4})) == [
         0,
         1,
