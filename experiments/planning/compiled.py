@@ -111,9 +111,10 @@ def _operation(text: str) -> str:
 def roofline(program: Program, compiled: Compiled, chip: Chip) -> dict[str, float]:
     """Seconds of one step if each part ran at the chip's ceiling, and the tokens a second and days that follow.
 
-    compute: the analytic FLOPs of the step, the forward pass twice under full rematerialisation. memory: bytes that the
-    scheduled program reads and writes in HBM. A collective has a ring along one axis of the torus, both ways at once (a
-    permute: one way). Overlapped transfers are hidden as far as there is work beside them; others add to the step.
+    compute: the analytic FLOPs of the step, the forward pass twice under full rematerialisation.
+    memory: bytes that the scheduled program reads and writes in HBM.
+    A collective has a ring along one axis of the torus, both ways at once (a permute: one way). Overlapped transfers
+    are hidden as far as there is work beside them; others add to the step.
     """
     data, train = program.config.data, program.config.train
     tokens = data.batch_size * data.length

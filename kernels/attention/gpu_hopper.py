@@ -71,8 +71,9 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Keys and values that no query sees may
-    be NaN. interpret: the parameters of jax's GPU simulator, to run on a CPU.
+    Keys and values that no query sees may be NaN.
+    sinks: [N], the logit of one virtual key of value 0 per head, counted in lse.
+    interpret: the parameters of jax's GPU simulator, to run on a CPU.
     Raises NotImplementedError for a bias, for types other than bfloat16 and float16, for H other than 64 and 128, and
     for a scale that is not positive.
     """

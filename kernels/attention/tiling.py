@@ -112,7 +112,9 @@ def _divisor(number: int, most: int) -> int:
 class Lists(NamedTuple):
     """For each row of the tile table its FULL columns and then its PARTIAL ones, each in ascending order.
 
-    columns: int32 [B or 1, rows, longest]; full, total: int32 [B or 1, rows], where the FULL ones and where all end.
+    columns: int32 [B or 1, rows, longest].
+    full: int32 [B or 1, rows], where the FULL columns end.
+    total: int32 [B or 1, rows], where all columns end.
     """
 
     columns: Any

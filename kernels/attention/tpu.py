@@ -52,8 +52,9 @@ def forward(
 ) -> tuple[jax.Array, ...]:
     """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Keys and values that no query sees may
-    be NaN. beside: copies that run beside the kernel; their results follow lse.
+    Keys and values that no query sees may be NaN.
+    sinks: [N], the logit of one virtual key of value 0 per head, counted in lse.
+    beside: copies that run beside the kernel; their results follow lse.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
     check("pallas_tpu", q, k, v, bias)

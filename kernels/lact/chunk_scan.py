@@ -22,9 +22,11 @@ def chunk_scan(
 ) -> tuple[Any, jax.Array]:
     """Runs `body` over `steps` chunks: chunk i of xs[j] is `[:, i * sizes[j] : (i + 1) * sizes[j]]` of every leaf.
 
-    params, carry, xs: pytrees of floating arrays, all differentiable in reverse mode. flags: arrays `[steps, ...]`
-    without gradient. y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side,
-    `[B, length, ...]`, zero after the last chunk.
+    params, carry, xs: pytrees of floating arrays, all differentiable in reverse mode.
+    flags: arrays `[steps, ...]` without gradient.
+
+    y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side, `[B, length, ...]`,
+    zero after the last chunk.
 
     Memory of the backward pass: the carry before each step where all of them are no larger than xs, otherwise before
     every sqrt(steps)-th step at the price of one more forward pass.

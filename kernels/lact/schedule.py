@@ -99,7 +99,8 @@ def end(
 ) -> End:
     """The end of a call over `where`, in a stream of `kept` places and the new tokens; other arguments as for `plan`.
 
-    ids: `[B, T]` segment ids or None. last: `[B]` the id before this call, None = no such token.
+    ids: `[B, T]` segment ids or None.
+    last: `[B]` the id before this call, None = no such token.
     """
     batch, length = where.read.shape
     lengths = jnp.full((batch,), length, jnp.int32) if lengths is None else lengths.astype(jnp.int32)

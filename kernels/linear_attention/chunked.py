@@ -12,8 +12,10 @@ from kernels.lact.reference import product
 class Ratios(NamedTuple):
     """The share of a memory that is left between two places of a chunk, 0 across a document boundary.
 
-    pair: `[B, N, C, C]`, from after token j to token i >= j. entering: `[B, N, C]`, from before the chunk to token i.
-    leaving: `[B, N, C]`, from after token j to the end of the chunk. whole: `[B, N]`, across the chunk.
+    pair: `[B, N, C, C]`, from after token j to token i >= j.
+    entering: `[B, N, C]`, from before the chunk to token i.
+    leaving: `[B, N, C]`, from after token j to the end of the chunk.
+    whole: `[B, N]`, across the chunk.
     """
 
     pair: jax.Array

@@ -152,8 +152,11 @@ def exact_law(
 ) -> tuple[np.ndarray, float]:
     """Law of the drawn strings, float64 [V] * T, and the expected calls, by walking every round (tiny alphabets).
 
-    order: [T]; prompt: [m] tokens of the first m ranks. In a round, slot j keeps its draft v with chance min(q_v,
-    p_v) and is repaired to v with chance (p_v - q_v)_+, given that the slots before it were kept.
+    In a round, slot j keeps its draft v with chance min(q_v, p_v) and is repaired to v with chance (p_v - q_v)_+, given
+    that the slots before it were kept.
+
+    order: [T], positions by rank.
+    prompt: [m] tokens of the first m ranks.
     """
     order, length = np.asarray(order), len(order)
     given = [] if prompt is None else list(np.asarray(prompt))
