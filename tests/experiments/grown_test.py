@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import knobs
 from experiments import preflight
 from experiments.generation.text import Generator
-from experiments.preflight import growth as preflight_growth
 from experiments.training import train
 from experiments.workdir import grown, trained
 from experiments.workdir.checkpoints import Checkpoints
@@ -68,7 +68,7 @@ def build(small, **overrides):
 
 def test_the_optimizer_is_reset_or_carried(small):
     _, old = final_state(small)
-    for choice in preflight_growth.OPTIMIZERS:
+    for choice in knobs.KNOBS["init.grow_optimizer"].choices:
         made, vocab = build(small, init__grow_optimizer=choice)
         state = jax.device_get(grown.state(made, small, vocab_size=vocab))
         assert state["step"] == 0
