@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from configs import knobs
 from experiments.settings import agreement, processes
+from experiments.settings.keys import flatten
 from tests.experiments import tiny
 
 
@@ -136,6 +138,8 @@ def test_every_key_that_something_reads_is_compared_and_no_place_of_one_machine(
         assert f"--config.{key}" in here, key
     assert not {f"--config.{key}" for key in agreement.MAY_DIFFER} & here.keys()
     assert agreement.difference(told(seed=5), here) == "--config.seed=5 (process 0: 0)"
+    unread = set(knobs.unread(flatten(config.to_dict())))
+    assert unread and not {f"--config.{key}" for key in unread} & here.keys()
     assert agreement.told({"step": "best"}, {}) == {"--step": "best"}
     # What a tuple became on its way through a file.
     assert agreement.told({}, {"seed": (1, 2)}) == agreement.told({}, {"seed": [1, 2]})
