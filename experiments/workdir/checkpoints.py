@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -293,10 +294,18 @@ class Checkpoints:
         return self.read_parameters(program, step=step)[1]
 
     def read_parameters(self, program: Any, *, step: int | None = None, average: bool = True) -> tuple[int, Any, dict]:
-        """`(step, parameters, about)`; see `parameters`. `average=False`: not the averaged ones, whatever is kept."""
+        """`(step, parameters, about)`; see `parameters`. `average=False`: not the averaged ones, whatever is kept.
+
+        schedule_free keeps its average in the optimizer: of a program with that optimizer it is read from there.
+        """
+        free = average and program.config.optimizer.name == "schedule_free"
 
         def read(folder: pathlib.Path, about: dict) -> Any:
             group = "ema" if average and averaged(about) else "params"
+            if free and group == "params" and dict(about["arrays"]).items() >= manifest(program.abstract).items():
+                state = states.read(folder, states.placed(program.abstract, program.shardings))
+                found = jax.jit(program.evaluation_params, out_shardings=program.shardings["params"])(state)
+                return {"step": state["step"], "params": found}
             params = program.abstract["params"]
             wanted = {group: states.as_saved(params, about["arrays"], group)}
             mine = {path: text for path, text in about["arrays"].items() if path.startswith(f"['{group}']")}
