@@ -106,7 +106,7 @@ class Checkpoints:
             for step in vouched.finished(self.root):
                 try:
                     if not vouched.own_problem(self.root, step, self._config):
-                        self._losses[step] = self._loss(step)
+                        self._losses[step] = vouched.loss(self.root, step)
                 except (OSError, ValueError):  # Nobody's: it stays where it is.
                     continue
         processes.wait_for_all("checkpoints")
@@ -222,14 +222,6 @@ class Checkpoints:
         """The description that was saved with `step`. ValueError where it cannot be read."""
         return vouched.about(self.root, step)
 
-    def _loss(self, step: int) -> float | None:
-        """The held-out loss measured at a step; of one that was saved before it was written there, from the metrics."""
-        if "loss" in self.about(step):
-            return vouched.loss(self.root, step)
-        lines, _ = files.read_lines(self.root.parent / files.METRICS)
-        found = [line["eval/loss"] for line in lines if line["step"] == step and "eval/loss" in line]
-        return float(found[-1]) if found and isinstance(found[-1], int | float) else None
-
     def newest_about(self) -> dict:
         """The description of the newest step that can describe itself; {} where none can."""
         for step in reversed(self.present()):
@@ -258,7 +250,7 @@ class Checkpoints:
         losses = {}
         for step in steps:
             try:
-                losses[step] = self._loss(step)
+                losses[step] = vouched.loss(self.root, step)
             except (OSError, ValueError) as error:
                 logging.warning("checkpoint %d cannot be read (%s); it is not among the best.", step, error)
         measured = {step: loss for step, loss in losses.items() if loss is not None}

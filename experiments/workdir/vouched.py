@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import workdir as files
 from experiments.settings import history, identity
 from experiments.workdir import disk
 
@@ -102,8 +103,17 @@ def about(root: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def loss(root: pathlib.Path, step: int) -> float | None:
-    """The held-out loss that was saved with a step; None where none was measured there."""
-    found = about(root, step).get("loss")
+    """The held-out loss measured at a step, None where none was; of one without a note of it, from the run's metrics.
+
+    ValueError where the step says nothing that can be used.
+    """
+    said = about(root, step)
+    if "loss" in said:
+        found = said["loss"]
+    else:
+        lines, _ = files.read_lines(root.parent / files.METRICS)
+        measured = [line["eval/loss"] for line in lines if line["step"] == step and "eval/loss" in line]
+        found = measured[-1] if measured else None
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 

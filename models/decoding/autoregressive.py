@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
-from models.decoding import sampling
+from models.decoding import categorical, sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Sampler:
         logits = jnp.where(out, -jnp.inf, logits)
         if self.temperature == 0.0:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return sampling.draw(keys, sampling.process(logits, temperature=self.temperature, rules=dict(self.rules)))
+        logits = sampling.process(logits, temperature=self.temperature, rules=dict(self.rules))
+        return categorical.sample(keys, logits).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""Rules of sampling, pure functions of logits, and a draw that keeps small probabilities."""
+"""Rules of sampling, pure functions of logits; `categorical.sample` draws from what they leave."""
 
 from collections.abc import Callable, Mapping
 
@@ -48,12 +48,3 @@ def process(logits: jax.Array, *, temperature: float, rules: Mapping[str, float]
     for name, rule in RULES.items():
         logits = rule(logits, rules[name]) if name in rules else logits
     return logits
-
-
-def draw(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """One token per row, row b by key b: `keys [B]`, `logits [B, V]` -> `[B]` int32.
-
-    Gumbel noise is drawn at high resolution: float32's default grid would cut classes rarer than about 1e-7.
-    """
-    pick = jax.vmap(lambda key, row: jax.random.categorical(key, row, mode="high"))
-    return pick(keys, logits).astype(jnp.int32)

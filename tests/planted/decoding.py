@@ -30,10 +30,10 @@ BUGS = (
     ),
     Bug(
         "rare tokens are cut",
-        f"{FOLDER}/sampling.py",
-        'jax.random.categorical(key, row, mode="high")',
-        "jax.random.categorical(key, row)",
-        SAMPLING,
+        f"{FOLDER}/categorical.py",
+        'jnp.promote_types(dtype, jnp.float32), mode="high")',
+        "jnp.promote_types(dtype, jnp.float32))",
+        (f"{TESTS}/categorical_test.py",),
     ),
     Bug(
         "banned ids may be drawn",

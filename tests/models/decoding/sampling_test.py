@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from configs.knobs import KNOBS
-from models.decoding import sampling
+from models.decoding import categorical, sampling
 from models.decoding.autoregressive import Sampler
 from tests import environment
 
@@ -159,8 +159,8 @@ def test_greedy_takes_the_likeliest_that_may_be_drawn():
 
 def test_a_row_draws_by_its_own_key():
     rows = jnp.tile(logits(), (64, 1))
-    whole = sampling.draw(KEYS[:64], rows)
-    np.testing.assert_array_equal(whole[10:20], sampling.draw(KEYS[10:20], rows[10:20]))
+    whole = categorical.sample(KEYS[:64], rows)
+    np.testing.assert_array_equal(whole[10:20], categorical.sample(KEYS[10:20], rows[10:20]))
     assert len(np.unique(whole)) > 2
 
 
@@ -172,7 +172,7 @@ def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     @functools.partial(jax.jit, compiler_options=environment.FAST)
     def count(keys):
         def chunk(total, i):
-            drawn = sampling.draw(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), jnp.tile(law, (2**14, 1)))
+            drawn = categorical.sample(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), jnp.tile(law, (2**14, 1)))
             return total + jnp.sum(drawn > 0), None
 
         return jax.lax.scan(chunk, 0, jnp.arange(64))[0]
