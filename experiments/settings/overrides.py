@@ -9,12 +9,14 @@ import os
 import pathlib
 import shlex
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments.settings.errors import Refused
-from experiments.settings.history import rows_of
+from experiments.settings.history import changed, rows_of
+from experiments.settings.keys import assign, flatten
 
 Override = tuple[str, str | None]  # The dotted key and the text behind "="; None where there was none.
 _OTHER = {"get_sweep": "--mode=sweep", "get_claim": "--mode=claim", "get_config": "--mode=train"}
@@ -123,7 +125,23 @@ def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
         problems += [problem] if problem else []
     if problems:
         raise Refused("\n".join(problems))
+    _rename(config, {key for key, _ in overrides})
     return config
+
+
+def _rename(config: ConfigDict, typed: Collection[str]) -> None:
+    """Keys that a file of an older house sets become those of today, in place: `eval.batches` with the batch size that
+    the command line leaves. A key of today that was `typed` stays as it is."""
+    before = config.to_dict()
+    was, now = flatten(before), changed(before)
+    gone = [key for key in was if key not in now]
+    with config.unlocked():
+        for key in gone:
+            group, _, leaf = key.rpartition(".")
+            del value_at(config, group)[leaf]
+        for key, value in now.items() if gone else ():
+            if key not in typed and (key not in was or was[key] != value):
+                assign(config, key, value)
 
 
 def _today(config: ConfigDict, overrides: list[Override]) -> list[Override]:

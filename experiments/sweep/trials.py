@@ -110,7 +110,8 @@ def resolve(
         problems += [f"trial {name!r}: {text}" for text in found if text]
         configs.append(config)
         if not any(found):
-            plain.append({key: overrides.value_at(config, key) for key in values})
+            there = [key for key in values if not overrides.unknown(config, key.split("."))]  # Not by an older name.
+            plain.append({**simple, **{key: overrides.value_at(config, key) for key in there}})
     if problems:
         raise ConfigError(problems)
     if shrink:

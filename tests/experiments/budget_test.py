@@ -7,7 +7,8 @@ import pytest
 from configs import base
 from experiments import workdir as files
 from experiments.program import inputs
-from experiments.settings import history, overrides
+from experiments.settings import history, keys, overrides
+from experiments.sweep import trials
 from experiments.training import evaluate
 from experiments.workdir import saved
 from tests.experiments import tiny
@@ -82,6 +83,34 @@ def test_a_budget_of_batches_was_so_many_rows(own, batch, accumulation, batches,
     assert history.changed(flat)["eval.rows"] == rows
     typed = [(key, str(value)) for key, value in flat.items()]
     assert overrides.apply(base.get_config(), typed).eval.rows == rows
+
+
+@pytest.mark.parametrize(
+    ("typed", "rows"),
+    [
+        ([], 24), ([("data.batch_size", "4")], 12), ([("eval.batches", "0")], 0), ([("eval.batches", "2")], 16),
+        ([("eval.rows", "5")], 5),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_config_file_of_an_older_house_that_sets_batches_is_read(typed, rows, locked):
+    """A batch of 8 rows; the command line comes after the file, as it did."""
+    config = base.get_config()
+    config.data.batch_size = 8
+    config.eval.batches = 3
+    config = config.lock() if locked else config
+    config = overrides.apply(config, typed)
+    assert config.eval.rows == rows and "batches" not in config.eval
+    keys.check_keys(config)
+
+
+def test_a_sweep_of_an_older_house_that_sets_batches_is_read():
+    config = base.get_config()
+    config.data.batch_size = 8
+    config.eval.batches = 3
+    made = trials.resolve(config, [{"seed": 1}, {"seed": 2, "eval.batches": 5}])
+    assert [trial.config.eval.rows for trial in made] == [24, 40]
+    assert [trial.config.seed for trial in made] == [1, 2]
 
 
 def test_a_config_that_was_saved_with_batches_is_read(folder, tmp_path):
