@@ -153,7 +153,7 @@ def refuse_lost(config: Any, workdir: pathlib.Path) -> None:
 
 def longer(config: Any, about: Mapping[str, Any], step: int | None) -> str:
     """What to say of a run that goes on with more steps than it had; "" where it has not."""
-    was, now = (about.get("config") or {}).get("train", {}).get("steps"), config.train.steps
+    was, now = keys.flatten(about.get("config", {})).get("train.steps"), config.train.steps
     if step is None or not isinstance(was, int) or was >= now:
         return ""
     old, new = (optimizers.schedule(config.optimizer, steps) for steps in (was, now))

@@ -21,6 +21,7 @@ _NAME = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 2**31 - 1  # `step` is an int32.
 _ABOUT = os.path.join("about", "metadata")
+_KINDS = {"step": int, "taken": int, "config": dict, "corpus": str, "tokenizer": str, "companions": dict}  # If there.
 
 
 def checksums(root: pathlib.Path, step: int) -> pathlib.Path:
@@ -97,7 +98,8 @@ def about(root: pathlib.Path, step: int) -> dict[str, Any]:
     path = root / str(step) / _ABOUT
     said = disk.read_object(path)
     arrays = said and said.get("arrays")
-    if not isinstance(arrays, dict) or not all(isinstance(text, str) for text in arrays.values()):
+    whole = isinstance(arrays, dict) and all(isinstance(text, str) for text in arrays.values())
+    if not whole or any(key in said and type(said[key]) is not kind for key, kind in _KINDS.items()):
         raise ValueError(f"{_ABOUT} does not describe a checkpoint")
     return said
 

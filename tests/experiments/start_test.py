@@ -164,6 +164,8 @@ def test_a_longer_run_whose_schedule_follows_the_length_says_so(finished):
     said = training.starting.longer(longer, about, 4)
     assert "8 steps, it had 4; optimizer.schedule='cosine' follows the length" in said
     assert training.starting.longer(config, about, 4) == "" == training.starting.longer(longer, {}, None)
+    for damaged in ({"train": 5}, {"train": {"steps": "4"}}, {}):
+        assert training.starting.longer(longer, {"config": damaged}, 4) == ""
 
 
 def test_what_may_change_between_starts_is_one_table(finished):

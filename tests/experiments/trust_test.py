@@ -123,6 +123,16 @@ def another_seed(root):
     consistent("about/metadata", json.dumps(about).encode())(root)
 
 
+def says(**facts):
+    """A description that is whole but for what `facts` replace, vouched for."""
+
+    def harm(root):
+        about = json.loads((root / "15/about/metadata").read_text())
+        consistent("about/metadata", json.dumps(about | facts).encode())(root)
+
+    return harm
+
+
 def emptied(root):
     shutil.rmtree(root / "15")
     (root / "15").mkdir()
@@ -154,6 +164,11 @@ HARMS = {
     "about nests deep": (consistent("about/metadata", b"[" * 5000 + b"]" * 5000), "cannot be read"),
     "about is a number": (consistent("about/metadata", b'{"arrays": 3}'), "does not describe"),
     "about is of another model": (consistent("about/metadata", b'{"arrays": {"x": "float32[1]"}}'), "another model"),
+    "about's corpus is a number": (says(corpus=5), "does not describe"),
+    "about's tokenizer is null": (says(tokenizer=None), "does not describe"),
+    "about's config is a list": (says(config=[]), "does not describe"),
+    "about's step is text": (says(step="15"), "does not describe"),
+    "about's count is true": (says(taken=True), "does not describe"),
     "_METADATA is rubbish": (consistent("state/_METADATA", b"rubbish"), "cannot be read"),
     "_METADATA is null": (consistent("state/_METADATA", b"null"), "cannot be read"),
     "the manifest is rubbish": (consistent("state/manifest.ocdbt", b"rubbish"), "cannot be read"),
