@@ -9,12 +9,14 @@ Optuna's journal in the workdir holds finished trials only, in their order. The 
 of earlier batches and on (seed, number of the trial), so a search that was killed asks for the same values again.
 """
 
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
+from experiments.workdir import disk
 
 JOURNAL = "optuna.log"
 METHODS = ("random", "tpe")
@@ -92,7 +94,7 @@ def _stored(optuna: Any, workdir: pathlib.Path) -> Any:
     """Optuna's study in the workdir."""
     from optuna.storages.journal import JournalFileBackend
 
-    workdir.mkdir(parents=True, exist_ok=True)
+    os.close(disk.open_to_append(workdir / JOURNAL))  # A plain file, and no link.
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(workdir / JOURNAL)))
     return optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
 

@@ -27,7 +27,7 @@ from experiments.settings import agreement, processes
 from experiments.settings.errors import TrainingDiverged
 from experiments.training import evaluate, starting, stopping
 from experiments.training.progress import Progress
-from experiments.workdir import companions, states, vocabulary, writers
+from experiments.workdir import companions, disk, states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import as_begun, check_workdir
 
@@ -293,6 +293,8 @@ def _profile(config, step: int, workdir: pathlib.Path):
     """A profiler window of `train.profile_steps` steps from `train.profile_step` on, into WORKDIR/profile."""
     first, last = config.train.profile_step, config.train.profile_step + config.train.profile_steps - 1
     if step == first:
+        for name in ("profile", "profile/plugins", "profile/plugins/profile"):  # The profiler follows links.
+            disk.own_folder(workdir / name)
         jax.profiler.start_trace(workdir / "profile")
     yield
     if step == last and first >= 0:

@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
+from experiments import training
 from experiments import workdir as files
+from experiments.sweep import search
 from experiments.workdir import disk, writers
 from tests import environment
+from tests.experiments import tiny
 
 
 @pytest.mark.parametrize("name", [files.METRICS, files.TIMING, files.SAMPLES])
@@ -53,6 +56,37 @@ def test_folders_of_events_and_files_that_are_replaced_follow_no_link(tmp_path):
     with pytest.raises(files.WorkdirError, match="it is a link"):
         files.hold(run)
     assert sorted(os.listdir(victim)) == ["file"] and (victim / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["profile", "profile/plugins", "profile/plugins/profile"])
+def test_the_profiler_writes_through_no_link(tmp_path, monkeypatch, name):
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.mkdir()
+    (run / name).parent.mkdir(parents=True)
+    (run / name).symlink_to(victim)
+    started = []
+    monkeypatch.setattr("jax.profiler.start_trace", started.append)
+    config = tiny.config(tmp_path, train__profile_step=1, train__profile_steps=2)
+    with (
+        pytest.raises(files.WorkdirError, match=f"{name}' cannot be used: it is a link"),
+        training._profile(config, 1, run),
+    ):
+        pass
+    assert not started and not os.listdir(victim)
+    (run / name).unlink()
+    with training._profile(config, 1, run):
+        pass
+    assert started == [run / "profile"]
+
+
+def test_the_journal_of_a_search_is_written_through_no_link(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    (tmp_path / search.JOURNAL).symlink_to(victim)
+    with pytest.raises(files.WorkdirError, match="it is a link"):
+        search._stored(optuna, tmp_path)
+    assert victim.read_text() == "x"
 
 
 def test_a_lock_file_that_is_removed_lets_nobody_in(tmp_path):
