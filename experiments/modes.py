@@ -93,6 +93,7 @@ def _trained_config(flags: Any, changes: Changes) -> Any:
         for group in READING:
             made[group] = asked[group]
         check_same(as_begun(asked, workdir), made.to_dict(), workdir)
+    changes = overrides.today(made, changes)
     for key, _ in changes:
         if problem := overrides.unknown(made, key.split(".")):
             raise Refused(problem)

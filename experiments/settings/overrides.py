@@ -115,7 +115,7 @@ def _inside(item: Any) -> list:
 def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
     """`config` with the overrides set, each as the type that its key has. Refused, all problems together."""
     problems = []
-    for key, text in _today(config, overrides):
+    for key, text in today(config, overrides):
         problem = unknown(config, key.split("."))
         if not problem:
             value, problem = parse(key, text, value_at(config, key))
@@ -144,7 +144,7 @@ def _rename(config: ConfigDict, typed: Collection[str]) -> None:
                 assign(config, key, value)
 
 
-def _today(config: ConfigDict, overrides: list[Override]) -> list[Override]:
+def today(config: ConfigDict, overrides: list[Override]) -> list[Override]:
     """Overrides of a key that has another name and meaning today, as they would be typed today: `eval.batches`."""
     if "eval" not in config or "rows" not in config.eval or "batches" in config.eval:
         return overrides

@@ -15,7 +15,7 @@ from experiments import workdir as files
 from experiments.generation import canvas, text
 from experiments.program import optimizers
 from experiments.settings import keys, page, smoke
-from experiments.settings.errors import ConfigError
+from experiments.settings.errors import ConfigError, Refused
 from experiments.sweep import trials
 from models import objectives
 from tests.configs_test import house, make
@@ -99,6 +99,10 @@ def test_a_trained_model_is_read_with_what_it_reads(tmp_path):
     assert modes._trained_config(asked, [("generate.diffusion.steps", "3")]).generate.diffusion.steps == 3
     with pytest.raises(ConfigError, match="generate.top_k=5 is not used by objective='masked_diffusion'; it reads"):
         modes._trained_config(asked, [("generate.top_k", "5")])
+    batch = config.eval.batch_size or config.data.batch_size // config.train.accumulation
+    assert modes._trained_config(asked, [("eval.batches", "3")]).eval.rows == 3 * batch  # As an older house said it.
+    with pytest.raises(Refused, match="--config.eval.batchez is not a key"):
+        modes._trained_config(asked, [("eval.batchez", "3")])
 
 
 def test_a_sweep_over_parts_gives_each_trial_what_it_reads():
