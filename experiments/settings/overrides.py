@@ -9,7 +9,6 @@ import os
 import pathlib
 import shlex
 import traceback
-from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -90,7 +89,7 @@ def load(path: str | os.PathLike, function: str = "get_config", kind: type = Con
         raise Refused(
             f"--config={path}: {function}() nests too deep; set the keys of configs/base.py, e.g. config.seed."
         )
-    return config
+    return renamed(config) if isinstance(config, ConfigDict) else config
 
 
 def _deep(config: Any) -> bool:
@@ -125,13 +124,12 @@ def apply(config: ConfigDict, overrides: list[Override]) -> ConfigDict:
         problems += [problem] if problem else []
     if problems:
         raise Refused("\n".join(problems))
-    _rename(config, {key for key, _ in overrides})
     return config
 
 
-def _rename(config: ConfigDict, typed: Collection[str]) -> None:
-    """Keys that a file of an older house sets become those of today, in place: `eval.batches` with the batch size that
-    the command line leaves. A key of today that was `typed` stays as it is."""
+def renamed(config: ConfigDict) -> ConfigDict:
+    """`config`, in which keys that a file of an older house sets became those of today, in place: `eval.batches` with
+    the file's own batch size, so that trials and command lines that change that one evaluate the same rows."""
     before = config.to_dict()
     was, now = flatten(before), changed(before)
     gone = [key for key in was if key not in now]
@@ -140,8 +138,9 @@ def _rename(config: ConfigDict, typed: Collection[str]) -> None:
             group, _, leaf = key.rpartition(".")
             del value_at(config, group)[leaf]
         for key, value in now.items() if gone else ():
-            if key not in typed and (key not in was or was[key] != value):
+            if key not in was or was[key] != value:
                 assign(config, key, value)
+    return config
 
 
 def today(config: ConfigDict, overrides: list[Override]) -> list[Override]:

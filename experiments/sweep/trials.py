@@ -102,7 +102,7 @@ def resolve(
     early = [{key: value for key, value in values.items() if key not in late} for values in chosen]
     configs, plain, problems = [], [], []
     for name, values, simple in zip(_names(early, (), named), chosen, early, strict=True):
-        config = base.copy_and_resolve_references().unlock()
+        config = overrides.renamed(base.copy_and_resolve_references().unlock())
         found = [_set(config, key, value) for key, value in simple.items()]
         overrides.apply(config, list(changes))
         found += [_set(config, key, _called(value, config)) for key, value in values.items() if key in late]
@@ -110,8 +110,7 @@ def resolve(
         problems += [f"trial {name!r}: {text}" for text in found if text]
         configs.append(config)
         if not any(found):
-            there = [key for key in values if not overrides.unknown(config, key.split("."))]  # Not by an older name.
-            plain.append({**simple, **{key: overrides.value_at(config, key) for key in there}})
+            plain.append({key: overrides.value_at(config, key) for key in values})
     if problems:
         raise ConfigError(problems)
     if shrink:

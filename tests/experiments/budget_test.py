@@ -88,29 +88,31 @@ def test_a_budget_of_batches_was_so_many_rows(own, batch, accumulation, batches,
 @pytest.mark.parametrize(
     ("typed", "rows"),
     [
-        ([], 24), ([("data.batch_size", "4")], 12), ([("eval.batches", "0")], 0), ([("eval.batches", "2")], 16),
-        ([("eval.rows", "5")], 5),
+        ([], 24), ([("data.batch_size", "4")], 24), ([("train.accumulation", "4")], 24), ([("eval.batches", "0")], 0),
+        ([("eval.batches", "2")], 16), ([("eval.rows", "5")], 5),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("locked", [False, True])
-def test_a_config_file_of_an_older_house_that_sets_batches_is_read(typed, rows, locked):
-    """A batch of 8 rows; the command line comes after the file, as it did."""
+def test_a_config_file_of_an_older_house_that_sets_batches_is_read(tmp_path, typed, rows):
+    """A batch of 8 rows; what the command line says of batches leaves the rows alone."""
+    for last in ("config", "config.lock()"):
+        (tmp_path / "c.py").write_text(
+            "from configs import base\ndef get_config():\n    config = base.get_config()\n"
+            f"    config.data.batch_size = 8; config.eval.batches = 3\n    return {last}\n"
+        )
+        config = overrides.apply(overrides.load(tmp_path / "c.py"), typed)
+        assert config.eval.rows == rows and "batches" not in config.eval
+        keys.check_keys(config)
+    today = tiny.config(tmp_path)
+    assert overrides.renamed(today.copy_and_resolve_references()) == today
+
+
+def test_a_sweep_of_an_older_house_that_sets_batches_measures_the_same_rows_in_each_trial():
     config = base.get_config()
     config.data.batch_size = 8
     config.eval.batches = 3
-    config = config.lock() if locked else config
-    config = overrides.apply(config, typed)
-    assert config.eval.rows == rows and "batches" not in config.eval
-    keys.check_keys(config)
-
-
-def test_a_sweep_of_an_older_house_that_sets_batches_is_read():
-    config = base.get_config()
-    config.data.batch_size = 8
-    config.eval.batches = 3
-    made = trials.resolve(config, [{"seed": 1}, {"seed": 2, "eval.batches": 5}])
-    assert [trial.config.eval.rows for trial in made] == [24, 40]
-    assert [trial.config.seed for trial in made] == [1, 2]
+    made = trials.resolve(config, [{"train.accumulation": 1}, {"train.accumulation": 4}, {"data.batch_size": 16}])
+    assert [trial.config.eval.rows for trial in made] == [24] * 3
+    assert config.eval.batches == 3  # What was handed over is left alone.
 
 
 def test_a_config_that_was_saved_with_batches_is_read(folder, tmp_path):
