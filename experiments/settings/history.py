@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs import knobs
+from experiments.settings.identity import same
 from experiments.settings.keys import flatten
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -66,6 +67,17 @@ def later(flat: Mapping[str, Any]) -> dict[str, Any]:
         for key, knob in knobs.KNOBS.items()
         if key not in flat and knob.before is not knobs.NEVER and not key.startswith(damaged)
     }
+
+
+def came_later(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs that came after a run began, with the values under which it was made.
+
+    `record`: its config.json. They are what its config lacks and, where a newer house has written the record again,
+    what it lacked then: `record["later"]` lists those.
+    """
+    flat, noted = changed(record["config"]), record.get("later", [])
+    values = {key: knobs.KNOBS[key].before for key in noted if isinstance(key, str) and key in knobs.KNOBS}
+    return {key: value for key, value in values.items() if key in flat and same(flat[key], value)} | later(flat)
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The files of a workdir: their names, and how each is written and read back.
 
-    config.json     {"config": {...}, "hash": "..", "command": "python main.py ..", "base": {...} (optional)}
+    config.json     {"config": {...}, "hash": "..", "command": "python main.py ..", "base": {...} (optional),
+                     "later": [knobs that came after the run began] (optional)}
     run.json        {"environment": {...}, "corpus": {...}, "tokenizer": .., "parameters": {"total", "embedding"},
                      "flops_per_token": .., "matmul_flops_per_second": .., "starts": ["2025-01-31T12:00:00Z", ..]}
     metrics.jsonl   deterministic lines only: {"step", "tokens", "flops", "train/loss", ..} and {.., "eval/loss", ..}
@@ -49,7 +50,7 @@ REPLACED = "replaced"  # Folders `replaced-TIME`: what a run left that was start
 _NUMBER, _WHOLE, _TEXT, _GROUP = (int, float), (int,), (str,), (dict,)
 _KINDS = {int: "a whole number", float: "a number", str: "text", dict: "an object", list: "a list"}
 SHAPES = {  # What the keys of a file of a run hold, where they are there.
-    CONFIG: {"config": _GROUP, "hash": _TEXT, "command": _TEXT, "base": _GROUP},
+    CONFIG: {"config": _GROUP, "hash": _TEXT, "command": _TEXT, "base": _GROUP, "later": (list,)},
     RUN: {
         "environment": _GROUP, "corpus": _GROUP, "tokenizer": _TEXT, "parameters": _GROUP, "flops_per_token": _NUMBER,
         "matmul_flops_per_second": _NUMBER, "mesh": _GROUP, "starts": (list,),
@@ -236,9 +237,19 @@ def folder_of(runs: str | os.PathLike, config: dict[str, Any]) -> pathlib.Path:
 
 
 def write_config(workdir: str | os.PathLike, config: dict, command: str, base: dict | None = None) -> str:
-    """Writes config.json and returns the hash of `config`. With `base`, the report shows what differs from it."""
+    """Writes config.json and returns the hash of `config`. With `base`, the report shows what differs from it.
+
+    Of a run that an older house began it is remembered which knobs came later, so that its command goes on with it
+    again.
+    """
     name = config_hash(config)
     record = {"hash": name, "command": command, "config": config}
+    try:
+        before = read_json(pathlib.Path(workdir) / CONFIG) or {}
+    except ValueError:  # damaged: it is replaced
+        before = {}
+    if "config" in before and (later := history.came_later(before)):
+        record["later"] = sorted(later)
     write_json(pathlib.Path(workdir) / CONFIG, record if base is None else record | {"base": base})
     return name
 

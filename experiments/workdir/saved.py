@@ -73,15 +73,21 @@ def _shown(value: Any) -> str:
 
 def read_saved(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The config in a workdir as a plain dict, None where there is none. ConfigError when it is damaged."""
+    record = _record(workdir)
+    return record and record["config"]
+
+
+def _record(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The config.json of a workdir, which has a config; as `read_saved`."""
     try:
-        saved = files.read_json(workdir / files.CONFIG)
+        record = files.read_json(workdir / files.CONFIG)
     except ValueError:
-        saved = {}
-    if saved is not None and "config" not in saved:
+        record = {}
+    if record is not None and "config" not in record:
         raise ConfigError([
             f"--workdir={workdir}: {files.CONFIG} is damaged; restore it from a copy, or give a new folder."
         ])  # fmt: skip
-    return saved and saved["config"]
+    return record
 
 
 def saved_config(workdir: pathlib.Path) -> Any:
@@ -111,10 +117,10 @@ def saved_config(workdir: pathlib.Path) -> Any:
 def came_later(workdir: pathlib.Path) -> dict[str, Any]:
     """Knobs that came after the run in `workdir` began, with the values under which it was made; {} where none is."""
     try:
-        saved = read_saved(workdir)
+        record = _record(workdir)
     except (ConfigError, files.WorkdirError):  # Told by whoever opens the run.
         return {}
-    return {} if saved is None else history.later(history.changed(saved))
+    return {} if record is None else history.came_later(record)
 
 
 def as_begun(config: Any, workdir: pathlib.Path, later: Mapping[str, Any] | None = None) -> Any:

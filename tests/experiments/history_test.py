@@ -179,6 +179,30 @@ def test_trials_beside_older_ones_are_made_as_those_were(added, tmp_path):
     assert alone.config.model.attention.sharpness == 2.0
 
 
+def test_the_command_goes_on_again_after_a_newer_house_wrote_the_config(added, tmp_path):
+    """As a start and a sweep do; what came later is remembered as often as it is written, and of older runs alone."""
+    workdir = finished(moved(tmp_path))
+    config = saved_config(OLD)
+    config.model.attention.sharpness, config.optimizer.counting = 2.0, "updates"
+    for _ in range(3):
+        (trial,) = trials.placed(trials.resolve(config, [{}], workdir=workdir.parent), workdir.parent)
+        assert trial.digest == OLD.name and trial.config.model.attention.sharpness == 1.0
+        made = saved.as_begun(config, workdir)
+        assert (made.model.attention.sharpness, made.optimizer.counting) == (1.0, "steps")
+        check_workdir(made, workdir)
+        files.write_config(workdir, made.to_dict(), "c", keys.base())
+    assert "optimizer.counting" in files.read_json(workdir / files.CONFIG)["later"]
+    made.optimizer.counting = "updates"  # A run of today there: it began with every knob.
+    files.write_config(workdir, made.to_dict(), "c")
+    assert saved.as_begun(config, workdir).optimizer.counting == "updates"
+    for _ in range(2):
+        files.write_config(tmp_path / "new", config.to_dict(), "c")
+        assert "later" not in files.read_json(tmp_path / "new" / files.CONFIG)
+    record = files.read_json(workdir / files.CONFIG) | {"later": ["seed", 3, "no.knob", ["x"], "train.rehearsals"]}
+    files.write_json(workdir / files.CONFIG, record)
+    assert saved.came_later(workdir) == {"train.rehearsals": 0}
+
+
 def test_a_key_with_another_name_or_meaning_is_a_function_of_the_whole_config(monkeypatch, tmp_path):
     """Batches become rows, one count of tokens becomes two: the saved config reads as it would be written today."""
     config = saved_config(OLD)
