@@ -136,6 +136,14 @@ def _step(flags: Any) -> str:
     return getattr(flags, "step", "").strip()
 
 
+def _trained(flags: Any, made: Any) -> Any:
+    """The model in the workdir, whose saved config `made` is one that can be built, whoever wrote it."""
+    preflight.check_values(made)
+    from experiments.workdir import trained
+
+    return trained.load(_workdir(flags), made, step=_step(flags))
+
+
 def _finished(workdir: pathlib.Path) -> int | None:
     """The steps of a finished run in `workdir`."""
     try:
@@ -159,10 +167,9 @@ def evaluate(flags: Any, changes: Changes) -> None:
     _jax(flags)
     from experiments.program import inputs
     from experiments.training import evaluate as evaluation
-    from experiments.workdir import trained
 
     agreement.check_command("evaluate", made.to_dict(), _workdir(flags), step=_step(flags))
-    model = trained.load(_workdir(flags), made, step=_step(flags))
+    model = _trained(flags, made)
     agreement.check_start(corpus=model.corpus.hash, tokenizer=model.tokenizer.hash, checkpoint=model.step)
     step = evaluation.make_step(model.program)
     batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
@@ -198,9 +205,8 @@ def generate(flags: Any, changes: Changes) -> None:
     _jax(flags)
     from experiments import generation
     from experiments.generation import requests
-    from experiments.workdir import trained
 
-    model = trained.load(_workdir(flags), made, step=_step(flags))
+    model = _trained(flags, made)
     generator = generation.make(model.program, model.tokenizer)
     requests.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 
@@ -210,9 +216,8 @@ def export(flags: Any, changes: Changes) -> None:
     workdir, made = _workdir(flags), _trained_config(flags, changes)
     _jax(flags)
     from experiments.workdir import export as exporting
-    from experiments.workdir import trained
 
-    model = trained.load(workdir, made, step=_step(flags))
+    model = _trained(flags, made)
     count = exporting.save(model.params, files.plain(made.to_dict()), workdir / exporting.FILE)
     print(f"{count:,} parameters: {workdir / exporting.FILE}")
 

@@ -33,12 +33,17 @@ GENERATION = {key: knob.choices for key, knob in knobs.KNOBS.items() if key.star
 
 def check(config: Any, *, num_devices: int) -> None:
     """Raises ConfigError with every problem of `config` on `num_devices` devices."""
-    check_keys(config)  # Raises for unknown keys and wrong types, so that all values can be read below.
-    problems = [*_choice_problems(config), *range_problems(config.to_dict())]
-    if not problems:  # Combinations are judged only when every value is valid by itself.
-        problems += [*unread_problems(config.to_dict()), *_size_problems(config)]
-        problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
+    check_values(config)  # Combinations are judged only when every value is valid by itself.
+    problems = [*unread_problems(config.to_dict()), *_size_problems(config)]
+    problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
     if problems:
+        raise ConfigError(problems)
+
+
+def check_values(config: Any) -> None:
+    """Raises ConfigError with every value of `config` that cannot be, whatever the others are."""
+    check_keys(config)  # Raises for unknown keys and wrong types, so that all values can be read below.
+    if problems := [*_choice_problems(config), *range_problems(config.to_dict())]:
         raise ConfigError(problems)
 
 

@@ -105,6 +105,23 @@ def test_a_trained_model_is_read_with_what_it_reads(tmp_path):
         modes._trained_config(asked, [("eval.batchez", "3")])
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("objective", "zz", "objective='zz' is unknown"), ("train.accumulation", 0, "=0 must be at least 1"),
+        ("eval.rows", -1, "=-1 must not be negative"), ("model.mixer", "attention,zz", "mixer='zz' is unknown"),
+    ],
+)  # fmt: skip
+def test_a_saved_config_with_values_that_cannot_be_is_refused_in_a_sentence(tmp_path, key, value, told):
+    """Damaged, or written by another house: whoever reads the model is told the key."""
+    config = transformer.get_config("tiny")
+    keys.assign(config, key, value)
+    files.write_config(tmp_path, config.to_dict(), "c")
+    asked = flags(mode="generate", workdir=str(tmp_path))
+    with pytest.raises(ConfigError, match=told):
+        modes._trained(asked, modes._trained_config(asked, []))
+
+
 def test_a_sweep_over_parts_gives_each_trial_what_it_reads():
     config = base.get_config()
     config.model.lact.rank = 8
