@@ -102,10 +102,9 @@ class LM(nnx.Module):
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""
         # Gather the table's width first: a gather from width-sharded rows would otherwise be all-gathered per token.
-        # In the type of the parameters: the gradient adds up all uses of a row, and bfloat16 stops at 256 equal terms.
         wide = jnp.promote_types(self.spec.dtype, self.embedding[...].dtype)
         table = self.spec.partition.constrain(self.embedding[...].astype(wide), ("vocab", None))
-        x = table[tokens].astype(self.spec.dtype)
+        x = look_up(table, tokens, self.spec.dtype)
         return x if self.spec.embedding_scale == 1.0 else x * jnp.asarray(self.spec.embedding_scale, x.dtype)
 
     def head_weights(self) -> jax.Array:
@@ -132,6 +131,28 @@ class LM(nnx.Module):
     def init_state(self, batch: int, length: int) -> dict:
         """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
         return {"slots": Slots.empty(batch, length), "layers": self.stack.init_state(batch, length)}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of `table [V, D]` at `tokens [B, T]` in `dtype`, `[B, T, D]`; the gradient adds up in the table's own type.
+
+    A row's gradient is a sum over all its uses, and bfloat16 stops at 256 equal terms. What devices that cut V exchange
+    is in `dtype`.
+    """
+    return table.astype(dtype)[tokens]
+
+
+def _looked_up(table: jax.Array, tokens: jax.Array, dtype: Any) -> tuple[jax.Array, tuple]:
+    return look_up(table, tokens, dtype), (table, tokens)
+
+
+def _added_up(dtype: Any, kept: tuple, gradient: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = kept
+    return jnp.zeros_like(table).at[tokens].add(gradient.astype(table.dtype)), None
+
+
+look_up.defvjp(_looked_up, _added_up)
 
 
 class Heads(nnx.Module):

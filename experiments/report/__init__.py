@@ -114,7 +114,7 @@ def _tiles(run: data.Run) -> str:
 
 def _changes(run: data.Run) -> str:
     """The settings in which the config differs from the base that config.json carries."""
-    base = data.flatten(data.mapping(run.record, "base"))
+    base = run.base
     keys = _changed(run)
     if not base:
         return ""
@@ -133,7 +133,7 @@ def _changes(run: data.Run) -> str:
 
 
 def _changed(run: data.Run) -> list[str]:
-    base, absent = data.flatten(data.mapping(run.record, "base")), object()
+    base, absent = run.base, object()
     keys = dict.fromkeys([*base, *run.config]) if base else {}
     return [key for key in keys if base.get(key, absent) != run.config.get(key, absent)]
 

@@ -42,7 +42,15 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        saved = mapping(self.record, "config")
+        return self._settings("config")
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The defaults that the config is compared with, {} where the run kept none."""
+        return self._settings("base")
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        saved = mapping(self.record, name)
         return flatten(history.filled(saved)) if saved else {}
 
     @property

@@ -10,7 +10,7 @@ from experiments import preflight
 from experiments.program import build
 from experiments.program.sharding import make_mesh
 from experiments.settings.errors import ConfigError
-from models.mixers import Attention
+from models.mixers.attention import Attention
 
 
 def config(**changes):

@@ -157,7 +157,10 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(tmp_path):
     with pytest.raises(ConfigError) as caught:
         check_workdir(config, workdir)
     head, *lines = str(caught.value).splitlines()
-    assert head.endswith("belongs to a run of another config; give a new folder:")
+    assert head.endswith(
+        "belongs to a run of another config; give a new folder, or add --overwrite to move that run "
+        "aside and start over:"
+    )
     assert lines == ["  model.width: 128 there, 64 asked for", "  seed: 0 there, 3 asked for"]
     assert os.listdir(workdir) == ["config.json"]
 

@@ -1,7 +1,5 @@
 """The same prompt and seed give the same text in any batch: for every generator, whatever stands beside it."""
 
-import types
-
 import jax
 import numpy as np
 import pytest
@@ -59,7 +57,7 @@ def model(name, changes):
         config, vocab_size=tokenizer.vocab_size, mesh=program_test.make_mesh(config, jax.devices()[:1])
     )
     params = jax.tree.map(lambda p: 6 * p if p.ndim > 2 else p, made.init()["params"])
-    return Trained(config, made, params, types.SimpleNamespace(tokenizer=tokenizer))
+    return Trained(config, made, params, tokenizer, None, 0, {})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,7 +65,7 @@ def test_text_does_not_depend_on_the_batch(case):
     """A short prompt alone, on a canvas of 64, and behind a long one, on a canvas of 128: tokens, calls and text."""
     name, changes, settings = CASES[case]
     trained = model(name, changes)
-    writer = generation.make(trained.program, trained.corpus.tokenizer)
+    writer = generation.make(trained.program, trained.tokenizer)
     if case == "guided":
         writer.guide = model("next_token", {})
     options = merged(trained.config.generate.to_dict(), {"max_tokens": 12, "temperature": 1.0, **settings})
