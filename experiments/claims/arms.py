@@ -28,7 +28,7 @@ def train(
     A row is that of a sweep's table, and `workdir`. Refused where a run failed.
     """
     points = {(arm, seed): {**values, "seed": seed} for arm, values in arms.items() for seed in seeds}
-    made = trials.resolve(base, list(points.values()))
+    made = trials.resolve(base, list(points.values()), workdir=workdir / RUNS)
     if len(made) < len(points):
         raise Refused("two arms of the claim have the same config; let them differ.")
     found = sweep.run_trials(made, workdir / RUNS, jobs=jobs, command=str(workdir), quiet=quiet)

@@ -7,6 +7,7 @@ read by nothing, and not refused.
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 
@@ -17,6 +18,7 @@ from configs import base, knobs
 from configs.knobs.kinds import number, readers, whole
 from experiments import sweep
 from experiments import workdir as files
+from experiments.claims import arms
 from experiments.settings import history, identity, keys
 from experiments.settings.errors import ConfigError
 from experiments.sweep import trials
@@ -177,6 +179,20 @@ def test_trials_beside_older_ones_are_made_as_those_were(added, tmp_path):
     assert [trial.config.model.attention.sharpness for trial in made] == [1.0, 1.0]
     (alone,) = trials.resolve(config, [{}], workdir=tmp_path / "new")
     assert alone.config.model.attention.sharpness == 2.0
+
+
+def test_a_claim_finds_the_runs_that_an_older_house_finished(tmp_path):
+    """Its base has today's defaults: it is made as its runs were."""
+    run = tmp_path / arms.RUNS / OLD.name
+    shutil.copytree(OLD, run)
+    finished(run)
+    config = saved_config(OLD)
+    config.optimizer.counting = knobs.KNOBS["optimizer.counting"].default
+    assert config.optimizer.counting != "steps"
+    for _ in range(2):
+        rows = arms.train(config, {"arm": {}}, [config.seed], tmp_path, jobs=1, quiet=True)["arm"]
+        assert [row["workdir"] for row in rows] == [run]
+    assert os.listdir(tmp_path / arms.RUNS) == [OLD.name]
 
 
 def test_the_command_goes_on_again_after_a_newer_house_wrote_the_config(added, tmp_path):
