@@ -50,6 +50,10 @@ def sentence(error: BaseException) -> str:
         return f"{error.filename!r} cannot be used: {(error.strerror or 'unknown').lower()}."
     if type(error) in (ValueError, NotImplementedError) and _raised_by_the_house(error):
         return str(error)
+    full = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    if full or isinstance(error, MemoryError):
+        said = (" ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ") or "out of memory").rstrip(".")[:200]
+        return f"the memory is used up ({said}); use a smaller data.batch_size or eval.batch_size, or a smaller model."
     return ""
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -285,3 +286,11 @@ print(heavy("model.widht", "3"), heavy("model.width", "129"))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[] ['flax', 'jax', 'optax']", done
+
+
+def test_a_full_memory_is_a_sentence_and_other_faults_of_a_library_are_not():
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 27136129936 bytes.")
+    told = "the memory is used up (Out of memory allocating 27136129936 bytes); use a smaller data.batch_size or "
+    assert sentence(full).startswith(told)
+    assert sentence(MemoryError()).startswith("the memory is used up (out of memory); use a smaller data.batch_size")
+    assert sentence(jax.errors.JaxRuntimeError("INTERNAL: x")) == "" == sentence(KeyError("RESOURCE_EXHAUSTED"))
