@@ -246,7 +246,7 @@ def write_config(workdir: str | os.PathLike, config: dict, command: str, base: d
     record = {"hash": name, "command": command, "config": config}
     try:
         before = read_json(pathlib.Path(workdir) / CONFIG) or {}
-    except ValueError:  # damaged: it is replaced
+    except (ValueError, OSError):  # Damaged, or a link: it is replaced.
         before = {}
     if "config" in before and (later := history.came_later(before)):
         record["later"] = sorted(later)
