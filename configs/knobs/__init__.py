@@ -12,7 +12,7 @@ from typing import Any
 from configs.knobs import channels, data, decoding, mixers, model, objectives, run, training
 from configs.knobs.kinds import NEVER, Group, Knob, Reader, group, part, whole
 
-__all__ = ["GROUPS", "KNOBS", "NEVER", "Knob", "Reader", "defaults", "unread", "without"]
+__all__ = ["GROUPS", "KNOBS", "NEVER", "Knob", "Reader", "defaults", "nested", "unread", "without"]
 
 
 def _groups(room: ModuleType) -> Iterator[tuple[str, Group]]:
@@ -42,13 +42,18 @@ GROUPS: dict[str, str] = dict(_TOP.sentences())  # the sentence of every group
 
 def defaults() -> dict[str, Any]:
     """The default of every knob, as a nested dict."""
+    return nested({key: knob.default for key, knob in KNOBS.items()})
+
+
+def nested(flat: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """The nested dict of values by joined key, e.g. {"model.width": 256} -> {"model": {"width": 256}}."""
     tree: dict[str, Any] = {}
-    for key, knob in KNOBS.items():
-        *groups, leaf = key.split(".")
+    for key, value in flat.items():
+        *groups, leaf = key.split(separator)
         at = tree
         for name in groups:
             at = at.setdefault(name, {})
-        at[leaf] = knob.default
+        at[leaf] = value
     return tree
 
 

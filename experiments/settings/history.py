@@ -48,7 +48,7 @@ CHANGES: tuple[Change, ...] = (  # In the order in which they came.
 def filled(saved: Mapping) -> dict[str, Any]:
     """The nested config `saved` as today's house would write it: changed keys, then keys that came later."""
     flat = changed(saved)
-    return nested({**flat, **later(flat)})
+    return knobs.nested({**flat, **later(flat)})
 
 
 def changed(saved: Mapping) -> dict[str, Any]:
@@ -78,15 +78,3 @@ def came_later(record: Mapping[str, Any]) -> dict[str, Any]:
     flat, noted = changed(record["config"]), record.get("later", [])
     values = {key: knobs.KNOBS[key].before for key in noted if isinstance(key, str) and key in knobs.KNOBS}
     return {key: value for key, value in values.items() if key in flat and same(flat[key], value)} | later(flat)
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat config (dotted key -> value) as a nested one."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *groups, leaf = key.split(".")
-        at = tree
-        for name in groups:
-            at = at.setdefault(name, {})
-        at[leaf] = value
-    return tree

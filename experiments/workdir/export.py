@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
+from configs.knobs import nested
 from experiments import workdir as files
 
 FILE = "model.safetensors"
@@ -30,14 +31,7 @@ def load(path: str | os.PathLike) -> tuple[Any, dict[str, Any]]:
     with safe_open(os.fspath(path), framework="numpy") as file:
         flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = json.loads((file.metadata() or {}).get("config", "{}"))
-    params: dict[str, Any] = {}
-    for name, value in flat.items():
-        *groups, leaf = name.split("/")
-        at = params
-        for group in groups:
-            at = at.setdefault(group, {})
-        at[leaf] = value
-    return params, config
+    return nested(flat, "/"), config
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
