@@ -29,7 +29,7 @@ class Loader:
       pad: the id of places without a token (`tokenizer.pad`).
       shuffle: False reads the rows in their order.
       isolate: False gives every token of a row segment 1 and its place in the row as position, whatever its document.
-        `mask` is the same in both.
+        `scored` is the same in both.
       epochs: None repeats for ever. A number ends after that many passes, with rows of padding to fill the last batch;
         a mixture is then read part after part (or shuffled as one), each row once per pass, and weights do not apply.
       packing: "stream" or "first_fit" (see `data.packing`).
@@ -91,7 +91,7 @@ class Loader:
         """This process's rows of global batch `step`, arrays of `[B, T]`, B being `batch_size / process_count`.
 
         `tokens` int32; `targets` int32, the next token of the same document; `positions` int32, 0 at the start of each
-        document and of each row; `segment_ids` int32, 1, 2, ... in each row, 0 at padding; `mask` bool, whether the
+        document and of each row; `segment_ids` int32, 1, 2, ... in each row, 0 at padding; `scored` bool, whether the
         target counts (the same document, not padding). Where it does not, `targets` is `pad`.
 
         Errors: IndexError for a step below 0 or past the end.

@@ -200,11 +200,11 @@ def finish(rows: Rows, *, pad: int, isolate: bool) -> dict[str, np.ndarray]:
         segments[~rows.held] = 0
         positions[~rows.held] = 0
     targets = rows.targets.astype(np.int32)
-    targets[~rows.target] = pad
+    targets[~rows.scored] = pad
     return {
         "tokens": tokens,
         "targets": targets,
         "positions": positions,
         "segment_ids": segments,
-        "mask": rows.target,
+        "scored": rows.scored,
     }

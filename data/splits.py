@@ -72,14 +72,14 @@ class Rows:
     """Raw rows, each array `[B, T]`.
 
     tokens: ids, undefined outside `held`.
-    targets: the id that follows, undefined outside `target`.
+    targets: the id that follows, undefined outside `scored`.
     first: bool, a segment begins here.
     held: bool, a token stands here (not padding).
-    target: bool, the token that follows is of the same document.
+    scored: bool, the token that follows is a target: of the same document, and in a task an answer.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     first: np.ndarray
     held: np.ndarray
-    target: np.ndarray
+    scored: np.ndarray

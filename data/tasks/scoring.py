@@ -9,10 +9,10 @@ import numpy as np
 def score(
     batch: Mapping[str, np.ndarray], *, predicted: np.ndarray | None = None, nats: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Sums over the answers of one batch as means; only places where `batch["mask"]` holds count.
+    """Sums over the answers of one batch as means; only places where `batch["scored"]` holds count.
 
     Args:
-      batch: as a loader gives it; `targets` and `mask` `[B, T]` are read.
+      batch: as a loader gives it; `targets` and `scored` `[B, T]` are read.
       predicted: `[B, T]` ids, the most probable (or drawn) symbol at each place.
       nats: `[B, T]` loss at each place.
 
@@ -20,19 +20,19 @@ def score(
       `exact` (rows whose every answer is right), with `nats` `loss` (nats per answer) and `bits` (the same in bits).
       Means over several batches weigh by `answers`, and `exact` by `rows`.
 
-    Errors: ValueError where a shape differs from that of the mask.
+    Errors: ValueError where a shape differs from that of `scored`.
     """
-    mask = np.asarray(batch["mask"], bool)
+    scored = np.asarray(batch["scored"], bool)
     for key, value in (("predicted", predicted), ("nats", nats)):
-        if value is not None and np.shape(value) != mask.shape:
-            raise ValueError(f"{key} has shape {np.shape(value)} and the batch {mask.shape}; use one value per target.")
-    answers, asked = int(mask.sum()), mask.any(axis=1)
+        if value is not None and np.shape(value) != scored.shape:
+            raise ValueError(f"{key} has shape {np.shape(value)}, the batch {scored.shape}; use one value per target.")
+    answers, asked = int(scored.sum()), scored.any(axis=1)
     found: dict[str, float] = {"answers": answers, "rows": int(asked.sum())}
     if predicted is not None:
         right = np.asarray(predicted) == np.asarray(batch["targets"])
-        found["accuracy"] = float(right[mask].mean()) if answers else math.nan
-        found["exact"] = float((right | ~mask).all(axis=1)[asked].mean()) if answers else math.nan
+        found["accuracy"] = float(right[scored].mean()) if answers else math.nan
+        found["exact"] = float((right | ~scored).all(axis=1)[asked].mean()) if answers else math.nan
     if nats is not None:
-        found["loss"] = float(np.asarray(nats, np.float64)[mask].mean()) if answers else math.nan
+        found["loss"] = float(np.asarray(nats, np.float64)[scored].mean()) if answers else math.nan
         found["bits"] = found["loss"] / math.log(2)
     return found

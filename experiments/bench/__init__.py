@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.bench import attention, context, mixers, pattention, timing, training
-from experiments.bench.rows import Planned, Row
+from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
 
 OTHER = ("data", "startup/a", "startup/b")
@@ -79,7 +79,7 @@ def _measure(rows: list[Planned], filter: str, console: Console) -> list[dict[st
     return found
 
 
-def _timed(row: Row, ceiling: float, console: Console) -> list[dict[str, Any]]:
+def _timed(row: Comparison, ceiling: float, console: Console) -> list[dict[str, Any]]:
     timings = timing.interleave(row.candidates, rounds=row.rounds, calls=row.calls)
     base = timings[row.baseline]
     table = Table(title=row.name, title_justify="left")

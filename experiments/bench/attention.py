@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments.bench import ops
-from experiments.bench.rows import Planned, Row
+from experiments.bench.comparison import Comparison, Planned
 from kernels import masks
 from kernels.attention import attention, shapes
 
@@ -81,7 +81,7 @@ def _forwards(shape: shapes.Shape, platform: str) -> dict[str, ops.Forward]:
     return {name: _forward(shape, name) for name in names}
 
 
-def _row(name: str, shape: shapes.Shape, backward: bool, platform: str) -> Row:
+def _row(name: str, shape: shapes.Shape, backward: bool, platform: str) -> Comparison:
     args = _inputs(shape)
     pairs = seen_pairs(masks.parse(shape.mask), shape.T, shape.S)
     size = sum(x.nbytes for x in jax.tree.leaves(args))

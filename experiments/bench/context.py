@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.bench import ops
-from experiments.bench.rows import Planned, Row
+from experiments.bench.comparison import Comparison, Planned
 from kernels import masks
 from kernels.attention import reference
 from kernels.context_attention import (
@@ -40,7 +40,7 @@ def planned(platform: str) -> Iterator[Planned]:
         yield Planned(name, functools.partial(_block, name, C, platform, backward))
 
 
-def _schedules(name: str, backward: bool) -> Row:
+def _schedules(name: str, backward: bool) -> Comparison:
     """Every schedule on all devices, each on tokens in its own order, as a model has them."""
     P = jax.device_count()
     mesh = Mesh(np.array(jax.devices()), ("context",))
@@ -56,7 +56,7 @@ def _schedules(name: str, backward: bool) -> Row:
         candidates[schedule] = functools.partial(compiled, *args)
         temporaries[schedule] = compiled.memory_analysis().temp_size_in_bytes
         counted[schedule] = critical_path(schedule, P)
-    return Row(
+    return Comparison(
         name,
         candidates,
         BASELINE,
@@ -87,7 +87,7 @@ def _wrong(candidates: dict[str, Any], given: list[jax.Array], backward: bool, P
     return ""
 
 
-def _block(name: str, C: int, platform: str, backward: bool) -> Row:
+def _block(name: str, C: int, platform: str, backward: bool) -> Comparison:
     """One block of every key seen, C queries against C keys, by the platform's kernel and by XLA with all scores."""
     dtype = "float32" if platform == "cpu" else "bfloat16"
     mask, scale = masks.Full(), H**-0.5

@@ -19,7 +19,7 @@ from flax import nnx
 
 from configs import base
 from experiments.bench import ops
-from experiments.bench.rows import Planned, Row
+from experiments.bench.comparison import Comparison, Planned
 from kernels import masks
 from kernels.lact import lact
 from models.mixers import MIXERS, Context
@@ -134,7 +134,7 @@ def _mixers(platform: str, length: int) -> dict[str, Layer]:
     return made | {"window": Layer("attention", D, N, rows, length, dtype, near)}
 
 
-def _row(name: str, layers: Mapping[str, Layer], baseline: str) -> Row:
+def _row(name: str, layers: Mapping[str, Layer], baseline: str) -> Comparison:
     return ops.row(
         name,
         {key: layer.forward() for key, layer in layers.items()},

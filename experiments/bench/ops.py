@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.rows import Row
+from experiments.bench.comparison import Comparison
 from kernels import platforms
 
 Forward = Callable[..., jax.Array]
@@ -30,8 +30,8 @@ def call(forward: Forward, backward: bool) -> Any:
 
 def row(
     name: str, forwards: Mapping[str, Forward], args: tuple | Mapping[str, tuple], backward: bool, **rest: Any
-) -> Row:
-    """A Row of every implementation that compiles for `args = (inputs, cotangent)`; `rest` are Row's other fields.
+) -> Comparison:
+    """A Comparison of every implementation that compiles for `args = (inputs, cotangent)`; `rest`: its other fields.
 
     `args` are those of all implementations, or those of each by its name. An implementation that raises
     NotImplementedError is left out. `rest["extra"]` are candidates that are not jax: zero-argument calls. On an
@@ -48,7 +48,7 @@ def row(
     candidates |= rest.pop("extra", {})
     if jax.default_backend() != "cpu":
         rest.setdefault("calls", CALLS)
-    return Row(name=name, candidates=candidates, temporaries=temporaries, **rest)
+    return Comparison(name=name, candidates=candidates, temporaries=temporaries, **rest)
 
 
 def at_once(make: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:

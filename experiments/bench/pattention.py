@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.bench import ops
-from experiments.bench.rows import Planned, Row
+from experiments.bench.comparison import Comparison, Planned
 from kernels.pattention import pattention, shapes
 
 BASELINE = "reference"
@@ -39,7 +39,7 @@ def _forwards(platform: str) -> dict[str, ops.Forward]:
     return {name: functools.partial(pattention, implementation=name) for name in (*kernel, "xla", BASELINE)}
 
 
-def _row(name: str, shape: shapes.Shape, dtype: str, backward: bool, platform: str) -> Row:
+def _row(name: str, shape: shapes.Shape, dtype: str, backward: bool, platform: str) -> Comparison:
     return ops.row(
         name,
         _forwards(platform),

@@ -17,7 +17,7 @@ import numpy as np
 from configs import transformer
 from experiments import program
 from experiments.bench import plain
-from experiments.bench.rows import Planned, Row
+from experiments.bench.comparison import Comparison, Planned
 from experiments.generation import text as generate
 from experiments.planning import hlo
 from experiments.program import sharding
@@ -57,12 +57,12 @@ def _build(shape: str) -> program.Program:
     return program.build(made, vocab_size=SHAPES[shape][4], mesh=mesh)
 
 
-def _train(shape: str) -> Row:
+def _train(shape: str) -> Comparison:
     D, L, N, F, V, T, B = SHAPES[shape]
     made = _build(shape)
     states = {"tessera": made.init(), "plain": plain.init_state(jax.random.key(0), V=V, D=D, L=L, F=F)}
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
-    batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": np.ones((B, T), bool)})
+    batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "scored": np.ones((B, T), bool)})
     step = made.train_step()
     plain_step = plain.train_step(N=N, compiler_options=program.compiler_options(made.mesh))
 
@@ -80,7 +80,7 @@ def _train(shape: str) -> Row:
     # Matmuls only, three times forward, attention counted in full: how the peers were counted.
     flops = 6 * B * T * (L * (4 * D * D + 2 * D * F) + V * D) + 12 * L * B * T * T * D
     small = shape == "overhead"
-    return Row(
+    return Comparison(
         name=f"train/{shape}",
         candidates=candidates,
         baseline="plain",
@@ -129,7 +129,7 @@ def from_plain(hand: dict) -> dict:
     }
 
 
-def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Row:
+def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Comparison:
     D, L, N, F, V, _, _ = SHAPES[shape]
     made = _build(shape)
     hand = plain.init(jax.random.key(1), V=V, D=D, L=L, F=F)
@@ -156,7 +156,7 @@ def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Row
         early = bool(jnp.all(tessera()[:, :8] == by_hand()[:, :8]))
         return "" if early else f"greedy tokens differ from the plain decoder's ({same:.0%} equal)"
 
-    return Row(
+    return Comparison(
         name=f"decode/{shape}/batch{batch}",
         candidates={"tessera": tessera, "plain": by_hand},
         baseline="plain",
@@ -230,7 +230,7 @@ def _train_once(shape: str) -> tuple[Callable[[], None], program.Program, dict]:
     made = _build(shape)
     D, L, N, F, V, T, B = SHAPES[shape]
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
-    batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "mask": np.ones((B, T), bool)})
+    batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "scored": np.ones((B, T), bool)})
     state, step = [made.init()], made.train_step()
 
     def run() -> None:

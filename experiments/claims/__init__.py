@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import workdir as files
-from experiments.claims.rows import Row
+from experiments.claims.evidence import Evidence
 from experiments.settings import overrides
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
 
-CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Row]`
+CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Evidence]`
     "law": "law",
     "contrast": "contrast",
     "growth": "growth",
@@ -55,7 +55,7 @@ def run(
     that the record states.
     """
     check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
-    rows: list[Row] = check.run(claim, workdir, jobs=jobs, quiet=quiet)
+    rows: list[Evidence] = check.run(claim, workdir, jobs=jobs, quiet=quiet)
     record = {
         "claim": name,
         "source": claim["source"],

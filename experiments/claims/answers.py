@@ -47,7 +47,7 @@ def following(model: Any) -> Answer:
 
     def answer(batch: dict) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.asarray(predict(model.params, global_batch(batch, model.program)))
-        return tokens, batch["mask"].sum(1)  # Greedy decoding takes one call an answer.
+        return tokens, batch["scored"].sum(1)  # Greedy decoding takes one call an answer.
 
     return answer
 
@@ -61,13 +61,13 @@ def drawn(model: Any, **generate: Any) -> Answer:
 
 def judge(batch: Mapping[str, np.ndarray], predicted: np.ndarray, calls: np.ndarray, end: int | None) -> dict:
     """`tasks.score` of the answers up to their END (all of them without one), with means of `length` and `calls`."""
-    mask = np.asarray(batch["mask"], bool)
+    mask = np.asarray(batch["scored"], bool)
     before = lambda tokens: mask & (np.cumsum(mask & (tokens == end), axis=1) == 0)  # noqa: E731
     asked = mask
     if end is not None:
         ended = mask & (np.asarray(batch["targets"]) == end)
         asked = mask & (np.cumsum(ended, axis=1) - ended == 0)
-    scored = tasks.score({**batch, "mask": asked}, predicted=predicted)
+    scored = tasks.score({**batch, "scored": asked}, predicted=predicted)
     has = mask.any(1)
     mean = lambda values: float(np.asarray(values, float)[has].mean()) if has.any() else 0.0  # noqa: E731
     return {**scored, "length": mean(before(predicted).sum(1)), "calls": mean(calls)}

@@ -12,12 +12,12 @@ import numpy as np
 
 from experiments import generation
 from experiments.claims import arms
+from experiments.claims.evidence import DOES_NOT, EXACT, Evidence, above, interval
 from experiments.claims.laws import decoding
-from experiments.claims.rows import DOES_NOT, EXACT, Row, above, interval
 from experiments.workdir import trained
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Walks every round on small alphabets, then counts the calls of a trained model."""
     rows = [law(claim)]
     if "base" in claim:
@@ -25,7 +25,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     return rows
 
 
-def law(claim: Mapping[str, Any]) -> Row:
+def law(claim: Mapping[str, Any]) -> Evidence:
     """The law by enumeration, in float64, for conditionals that fit a joint law and for ones that fit none."""
     V, T, count = (claim["tables"][key] for key in ("symbols", "length", "count"))
     far, spent, cases = decoding.enumerated(
@@ -34,7 +34,7 @@ def law(claim: Mapping[str, Any]) -> Row:
     over = max(max(calls) - (2 * T - 1 if draft == 1 else T) for draft, calls in spent.items())
     means = {str(draft): float(np.mean(values)) for draft, values in spent.items()}
     shown = ", ".join(f"{mean:.2f} with drafts of {draft}" for draft, mean in means.items())
-    return Row(
+    return Evidence(
         statement=claim["statement"],
         published=claim["published"],
         measured=f"largest total variation {far:.0e} over {cases} cases; calls for {T} tokens: {shown}",
@@ -44,7 +44,7 @@ def law(claim: Mapping[str, Any]) -> Row:
     )
 
 
-def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> Row:
+def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> Evidence:
     """Calls a token of a trained model, for every length of drafts, by seed."""
     seeds, count = claim["seeds"], claim["tokens"]
     found = arms.train(claim["base"], {"any-subset": {}}, seeds, workdir, jobs=jobs, quiet=quiet)
@@ -61,7 +61,7 @@ def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: 
     mean, low, high = interval(share[best])
     shown = ", ".join(f"{np.mean(values):.3f} with drafts of {draft}" for draft, values in share.items())
     published = claim["trained"]
-    return Row(
+    return Evidence(
         statement=published["statement"],
         published=published["published"],
         measured=f"calls a token {shown}; the least {mean:.3f} [{low:.3f}, {high:.3f}]",

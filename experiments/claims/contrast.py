@@ -12,12 +12,12 @@ from typing import Any
 
 from data import tasks
 from experiments.claims import arms
+from experiments.claims.evidence import Evidence, above, interval
 from experiments.claims.measures import Measure, measure
-from experiments.claims.rows import Row, above, interval
 from experiments.settings.errors import Refused
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Trains every arm with every seed and compares each pair by the claim's score."""
     seeds, name = claim["seeds"], claim.get("score", "exact")
     score = measure(name, "score")
@@ -47,12 +47,12 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
 def _row(
     pair: Mapping[str, Any], name: str, score: Measure, figures: Mapping[str, Any], shown: Mapping[str, str],
     scale: str, seeds: Sequence[int],
-) -> Row:  # fmt: skip
+) -> Evidence:  # fmt: skip
     """One comparison, by how much better is better."""
     values, better, worse = figures[name], pair["better"], pair["worse"]
     ends = interval([score.sign * (b - w) for b, w in zip(values[better], values[worse], strict=True)])
     by = score.difference.format(*ends) + _between(name, figures)
-    return Row(
+    return Evidence(
         statement=pair["statement"],
         published=pair["published"],
         measured=f"{shown[better]}, {shown[worse]}; better by {by}",

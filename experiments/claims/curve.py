@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims import answers, arms
-from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
+from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, interval
 from experiments.generation.canvas import Filler
 from experiments.program import counting, inputs
 from experiments.settings.errors import Refused
@@ -25,7 +25,7 @@ COSTS = {"flops": "FLOPs", "calls": "calls", "seconds": "seconds"}
 FIGURES = (*COSTS, "exact")
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Trains model and guide with every seed, and fills the same held-out rows in by every setting."""
     seeds, settings, cost = claim["seeds"], claim["settings"], claim.get("cost", "flops")
     if cost not in COSTS:
@@ -48,7 +48,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         for name, row in figures.items()
     )
     return [
-        Row(
+        Evidence(
             statement=claim["statement"],
             published=claim["published"],
             measured=f"{ratio[0]:.1f} times fewer {COSTS[cost]} [{ratio[1]:.1f}, {ratio[2]:.1f}], exact answers "

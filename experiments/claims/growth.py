@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.claims import arms
-from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
+from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, interval
 from experiments.program import inputs
 from experiments.training import evaluate
 from experiments.workdir import grown, trained
@@ -19,7 +19,7 @@ from experiments.workdir.saved import saved_config
 from models import growth
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Trains small, grows it by each seed, trains on; trains every rival for the FLOPs of both; compares by seed."""
     seeds, steps, configs = claim["seeds"], claim["steps"], claim["arms"]
 
@@ -61,11 +61,11 @@ def change_by_growth(small: Mapping[str, Any], large: Mapping[str, Any]) -> floa
     return abs(values[1] / values[0] - 1)
 
 
-def _row(statement: str, published: str, rival: str, found: Mapping, scale: str, numbers: dict[str, Any]) -> Row:
+def _row(statement: str, published: str, rival: str, found: Mapping, scale: str, numbers: dict[str, Any]) -> Evidence:
     """Mean difference in nats, grown minus rival, paired by seed."""
     losses = numbers["losses"]
     mean, low, high = interval(np.subtract(losses["grown"], losses[rival]).tolist())
-    return Row(
+    return Evidence(
         statement=statement,
         published=published,
         measured=f"{mean:+.4f} nats [{low:+.4f}, {high:+.4f}]; growth alone moves the loss by "

@@ -8,13 +8,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.claims.evidence import DOES_NOT, EXACT, Evidence
 from experiments.claims.laws import LAWS, stated
-from experiments.claims.rows import DOES_NOT, EXACT, Row
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Tries every law of the claim; writes nothing."""
     for name in claim["laws"]:
         if name not in LAWS:
@@ -22,10 +22,10 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     return [_row(name) for name in claim["laws"]]
 
 
-def _row(name: str) -> Row:
+def _row(name: str) -> Evidence:
     law = LAWS[name]
     (statement, source), found = stated(law), law()
-    return Row(
+    return Evidence(
         statement=statement,
         published=source,
         measured=f"largest error {found.error:.0e} over {found.cases} cases; rounding allows {found.tolerance:.0e}",

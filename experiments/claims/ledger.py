@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import workdir as files
 from experiments.claims import FILE
-from experiments.claims.rows import VERDICTS
+from experiments.claims.evidence import VERDICTS
 from experiments.gallery import page as gallery
 from experiments.report import page
 from experiments.report.markdown import code, inline

@@ -12,10 +12,10 @@ import numpy as np
 
 from experiments import scaling
 from experiments.claims import arms
-from experiments.claims.rows import Row, above, interval
+from experiments.claims.evidence import Evidence, above, interval
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Trains the grid with every seed; for each seed fits its small runs and takes the mean error on its large ones."""
     seeds = claim["seeds"]
     runs = {f"small {k}": values for k, values in enumerate(claim["small"])}
@@ -28,7 +28,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     beyond = min(row["flops"] for row in large) / max(row["flops"] for row in small)
     ratio = max(row["tokens"] / row["parameters"] for row in large)
     return [
-        Row(
+        Evidence(
             statement=claim["statement"],
             published=claim["published"],
             measured=f"mean relative error {100 * mean:.2f}% [{100 * low:.2f}, {100 * high:.2f}] on "

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from experiments.claims import arms
+from experiments.claims.evidence import Evidence, above, interval
 from experiments.claims.measures import MEASURES, measure, program
 from experiments.claims.measures import values as measured
-from experiments.claims.rows import Row, above, interval
 from experiments.program import counting
 
 Cell = tuple[str, str]  # line, point
 FIGURE = "table"
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Trains every cell with every seed, measures, draws a figure a measure; one row a contrast, paired by seed."""
     seeds = claim["seeds"]
     values = dict(zip(_names(claim), cells(claim).values(), strict=True))
@@ -58,13 +58,13 @@ def _names(claim: Mapping[str, Any]) -> list[Cell]:
 
 def _row(
     contrast: Mapping[str, Any], table: Mapping[str, Mapping[Cell, list]], scale: str, numbers: dict, *, whole: bool
-) -> Row:
+) -> Evidence:
     name, (better, worse) = contrast["measure"], (tuple(contrast[side]) for side in ("better", "worse"))
     a, b = (np.asarray(table[name][cell]) for cell in (better, worse))
     mean, low, high = interval((MEASURES[name].sign * (a - b)).tolist())
     shown = table[name] if whole else (better, worse)
     values = "; ".join(f"{', '.join(cell)}: {np.mean(table[name][cell]):.3f}" for cell in shown)
-    return Row(
+    return Evidence(
         statement=contrast["statement"],
         published=contrast["published"],
         measured=f"{MEASURES[name].label} by cell: {values}. {', '.join(better)} ahead of {', '.join(worse)} by "

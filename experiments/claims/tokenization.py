@@ -15,12 +15,12 @@ import numpy as np
 from data.tasks import Markov
 from experiments import workdir as files
 from experiments.claims import arms
-from experiments.claims.rows import DOES_NOT, HOLDS, UNDECIDED, Row, interval
+from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, interval
 
 TEXTS = "texts"
 
 
-def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Row]:
+def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Writes the source as text, trains both arms with every seed, and places their bits per character on the way."""
     source, seeds = Markov(**claim["source_settings"]), claim["seeds"]
     source.check()
@@ -38,7 +38,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         for arm, (mean, low, high) in learned.items()
     )
     return [
-        Row(
+        Evidence(
             statement=claim["statement"],
             published=claim["published"],
             measured=f"{shares} (frequencies {chance:.3f}, entropy rate {rate:.3f})",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.generation.anyorder import Drafter, Inserter, Refiner
+from experiments.generation.anyorder import AnySubsetFiller, Inserter, Refiner
 from experiments.generation.canvas import Filler
 from experiments.generation.text import Generator
 from experiments.program import Program
@@ -10,7 +10,7 @@ from experiments.program import Program
 GENERATORS = {
     "autoregressive": Generator,
     "canvas": Filler,
-    "any_subset": Drafter,
+    "any_subset": AnySubsetFiller,
     "insertion": Inserter,
     "neodiff": Refiner,
 }

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.generation.canvas import Filler, plain_work
-from models.decoding import assd, categorical, insertion, neodiff
+from models.decoding import categorical
+from models.decoding.canvas import assd, insertion, neodiff
 
 
-class Drafter(Filler):
+class AnySubsetFiller(Filler):
     """Fills masks from left to right by any-subset speculative decoding; what is given on either side is the prompt."""
 
     def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:

@@ -1,5 +1,5 @@
 """Text from a trained diffusion model: masks behind a prompt (and before a suffix) are filled in by a sampler of
-models/decoding/diffusion.py, with the model as its `denoise`.
+models/decoding/canvas/diffusion.py, with the model as its `denoise`.
 
 A row is `[bos] prompt [mask * max_tokens] suffix`, then padding up to a length that few requests do not share. Blocks
 are filled from left to right: those of a block diffusion model, else of `generate.diffusion.block`; tokens of later
@@ -19,7 +19,7 @@ from experiments.preflight import objectives as preflight_objectives
 from experiments.program import Program
 from experiments.settings.errors import ConfigError
 from kernels import masks
-from models.decoding import caches, diffusion, features, network
+from models.decoding.canvas import caches, diffusion, features, network
 from models.objectives import schedules
 
 # What a method takes beside temperature and guidance.
@@ -109,8 +109,8 @@ class Filler:
 
     def answered(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, Work]:
         """The same, with all that it cost."""
-        canvas = np.where(batch["mask"], self._mask_id, batch["tokens"]).astype(np.int32)
-        options = {**options, "max_tokens": max(1, int(batch["mask"].sum(1).max()))}
+        canvas = np.where(batch["scored"], self._mask_id, batch["tokens"]).astype(np.int32)
+        options = {**options, "max_tokens": max(1, int(batch["scored"].sum(1).max()))}
         return self.work(params, canvas, batch["segment_ids"], jnp.arange(len(canvas)), options, seed=seed)
 
     def encode(self, prompt: str) -> np.ndarray:
@@ -305,14 +305,14 @@ def fill_cached(
     refresh: int = 0,
     **options: Any,
 ) -> tuple[jax.Array, Work]:
-    """The same as `fill` by rules that reveal the surest, with a cache of `models.decoding.caches` or of `features`.
+    """The same as `fill` by rules that reveal the surest, with a cache of `models.decoding.canvas.{caches,features}`.
 
     Args:
       model, mask: an `LM` and what its objective sees; segments `[B, T]`: 0 = padding.
       policy: none, prefix, dual, free; or adaptive, as `plan` says (prompt_every, answer_every, share), in one block.
       sides: adaptive: most tokens of a row before its first mask, and from it on.
       start: by_from="prompt": where the first mask of all these rows is, from which blocks of `by` are counted.
-      guide: an autoregressive `LM` for method "guided", and `rule`: see `models.decoding.guided`.
+      guide: an autoregressive `LM` for method "guided", and `rule`: see `models.decoding.canvas.guided`.
       others: as of `fill` and `caches.decode`; refresh 0: never.
     """
     B, T = canvas.shape
@@ -321,7 +321,7 @@ def fill_cached(
     start = start if by_from == "prompt" and by and not block else 0
     size = min(block or by or T, T - start)
     if policy == "adaptive":
-        how = features.Plan(*sides, **dict(plan))
+        how = features.Renewal(*sides, **dict(plan))
         run, cache = features.of_model(model, mask, places, canvas == mask_id, how, mask_id)
         policy = "none"
     else:

@@ -78,7 +78,7 @@ class Generator:
         progress = self.prefill(
             params, layers, prompt, lengths, keys, sampler=sampler, max_new=max_new, slots=max(slots, width + max_new)
         )
-        rows = [_Row(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
+        rows = [_RowText(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen = 0
         while True:
             count, tokens = int(progress.count), np.asarray(progress.tokens)
@@ -113,7 +113,7 @@ class Generator:
         )
 
 
-class _Row:
+class _RowText:
     """Turns the tokens of one row into text, up to its end or its first stop string."""
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]):

@@ -76,7 +76,7 @@ def batch_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch as the loader makes it and `experiments.program.inputs.prepare` hands it on, without its numbers."""
     config = program.config
     shape = (config.data.batch_size, config.data.length)
-    kinds = {"tokens": np.int32, "targets": np.int32, "mask": np.bool_}
+    kinds = {"tokens": np.int32, "targets": np.int32, "scored": np.bool_}
     if config.data.isolate or not program.objective.causal:
         kinds |= {"positions": np.int32, "segment_ids": np.int32}
     batch = in_order({name: np.zeros(shape, kind) for name, kind in kinds.items()}, program.spec.partition)

@@ -121,7 +121,7 @@ def _schedule_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     P, length = mesh["context"], config.data.length
     name = sharding.schedule(config, mesh, program.objective(config.objective).mask)
     try:
-        dealt = context_attention.spec_of(name, P).ulysses
+        dealt = context_attention.exchange_of(name, P).ulysses
     except ValueError as error:  # A group of "usp:3" that does not divide P.
         yield f"parallel.{error}"
         return
@@ -145,7 +145,7 @@ def _layout_problems(config: Any, name: str, P: int) -> Iterator[str]:
     from experiments.program import sharding
     from kernels import context_attention
 
-    fits, kind = sharding.layouts(config), context_attention.spec_of(name, P).layout.kind
+    fits, kind = sharding.layouts(config), context_attention.exchange_of(name, P).layout.kind
     if not fits:
         yield (
             f"mesh.context={P}: the mixers of model.mixer={config.model.mixer!r} share sequences in orders that "

@@ -125,7 +125,7 @@ class Program:
         params = state["params"]
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         batch = self.objective.corrupt(batch, key)
-        total = jnp.maximum(jnp.sum(batch["mask"], dtype=jnp.float32), 1.0)
+        total = jnp.maximum(jnp.sum(batch["scored"], dtype=jnp.float32), 1.0)
 
         def loss_fn(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
             model = self.merge(running.held(self.roles, params))

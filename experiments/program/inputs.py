@@ -186,7 +186,7 @@ def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
         return _whole(batch)
     if not OBJECTIVES[config.objective].causal:
         tokens = batch["tokens"]
-        return {**batch, "targets": tokens, "mask": (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)}
+        return {**batch, "targets": tokens, "scored": (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)}
     if config.data.isolate:
         return batch
     return {k: v for k, v in batch.items() if k not in ("positions", "segment_ids")}
@@ -202,13 +202,13 @@ def _whole(batch: dict) -> dict:
 
     A token is scored where it was scored as a target. A last symbol that is no answer becomes padding.
     """
-    last = batch["mask"][:, -1:]
+    last = batch["scored"][:, -1:]
     tokens = np.concatenate([batch["tokens"], batch["targets"][:, -1:]], axis=1)
     segments, places = batch["segment_ids"], batch["positions"]
     return {
         "tokens": tokens,
         "targets": tokens,
-        "mask": np.concatenate([np.zeros_like(last), batch["mask"]], axis=1),
+        "scored": np.concatenate([np.zeros_like(last), batch["scored"]], axis=1),
         "segment_ids": np.concatenate([segments, np.where(last, segments[:, -1:], 0)], axis=1),
         "positions": np.concatenate([places, np.where(last, places[:, -1:] + 1, 0)], axis=1),
     }

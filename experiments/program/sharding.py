@@ -109,7 +109,7 @@ def schedule(config, shape: Mapping[str, int], mask: Mask) -> str:
         return config.parallel.schedule if P > 1 else ""
     chosen = context_attention.choose(*attention_shapes(config), mask, P, config.model.dtype)
     fits = layouts(config)
-    if not fits or context_attention.spec_of(chosen, P).layout.kind in fits:
+    if not fits or context_attention.exchange_of(chosen, P).layout.kind in fits:
         return chosen
     return RING[fits[0]]
 

@@ -9,7 +9,7 @@ from experiments import workdir as files
 from experiments.settings import keys
 from experiments.sweep import process
 from experiments.sweep.launchers import Job, Launcher
-from experiments.sweep.progress import Progress
+from experiments.sweep.progress import SweepProgress
 from experiments.sweep.trials import Trial
 from experiments.training import stopping
 
@@ -41,7 +41,7 @@ def run(
     """
     state = _Pool(list(trials), workdir, work, command)
     total = sum(work.values())
-    with Progress(total, quiet=quiet) as progress, stopping.collected() as stop:
+    with SweepProgress(total, quiet=quiet) as progress, stopping.collected() as stop:
         while state.waiting or state.running:
             if stop.requested:
                 progress.say(f"{stop.requested}: the trials under way save and leave.")

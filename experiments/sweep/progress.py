@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 _EVERY = 30.0  # seconds between lines of a log
 
 
-class Progress:
+class SweepProgress:
     """Progress in FLOPs over all trials of a sweep; context manager.
 
     `total`: FLOPs of all trials. `done`: FLOPs of trials that were finished before. The time left assumes the mean rate
@@ -27,7 +27,7 @@ class Progress:
         self._bar: Bar | None = None
         self._visible = sys.stdout.isatty() and not quiet
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "SweepProgress":
         if self._visible:
             self._bar = Bar(BarColumn(), TextColumn("{task.description}"), console=self._console)
             self._task = self._bar.add_task("", total=self._total)

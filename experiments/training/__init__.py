@@ -26,7 +26,7 @@ from experiments.program import Program, build, counting, global_batch, inputs, 
 from experiments.settings import agreement, processes
 from experiments.settings.errors import TrainingDiverged
 from experiments.training import evaluate, starting, stopping
-from experiments.training.progress import Progress
+from experiments.training.progress import StepProgress
 from experiments.workdir import companions, disk, states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import as_begun, check_workdir
@@ -89,7 +89,7 @@ def train(
         known = -1 if begun is None else begun  # The step up to which the workdir's files are this run's own.
         clock = _Clock(files.elapsed_seconds(workdir, known), tokens_per_step, flops["total"] / ceiling)
         last_eval: dict[str, Any] = inputs.last_evaluation(workdir, known)
-        progress = stack.enter_context(Progress(steps, start, quiet=quiet or not processes.is_main()))
+        progress = stack.enter_context(StepProgress(steps, start, quiet=quiet or not processes.is_main()))
         stop = stack.enter_context(stopping.collected())
         progress.say(inputs.sizes(corpus))
         if said := starting.longer(config, about, begun):

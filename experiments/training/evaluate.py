@@ -19,7 +19,7 @@ def make_step(program: Program) -> Callable:
     def step(params: Any, batch: dict, key: jax.Array, token_bytes: jax.Array) -> jax.Array:
         nats = program.objective.row_nll(program.merge(params), batch, key)
         sizes = token_bytes[jnp.minimum(batch["targets"], len(token_bytes) - 1)]
-        valid, text = (jnp.sum(jnp.where(batch["mask"], x, 0), axis=-1) for x in (1, sizes))
+        valid, text = (jnp.sum(jnp.where(batch["scored"], x, 0), axis=-1) for x in (1, sizes))
         return jnp.stack([nats, valid.astype(nats.dtype), text.astype(nats.dtype)], axis=-1)
 
     return jax.jit(step, out_shardings=sharding.replicated(program.mesh))

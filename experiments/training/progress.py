@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 
-class Progress:
+class StepProgress:
     """Progress over `total` steps, from `start`; context manager."""
 
     def __init__(self, total: int, start: int = 0, *, quiet: bool = False):
@@ -19,7 +19,7 @@ class Progress:
         self._printed = time.monotonic()
         self._quiet = quiet
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "StepProgress":
         if sys.stdout.isatty() and not self._quiet:
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=self._console)

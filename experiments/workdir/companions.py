@@ -26,7 +26,7 @@ from models.objectives import companions as names
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class Loaded:
     """Parameters of each companion on the mesh, and {"workdir", "step", "checksum"} of each, by its name."""
 
     params: dict[str, Any]
@@ -65,7 +65,7 @@ def _structure(program: Program, name: str, workdir: str, vocab_size: int) -> Pr
         raise ConfigError([f"{key}{workdir} does not lie on this mesh: {error}"]) from error
 
 
-def load(program: Program, workdir: pathlib.Path, *, tokenizer: Any, params: Any, about: Mapping[str, Any]) -> Read:
+def load(program: Program, workdir: pathlib.Path, *, tokenizer: Any, params: Any, about: Mapping[str, Any]) -> Loaded:
     """The companions of `program`, laid out over its mesh.
 
     Args:
@@ -94,7 +94,7 @@ def load(program: Program, workdir: pathlib.Path, *, tokenizer: Any, params: Any
                 f"companions.{name}.workdir={options.workdir} holds other parameters at step {step} than those with "
                 f"which the run in --workdir={workdir} began; bring the old files back, or start again in a new folder."
             )
-    return Read(found, facts)
+    return Loaded(found, facts)
 
 
 def save_start(program: Program, workdir: pathlib.Path, params: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ SHORT = 512 * 512
 DECODE_T, DECODE_S = 16, 2048
 
 
-class Options(NamedTuple):
+class AttentionOptions(NamedTuple):
     """What an attention is, beside its arrays and its mask."""
 
     scale: float
@@ -86,7 +86,7 @@ def attention(
                 "implementation='library' gives no lse that can be differentiated; use implementation='chunked'."
             )
         return library.forward(q, k, v, mask, scale, bias, softcap, sinks)
-    out, lse = _attend(Options(scale, softcap, implementation), q, k, v, bias, sinks, mask)
+    out, lse = _attend(AttentionOptions(scale, softcap, implementation), q, k, v, bias, sinks, mask)
     return (out, lse) if return_lse else out
 
 
@@ -104,7 +104,9 @@ def explain(
     names, reason = _choose(platform, T, S)
     for name in names:
         try:
-            jax.eval_shape(functools.partial(_forward_by(name), Options(1.0, None, name)), q, k, k, given, None, mask)
+            jax.eval_shape(
+                functools.partial(_forward_by(name), AttentionOptions(1.0, None, name)), q, k, k, given, None, mask
+            )
             break
         except (NotImplementedError, ImportError) as refusal:
             reason = f"{name} refuses: {refusal}"
@@ -164,7 +166,7 @@ def _backward_by(name: str) -> Any:
     return backward
 
 
-def _dispatch(by: Any, options: Options, T: int, S: int, *args: Any) -> Any:
+def _dispatch(by: Any, options: AttentionOptions, T: int, S: int, *args: Any) -> Any:
     """Runs the named implementation, or the one for the platform, which is known when the program is lowered."""
     if options.implementation is not None:
         name = options.implementation

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.attention import tiling
-from kernels.attention.tiling import Lane, Plan
+from kernels.attention.tiling import Lane, Tiling
 from kernels.masks import Mask
 
 
@@ -115,7 +115,7 @@ def row_terms(
     return delta, lse, -(weight * delta).sum((0, 2))
 
 
-def _forward_row(cut: Plan, here: Lane, q: jax.Array, k: jax.Array, v: jax.Array, i: Any, sink: Any) -> tuple:
+def _forward_row(cut: Tiling, here: Lane, q: jax.Array, k: jax.Array, v: jax.Array, i: Any, sink: Any) -> tuple:
     """One block of queries q [b, k, G block_q, H] of a lane against all its keys: out and lse of the block."""
 
     def visit(partial: bool) -> Callable:
@@ -145,7 +145,7 @@ def _forward_row(cut: Plan, here: Lane, q: jax.Array, k: jax.Array, v: jax.Array
     return out / total[..., None], jnp.where(some, top + jnp.log(total), -jnp.inf)
 
 
-def _backward_row(cut: Plan, here: Lane, row: tuple, k: jax.Array, v: jax.Array, i: Any, carry: tuple) -> tuple:
+def _backward_row(cut: Tiling, here: Lane, row: tuple, k: jax.Array, v: jax.Array, i: Any, carry: tuple) -> tuple:
     """One block of queries: adds to dk, dv [b, k, S, H] and dbias, and returns its own dq (before the scale)."""
     q, d_out, lse, delta = row
 

@@ -18,7 +18,7 @@ UNROLLED = 4
 SCORE_COST, PARTIAL_COST = ((7, 8, 9), (1.45, 1.17, 1.0)), 1.3
 
 
-class Plan(NamedTuple):
+class Tiling(NamedTuple):
     """How one call is cut. Lanes are [batch lanes, head lanes]; lane_b rows and lane_k key/value heads in each."""
 
     mask: Mask
@@ -52,7 +52,7 @@ def sizes(T: int, S: int, backward: bool) -> tuple[int, int, int]:
     return block_q, block_k, 2048 * max(block_q, block_k)
 
 
-def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = None, backward: bool = False) -> Plan:
+def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = None, backward: bool = False) -> Tiling:
     """Cuts q [B, T, N, H] against k [B, S, K, H] into tiles of the given `sizes`."""
     (B, T, N, _), (S, K) = q_shape, k_shape[1:3]
     most_q, most_k, most = sizes(T, S, backward)
@@ -63,7 +63,7 @@ def plan(q_shape: tuple, k_shape: tuple, mask: Mask, softcap: float | None = Non
     room = max(1, most // (group * block_q * block_k))
     lane_k = _divisor(K, room)
     lane_b = _divisor(B, room // K) if lane_k == K else 1
-    return Plan(mask, softcap, T, S, block_q, block_k, lane_b, lane_k, K // lane_k, group)
+    return Tiling(mask, softcap, T, S, block_q, block_k, lane_b, lane_k, K // lane_k, group)
 
 
 def _fitted(mask: Mask, T: int, S: int, most_q: int, most_k: int, most: int) -> tuple[int, int, int]:
@@ -122,7 +122,7 @@ class Lists(NamedTuple):
     total: Any
 
 
-def visits(cut: Plan) -> Lists:
+def visits(cut: Tiling) -> Lists:
     """The tiles that are computed, in order, for each lane of the batch; numpy when the mask is static."""
     table = schedule.classes(cut.mask, cut.T, cut.S, cut.block_q, cut.block_k)
     if table.shape[0] > 1 and cut.lane_b > 1:  # a lane computes what any of its rows needs
@@ -161,7 +161,7 @@ class Lane(NamedTuple):
     unrolled: bool
 
 
-def lane_of(cut: Plan, extra: Extra, lists: Lists, at: Any) -> Lane:
+def lane_of(cut: Tiling, extra: Extra, lists: Lists, at: Any) -> Lane:
     """What lane number `at` reads."""
     at_b, at_k = at // cut.lanes_k, at % cut.lanes_k
     unrolled = isinstance(lists.total, np.ndarray) and lists.total.sum() <= UNROLLED
@@ -175,7 +175,7 @@ def lane_of(cut: Plan, extra: Extra, lists: Lists, at: Any) -> Lane:
     return Lane(at_b, at_k, *walk, *vectors, tiles, bias, unrolled)
 
 
-def extra_of(cut: Plan, bias: jax.Array | None, dtype: Any) -> Extra:
+def extra_of(cut: Tiling, bias: jax.Array | None, dtype: Any) -> Extra:
     """The mask's operands and the bias, padded to whole blocks, heads split into [K, G]."""
     q_vectors, k_vectors, tiles = cut.mask.operands(cut.T, cut.S)
     q_vectors = tuple(_padded(x, 1, cut.block_q) for x in q_vectors)
@@ -184,7 +184,7 @@ def extra_of(cut: Plan, bias: jax.Array | None, dtype: Any) -> Extra:
     return Extra(q_vectors, k_vectors, tuple(_grouped(cut, x) for x in tiles), bias)
 
 
-def _grouped(cut: Plan, x: jax.Array) -> jax.Array:
+def _grouped(cut: Tiling, x: jax.Array) -> jax.Array:
     B, N, T, S = x.shape
     x = x.reshape(B, *((1, 1) if N == 1 else (N // cut.group, cut.group)), T, S)
     x = x if T == 1 else _padded(x, 3, cut.block_q)
@@ -196,7 +196,7 @@ def _padded(x: jax.Array, axis: int, block: int) -> jax.Array:
     return jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)]) if missing else x
 
 
-def to_queries(cut: Plan, x: jax.Array) -> jax.Array:
+def to_queries(cut: Tiling, x: jax.Array) -> jax.Array:
     """[B, T, N, H] -> [lanes, query blocks, lane_b, lane_k, G block_q, H]."""
     B, _, _, H = x.shape
     x = _padded(x, 1, cut.block_q)
@@ -205,7 +205,7 @@ def to_queries(cut: Plan, x: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[2], cut.lane_b, cut.lane_k, cut.group * cut.block_q, H)
 
 
-def from_queries(cut: Plan, x: jax.Array) -> jax.Array:
+def from_queries(cut: Tiling, x: jax.Array) -> jax.Array:
     """The inverse of `to_queries`."""
     blocks, H = x.shape[1], x.shape[-1]
     x = x.reshape(-1, cut.lanes_k, blocks, cut.lane_b, cut.lane_k, cut.group, cut.block_q, H)
@@ -213,7 +213,7 @@ def from_queries(cut: Plan, x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0] * cut.lane_b, blocks * cut.block_q, -1, H)[:, : cut.T]
 
 
-def to_keys(cut: Plan, x: jax.Array) -> jax.Array:
+def to_keys(cut: Tiling, x: jax.Array) -> jax.Array:
     """[B, S, K, H] -> [lanes, lane_b, lane_k, S padded, H]."""
     B, _, _, H = x.shape
     x = _padded(x, 1, cut.block_k)
@@ -221,13 +221,13 @@ def to_keys(cut: Plan, x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def from_keys(cut: Plan, x: jax.Array) -> jax.Array:
+def from_keys(cut: Tiling, x: jax.Array) -> jax.Array:
     """The inverse of `to_keys`."""
     x = x.reshape(-1, cut.lanes_k, *x.shape[1:]).transpose(0, 2, 4, 1, 3, 5)
     return x.reshape(x.shape[0] * cut.lane_b, x.shape[2], -1, x.shape[-1])[:, : cut.S]
 
 
-def to_heads(cut: Plan, sinks: jax.Array | None, dtype: Any, B: int) -> jax.Array | None:
+def to_heads(cut: Tiling, sinks: jax.Array | None, dtype: Any, B: int) -> jax.Array | None:
     """[N] -> [lanes, lane_k, G]."""
     if sinks is None:
         return None
@@ -235,18 +235,18 @@ def to_heads(cut: Plan, sinks: jax.Array | None, dtype: Any, B: int) -> jax.Arra
     return jnp.tile(heads, (B // cut.lane_b, 1, 1))
 
 
-def per_row(cut: Plan, heads: jax.Array) -> jax.Array:
+def per_row(cut: Tiling, heads: jax.Array) -> jax.Array:
     """[lane_k, G] -> [lane_k, G block_q]: the value of its head for every row of a tile."""
     return jnp.repeat(heads, cut.block_q, axis=1)
 
 
-def from_bias(cut: Plan, d_bias: jax.Array, bias: jax.Array) -> jax.Array:
+def from_bias(cut: Tiling, d_bias: jax.Array, bias: jax.Array) -> jax.Array:
     """The gradient of a bias in the shape and type of the bias."""
     B, N, T, S = bias.shape
     return d_bias[:, :, :, :T, :S].reshape(B, N, T, S).astype(bias.dtype)
 
 
-def add_bias(cut: Plan, here: Lane, d_bias: jax.Array, d_score: jax.Array, i: Any, j: Any) -> jax.Array:
+def add_bias(cut: Tiling, here: Lane, d_bias: jax.Array, d_score: jax.Array, i: Any, j: Any) -> jax.Array:
     """Adds one tile's share, summed over the axes along which the bias is broadcast."""
     d_score = d_score.reshape(*d_score.shape[:2], cut.group, cut.block_q, cut.block_k)
     summed = [axis for axis in range(5) if d_bias.shape[axis] == 1]
@@ -274,16 +274,16 @@ def part(x: jax.Array, axis: int, block: Any, size: int) -> jax.Array:
     return x if x.shape[axis] == 1 else lax.dynamic_slice_in_dim(x, block * size, size, axis)
 
 
-def tile_of(cut: Plan, x: jax.Array, i: Any, j: Any) -> jax.Array:
+def tile_of(cut: Tiling, x: jax.Array, i: Any, j: Any) -> jax.Array:
     """One tile of [b|1, k|1, G|1, T|1, S|1]."""
     return part(part(x, 3, i, cut.block_q), 4, j, cut.block_k)
 
 
-def _share(cut: Plan, x: jax.Array, at_b: Any, at_k: Any) -> jax.Array:
+def _share(cut: Tiling, x: jax.Array, at_b: Any, at_k: Any) -> jax.Array:
     return part(part(x, 0, at_b, cut.lane_b), 1, at_k, cut.lane_k)
 
 
-def scan_rows(cut: Plan, here: Lane, row: Callable, carry: Any) -> tuple[Any, Any]:
+def scan_rows(cut: Tiling, here: Lane, row: Callable, carry: Any) -> tuple[Any, Any]:
     """`lax.scan` of row(carry, i) over the blocks of queries, unrolled where the lane is."""
     if not here.unrolled:
         return lax.scan(row, carry, jnp.arange(-(-cut.T // cut.block_q)))
@@ -303,7 +303,7 @@ def each(first: Any, end: Any, step: Callable, carry: Any) -> Any:
     return lax.fori_loop(first, end, step, carry)
 
 
-def scores(cut: Plan, here: Lane, q: jax.Array, k: jax.Array, i: Any, j: Any, partial: bool) -> tuple:
+def scores(cut: Tiling, here: Lane, q: jax.Array, k: jax.Array, i: Any, j: Any, partial: bool) -> tuple:
     """Scores of a tile [b, k, G block_q, block_k], -inf where not seen; what is seen; and the slope of the softcap."""
     score, seen, slope = dot(q, k, "bkrh,bksh->bkrs"), None, None
     full = (*score.shape[:2], cut.group, cut.block_q, cut.block_k)

@@ -8,18 +8,18 @@ from jax.sharding import Mesh
 from kernels import masks
 from kernels.attention import flash
 from kernels.context_attention.bytes import choose, explain, sent
-from kernels.context_attention.dispatch import Options, attend
+from kernels.context_attention.dispatch import CallOptions, attend
 from kernels.context_attention.heads_move import check_heads
 from kernels.context_attention.layouts import (
     LAYOUTS,
     SCHEDULES,
-    Spec,
+    Exchange,
     check_length,
+    exchange_of,
     from_layout,
     multiple,
     positions,
     restore,
-    spec_of,
     to_layout,
 )
 from kernels.context_attention.placement import whole
@@ -28,7 +28,7 @@ from kernels.masks import Mask
 
 __all__ = [
     "LAYOUTS", "SCHEDULES", "choose", "context_attention", "explain", "from_layout", "multiple", "positions",
-    "score_entries", "sent", "spec_of", "to_layout",
+    "score_entries", "sent", "exchange_of", "to_layout",
 ]  # fmt: skip
 
 REMOTE = "pallas_tpu_remote"
@@ -88,33 +88,35 @@ def context_attention(
                 "schedule='auto' with layout='schedule' leaves the layout open; use schedule=choose(...) by name."
             )
         schedule = choose(q.shape, k.shape, mask, P, q.dtype)
-    spec = spec_of(schedule, P)
+    exchange = exchange_of(schedule, P)
     check_length(T, P, schedule)
     rows, heads = _cut_by(mesh, ROW_AXES, B, axis), _cut_by(mesh, HEAD_AXES, K, axis)
     local_N, local_K = (n // math.prod(mesh.shape[a] for a in heads) for n in (N, K))
-    check_heads(local_N, local_K, schedule, spec.ulysses)
+    check_heads(local_N, local_K, schedule, exchange.ulysses)
     scale = 1 / math.sqrt(H) if scale is None else float(scale)
 
     natural = layout == "natural"
-    mask = whole(mask, T, (lambda x, axis: x) if natural else (lambda x, axis: restore(x, spec.layout, axis)))
+    mask = whole(mask, T, (lambda x, axis: x) if natural else (lambda x, axis: restore(x, exchange.layout, axis)))
     if natural:
         q, k, v = (to_layout(x, P, schedule) for x in (q, k, v))
-    remote = _remote(implementation, schedule, spec, q, k, v)
-    result = attend(Options(mesh, axis, spec, T, local_K, scale, rows, heads, return_lse, remote), q, k, v, mask)
+    remote = _remote(implementation, schedule, exchange, q, k, v)
+    result = attend(
+        CallOptions(mesh, axis, exchange, T, local_K, scale, rows, heads, return_lse, remote), q, k, v, mask
+    )
     out, lse = result if return_lse else (result, None)
     if natural:
-        out = restore(out, spec.layout, 1)
-        lse = restore(lse, spec.layout, 2) if return_lse else None
+        out = restore(out, exchange.layout, 1)
+        lse = restore(lse, exchange.layout, 2) if return_lse else None
     return (out, lse) if return_lse else out
 
 
-def _remote(implementation: str | None, schedule: str, spec: Spec, q, k, v) -> bool:
+def _remote(implementation: str | None, schedule: str, exchange: Exchange, q, k, v) -> bool:
     """Whether the kernels send; refuses what they cannot."""
     if implementation is None:
         return False
     if implementation != REMOTE:
         raise ValueError(f"implementation={implementation!r} is not known; use None or {REMOTE!r}.")
-    if spec.moves not in ("keys", "queries") or spec.ulysses > 1 or spec.layout.held > 1:
+    if exchange.moves not in ("keys", "queries") or exchange.ulysses > 1 or exchange.layout.held > 1:
         raise NotImplementedError(
             f"implementation={REMOTE!r} has one attention call to send beside at each step, which "
             f"schedule={schedule!r} has not; use schedule='ring', 'striped' or 'token_ring', or implementation=None."

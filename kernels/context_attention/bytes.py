@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels import masks
-from kernels.context_attention.layouts import ZIGZAG, spec_of
+from kernels.context_attention.layouts import ZIGZAG, exchange_of
 from kernels.masks import EMPTY, Mask
 
 
@@ -59,21 +59,21 @@ def sent(
     that leaves whole steps empty sends less. Not counted: arrays of the mask, [B, T] int32, which every rank knows.
     """
     (B, T, N, H), K = q_shape, k_shape[2]
-    spec = spec_of(schedule, P)
-    u, R, zigzag = spec.ulysses, spec.layout.size, spec.layout.kind == ZIGZAG
+    exchange = exchange_of(schedule, P)
+    u, R, zigzag = exchange.ulysses, exchange.layout.size, exchange.layout.kind == ZIGZAG
     K = K if u == 1 else math.lcm(K, u)  # too few key/value heads are repeated before they are dealt out
     b = jnp.dtype(dtype).itemsize
     a = max(b, 4)
     q, kv, rows = (B * (T // P) * n for n in (N * H, K * H, N))
     size = Sizes(q * b, kv * b, q * a, kv * a, rows * a)
-    if spec.moves == "all":
+    if exchange.moves == "all":
         across = (P - 1) * 2 * (size.kv + (size.kv_sum if backward else 0))
         return _sent(P, across=across)
-    if spec.moves == "keys":
+    if exchange.moves == "keys":
         across = (u - 1) * (2 * size.q + 2 * size.kv + (size.rows if return_lse else 0)) // u
         forth = (R - 1) * 2 * size.kv + (2 * R * size.kv_sum if backward and R > 1 else 0)
         return _sent(P, forth=forth, across=across)
-    if spec.moves == "pairs":
+    if exchange.moves == "pairs":
         forth = (2 * size.q + 2 * size.rows) + size.q_sum if backward else size.q + size.q_sum + size.rows
         return _sent(P, forth=(P - 1) * forth)
     onward, homeward = _hops(P, causal, zigzag)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as Cut
 from kernels.context_attention import keys_move, queries_move
 from kernels.context_attention.blocks import row_terms
 from kernels.context_attention.heads_move import keys_to_heads, keys_to_tokens, to_heads, to_tokens
-from kernels.context_attention.layouts import Spec
+from kernels.context_attention.layouts import Exchange
 from kernels.context_attention.task import Task
 from kernels.lowering import by_platform
 from kernels.masks import Mask
@@ -24,7 +24,7 @@ MOVES = {
 }
 
 
-class Options(NamedTuple):
+class CallOptions(NamedTuple):
     """The static arguments of a call.
 
     rows: the mesh axes that cut B.
@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
     mesh: Mesh
     axis: str
-    spec: Spec
+    exchange: Exchange
     T: int
     K: int
     scale: float
@@ -48,11 +48,11 @@ class Options(NamedTuple):
     @property
     def deals_heads(self) -> bool:
         """Whether neighbours exchange heads for tokens before anything else."""
-        return self.spec.ulysses > 1
+        return self.exchange.ulysses > 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> Any:
+def attend(options: CallOptions, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> Any:
     """out [B, T, N, H], or with return_lse (out, lse [B, N, T]), of arrays that lie as the schedule wants them.
 
     mask: as `placement.whole` gives it.
@@ -60,14 +60,14 @@ def attend(options: Options, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mas
     return _forward(options, q, k, v, mask)[0]
 
 
-def _attend_forward(options: Options, q, k, v, mask):
+def _attend_forward(options: CallOptions, q, k, v, mask):
     result, kept = _forward(options, q, k, v, mask)
     return result, (kept, mask)
 
 
-def _forward(options: Options, q, k, v, mask):
+def _forward(options: CallOptions, q, k, v, mask):
     """The result, and the arrays that each device keeps for its backward pass: q, k, v, out and lse."""
-    move = _remotely(options) if options.remote else MOVES[options.spec.moves][0]
+    move = _remotely(options) if options.remote else MOVES[options.exchange.moves][0]
 
     def run(q, k, v, mask):
         task = _task(options, mask)
@@ -89,10 +89,10 @@ def _forward(options: Options, q, k, v, mask):
     return (out, lse) if options.return_lse else out, kept or (q, k, v, out, lse)
 
 
-def _attend_backward(options: Options, residuals, cotangents):
+def _attend_backward(options: CallOptions, residuals, cotangents):
     kept, mask = residuals
     d_out, d_lse = cotangents if options.return_lse else (cotangents, None)
-    _, move = MOVES[options.spec.moves]
+    _, move = MOVES[options.exchange.moves]
 
     def run(kept, mask, d_out, d_lse):
         task = _task(options, mask)
@@ -120,11 +120,11 @@ def _attend_backward(options: Options, residuals, cotangents):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _remotely(options: Options) -> Any:
+def _remotely(options: CallOptions) -> Any:
     """The forward pass with remote copies, which a program has that is lowered for TPUs, or that simulates them."""
     from kernels.context_attention import tpu_remote  # imported when first wanted, as every kernel
 
-    run = tpu_remote.FORWARD[options.spec.moves]
+    run = tpu_remote.FORWARD[options.exchange.moves]
     if options.simulator is not None:
         return functools.partial(run, simulator=options.simulator)
 
@@ -136,22 +136,22 @@ def _remotely(options: Options) -> Any:
     return move
 
 
-def _task(options: Options, mask: Mask) -> Task:
-    return Task(options.spec, mask, options.T, options.scale, options.axis)
+def _task(options: CallOptions, mask: Mask) -> Task:
+    return Task(options.exchange, mask, options.T, options.scale, options.axis)
 
 
-def _on_devices(options: Options, run: Any, given: Any, result: Any) -> Any:
+def _on_devices(options: CallOptions, run: Any, given: Any, result: Any) -> Any:
     return jax.shard_map(run, mesh=options.mesh, in_specs=given, out_specs=result, check_vma=False)
 
 
-def _cuts(options: Options) -> tuple[Cut, Cut, tuple[Cut, ...]]:
+def _cuts(options: CallOptions) -> tuple[Cut, Cut, tuple[Cut, ...]]:
     """How q, k, v and out are cut, how lse is, and how (q, k, v, out, lse) are while heads are dealt out."""
     rows, heads, axis = options.rows or None, options.heads or None, options.axis
     each = Cut(axis, rows, None, heads, None)
     return Cut(rows, axis, heads, None), Cut(rows, heads, axis), (each,) * 4 + (Cut(axis, rows, heads, None),)
 
 
-def _mask_cuts(options: Options, B: int, mask: Mask) -> Any:
+def _mask_cuts(options: CallOptions, B: int, mask: Mask) -> Any:
     """Every device has the mask's arrays of all tokens (4 bytes a token); rows and heads are cut as those of q."""
 
     def cut(x: jax.Array) -> Cut:

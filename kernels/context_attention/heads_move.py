@@ -37,7 +37,7 @@ def copies(K: int, u: int) -> int:
 
 def keys_to_heads(task: Task, x: jax.Array) -> jax.Array:
     """Keys or values [B, C, K, H] dealt out as `to_heads` does, each head repeated `copies` times first."""
-    return to_heads(task, jnp.repeat(x, copies(x.shape[2], task.spec.ulysses), 2))
+    return to_heads(task, jnp.repeat(x, copies(x.shape[2], task.exchange.ulysses), 2))
 
 
 def keys_to_tokens(task: Task, d: jax.Array, K: int, dtype: jax.typing.DTypeLike) -> jax.Array:
@@ -47,7 +47,7 @@ def keys_to_tokens(task: Task, d: jax.Array, K: int, dtype: jax.typing.DTypeLike
 
 
 def _exchange(task: Task, x: jax.Array, split: int, join: int) -> jax.Array:
-    u = task.spec.ulysses
+    u = task.exchange.ulysses
     if u == 1:
         return x
     groups = None if task.size == 1 else [[g * u + i for i in range(u)] for g in range(task.size)]

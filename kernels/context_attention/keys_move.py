@@ -17,7 +17,7 @@ barrier = jax.lax.optimization_barrier
 
 def ring_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Partial:
     """Local parts in, local (out, lse) out. While a rank works on one pair of keys and values the next is under way."""
-    made = plan(task.spec, task.mask, task.T)
+    made = plan(task.exchange, task.mask, task.T)
     here, keys, have = task.place(), (k, v), None
     for t, step in enumerate(made.steps):
         coming = hop(task, keys, 1) if t < made.last else None
@@ -30,7 +30,7 @@ def ring_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Partia
 
 def ring_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """dq, dk, dv in the accumulator's type; rows as in `gradients`. dk and dv follow their keys and then come home."""
-    made = plan(task.spec, task.mask, task.T)
+    made = plan(task.exchange, task.mask, task.T)
     here, keys, dq, d_keys = task.place(), (k, v), None, None
     for t, step in enumerate(made.steps):
         coming = hop(task, keys, 1) if t < made.last else None
@@ -71,4 +71,4 @@ def gather_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> tupl
 
 
 def _all_keys(task: Task) -> Mask:
-    return piece(task.mask, task.spec.layout, task.T, [task.place()], None)
+    return piece(task.mask, task.exchange.layout, task.T, [task.place()], None)

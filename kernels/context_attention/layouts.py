@@ -34,7 +34,7 @@ class Layout(NamedTuple):
         return rank + place * (self.chunks - 1 - 2 * rank) if self.kind == ZIGZAG else rank
 
 
-class Spec(NamedTuple):
+class Exchange(NamedTuple):
     """The parts of a schedule: the arrays that move, the layout of tokens, and the ranks that exchange heads first.
 
     moves: "all" (keys gathered), "keys" (around the ring), "queries" (and their results back, directly), or "pairs"
@@ -60,7 +60,7 @@ SCHEDULES = {
 }
 
 
-def spec_of(schedule: str, P: int) -> Spec:
+def exchange_of(schedule: str, P: int) -> Exchange:
     """The parts of a schedule on P ranks.
 
     "usp" cuts heads between u ranks, u being the largest divisor of P with u * u <= P; "usp:4" says another u.
@@ -81,12 +81,12 @@ def spec_of(schedule: str, P: int) -> Spec:
                 choices = " or ".join(f"'usp:{d}'" for d in divisors)
                 raise ValueError(f"schedule={schedule!r} does not cut {P} ranks into equal groups; use {choices}.")
             u = int(given)
-    return Spec(moves, Layout(kind, P // u), u)
+    return Exchange(moves, Layout(kind, P // u), u)
 
 
 def multiple(schedule: str, P: int) -> int:
     """The sequence length must be a multiple of this."""
-    return math.lcm(spec_of(schedule, P).layout.chunks, P)
+    return math.lcm(exchange_of(schedule, P).layout.chunks, P)
 
 
 def check_length(T: int, P: int, schedule: str) -> None:
@@ -102,7 +102,7 @@ def check_length(T: int, P: int, schedule: str) -> None:
 def positions(T: int, P: int, schedule: str) -> np.ndarray:
     """Where each token of the schedule's order stands in the sequence: int32 [T]; rank r holds the r-th P-th of it."""
     check_length(T, P, schedule)
-    return np.asarray(_to(np.arange(T, dtype=np.int32), spec_of(schedule, P).layout, 0, np))
+    return np.asarray(_to(np.arange(T, dtype=np.int32), exchange_of(schedule, P).layout, 0, np))
 
 
 def to_layout(x: jax.Array, P: int, schedule: str, axis: int = 1) -> jax.Array:
@@ -111,13 +111,13 @@ def to_layout(x: jax.Array, P: int, schedule: str, axis: int = 1) -> jax.Array:
     Tokens, positions and segment ids follow the same order. Raises ValueError for a T that cannot be cut.
     """
     check_length(x.shape[axis], P, schedule)
-    return _to(x, spec_of(schedule, P).layout, axis, jnp)
+    return _to(x, exchange_of(schedule, P).layout, axis, jnp)
 
 
 def from_layout(x: jax.Array, P: int, schedule: str, axis: int = 1) -> jax.Array:
     """The inverse of `to_layout`."""
     check_length(x.shape[axis], P, schedule)
-    return restore(x, spec_of(schedule, P).layout, axis)
+    return restore(x, exchange_of(schedule, P).layout, axis)
 
 
 def restore(x: jax.Array, layout: Layout, axis: int) -> jax.Array:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.context_attention.layouts import ZIGZAG, Layout, Spec, check_length, spec_of
+from kernels.context_attention.layouts import ZIGZAG, Exchange, Layout, check_length, exchange_of
 from kernels.context_attention.placement import classes
 from kernels.masks import EMPTY, FULL, Mask
 
@@ -33,7 +33,7 @@ class Step(NamedTuple):
     blocks: np.ndarray
 
 
-class Plan(NamedTuple):
+class RingPlan(NamedTuple):
     """The steps of a call.
 
     steps: a Step for t = 0 .. last; after `last` no rank has work.
@@ -49,21 +49,21 @@ class Plan(NamedTuple):
         return len(self.steps) - 1
 
 
-def plan(spec: Spec, mask: Mask, T: int) -> Plan:
+def plan(exchange: Exchange, mask: Mask, T: int) -> RingPlan:
     """The steps of a schedule whose keys or queries move. mask: as `placement.whole` gives it, T: tokens in all."""
-    layout = spec.layout
+    layout = exchange.layout
     table = classes(mask, layout, T)
     # Zigzag queries travel downwards: the halves that causality stops needing are then the last of their way.
-    direction = -1 if spec.moves == "queries" and layout.kind == ZIGZAG else 1
+    direction = -1 if exchange.moves == "queries" and layout.kind == ZIGZAG else 1
     ranks = np.arange(layout.size)
     steps = []
     for t in range(layout.size):
         partner = (ranks - direction * t) % layout.size
-        q_rank, k_rank = (ranks, partner) if spec.moves == "keys" else (partner, ranks)
+        q_rank, k_rank = (ranks, partner) if exchange.moves == "keys" else (partner, ranks)
         steps.append(_step(table, _chunks(layout, q_rank), _chunks(layout, k_rank)))
     while len(steps) > 1 and not steps[-1].blocks.any():
         steps.pop()
-    return Plan(tuple(steps), direction)
+    return RingPlan(tuple(steps), direction)
 
 
 def score_entries(schedule: str, P: int, T: int, mask: Mask) -> np.ndarray:
@@ -73,13 +73,13 @@ def score_entries(schedule: str, P: int, T: int, mask: Mask) -> np.ndarray:
     inside it, which is not counted here. The critical path is the sum over steps of the maximum over ranks.
     """
     check_length(T, P, schedule)
-    spec = spec_of(schedule, P)
-    c = T // spec.layout.chunks
-    if spec.moves == "all":
-        return (classes(mask, spec.layout, T) != EMPTY).sum(1)[None] * c * c
-    blocks = np.stack([step.blocks for step in plan(spec, mask, T).steps])
+    exchange = exchange_of(schedule, P)
+    c = T // exchange.layout.chunks
+    if exchange.moves == "all":
+        return (classes(mask, exchange.layout, T) != EMPTY).sum(1)[None] * c * c
+    blocks = np.stack([step.blocks for step in plan(exchange, mask, T).steps])
     # Ranks of one group share the heads of the same blocks: each has its part of them.
-    return np.repeat(blocks * c * c // spec.ulysses, spec.ulysses, 1)
+    return np.repeat(blocks * c * c // exchange.ulysses, exchange.ulysses, 1)
 
 
 def _chunks(layout: Layout, rank: np.ndarray) -> np.ndarray:

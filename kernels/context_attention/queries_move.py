@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels.attention import merge
-from kernels.context_attention.plan import Plan, Slot, Step, plan
+from kernels.context_attention.plan import RingPlan, Slot, Step, plan
 from kernels.context_attention.task import Partial, Task, attend, gradients, hop
 
 barrier = jax.lax.optimization_barrier
@@ -22,7 +22,7 @@ Pairs = tuple[tuple[tuple[int, int], ...], ...]  # for each chunk in a rank's ha
 
 def direct_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Partial:
     """Local parts in, local (out, lse) out. Results return in q's type, straight to their owner, one step later."""
-    made, here = plan(task.spec, task.mask, task.T), task.place()
+    made, here = plan(task.exchange, task.mask, task.T), task.place()
     moving, have, waiting = q, None, None
     for t, step in enumerate(made.steps):
         coming = send(task, moving, onward(made, t), "forth") if t < made.last else None
@@ -46,7 +46,7 @@ def direct_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array) -> Part
 
 def direct_backward(task: Task, rows: tuple, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """dq, dk, dv in the accumulator's type; rows as in `task.gradients`. Only dq has to return."""
-    made, here = plan(task.spec, task.mask, task.T), task.place()
+    made, here = plan(task.exchange, task.mask, task.T), task.place()
     q, d_out, terms = rows
     moving, dq, d_keys, waiting = (q, d_out, terms.transpose(1, 3, 0, 2)), None, None, None
     for t, step in enumerate(made.steps):
@@ -120,12 +120,12 @@ def _circulate(task: Task, moving: Any, compute: Callable, join: Callable) -> tu
 
 def _every_step(task: Task) -> Step:
     """One call on all chunks that a rank holds; a mask is needed unless every block of every step is full."""
-    steps = plan(task.spec, task.mask, task.T).steps
+    steps = plan(task.exchange, task.mask, task.T).steps
     full = len(steps) == task.size and all(step.slots and step.slots[0].full for step in steps)
     return Step((Slot(None, None, full),), steps[0].wanted, steps[0].blocks)
 
 
-def onward(made: Plan, t: int) -> Pairs:
+def onward(made: RingPlan, t: int) -> Pairs:
     """(from, to) of the hop after step t: a rank sends the queries that it holds if a later rank has keys for them."""
     R, held = made.steps[0].wanted.shape
     later = [made.steps[s].wanted[(np.arange(R) + made.direction * (s - t)) % R] for s in range(t + 1, len(made.steps))]
@@ -133,7 +133,7 @@ def onward(made: Plan, t: int) -> Pairs:
     return tuple(tuple((r, (r + made.direction) % R) for r in range(R) if needed[r, i]) for i in range(held))
 
 
-def homeward(made: Plan, t: int) -> Pairs:
+def homeward(made: RingPlan, t: int) -> Pairs:
     """(from, to) of the results of step t: a rank that computed something sends it to the owner of the queries."""
     R, held = made.steps[0].wanted.shape
     wanted = made.steps[t].wanted
@@ -156,11 +156,11 @@ def send(task: Task, tree: Any, pairs: Pairs, scope: str) -> Any:
         return jax.tree.map(each, tree)
 
 
-def _by_heads(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
+def _by_heads(task: Task, made: RingPlan, returned: tuple, t: int) -> Partial:
     return arrived(task, made, (returned[0], returned[1].swapaxes(1, 2)), t)
 
 
-def arrived(task: Task, made: Plan, returned: tuple, t: int) -> Partial:
+def arrived(task: Task, made: RingPlan, returned: tuple, t: int) -> Partial:
     """(out, lse [B, N, C]) that came back from step t, as a partial result: where nothing came, no key was seen."""
     out, lse = returned
     out = out.astype(lse.dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kernels.attention import merge
 from kernels.attention.chunked import accumulator
 from kernels.context_attention import blocks
-from kernels.context_attention.layouts import Spec
+from kernels.context_attention.layouts import Exchange
 from kernels.context_attention.placement import piece
 from kernels.context_attention.plan import Slot, Step
 from kernels.masks import Full, Mask
@@ -22,7 +22,7 @@ Partial = tuple[jax.Array, jax.Array]  # out [B, C, N, H] and lse [B, N, C], bot
 class Task(NamedTuple):
     """One call: the schedule's parts, the mask as `placement.whole` gives it, T tokens in all, the mesh axis."""
 
-    spec: Spec
+    exchange: Exchange
     mask: Mask
     T: int
     scale: float
@@ -31,16 +31,16 @@ class Task(NamedTuple):
     @property
     def size(self) -> int:
         """Places of the ring."""
-        return self.spec.layout.size
+        return self.exchange.layout.size
 
     def place(self) -> jax.Array:
         """This device's place in the ring: one place is a group of `ulysses` neighbouring ranks."""
-        return jax.lax.axis_index(self.axis) // self.spec.ulysses
+        return jax.lax.axis_index(self.axis) // self.exchange.ulysses
 
 
 def hop(task: Task, tree: Any, shift: int, scope: str = "forth") -> Any:
     """Sends every array to the device `shift` places further and returns what arrives."""
-    u, R = task.spec.ulysses, task.size
+    u, R = task.exchange.ulysses, task.size
     pairs = [(g * u + i, (g + shift) % R * u + i) for g in range(R) for i in range(u)]
     with jax.named_scope(scope):
         return jax.tree.map(lambda x: jax.lax.ppermute(x, task.axis, pairs), tree)
@@ -92,7 +92,7 @@ def mask_of(task: Task, slot: Slot, at: Any) -> Mask:
     """The mask of a slot on this device."""
     if slot.full:
         return Full()
-    layout = task.spec.layout
+    layout = task.exchange.layout
     held = [(p,) if p is not None else range(layout.held) for p in _own(task, slot)]
     q, k = ([layout.chunk(owner, p) for p in places] for owner, places in zip(at, held, strict=True))
     return piece(task.mask, layout, task.T, q, k)
@@ -111,7 +111,7 @@ def _own(task: Task, slot: Slot) -> tuple:
 
 def _cut(task: Task, x: jax.Array, axis: int, place: Any) -> jax.Array:
     """The chunk at `place` of those that lie along `axis`."""
-    c = x.shape[axis] // task.spec.layout.held
+    c = x.shape[axis] // task.exchange.layout.held
     return jax.lax.dynamic_slice_in_dim(x, place * c, c, axis)
 
 

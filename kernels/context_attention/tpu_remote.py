@@ -65,7 +65,7 @@ def _turns():
 
 def ring_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array, simulator: Any = False) -> Partial:
     """As `keys_move.ring_forward`."""
-    made, here = plan(task.spec, task.mask, task.T), task.place()
+    made, here = plan(task.exchange, task.mask, task.T), task.place()
     copies, keys, have = Copies.of(task, False, simulator), (k, v), None
     onto_next = tuple((r, (r + 1) % task.size) for r in range(task.size))
     for t, step in enumerate(made.steps):
@@ -78,7 +78,7 @@ def ring_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array, simulator
 
 def token_ring_forward(task: Task, q: jax.Array, k: jax.Array, v: jax.Array, simulator: Any = False) -> Partial:
     """As `queries_move.direct_forward`; the results of the last step go home with nothing left to compute beside."""
-    made, here = plan(task.spec, task.mask, task.T), task.place()
+    made, here = plan(task.exchange, task.mask, task.T), task.place()
     copies, moving, have, waiting = Copies.of(task, made.last > 1, simulator), (q,), None, None
     for t, step in enumerate(made.steps):
         sends = [Sends(moving, onward(made, t)[0], "forth")] if t < made.last else []

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Plan(NamedTuple):
+class UpdateSchedule(NamedTuple):
     """Where things are in a row. Positions count new tokens from 0; tokens kept from earlier calls are negative.
 
     read: `[B, T]` int32, which update a token reads: -1 = none yet, it is in the first chunk of its document here.
@@ -37,7 +37,9 @@ def boundaries(segment_ids: jax.Array, last: jax.Array | None) -> jax.Array:
     return jnp.concatenate([first, segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
 
 
-def plan(begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int, lengths: jax.Array | None) -> Plan:
+def plan(
+    begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int, lengths: jax.Array | None
+) -> UpdateSchedule:
     """The plan for document starts `begins` `[B, T]` after `fill` `[B]` kept tokens (at most `most_kept`).
 
     lengths: `[B]` tokens of each row that count, or None for all; padding behind them completes no chunk.
@@ -56,7 +58,7 @@ def plan(begins: jax.Array, fill: jax.Array, chunk_size: int, most_kept: int, le
     at = jnp.minimum(when, length - 1)
     happens = when < length
     reset = jnp.take_along_axis(fresh & (index == 1), at, axis=1) & happens
-    return Plan(read, offset, fresh, when, happens, reset)
+    return UpdateSchedule(read, offset, fresh, when, happens, reset)
 
 
 def whole_row(x: jax.Array, axis: str) -> jax.Array:
@@ -64,7 +66,7 @@ def whole_row(x: jax.Array, axis: str) -> jax.Array:
     return jnp.moveaxis(jax.lax.all_gather(x, axis), 0, 2).reshape(x.shape[0], -1)
 
 
-def striped(where: Plan, axis: str) -> Plan:
+def striped(where: UpdateSchedule, axis: str) -> UpdateSchedule:
     """The plan of a whole row in the places of this device of `axis`, whose tokens are those that `whole_row` says.
 
     The number of devices divides C, so each device holds equally many tokens of every chunk, side by side: only places
@@ -76,7 +78,7 @@ def striped(where: Plan, axis: str) -> Plan:
     read, offset = mine(where.read), mine(where.offset)
     first = mine(jnp.arange(where.read.shape[1])[None]) - offset  # of the token's chunk, in the row
     held = jnp.arange(read.shape[1]) - before(first)
-    return Plan(read, held, mine(where.fresh), before(where.when), where.happens, where.reset)
+    return UpdateSchedule(read, held, mine(where.fresh), before(where.when), where.happens, where.reset)
 
 
 class End(NamedTuple):
@@ -95,7 +97,12 @@ class End(NamedTuple):
 
 
 def end(
-    where: Plan, fill: jax.Array, kept: int, lengths: jax.Array | None, ids: jax.Array | None, last: jax.Array | None
+    where: UpdateSchedule,
+    fill: jax.Array,
+    kept: int,
+    lengths: jax.Array | None,
+    ids: jax.Array | None,
+    last: jax.Array | None,
 ) -> End:
     """The end of a call over `where`, in a stream of `kept` places and the new tokens; other arguments as for `plan`.
 

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from kernels.lact.chunk_scan import chunk_scan
-from kernels.lact.schedule import Plan, boundaries, end, join, mask_tail, open_chunk, plan, select_rows, windows
+from kernels.lact.schedule import (
+    UpdateSchedule,
+    boundaries,
+    end,
+    join,
+    mask_tail,
+    open_chunk,
+    plan,
+    select_rows,
+    windows,
+)
 from kernels.ttt import reference as ref
 
 
@@ -70,7 +80,7 @@ def on_grid(q, tokens, layers, norm, rate):
     return out, TTTState(layers, chunk, fill, jnp.zeros_like(fill))
 
 
-def first_mini_batches(q, tokens, layers, norm, rate, where: Plan):
+def first_mini_batches(q, tokens, layers, norm, rate, where: UpdateSchedule):
     """Every token as if in the first mini-batch of a document that begins here; right for those that are.
 
     All in parallel: the weights are the initial ones. A token's mini-batch began at most K - 1 tokens ago, so queries

@@ -23,7 +23,7 @@ EPSILON = 1e-5  # Of the norms inside the released layer; the model's norms have
 IDENTITY, GAIN = 0.5, 0.5  # Low-rank start of w0 and w2: left right + IDENTITY I, entries scaled by GAIN.
 
 
-class State(NamedTuple):
+class LactMixerState(NamedTuple):
     """Decoding state: the window's keys and values, and the fast weights with their open chunk."""
 
     window: WindowState
@@ -121,7 +121,7 @@ class Lact(nnx.Module):
         near, window = self._near(q, k, v, context, window)
         far, fast_state = self._far(x, q, k, v, context, fast_state)
         y = self.out(near + far.astype(near.dtype))
-        return y, None if state is None else State(window, fast_state)
+        return y, None if state is None else LactMixerState(window, fast_state)
 
     def _near(self, q, k, v, context: Context, state):
         """The attention branch, `[B, T, N H]`."""
@@ -184,12 +184,14 @@ class Lact(nnx.Module):
         share = self.heads * (6 * F * d + updates / length * (12 * F * d * size + orthogonal))
         return {"attention": 4 * self.N * self.H * seen, "fast": share}
 
-    def init_state(self, batch: int, length: int) -> State:
+    def init_state(self, batch: int, length: int) -> LactMixerState:
         """The state before the first token of `batch` rows; window and chunk are no longer than `length`."""
         size = min(self.options["chunk_size"], length)
         kind = {"dtype": self.dtype, "rate_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         state = init_fast(self.fast_weights(), batch, chunk_size=size, momentum=self.momentum is not None, **kind)
-        return State(init_window(batch, min(self.options["window"], length), self.N, self.H, self.dtype), state)
+        return LactMixerState(
+            init_window(batch, min(self.options["window"], length), self.N, self.H, self.dtype), state
+        )
 
 
 PARTS = {"lact": Lact}

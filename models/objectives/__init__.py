@@ -23,7 +23,7 @@ from models.spec import Spec
 class Objective(Protocol):
     """What the training loop, evaluation and generation know of an objective.
 
-    A batch's `mask` says which tokens are scored: a `causal` objective scores `targets`, the next tokens, and any other
+    A batch's `scored` says which tokens count: a `causal` objective scores `targets`, the next tokens, and any other
     the tokens themselves. Where devices share a sequence its tokens may be permuted, and `order [B, T]` holds the place
     of each. `corrupt` draws all noise of a step for the GLOBAL batch, before it is cut into microbatches and over
     devices, so that no cut changes a number. `loss` hands on the report of every pass that it makes.

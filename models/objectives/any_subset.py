@@ -120,9 +120,9 @@ def row_mask(rank: Array, prompt_length: Array, seen: Array) -> masks.Mask:
 class AnySubset:
     """Any-subset autoregression of an `LM` (AS-ARM), both streams in one row of 2 T tokens, lattice orders.
 
-    Targets are a share of the tokens where `batch["mask"]` is true; all others are prompt. The query of every token is
-    `mask_id`. Evaluation gives all free tokens, from left to right: an exact likelihood. Options: `config.any_subset`.
-    The share is drawn as after the warm-up of the paper.
+    Targets are a share of the tokens where `batch["scored"]` is true; all others are prompt. The query of every token
+    is `mask_id`. Evaluation gives all free tokens, from left to right: an exact likelihood. Options:
+    `config.any_subset`. The share is drawn as after the warm-up of the paper.
     """
 
     mask_id: int
@@ -149,23 +149,23 @@ class AnySubset:
             )
 
     def corrupt(self, batch: dict, key: Array) -> dict:
-        """The global batch with `rank [B, T]`, `prompt_length [B]`, and the targets as its `mask`."""
-        split = corrupt(key, batch["tokens"], (self.rate_min, self.rate_max), ~batch["mask"])
-        return {**batch, "rank": ranks(split.order), "prompt_length": split.prompt_length, "mask": split.weight > 0}
+        """The global batch with `rank [B, T]`, `prompt_length [B]`, and the targets as its `scored`."""
+        split = corrupt(key, batch["tokens"], (self.rate_min, self.rate_max), ~batch["scored"])
+        return {**batch, "rank": ranks(split.order), "prompt_length": split.prompt_length, "scored": split.weight > 0}
 
     def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Joint `-log p(targets | prompt)` of a batch from `corrupt` in nats, plus the z-loss; `key` is not used."""
         out = self.read(model, batch, batch["rank"], batch["prompt_length"], batch["rank"])
-        weights = batch["mask"]
+        weights = batch["scored"]
         total, nll = weighted_nll(model, out.features, batch["tokens"], weights, z_loss=z_loss, classes=self.mask_id)
         return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Nats of each row's free tokens given the others, [B], exact; `key` is not used."""
-        rank = ranks(lattice_order(batch["mask"]))
-        out = self.read(model, batch, rank, (~batch["mask"]).sum(-1), rank)
+        rank = ranks(lattice_order(batch["scored"]))
+        out = self.read(model, batch, rank, (~batch["scored"]).sum(-1), rank)
         nll = target_nll(model, out.features, batch["tokens"], classes=self.mask_id)
-        return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
+        return jnp.sum(jnp.where(batch["scored"], nll, 0), axis=-1)
 
     def read(self, model, batch: dict, rank: Array, prompt_length: Array, seen: Array) -> Pass:
         """A pass over both streams, features [B, T, D] of the query stream; arguments as in `row_mask`."""

@@ -1,11 +1,11 @@
 """Masked and block diffusion of an `LM`: the losses of masked_diffusion.py and block_diffusion.py.
 
 A masked model is told the time t where `model.time_features` asks for it. Without it, the share of masked tokens in the
-input says enough (MDLM). Tokens where `batch["mask"]` is true are masked and scored; the others (padding, the start of
-a document) are given and never masked. The head predicts ids below `mask_id` only, which is the SUBS parameterisation:
-the mask has no probability, visible tokens have no loss. Nats are upper bounds, summed over the valid tokens. Noise is
-drawn in the order of the row, even where the tokens of a batch are permuted (`order`), so that no layout changes a
-number.
+input says enough (MDLM). Tokens where `batch["scored"]` is true are masked and scored; the others (padding, the start
+of a document) are given and never masked. The head predicts ids below `mask_id` only, which is the SUBS
+parameterisation: the mask has no probability, visible tokens have no loss. Nats are upper bounds, summed over the valid
+tokens. Noise is drawn in the order of the row, even where the tokens of a batch are permuted (`order`), so that no
+layout changes a number.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class _Diffusion:
 
     def _drawn(self, batch: dict, key: jax.Array, *, training: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Noised tokens `[B, T]`, times and loss weights `[B, T]` of a batch, drawn in the order of the row."""
-        given, order = (batch["tokens"], ~batch["mask"]), batch.get("order")
+        given, order = (batch["tokens"], ~batch["scored"]), batch.get("order")
         if order is not None:
             back = jnp.argsort(order, axis=-1)
             given = tuple(jnp.take_along_axis(x, back, axis=-1) for x in given)

@@ -93,7 +93,7 @@ class Distillation:
             return jax.lax.scan(lambda sums, x: (sums + again(x), None), zero, chunks)[0][None, None]
 
         rows = ("batch", "sequence")
-        args = (features, student.head_weights(), taught, teacher.head_weights(), batch["targets"], batch["mask"])
+        args = (features, student.head_weights(), taught, teacher.head_weights(), batch["targets"], batch["scored"])
         read = ((*rows, None), (None, "embed"))
         return partition.run(local, args, (*read, *read, rows, rows), (*rows, None))
 

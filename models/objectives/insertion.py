@@ -157,7 +157,7 @@ def strings(vocab_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
 class Insertion:
     """Insertion of an `LM` (ILM, Patel et al. 2025): a row is ONE string, whatever documents it holds.
 
-    Tokens where `batch["mask"]` is true are removed and scored. There are two more ids: `mask_id` starts a row and
+    Tokens where `batch["scored"]` is true are removed and scored. There are two more ids: `mask_id` starts a row and
     `mask_id` + 1 pads it. Their rows of the head are the two classes of the stop, go on and stop, read at the start.
     Options: see `config.insertion`.
 
@@ -189,7 +189,7 @@ class Insertion:
     def corrupt(self, batch: dict, key: Array) -> dict:
         """The global batch with survivors `noised [B, T+1]` and `count [B]`, `dropped [B, T]`, `weight [B]`."""
         noised = self._noise(key, batch)
-        weight = batch["mask"].sum(-1) + 1
+        weight = batch["scored"].sum(-1) + 1
         if self.weighting == "constant":
             weight = jnp.full_like(weight, batch["tokens"].shape[1] + 1)
         return {**batch, **noised, "weight": weight}
@@ -202,7 +202,7 @@ class Insertion:
 
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Bound of each row's nats, [B]: the mean of `draws` estimates."""
-        free = batch["mask"].sum(-1)
+        free = batch["scored"].sum(-1)
 
         def draw(total: Array, key: Array) -> tuple[Array, None]:
             return total + (free + 1) * self._rows(model, batch, self._noise(key, batch))[0], None
@@ -227,7 +227,7 @@ class Insertion:
         tokens = batch["tokens"]
         lengths = (batch["segment_ids"] != 0).sum(-1) if "segment_ids" in batch else None
         ids = {"bos": self.mask_id, "pad": self.mask_id + 1}
-        z, count, dropped = delete(key, tokens, lengths, **ids, frozen=~batch["mask"])
+        z, count, dropped = delete(key, tokens, lengths, **ids, frozen=~batch["scored"])
         return {"noised": z, "count": count, "dropped": dropped}
 
     def _rows(self, model, batch: dict, noised: dict) -> tuple[Array, dict]:

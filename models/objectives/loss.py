@@ -19,5 +19,5 @@ class Loss(NamedTuple):
 
 def per_scored(sums: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]) -> dict[str, Mean]:
     """Sums over the scored tokens of a batch as means over them, outside of the gradient."""
-    scored = jnp.sum(batch["mask"], dtype=jnp.float32)
+    scored = jnp.sum(batch["scored"], dtype=jnp.float32)
     return {name: Mean(jax.lax.stop_gradient(value), scored) for name, value in sums.items()}

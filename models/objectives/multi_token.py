@@ -77,7 +77,7 @@ class MultiToken:
           and the model's report.
         """
         out = forward(model, batch)
-        total, nll = weighted_nll(model, out.features, batch["targets"], batch["mask"], z_loss=z_loss)
+        total, nll = weighted_nll(model, out.features, batch["targets"], batch["scored"], z_loss=z_loss)
         sums = {"nll": nll}
         for i in range(2, self.tokens + 1):
             features = model.heads[f"ahead_{i}"](out.features)
@@ -87,12 +87,12 @@ class MultiToken:
 
 
 def ahead(batch: Mapping[str, Array], places: int) -> tuple[Array, Array]:
-    """Targets and mask `[B, T]` of a batch, `places` further on in the same document; no target behind a row's end."""
+    """Targets and `scored` `[B, T]` of a batch, `places` further on in the same document; none behind a row's end."""
     move = lambda x: jnp.pad(x[:, places:], ((0, 0), (0, min(places, x.shape[1]))))  # noqa: E731
-    mask = move(batch["mask"])
+    scored = move(batch["scored"])
     if "segment_ids" in batch:
-        mask = mask & (move(batch["segment_ids"]) == batch["segment_ids"])
-    return move(batch["targets"]), mask
+        scored = scored & (move(batch["segment_ids"]) == batch["segment_ids"])
+    return move(batch["targets"]), scored
 
 
 class Linear(nnx.Module):

@@ -154,8 +154,8 @@ class NeoDiff:
     the predicted embeddings at the next global time, with `levels` + 1 more rows of the head as its classes (the paper
     has a layer of its own for it). With `model.self_condition` a share `conditioned` of the rows in training, and every
     row in evaluation, is decoded twice, the second time with the first prediction beside it. Tokens where
-    `batch["mask"]` is false stay clean. Options: see `config.neodiff`. The nats of evaluation are those of clean tokens
-    given noised ones at a random time: NOT a bound of the likelihood, which this model does not have.
+    `batch["scored"]` is false stay clean. Options: see `config.neodiff`. The nats of evaluation are those of clean
+    tokens given noised ones at a random time: NOT a bound of the likelihood, which this model does not have.
     """
 
     mask_id: int
@@ -198,7 +198,7 @@ class NeoDiff:
         coin = jax.random.uniform(jax.random.fold_in(key, 1), batch["tokens"].shape[:1])
         B, T = batch["tokens"].shape
         t = schedules.sample_times(time_key, B)
-        tau = jnp.where(batch["mask"], sample_tau(tau_key, t, T, self.levels), 0)
+        tau = jnp.where(batch["scored"], sample_tau(tau_key, t, T, self.levels), 0)
         noise = jax.random.key_data(jax.random.split(noise_key, B))
         later = t * jax.random.uniform(next_key, (B,))
         return {**batch, "tau": tau, "next": later, "noise": noise, "conditioned": coin < self.conditioned}
@@ -208,15 +208,15 @@ class NeoDiff:
         (features, _, report), x = self._predicted(model, batch)
         error, anchor = self._token_losses(model, features, x, batch, self.smoothing)
         ranked = jax.lax.stop_gradient(error + anchor)
-        label = labels(ranked, batch["next"], self.levels, batch["mask"])
+        label = labels(ranked, batch["next"], self.levels, batch["scored"])
         # The predictor reads the predicted embeddings; no gradient passes from it into them.
-        read = jax.lax.stop_gradient(jnp.where(batch["mask"][..., None], features, x))
+        read = jax.lax.stop_gradient(jnp.where(batch["scored"][..., None], features, x))
         out = self.decode(model, read, batch["next"], batch)
         late = over_logits(
             lambda logits, label: time_loss(logits[..., self.mask_id : self.mask_id + self.levels + 1], label),
             model, out.features, label,
         )  # fmt: skip
-        sums = [jnp.sum(jnp.where(batch["mask"], value, 0)) for value in (error, anchor, late)]
+        sums = [jnp.sum(jnp.where(batch["scored"], value, 0)) for value in (error, anchor, late)]
         means = per_scored(dict(zip(("error", "nll", "time"), sums, strict=True)), batch)
         return Loss(sum(sums), means, reports.add(report, out.report))
 
@@ -228,7 +228,7 @@ class NeoDiff:
             noised["conditioned"] = jnp.ones_like(noised["conditioned"])
             out, x = self._predicted(model, noised)
             _, nll = self._token_losses(model, out.features, x, noised, 0.0)
-            return total + jnp.sum(jnp.where(batch["mask"], nll, 0), -1), None
+            return total + jnp.sum(jnp.where(batch["scored"], nll, 0), -1), None
 
         start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
         return jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
@@ -250,8 +250,8 @@ class NeoDiff:
         eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
         keep = signal(tau, self.levels).astype(x.dtype)[..., None]
         z = jnp.sqrt(keep) * x + jnp.sqrt(1 - keep) * self.noise_factor * eps
-        z = jnp.where(batch["mask"][..., None], z, x)
-        time, free = tau / self.levels, batch["mask"][..., None]
+        z = jnp.where(batch["scored"][..., None], z, x)
+        time, free = tau / self.levels, batch["scored"][..., None]
         if model.condition is None:
             return self.decode(model, z, time, batch), x
         first = self.decode(model, z, time, batch)

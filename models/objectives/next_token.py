@@ -32,7 +32,7 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
 
     Args:
       model: an `LM`.
-      batch: `tokens`, `targets` `[B, T]`, `mask [B, T]` (a target counts), and where rows hold several documents
+      batch: `tokens`, `targets` `[B, T]`, `scored [B, T]` (a target counts), and where rows hold several documents
         `positions` and `segment_ids` `[B, T]`.
       key: not used; other objectives draw noise from it.
       z_loss: weight of the squared log-partition.
@@ -41,14 +41,14 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
       The sum to differentiate, `nll` a target, and the model's report.
     """
     out = forward(model, batch)
-    total, nll = weighted_nll(model, out.features, batch["targets"], batch["mask"], z_loss=z_loss)
+    total, nll = weighted_nll(model, out.features, batch["targets"], batch["scored"], z_loss=z_loss)
     return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
 
 def row_nll(model, batch: dict, key: jax.Array) -> jax.Array:
     """Nats of each row's valid targets, `[B]`: what evaluation sums."""
     nll = target_nll(model, forward(model, batch).features, batch["targets"])
-    return jnp.sum(jnp.where(batch["mask"], nll, 0), axis=-1)
+    return jnp.sum(jnp.where(batch["scored"], nll, 0), axis=-1)
 
 
 def weighted_nll(

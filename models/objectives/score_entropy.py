@@ -193,7 +193,7 @@ def _pick(values: Array, index: Array) -> Array:
 class ScoreEntropy:
     """Score entropy of an `LM` (SEDD, Lou et al. 2024), or with head="probs" masked and uniform-state diffusion.
 
-    Scored are the tokens where `batch["mask"]` is true; the others are given. graph="absorb": tokens become `mask_id`.
+    Tokens where `batch["scored"]` is true are scored, the others given. graph="absorb": tokens become `mask_id`.
     graph="uniform": tokens become any of the `mask_id` ids of the tokenizer, and there is no mask. Options: see
     `config.score_entropy`. Nats are upper bounds.
     """
@@ -258,7 +258,7 @@ class ScoreEntropy:
 
         start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
         mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
-        return mean + self.prior() * batch["mask"].sum(-1)
+        return mean + self.prior() * batch["scored"].sum(-1)
 
     def prior(self) -> Array:
         """KL(q(z_1 | x) || law that the sampler starts from) of a token, nats; 0 where all is masked at the end."""
@@ -283,7 +283,7 @@ class ScoreEntropy:
 
     def _noise(self, key: Array, batch: dict, *, training: bool) -> Corruption:
         """Noised tokens, times [B], and the weight of each token's score entropy: sigma' where it is scored."""
-        schedule, tokens, free = schedules.get(self.schedule), batch["tokens"], batch["mask"]
+        schedule, tokens, free = schedules.get(self.schedule), batch["tokens"], batch["scored"]
         if self.graph == "absorb" and not training:
             drawn = masked_diffusion.corrupt(
                 key, tokens, mask_id=self.mask_id, schedule=schedule, how="fixed_count", frozen=~free

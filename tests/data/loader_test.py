@@ -10,7 +10,7 @@ import pytest
 import data
 
 ROOT = pathlib.Path(__file__).parents[2]
-KEYS = ("tokens", "targets", "positions", "segment_ids", "mask")
+KEYS = ("tokens", "targets", "positions", "segment_ids", "scored")
 SIZES = [5, 30, 2, 17, 9, 44, 3, 3, 21]
 
 
@@ -67,9 +67,9 @@ def test_evaluation_ends_after_the_last_padded_batch(numbered):
     assert loader.num_rows == 17 and loader.steps_per_epoch == loader.num_steps == 3
     batches = list(loader.iterate())
     assert len(batches) == 3
-    assert sum(b["mask"].sum() for b in batches) == tokens.num_targets
+    assert sum(b["scored"].sum() for b in batches) == tokens.num_targets
     past = {k: batches[-1][k][1:] for k in KEYS}
-    assert not past["mask"].any() and not past["segment_ids"].any() and (past["tokens"] == 5000).all()
+    assert not past["scored"].any() and not past["segment_ids"].any() and (past["tokens"] == 5000).all()
     with pytest.raises(IndexError, match="step=3"):
         loader.batch(3)
 
@@ -80,12 +80,12 @@ def test_two_processes_end_evaluation_at_the_same_step(numbered):
         for p in (0, 1)
     ]
     assert [loader.num_steps for loader in loaders] == [1, 1]
-    assert not loaders[1].batch(0)["mask"].any()
+    assert not loaders[1].batch(0)["scored"].any()
 
 
 def test_several_epochs_end_together(numbered):
     loader = data.Loader(numbered(SIZES), batch_size=8, length=8, pad=5000, epochs=3)
-    targets = np.concatenate([b["targets"][b["mask"]] for b in map(loader.batch, range(loader.num_steps))])
+    targets = np.concatenate([b["targets"][b["scored"]] for b in map(loader.batch, range(loader.num_steps))])
     assert (np.unique(targets, return_counts=True)[1] == 3).all()
 
 
@@ -94,7 +94,7 @@ def test_bits_per_byte_counts_every_byte_once(book):
     for split in (corpus.train, corpus.valid):
         loader = data.Loader(split, batch_size=4, length=16, pad=corpus.tokenizer.pad, epochs=1, shuffle=False)
         batches = [loader.batch(step) for step in range(loader.num_steps)]
-        counted = [int(corpus.tokenizer.token_bytes[b["targets"]][b["mask"]].sum()) for b in batches]
+        counted = [int(corpus.tokenizer.token_bytes[b["targets"]][b["scored"]].sum()) for b in batches]
         assert sum(counted) == split.num_bytes
         assert all(counted[:-1])
 
@@ -116,7 +116,7 @@ def test_mixture_is_read_once_in_evaluation(numbered):
     batches = [loader.batch(step) for step in range(loader.num_steps)]
     held = np.concatenate([b["tokens"][b["segment_ids"] > 0] for b in batches])
     assert held.tolist() == [*range(43), *range(1000, 1024)]
-    assert sum(b["mask"].sum() for b in batches) == mixture.num_targets
+    assert sum(b["scored"].sum() for b in batches) == mixture.num_targets
 
 
 def test_iterator_state_is_the_step_and_resumes_anywhere(options):

@@ -42,12 +42,12 @@ def test_nothing_is_dropped_repeated_or_mixed(sizes, length, form, shuffle):
     assert (rows["tokens"][~held] == PAD).all()
     # Every token but the first of a document is a target once, and stands right after the token it follows.
     follows = np.setdiff1d(tokens.tokens, tokens.starts)
-    assert np.array_equal(np.sort(rows["targets"][rows["mask"]]), follows)
-    assert np.array_equal(rows["targets"][rows["mask"]], rows["tokens"][rows["mask"]] + 1)
-    assert (rows["targets"][~rows["mask"]] == PAD).all()
-    assert rows["mask"].sum() == tokens.num_targets
+    assert np.array_equal(np.sort(rows["targets"][rows["scored"]]), follows)
+    assert np.array_equal(rows["targets"][rows["scored"]], rows["tokens"][rows["scored"]] + 1)
+    assert (rows["targets"][~rows["scored"]] == PAD).all()
+    assert rows["scored"].sum() == tokens.num_targets
     assert {key: value.dtype.name for key, value in rows.items()} == {
-        "tokens": "int32", "targets": "int32", "positions": "int32", "segment_ids": "int32", "mask": "bool",
+        "tokens": "int32", "targets": "int32", "positions": "int32", "segment_ids": "int32", "scored": "bool",
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_stream_rows_are_windows_of_the_stream():
     assert rows["tokens"][2].tolist() == [20, 21, 22, 23, 24, *[PAD] * 5]
     assert rows["segment_ids"].tolist() == [[1] * 5 + [2] * 5, [1] * 2 + [2] * 4 + [3] * 4, [1] * 5 + [0] * 5]
     assert rows["positions"][1].tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 2, 3]
-    assert rows["mask"][0].tolist() == [True] * 4 + [False] + [True] * 5
+    assert rows["scored"][0].tolist() == [True] * 4 + [False] + [True] * 5
     assert rows["targets"][0, -1] == 10  # the row after this one begins with it
 
 
@@ -92,8 +92,8 @@ def test_first_fit_keeps_short_documents_whole_and_fills_the_first_gap():
     assert rows["tokens"][1].tolist() == [*range(6, 13), *range(17, 20)]
     assert rows["tokens"][2].tolist() == [*range(40, 45), *[PAD] * 5]
     assert rows["tokens"][3].tolist() == list(range(20, 30))
-    assert rows["mask"][3].all() and rows["mask"][4].all()  # a cut document goes on in another row
-    assert rows["mask"][5].tolist() == [True] * 9 + [False]
+    assert rows["scored"][3].all() and rows["scored"][4].all()  # a cut document goes on in another row
+    assert rows["scored"][5].tolist() == [True] * 9 + [False]
 
 
 @few
@@ -169,5 +169,5 @@ def test_without_isolation_a_row_is_one_segment(form):
     held = apart["segment_ids"] > 0
     assert np.array_equal(joined["segment_ids"], held.astype(np.int32))
     assert np.array_equal(joined["positions"][held], np.tile(np.arange(6), (len(held), 1))[held])
-    for key in ("tokens", "targets", "mask"):
+    for key in ("tokens", "targets", "scored"):
         assert np.array_equal(joined[key], apart[key])

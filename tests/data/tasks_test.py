@@ -12,7 +12,7 @@ import data
 from data import tasks
 from data.tasks import draws, loading
 
-KEYS = ("tokens", "targets", "positions", "segment_ids", "mask")
+KEYS = ("tokens", "targets", "positions", "segment_ids", "scored")
 CASES = {
     "recall": ("recall", "pairs=6, queries=5, keys=9, values=7, noise=3", 40),
     "recall-again": ("recall", "pairs=3, queries=8, keys=5, values=4, noise=1", 30),
@@ -66,9 +66,9 @@ def test_batches_have_the_loaders_shape_and_mask_only_answers(case):
     batch = loader_of(task, batch_size=4, length=length).batch(7)
     pad = task.num_symbols + 2
     assert {k: (v.shape, v.dtype.kind) for k, v in batch.items()} == {
-        k: ((4, length), "b" if k == "mask" else "i") for k in KEYS
+        k: ((4, length), "b" if k == "scored" else "i") for k in KEYS
     }
-    held, mask = batch["segment_ids"] == 1, batch["mask"]
+    held, mask = batch["segment_ids"] == 1, batch["scored"]
     assert mask.any(axis=1).all() and not (mask & ~held).any()
     assert (batch["targets"][:, :-1][mask[:, :-1]] == batch["tokens"][:, 1:][mask[:, :-1]]).all()
     assert (batch["targets"][~mask] == pad).all() and (batch["tokens"][~held] == pad).all()
@@ -114,7 +114,7 @@ def test_finite_rows_come_once_per_epoch_and_validation_is_apart():
     batches = [loader.batch(s) for s in range(3)]
     rows = np.concatenate([b["tokens"] for b in batches])
     assert len(np.unique(rows[:10], axis=0)) == 10 and (rows[10:] == 6).all()  # ids 0..3 are symbols, 6 is pad
-    assert not batches[2]["mask"][2:].any() and not batches[2]["segment_ids"][2:].any()
+    assert not batches[2]["scored"][2:].any() and not batches[2]["segment_ids"][2:].any()
     other = loader_of("markov", batch_size=10, length=30, rows=10, split="valid", epochs=1).batch(0)["tokens"]
     assert not set(map(bytes, rows[:10])) & set(map(bytes, other))
     assert loader_of("markov", batch_size=4, length=30, split="valid").num_rows == 4096
@@ -268,7 +268,7 @@ def test_draws_are_distinct_uniform_and_apart():
 def test_rows_of_a_million_tokens(name):
     settings = {"threading": "hops=5, width=5", "disjointness": "universe=4096, small=64, large=2048"}.get(name, "")
     batch = loader_of(tasks.make(name, settings), batch_size=1, length=1 << 20).batch(0)
-    assert batch["tokens"].shape == (1, 1 << 20) and batch["mask"].any()
+    assert batch["tokens"].shape == (1, 1 << 20) and batch["scored"].any()
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
@@ -331,7 +331,7 @@ def test_least_length_is_enough_and_one_less_is_refused(case):
     task, _ = case
     least = task.least_length()
     loader = loader_of(task, batch_size=2, length=least)
-    assert loader.batch(0)["mask"].any() or isinstance(task, tasks.Automata)
+    assert loader.batch(0)["scored"].any() or isinstance(task, tasks.Automata)
     if least > 1:
         with pytest.raises(ValueError, match=f"use {least} or more"):
             loader_of(task, batch_size=2, length=least - 1)
@@ -340,10 +340,10 @@ def test_least_length_is_enough_and_one_less_is_refused(case):
 def test_scores():
     batch = {
         "targets": np.array([[1, 2, 3], [4, 5, 6], [7, 7, 7]]),
-        "mask": np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]) > 0,
+        "scored": np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]]) > 0,
     }
     predicted = np.array([[1, 9, 9], [9, 5, 9], [9, 9, 9]])
-    nats = np.where(batch["mask"], math.log(2) * np.array([[1, 0, 2], [0, 3, 0], [0, 0, 0]]), 1e9)
+    nats = np.where(batch["scored"], math.log(2) * np.array([[1, 0, 2], [0, 3, 0], [0, 0, 0]]), 1e9)
     found = tasks.score(batch, predicted=predicted, nats=nats)
     assert found == pytest.approx(
         {"answers": 3, "rows": 2, "accuracy": 2 / 3, "exact": 0.5, "loss": 2 * math.log(2), "bits": 2.0}

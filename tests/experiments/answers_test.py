@@ -29,11 +29,11 @@ def test_only_answers_are_hidden_and_scored(preset):
     _, _, control = batch_of(None)
     config, corpus, batch = batch_of(preset)
     assert batch["tokens"].shape == control["tokens"].shape == (32, 12)
-    want = [list(row[mask]) for row, mask in zip(control["targets"], control["mask"], strict=True)]
-    assert [list(row[mask]) for row, mask in zip(batch["targets"], batch["mask"], strict=True)] == want
+    want = [list(row[mask]) for row, mask in zip(control["targets"], control["scored"], strict=True)]
+    assert [list(row[mask]) for row, mask in zip(batch["targets"], batch["scored"], strict=True)] == want
     assert all(len(answer) == 5 for answer in want)
     goal = objectives.make(config.objective, config.to_dict()[config.objective], vocab_size=corpus.tokenizer.vocab_size)
-    noised, prompt = jax.device_get(goal.corrupt(batch, jax.random.key(0))), ~batch["mask"]
+    noised, prompt = jax.device_get(goal.corrupt(batch, jax.random.key(0))), ~batch["scored"]
     hidden = {
         "insertion": lambda: noised["dropped"],
         "neodiff": lambda: noised["tau"] > 0,
@@ -48,7 +48,7 @@ def test_answers_are_drawn_behind_their_prompts():
     program = program_test.build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
     generator = generation.make(program, corpus.tokenizer)
     tokens, calls = generator.answers(program.init()["params"], batch, config.generate.to_dict())
-    np.testing.assert_array_equal(tokens[~batch["mask"]], batch["tokens"][~batch["mask"]])
+    np.testing.assert_array_equal(tokens[~batch["scored"]], batch["tokens"][~batch["scored"]])
     assert (tokens < 13 + 2 + 3).all() and (calls > 0).all() and (calls <= 5).all()
     scored = tasks.score(batch, predicted=tokens)
     assert scored["rows"] == 32 and scored["exact"] < 0.5 < tasks.score(batch, predicted=batch["tokens"])["exact"]

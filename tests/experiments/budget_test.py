@@ -27,7 +27,7 @@ def scored(folder, parts=1, **changes):
     found = {}
     for part in range(parts):
         for step, batch in enumerate(inputs.eval_batches(config, corpus, (part, parts))):
-            for row, (targets, mask) in enumerate(zip(batch["targets"], batch["mask"], strict=True)):
+            for row, (targets, mask) in enumerate(zip(batch["targets"], batch["scored"], strict=True)):
                 if mask.any():
                     found[step, part, row] = targets[mask].tobytes()
     return [found[place] for place in sorted(found)]

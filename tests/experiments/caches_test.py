@@ -10,7 +10,7 @@ from flax import nnx
 
 from experiments.generation import canvas as denoise
 from kernels import masks
-from models.decoding import caches, features, guided, network
+from models.decoding.canvas import caches, features, guided, network
 from tests.models.objectives.diffusion_test import V, make
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -107,13 +107,13 @@ def test_prompt_and_answer_are_each_rows_own():
     assert features.columns_of(answer, 7).tolist() == [
         [1, 2, 3, 4, 5, 6, 7], [5, 6, 7, 8, 8, 8, 8], [1, 2, 3, 4, 5, 6, 8],
     ]  # fmt: skip
-    assert features.Plan(5, 7, share=0.3).chosen() == [0, 1, 1, 1, 2, 2, 2, 3]
+    assert features.Renewal(5, 7, share=0.3).chosen() == [0, 1, 1, 1, 2, 2, 2, 3]
 
 
 def test_features_are_those_of_the_columns_that_were_renewed():
     """One renewal by hand: the column that changed is the one computed anew, from what the layer is given now."""
     graph, params = models(1)[0]
-    plan = features.Plan(2, LENGTH - 2, prompt_every=100, answer_every=100, share=0.1)
+    plan = features.Renewal(2, LENGTH - 2, prompt_every=100, answer_every=100, share=0.1)
 
     @jax.jit
     def twice(params, before, after):

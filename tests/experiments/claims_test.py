@@ -25,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, modes, preflight
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, curve, measures, rows, table
+from experiments.claims import answers, arms, assd, contrast, curve, evidence, measures, table
 from experiments.claims import tokenization as tokens_check
 from experiments.claims.laws import decoding
 from experiments.program import build, counting, sharding
@@ -93,12 +93,12 @@ def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(name):
 
 
 def test_verdicts_follow_the_interval():
-    mean, low, high = rows.interval([1.0, 2.0, 3.0])
+    mean, low, high = evidence.interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and high - mean == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
     assert mean - low == pytest.approx(high - mean)
     with pytest.raises(Refused, match="use at least 2"):
-        rows.interval([1.0])
-    assert [rows.above(*ends) for ends in ((0.1, 2), (-1, 1), (-2, -0.1))] == ["holds", "undecided", "does not"]
+        evidence.interval([1.0])
+    assert [evidence.above(*ends) for ends in ((0.1, 2), (-1, 1), (-2, -0.1))] == ["holds", "undecided", "does not"]
     judge = tokens_check.verdict
     assert judge((0.1, 0.0, 0.2), (0.9, 0.8, 1.0), 0.5) == "holds"
     assert judge((0.9, 0.8, 1.0), (0.9, 0.8, 1.0), 0.5) == "does not"
@@ -123,7 +123,7 @@ def test_answers_are_scored_as_the_model_gives_them(tmp_path):
 def test_an_answer_is_judged_up_to_its_end():
     """END is 9: what stands behind it, or in the prompt, is not asked for."""
     targets = np.array([[9, 1, 2, 9, 9, 9], [9, 1, 9, 3, 4, 5]])
-    batch = {"targets": targets, "mask": np.arange(6)[None] > [[0], [1]]}
+    batch = {"targets": targets, "scored": np.arange(6)[None] > [[0], [1]]}
     given = np.array([[0, 1, 2, 9, 7, 7], [0, 0, 9, 0, 0, 0]])
     found = answers.judge(batch, given, np.array([4, 2]), 9)
     assert found == {"answers": 4, "rows": 2, "accuracy": 1.0, "exact": 1.0, "length": 1.0, "calls": 3.0}

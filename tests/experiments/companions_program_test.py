@@ -82,7 +82,7 @@ def test_a_companion_is_counted():
         student = build(made.lock(), vocab_size=256, mesh=make_mesh(made, jax.devices()[:1]))
         if name == "distillation":
             student = dataclasses.replace(student, companions={"teacher": companions.itself(student)})
-        rows = {key: jnp.zeros((1, T), kind) for key, kind in (("tokens", int), ("targets", int), ("mask", bool))}
+        rows = {key: jnp.zeros((1, T), kind) for key, kind in (("tokens", int), ("targets", int), ("scored", bool))}
 
         def loss(params, taught, student=student, rows=rows):
             beside = {"companions": {"teacher": student.merge(taught)}} if student.companions else {}

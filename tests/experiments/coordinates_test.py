@@ -49,7 +49,7 @@ def test_at_the_base_both_rules_are_one_program():
         made = program(config(rule))
         state, step = made.init(), made.train_step()
         rows = np.random.default_rng(0).integers(0, 40, (2, 8, 8)).astype(np.int32)
-        batch = {"tokens": rows[0], "targets": rows[1], "mask": np.ones((8, 8), bool)}
+        batch = {"tokens": rows[0], "targets": rows[1], "scored": np.ones((8, 8), bool)}
         states.append(jax.device_get(step(state, batch)[0]["params"]))
     jax.tree.map(np.testing.assert_array_equal, *states)
 

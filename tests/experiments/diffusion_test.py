@@ -16,8 +16,8 @@ from experiments.generation import canvas as denoise
 from experiments.generation import requests
 from experiments.program import inputs
 from experiments.training import train
-from models.decoding import caches, guided
-from models.decoding import diffusion as sampling
+from models.decoding.canvas import caches, guided
+from models.decoding.canvas import diffusion as sampling
 from tests.experiments import program_test, tiny
 from tests.models import tiny_laws
 
@@ -67,7 +67,7 @@ def test_every_byte_is_scored_once_as_in_the_autoregressive_control(isolate, tmp
     for objective in ("next_token", *{changes["objective"] for changes in PRESETS.values()}):
         config = tiny.config(tmp_path, objective=objective, eval__rows=0, data__isolate=isolate)
         corpus = inputs.load(config)
-        seen = [b["targets"][b["mask"]] for b in inputs.eval_batches(config, corpus)]
+        seen = [b["targets"][b["scored"]] for b in inputs.eval_batches(config, corpus)]
         scored[objective] = np.bincount(np.concatenate(seen), minlength=259)
         assert corpus.tokenizer.token_bytes @ scored[objective] == corpus.valid.num_bytes
         np.testing.assert_array_equal(scored[objective], scored["next_token"])

@@ -51,7 +51,7 @@ def test_it_learns_from_what_it_may_see(name):
     def nats(params, whole, scored, segments, positions):
         targets = whole[:, 1:] if made.objective.causal else whole[:, :-1]
         batch = {"tokens": whole[:, :-1], "targets": targets, "positions": positions, "segment_ids": segments}
-        batch["mask"] = jnp.broadcast_to(scored, targets.shape)
+        batch["scored"] = jnp.broadcast_to(scored, targets.shape)
         drawn = made.objective.corrupt(batch, jax.random.key(0))
         model = made.merge(params)
         beside = {name: model for name in objectives.companions(made.objective)}

@@ -41,7 +41,7 @@ def batches(count):
         yield {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
-            "mask": (rng.random((B, T)) < rng.random((B, 1)) ** 3) & (at != cut - 1),
+            "scored": (rng.random((B, T)) < rng.random((B, 1)) ** 3) & (at != cut - 1),
             "positions": np.where(at < cut, at, at - cut).astype(np.int32),
             "segment_ids": np.where(at < cut, 1, 2).astype(np.int32),
         }

@@ -52,7 +52,7 @@ def test_metrics_show_the_report_and_the_loss_has_its_losses():
     made = program_test.program(**CHANGES)
     batch = next(program_test.batches(1))
     _, metrics = made.train_step()(made.init(), global_batch(batch, made))
-    scored, (B, T) = int(batch["mask"].sum()), batch["tokens"].shape
+    scored, (B, T) = int(batch["scored"].sum()), batch["tokens"].shape
     assert set(metrics) >= {f"train/report/{name}" for name in ("loss", "ones", "first")}
     assert "train/report/wide" not in metrics and metrics["train/report/ones"] == 1
     np.testing.assert_allclose(metrics["train/report/loss"], L * B * T / 4 / scored, rtol=1e-6)

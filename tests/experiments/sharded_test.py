@@ -78,7 +78,7 @@ def batch():
     return {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
-        "mask": (segments > 0) & (at != cut - 1) & (rng.random((B, T)) < rng.random((B, 1))),
+        "scored": (segments > 0) & (at != cut - 1) & (rng.random((B, T)) < rng.random((B, 1))),
         "positions": np.where(at < cut, at, at - cut).astype(np.int32),
         "segment_ids": segments,
     }

@@ -25,7 +25,7 @@ def nats(p, batch, z_loss=0.0):
         raw = f @ p["embedding"].T
         log_z = np.log(np.exp(raw).sum(-1))
         each = -log_p[np.arange(tiny.T), batch["targets"][b]] + z_loss * log_z**2
-        rows.append(each[batch["mask"][b]].sum())
+        rows.append(each[batch["scored"][b]].sum())
     return np.array(rows)
 
 
@@ -49,7 +49,7 @@ def test_the_gradient_of_a_step_is_that_of_the_mean_over_valid_targets(accumulat
     state = {"step": jnp.int32(0), "rng": jax.random.key_data(jax.random.key(0)), "params": params}
     state["optimizer"] = made.optimizer.init(params)
     new, metrics = jax.jit(made.step)(state, batch)
-    count, p = batch["mask"].sum(), numpy(params)
+    count, p = batch["scored"].sum(), numpy(params)
     np.testing.assert_allclose(float(metrics["train/loss"]), nats(p, batch, Z).sum() / count, rtol=1e-6)
     np.testing.assert_allclose(float(metrics["train/nll"]), nats(p, batch).sum() / count, rtol=1e-6)
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), params, new["params"])
@@ -89,13 +89,13 @@ def test_an_evaluation_by_hand():
     made = tiny.program(tiny.config())
     params = drawn(made)
     batches = [tiny.batch(seed=s) for s in range(3)]
-    batches[1]["mask"][2] = False
+    batches[1]["scored"][2] = False
     sizes = np.array([0, 1, 1, 2, 3, 1, 1, 4, 1])
     found = evaluate.evaluate(made, evaluate.make_step(made), params, batches, sizes)
     p = numpy(params)
     rows = np.concatenate([nats(p, batch) for batch in batches])
-    tokens = np.concatenate([b["mask"].sum(-1) for b in batches])
-    text = np.concatenate([np.where(b["mask"], sizes[b["targets"]], 0).sum(-1) for b in batches])
+    tokens = np.concatenate([b["scored"].sum(-1) for b in batches])
+    text = np.concatenate([np.where(b["scored"], sizes[b["targets"]], 0).sum(-1) for b in batches])
     kept = tokens > 0
     assert kept.sum() == len(kept) - 1
     bits = rows[kept] / math.log(2)

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import platforms
-from kernels.context_attention import context_attention, dispatch, from_layout, spec_of, to_layout, tpu_remote
+from kernels.context_attention import context_attention, dispatch, exchange_of, from_layout, to_layout, tpu_remote
 from kernels.context_attention.placement import whole
 from kernels.masks import Causal, Full, Segments, Window
 from tests.kernels.attention_cases import segment_ids
@@ -32,9 +32,9 @@ def mask_of(name: str, T: int):
 
 def simulated(schedule: str, P: int, mask, T: int, mode: str = "on_wait"):
     """attend(q, k, v) -> (out, lse) of arrays in sequence order, the kernels being run by the simulator."""
-    spec = spec_of(schedule, P)
+    exchange = exchange_of(schedule, P)
     simulator = pltpu.InterpretParams(detect_races=True, dma_execution_mode=mode)
-    options = dispatch.Options(mesh_of(P), "context", spec, T, K, 0.25, (), (), True, True, simulator)
+    options = dispatch.CallOptions(mesh_of(P), "context", exchange, T, K, 0.25, (), (), True, True, simulator)
 
     def attend(q, k, v):
         q, k, v = (to_layout(x, P, schedule) for x in (q, k, v))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import assd, diffusion, guided
+from models.decoding.canvas import assd, diffusion, guided
 from models.objectives import block_diffusion, insertion, masked_diffusion, neodiff, padding, schedules, score_entropy
 
 STATED = {

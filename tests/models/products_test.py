@@ -107,7 +107,7 @@ def test_no_objective_contracts_batch_and_sequence(name):
     goal = objectives.make(name, options, vocab_size=V)
     spec = spec_of()
     graphdef, params = nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0))))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_, "positions": jnp.int32}
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "scored": jnp.bool_, "positions": jnp.int32}
     batch = {key: jax.ShapeDtypeStruct((B, T), kind) for key, kind in kinds.items()}
 
     def loss(params, batch, key):

@@ -223,7 +223,7 @@ def test_no_objective_drops_a_report(name, telling, monkeypatch):
         others.extend(beside.values())
         more = {"companions": beside} if beside else {}
         out = made.objective.loss(made.merge(params), drawn, jax.random.key(1), **more)
-        return out.report, {name: mean.weight for name, mean in out.means.items()}, jnp.sum(drawn["mask"])
+        return out.report, {name: mean.weight for name, mean in out.means.items()}, jnp.sum(drawn["scored"])
 
     report, weights, scored = told(made.init()["params"])
     assert len(passed) == (3 if name == "neodiff" else 1) and min(passed) >= program_test.B * program_test.T

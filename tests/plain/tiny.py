@@ -39,7 +39,7 @@ def batch(rows=4, seed=0, bidirectional=False):
     targets = tokens[:, :-1] if bidirectional else tokens[:, 1:]
     mask = (rng.random((rows, T)) < 0.7) & (segments > 0) & (at != cut - 1)
     made = {"tokens": tokens[:, :-1], "targets": targets, "positions": places, "segment_ids": segments}
-    return {name: array.astype(np.int32) for name, array in made.items()} | {"mask": mask}
+    return {name: array.astype(np.int32) for name, array in made.items()} | {"scored": mask}
 
 
 def features(p, x, *, segments, positions, sees=layers.causal, **told):

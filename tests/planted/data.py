@@ -168,8 +168,8 @@ BUGS = (
     Bug(
         "scores: rows without an answer count",
         "data/tasks/scoring.py",
-        "(right | ~mask).all(axis=1)[asked].mean()",
-        "(right | ~mask).all(axis=1).mean()",
+        "(right | ~scored).all(axis=1)[asked].mean()",
+        "(right | ~scored).all(axis=1).mean()",
         TASKS,
     ),
 )

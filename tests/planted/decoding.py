@@ -3,8 +3,9 @@
 from tests.planted import Bug
 
 FOLDER, TESTS = "models/decoding", "tests/models/decoding"
-DIFFUSION, SAMPLING = (f"{TESTS}/diffusion_test.py",), (f"{TESTS}/sampling_test.py",)
-ASSD, REVEAL = (f"{TESTS}/assd_test.py",), (f"{TESTS}/reveal_test.py",)
+CANVAS = f"{FOLDER}/canvas"
+DIFFUSION, SAMPLING = (f"{TESTS}/canvas/diffusion_test.py",), (f"{TESTS}/sampling_test.py",)
+ASSD, REVEAL = (f"{TESTS}/canvas/assd_test.py",), (f"{TESTS}/canvas/reveal_test.py",)
 
 BUGS = (
     Bug(
@@ -51,109 +52,109 @@ BUGS = (
     ),
     Bug(
         "ancestral: too few masks are revealed",
-        f"{FOLDER}/diffusion.py",
+        f"{CANVAS}/diffusion.py",
         "return (now - then + sigma * keep) / now, sigma",
         "return (now - then) / now, sigma",
         DIFFUSION,
     ),
     Bug(
         "ancestral: prompts may be masked again",
-        f"{FOLDER}/diffusion.py",
+        f"{CANVAS}/diffusion.py",
         "~masked & ~prompt & (noise < down)",
         "~masked & (noise < down)",
         DIFFUSION,
     ),
     Bug(
         "first hitting: the next time without the root",
-        f"{FOLDER}/diffusion.py",
+        f"{CANVAS}/diffusion.py",
         "rate * u ** (1 / jnp.maximum(masks, 1))",
         "rate * u",
         DIFFUSION,
     ),
     Bug(
         "cached: calls that were not needed",
-        f"{FOLDER}/diffusion.py",
+        f"{CANVAS}/diffusion.py",
         "needs = needs & stale",
         "needs = needs | stale",
         DIFFUSION,
     ),
     Bug(
         "confidence: a block's tokens shared out unevenly",
-        f"{FOLDER}/diffusion.py",
+        f"{CANVAS}/diffusion.py",
         "total // each + (i % each < total % each)",
         "total // each + (i % each <= total % each)",
         DIFFUSION,
     ),
     Bug(
         "score steps: the last one leaves masks",
-        f"{FOLDER}/diffusion.py",
+        f"{CANVAS}/diffusion.py",
         "| (i < steps - 1)",
         "| (i < steps)",
-        (f"{TESTS}/scores_end_test.py",),
+        (f"{TESTS}/canvas/scores_end_test.py",),
     ),
     Bug(
         "guidance: the plain share at w",
-        f"{FOLDER}/reveal.py",
+        f"{CANVAS}/reveal.py",
         "(1 + guidance) * with_prompt",
         "guidance * with_prompt",
         (*REVEAL, *DIFFUSION),
     ),
     Bug(
         "margin: the sum of the two",
-        f"{FOLDER}/reveal.py",
+        f"{CANVAS}/reveal.py",
         "best[..., 0] - best[..., 1]",
         "best[..., 0] + best[..., 1]",
         REVEAL,
     ),
-    Bug("factor: n in place of n + 1", f"{FOLDER}/reveal.py", "1 - factor / (n + 1)", "1 - factor / n", REVEAL),
+    Bug("factor: n in place of n + 1", f"{CANVAS}/reveal.py", "1 - factor / (n + 1)", "1 - factor / n", REVEAL),
     Bug(
         "threshold: nothing below it",
-        f"{FOLDER}/reveal.py",
+        f"{CANVAS}/reveal.py",
         "jnp.maximum((conf >= threshold).sum(-1), jnp.isfinite(conf).any(-1))",
         "(conf >= threshold).sum(-1)",
         REVEAL,
     ),
     Bug(
         "ties to the right",
-        f"{FOLDER}/reveal.py",
+        f"{CANVAS}/reveal.py",
         "jnp.argsort(jnp.argsort(-conf, -1, stable=True), -1)",
         "jnp.argsort(jnp.argsort(conf, -1, stable=True, descending=False)[..., ::-1], -1)",
         REVEAL,
     ),
     Bug(
         "drafts: repaired from the oracle's law",
-        f"{FOLDER}/assd.py",
+        f"{CANVAS}/assd.py",
         "excess = jnp.maximum(p - q, 0.0)",
         "excess = p",
         ASSD,
     ),
     Bug(
         "drafts: the ratio the other way",
-        f"{FOLDER}/assd.py",
+        f"{CANVAS}/assd.py",
         "jnp.exp(at_draft(log_p) - at_draft(log_q))",
         "jnp.exp(at_draft(log_q) - at_draft(log_p))",
         ASSD,
     ),
     Bug(
         "drafts: a rejected one counts as drawn",
-        f"{FOLDER}/assd.py",
+        f"{CANVAS}/assd.py",
         "accepted = jnp.cumprod(good, -1).sum(-1)",
         "accepted = good.sum(-1)",
         ASSD,
     ),
     Bug(
         "insertion: tokens land before their slot",
-        f"{FOLDER}/insertion.py",
+        f"{CANVAS}/insertion.py",
         "jnp.where(index == slot[:, None] + 1, token",
         "jnp.where(index == slot[:, None], token",
-        (f"{TESTS}/insertion_test.py",),
+        (f"{TESTS}/canvas/insertion_test.py",),
     ),
     Bug(
         "insertion: the coin of going on",
-        f"{FOLDER}/insertion.py",
+        f"{CANVAS}/insertion.py",
         '"sample": coin < p_stop',
         '"sample": coin > p_stop',
-        (f"{TESTS}/insertion_test.py",),
+        (f"{TESTS}/canvas/insertion_test.py",),
     ),
     Bug(
         "categorical: one noise for two purposes",

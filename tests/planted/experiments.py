@@ -121,8 +121,8 @@ BUGS = (
     Bug(
         "the loss by all tokens",
         PROGRAM,
-        'jnp.sum(batch["mask"], dtype=jnp.float32)',
-        'jnp.sum(jnp.ones_like(batch["mask"]), dtype=jnp.float32)',
+        'jnp.sum(batch["scored"], dtype=jnp.float32)',
+        'jnp.sum(jnp.ones_like(batch["scored"]), dtype=jnp.float32)',
         STEP,
     ),
     Bug(

@@ -18,7 +18,7 @@ BUGS = (
     Bug(
         "next token: evaluation counts what is not valid",
         f"{FOLDER}/next_token.py",
-        'return jnp.sum(jnp.where(batch["mask"], ',
+        'return jnp.sum(jnp.where(batch["scored"], ',
         'return jnp.sum(jnp.where(batch["targets"] >= 0, ',
         ("tests/experiments/step_values_test.py",),
     ),
@@ -179,7 +179,7 @@ BUGS = (
     Bug(
         "score entropy: without the prior",
         f"{FOLDER}/score_entropy.py",
-        'return mean + self.prior() * batch["mask"].sum(-1)',
+        'return mean + self.prior() * batch["scored"].sum(-1)',
         "return mean",
         VALUES,
     ),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims.laws.law import Law
-from models.decoding import assd
+from models.decoding.canvas import assd
 
 TOLERANCE = 1e-12  # Total variation: sums of at most a few hundred products in float64.
 ORDERS = ((0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.decoding import assd
+from models.decoding.canvas import assd
 from models.objectives import any_subset
 from models.objectives.any_subset import AnySubset
 from tests.models import tiny_laws
@@ -32,8 +32,8 @@ def test_loss_is_the_chain_of_conditionals_that_cannot_see_later_ranks():
     model, objective = make(), AnySubset(mask_id=V, rate_min=0.4, rate_max=0.7)
     noised = corrupted(objective, batch())
     x, rank, prompt = noised["tokens"], noised["rank"], noised["prompt_length"]
-    targets = noised["mask"]
-    assert (targets == (rank >= prompt[:, None])).all() and not targets[~batch()["mask"]].any() and (prompt > 5).all()
+    targets = noised["scored"]
+    assert (targets == (rank >= prompt[:, None])).all() and not targets[~batch()["scored"]].any() and (prompt > 5).all()
 
     def logits(model, noised, seen):
         features, *_ = objective.read(model, noised, noised["rank"], noised["prompt_length"], seen)
@@ -56,7 +56,7 @@ def test_the_likelihood_is_exact_and_speculative_decoding_draws_it():
     size, length, draws = 2, 4, 60_000
     model, objective = make(size), AnySubset(mask_id=size)
     strings = jnp.asarray(tiny_laws.states(size, length))
-    rows = {"tokens": strings, "mask": jnp.ones(strings.shape, bool)}
+    rows = {"tokens": strings, "scored": jnp.ones(strings.shape, bool)}
     law = np.exp(-np.asarray(jitted(model, objective.row_nll, rows, None)))
     np.testing.assert_allclose(law.sum(), 1, rtol=1e-12)
 

@@ -37,7 +37,7 @@ def batch(length=T, size=V, rows=B):
     segments[0, -3:] = 0
     valid = (segments != 0) & (np.arange(length) % 5 != 0)
     tokens, positions = rng.integers(0, size, (rows, length)), np.where(np.arange(length) < 5, 0, -5)
-    made = {"tokens": tokens, "targets": tokens, "mask": valid, "segment_ids": segments}
+    made = {"tokens": tokens, "targets": tokens, "scored": valid, "segment_ids": segments}
     return {k: jnp.asarray(v) for k, v in (made | {"positions": positions + np.arange(length) + 0 * tokens}).items()}
 
 
@@ -64,7 +64,7 @@ def test_masked_loss_is_the_plain_one(options):
     model, objective = make(), MaskedDiffusion(mask_id=V, **options)
     noised = corrupted(objective, batch())
     z, weight = noised["noised"], noised["weight"]
-    assert ((weight > 0) == (z == V)).all() and not (z == V)[~noised["mask"]].any()
+    assert ((weight > 0) == (z == V)).all() and not (z == V)[~noised["scored"]].any()
     logits = denoiser(model, masks.Full(), noised)(z, None)
     want = md.corrupted_loss(logits, noised["tokens"], md.Corruption(z, None, weight), V).sum()
     loss, means, _ = jitted(model, objective.loss, noised, jax.random.key(0))
@@ -77,7 +77,7 @@ def test_block_loss_is_the_loop_over_blocks(block):
     model, objective = make(), BlockDiffusion(mask_id=V, block=block, t_min=0.3, t_max=0.9)
     noised = corrupted(objective, batch())
     z, x, weight = noised["noised"], noised["tokens"], noised["weight"]
-    assert (weight > 0).any() and not (z == V)[~noised["mask"]].any()
+    assert (weight > 0).any() and not (z == V)[~noised["scored"]].any()
     denoise = denoiser(model, objective.mask, noised)
     logits = bd.blockwise_logits(denoise, z, x, jnp.zeros(x.shape), block, V)
     want = md.corrupted_loss(logits, x, md.Corruption(z, None, weight), V).sum()
@@ -101,7 +101,7 @@ def test_documents_of_a_row_do_not_see_each_other():
 
 def test_evaluation_of_block_one_is_the_exact_likelihood():
     model, objective, made = make(3), BlockDiffusion(mask_id=3, block=1, draws=2), batch(4, 3)
-    made |= {"mask": jnp.ones((B, 4), bool), "segment_ids": jnp.ones((B, 4), int), "positions": jnp.arange(4)[None]}
+    made |= {"scored": jnp.ones((B, 4), bool), "segment_ids": jnp.ones((B, 4), int), "positions": jnp.arange(4)[None]}
     want = bd.nelbo_exact(denoiser_of_any_batch(model, objective.mask), made["tokens"], 1, 3)
     np.testing.assert_allclose(jitted(model, objective.row_nll, made, jax.random.key(0)), want, rtol=1e-12)
     assert objective.bound == "=" and BlockDiffusion(mask_id=3, block=2).bound == MaskedDiffusion.bound == "<="
@@ -116,7 +116,7 @@ def test_evaluation_estimates_the_bound(block):
     """One row many times over: the mean of its estimates is the enumerated NELBO within 4.5 standard errors."""
     model, rows = make(3), 3000
     x = jnp.asarray([[2, 0, 1, 1]])
-    made = {"tokens": jnp.tile(x, (rows, 1)), "mask": jnp.ones((rows, 4), bool)}
+    made = {"tokens": jnp.tile(x, (rows, 1)), "scored": jnp.ones((rows, 4), bool)}
     if block:
         objective = BlockDiffusion(mask_id=3, block=block, draws=2, t_min=0.4, t_max=0.6, weighting="ones")
         want = bd.nelbo_exact(denoiser_of_any_batch(model, objective.mask), x, block, 3)
@@ -131,7 +131,7 @@ def test_evaluation_estimates_the_bound(block):
 def test_a_step_weighs_every_valid_token_once():
     """Fixed counts: the weights of a row sum to its valid tokens; random rates: in the mean over many rows."""
     made = batch(rows=4000)
-    count = np.asarray(made["mask"].sum(-1))
+    count = np.asarray(made["scored"].sum(-1))
     for objective in (MaskedDiffusion(mask_id=V), BlockDiffusion(mask_id=V)):
         weight = np.asarray(corrupted(objective, made)["weight"].sum(-1))
         assert (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import insertion as sampling
+from models.decoding.canvas import insertion as sampling
 from models.objectives import insertion as plain
 from models.objectives.insertion import Insertion
 from tests.models.objectives.diffusion_test import V, batch, corrupted, jitted
@@ -27,10 +27,10 @@ def test_loss_is_the_plain_one(weighting):
     model, objective, made = make(), Insertion(mask_id=V, weighting=weighting), batch()
     noised = corrupted(objective, made)
     dropped, x, held = noised["dropped"], noised["tokens"], made["segment_ids"] != 0
-    assert dropped.any() and not dropped[~made["mask"]].any()
+    assert dropped.any() and not dropped[~made["scored"]].any()
     np.testing.assert_array_equal(noised["count"], (held & ~dropped).sum(-1))
     target = plain.target(jnp.where(held, x, 0), dropped, V)
-    weight = made["mask"].sum(-1) + 1.0 if weighting == "length" else jnp.full(len(x), x.shape[1] + 1.0)
+    weight = made["scored"].sum(-1) + 1.0 if weighting == "length" else jnp.full(len(x), x.shape[1] + 1.0)
     full = plain.Deletion(noised["noised"], noised["count"], target, ~dropped.any(-1), weight)
     slots, stop = jitted(model, objective.predict, full.z, full.count)
     want = plain.token_loss(slots, full).sum() + plain.stop_loss(stop, full).sum()
@@ -58,7 +58,7 @@ def test_evaluation_estimates_a_bound_of_the_sampled_law():
         bound = plain.token_loss(slots, full).sum() + plain.stop_loss(stop, full).sum() - math.log(2)
         exact = -math.log(law[tuple(x)])
         assert exact <= bound < exact + 0.5
-        made = {"tokens": jnp.tile(jnp.asarray([*x, 0]), (rows, 1)), "mask": jnp.tile(jnp.arange(3) < 2, (rows, 1))}
-        made["segment_ids"] = made["mask"].astype(int)
+        made = {"tokens": jnp.tile(jnp.asarray([*x, 0]), (rows, 1)), "scored": jnp.tile(jnp.arange(3) < 2, (rows, 1))}
+        made["segment_ids"] = made["scored"].astype(int)
         draws = np.asarray(jitted(model, objective.row_nll, made, jax.random.key(3)))
         assert abs(draws.mean() - bound) < 4.5 * draws.std() / rows**0.5 and draws.std() > 1e-3

@@ -8,7 +8,7 @@ import scipy.stats
 from flax import nnx
 
 from configs import base
-from models.decoding import neodiff as sampling
+from models.decoding.canvas import neodiff as sampling
 from models.lm import LM
 from models.objectives import neodiff as plain
 from models.objectives.neodiff import NeoDiff
@@ -38,7 +38,7 @@ def test_loss_is_the_plain_one_and_what_is_given_stays_clean(self_condition):
     noised = corrupted(objective, made)
     assert noised["conditioned"].shape == (B,)
     noised["conditioned"] = jnp.array([True, False, True])
-    free, tau, x = made["mask"], noised["tau"], made["tokens"]
+    free, tau, x = made["scored"], noised["tau"], made["tokens"]
     assert not tau[~free].any() and (tau <= K).all() and tau.any()
 
     def by_hand(model):

@@ -38,7 +38,7 @@ def test_loss_is_the_plain_one(graph, head):
     weight = jnp.where(noised["weight"] > 0, schedule.dsigma(t)[:, None], 0)
     np.testing.assert_allclose(noised["weight"], weight, rtol=1e-4)
     noised |= {"time": t, "weight": weight}
-    assert (z != x).any() and not (z != x)[~noised["mask"]].any() and ((z < V) | (graph == "absorb")).all()
+    assert (z != x).any() and not (z != x)[~noised["scored"]].any() and ((z < V) | (graph == "absorb")).all()
 
     def plain(model, noised):
         kw = {"positions": noised["positions"], "segment_ids": noised["segment_ids"], "time": t}
@@ -50,7 +50,7 @@ def test_loss_is_the_plain_one(graph, head):
         want = rate * se.absorbing(se.log_score_from_logits(logits, sigma, z), sigma, z, x)
     else:
         want = rate * se.uniform_from_logits(logits, schedule.alpha(t), z, x)
-    want = jnp.where(noised["mask"], want, 0).sum()
+    want = jnp.where(noised["scored"], want, 0).sum()
     loss, means, _ = jitted(model, objective.loss, noised, None)
     np.testing.assert_allclose([loss, means["nll"].total], [want, want], rtol=1e-10)
     told = jitted(model, objective.loss, noised | {"time": t / 2}, None)[0]
@@ -84,7 +84,7 @@ def test_evaluation_of_the_uniform_graph_estimates_its_bound():
     grid = (jnp.arange(4000) + 0.5) / 4000
     end = np.where(np.arange(size) == 2, schedule.alpha(1.0), 0) + schedule.mask(1.0) / size
     want = jax.lax.map(density, grid).mean() + 2 * np.sum(end * np.log(end * size))
-    made = {"tokens": jnp.tile(x, (rows, 1)), "mask": jnp.ones((rows, 2), bool)}
+    made = {"tokens": jnp.tile(x, (rows, 1)), "scored": jnp.ones((rows, 2), bool)}
     draws = np.asarray(jitted(model, objective.row_nll, made, jax.random.key(3)))
     # Rows share the strata of time, so their spread bounds the error of the mean from above.
     assert abs(draws.mean() - want) < 4.5 * draws.std() / rows**0.5 and draws.std() > 1e-3

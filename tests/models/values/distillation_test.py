@@ -26,7 +26,7 @@ def distilled(p, q, b):
     sums = np.zeros(3)
     for row in range(len(b["tokens"])):
         z, u = (layers.logits(x, tiny.features(x, b["tokens"][row], **told(b, row))) for x in (p, q))
-        for t in np.flatnonzero(b["mask"][row]):
+        for t in np.flatnonzero(b["scored"][row]):
             log_z = np.log(np.exp(z[t]).sum())  # Over all rows of the head, those of no token too.
             nll = log_z - z[t, b["targets"][row, t]]
             soft, hard = np.exp(u[t, : tiny.V] / S), np.exp(z[t, : tiny.V] / S)
@@ -47,7 +47,7 @@ def ahead(p, b, n):
             z = layers.logits(p, h)
             for t in range(T - i + 1):
                 at = t + i - 1
-                if b["mask"][row, at] and b["segment_ids"][row, at] == b["segment_ids"][row, t]:
+                if b["scored"][row, at] and b["segment_ids"][row, at] == b["segment_ids"][row, t]:
                     log_z = np.log(np.exp(z[t]).sum())
                     nll[i - 1] += log_z - z[t, b["targets"][row, at]]
                     squares += log_z**2
@@ -85,7 +85,7 @@ def test_a_step_of_distillation(chunked, monkeypatch):
     made = dataclasses.replace(made, companions={"teacher": teacher})
     batch, params, taught = tiny.batch(), drawn(made), jax.tree.map(lambda x: 1.1 * x, drawn(teacher))
     metrics, gradient = descended(made, params, batch, {"teacher": taught})
-    p, q, count = numpy(params), numpy(taught), batch["mask"].sum()
+    p, q, count = numpy(params), numpy(taught), batch["scored"].sum()
     assert len(q["head"]) == 12 > len(p["embedding"]) == tiny.V
     names = ("train/loss", "train/nll", "train/kl")
     np.testing.assert_allclose([float(metrics[name]) for name in names], distilled(p, q, batch) / count, rtol=1e-6)
@@ -98,7 +98,7 @@ def test_a_step_of_several_tokens():
     batch, params = tiny.batch(), drawn(made)
     assert set(params["heads"]) == {"ahead_2", "ahead_3"} and made.roles["heads"]["ahead_2"]["kernel"] == "kernel"
     metrics, gradient = descended(made, params, batch)
-    p, count = numpy(params), batch["mask"].sum()
+    p, count = numpy(params), batch["scored"].sum()
     nll, squares = ahead(p, batch, n)
     assert (nll > 0).all()
     found = [float(metrics[name]) for name in ("train/nll", "train/nll_2", "train/nll_3")]
@@ -121,7 +121,7 @@ def test_evaluation_is_that_of_the_next_token(objective):
     p = numpy(params)
     for row in range(4):
         log_p = tiny.log_probs(p, tiny.features(p, batch["tokens"][row], **told(batch, row)))
-        want = -log_p[np.arange(tiny.T), batch["targets"][row]][batch["mask"][row]].sum()
+        want = -log_p[np.arange(tiny.T), batch["targets"][row]][batch["scored"][row]].sum()
         np.testing.assert_allclose(nats[row], want, rtol=1e-6)
 
 

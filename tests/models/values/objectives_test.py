@@ -34,7 +34,7 @@ def case(objective, seed=0, rows=4, **groups):
         positions = twice("positions") if positions is None else positions
         return tiny.features(p, x, segments=segments, positions=positions, sees=sees, **told)
 
-    assert all(mean.weight == b["mask"].sum() for mean in means.values())
+    assert all(mean.weight == b["scored"].sum() for mean in means.values())
     return b, p, float(total), {name: float(mean.total) for name, mean in means.items()}, read, made
 
 
@@ -52,7 +52,7 @@ def test_masked_diffusion(schedule):
         z, x, t = b["noised"][row], b["tokens"][row], float(b["time"][row])
         weight = np.where(z == V, losses.WEIGHTS[schedule](t), 0)
         np.testing.assert_allclose(b["weight"][row], weight, rtol=1e-3 if schedule == "geometric" else 1e-5)
-        assert not (z == V)[~b["mask"][row]].any() and np.array_equal(z[z != V], x[z != V])
+        assert not (z == V)[~b["scored"][row]].any() and np.array_equal(z[z != V], x[z != V])
         log_p = tiny.log_probs(p, read(row, z, time=np.full(T, t)), V)
         total += losses.weighted(log_p, x, b["weight"][row])
     assert total > 0
@@ -76,7 +76,7 @@ def test_the_table_of_a_schedule(schedule):
 def test_the_share_of_masks(schedule):
     """Of 6000 rows at their own times: off from the sum of their rates by 4.5 standard errors at most."""
     made = tiny.program(tiny.config("masked_diffusion", masked_diffusion__schedule=schedule))
-    batch = {"tokens": jnp.zeros((6000, 4), int), "mask": jnp.ones((6000, 4), bool)}
+    batch = {"tokens": jnp.zeros((6000, 4), int), "scored": jnp.ones((6000, 4), bool)}
     drawn = jax.jit(made.objective.corrupt)(batch, jax.random.key(2))
     t = np.asarray(drawn["time"], np.float64)
     assert t.min() > 1e-3 and t.max() <= 1 and abs(t.mean() - 0.5005) < 1e-3  # stratified: far nearer than iid times
@@ -109,7 +109,7 @@ def test_score_entropy_of_masks():
         z, x, t = b["noised"][row], b["tokens"][row], float(b["time"][row])
         logits = layers.logits(p, read(row, z, time=np.full(T, t)))[:, :V]
         rate = 0.999 / (1 - 0.999 * t)  # sigma' of sigma = -log(1 - 0.999 t)
-        np.testing.assert_allclose(b["weight"][row], np.where(b["mask"][row], rate, 0), rtol=1e-3)
+        np.testing.assert_allclose(b["weight"][row], np.where(b["scored"][row], rate, 0), rtol=1e-3)
         total += b["weight"][row].max() * losses.score_absorbing(logits, -math.log(1 - 0.999 * t), z, x, V)
     assert loss != 0
     # sigma is computed from a time in float32, near t = 1 of a small difference.
@@ -124,7 +124,7 @@ def test_score_entropy_of_uniform_noise():
     for row in range(4):
         z, x, t = b["noised"][row], b["tokens"][row], float(b["time"][row])
         logits = layers.logits(p, read(row, z))[:, :V]
-        density = losses.score_uniform(logits, 1 - 0.999 * t, z, x, b["mask"][row])
+        density = losses.score_uniform(logits, 1 - 0.999 * t, z, x, b["scored"][row])
         total += 0.999 / (1 - 0.999 * t) * density
     np.testing.assert_allclose(loss, total, rtol=1e-4)
 
@@ -134,7 +134,7 @@ def test_any_subset():
     total = 0.0
     for row in range(4):
         x, rank, prompt = b["tokens"][row], b["rank"][row], b["prompt_length"][row]
-        targets = b["mask"][row]
+        targets = b["scored"][row]
         assert sorted(rank) == list(range(T)) and targets.sum() == T - prompt >= 1
         assert (np.diff(rank[targets]) > 0).all() and (np.diff(rank[~targets]) > 0).all()  # Both from left to right.
         assert rank[~targets].max(initial=-1) < rank[targets].min()
@@ -152,7 +152,7 @@ def test_insertion(weighting):
         kept = x[(b["segment_ids"][row] > 0) & ~dropped]
         assert z.tolist() == [V, *kept, *[V + 1] * (T - len(kept))] and count == len(kept)
         logits = layers.logits(p, read(row, z, segments=np.arange(T + 1) <= count, positions=np.arange(T + 1)))
-        weight = b["mask"][row].sum() + 1 if weighting == "length" else T + 1
+        weight = b["scored"][row].sum() + 1 if weighting == "length" else T + 1
         assert b["weight"][row] == weight
         total += weight * losses.insertion(logits, count, x, dropped, V)
     assert b["dropped"].any()
@@ -167,7 +167,7 @@ def test_neodiff(conditioned):
     b, p, loss, sums, read, _ = case("neodiff", seed=3, **groups)
     want = np.zeros(3)
     for row in range(4):
-        x, free, tau = b["tokens"][row], b["mask"][row], b["tau"][row]
+        x, free, tau = b["tokens"][row], b["scored"][row], b["tau"][row]
         clean = layers.rmsnorm(p["embedding"][x], 0)
         noise = np.asarray(jax.random.normal(jax.random.wrap_key_data(b["noise"][row]), (T, D), float))
         keep = np.maximum(1 - np.sqrt(tau / K + 1e-4), 0)[:, None]
@@ -215,10 +215,10 @@ def test_evaluation_is_the_mean_of_its_draws(objective):
     nats, b = evaluated(made, params, key)
     want = np.zeros(4)
     for k in jax.random.split(key, 2):
-        noise = lambda k: made.objective.noise(k, jnp.asarray(b["tokens"]), jnp.asarray(~b["mask"]), training=False)  # noqa: E731
+        noise = lambda k: made.objective.noise(k, jnp.asarray(b["tokens"]), jnp.asarray(~b["scored"]), training=False)  # noqa: E731
         z = np.asarray(jax.jit(noise)(k).z)
         for i in range(4):
-            x, free = b["tokens"][i], b["mask"][i]
+            x, free = b["tokens"][i], b["scored"][i]
             if objective == "masked_diffusion":
                 weight = np.full(T, free.sum() / (z[i] == V).sum())
                 features = row(b, p, z[i], i)
@@ -235,7 +235,7 @@ def test_evaluation_of_any_subset_reads_what_is_given_first():
     made, params, p = prepared("any_subset")
     nats, b = evaluated(made, params, None)
     for i in range(4):
-        x, free = b["tokens"][i], b["mask"][i]
+        x, free = b["tokens"][i], b["scored"][i]
         rank, prompt = np.zeros(T, int), int((~free).sum())
         rank[~free], rank[free] = np.arange(prompt), np.arange(prompt, T)
         features = row(b, p, np.concatenate([np.full(T, V), x]), i, losses.subset_sees(T, rank, prompt))[:T]
@@ -252,7 +252,7 @@ def test_evaluation_of_neodiff_is_conditioned_and_not_smoothed():
     nats, b = evaluated(made, params, key)
     noised = jax.tree.map(np.asarray, jax.jit(made.objective.corrupt)(b, jax.random.split(key, 1)[0]))
     for i in range(4):
-        x, free, tau = b["tokens"][i], b["mask"][i], noised["tau"][i]
+        x, free, tau = b["tokens"][i], b["scored"][i], noised["tau"][i]
         clean = layers.rmsnorm(p["embedding"][x], 0)
         noise = np.asarray(jax.random.normal(jax.random.wrap_key_data(noised["noise"][i]), (T, D), float))
         keep = np.maximum(1 - np.sqrt(tau / K + 1e-4), 0)[:, None]
@@ -265,7 +265,7 @@ def test_evaluation_of_neodiff_is_conditioned_and_not_smoothed():
 def test_intrinsic_times_follow_their_law():
     """The stretched Poisson over a uniform time, counted over 60,000 tokens."""
     made = tiny.program(tiny.config("neodiff", neodiff={"levels": 9}))
-    batch = {"tokens": jnp.zeros((20_000, 3), int), "mask": jnp.ones((20_000, 3), bool)}
+    batch = {"tokens": jnp.zeros((20_000, 3), int), "scored": jnp.ones((20_000, 3), bool)}
     b = jax.tree.map(np.asarray, jax.jit(made.objective.corrupt)(batch, jax.random.key(0)))
     assert b["next"].mean() == pytest.approx(0.25, abs=0.01)  # Uniform below a uniform one.
     # t is the next time over another uniform one and is not in the batch: the law is that of its mean over t.
@@ -300,4 +300,4 @@ def test_the_prior_of_uniform_noise_counts_once_a_token():
         jax.jit(lambda p, goal=goal: goal.row_nll(made.merge(p), batch, key))(params)
         for goal in (Loud(**dataclasses.asdict(made.objective)), made.objective)
     ]
-    np.testing.assert_allclose(nats[0] - nats[1], batch["mask"].sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(nats[0] - nats[1], batch["scored"].sum(-1), rtol=1e-4)

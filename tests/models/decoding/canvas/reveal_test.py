@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import reveal
+from models.decoding.canvas import reveal
 from tests.models import tiny_laws
 
 CONF = np.array([0.80, 0.999, 0.55, 0.93, 0.97, 0.90])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from models.decoding import insertion
+from models.decoding.canvas import insertion
 from models.objectives import insertion as objective
 
 SIZE, LENGTH = 2, 3

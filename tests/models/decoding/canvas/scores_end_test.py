@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import diffusion
+from models.decoding.canvas import diffusion
 
 V = 3
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoding import reveal
+from models.decoding.canvas import reveal
 from models.objectives import schedules
 
 MAX_STATES = 4096
@@ -32,7 +32,7 @@ def exact_law(
     init: np.ndarray | None = None,
     **options,
 ) -> np.ndarray:
-    """Law of `models.decoding.diffusion.sample` with the same arguments: float64 of shape [V] * L, sum 1.
+    """Law of `models.decoding.canvas.diffusion.sample` with the same arguments: float64 of shape [V] * L, sum 1.
 
     All methods but the score ones; options as there, without position_temperature. For first_hitting and the confidence
     family the denoiser must not depend on t. Sampler and law share the rules of `reveal` and nothing else.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
-from models.decoding.caches import Network
+from models.decoding.canvas.caches import Network
 from models.mixers.context import Context
 
 Array = jax.Array
@@ -58,7 +58,7 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Renewal:
     """Which features are renewed when, and how many columns of a batch that takes at most.
 
     Args:
@@ -99,7 +99,7 @@ def columns_of(side: Array, count: int) -> Array:
 
 
 def network(
-    layers: Sequence[Layer], embed: Callable, logits: Callable, places: Array, open_: Array, plan: Plan
+    layers: Sequence[Layer], embed: Callable, logits: Callable, places: Array, open_: Array, plan: Renewal
 ) -> Network:
     """A network for `caches.decode(policy="none")` in one block: rows make their calls together until each is done.
 
@@ -144,7 +144,7 @@ def network(
     return run
 
 
-def moved(layer: Layer, x: Array, values: Array, answer: Array, most: Array, plan: Plan) -> Array:
+def moved(layer: Layer, x: Array, values: Array, answer: Array, most: Array, plan: Renewal) -> Array:
     """Columns `[B, n]` of the answer tokens whose values are least like those kept, `most [B]` of them, then T.
 
     answer: `[B, A]` columns of the answers, T beyond the end of one.
@@ -219,7 +219,7 @@ class BlockLayer:
 
 
 def of_model(
-    model, mask: masks.Mask, places: Array, open_: Array, plan: Plan, classes: int
+    model, mask: masks.Mask, places: Array, open_: Array, plan: Renewal, classes: int
 ) -> tuple[Network, Features]:
     """Network and empty cache of an `LM` of attention layers that is told no time, inside a trace; see `network`."""
     model = model.for_decoding()

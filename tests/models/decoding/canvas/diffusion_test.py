@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import diffusion, reveal
+from models.decoding.canvas import diffusion, reveal
 from models.objectives import masked_diffusion as md
 from tests.models import tiny_laws
 

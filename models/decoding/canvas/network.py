@@ -1,4 +1,4 @@
-"""An `LM` as the plain network of `models.decoding.caches`: keys and values of a canvas, each in its column."""
+"""An `LM` as the plain network of `models.decoding.canvas.caches`: keys and values of a canvas, each in its column."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
-from models.decoding.caches import Network
+from models.decoding.canvas.caches import Network
 from models.mixers.slots import Slots
 
 Array = jax.Array

@@ -12,7 +12,7 @@ VERDICTS = (EXACT, HOLDS, DOES_NOT, UNDECIDED, NOT_HERE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Evidence:
     """`statement`, `published` and `measured` (with its interval) as one reads them; `scale`: size, data, seeds;
     `verdict`: one of VERDICTS; `numbers`: plain JSON behind them."""
 

@@ -1,4 +1,4 @@
-"""Bench rows: candidates that compute the same thing, how to check them, and their counted costs."""
+"""A comparison of the bench: candidates that compute the same thing, how to check them, and their counted costs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One comparison. `candidates` are zero-argument calls that return device arrays.
+class Comparison:
+    """One row of the bench. `candidates` are zero-argument calls that return device arrays.
 
     baseline: the candidate that ratios refer to.
     check: returns "" when every candidate is right, else the error. No time is printed for a row that is wrong.
@@ -37,8 +37,8 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A row that is not built yet: building compiles, so only what the filter keeps is built."""
+    """A comparison that is not built yet: building compiles, so only what the filter keeps is built."""
 
     name: str
-    build: Callable[[], Row]
+    build: Callable[[], Comparison]
     ahead_of_time: Callable[[str], dict[str, Any]] | None = None  # TPU generation -> what its compiler says

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical, reveal
-from models.decoding import guided as guided_rules
+from models.decoding import categorical
+from models.decoding.canvas import guided as guided_rules
+from models.decoding.canvas import reveal
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
@@ -42,7 +43,7 @@ class Decoded(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A small autoregressive network that judges drafts from left to right (see `models.decoding.guided`).
+    """A small autoregressive network that judges drafts from left to right (see `models.decoding.canvas.guided`).
 
     `network` has the signature of the module's docstring but is causal: logits at a position predict the next token.
     It reads a position again when the block that holds it is drafted again, so its cache is never stale. Other fields
@@ -117,7 +118,7 @@ def decode(
       refresh: feed the whole canvas every so many steps of a block; 1 is no cache at all, None follows the policy.
       prompt_length: columns before the first block.
       method: max_prob, margin, entropy, random, left_to_right, candidate or drawn with `steps` in all (a multiple of
-        the blocks), or threshold or factor, which use `confidence`: as in `models.decoding.diffusion.sample`, with the
+        the blocks), or threshold or factor, which use `confidence`: as in `canvas.diffusion.sample`, with the
         same keys. Or guided: the longest prefix of the block's drafts (argmax) that `guide` accepts, and at least the
         first draft.
       steps: in all; not used by threshold, factor and guided.

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical, reveal
-from models.decoding.laws import exact_law as exact_law
+from models.decoding import categorical
+from models.decoding.canvas import reveal
+from models.decoding.canvas.laws import exact_law as exact_law
 from models.objectives import schedules, score_entropy
 from models.objectives.schedules import Schedule
 

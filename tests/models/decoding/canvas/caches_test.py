@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import caches, diffusion
+from models.decoding.canvas import caches, diffusion
 
 # The programs are tiny and many: most of the time would go into optimising them.
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import guided
+from models.decoding.canvas import guided
 from tests.models import tiny_laws
 
 SIZE, LENGTH = 3, 4

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.decoding import assd
+from models.decoding.canvas import assd
 from models.objectives import any_subset
 from tests.models import tiny_laws
 

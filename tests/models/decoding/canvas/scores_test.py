@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoding import diffusion
+from models.decoding.canvas import diffusion
 from models.objectives import masked_diffusion as md
 from models.objectives import schedules, score_entropy
 from tests.models import tiny_laws

@@ -44,7 +44,7 @@ def decode(
       rule: match (the guide's argmax is the draft); top_k (draft among its `top_k`); threshold (p > `threshold`);
         ratio (among its top_k and p >= `ratio` times its largest); sample (with chance p); always; never.
       init: [T] or [B, T] canvas with `mask_id` where tokens are wanted; all masked if None.
-      requests: as in `models.decoding.diffusion.sample`.
+      requests: as in `models.decoding.canvas.diffusion.sample`.
 
     Returns:
       tokens [B, T]; calls [B] of the diffusion model, never more than the masked tokens. The guide is called as often.
