@@ -1,0 +1,75 @@
+"""Socket Control: what do the logits become before a token is chosen, and who makes the step?
+
+`generate.control` is a list of names between commas. An entry is a frozen dataclass in a module of this folder that says
+`PARTS = {"mine": Mine}`; its fields are the knobs of `generate.mine`. The settings of sampling (`RULES`) are entries,
+too: those that are not named follow, in their order, those that are; so "" is plain sampling, "gedi" guides what
+sampling then cuts, and "temperature,gedi" guides the divided logits.
+
+An entry that is off for every row is not in the program, and turning a dial compiles nothing: numbers of a request are
+arrays `[B]` in `Progress.dials`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+
+from models import tables
+from models.decoding.drafts import Seen, Tree
+
+Step = Callable[[Mapping[str, Any], Any, Any, jax.Array], Any]
+"""(models, p: Progress, parts, live [B] bool) -> Progress: one pass of the model over the rows that are live.
+
+`stream.round_` is the plain step. A row that is not live comes back as it was: its tokens are read at position -1,
+which enter no state. A composition of steps (another model for some rows, roll-outs, rounds of a helper) is a step.
+"""
+
+
+class Control:
+    """Base of all entries: a processor of logits, a composition of steps, or both.
+
+    Attributes:
+      dials: numbers of a request that this entry reads, name -> (knob, value at which it is off). They are
+        `p.dials[name] [B]` float32 (whole numbers below 2^24 are exact). An entry with dials of which all are off for
+        all rows is left out.
+      runs: fields that hold the workdir of a run whose model it reads, as `models[NAME.FIELD]`.
+    """
+
+    dials: ClassVar[dict[str, tuple[str, float]]] = {}
+    runs: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
+        """The side of `batch` rows without a token: a pytree with the batch in front."""
+        return {}
+
+    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array) -> Any:
+        """The side after a piece of the prompt, `[B, T]` each; position -1 is padding. See `Drafter.read`."""
+        return side
+
+    def process(
+        self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Logits `[B, N, V]` float32 of the token behind each node, changed; -inf rules a token out, one at least stays.
+
+        Args:
+          models: see `Drafter.propose`.
+          side: `p.side[name]`, the state before this tree.
+          logits: of the model, or of the entry before.
+          p: `stream.Progress` before the round.
+          tree: its drafts; position: `[B, N]` of the nodes, -1 where there is none.
+
+        Returns:
+          the logits, and whatever `commit` needs of this pass.
+        """
+        return logits, None
+
+    def commit(self, models: Mapping[str, Any], side: Any, made: Any, seen: Seen) -> Any:
+        """The side after the accepted nodes; `made` is from `process`."""
+        return side
+
+    def step(self, inner: Step) -> Step:
+        """The step that is taken in the place of `inner`."""
+        return inner
+
+
+CONTROLS: dict[str, type[Control]] = tables.found(__name__)

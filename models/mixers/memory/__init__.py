@@ -1,0 +1,157 @@
+"""Socket Memory: what does a layer of attention keep of the text while it is decoded?
+
+`generate.memory` names a policy. A policy is a class in a module of this folder that says `PARTS = {"mine": Mine}`; its
+options are the knobs of `generate.mine`. Attention reads the class of its state and never a policy's name, so that a
+policy is one file and one group of knobs (docs/decoding.md adds one).
+
+An instance is the state of one layer: a frozen dataclass, registered as a pytree, whose every leaf has the batch in
+front. One pass reads T new tokens of each row (a piece of the prompt, one token, or drafts):
+
+    memory, view = memory.read(q, k, v, context)     # before attention: what the queries may look at
+    memory = memory.looked(Looks(...), context)      # after it, where `looks`: the weights of every key
+    memory = memory.commit(path, count, start)       # where `rewinds`: those of T drafts that stay
+
+The rule of an eviction policy in one line: attend to the C kept tokens and the T new ones, then keep the best C of
+C + T. T = 1 is a decoding step, T = the prompt compresses it, and pieces of a prompt need nothing more.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+
+from models import tables
+from models.mixers.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a layer's memory is made for.
+
+    Attributes:
+      batch: rows.
+      length: tokens that a row may come to have, the prompt included.
+      N: query heads; K: key heads; H: width of a head.
+      dtype: of keys and values.
+      layer: which of the `layers` layers of the model, from the first.
+    """
+
+    batch: int
+    length: int
+    N: int
+    K: int
+    H: int
+    dtype: Any
+    layer: int = 0
+    layers: int = 1
+
+
+class View(NamedTuple):
+    """What the T new queries of each row attend to: S keys, in any order.
+
+    A key is seen where its position is not negative, the pass's mask holds for the two positions, it is less than
+    `window` positions back (where `window` is given), `keep` holds, and, where drafts are a tree, it is no draft of
+    another branch. The logit of a key is q.k / sqrt(H) + `bias`.
+    """
+
+    k: jax.Array  # [B, S, K, H]
+    v: jax.Array  # [B, S, K, H]
+    position: jax.Array  # [B, S], or [B, K, S] where heads keep different tokens; -1 = an empty slot
+    start: jax.Array  # [B] the first of the T new tokens, which lie side by side: slot start[b] + t holds token t
+    window: int = 0  # static; 0: none
+    bias: jax.Array | None = None  # [B, K, 1|T, S]
+    keep: jax.Array | None = None  # [B, 1|K, 1|T, S] bool
+    # With rotary = "slot": where keys [B, S] and queries [B, T] stand for the rotary positions.
+    key_place: jax.Array | None = None
+    query_place: jax.Array | None = None
+
+
+class Looks(NamedTuple):
+    """What the queries made of the keys of a `View`; G = N / K query heads share a key head."""
+
+    weights: jax.Array  # [B, K, G, T, S] after the softmax; 0 where a key is not seen; padded queries have zeros
+    logits: jax.Array  # [B, K, G, T, S] before it, -inf where a key is not seen
+
+
+class Memory:
+    """Base of all policies: the members below, with what holds for a policy that says nothing else.
+
+    Attributes:
+      rotary: "stored": `read` is given rotated queries and keys; "slot": it is given them unrotated, and the view says
+        where they stand (StreamingLLM: ranks in the cache).
+      looks: whether `looked` is called. Attention then forms all weights, [B, K, G, T, S] numbers.
+      rewinds: whether `commit` can drop drafts that were not accepted. Of a model with a state that cannot, the engine
+        reads the accepted drafts again from the state before.
+    """
+
+    rotary: ClassVar[str] = "stored"
+    looks: ClassVar[bool] = False
+    rewinds: ClassVar[bool] = False
+
+    @classmethod
+    def empty(cls, sizes: Sizes, **options: Any) -> Self:
+        """The memory before the first token; `options` are the knobs of `generate.NAME`."""
+        raise NotImplementedError
+
+    def read(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> tuple[Self, View]:
+        """Takes in the T new tokens of each row.
+
+        Args:
+          q: `[B, T, N, H]`; k, v: `[B, T, K, H]`.
+          context: `positions [B, T]` (-1 = padding, which enters nothing), `slots` and `start` (which token stands in
+            which slot, once per model, for policies that keep all of them; the new ones included), `fresh` (static: no
+            token came before these), `parents` (drafts as a tree).
+
+        Returns:
+          the memory that holds them, and the view of these queries.
+        """
+        raise NotImplementedError
+
+    def looked(self, looks: Looks, context: Context) -> Self:
+        """The memory after attention, e.g. with C of its C + T tokens; called where `looks` is True."""
+        return self
+
+    def commit(self, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Self:
+        """The memory with the accepted ones of the T tokens that the last `read` took in.
+
+        Args:
+          path: `[B, D]` their indices in order of depth; None: drafts were a chain, and they are 0..count-1.
+          count: `[B]` how many stay, 0 for a row that is not live.
+          start: `[B]` slot of the first of the T.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def settle(cls, layers: tuple[Self, ...]) -> tuple[Self, ...]:
+        """All layers' memories once the prompt is read: shares one budget among layers (PrefixKV)."""
+        return layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A name of `MEMORIES` and its options: hashable, so that a jitted function takes it as static.
+
+    `layer` and `layers` are set by the stack, which makes a state for each of its layers.
+    """
+
+    name: str = "full"
+    options: tuple[tuple[str, Any], ...] = ()
+    layer: int = 0
+    layers: int = 1
+
+    @classmethod
+    def of(cls, generate: Mapping[str, Any]) -> "Policy":
+        """What `config.generate`, as a plain dict, asks for."""
+        name = generate["memory"]
+        return cls(name, tuple(sorted(generate.get(name, {}).items())))
+
+    def empty(self, batch: int, length: int, *, N: int, K: int, H: int, dtype: Any) -> Memory:
+        """The memory of this layer before the first token."""
+        sizes = Sizes(batch, length, N, K, H, dtype, self.layer, self.layers)
+        return MEMORIES[self.name].empty(sizes, **dict(self.options))
+
+
+MEMORIES: dict[str, type[Memory]] = tables.found(__name__)
+
+__all__ = ["MEMORIES", "Context", "Looks", "Memory", "Policy", "Sizes", "View"]
