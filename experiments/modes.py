@@ -4,8 +4,10 @@ What a person can have got wrong is found before anything heavy is imported: jax
 stand, checkpoints and plots only in the mode that needs them.
 """
 
+import glob
 import os
 import pathlib
+import re
 import shlex
 import sys
 from typing import Any
@@ -76,10 +78,7 @@ def _checked(flags: Any, changes: Changes) -> Any:
 def _workdir(flags: Any) -> pathlib.Path:
     if not flags.workdir:
         raise Refused("--workdir is missing; try --workdir=runs/first.")
-    try:
-        return pathlib.Path(flags.workdir).expanduser()
-    except RuntimeError:
-        raise Refused(f"--workdir={flags.workdir} names no home folder; try --workdir=runs/first.") from None
+    return _local("workdir", flags.workdir)
 
 
 def _trained_config(flags: Any, changes: Changes) -> Any:
@@ -224,13 +223,14 @@ def export(flags: Any, changes: Changes) -> None:
 
 def plan(flags: Any, changes: Changes) -> None:
     """Prints the plan; with --topology that of a machine which need not be here."""
+    folder = _local("workdir", flags.workdir or "runs/plan")
     if not flags.topology:
         made = _checked(flags, changes)
         from experiments import planning
 
         said = planning.plan(made)
     else:
-        made, folder = config(flags, changes), pathlib.Path(flags.workdir or "runs/plan").expanduser()
+        made = config(flags, changes)
         _jax(flags)
         from experiments import planning
 
@@ -253,10 +253,33 @@ def report(flags: Any, changes: Changes) -> None:
 
 def _runs(flags: Any) -> list[pathlib.Path]:
     """The workdirs that --runs names."""
-    runs = [pathlib.Path(name.strip()).expanduser() for name in (flags.runs or "").split(",") if name.strip()]
+    runs = [run for name in (flags.runs or "").split(",") if name.strip() for run in _matching(name.strip())]
     if flags.runs is not None and not runs:
-        raise Refused(f"--runs={flags.runs} names no workdir; try --runs=runs/a,runs/b.")
+        raise Refused(f"--runs={flags.runs} names no workdir; try --runs=runs/a,runs/b or --runs='runs/*'.")
     return runs
+
+
+def _matching(name: str) -> list[pathlib.Path]:
+    """The workdir `name`, or those that it matches as a pattern, in the order of their names; files are left out."""
+    path = _local("runs", name)
+    if path.exists() or not glob.has_magic(name):
+        return [path]
+    return [
+        pathlib.Path(found) for found in sorted(glob.glob(str(path))) if (pathlib.Path(found) / files.CONFIG).is_file()
+    ]
+
+
+def _local(flag: str, name: str) -> pathlib.Path:
+    """The folder that the flag `flag` names on a disk of this machine."""
+    if scheme := re.match(r"([a-z][a-z0-9+.-]+):/", name):
+        raise Refused(
+            f"--{flag}={name} is in a store ({scheme[1]}:); runs are written to disks: mount it (gcsfuse, s3fs, NFS) "
+            f"and give the folder, e.g. --{flag}=/mnt/runs/first."
+        )
+    try:
+        return pathlib.Path(name).expanduser()
+    except RuntimeError:
+        raise Refused(f"--{flag}={name} names no home folder; try --{flag}=runs/first.") from None
 
 
 def sweep(flags: Any, changes: Changes) -> None:

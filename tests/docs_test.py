@@ -22,7 +22,7 @@ from tests import environment
 ROOT = environment.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a reader runs that is not ours to check; anything else unknown fails.
-FOREIGN = ("git", "cd", "ray")
+FOREIGN = ("git", "cd", "ray", "source")
 
 
 def blocks(page: pathlib.Path) -> list[tuple[str, str]]:

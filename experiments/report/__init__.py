@@ -240,12 +240,12 @@ def _configuration(run: data.Run) -> str:
 def _environment(run: data.Run) -> str:
     run_facts = dict(run.run)
     corpus = run_facts.pop("corpus", None)
-    environment = run_facts.pop("environment", None)
+    environment, code = run_facts.pop("environment", None), run_facts.pop("code", None)
     starts = run_facts.pop("starts", [])
     rows = [*run_facts.items(), ("starts", starts)] if starts else list(run_facts.items())
     tables = [
         page.facts(data.flatten(tree).items(), title=title)
-        for title, tree in (("corpus", corpus), ("environment", environment), ("run", dict(rows)))
+        for title, tree in (("corpus", corpus), ("environment", environment), ("code", code), ("run", dict(rows)))
         if isinstance(tree, dict) and tree
     ]
     if not tables:
@@ -262,7 +262,7 @@ def _title(runs: Sequence[data.Run]) -> str:
 def _comparison(runs: Sequence[data.Run]) -> list[str]:
     """The sections of the page, as HTML."""
     groups = data.group(runs)
-    notes = [f"{run.name}: {text}" for run in runs for text in run.notes]
+    notes = [f"{run.name}: {text}" for run in runs for text in run.notes] + data.code_notes(runs)
     header = (
         f'<header><p class="kicker">Comparison</p><h1>{page.escape(_title(runs))}</h1>'
         + '<p class="sub">'

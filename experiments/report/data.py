@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments import workdir as files
 from experiments.settings import history
+from experiments.workdir import provenance
 
 # The horizontal axes: key, name, unit, logarithmic. Seconds come from timing.jsonl, the others from metrics.jsonl.
 AXES = {
@@ -193,6 +194,17 @@ def references(run: Run, suffix: str) -> list[tuple[str, float]]:
         if key.endswith("_" + suffix) and isinstance(value, int | float) and math.isfinite(value):
             levels.append((key.removesuffix("_" + suffix).replace("_", " "), float(value)))
     return levels
+
+
+def code_notes(runs: Sequence[Run]) -> list[str]:
+    """One sentence for each run that was made by other code than the first run that says by which it was made."""
+    told = [(run, mapping(run.run, "code")) for run in runs]
+    told = [(run, code) for run, code in told if code.get("hash")]
+    return [
+        f"{told[0][0].name} and {run.name} were made by different code: {said}."
+        for run, code in told[1:]
+        if (said := provenance.differs(told[0][1], code))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

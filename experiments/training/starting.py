@@ -13,13 +13,13 @@ from experiments import workdir as files
 from experiments.program import Program, optimizers
 from experiments.settings import keys, processes
 from experiments.settings.errors import CheckpointError, ConfigError
-from experiments.workdir import disk, grown, vocabulary, writers
+from experiments.workdir import disk, grown, provenance, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 
 # What a run leaves in its workdir, and what moves aside when another one takes its place.
 LEAVES = (
     files.CONFIG, files.RUN, files.METRICS, files.TIMING, files.SAMPLES, files.RESULT, files.REPORT, files.TOKENIZER,
-    files.TENSORBOARD, files.CHECKPOINTS, files.START, "profile",
+    files.TENSORBOARD, files.CHECKPOINTS, files.START, provenance.DIFF, "profile",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class Place:
             command = command or f"train(config, {str(self.workdir)!r})"
             files.write_config(self.workdir, config.to_dict(), command, keys.base())
             writers.truncate(self.workdir, -1 if start is None else start, config.train.steps)
-            files.write_run(self.workdir, facts())
+            files.write_run(self.workdir, facts() | {"code": provenance.write(self.workdir)})
         processes.wait_for_all("workdir")  # What was written must stand.
         self._writer = writers.Writer(self.workdir, wandb=config.train.wandb or None, active=self._active)
         return self._writer

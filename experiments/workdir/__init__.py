@@ -3,7 +3,9 @@
     config.json     {"config": {...}, "hash": "..", "command": "python main.py ..", "base": {...} (optional),
                      "later": [knobs that came after the run began] (optional)}
     run.json        {"environment": {...}, "corpus": {...}, "tokenizer": .., "parameters": {"total", "embedding"},
-                     "flops_per_token": .., "matmul_flops_per_second": .., "starts": ["2025-01-31T12:00:00Z", ..]}
+                     "flops_per_token": .., "matmul_flops_per_second": .., "starts": ["2025-01-31T12:00:00Z", ..],
+                     "code": {"hash", "commit", "changed", "diff", "command", "host", "packages"}}
+    code.diff       how the code of the last start differs from its commit; absent where it does not
     metrics.jsonl   deterministic lines only: {"step", "tokens", "flops", "train/loss", ..} and {.., "eval/loss", ..}
     timing.jsonl    what differs between two runs of one config: {"step", "seconds", "tokens_per_second", "mfu", ..}
     samples.jsonl   {"step", "prompt", "text"}
@@ -53,7 +55,7 @@ SHAPES = {  # What the keys of a file of a run hold, where they are there.
     CONFIG: {"config": _GROUP, "hash": _TEXT, "command": _TEXT, "base": _GROUP, "later": (list,)},
     RUN: {
         "environment": _GROUP, "corpus": _GROUP, "tokenizer": _TEXT, "parameters": _GROUP, "flops_per_token": _NUMBER,
-        "matmul_flops_per_second": _NUMBER, "mesh": _GROUP, "starts": (list,),
+        "matmul_flops_per_second": _NUMBER, "mesh": _GROUP, "starts": (list,), "code": _GROUP,
     },
     RESULT: {
         "step": _WHOLE, "tokens": _WHOLE, "flops": _NUMBER, "seconds": _NUMBER, "parameters": _WHOLE,

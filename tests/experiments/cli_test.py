@@ -294,3 +294,23 @@ def test_a_full_memory_is_a_sentence_and_other_faults_of_a_library_are_not():
     assert sentence(full).startswith(told)
     assert sentence(MemoryError()).startswith("the memory is used up (out of memory); use a smaller data.batch_size")
     assert sentence(jax.errors.JaxRuntimeError("INTERNAL: x")) == "" == sentence(KeyError("RESOURCE_EXHAUSTED"))
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "generate", "export", "report", "plan"])
+def test_a_workdir_in_a_store_is_refused_at_once(mode, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (told,) = refusal(mode=mode, workdir="gs://bucket/runs/a", config=str(ROOT / "configs/quickstart.py"), prompt="a")
+    assert told.startswith("--workdir=gs://bucket/runs/a is in a store (gs:)") and "--workdir=/mnt/" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_named_by_patterns_too(tmp_path):
+    for name in ("b", "a", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "[x]").mkdir()  # A name that is one is taken as it stands.
+    for name in ("a", "b", "[x]"):
+        files.write_config(tmp_path / name, {}, "")
+    assert modes._runs(flags(runs=f"{tmp_path}/*")) == [tmp_path / "[x]", tmp_path / "a", tmp_path / "b"]
+    assert modes._runs(flags(runs=f"{tmp_path}/[x],{tmp_path}/b")) == [tmp_path / "[x]", tmp_path / "b"]
+    with pytest.raises(Refused, match="names no workdir"):
+        modes._runs(flags(runs=f"{tmp_path}/none*"))
