@@ -1,6 +1,7 @@
 """One layer: pre-norm mixer and pre-norm channel on a residual stream, and the stack that repeats it over depth."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from models import norms, reports
 from models.channels import CHANNELS
 from models.mixers import MIXERS
 from models.mixers.context import SITES, Context
+from models.mixers.memory import Policy
 from models.spec import Spec
 
 REMAT = {
@@ -174,11 +176,16 @@ class Unstacked:
             said.append(report)
         return Pass(x, tuple(after), reports.join(jax.tree.map(lambda *xs: jnp.stack(xs), *said)))
 
-    def init_state(self, batch: int, length: int) -> tuple:
-        """The empty decoding state of every layer."""
+    def init_state(self, batch: int, length: int, memory: Policy) -> tuple:
+        """The empty decoding state of every layer; its memory is told which of the layers it is in."""
+        width = len(self.periods[0].names)
+        policy = functools.partial(dataclasses.replace, memory, layers=width * len(self.periods))
         return tuple(
-            {name: block.mixer.init_state(batch, length) for name, block in period.blocks.items()}
-            for period in self.periods
+            {
+                name: block.mixer.init_state(batch, length, policy(layer=i * width + j))
+                for j, (name, block) in enumerate(period.blocks.items())
+            }
+            for i, period in enumerate(self.periods)
         )
 
 

@@ -18,6 +18,7 @@ from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
 from models.block import STREAM, Pass, Stack, Unstacked
 from models.mixers.context import Context, Edit, check_sites
+from models.mixers.memory import Policy
 from models.mixers.slots import Slots
 from models.products import by_rows
 from models.spec import Spec
@@ -54,6 +55,7 @@ class LM(nnx.Module):
         condition=None,
         state=None,
         fresh: bool = False,
+        parents=None,
         layers: Mapping[str, Any] | None = None,
         taps: tuple[str, ...] = (),
         edits: Mapping[str, Edit] | None = None,
@@ -71,6 +73,8 @@ class LM(nnx.Module):
             first). None: there is no earlier prediction.
           state: from `init_state`, for decoding; None in training.
           fresh: the state holds no token yet. The new tokens then see one another, and no slot of a cache is read.
+          parents: `[1|B, T]` with a state: the tokens are drafts in a tree, each behind its parent, -1 = the past.
+            None: each is behind the one before it.
           layers: values that differ by layer, name -> `[L, ...]`; each layer finds its own in `context.layers`.
           taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold.
           edits: site -> function that changes its activations; see models/edits.py.
@@ -95,7 +99,7 @@ class LM(nnx.Module):
             return Pass(self.norm(x), None, report)
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
-        context = Context(positions, segment_ids, mask, slots, start, fresh, **shown)
+        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 
@@ -128,9 +132,13 @@ class LM(nnx.Module):
             self.stack = self.stack.unstack(layers)
         return self
 
-    def init_state(self, batch: int, length: int) -> dict:
-        """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`."""
-        return {"slots": Slots.empty(batch, length), "layers": self.stack.init_state(batch, length)}
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> dict:
+        """The decoding state for `batch` rows of up to `length` tokens; see `for_decoding`.
+
+        Every leaf has the batch in front. `memory`: what layers of attention keep; None: everything.
+        """
+        layers = self.stack.init_state(batch, length, memory or Policy())
+        return {"slots": Slots.empty(batch, length), "layers": layers}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

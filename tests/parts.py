@@ -19,6 +19,12 @@ def small(name: str) -> dict[str, int]:
     )
 
 
+def options(group: str, name: str) -> dict:
+    """All options of a part whose knobs stand in `group`.NAME, with its sizes of a smoke run."""
+    own = {key.rpartition(".")[2]: knob for key, knob in knobs.KNOBS.items() if key.startswith(f"{group}.{name}.")}
+    return {leaf: knob.default if knob.small is None else min(knob.default, knob.small) for leaf, knob in own.items()}
+
+
 def group(name: str, **more: int) -> dict[str, dict]:
     """The group of a part with its small sizes, and `more`; empty where it has none."""
     sizes = small(name) | more

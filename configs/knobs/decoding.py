@@ -1,6 +1,6 @@
 """Knobs of generation. Names are written out, because these settings are checked before jax is imported."""
 
-from configs.knobs.kinds import group, number, one_of, switch, text, texts, whole
+from configs.knobs.kinds import group, number, one_of, part, switch, text, texts, whole
 
 SCORE_METHODS = ("analytic", "euler", "released")
 CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "drawn", "threshold", "factor")
@@ -24,6 +24,22 @@ generate.top_p = number(
 generate.min_p = number(
     0.0, "Only tokens with this share of the largest probability.", least=0, most=1, of=TOKEN_BY_TOKEN
 )
+generate.memory = part(
+    "full", "models.mixers.memory:MEMORIES", "What attention keeps of the text.", of=TOKEN_BY_TOKEN, before="full"
+)
+generate.drafter = part(
+    "none", "models.decoding.drafts:DRAFTERS", "What is drafted for one pass.", of=TOKEN_BY_TOKEN, before="none"
+)
+generate.verifier = part(
+    "same_draw", "models.decoding.verify:VERIFIERS", "Which drafts stay.", of=TOKEN_BY_TOKEN, before="same_draw"
+)
+generate.control = text(
+    "",
+    "What the logits go through, in order: models.decoding.control.CONTROLS, a comma list. What is not named of "
+    "temperature, top_k, min_p and top_p follows.",
+    of=TOKEN_BY_TOKEN,
+    before="",
+)
 generate.draft = whole(
     4,
     "Tokens drafted in one call and checked in the next; the law does not change.",
@@ -31,6 +47,17 @@ generate.draft = whole(
     of=DRAFTS,
 )
 generate.stop = texts((), "Strings that end a sample.")
+
+generate.window = window = group("The last tokens alone.", of="generate.memory=window")
+window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)
+
+generate.lookup = lookup = group("Drafts from the text itself.", of="generate.drafter=lookup")
+lookup.length = whole(8, "Drafts a round.", least=1, small=3, before=8)
+lookup.ngram = whole(3, "The last so many tokens are looked for, then fewer.", least=1, before=3)
+
+generate.model_draft = model_draft = group("Drafts of a smaller run.", of="generate.drafter=model_draft")
+model_draft.workdir = text("", "The workdir of the smaller run; it has the same tokenizer.", before="")
+model_draft.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 
 generate.insertion = insertion = group("When insertion ends.", of="objective=insertion")
 insertion.stop = one_of(

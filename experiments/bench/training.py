@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import transformer
+from configs import base, transformer
 from experiments import program
 from experiments.bench import plain
 from experiments.bench.comparison import Comparison, Planned
-from experiments.generation import text as generate
+from experiments.generation.decoder import Decoder
 from experiments.planning import hlo
 from experiments.program import sharding
 
@@ -134,18 +134,16 @@ def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Com
     made = _build(shape)
     hand = plain.init(jax.random.key(1), V=V, D=D, L=L, F=F)
     params = from_plain(hand)
-    generator = generate.Generator(made, None)
-    sampler = generate.Sampler(temperature=0.0)
+    decoder = Decoder(made, None)
+    parts = decoder.parts([base.get_config().generate.to_dict() | {"temperature": 0.0}])
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (batch, prompt)), jnp.int32)
-    keys = jax.random.split(jax.random.key(0), batch)
+    text, length = jnp.pad(tokens, ((0, 0), (0, max_new))), jnp.full((batch,), prompt, jnp.int32)
+    keys = jnp.zeros((batch, 2), jnp.uint32)
 
     def tessera() -> Any:
-        lengths = jnp.full((batch,), prompt, jnp.int32)
-        layers = generator.layers(params)
-        progress = generator.prefill(
-            params, layers, tokens, lengths, keys, sampler=sampler, max_new=max_new, slots=prompt + max_new
-        )
-        return generator.extend(params, layers, progress, keys, jnp.int32(max_new), sampler=sampler).tokens
+        weights, given = decoder.weights(params, parts), (text, length, length + max_new, keys, {})
+        p = decoder.start(weights, *given, parts=parts, size=prompt, capacity=prompt + max_new)
+        return decoder.extend(weights, p, max_new, batch + 1, parts=parts).text[:, prompt : prompt + max_new]
 
     def by_hand() -> Any:
         return plain.decode(hand, tokens, N=N, max_new=max_new)

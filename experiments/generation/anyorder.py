@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.generation.canvas import Filler, plain_work
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.decoding.canvas import assd, insertion, neodiff
 
 
@@ -82,6 +82,6 @@ class Refiner(Filler):
             conditioned=model.condition is not None, requests=rows,
         )  # fmt: skip
         logits = model.logits(x.astype(model.spec.dtype))[..., : goal.mask_id].at[..., never].set(-jnp.inf)
-        keys = categorical.fold(categorical.row_keys(key, len(canvas), rows), 0, categorical.TOKEN)
-        drawn = categorical.sample(keys, logits, settings["temperature"]).astype(canvas.dtype)
+        keys = key_scheme.fold(key_scheme.row_keys(key, len(canvas), rows), 0, key_scheme.TOKEN)
+        drawn = key_scheme.sample(keys, logits, settings["temperature"]).astype(canvas.dtype)
         return jnp.where(fixed, canvas, drawn), plain_work(calls, canvas)

@@ -11,20 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.decoding import keys as key_scheme
+
 
 def encode(tokenizer: Any, prompt: str) -> np.ndarray:
     """Ids of a prompt, `[n]` int32, the start of a document before them."""
     return np.concatenate([[tokenizer.bos], tokenizer.encode(prompt)]).astype(np.int32)
-
-
-def request_keys(prompts: Sequence[str], seed: int) -> jax.Array:
-    """One key per request, from its prompt and how often that prompt came before: batching does not change it."""
-    base, seen, keys = jax.random.key(seed), Counter(), []
-    for prompt in prompts:
-        key = jax.random.fold_in(base, zlib.crc32(prompt.encode("utf-8", "surrogateescape")))
-        keys.append(jax.random.fold_in(key, seen[prompt]))
-        seen[prompt] += 1
-    return jnp.stack(keys)
 
 
 def rows(prompts: Sequence[str]) -> jax.Array:
@@ -34,6 +26,38 @@ def rows(prompts: Sequence[str]) -> jax.Array:
         numbers.append(zlib.crc32(f"{seen[prompt]} {prompt}".encode("utf-8", "surrogateescape")))
         seen[prompt] += 1
     return jnp.asarray(np.asarray(numbers, np.uint32))
+
+
+def keys(prompts: Sequence[str], seed: int) -> jax.Array:
+    """One key per request, `[B]`: the key of the seed, folded with the request's number."""
+    return key_scheme.row_keys(jax.random.key(seed), len(prompts), rows(prompts))
+
+
+class RowText:
+    """Turns the tokens of one row into text, up to its end or its first stop string."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]):
+        from data import StreamDecoder
+
+        self.decoder, self.eos, self.stop = StreamDecoder(tokenizer), tokenizer.eos, stop
+        self.held, self.ended = "", False
+
+    def push(self, tokens: np.ndarray, *, last: bool) -> str:
+        """Text that is certain not to belong to a stop string."""
+        if self.ended:
+            return ""
+        for token in tokens:
+            if token == self.eos:
+                self.ended = True
+                break
+            self.held += self.decoder.push(int(token))
+            cut = min((at for at in map(self.held.find, self.stop) if at >= 0), default=-1)
+            if cut >= 0:
+                self.held, self.ended = self.held[:cut], True
+                break
+        keep = 0 if self.ended or last else max(map(len, self.stop), default=1) - 1
+        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return text
 
 
 def interactive(

@@ -62,8 +62,11 @@ def check_platform(config: Any, platform: str) -> None:
         raise ConfigError(problems)
 
 
-def check_generation(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError when `options` (as `config.generate`) cannot be drawn with."""
+def check_generation(options: Mapping[str, Any], *, tables: bool = False) -> None:
+    """Raises ConfigError when `options` (as `config.generate`) cannot be drawn with.
+
+    `tables`: looks names of parts up, too, which imports jax.
+    """
     options, defaults = {"generate": dict(options)}, {"generate": base()["generate"]}
     problems = list(shape_problems(options, defaults))
     if not problems:
@@ -71,8 +74,20 @@ def check_generation(options: Mapping[str, Any]) -> None:
             *range_problems(options, only="generate."),
             *unknown_names(flatten(options), GENERATION),
         ]
+        if tables:
+            of = {key: knob for key, knob in knobs.KNOBS.items() if key.startswith("generate.") and knob.table}
+            named = {key: names(knob) for key, knob in of.items()}
+            problems += [*unknown_names(flatten(options), named), *_control_problems(options["generate"]["control"])]
     if problems:
         raise ConfigError(problems)
+
+
+def _control_problems(control: str) -> Iterator[str]:
+    """Names of `generate.control` that are no entries of its socket."""
+    from models.decoding.control import CONTROLS
+
+    for name in filter(None, map(str.strip, control.split(","))):
+        yield from unknown_names({"generate.control": name}, {"generate.control": CONTROLS})
 
 
 def _choice_problems(config: Any) -> Iterator[str]:
@@ -103,6 +118,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
         pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in cut]
     for key, value, table in pairs:
         yield from unknown_names({key: value}, {key: table})
+    yield from _control_problems(config.generate.control)
 
 
 def names(knob: knobs.Knob) -> tuple[str, ...]:

@@ -46,12 +46,16 @@ def attach(program: Program, *, vocab_size: int) -> Program:
     for name in names(program.objective):
         workdir = program.config.companions[name].workdir
         itself = workdir == companions.SELF
-        made[name] = companions.itself(program) if itself else _structure(program, name, workdir, vocab_size)
+        key = f"companions.{name}.workdir="
+        made[name] = companions.itself(program) if itself else structure(program, key, workdir, vocab_size)
     return dataclasses.replace(program, companions=made) if made else program
 
 
-def _structure(program: Program, name: str, workdir: str, vocab_size: int) -> Program:
-    key = f"companions.{name}.workdir="
+def structure(program: Program, key: str, workdir: str, vocab_size: int) -> Program:
+    """The program of the run in `workdir` on the mesh of `program`; `key`: "KEY=" in what a person is told.
+
+    Errors: ConfigError.
+    """
     try:
         config = saved_config(pathlib.Path(workdir).expanduser()).copy_and_resolve_references()
     except ConfigError as error:

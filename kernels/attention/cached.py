@@ -34,3 +34,29 @@ def attend_cache(
     weight = jax.nn.softmax(jnp.where(seen, score, jnp.finfo(dtype).min), axis=-1)
     out = jnp.einsum("bkgts,bskh->btkgh", weight.astype(v.dtype), v, preferred_element_type=dtype)
     return out.reshape(B, T, N, H).astype(q.dtype)
+
+
+def attend_looked(
+    q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, bias: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Attention that also returns what every query made of every key; all T x S numbers are formed.
+
+    Args:
+      q: [B, T, N, H]; k, v: [B, S, K, H], finite in every slot; G = N / K query heads share a key head.
+      seen: [B, 1|K, 1, T, S] bool.
+      bias: [B, 1|K, 1, 1|T, S] added to the logits q.k / sqrt(H), or None.
+
+    Returns:
+      out [B, T, N, H] in q's type; weights [B, K, G, T, S], the softmax over the keys that are seen (zeros for a query
+      that sees none); logits [B, K, G, T, S], -inf where a key is not seen. Both float32 or wider.
+    """
+    (B, T, N, H), K = q.shape, k.shape[2]
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    grouped = q.reshape(B, T, K, N // K, H)
+    score = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=dtype) / math.sqrt(H)
+    score = score if bias is None else score + bias.astype(dtype)
+    seen = jnp.broadcast_to(seen, score.shape)
+    weights = jax.nn.softmax(jnp.where(seen, score, jnp.finfo(dtype).min), axis=-1)
+    weights = jnp.where(seen, weights, 0)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights.astype(v.dtype), v, preferred_element_type=dtype)
+    return out.reshape(B, T, N, H).astype(q.dtype), weights, jnp.where(seen, score, -jnp.inf)

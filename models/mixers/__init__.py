@@ -1,8 +1,11 @@
 """Socket Mixer: how do tokens see each other?
 
 A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context, state) -> (y [B, T, D], state)`. Training
-calls it with `state=None`. Decoding calls it with the state from `init_state(batch, length)` and any number of new
-tokens. The parallel form and the step form are one function, and a test holds them equal for every part in the table.
+calls it with `state=None`. Decoding calls it with the state from `init_state(batch, length, memory)` and any number of
+new tokens. The parallel form and the step form are one function, and a test holds them equal for every part in the
+table. `memory` says what attention keeps (`models.mixers.memory`); a recurrence ignores it. Every leaf of a state has
+the batch in front, so that rows are inserted, repeated and taken without knowledge of the mixer
+(`models.decoding.rows`).
 
 - `bidirectional`: whether the part can run under a mask that is not causal.
 - `context_parallel`: whether it can run where devices of the mesh axis `context` share a sequence (False if absent).
@@ -26,6 +29,7 @@ import jax
 
 from models import tables
 from models.mixers.context import Context
+from models.mixers.memory import Policy
 
 
 class Mixer(Protocol):
@@ -36,7 +40,7 @@ class Mixer(Protocol):
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]: ...
 
-    def init_state(self, batch: int, length: int) -> Any: ...
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> Any: ...
 
     def context_flops(self, length: int, causal: bool) -> dict[str, float]: ...
 

@@ -11,17 +11,17 @@ from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
 from models import norms, projections, rope
-from models.mixers import slots
+from models.mixers.attend import attend, attend_row, recall
 from models.mixers.context import Context
-from models.mixers.window import attend
+from models.mixers.memory import Memory, Policy
 from models.spec import Spec
 
 
 class Attention(nnx.Module):
     """`x [B, T, D] -> [B, T, D]`, N query heads over K key/value heads of width H (Vaswani et al. 2017; GQA 2023).
 
-    The decoding state is a cache of S slots: rotated keys and values `[B, 2, K, S, H]`. Masks go by the positions in
-    `context.slots`, so the order of slots is free.
+    The decoding state is a `models.mixers.memory.Memory`. Its class says what is kept; masks go by positions, so the
+    order of slots is free.
     """
 
     bidirectional = True
@@ -41,35 +41,35 @@ class Attention(nnx.Module):
         head_norm = {"kind": "rmsnorm", "scale": True, "rngs": rngs}
         self.q_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
         self.k_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
-        self.K, self.H, self.dtype, self.q_width = K, H, spec.dtype, N * H
+        self.N, self.K, self.H, self.dtype, self.q_width = N, K, H, spec.dtype, N * H
         self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
         self.window, self.sinks = options["window"], options["sinks"]
         self.partition, self.score_scale = spec.partition, spec.sizes.scores
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
-        q, k, v = self.project(x, context.positions)
-        mask = self._see(context)
+        mask, options = self._see(context), {"implementation": self.implementation}
         if state is None:
-            if context.segment_ids is not None:
-                mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
+            q, k, v = self.project(x, context.positions)
+            out = attend_row(self.partition, q, k, v, context, mask, **options)
         else:
-            new = jnp.stack([k, v], axis=1).swapaxes(2, 3)  # One write for both: [B, 2, K, T, H].
-            state = slots.put(state, new, context.start, axis=3)
-            held = context.positions
-            if not context.fresh:
-                k, v = (state[:, i].swapaxes(1, 2) for i in range(2))
-                held = context.slots.position
-            mask = masks.Positions(context.positions, held, rule=mask)
-        return self.attend(q, k, v, mask, cached=state is not None), state
+            rotate = functools.partial(rope.rotate, theta=self.theta, fraction=self.fraction)
+            q, k, v = self.heads(x)
+            out, state = recall(self.partition, q, k, v, context, mask, state, rotate=rotate, **options)
+        return self.out(out.reshape(*out.shape[:2], -1)), state
 
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated queries `[B, T, N, H]` and keys, and values, `[B, T, K, H]`."""
+    def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, before rotary positions."""
         q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = (rope.rotate(y, positions, theta=self.theta, fraction=self.fraction) for y in (q, k))
         return q if self.score_scale == 1.0 else q * jnp.asarray(self.score_scale, q.dtype), k, v
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries `[B, T, N, H]` and keys, and values, `[B, T, K, H]`."""
+        q, k, v = self.heads(x)
+        q, k = (rope.rotate(y, positions, theta=self.theta, fraction=self.fraction) for y in (q, k))
+        return q, k, v
 
     def values(self, x: jax.Array) -> jax.Array:
         """Values alone, `[B, T, K * H]`."""
@@ -99,9 +99,9 @@ class Attention(nnx.Module):
         seen = window - window * (window - 1) / (2 * length) if causal else window
         return {"attention": 4 * self.q_width * seen}
 
-    def init_state(self, batch: int, length: int) -> jax.Array:
-        """An empty cache of `length` slots for `batch` rows."""
-        return jnp.zeros((batch, 2, self.K, length, self.H), self.dtype)
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> Memory:
+        """What is kept of `batch` rows of up to `length` tokens: everything, or what `memory` says."""
+        return (memory or Policy()).empty(batch, length, N=self.N, K=self.K, H=self.H, dtype=self.dtype)
 
 
 PARTS = {"attention": Attention}

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kernels import masks
 from kernels.lact import LactState, lact
 from kernels.lact import init_state as init_fast
 from kernels.lact.reference import Carry
 from models import norms, parameters, projections, rope
 from models.facts import Facts, largest_divisor
 from models.mixers import fast
+from models.mixers.attend import attend_row, recall
 from models.mixers.context import Context
-from models.mixers.window import WindowState, attend_window
-from models.mixers.window import init_state as init_window
+from models.mixers.memory import Memory, Policy
 from models.spec import Spec
 
 EPSILON = 1e-5  # Of the norms inside the released layer; the model's norms have their own.
@@ -26,7 +27,7 @@ IDENTITY, GAIN = 0.5, 0.5  # Low-rank start of w0 and w2: left right + IDENTITY 
 class LactMixerState(NamedTuple):
     """Decoding state: the window's keys and values, and the fast weights with their open chunk."""
 
-    window: WindowState
+    window: Memory
     fast: LactState
 
 
@@ -124,10 +125,14 @@ class Lact(nnx.Module):
         return y, None if state is None else LactMixerState(window, fast_state)
 
     def _near(self, q, k, v, context: Context, state):
-        """The attention branch, `[B, T, N H]`."""
+        """The attention branch, `[B, T, N H]`: every token sees itself and the `window - 1` before it."""
         q, k, v = (y.reshape(*y.shape[:2], self.N, self.H) for y in (q, k, v))
-        q, k = self._rotate(q, context), self._rotate(k, context)
-        out, state = attend_window(self.partition, q, k, v, context, self.options["window"], state)
+        if state is None:
+            q, k, near = self._rotate(q, context.positions), self._rotate(k, context.positions), self.options["window"]
+            mask = context.mask & masks.Window(near - 1, near - 1)
+            out = attend_row(self.partition, q, k, v, context, mask)
+        else:
+            out, state = recall(self.partition, q, k, v, context, context.mask, state, rotate=self._rotate)
         return out.reshape(*out.shape[:2], -1), state
 
     def _far(self, x, q, k, v, context: Context, state):
@@ -138,7 +143,7 @@ class Lact(nnx.Module):
         q, k = (fast.unit(split(jax.nn.silu(y))) for y in (q, k))
         if self.options["rope_fast"]:
             layout = (*q.shape[:2], self.N, self.H)
-            q, k = (self._rotate(y.reshape(layout), context).reshape(y.shape) for y in (q, k))
+            q, k = (self._rotate(y.reshape(layout), context.positions).reshape(y.shape) for y in (q, k))
         base = math.log(math.expm1(self.options["base_rate"]))
         rate = jax.nn.softplus(split(self.rate(x)) + base)
         momentum = None if self.momentum is None else jax.nn.sigmoid(self.momentum(x))
@@ -148,8 +153,8 @@ class Lact(nnx.Module):
             out = out * jax.nn.silu(self.output_scale(x))[..., None].astype(out.dtype)
         return out.reshape(*out.shape[:2], -1), state
 
-    def _rotate(self, x: jax.Array, context: Context) -> jax.Array:
-        return rope.rotate(x, context.positions, theta=self.options["rope_theta"])
+    def _rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return rope.rotate(x, positions, theta=self.options["rope_theta"])
 
     def _learn(self, tokens: tuple, context: Context, state: LactState | None) -> tuple[jax.Array, LactState | None]:
         """The kernel on every device's own rows and heads; tokens: (q, k, v, rate, momentum or None)."""
@@ -184,14 +189,13 @@ class Lact(nnx.Module):
         share = self.heads * (6 * F * d + updates / length * (12 * F * d * size + orthogonal))
         return {"attention": 4 * self.N * self.H * seen, "fast": share}
 
-    def init_state(self, batch: int, length: int) -> LactMixerState:
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> LactMixerState:
         """The state before the first token of `batch` rows; window and chunk are no longer than `length`."""
         size = min(self.options["chunk_size"], length)
         kind = {"dtype": self.dtype, "rate_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         state = init_fast(self.fast_weights(), batch, chunk_size=size, momentum=self.momentum is not None, **kind)
-        return LactMixerState(
-            init_window(batch, min(self.options["window"], length), self.N, self.H, self.dtype), state
-        )
+        near = Policy("window", (("size", self.options["window"]),))
+        return LactMixerState(near.empty(batch, length, N=self.N, K=self.N, H=self.H, dtype=self.dtype), state)
 
 
 PARTS = {"lact": Lact}

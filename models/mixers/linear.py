@@ -12,6 +12,7 @@ from kernels.linear_attention import LinearState
 from models import norms, parameters, projections
 from models.mixers import fast
 from models.mixers.context import Context
+from models.mixers.memory import Policy
 from models.spec import Spec
 
 FORGETTING = 16  # decay = logsigmoid(gate) / 16: a gate at 0 halves a memory in 16 tokens (Yang et al. 2024, GLA).
@@ -48,7 +49,7 @@ class LinearAttention(nnx.Module):
         size = min(self.chunk_size, length)
         return {"recurrent": self.N * (4 * size * self.H + 4 * self.H**2)}
 
-    def init_state(self, batch: int, length: int) -> LinearState:
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> LinearState:
         """The empty memory of `batch` rows; the same size for any `length`."""
         return kernel.init_state(batch, self.N, self.H, self.H, jnp.promote_types(self.dtype, jnp.float32))
 

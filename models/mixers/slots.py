@@ -42,3 +42,49 @@ def put(slots: jax.Array, new: jax.Array, start: jax.Array, axis: int = 1) -> ja
         at[0], at[axis] = jnp.int32(b), start[b]
         slots = jax.lax.dynamic_update_slice(slots, new[b : b + 1], at)
     return slots
+
+
+def gathered(cache: jax.Array, path: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    """Moves entries `start[b] + path[b, j]` of row b along `axis` to `start[b] + j`.
+
+    Args:
+      cache: `[B, ...]`.
+      path: `[B, D]` which of the entries from `start` on, in any order.
+      start: `[B]`.
+      axis: of `cache`, at least 1.
+    """
+    shape = [1] * cache.ndim
+    shape[0], shape[axis] = path.shape
+    return put(cache, jnp.take_along_axis(cache, (start[:, None] + path).reshape(shape), axis=axis), start, axis)
+
+
+def ancestors(parents: jax.Array) -> jax.Array:
+    """`[..., T, T]` bool: whether node j is node i or one of its ancestors; parents `[..., T]`, -1 = no parent.
+
+    A parent stands before its children. log2 T products double the distance that is covered.
+    """
+    T = parents.shape[-1]
+    step = jax.nn.one_hot(parents, T, dtype=jnp.float32) + jnp.eye(T, dtype=jnp.float32)
+    reach, covered = step, 1
+    while covered < T - 1:
+        reach, covered = jnp.minimum(reach @ reach, 1), 2 * covered
+    return reach > 0
+
+
+def own_path(parents: jax.Array, start: jax.Array, length: int) -> jax.Array:
+    """Slots that a draft may see as far as the tree decides it: `[B, T, S]` bool, to be joined with a causal mask.
+
+    Slots outside start[b] .. start[b] + T - 1 hold the past, which all drafts share; of the T new ones a draft sees
+    itself and its ancestors.
+
+    Args:
+      parents: `[1|B, T]` parent of each draft among the T, -1 = the past.
+      start: `[B]` slot of the first draft.
+      length: S.
+    """
+    B, T = start.shape[0], parents.shape[-1]
+    own = jnp.broadcast_to(ancestors(parents), (B, T, T))
+    place = jnp.arange(length)[None] - start[:, None]  # [B, S] which draft stands there
+    drafts = (place >= 0) & (place < T)
+    seen = jnp.take_along_axis(own, jnp.clip(place, 0, T - 1)[:, None, :], axis=2)
+    return seen | ~drafts[:, None, :]

@@ -12,6 +12,7 @@ from kernels.ttt import TTTParams, TTTState
 from models import norms, parameters, projections, rope
 from models.mixers import fast
 from models.mixers.context import Context
+from models.mixers.memory import Policy
 from models.spec import Spec
 
 WEIGHT_STD, EPSILON = 0.02, 1e-6
@@ -87,7 +88,7 @@ class _TTT(nnx.Module):
         axes = ((fast.TOKENS, fast.TOKENS, fast.TOKENS, fast.RATES), params_axes, kept_axes)
         return self.partition.run(run, (tokens, self.params(), kept), axes, (fast.TOKENS, state_axes))
 
-    def init_state(self, batch: int, length: int) -> TTTState:
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> TTTState:
         """The state before the first token of `batch` rows; the same size for any `length`."""
         kind = {"dtype": self.dtype, "eta_dtype": jnp.promote_types(self.dtype, jnp.float32)}
         return ttt.init_state(self.params(), batch, mini_batch=self.mini_batch, **kind)

@@ -16,6 +16,7 @@ from experiments.program.sharding import make_mesh
 from experiments.settings import smoke
 from experiments.settings.errors import ConfigError
 from kernels import masks
+from models.decoding import parts as sockets
 
 PROMPTS = ["a", "def main(", "", "x" * 37]
 OPTIONS = base.get_config().generate.to_dict() | {"max_tokens": 24, "temperature": 1.0}
@@ -160,13 +161,14 @@ def test_the_first_token_follows_the_law_of_the_model():
     scores[[256, 258]] = -np.inf
     law = np.exp(scores - scores.max())
     law /= law.sum()
-    tokens = []
-    prompt = jnp.tile(jnp.asarray([[256, *b"ab"]], jnp.int32), (n, 1))
-    keys = jax.random.split(jax.random.key(0), n)
-    sampler = maker._sampler(OPTIONS | {"temperature": 0.8})
-    tokens = maker.prefill(
-        params, maker.layers(params), prompt, jnp.full(n, 3), keys, sampler=sampler, max_new=1, slots=8
-    ).tokens[:, 0]
+    prompt = np.tile(np.asarray([[256, *b"ab", 0, 0]], np.int32), (n, 1))
+    keys = np.asarray(jax.vmap(jax.random.key_data)(jax.random.split(jax.random.key(0), n)))
+    decoder, asked = maker.decoder, OPTIONS | {"temperature": 0.8}
+    parts = decoder.parts([asked])
+    weights, length = decoder.weights(params, parts), np.full(n, 3, np.int32)
+    dials = {name: np.repeat(value, n) for name, value in sockets.dials([asked], parts).items()}
+    p = decoder.start(weights, prompt, length, length + 1, keys, dials, parts=parts, size=2, capacity=8)
+    tokens = decoder.extend(weights, p, 1, n + 1, parts=parts).text[:, 3]
     counts = np.bincount(np.asarray(tokens), minlength=len(law))
     assert counts[[256, 258]].sum() == 0
     order = np.argsort(law)[::-1]

@@ -1,7 +1,6 @@
 """Knobs are data: the config, ranges, names, smoke sizes, the page and the refusal of what nothing reads follow."""
 
 import itertools
-import types
 
 import jax
 import pytest
@@ -12,12 +11,13 @@ from configs import base, knobs, transformer
 from configs.knobs.kinds import group, number, one_of, readers, switch, whole
 from experiments import generation, modes, preflight
 from experiments import workdir as files
-from experiments.generation import canvas, text
+from experiments.generation import canvas
 from experiments.program import optimizers
 from experiments.settings import keys, page, smoke
 from experiments.settings.errors import ConfigError, Refused
 from experiments.sweep import trials
 from models import objectives
+from models.decoding import parts as sockets
 from tests.configs_test import house, make
 from tests.experiments.cli_test import flags
 
@@ -187,8 +187,8 @@ def test_what_a_generator_looks_at_may_be_set(name):
         options.update(groups)
         options.read.clear()
         if generator == "autoregressive":
-            tokenizer = types.SimpleNamespace(eos=0, bos=1, pad=2, vocab_size=3)
-            text.Generator._sampler(types.SimpleNamespace(tokenizer=tokenizer), options)
+            parts = sockets.make([options], keys.base()["generate"])
+            sockets.dials([options], parts)
         elif generator == "canvas":
             canvas.settings(options, name)
         else:

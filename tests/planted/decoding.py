@@ -4,6 +4,7 @@ from tests.planted import Bug
 
 FOLDER, TESTS = "models/decoding", "tests/models/decoding"
 CANVAS = f"{FOLDER}/canvas"
+STREAM = (f"{TESTS}/stream_test.py",)
 DIFFUSION, SAMPLING = (f"{TESTS}/canvas/diffusion_test.py",), (f"{TESTS}/sampling_test.py",)
 ASSD, REVEAL = (f"{TESTS}/canvas/assd_test.py",), (f"{TESTS}/canvas/reveal_test.py",)
 
@@ -18,37 +19,79 @@ BUGS = (
     Bug(
         "min-p against the sum",
         f"{FOLDER}/sampling.py",
-        "jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p)",
-        "jax.nn.logsumexp(logits, axis=-1, keepdims=True) + jnp.log(p)",
+        "jnp.max(logits, axis=-1, keepdims=True) + jnp.log(",
+        "jax.nn.logsumexp(logits, axis=-1, keepdims=True) + jnp.log(",
         SAMPLING,
     ),
     Bug(
         "temperature multiplies",
         f"{FOLDER}/sampling.py",
-        "logits.astype(jnp.float32) / temperature",
-        "logits.astype(jnp.float32) * temperature",
+        "divided = logits / jnp.where(",
+        "divided = logits * jnp.where(",
         SAMPLING,
     ),
     Bug(
         "rare tokens are cut",
-        f"{FOLDER}/categorical.py",
+        f"{FOLDER}/keys.py",
         'jnp.promote_types(dtype, jnp.float32), mode="high")',
         "jnp.promote_types(dtype, jnp.float32))",
-        (f"{TESTS}/categorical_test.py",),
+        (f"{TESTS}/keys_test.py",),
     ),
     Bug(
         "banned ids may be drawn",
-        f"{FOLDER}/autoregressive.py",
-        "            out |= ids == token\n",
-        "            out |= ids == -token - 1\n",
+        f"{FOLDER}/control/warp.py",
+        "        out |= ids == token\n",
+        "        out |= ids == -token - 1\n",
         SAMPLING,
     ),
     Bug(
         "a done row goes on",
-        f"{FOLDER}/autoregressive.py",
-        "token = jnp.where(p.done, max(sampler.eos, 0), token)",
-        "token = jnp.where(p.done, token, token)",
-        (f"{TESTS}/progress_test.py",),
+        f"{FOLDER}/stream.py",
+        "return ~self.done & (self.unread == 0)",
+        "return self.unread == 0",
+        STREAM,
+    ),
+    Bug(
+        "rejected drafts stay in the cache",
+        f"{FOLDER}/commit.py",
+        "at = jnp.where(jnp.arange(own.shape[1]) < count[:, None], ",
+        "at = jnp.where(jnp.arange(own.shape[1]) >= 0, ",
+        STREAM,
+    ),
+    Bug(
+        "a recurrence keeps rejected drafts",
+        f"{FOLDER}/commit.py",
+        "whole = jnp.all(count == jnp.sum(position >= 0, axis=1))",
+        "whole = jnp.any(count == jnp.sum(position >= 0, axis=1))",
+        STREAM,
+    ),
+    Bug(
+        "a draft draws with the bits of the next position",
+        f"{FOLDER}/drafts/model.py",
+        "keys.fold(request, p.length + i, keys.TOKEN)",
+        "keys.fold(request, p.length + i + 1, keys.TOKEN)",
+        STREAM,
+    ),
+    Bug(
+        "tokens behind the end are kept",
+        f"{FOLDER}/stream.py",
+        "jnp.argmax(ends, axis=1).astype(count.dtype) + 1, count)",
+        "count, count)",
+        STREAM,
+    ),
+    Bug(
+        "drafts go beyond the limit",
+        f"{FOLDER}/stream.py",
+        "(depth <= (p.limit - p.length - 1)[:, None])",
+        "(depth <= (p.limit - p.length + 1)[:, None])",
+        STREAM,
+    ),
+    Bug(
+        "a state is inserted one row too far",
+        f"{FOLDER}/rows.py",
+        "new.astype(old.dtype), row, axis=0)",
+        "new.astype(old.dtype), row + 1, axis=0)",
+        (f"{TESTS}/rows_test.py",),
     ),
     Bug(
         "ancestral: too few masks are revealed",
@@ -157,10 +200,10 @@ BUGS = (
         (f"{TESTS}/canvas/insertion_test.py",),
     ),
     Bug(
-        "categorical: one noise for two purposes",
-        f"{FOLDER}/categorical.py",
+        "keys: one noise for two purposes",
+        f"{FOLDER}/keys.py",
         "jax.random.fold_in(jax.random.fold_in(k, w), purpose)",
         "jax.random.fold_in(k, w)",
-        (f"{TESTS}/categorical_test.py", *DIFFUSION),
+        (f"{TESTS}/keys_test.py", *DIFFUSION),
     ),
 )

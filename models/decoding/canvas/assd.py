@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
@@ -63,7 +63,7 @@ def sample(
     z, order, n = _start(order, prompt, mask_id)
     rank = jnp.argsort(order, -1)
     # A row's draws are numbered by its own targets; given tokens and padding are not counted.
-    keys, begun = categorical.row_keys(key, batch, requests), n
+    keys, begun = key_scheme.row_keys(key, batch, requests), n
     first_pass, second_pass = _passes(conditionals, order, rank, mask_id, draft, two_stream)
 
     def round_(state):
@@ -71,7 +71,7 @@ def sample(
         left = length - n
         places = jnp.take_along_axis(order, jnp.minimum(n[:, None] + jnp.arange(draft), length - 1), 1)
         log_q = _at_temperature(first_pass(z, n, places), temperature)
-        drafts = categorical.sample(categorical.fold(keys, n - begun, categorical.TOKEN), log_q).astype(z.dtype)
+        drafts = key_scheme.sample(key_scheme.fold(keys, n - begun, key_scheme.TOKEN), log_q).astype(z.dtype)
         log_p = _at_temperature(second_pass(z, n, drafts, places), temperature)
         accepted, repair = verify(keys, n - begun, log_q, log_p, drafts, left)
         # Ranks n .. n+accepted-1 take their drafts, rank n+accepted (if there is one) the repaired token.
@@ -130,7 +130,7 @@ def verify(keys: Array, n: Array, log_q: Array, log_p: Array, drafts: Array, lef
     width = drafts.shape[1]
     slots = jnp.arange(width)
     at_draft = lambda rows: jnp.take_along_axis(rows, drafts[..., None], -1)[..., 0]  # noqa: E731
-    u = categorical.uniform(categorical.fold(keys, n, categorical.ACCEPT), (width,), log_q.dtype)
+    u = key_scheme.uniform(key_scheme.fold(keys, n, key_scheme.ACCEPT), (width,), log_q.dtype)
     good = (u < jnp.exp(at_draft(log_p) - at_draft(log_q))) | (slots == 0)
     good = good & (slots < left[:, None])
     accepted = jnp.cumprod(good, -1).sum(-1)
@@ -139,7 +139,7 @@ def verify(keys: Array, n: Array, log_q: Array, log_p: Array, drafts: Array, lef
     excess = jnp.maximum(p - q, 0.0)
     # Where both laws differ by rounding only there is no excess: the token is then drawn from the oracle's law.
     excess = jnp.where(excess.sum(-1, keepdims=True) > 0, excess, p)
-    return accepted, categorical.sample(categorical.fold(keys, n, categorical.RESIDUAL), jnp.log(excess))
+    return accepted, key_scheme.sample(key_scheme.fold(keys, n, key_scheme.RESIDUAL), jnp.log(excess))
 
 
 def exact_law(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.decoding.canvas import guided as guided_rules
 from models.decoding.canvas import reveal
 from models.objectives.masked_diffusion import mask_logits
@@ -144,7 +144,7 @@ def decode(
     if not parallel and (steps is None or steps < blocks or steps % blocks):
         raise ValueError(f"steps={steps} must be a positive multiple of the {blocks} blocks, for example {4 * blocks}")
     each = block if parallel else steps // blocks
-    keys = categorical.row_keys(key, rows, requests)
+    keys = key_scheme.row_keys(key, rows, requests)
     rule = _Rule(method, confidence, threshold, factor, temperature, each)
     none, z = jnp.zeros(rows, int), jnp.asarray(init)
     held = (cache, None if guide is None else guide.cache)
@@ -194,13 +194,13 @@ class _Rule(NamedTuple):
     ):
         """The tokens [B, block] of block `number`, which begins at `start`, after its step j."""
         when = number * self.each + j
-        drawn = categorical.sample(categorical.fold(keys, when, categorical.TOKEN), logits, self.temperature, start)
-        places = categorical.fold(keys, when, categorical.PLACE)
+        drawn = key_scheme.sample(key_scheme.fold(keys, when, key_scheme.TOKEN), logits, self.temperature, start)
+        places = key_scheme.fold(keys, when, key_scheme.PLACE)
         parallel = self.method in ("threshold", "factor")
         kind = self.confidence if parallel else self.method
         conf = reveal.confidence(kind, logits, self.temperature, candidates=drawn, keys=places)
         if kind == "random":  # by position on the canvas, as the sampler without a cache draws it
-            conf = categorical.uniform(places, (start + z.shape[1],), logits.dtype)[:, start:]
+            conf = key_scheme.uniform(places, (start + z.shape[1],), logits.dtype)[:, start:]
         if self.method == "threshold":
             count = reveal.threshold_count(jnp.where(masked, conf, -jnp.inf), self.threshold)
         elif self.method == "factor":

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.decoding.canvas import reveal
 from models.decoding.canvas.laws import exact_law as exact_law
 from models.objectives import schedules, score_entropy
@@ -75,7 +75,7 @@ def sample(
     if canvas.shape[-1] != length:
         raise ValueError(f"init has {canvas.shape[-1]} positions; give it length={length}")
     canvas = jnp.broadcast_to(canvas, (batch, length))
-    keys = categorical.row_keys(key, batch, requests)
+    keys = key_scheme.row_keys(key, batch, requests)
     run = METHODS[method]
     known = [
         name for name, p in inspect.signature(run).parameters.items() if p.default is not p.empty and name != "kind"
@@ -144,19 +144,19 @@ def _on_grid(
         up, down = (r.astype(logits.dtype) for r in reverse_rates(rates[i], rates[i + 1], remask))
         log_p = jax.nn.log_softmax(logits / (temperature or 1.0), -1)
         token_keys, reveal_keys = (
-            categorical.fold(keys, i, categorical.TOKEN),
-            categorical.fold(keys, i, categorical.REVEAL),
+            key_scheme.fold(keys, i, key_scheme.TOKEN),
+            key_scheme.fold(keys, i, key_scheme.REVEAL),
         )
         if kind == "ancestral_two_step" or temperature == 0:
-            drawn = categorical.sample(token_keys, log_p, 0 if temperature == 0 else 1)
-            shown = categorical.uniform(reveal_keys, z.shape[1:], logits.dtype) < up
+            drawn = key_scheme.sample(token_keys, log_p, 0 if temperature == 0 else 1)
+            shown = key_scheme.uniform(reveal_keys, z.shape[1:], logits.dtype) < up
         else:
             stay = jnp.broadcast_to(jnp.log1p(-up), (*z.shape, 1))
-            drawn = categorical.sample(token_keys, jnp.concatenate([log_p + jnp.log(up), stay], -1))
+            drawn = key_scheme.sample(token_keys, jnp.concatenate([log_p + jnp.log(up), stay], -1))
             shown = drawn < log_p.shape[-1]
         new = jnp.where(masked & shown, drawn.astype(z.dtype), z)
         if remask:
-            noise = categorical.uniform(categorical.fold(keys, i, categorical.REMASK), z.shape[1:], logits.dtype)
+            noise = key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.REMASK), z.shape[1:], logits.dtype)
             new = jnp.where(~masked & ~prompt & (noise < down), mask_id, new)
         return i + 1, new, calls + cost * needs, logits, (new != z).any(-1)
 
@@ -197,11 +197,11 @@ def _first_hitting(
         i, z, rate, calls = state
         masked = z == mask_id
         left = masked.sum(-1)
-        u = 1 - categorical.uniform(categorical.fold(keys, i, categorical.REVEAL), dtype=rate.dtype)
+        u = 1 - key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.REVEAL), dtype=rate.dtype)
         rate = next_hitting_rate(u, rate, left)
         logits = predict(z, schedule.time(rate))
-        place = categorical.uniform(categorical.fold(keys, i, categorical.PLACE), z.shape[1:])
-        drawn = categorical.sample(categorical.fold(keys, i, categorical.TOKEN), logits, temperature)
+        place = key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.PLACE), z.shape[1:])
+        drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), logits, temperature)
         new = jnp.where(reveal.choose(place, masked, jnp.minimum(left, 1)), drawn.astype(z.dtype), z)
         return i + 1, new, rate, calls + (1 if guidance == 0 else 2) * (left > 0)
 
@@ -256,15 +256,15 @@ def _by_confidence(
         masked = z == mask_id
         allowed, count, total = plan(i, masked, total)
         logits = predict(z, masked.mean(-1) if grid is None else grid[i])
-        drawn = categorical.sample(categorical.fold(keys, i, categorical.TOKEN), logits, temperature)
-        places = categorical.fold(keys, i, categorical.PLACE)
+        drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), logits, temperature)
+        places = key_scheme.fold(keys, i, key_scheme.PLACE)
         rule = confidence if parallel else kind
         conf = reveal.confidence(rule, logits, temperature, candidates=drawn, keys=places)
         if parallel:
             count = pick(jnp.where(allowed, conf, -jnp.inf), limit)
         if position_temperature:
-            noisy = categorical.fold(keys, i, categorical.REVEAL)
-            conf = conf / position_temperature + jax.vmap(lambda k: categorical.gumbel(k, (length,), conf.dtype))(noisy)
+            noisy = key_scheme.fold(keys, i, key_scheme.REVEAL)
+            conf = conf / position_temperature + jax.vmap(lambda k: key_scheme.gumbel(k, (length,), conf.dtype))(noisy)
         new = jnp.where(reveal.choose(conf, allowed, count), drawn.astype(z.dtype), z)
         return i + 1, new, calls + (1 if guidance == 0 else 2) * (count > 0) * allowed.any(-1), total
 
@@ -326,7 +326,7 @@ def _by_score(
     fixed = canvas != mask_id
     move = score_entropy.analytic_step if kind == "analytic" else score_entropy.euler_step
     if graph == "uniform":
-        noise = categorical.uniform(categorical.fold(keys, 0, categorical.START), canvas.shape[1:])
+        noise = key_scheme.uniform(key_scheme.fold(keys, 0, key_scheme.START), canvas.shape[1:])
         canvas = jnp.where(fixed, canvas, jnp.minimum((noise * vocab_size).astype(canvas.dtype), vocab_size - 1))
 
     def body(i, z):
@@ -334,7 +334,7 @@ def _by_score(
         if graph == "absorb":
             keep = (jnp.arange(law.shape[-1]) != mask_id) | (i < steps - 1)
             law = jnp.where(keep | fixed[..., None], law, 0.0)
-        drawn = categorical.sample(categorical.fold(keys, i, categorical.TOKEN), jnp.log(law))
+        drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), jnp.log(law))
         return jnp.where(fixed, z, drawn.astype(z.dtype))
 
     if graph == "uniform":

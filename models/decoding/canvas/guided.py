@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
@@ -59,7 +59,7 @@ def decode(
     mask_id = vocab_size if mask_id is None else mask_id
     canvas = jnp.full((length,), mask_id) if init is None else jnp.asarray(init)
     canvas = jnp.broadcast_to(canvas, (batch, length))
-    keys = categorical.row_keys(jax.random.key(0) if key is None else key, batch, requests)
+    keys = key_scheme.row_keys(jax.random.key(0) if key is None else key, batch, requests)
 
     def body(state):
         i, z, calls = state
@@ -107,6 +107,6 @@ def accepts(
     if rule == "threshold":
         return p > threshold
     if rule == "sample":
-        return categorical.uniform(categorical.fold(keys, when, categorical.ACCEPT), drafts.shape[1:], p.dtype) < p
+        return key_scheme.uniform(key_scheme.fold(keys, when, key_scheme.ACCEPT), drafts.shape[1:], p.dtype) < p
     among = (logits > at_draft[..., None]).sum(-1) < top_k
     return among if rule == "top_k" else among & (jnp.exp(at_draft - logits.max(-1)) >= ratio)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.objectives.insertion import slot_log_probs, strings
 
 Array = jax.Array
@@ -65,18 +65,18 @@ def sample(
     begun = jnp.full(batch, start) if given is None else jnp.asarray(given)
     most = jnp.minimum(length, length if room is None else begun + room)
     first, last = (jnp.broadcast_to(edge, (batch,))[:, None] for edge in (prefix, suffix))
-    keys, index = categorical.row_keys(key, batch, requests), jnp.arange(length + 1)
+    keys, index = key_scheme.row_keys(key, batch, requests), jnp.arange(length + 1)
 
     def body(state):
         z, count, open_, calls = state
         logits, stop_logits = insert(z, count)
         calls = calls + open_
         p_stop = jax.nn.softmax(stop_logits.astype(jnp.promote_types(stop_logits.dtype, jnp.float32)), -1)[:, 1]
-        coin = categorical.uniform(categorical.fold(keys, count, categorical.STOP), dtype=p_stop.dtype)
+        coin = key_scheme.uniform(key_scheme.fold(keys, count, key_scheme.STOP), dtype=p_stop.dtype)
         halt = {"never": jnp.zeros_like(open_), "sample": coin < p_stop, "threshold": p_stop >= threshold}[stop]
         inside = (index >= first) & (index <= count[:, None] - last)
         log_p = jnp.where(inside[..., None], slot_log_probs(logits, count), -jnp.inf).reshape(batch, -1)
-        drawn = categorical.sample(categorical.fold(keys, count, categorical.TOKEN), log_p, temperature)
+        drawn = key_scheme.sample(key_scheme.fold(keys, count, key_scheme.TOKEN), log_p, temperature)
         moved, grow = put(z, *jnp.divmod(drawn, logits.shape[-1])), open_ & ~halt
         return jnp.where(grow[:, None], moved, z), count + grow, grow & (count + grow < most), calls
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.objectives import neodiff
 
 Array = jax.Array
@@ -45,10 +45,10 @@ def sample(
       the last predicted embeddings [B, T, D] and calls [B], half of which are the time predictor's.
     """
     B, T, D = given.shape
-    keys = categorical.row_keys(key, B, requests)
+    keys = key_scheme.row_keys(key, B, requests)
 
     def noised(i: Array | int, x: Array, tau: Array) -> Array:
-        eps = jax.vmap(lambda k: jax.random.normal(k, (T, D), x.dtype))(categorical.fold(keys, i, categorical.START))
+        eps = jax.vmap(lambda k: jax.random.normal(k, (T, D), x.dtype))(key_scheme.fold(keys, i, key_scheme.START))
         keep = neodiff.signal(tau, K).astype(x.dtype)[..., None]
         z = jnp.sqrt(keep) * x + jnp.sqrt(1 - keep) * noise_factor * eps
         return jnp.where(fixed[..., None], given, z)

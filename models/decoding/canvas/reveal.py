@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from models.decoding import categorical
+from models.decoding import keys as key_scheme
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
@@ -55,7 +55,7 @@ def confidence(
     The last two rank positions by `candidates` [B, T], the tokens drawn there, and so bias the law.
     """
     if kind == "random":
-        return categorical.uniform(keys, logits.shape[1:-1], logits.dtype)
+        return key_scheme.uniform(keys, logits.shape[1:-1], logits.dtype)
     if kind == "left_to_right":
         return jnp.broadcast_to(-jnp.arange(logits.shape[-2], dtype=logits.dtype), logits.shape[:-1])
     if kind == "candidate":

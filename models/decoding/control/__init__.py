@@ -1,7 +1,7 @@
 """Socket Control: what do the logits become before a token is chosen, and who makes the step?
 
-`generate.control` is a list of names between commas. An entry is a frozen dataclass in a module of this folder that says
-`PARTS = {"mine": Mine}`; its fields are the knobs of `generate.mine`. The settings of sampling (`RULES`) are entries,
+`generate.control` is a list of names between commas. An entry is a frozen dataclass in a module of this folder that
+says `PARTS = {"mine": Mine}`; its fields are the knobs of `generate.mine`. The settings of sampling are entries,
 too: those that are not named follow, in their order, those that are; so "" is plain sampling, "gedi" guides what
 sampling then cuts, and "temperature,gedi" guides the divided logits.
 
@@ -29,14 +29,16 @@ class Control:
     """Base of all entries: a processor of logits, a composition of steps, or both.
 
     Attributes:
-      dials: numbers of a request that this entry reads, name -> (knob, value at which it is off). They are
-        `p.dials[name] [B]` float32 (whole numbers below 2^24 are exact). An entry with dials of which all are off for
-        all rows is left out.
-      runs: fields that hold the workdir of a run whose model it reads, as `models[NAME.FIELD]`.
+      dials: knobs of `generate` that each request may set for itself, e.g. "top_k" or "gedi.weight": `process` finds
+        `p.dials[knob] [B]` float32 (whole numbers below 2^24 are exact). An entry with dials that are at their defaults
+        in all rows is left out of the program.
+      runs: fields that hold the workdir of a run whose model it reads, as `models["NAME.FIELD"]`.
+      pure: whether logits are all that `process` reads, besides dials: it then also warps the law of a drafter's model.
     """
 
-    dials: ClassVar[dict[str, tuple[str, float]]] = {}
+    dials: ClassVar[tuple[str, ...]] = ()
     runs: ClassVar[tuple[str, ...]] = ()
+    pure: ClassVar[bool] = False
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """The side of `batch` rows without a token: a pytree with the batch in front."""
@@ -49,7 +51,7 @@ class Control:
     def process(
         self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Logits `[B, N, V]` float32 of the token behind each node, changed; -inf rules a token out, one at least stays.
+        """Logits `[B, N, V]` float32 of the token behind each node, changed; -inf rules a token out, one stays.
 
         Args:
           models: see `Drafter.propose`.

@@ -36,7 +36,7 @@ class Drafter:
     """Base of all drafters. Fields of a subclass are its knobs.
 
     Attributes:
-      runs: fields that hold the workdir of a run whose model it reads. `propose` finds the model in `models[NAME.FIELD]`.
+      runs: fields that hold the workdir of a run whose model it reads; `propose` finds it in `models["NAME.FIELD"]`.
       branches: whether drafts are a tree. Mixers with a recurrence read chains only.
       draws: whether `Tree.q` is given.
       nodes: N, the last token and all drafts.

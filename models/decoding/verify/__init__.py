@@ -7,8 +7,10 @@ fields are the knobs of `generate.mine`. A verifier is a pure function of tables
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from models import tables
+from models.decoding import keys as key_scheme
 from models.decoding.drafts import Tree
 
 
@@ -37,13 +39,17 @@ class Verifier:
         Args:
           keys: `[B]` of the requests. The bits of a decision are `keys.fold(keys, position, purpose)` with the position
             of the token that is decided, so that they depend on neither batch nor schedule.
-          logits: `[B, N, V]` float32 of the token behind each node, after the control: log p + a constant, -inf for what
-            is ruled out. Of a row at temperature 0 one token is finite.
+          logits: `[B, N, V]` float32 of the token behind each node, after the control: log p + a constant, -inf for
+            what is ruled out. Of a row at temperature 0 one token is finite.
           tree: the drafts.
           position: `[B]` position of node 0 in the text; a node's is that plus its depth.
           depth: D, nodes of the longest path.
         """
         raise NotImplementedError
+
+    def draw(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
+        """How a drafter draws, so that its drafts are likely to stay: keys `[B]`, logits `[B, V]` -> tokens `[B]`."""
+        return key_scheme.sample(keys, logits).astype(jnp.int32)
 
 
 VERIFIERS: dict[str, type[Verifier]] = tables.found(__name__)

@@ -1,6 +1,7 @@
 """Logits processors by hand-computed cases; draws by their law."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from configs import base
 from configs.knobs import KNOBS
-from models.decoding import categorical, sampling
-from models.decoding.autoregressive import Sampler
+from models.decoding import keys as key_scheme
+from models.decoding import parts as sockets
+from models.decoding import sampling
+from models.decoding.drafts import Tree
 from tests import environment
 
 LAW = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -48,6 +52,20 @@ def test_a_rule_is_off_at_its_default_and_leaves_a_token_at_any_value(name):
         assert np.all(np.isfinite(best)) and np.all(best == np.max(found, -1)), value
         for row in range(len(rows)):
             np.testing.assert_array_equal(found[row], sampling.RULES[name](rows[row], value))
+    by_row = jnp.asarray(values, jnp.float32)
+    for found in (sampling.RULES[name](rows, by_row), jax.vmap(sampling.RULES[name])(rows, by_row)):
+        for row, value in enumerate(map(type(knob.default), np.asarray(by_row))):
+            np.testing.assert_array_equal(found[row], sampling.RULES[name](rows[row], value))
+
+
+def test_every_row_has_its_own_temperature_and_at_zero_one_token_is_left():
+    rows = jnp.stack([logits(), logits(), logits()[::-1]])
+    found = np.asarray(sampling.tempered(rows, jnp.asarray([2.0, 0.0, 0.5])))
+    np.testing.assert_allclose(found[0], rows[0] / 2, rtol=1e-7)
+    np.testing.assert_allclose(found[2], rows[2] * 2, rtol=1e-7)
+    assert kept(found[1]) == [0]
+    ties = sampling.tempered(jnp.asarray([1.0, 3.0, 3.0]), 0.0)
+    assert kept(ties) == [1]  # The first, as argmax takes it.
 
 
 # By rule: a value and how many of LAW, 0.4 to 0.05, are left.
@@ -123,6 +141,21 @@ def fits(law: np.ndarray, tokens: np.ndarray) -> float:
     return stats.chisquare(counts[law > 0], law[law > 0] / law.sum() * len(tokens)).pvalue
 
 
+DEFAULTS = base.get_config().generate.to_dict()
+
+
+def draw(keys, rows, *, temperature=1.0, rules=(), vocab_size=0, banned=()):
+    """Tokens as a round of decoding draws them: rows `[B, V]` -> `[B]`."""
+    asked = DEFAULTS | {"temperature": temperature, **dict(rules)}
+    parts = sockets.make([asked], DEFAULTS, vocab_size=vocab_size, banned=banned)
+    dials = {name: jnp.broadcast_to(value, len(rows)) for name, value in sockets.dials([asked], parts).items()}
+    at, logits = jnp.zeros((len(rows), 1), jnp.int32), rows[:, None]
+    tree = Tree.chain(at, at == 0)
+    for _, part in parts.control:
+        logits, _ = part.process({}, {}, logits, types.SimpleNamespace(dials=dials), tree, at)
+    return parts.verifier(keys, logits, tree, at[:, 0], 1).next
+
+
 N = 20_000
 KEYS = jax.random.split(jax.random.key(1), N)
 
@@ -145,7 +178,7 @@ KEYS = jax.random.split(jax.random.key(1), N)
 )
 def test_draws_follow_the_law(options, law):
     """20,000 draws at a level of 1 in 10,000: a share that is off by 4 points of a hundred is seen."""
-    tokens = np.asarray(jax.jit(Sampler(**options))(KEYS, jnp.tile(logits(), (N, 1))))
+    tokens = np.asarray(jax.jit(functools.partial(draw, **options))(KEYS, jnp.tile(logits(), (N, 1))))
     assert tokens.dtype == np.int32 and fits(law, tokens) > 1e-4
     wrong = law + 0.04 * law.sum() * (np.arange(5) == np.flatnonzero(law)[-1])
     assert fits(wrong, tokens) < 1e-4  # The test can fail.
@@ -153,14 +186,14 @@ def test_draws_follow_the_law(options, law):
 
 def test_greedy_takes_the_likeliest_that_may_be_drawn():
     rows = jnp.stack([logits(), logits()[::-1]])
-    assert Sampler(temperature=0.0)(KEYS[:2], rows).tolist() == [0, 4]
-    assert Sampler(temperature=0.0, vocab_size=4, banned=(0,))(KEYS[:2], rows).tolist() == [1, 3]
+    assert draw(KEYS[:2], rows, temperature=0.0).tolist() == [0, 4]
+    assert draw(KEYS[:2], rows, temperature=0.0, vocab_size=4, banned=(0,)).tolist() == [1, 3]
 
 
 def test_a_row_draws_by_its_own_key():
     rows = jnp.tile(logits(), (64, 1))
-    whole = categorical.sample(KEYS[:64], rows)
-    np.testing.assert_array_equal(whole[10:20], categorical.sample(KEYS[10:20], rows[10:20]))
+    whole = key_scheme.sample(KEYS[:64], rows)
+    np.testing.assert_array_equal(whole[10:20], key_scheme.sample(KEYS[10:20], rows[10:20]))
     assert len(np.unique(whole)) > 2
 
 
@@ -172,7 +205,7 @@ def test_rare_tokens_are_drawn_as_often_as_they_should_be():
     @functools.partial(jax.jit, compiler_options=environment.FAST)
     def count(keys):
         def chunk(total, i):
-            drawn = categorical.sample(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), jnp.tile(law, (2**14, 1)))
+            drawn = key_scheme.sample(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), jnp.tile(law, (2**14, 1)))
             return total + jnp.sum(drawn > 0), None
 
         return jax.lax.scan(chunk, 0, jnp.arange(64))[0]

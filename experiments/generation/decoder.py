@@ -1,0 +1,140 @@
+"""`models.decoding.stream` with the models of trained runs, compiled once per shape and parts."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from experiments.generation import beside, requests
+from experiments.program import Program
+from experiments.settings.errors import ConfigError
+from models.decoding import parts as sockets
+from models.decoding import stream
+from models.decoding.commit import rewinds
+from models.decoding.stream import Parts, Progress
+from models.lm import unstack
+
+ALIGNMENT = 64  # Bytes: a CPU array at such an address is read where it lies.
+
+
+class Decoder:
+    """The three functions of `models.decoding.stream` for one model, and the models that the parts read beside it.
+
+    `weights` are the parameters as decoding reads them, and an argument of each function.
+    """
+
+    def __init__(self, program: Program, tokenizer: Any):
+        self.program, self.tokenizer = program, tokenizer
+        self.programs: dict[str, Program] = {"model": program}
+        self._beside: dict[str, Any] = {}  # weights of the models beside, by name and workdir
+        static = ("parts", "size", "capacity", "fresh")
+        self.start = jax.jit(self._start, static_argnames=static)
+        self.read = jax.jit(self._read, static_argnames=static, donate_argnames=("p",))
+        self.extend = jax.jit(self._extend, static_argnames=static, donate_argnames=("p",))
+
+    def parts(self, asked: Sequence[Mapping[str, Any]]) -> Parts:
+        """The parts for requests that are served together, each with its `config.generate` as a plain dict.
+
+        Errors: ConfigError where the model cannot be read so.
+        """
+        tokenizer = self.tokenizer
+        known = {} if tokenizer is None else {
+            "vocab_size": tokenizer.vocab_size, "banned": (tokenizer.bos, tokenizer.pad), "eos": tokenizer.eos,
+        }  # fmt: skip
+        parts = sockets.make(asked, _defaults(), **known)
+        name, drafter = parts.drafter
+        if parts.verifier.needs_q and not drafter.draws:
+            raise ConfigError([
+                f"generate.verifier={asked[0]['verifier']!r} needs the law of the drafts, which "
+                f"generate.drafter={name!r} has not; use generate.verifier='same_draw'."
+            ])  # fmt: skip
+        if drafter.branches and not self._all_rewind(parts):
+            raise ConfigError([
+                f"generate.drafter={name!r} drafts a tree, which model.mixer={self.program.config.model.mixer!r} with "
+                f"generate.memory={parts.memory.name!r} cannot read; use generate.drafter='lookup'."
+            ])  # fmt: skip
+        return parts
+
+    def _all_rewind(self, parts: Parts) -> bool:
+        state = lambda params: self.program.decoder(params).for_decoding().init_state(1, 8, parts.memory)  # noqa: E731
+        return rewinds(jax.eval_shape(state, self.program.abstract["params"]))
+
+    def weights(self, params: Any, parts: Parts) -> dict[str, Any]:
+        """Parameters for the functions below: those of the model, and of the models that the parts read."""
+        own = {"model": cut(params)}
+        for name, workdir in sockets.runs(parts).items():
+            key = f"{name} {workdir}"
+            if key not in self._beside:
+                programs, found = beside.load(self.program, self.tokenizer, {name: workdir})
+                self.programs |= programs
+                self._beside[key] = cut(found[name])
+            own[name] = self._beside[key]
+        return own
+
+    def models(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """The models inside a trace."""
+        return {name: self.programs[name].decoder(whole(w)).for_decoding(w["layers"]) for name, w in weights.items()}
+
+    def _start(self, weights, text, length, limit, key, dials, *, parts, size, capacity):
+        """`begin`, and the first `size` tokens of every prompt; 0: none."""
+        models = self.models(weights)
+        p = stream.begin(models, parts, text, length, limit, key, dials, capacity=capacity)
+        return self._readable(stream.read(models, p, parts, size, fresh=True) if size else p)
+
+    def _read(self, weights, p, *, parts, size, fresh=False):
+        return self._readable(stream.read(self.models(weights), p, parts, size, fresh=fresh))
+
+    def _extend(self, weights, p, rounds, ends, *, parts):
+        return self._readable(stream.extend(self.models(weights), p, parts, rounds, ends))
+
+    def _readable(self, p: Progress) -> Progress:
+        """What the host looks at, whole on every device: it may see only its own."""
+        shown = ("text", "length", "limit", "done", "calls")
+        constrain = self.program.spec.partition.constrain
+        return dataclasses.replace(
+            p, **{name: constrain(x, (None,) * x.ndim) for name in shown for x in [getattr(p, name)]}
+        )
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return base.get_config().generate.to_dict()
+
+
+def cut(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as decoding reads them: those of every layer by themselves, `layers`, and the rest.
+
+    On one CPU a layer is a view of the stack and nothing is copied.
+    """
+    rest = {name: value for name, value in params.items() if name != "stack"}
+    return {"rest": rest, "layers": _viewed(params) or jax.jit(unstack)(params)}
+
+
+def _viewed(params: Mapping[str, Any]) -> tuple | None:
+    """The layers as views; None where an array does not lie on one CPU, or its layers not where they can be read."""
+    period = params["stack"]["period"]
+    leaves, tree = jax.tree.flatten(period)
+    if not all(isinstance(x, jax.Array) and [d.platform for d in x.devices()] == ["cpu"] for x in leaves):
+        return None
+    hosts = [np.asarray(x) for x in leaves]
+    if any(x[0].nbytes % ALIGNMENT or x.ctypes.data % ALIGNMENT for x in hosts):
+        return None
+    device = leaves[0].devices().pop()
+    view = lambda x: jax.device_put(x, device, may_alias=True)  # noqa: E731
+    return tuple(tree.unflatten([view(x[i]) for x in hosts]) for i in range(hosts[0].shape[0]))
+
+
+def whole(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """`cut`, undone, inside a trace. The stack is for the model's structure: decoding reads the layers."""
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *weights["layers"])
+    return {**weights["rest"], "stack": {"period": stacked}}
+
+
+def key_data(prompts: Sequence[str], seed: int) -> np.ndarray:
+    """`[B, 2]` data of the requests' keys: see `requests.keys`."""
+    return np.asarray(jax.random.key_data(requests.keys(prompts, seed)))

@@ -1,0 +1,59 @@
+"""What a decoding state becomes when a verifier has judged the drafts that the model just read."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import masks
+from models.mixers.memory import Memory
+from models.mixers.slots import Slots
+
+
+def rewinds(state: Any) -> bool:
+    """Whether every layer of a model's state can drop drafts: memories that say so; a recurrence cannot."""
+    leaves = jax.tree.leaves(state["layers"], is_leaf=lambda x: isinstance(x, Memory))
+    return all(isinstance(leaf, Memory) and leaf.rewinds for leaf in leaves)
+
+
+def commit(
+    model: Any,
+    before: Any,
+    made: Any,
+    *,
+    tokens: jax.Array,
+    position: jax.Array,
+    path: jax.Array | None,
+    count: jax.Array,
+) -> tuple[Any, jax.Array]:
+    """The state with the accepted drafts alone, and how often the model was called for it, `[]`.
+
+    Where every layer rewinds, accepted tokens move side by side (those of a chain lie so already) and the others lose
+    their positions. Else the accepted tokens are read again from the state before, unless all were accepted.
+
+    Args:
+      model: an `LM`, inside a trace.
+      before, made: the state before the drafts were read, and after.
+      tokens: `[B, N]` ids of the drafts, or vectors `[B, N, D]` in place of embedded ones.
+      position: `[B, N]` of each, -1 where it was not read.
+      path: `[B, D]` accepted ones in order of depth; None: they are a chain, the first ones.
+      count: `[B]` how many are.
+    """
+    order = jnp.arange(tokens.shape[1])[None] if path is None else path
+    own = jnp.broadcast_to(order, (tokens.shape[0], order.shape[1]))
+    at = jnp.where(jnp.arange(own.shape[1]) < count[:, None], jnp.take_along_axis(position, own, axis=1), -1)
+    if rewinds(made):
+        start = before["slots"].length
+        move = lambda memory: memory.commit(path, count, start)  # noqa: E731
+        layers = jax.tree.map(move, made["layers"], is_leaf=lambda x: isinstance(x, Memory))
+        slots: Slots = before["slots"].append(at)
+        return {"slots": slots, "layers": layers}, jnp.int32(0)
+
+    def replay() -> tuple[Any, jax.Array]:
+        kept = jnp.take_along_axis(tokens, own if tokens.ndim == 2 else own[..., None], axis=1)
+        return model(kept, mask=masks.Causal(), positions=at, state=before).state, jnp.int32(1)
+
+    if path is not None:
+        return replay()
+    whole = jnp.all(count == jnp.sum(position >= 0, axis=1))
+    return jax.lax.cond(whole, lambda: (made, jnp.int32(0)), replay)

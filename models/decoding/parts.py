@@ -1,0 +1,85 @@
+"""The parts of a round that a config names, and the settings of requests as arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from models.decoding import sampling
+from models.decoding.control import CONTROLS, Control
+from models.decoding.drafts import DRAFTERS
+from models.decoding.stream import Parts
+from models.decoding.verify import VERIFIERS
+from models.mixers.memory import Policy
+
+SAMPLING = ("temperature", *sampling.RULES)
+
+
+def make(
+    requests: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    *,
+    vocab_size: int = 0,
+    banned: tuple[int, ...] = (),
+    eos: int = -1,
+) -> Parts:
+    """Parts for requests that are served together: `config.generate` of each, as plain dicts.
+
+    Sockets and groups of options are the same for all of them; dials are each request's own. An entry whose dials are
+    off for all is left out, and where every temperature is 0 no random number is drawn.
+
+    Args:
+      requests: at least one.
+      defaults: `generate` at its defaults: the values at which dials are off.
+      vocab_size, banned: see `control.warp.Allowed`.
+      eos: see `stream.Parts`.
+    """
+    first = requests[0]
+    group = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
+    greedy = all(request["temperature"] == 0 for request in requests)
+    chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]
+    for name in order(first["control"]):
+        part = CONTROLS[name](**group(name))
+        off = bool(part.dials) and all(
+            _at(request, dial) == _at(defaults, dial) for request in requests for dial in part.dials
+        )
+        if name in SAMPLING and (greedy or (name != "temperature" and off)):
+            continue
+        if name not in SAMPLING and off:
+            continue
+        chosen.append((name, part))
+    verifier = "greedy" if greedy and first["verifier"] == "same_draw" else first["verifier"]
+    return Parts(
+        memory=Policy.of(first),
+        drafter=(first["drafter"], DRAFTERS[first["drafter"]](**group(first["drafter"]))),
+        verifier=VERIFIERS[verifier](**group(verifier)),
+        control=tuple(chosen),
+        eos=eos,
+    )
+
+
+def order(control: str) -> tuple[str, ...]:
+    """Names of `generate.control`, and behind them those entries of plain sampling that it does not name."""
+    named = tuple(name.strip() for name in control.split(",") if name.strip())
+    return (*named, *(name for name in SAMPLING if name not in named))
+
+
+def dials(requests: Sequence[Mapping[str, Any]], parts: Parts) -> dict[str, np.ndarray]:
+    """`[B]` float32 of every dial that the parts read, from `config.generate` of each request."""
+    names = dict.fromkeys(dial for _, part in parts.control for dial in part.dials)
+    return {name: np.asarray([_at(request, name) for request in requests], np.float32) for name in names}
+
+
+def runs(parts: Parts) -> dict[str, str]:
+    """The workdirs of the runs whose models the parts read, by the names under which they look for them."""
+    return {
+        f"{name}.{field}": getattr(part, field)
+        for name, part in (parts.drafter, *parts.control)
+        for field in part.runs
+    }  # fmt: skip
+
+
+def _at(request: Mapping[str, Any], dial: str) -> float:
+    for name in dial.split("."):
+        request = request[name]
+    return request

@@ -1,0 +1,34 @@
+"""Rows of a decoding state: every leaf has the batch in front, whatever the mixer, so that one map does for all."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def insert(state: Any, row: jax.Array | int, one: Any) -> Any:
+    """`state` with the rows of `one` (as a rule a single one) in the places `row`, `row` + 1, ...
+
+    Args:
+      state: a pytree of `[B, ...]`.
+      row: where the first goes, 0..B-1.
+      one: the same pytree of `[n, ...]`, the other sizes as in `state`.
+    """
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), row, axis=0)  # noqa: E731
+    return jax.tree.map(put, state, one)
+
+
+def repeat(state: Any, n: int) -> Any:
+    """Each row n times, side by side: roll-outs and beams of one text. `[B, ...]` -> `[B * n, ...]`."""
+    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), state)
+
+
+def take(state: Any, rows: jax.Array) -> Any:
+    """The rows `rows [n]`, in that order: `[B, ...]` -> `[n, ...]`."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), state)
+
+
+def choose(which: jax.Array, state: Any, other: Any) -> Any:
+    """Rows of `state` where `which [B]` holds, else those of `other`."""
+    pick = lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+    return jax.tree.map(pick, state, other)

@@ -1,0 +1,247 @@
+"""Text token by token, each row at its own pace: prompts are read in pieces, then one pass of the model is a round.
+
+    p = begin(models, parts, text, length, limit, key, dials)
+    p = read(models, p, parts, 512)                  # of each row the next tokens of its prompt, as often as needed
+    p = extend(models, p, parts, rounds, ends)       # one `while_loop` of rounds
+
+The parts of a round are sockets: what the layers keep (`models.mixers.memory`), what is proposed
+(`models.decoding.drafts`), what of it stays (`models.decoding.verify`) and what the logits become
+(`models.decoding.control`). Which rows read what and when is the schedule's business: a row's text depends on its own
+key, prompt and settings alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import masks
+from models.decoding import keys
+from models.decoding.commit import commit
+from models.decoding.control import Control
+from models.decoding.drafts import Drafter, Seen, Tree
+from models.decoding.verify import Verifier
+from models.mixers.memory import Policy
+from models.mixers.slots import ancestors, put
+
+Models = Mapping[str, Any]  # "model": the one whose text it is; others by the names of the parts that read them
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """One entry of each socket: static under jit. Drafter and controls stand beside the names of their sides.
+
+    `eos`: the token that ends a row; -1: none does.
+    """
+
+    memory: Policy
+    drafter: tuple[str, Drafter]
+    verifier: Verifier
+    control: tuple[tuple[str, Control], ...]
+    eos: int = -1
+
+    @property
+    def sides(self) -> tuple[tuple[str, Any], ...]:
+        """What keeps a side, by name."""
+        return (self.drafter, *self.control)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Rows under way; every leaf has the batch in front, so that `models.decoding.rows` works on all of it.
+
+    The model's state holds the tokens of a row before the one that its next pass reads: all but the last, once the
+    prompt is read. `state["slots"].length` counts them.
+    """
+
+    text: jax.Array  # [B, R + D] ids, prompt and what was drawn; beyond `length` there is rubbish; D: drafter.depth
+    length: jax.Array  # [B] tokens of the text
+    limit: jax.Array  # [B] tokens that it may come to have, at most R
+    done: jax.Array  # [B] ended by `eos` or the limit, or no request at all
+    calls: jax.Array  # [B] passes of the model that drew for this row
+    key: jax.Array  # [B, 2] uint32: the key of each request
+    state: Any  # the model's decoding state
+    feed: jax.Array | None  # [B, D] vectors to be read in place of each row's last token (soft inputs); None: the token
+    side: dict[str, Any]  # drafter's and controls' own, by name
+    dials: dict[str, jax.Array]  # [B] float32 numbers of sampling that the controls read
+
+    @property
+    def unread(self) -> jax.Array:
+        """`[B]` tokens that the state lacks before the row's next round."""
+        return self.length - 1 - self.state["slots"].length
+
+    @property
+    def live(self) -> jax.Array:
+        """`[B]` rows that a round can extend."""
+        return ~self.done & (self.unread == 0)
+
+
+def begin(
+    models: Models,
+    parts: Parts,
+    text: jax.Array,
+    length: jax.Array,
+    limit: jax.Array,
+    key: jax.Array,
+    dials: Mapping[str, jax.Array],
+    *,
+    capacity: int = 0,
+) -> Progress:
+    """Rows with their prompts, of which nothing is read.
+
+    Args:
+      models: inside a trace.
+      parts: the sockets' entries.
+      text: `[B, R]` ids of the prompts, each padded at its end; R is the longest text that fits.
+      length: `[B]` tokens of each prompt, at least 1; 0: an empty row, which is done.
+      limit: `[B]` tokens of the whole text at most.
+      key: `[B, 2]` data of the requests' keys.
+      dials: numbers of sampling, `[B]` each.
+      capacity: slots of the decoding state beyond those needed, so that a last piece of the prompt may be padded; at
+        least R. 0: R.
+    """
+    model, drafter = models["model"], parts.drafter[1]
+    B, R = text.shape
+    slots = max(capacity, R) + drafter.nodes - 1
+    side = {name: part.init(models, B, slots) for name, part in parts.sides}
+    length, limit = length.astype(jnp.int32), limit.astype(jnp.int32)
+    state = model.init_state(B, slots, parts.memory)
+    text = jnp.pad(text.astype(jnp.int32), ((0, 0), (0, drafter.depth)))
+    dials = {name: jnp.asarray(value, jnp.float32) for name, value in dials.items()}
+    zeros = jnp.zeros((B,), jnp.int32)
+    return Progress(text, length, limit, length >= limit, zeros, key, state, None, side, dials)
+
+
+def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = False) -> Progress:
+    """Reads up to `size` more tokens of every row that has unread ones; nothing is drawn.
+
+    Args:
+      models: inside a trace.
+      p: rows; those that are done read nothing.
+      parts: the sockets' entries.
+      size: tokens of the widest row in this pass; shorter rests are padded.
+      fresh: nothing of any row was read before.
+    """
+    held = p.state["slots"].length
+    at = held[:, None] + jnp.arange(size)
+    wanted = (at < (p.length - 1)[:, None]) & ~p.done[:, None]
+    position = jnp.where(wanted, at, -1)
+    tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
+    model = models["model"]
+    state = model(tokens, mask=masks.Causal(), positions=position, state=p.state, fresh=fresh).state
+    side = {name: part.read(models, p.side[name], tokens, position) for name, part in parts.sides}
+    return dataclasses.replace(p, state=state, side=side)
+
+
+def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progress:
+    """One pass of the model: each live row gets one token or more; a row that is not live stays as it is.
+
+    Args:
+      models: inside a trace.
+      p: rows; live ones have read all but their last token.
+      parts: the sockets' entries.
+      live: `[B]` bool.
+    """
+    model, (name, drafter) = models["model"], parts.drafter
+    tree, side = drafter.propose(models, p, parts)
+    depth = node_depth(tree.parent) if drafter.branches else jnp.arange(drafter.nodes)[None]
+    tree = tree._replace(valid=tree.valid & (depth <= (p.limit - p.length - 1)[:, None]) | (depth == 0))
+    position = jnp.where(tree.valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
+    tokens = tree.token if p.feed is None else fed(model, p.feed, tree.token)
+    parents = tree.parent if drafter.branches else None
+    made = model(tokens, mask=masks.Causal(), positions=position, state=p.state, parents=parents)
+    logits, processed = _controlled(models, p, parts, model.logits(made.features), tree, position)
+    row_keys = jax.random.wrap_key_data(p.key)
+    path, count, following = parts.verifier(row_keys, logits, tree, p.length - 1, drafter.depth)
+    token = following_tokens(tree.token, path, count, following)
+    count, ended = cut_at(token, jnp.where(live, count, 0), parts.eos)
+    if drafter.nodes == 1:
+        state, more = made.state, 0
+    else:
+        accepted = path if drafter.branches else None
+        kept = {"tokens": tokens, "position": position, "path": accepted, "count": count}
+        state, more = commit(model, p.state, made.state, **kept)
+    seen = Seen(tree, position, logits, path, count, token, p)
+    sides = {name: drafter.observe(models, side, seen)}
+    sides |= {key: part.commit(models, p.side[key], processed[key], seen) for key, part in parts.control}
+    length = p.length + count
+    return dataclasses.replace(
+        p,
+        text=put(p.text, token, p.length),
+        length=length,
+        done=p.done | (live & (ended | (length >= p.limit))),
+        calls=p.calls + jnp.where(live, 1 + more, 0),
+        state=state,
+        side=sides,
+    )
+
+
+def _controlled(models: Models, p: Progress, parts: Parts, logits, tree: Tree, position) -> tuple[jax.Array, dict]:
+    """Logits after all controls, and what each of them made."""
+    made = {}
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    for name, part in parts.control:
+        logits, made[name] = part.process(models, p.side[name], logits, p, tree, position)
+    return logits, made
+
+
+def extend(
+    models: Models, p: Progress, parts: Parts, rounds: jax.Array | int, ends: jax.Array | int = 2**31 - 1
+) -> Progress:
+    """Rounds of all live rows until no row is live: one `while_loop`.
+
+    Args:
+      models: inside a trace.
+      p: rows under way.
+      parts: the sockets' entries.
+      rounds: at most so many.
+      ends: stops where so many rows have ended in it, so that others may take their places.
+    """
+    step = functools.reduce(lambda inner, part: part[1].step(inner), reversed(parts.control), round_)
+    before = jnp.sum(p.done)
+
+    def goes_on(carry: tuple) -> jax.Array:
+        turn, p = carry
+        return (turn < rounds) & jnp.any(p.live) & (jnp.sum(p.done) - before < ends)
+
+    def turned(carry: tuple) -> tuple:
+        turn, p = carry
+        return turn + 1, step(models, p, parts, p.live)
+
+    return jax.lax.while_loop(goes_on, turned, (jnp.int32(0), p))[1]
+
+
+def node_depth(parent: jax.Array) -> jax.Array:
+    """Depth of each node of a tree, 0 for what has no parent: `[..., N]` parents -> `[..., N]` int32."""
+    return jnp.sum(ancestors(parent), axis=-1, dtype=jnp.int32) - 1
+
+
+def following_tokens(token: jax.Array, path: jax.Array, count: jax.Array, following: jax.Array) -> jax.Array:
+    """What the text gets: the accepted drafts, then the token behind them, `[B, D]`; beyond `count` anything.
+
+    Args:
+      token: `[B, N]` of the nodes; path: `[B, D]` accepted ones, node 0 first; count: `[B]`; following: `[B]`.
+    """
+    own = jnp.take_along_axis(token, jnp.concatenate([path[:, 1:], path[:, :1]], axis=1), axis=1)
+    last = jnp.arange(path.shape[1]) == count[:, None] - 1
+    return jnp.where(last, following[:, None], own).astype(jnp.int32)
+
+
+def cut_at(token: jax.Array, count: jax.Array, eos: int) -> tuple[jax.Array, jax.Array]:
+    """`count [B]` of tokens `[B, D]` up to the first `eos`, that one included, and whether there is one, `[B]`."""
+    ends = (token == eos) & (jnp.arange(token.shape[1]) < count[:, None])
+    ended = jnp.any(ends, axis=1)
+    return jnp.where(ended, jnp.argmax(ends, axis=1).astype(count.dtype) + 1, count), ended
+
+
+def fed(model: Any, feed: jax.Array, token: jax.Array) -> jax.Array:
+    """Embedded tokens `[B, N]` as `[B, N, D]`, with the vectors `feed [B, D]` in place of the first."""
+    vectors = model.embed(token)
+    return vectors.at[:, 0].set(feed.astype(vectors.dtype))
+
+
+__all__ = ["Models", "Parts", "Progress", "begin", "extend", "keys", "read", "round_"]

@@ -1,0 +1,105 @@
+"""Attention as mixers use it: over the row itself in training, over what a memory shows while a text is decoded."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import masks
+from kernels.attention import attention
+from kernels.attention.cached import attend_cache, attend_looked
+from kernels.context_attention import context_attention
+from models.mixers.context import Context
+from models.mixers.memory import Looks, Memory, View
+from models.mixers.slots import own_path
+from models.partition import Partition
+
+HEADS = ("batch", None, "heads", None)
+
+
+def attend(partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
+    """`op(q, k, v, mask=mask)` on every device's own rows and heads; array masks are cut with the rows they belong to.
+
+    Where devices share a sequence, `kernels.context_attention` takes the place of `op`. The mask then reads places in
+    the sequence, whatever the order of the tokens. q is `[B, T, N, H]`, k and v are `[B, S, K, H]`, the result is
+    `[B, T, N, H]`.
+    """
+    if partition.schedule:
+        (axis,) = partition.mesh_axes("sequence")
+        where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
+        return context_attention(q, k, v, mask=mask, **where)
+    rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+    run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731
+    return partition.run(run, (q, k, v, mask), (HEADS, HEADS, HEADS, jax.tree.map(rows, mask)), HEADS)
+
+
+def attend_row(
+    partition: Partition, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, mask: masks.Mask, **options: Any
+) -> jax.Array:
+    """Attention of a row's tokens to one another, within their documents: `[B, T, N, H]`; `options` of `attention`."""
+    if context.segment_ids is not None:
+        mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
+    return attend(partition, functools.partial(attention, **options), q, k, v, mask)
+
+
+def recall(
+    partition: Partition,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: Context,
+    mask: masks.Mask,
+    memory: Memory,
+    *,
+    rotate: Callable[[jax.Array, jax.Array], jax.Array],
+    implementation: str | None = None,
+) -> tuple[jax.Array, Memory]:
+    """Attention of T new tokens to what the memory keeps and to one another; the memory with them.
+
+    Args:
+      partition: how rows and heads lie on the mesh.
+      q, k, v: `[B, T, N, H]`, `[B, T, K, H]` twice, not rotated.
+      context: of the pass; padding has negative positions.
+      mask: what a token may see, by positions.
+      memory: of this layer; its class says what becomes of the tokens.
+      rotate: `(x [B, T, N|K, H], positions [B, T]) -> x`, the layer's rotary positions.
+      implementation: of the attention kernel.
+    """
+    stored = memory.rotary == "stored"
+    if stored:
+        q, k = rotate(q, context.positions), rotate(k, context.positions)
+    memory, view = memory.read(q, k, v, context)
+    keys = view.k
+    if not stored:
+        q, keys = rotate(q, view.query_place), rotate(keys, view.key_place)
+    if view.window:
+        mask = mask & masks.Window(view.window - 1, view.window - 1)
+    if not memory.looks and view.bias is None and view.keep is None and view.position.ndim == 2:
+        rule = masks.Positions(context.positions, view.position, rule=mask)
+        if context.parents is not None:
+            rule = rule & masks.Dense(own_path(context.parents, view.start, keys.shape[1]))
+        op = functools.partial(attend_cache, implementation=implementation)
+        return attend(partition, op, q, keys, view.v, rule), memory
+    seen = visible(view, context, mask)
+    bias = view.bias if view.bias is None else view.bias[:, :, None]
+    rows = lambda x: None if x is None else ("batch", "heads" if x.shape[1] > 1 else None, None, None, None)  # noqa: E731
+    out, weights, logits = partition.run(
+        attend_looked, (q, keys, view.v, seen, bias), (HEADS, HEADS, HEADS, rows(seen), rows(bias)),
+        (HEADS, *[("batch", "heads", None, None, None)] * 2),
+    )  # fmt: skip
+    return out, memory.looked(Looks(weights, logits), context) if memory.looks else memory
+
+
+def visible(view: View, context: Context, mask: masks.Mask) -> jax.Array:
+    """Which keys of a view each query sees, `[B, 1|K, 1, T, S]` bool; see `View`."""
+    held = view.position if view.position.ndim == 3 else view.position[:, None]  # [B, 1|K, S]
+    (B, T), S = context.positions.shape, held.shape[-1]
+    by_head = lambda held: masks.Positions(context.positions, held, rule=mask).traced(T, S)[:, 0]  # noqa: E731
+    seen = jax.vmap(by_head, in_axes=1, out_axes=1)(held)
+    if view.keep is not None:
+        seen = seen & view.keep
+    if context.parents is not None:
+        seen = seen & own_path(context.parents, view.start, S)[:, None]
+    return jnp.broadcast_to(seen, (B, *seen.shape[1:]))[:, :, None]

@@ -1,0 +1,43 @@
+"""Memory `full`: every token of the text, each in its slot."""
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+
+from models.mixers import slots
+from models.mixers.context import Context
+from models.mixers.memory import Memory, Sizes, View
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Full(Memory):
+    """Keys (rotated) and values of all tokens, `[B, K, S, H]` each; their positions stand in `context.slots`."""
+
+    rewinds = True
+
+    k: jax.Array
+    v: jax.Array
+
+    @classmethod
+    def empty(cls, sizes: Sizes) -> Self:
+        """S = `sizes.length` empty slots a row."""
+        shape = (sizes.batch, sizes.K, sizes.length, sizes.H)
+        return cls(jnp.zeros(shape, sizes.dtype), jnp.zeros(shape, sizes.dtype))
+
+    def read(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> tuple[Self, View]:
+        """See `Memory.read`. In a fresh pass no slot is read."""
+        write = lambda old, new: slots.put(old, new.swapaxes(1, 2), context.start, axis=2)  # noqa: E731
+        after = Full(write(self.k, k), write(self.v, v))
+        if context.fresh:
+            return after, View(k, v, context.positions, jnp.zeros_like(context.start))
+        return after, View(after.k.swapaxes(1, 2), after.v.swapaxes(1, 2), context.slots.position, context.start)
+
+    def commit(self, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Self:
+        """Moves the accepted drafts of a tree side by side. Those of a chain are: what lies behind has no position."""
+        return self if path is None else Full(*(slots.gathered(x, path, start, axis=2) for x in (self.k, self.v)))
+
+
+PARTS = {"full": Full}
