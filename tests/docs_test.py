@@ -132,7 +132,8 @@ BESIDE = (
 HELD = [
     "tests/models", "tests/configs_test.py", "tests/presets_test.py", "tests/floors_test.py",
     *(f"tests/experiments/{name}_test.py" for name in
-      ("counting", "sharded", "objectives", "knobs", "gallery", "preflight")),
+      ("program/counting", "program/sharded", "program/objectives", "settings/knobs", "gallery/gallery",
+       "preflight/preflight")),
 ]  # fmt: skip
 
 

@@ -63,6 +63,13 @@ def test_no_file_reaches_itself_by_imports(room):
             del graph[path]
 
 
+def test_tests_mirror_the_rooms():
+    """Tests of a room of experiments/ lie in the folder of its name."""
+    rooms = {path.parent.name for path in (ROOT / "experiments").glob("*/*.py")}
+    folders = {path.parent.name for path in (ROOT / "tests" / "experiments").glob("*/*_test.py")}
+    assert folders == rooms
+
+
 def test_no_file_is_too_long_to_read():
     """The house measure is about 400 lines; a file beyond it is split, not excused."""
     for path in ROOT.rglob("*.py"):

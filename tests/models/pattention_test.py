@@ -19,7 +19,7 @@ from models.mixers import Context
 from models.partition import Partition
 from models.pattention import Pattention, top_mask
 from models.spec import Spec
-from tests.experiments import program_test
+from tests.experiments.program import program_test
 
 V = 17
 

@@ -14,7 +14,7 @@ from models.lm import LM
 from models.mixers import Context
 from models.objectives import OBJECTIVES
 from models.reports import Mean
-from tests.experiments import program_test
+from tests.experiments.program import program_test
 from tests.models.lm_test import B, T, make, tokens
 from tests.models.toy_channels import Telling
 

@@ -2,19 +2,22 @@
 
 from tests.planted import Bug
 
-OPTIMIZERS, OPTIMIZER_TESTS = "experiments/program/optimizers.py", ("tests/experiments/optimizer_values_test.py",)
-PROGRAM, STEP = "experiments/program/__init__.py", ("tests/experiments/step_values_test.py",)
+OPTIMIZERS, OPTIMIZER_TESTS = (
+    "experiments/program/optimizers.py",
+    ("tests/experiments/program/optimizer_values_test.py",),
+)
+PROGRAM, STEP = "experiments/program/__init__.py", ("tests/experiments/program/step_values_test.py",)
 EVALUATE, COUNTING = "experiments/training/evaluate.py", "experiments/program/counting.py"
-FLOPS = ("tests/experiments/flops_values_test.py",)
-FIT, FITS = "experiments/scaling/fit.py", ("tests/experiments/scaling_values_test.py",)
+FLOPS = ("tests/experiments/program/flops_values_test.py",)
+FIT, FITS = "experiments/scaling/fit.py", ("tests/experiments/scaling/values_test.py",)
 SCALING = tuple(
-    f"tests/experiments/scaling_test.py::test_{name}"
+    f"tests/experiments/scaling/scaling_test.py::test_{name}"
     for name in (
         "compute_optimal_is_the_minimum",
         "extrapolation_by_share_holds_out_the_largest_compute",
     )
 )
-PLANNING = "tests/experiments/planning_test.py"
+PLANNING = "tests/experiments/planning/planning_test.py"
 
 BUGS = (
     Bug(
@@ -259,41 +262,41 @@ BUGS = (
         "experiments/claims/contrast.py",
         "score.sign * (b - w)",
         "score.sign * (w - b)",
-        ("tests/experiments/claims_test.py::test_a_contrast_is_paired_by_seed_and_judged_by_its_interval",),
+        ("tests/experiments/claims/claims_test.py::test_a_contrast_is_paired_by_seed_and_judged_by_its_interval",),
     ),
     Bug(
         "trials: worst first",
         "experiments/sweep/table.py",
         'key=lambda row: row.get(key, float("inf"))',
         'key=lambda row: -row.get(key, float("inf"))',
-        ("tests/experiments/sweep_table_test.py",),
+        ("tests/experiments/sweep/table_test.py",),
     ),
     Bug(
         "infinity written as minus infinity",
         "experiments/workdir/__init__.py",
         '("Infinity" if value > 0 else "-Infinity")',
         '("Infinity" if value < 0 else "-Infinity")',
-        ("tests/experiments/not_finite_test.py",),
+        ("tests/experiments/workdir/not_finite_test.py",),
     ),
     Bug(
         "processes: a key that only one of them has is not compared",
         "experiments/settings/agreement.py",
         "for name in {**main, **here} if",
         "for name in main if",
-        ("tests/experiments/agreement_test.py",),
+        ("tests/experiments/settings/agreement_test.py",),
     ),
     Bug(
         "processes: any folder that ends alike is the workdir",
         "experiments/settings/agreement.py",
         "rest == mark[1] and os.path.exists(place / mark[0])",
         "rest == mark[1]",
-        ("tests/experiments/agreement_test.py",),
+        ("tests/experiments/settings/agreement_test.py",),
     ),
     Bug(
         "processes: the outcome is not waited for by those who should hear it",
         "experiments/settings/processes.py",
         "[i for i in said if i not in silent], HEARD",
         "[], HEARD",
-        ("tests/experiments/agreement_test.py",),
+        ("tests/experiments/settings/agreement_test.py",),
     ),
 )

@@ -13,14 +13,14 @@ BUGS = (
         f"{FOLDER}/next_token.py",
         "            z_loss=z_loss,\n            scale=spec.logit_scale,",
         "            z_loss=2 * z_loss,\n            scale=spec.logit_scale,",
-        ("tests/experiments/step_values_test.py",),
+        ("tests/experiments/program/step_values_test.py",),
     ),
     Bug(
         "next token: evaluation counts what is not valid",
         f"{FOLDER}/next_token.py",
         'return jnp.sum(jnp.where(batch["scored"], ',
         'return jnp.sum(jnp.where(batch["targets"] >= 0, ',
-        ("tests/experiments/step_values_test.py",),
+        ("tests/experiments/program/step_values_test.py",),
     ),
     Bug(
         "distillation: without the square of the temperature",

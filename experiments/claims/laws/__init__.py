@@ -1,7 +1,7 @@
 """Exact laws: identities that parts of the house must satisfy, tried in float64 within seconds.
 
-`LAWS` is one table for tests, claims and the ledger: `tests/experiments/laws_test.py` runs all of it, the check `law`
-writes a row of evidence for each name of a claim. A law is a function without arguments that gives a `Law`, and its
+`LAWS` is one table for tests, claims and the ledger: `tests/experiments/claims/laws_test.py` runs all of it, the check
+`law` writes a row of evidence for each name of a claim. A law is a function without arguments that gives a `Law`; its
 docstring states it: the law first, then how it is tried, then "Source: ...".
 """
 

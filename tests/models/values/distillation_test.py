@@ -10,7 +10,7 @@ import pytest
 
 from models import objectives
 from models.objectives import distillation
-from tests.experiments.step_values_test import drawn, numpy
+from tests.experiments.program.step_values_test import drawn, numpy
 from tests.plain import layers, tiny
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -12,7 +12,7 @@ from experiments import report
 from experiments import workdir as files
 from experiments.report import data, page
 from experiments.workdir import writers
-from tests.experiments.made_up import COMPARISON, SECTIONS, Page, make_workdir, read
+from tests.experiments.report.made_up import COMPARISON, SECTIONS, Page, make_workdir, read
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from configs import transformer
 from experiments.program import build, companions, counting, global_batch
 from experiments.program.sharding import make_mesh
-from tests.experiments import program_test, sharded_test
+from tests.experiments.program import program_test, sharded_test
 
 TEACHER = {"num_layers": 2, "width": 32, "num_heads": 4, "vocab_multiple": 4}
 

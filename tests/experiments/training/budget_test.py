@@ -12,7 +12,7 @@ from experiments.sweep import trials
 from experiments.training import evaluate
 from experiments.workdir import saved
 from tests.experiments import tiny
-from tests.experiments.program_test import build, make_mesh
+from tests.experiments.program.program_test import build, make_mesh
 
 
 @pytest.fixture(scope="module")

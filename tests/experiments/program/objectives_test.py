@@ -11,7 +11,7 @@ from experiments.generation import GENERATORS
 from experiments.settings.errors import ConfigError
 from kernels import masks
 from models import objectives
-from tests.experiments import program_test
+from tests.experiments.program import program_test
 
 
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.report import data, page, plots
 from experiments.workdir import writers
-from tests.experiments.made_up import Page
+from tests.experiments.report.made_up import Page
 
 
 def test_intervals_and_tests_against_known_numbers():

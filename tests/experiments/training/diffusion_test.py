@@ -18,7 +18,8 @@ from experiments.program import inputs
 from experiments.training import train
 from models.decoding.canvas import caches, guided
 from models.decoding.canvas import diffusion as sampling
-from tests.experiments import program_test, tiny
+from tests.experiments import tiny
+from tests.experiments.program import program_test
 from tests.models import tiny_laws
 
 pytestmark = pytest.mark.usefixtures("one_device")

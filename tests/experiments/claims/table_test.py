@@ -4,7 +4,7 @@ import pytest
 
 from configs.claims import recall
 from experiments.claims import measures, table
-from tests.experiments.claims_test import small
+from tests.experiments.claims.claims_test import small
 
 
 def test_a_table_measures_every_cell_and_judges_the_contrasts(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from tests.fuzz_configs import assert_readable, fuzz, mutated, set_key
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def test_no_config_breaks_the_preflight():

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import preflight
 from experiments.program import optimizers
-from tests.experiments import program_test, tiny
+from tests.experiments import tiny
+from tests.experiments.program import program_test
 
 # Peak 1, final 0.2. Rates of updates 1, 2, ...; warm-up in updates, decay_share 0.5.
 COS = [1.0, 0.2 + 0.8 * (2 + 2**0.5) / 4, 0.6, 0.2 + 0.8 * (2 - 2**0.5) / 4, 0.2]  # quarters of half a turn

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.program import optimizers, precision
 from experiments.workdir.checkpoints import manifest
-from tests.experiments import program_test
+from tests.experiments.program import program_test
 
 NARROW = {"model__param_dtype": "bfloat16"}
 

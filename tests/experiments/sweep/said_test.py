@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.sweep import process, search, table, trials
-from tests.experiments.sweep_test import base, pretend, row
+from tests.experiments.sweep.sweep_test import base, pretend, row
 
 __all__ = ["base"]  # A fixture.
 

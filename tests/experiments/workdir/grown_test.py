@@ -11,8 +11,9 @@ from experiments.training import train
 from experiments.workdir import grown, trained
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.trained import Trained
-from tests.experiments import program_test, tiny
-from tests.experiments.train_test import assert_same_bits, final_state
+from tests.experiments import tiny
+from tests.experiments.program import program_test
+from tests.experiments.training.train_test import assert_same_bits, final_state
 
 PARTS = {
     "model__projection": "pattention", "model__channel": "pattention", "model__pattention__tokens": 8,

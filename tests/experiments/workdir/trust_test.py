@@ -12,7 +12,7 @@ import pytest
 from experiments.settings.errors import CheckpointError
 from experiments.workdir import retention, states, vouched
 from experiments.workdir.checkpoints import Checkpoints
-from tests.experiments.program_test import program
+from tests.experiments.program.program_test import program
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

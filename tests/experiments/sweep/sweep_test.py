@@ -23,7 +23,7 @@ from tests import environment
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from experiments.program import inputs
 from experiments.settings.errors import ConfigError
 from experiments.training import train
 from models import objectives
-from tests.experiments import diffusion_test, program_test, tiny
+from tests.experiments import tiny
+from tests.experiments.program import program_test
+from tests.experiments.training import diffusion_test
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

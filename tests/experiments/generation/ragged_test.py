@@ -8,8 +8,8 @@ import data
 from experiments import generation
 from experiments.generation import requests
 from experiments.workdir.trained import Trained
-from tests.experiments import program_test
-from tests.experiments.diffusion_test import PRESETS
+from tests.experiments.program import program_test
+from tests.experiments.training.diffusion_test import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_device")
 SHORT, LONG = "ab", "a long prompt that pushes the canvas to another width"

@@ -13,7 +13,7 @@ from experiments.settings.errors import CheckpointError, ConfigError
 from experiments.training import stopping, train
 from experiments.workdir.checkpoints import Checkpoints
 from tests.experiments import tiny
-from tests.experiments.train_test import assert_same_bits
+from tests.experiments.training.train_test import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

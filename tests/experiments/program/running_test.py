@@ -10,7 +10,9 @@ from experiments.program import counting, global_batch
 from experiments.train import train
 from models import running
 from models.channels import CHANNELS
-from tests.experiments import program_test, tiny, train_test
+from tests.experiments import tiny
+from tests.experiments.program import program_test
+from tests.experiments.training import train_test
 from tests.models.toy_channels import Telling
 
 STEPS, L = 3, 4

@@ -17,8 +17,8 @@ from experiments.workdir import saved, trained, vouched
 from experiments.workdir.checkpoints import Checkpoints
 from tests.experiments import tiny
 from tests.experiments.cli_test import flags
-from tests.experiments.train_test import assert_same_bits
-from tests.experiments.trust_test import snapshot
+from tests.experiments.training.train_test import assert_same_bits
+from tests.experiments.workdir.trust_test import snapshot
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

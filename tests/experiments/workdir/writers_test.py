@@ -15,7 +15,7 @@ import pytest
 from experiments import workdir as files
 from experiments.workdir import writers
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SAVE_EVERY = 5
 # A run of 40 steps: logs each step, evaluates and saves every fifth, and is told where to kill itself.
 SCRIPT = f"""

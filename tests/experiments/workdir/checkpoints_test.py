@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.workdir.checkpoints import CheckpointError, Checkpoints, differences, manifest
-from tests.experiments.program_test import assert_close, program
+from tests.experiments.program.program_test import assert_close, program
 
 
 @pytest.fixture(scope="module")

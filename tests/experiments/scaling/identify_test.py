@@ -8,7 +8,7 @@ from scipy import optimize
 
 from experiments import scaling
 from experiments.scaling import page
-from tests.experiments.scaling_test import TRUE, grid
+from tests.experiments.scaling.scaling_test import TRUE, grid
 
 
 def fitted(columns, law="chinchilla", **options):

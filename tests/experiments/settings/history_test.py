@@ -26,11 +26,11 @@ from experiments.training import stopping, train
 from experiments.workdir import saved
 from experiments.workdir.saved import check_workdir, saved_config
 from tests.configs_test import house, make
-from tests.experiments.train_test import assert_same_bits, final_state
+from tests.experiments.training.train_test import assert_same_bits, final_state
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-FOLDER = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "old_house"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "fixtures" / "old_house"
 OLD = FOLDER / "0073b642441e"
 DIGEST = "f4c18d4511f5"  # Of its config today, and whatever is added; readers that are told more narrowly change it.
 ADDED = {

@@ -22,7 +22,7 @@ from models.mixers import MIXERS
 from models.objectives import OBJECTIVES
 from models.projections import PROJECTIONS
 from tests import parts
-from tests.experiments import program_test
+from tests.experiments.program import program_test
 
 B, T = 8, 16
 TOKENIZER = data.ByteTokenizer()
