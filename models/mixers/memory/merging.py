@@ -1,0 +1,146 @@
+"""Tokens that leave are merged into tokens that stay: one class per kept token, class 0 for what is dropped.
+
+`classes [..., n]` int says into which of the places 1 .. C a token goes, 0 = nowhere. Every rule is a function to
+classes; one mean over classes does the rest, with static shapes. docs/cache.md lists the functions.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from models.mixers.memory.scores import keep_best
+
+
+def merge(x: jax.Array, classes: jax.Array, places: int, counts: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """(means `[..., C, H]`, counts `[..., C]`) of `x [..., n, H]` over classes 1 .. C: M x / count, M the one-hot matrix.
+
+    Args:
+      x: keys or values.
+      classes: `[..., n]` integers, 0 = dropped.
+      places: C.
+      counts: `[..., n]`, of how many tokens each row of x is already the mean (1 unless given); an empty class is 0.
+    """
+    counts = jnp.ones(classes.shape, x.dtype) if counts is None else counts.astype(x.dtype)
+    one_hot = (classes[..., None, :] == jnp.arange(1, places + 1)[:, None]).astype(x.dtype) * counts[..., None, :]
+    total = one_hot.sum(-1)
+    summed = jnp.einsum("...cn,...nh->...ch", one_hot, x, precision="highest")
+    return summed / jnp.maximum(total, 1)[..., None], total
+
+
+def kept_classes(kept: jax.Array) -> jax.Array:
+    """`[..., n]`: kept tokens are classes 1, 2, ... in their order, the others 0."""
+    return jnp.where(kept, jnp.cumsum(kept, axis=-1), 0)
+
+
+def nearest(kept: jax.Array, anchors: jax.Array, moved: jax.Array) -> jax.Array:
+    """`[..., n]`: the index of the anchor nearest to each moved token by place; itself where kept; -1 elsewhere.
+
+    Of two equally near anchors the earlier one. All are bool `[..., n]`; anchors are kept tokens.
+    """
+    place = jnp.arange(kept.shape[-1])
+    far = jnp.abs(place[:, None] - place[None, :]) + jnp.where(anchors, 0, kept.shape[-1])[..., None, :]
+    target = jnp.where(moved, jnp.argmin(far, axis=-1), -1)
+    return jnp.where(kept, place, target)
+
+
+def to_classes(target: jax.Array, kept: jax.Array) -> jax.Array:
+    """Classes of tokens that each go to the token with index `target [..., n]` (-1: dropped)."""
+    found = jnp.take_along_axis(kept_classes(kept), jnp.maximum(target, 0), axis=-1)
+    return jnp.where(target >= 0, found, 0)
+
+
+def elastic(score: jax.Array, forget: int, sinks: int = 4) -> tuple[jax.Array, jax.Array]:
+    """(kept bool `[n]`, target `[n]`) of Elastic Cache's prompt (Liu et al. 2024, arXiv:2407.18121), as intended.
+
+    Kept are the sinks, the last token, and the best of the rest, n - forget in all; each of the others is averaged into
+    the kept token that is nearest by position. `score [n]`: column sums of the mean over heads.
+    """
+    n = score.shape[-1]
+    place = jnp.arange(n)
+    middle = (place >= sinks) & (place < n - 1)
+    kept = ~middle | keep_best(score, middle, max(n - sinks - 1 - forget, 0))
+    return kept, nearest(kept, kept, ~kept)
+
+
+def elastic_released(score: jax.Array, forget: int, sinks: int = 4) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(kept bool `[n]`, thrown `[m]` indices, anchors `[m]`) of the released code, which differs in three ways.
+
+    With o = argsort of the middle's scores, the place i of the middle is kept where o_i > forget (o is read as if it
+    were a rank). The indices i with o_i <= forget are averaged without the shift by `sinks`, so other tokens than those
+    dropped go into the anchors. Anchors are kept middle tokens only.
+    """
+    n = score.shape[-1]
+    order = jnp.argsort(score[sinks : n - 1], stable=True)
+    chosen = jnp.nonzero(order > forget)[0] + sinks
+    thrown = jnp.nonzero(order <= forget)[0]
+    if chosen.size == 0:
+        raise ValueError(f"forget={forget} leaves no anchor among {n - sinks - 1} tokens; use {(n - sinks) // 2}.")
+    anchors = chosen[jnp.argmin(jnp.abs(chosen[None] - thrown[:, None]), axis=1)]
+    kept = jnp.zeros(n, bool).at[:sinks].set(True).at[chosen].set(True).at[n - 1].set(True)
+    return kept, thrown, anchors
+
+
+def elastic_released_means(x: jax.Array, thrown: jax.Array, anchors: jax.Array) -> jax.Array:
+    """`x [n, H]` with each anchor the mean of itself and of the thrown rows that go to it, unweighted."""
+    sums = x.at[anchors].add(x[thrown])
+    counts = jnp.ones(x.shape[0], x.dtype).at[anchors].add(1)
+    return sums / counts[:, None]
+
+
+def ems(score: jax.Array, k: jax.Array, *, budget: int, recent: int, least: float = 0.5) -> tuple[jax.Array, jax.Array]:
+    """(kept bool `[n]`, target `[n]`) of one key head's prompt, evict then merge (Li et al. 2024, arXiv:2412.08521).
+
+    The instantiation that we fix, since the paper's constants are not public. Important: the `recent` last tokens and
+    the best of the rest, `budget` in all. Of the others the better half (rounded down) is to be merged, each into the
+    kept token whose key has the largest cosine with its own, where that is at least `least`; all else is class zero.
+    `score [n]` is `scores.ems`, `k [n, H]` the keys.
+    """
+    n = score.shape[-1]
+    place = jnp.arange(n)
+    near = place >= n - recent
+    kept = near | keep_best(score, ~near, max(budget - min(recent, n), 0))
+    others = n - kept.sum()
+    moved = keep_best(score, ~kept, others // 2)
+    target, cosine = most_similar(k, k, kept)
+    return kept, jnp.where(kept, place, jnp.where(moved & (cosine >= least), target, -1))
+
+
+def most_similar(k: jax.Array, centres: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(index, cosine) `[..., n]` of the kept centre whose key is most similar to each key; `k [..., n, H]`."""
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)  # noqa: E731
+    cosine = jnp.einsum("...nh,...ch->...nc", unit(k), unit(centres), precision="highest")
+    cosine = jnp.where(kept[..., None, :], cosine, -jnp.inf)
+    return jnp.argmax(cosine, axis=-1), cosine.max(-1)
+
+
+def added(x: jax.Array, count: jax.Array, new: jax.Array) -> jax.Array:
+    """The mean of `count` tokens, `x [..., H]`, with one more: (count x + new) / (count + 1)."""
+    return (count[..., None] * x + new) / (count[..., None] + 1)
+
+
+def lococo_weights(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, score: jax.Array, gate: jax.Array | float
+) -> jax.Array:
+    """`[C, n]`: W = (1 - g) OneHot(the C best scored, in their order) + g softmax_tokens(relu(conv([K; V]))).
+
+    Args:
+      x: `[n, 2H]`, keys beside values of the tokens that are no heavy hitters.
+      kernel: `[C, 2H, w]`, w odd; the convolution is a cross-correlation over tokens with zeros beyond the ends.
+      bias: `[C]`.
+      score: `[n]`, attention that the tokens got.
+      gate: g; 0.5 at the start of training, and 0 is eviction.
+
+    Source: Cai et al. 2024, arXiv:2406.05317; new keys are W K and new values W V.
+    """
+    (C, _, w), n = kernel.shape, x.shape[0]
+    wide = jnp.pad(x, ((w // 2, w // 2), (0, 0)))
+    mixed = sum(jnp.einsum("ch,nh->cn", kernel[:, :, i], wide[i : i + n], precision="highest") for i in range(w))
+    soft = jax.nn.softmax(jax.nn.relu(mixed + bias[:, None]), axis=-1)
+    best = keep_best(score, jnp.ones(n, bool), C)
+    hard = (kept_classes(best) == jnp.arange(1, C + 1)[:, None]).astype(x.dtype)
+    return (1 - gate) * hard + gate * soft
+
+
+def lococo_kept(score: jax.Array, count: int, local: int = 0) -> jax.Array:
+    """bool `[n]`: the `count` tokens that LoCoCo keeps as they are: the `local` last ones and the best of the rest."""
+    near = jnp.arange(score.shape[-1]) >= score.shape[-1] - local
+    return near | keep_best(score, ~near, count - local)

@@ -1,0 +1,82 @@
+"""Nothing is evicted, and a query attends to a part: TokenSelect and Quest. Plain functions; docs/cache.md lists them."""
+
+import jax
+import jax.numpy as jnp
+
+from models.mixers.memory.scores import keep_best, pool, softmax
+
+
+def token_select_votes(
+    q: jax.Array, k: jax.Array, candidates: jax.Array, *, smooth: int = 0, released: bool = False, dtype=None
+) -> jax.Array:
+    """`[S]`: vote_j = sum_n softmax_j(q_n . k_j / sqrt(H)) over the candidates (Wu et al. 2024, arXiv:2411.02886).
+
+    Args:
+      q: `[N, H]`, queries of a chunk, rotated and averaged over its tokens.
+      k: `[S, K, H]`, keys without their rotation.
+      candidates: bool `[S]`, neither first nor local tokens.
+      smooth: odd width of a max pool over the candidates' votes, 0 = none.
+      released: as the authors' kernel: no 1/sqrt(H), and query head n reads key head n mod K.
+      dtype: what the products are rounded to before the softmax; the authors' is bfloat16.
+    """
+    (N, H), K = q.shape, k.shape[1]
+    reads = jnp.arange(N) % K if released else jnp.arange(N) // (N // K)
+    x = jnp.einsum("nh,snh->ns", q, k[:, reads], precision="highest")
+    if not released:
+        x = x * H**-0.5
+    if dtype is not None:
+        x = x.astype(dtype).astype(q.dtype)
+    votes = softmax(x, candidates).sum(0)
+    if not smooth:
+        return votes
+    return jnp.where(candidates, pool(jnp.where(candidates, votes, -jnp.inf), smooth, "max"), 0)
+
+
+def token_select(votes: jax.Array, candidates: jax.Array, held: jax.Array, count: int) -> jax.Array:
+    """bool `[S]`: what a query attends to: held tokens that are no candidates, and the `count` of the most votes."""
+    return (held & ~candidates) | keep_best(votes, candidates, count)
+
+
+def same_query(q: jax.Array, cached: jax.Array, least: float = 0.9) -> jax.Array:
+    """Whether the last selection may be used again: cosine of the flat `q` and `cached` `[N, H]` at least `least`."""
+    q, cached = q.reshape(-1), cached.reshape(-1)
+    return q @ cached >= least * jnp.linalg.norm(q) * jnp.linalg.norm(cached)
+
+
+def ranks(attended: jax.Array) -> jax.Array:
+    """`[..., S]`: how many attended tokens stand before each: its rotary position where rank is the position."""
+    return jnp.cumsum(attended, axis=-1) - attended
+
+
+def quest_pages(k: jax.Array, held: jax.Array, page: int = 16) -> tuple[jax.Array, jax.Array]:
+    """(least, greatest) `[P, K, H]` of each channel over the held keys of each page of `page` places; `k [S, K, H]`.
+
+    An empty page has (inf, -inf). `held` is bool `[S]`. Source: Tang et al. 2024, arXiv:2406.10774.
+    """
+    S = k.shape[0]
+    pad = -S % page
+    wide = lambda empty: jnp.pad(  # noqa: E731
+        jnp.where(held[:, None, None], k, empty), ((0, pad), (0, 0), (0, 0)), constant_values=empty
+    ).reshape(-1, page, *k.shape[1:])
+    return wide(jnp.inf).min(1), wide(-jnp.inf).max(1)
+
+
+def quest_bound(q: jax.Array, least: jax.Array, greatest: jax.Array) -> jax.Array:
+    """`[N, P]`: sum_c max(q_c least_c, q_c greatest_c), no less than any q . k in the page; -inf for an empty page.
+
+    `q [N, H]`; least and greatest `[P, K, H]` of `quest_pages`.
+    """
+    N, K = q.shape[0], least.shape[1]
+    empty = (least > greatest).any((1, 2))
+    low, high = (jnp.where(empty[:, None, None], 0, x).repeat(N // K, axis=1) for x in (least, greatest))
+    return jnp.where(empty, -jnp.inf, jnp.maximum(q * low, q * high).sum(-1).T)
+
+
+def quest(bound: jax.Array, held: jax.Array, budget: int, page: int = 16, least: int = 3) -> jax.Array:
+    """bool `[N, S]`: held tokens in the max(least, budget // page) pages of the largest bound of each head.
+
+    `bound [N, P]`, `held` bool `[S]`; of equal bounds the later page.
+    """
+    some = ~jnp.isneginf(bound)
+    chosen = keep_best(bound, some, max(least, budget // page))
+    return jnp.repeat(chosen, page, axis=-1)[:, : held.shape[0]] & held
