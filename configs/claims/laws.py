@@ -16,6 +16,11 @@ LAWS = (
     "parallel.token_ring_bytes",
     "scaling.compute_optimal",
     "scaling.overtraining",
+    "tokenizers.blocks",
+    "tokenizers.byte_law",
+    "tokenizers.dictionaries",
+    "tokenizers.digit_groups",
+    "tokenizers.words_mass",
 )
 
 

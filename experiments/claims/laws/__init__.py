@@ -5,7 +5,7 @@
 docstring states it: the law first, then how it is tried, then "Source: ...".
 """
 
-from experiments.claims.laws import decoding, diffusion, growth, mixers, parallel, scaling
+from experiments.claims.laws import decoding, diffusion, growth, mixers, parallel, scaling, tokenizers
 from experiments.claims.laws.law import Law, stated
 
 __all__ = ["LAWS", "Law", "stated"]
@@ -18,4 +18,9 @@ LAWS = {
     "parallel.token_ring_bytes": parallel.token_ring_bytes,
     "scaling.compute_optimal": scaling.compute_optimal,
     "scaling.overtraining": scaling.overtraining,
+    "tokenizers.blocks": tokenizers.blocks,
+    "tokenizers.byte_law": tokenizers.byte_law,
+    "tokenizers.dictionaries": tokenizers.dictionaries,
+    "tokenizers.digit_groups": tokenizers.digit_groups,
+    "tokenizers.words_mass": tokenizers.words_mass,
 }

@@ -6,7 +6,18 @@ import pytest
 from configs.claims import laws as claim_file
 from experiments.claims import law as check
 from experiments.claims import laws
-from experiments.claims.laws import LAWS, Law, decoding, diffusion, growth, mixers, parallel, scaling, stated
+from experiments.claims.laws import (
+    LAWS,
+    Law,
+    decoding,
+    diffusion,
+    growth,
+    mixers,
+    parallel,
+    scaling,
+    stated,
+    tokenizers,
+)
 from experiments.settings.errors import Refused
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -40,6 +51,11 @@ WRONG = {  # name: (module, attribute, what is wrong with it)
         scaling.laws, "compute_optimal", lambda best: best | {"parameters": best["parameters"] * 1.000001},
     ),
     "scaling.overtraining": (type(scaling.laws.OVERTRAINING), "predict", lambda loss: loss * (1 + 1e-12)),
+    "tokenizers.blocks": (tokenizers.theory, "block_rate", lambda nats: nats * (1 + 1e-9)),
+    "tokenizers.byte_law": (tokenizers.covers, "_log_sum", lambda found: found * (1 + 1e-9)),
+    "tokenizers.dictionaries": (tokenizers.theory, "stationary", lambda pi: pi + 1e-9),
+    "tokenizers.digit_groups": (tokenizers.digits, "groups", lambda sizes: sizes[::-1]),
+    "tokenizers.words_mass": (tokenizers.words, "total_mass", lambda masses: (masses[0], masses[1] * 1.0001)),
 }  # fmt: skip
 
 
