@@ -137,8 +137,9 @@ class LM(nnx.Module):
 
         Every leaf has the batch in front. `memory`: what layers of attention keep; None: everything.
         """
-        layers = self.stack.init_state(batch, length, memory or Policy())
-        return {"slots": Slots.empty(batch, length), "layers": layers}
+        memory = memory or Policy()
+        layers = self.stack.init_state(batch, length, memory)
+        return {"slots": Slots.empty(batch, memory.slots or length), "layers": layers}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -16,6 +16,7 @@ from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
 from models.decoding import stream
 from models.decoding.commit import rewinds
+from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
 from models.lm import unstack
 
@@ -23,9 +24,10 @@ ALIGNMENT = 64  # Bytes: a CPU array at such an address is read where it lies.
 
 
 class Decoder:
-    """The three functions of `models.decoding.stream` for one model, and the models that the parts read beside it.
+    """The functions of `models.decoding.stream` for one model, and the models that the parts read beside it.
 
-    `weights` are the parameters as decoding reads them, and an argument of each function.
+    `weights` are the parameters as decoding reads them, and an argument of each function. `lanes`, `moved` and `insert`
+    are for rows that come and go: see `experiments.generation.engine`.
     """
 
     def __init__(self, program: Program, tokenizer: Any):
@@ -36,9 +38,14 @@ class Decoder:
         self.start = jax.jit(self._start, static_argnames=static)
         self.read = jax.jit(self._read, static_argnames=static, donate_argnames=("p",))
         self.extend = jax.jit(self._extend, static_argnames=static, donate_argnames=("p",))
+        self.lanes = jax.jit(self._lanes, static_argnames=static)
+        self.moved = jax.jit(self._moved, static_argnames=static)
+        self.insert = jax.jit(insert, donate_argnums=0)
 
-    def parts(self, asked: Sequence[Mapping[str, Any]]) -> Parts:
+    def parts(self, asked: Sequence[Mapping[str, Any]], *, every: bool = False) -> Parts:
         """The parts for requests that are served together, each with its `config.generate` as a plain dict.
+
+        `every`: entries whose dials are off, too: a state for whatever requests are to come.
 
         Errors: ConfigError where the model cannot be read so.
         """
@@ -46,7 +53,7 @@ class Decoder:
         known = {} if tokenizer is None else {
             "vocab_size": tokenizer.vocab_size, "banned": (tokenizer.bos, tokenizer.pad), "eos": tokenizer.eos,
         }  # fmt: skip
-        parts = sockets.make(asked, _defaults(), **known)
+        parts = sockets.make(asked, _defaults(), every=every, **known)
         name, drafter = parts.drafter
         if parts.verifier.needs_q and not drafter.draws:
             raise ConfigError([
@@ -89,12 +96,32 @@ class Decoder:
     def _read(self, weights, p, *, parts, size, fresh=False):
         return self._readable(stream.read(self.models(weights), p, parts, size, fresh=fresh))
 
-    def _extend(self, weights, p, rounds, ends, *, parts):
-        return self._readable(stream.extend(self.models(weights), p, parts, rounds, ends))
+    def _extend(self, weights, p, rounds, ends, among=None, *, parts):
+        return self._readable(stream.extend(self.models(weights), p, parts, rounds, ends, among))
+
+    def _lanes(self, weights, text, dials, *, parts, capacity):
+        """Rows without a request, cut over the devices as rows are."""
+        B = text.shape[0]
+        none, key = jnp.zeros((B,), jnp.int32), jnp.zeros((B, 2), jnp.uint32)
+        p = stream.begin(self.models(weights), parts, text, none, none, key, dials, capacity=capacity)
+        return self._readable(self._by_rows(p))
+
+    def _moved(self, weights, p, rows, *, parts, capacity):
+        """The rows `rows [n]` of `p` (-1: without a request) with room for texts of up to `capacity` tokens."""
+        model, more = self.models(weights)["model"], parts.drafter[1].nodes - 1
+        p = take(p, jnp.maximum(rows, 0))
+        memory = dataclasses.replace(parts.memory, slots=capacity + more)
+        empty = model.init_state(len(rows), p.text.shape[1] - parts.drafter[1].depth + more, memory)
+        p = dataclasses.replace(p, state=fit(p.state, empty), done=p.done | (rows < 0))
+        return self._readable(self._by_rows(p))
+
+    def _by_rows(self, p: Progress) -> Progress:
+        constrain = self.program.spec.partition.constrain
+        return jax.tree.map(lambda x: constrain(x, ("batch", *(None,) * (x.ndim - 1))), p)
 
     def _readable(self, p: Progress) -> Progress:
         """What the host looks at, whole on every device: it may see only its own."""
-        shown = ("text", "length", "limit", "done", "calls")
+        shown = ("text", "length", "limit", "done", "failed", "calls")
         constrain = self.program.spec.partition.constrain
         return dataclasses.replace(
             p, **{name: constrain(x, (None,) * x.ndim) for name in shown for x in [getattr(p, name)]}

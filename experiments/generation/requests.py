@@ -19,11 +19,16 @@ def encode(tokenizer: Any, prompt: str) -> np.ndarray:
     return np.concatenate([[tokenizer.bos], tokenizer.encode(prompt)]).astype(np.int32)
 
 
+def number(prompt: str, before: int) -> int:
+    """The number of a request whose prompt was asked `before` times before."""
+    return zlib.crc32(f"{before} {prompt}".encode("utf-8", "surrogateescape"))
+
+
 def rows(prompts: Sequence[str]) -> jax.Array:
     """One number a request, from its prompt and how often that prompt came before: batching does not change it."""
     seen, numbers = Counter(), []
     for prompt in prompts:
-        numbers.append(zlib.crc32(f"{seen[prompt]} {prompt}".encode("utf-8", "surrogateescape")))
+        numbers.append(number(prompt, seen[prompt]))
         seen[prompt] += 1
     return jnp.asarray(np.asarray(numbers, np.uint32))
 
@@ -40,7 +45,7 @@ class RowText:
         from data import StreamDecoder
 
         self.decoder, self.eos, self.stop = StreamDecoder(tokenizer), tokenizer.eos, stop
-        self.held, self.ended = "", False
+        self.held, self.ended, self.stopped = "", False, False  # stopped: by a stop string
 
     def push(self, tokens: np.ndarray, *, last: bool) -> str:
         """Text that is certain not to belong to a stop string."""
@@ -53,7 +58,7 @@ class RowText:
             self.held += self.decoder.push(int(token))
             cut = min((at for at in map(self.held.find, self.stop) if at >= 0), default=-1)
             if cut >= 0:
-                self.held, self.ended = self.held[:cut], True
+                self.held, self.ended, self.stopped = self.held[:cut], True, True
                 break
         keep = 0 if self.ended or last else max(map(len, self.stop), default=1) - 1
         text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]

@@ -63,7 +63,7 @@ class Generator:
         seen, rounds = length, 1
         while not all(reader.ended for reader in readers):
             p = self.decoder.extend(weights, p, jnp.int32(rounds), jnp.int32(len(ids) + 1), parts=parts)
-            tokens, now, done = np.asarray(p.text), np.asarray(p.length), np.asarray(p.done)
+            tokens, now, done = np.array(p.text), np.array(p.length), np.array(p.done)  # Copies: p is given away.
             for row, reader in enumerate(readers):
                 piece = reader.push(tokens[row, seen[row] : now[row]], last=bool(done[row]))
                 if piece:

@@ -22,6 +22,7 @@ def make(
     vocab_size: int = 0,
     banned: tuple[int, ...] = (),
     eos: int = -1,
+    every: bool = False,
 ) -> Parts:
     """Parts for requests that are served together: `config.generate` of each, as plain dicts.
 
@@ -33,6 +34,7 @@ def make(
       defaults: `generate` at its defaults: the values at which dials are off.
       vocab_size, banned: see `control.warp.Allowed`.
       eos: see `stream.Parts`.
+      every: leaves no entry out.
     """
     first = requests[0]
     group = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
@@ -43,11 +45,9 @@ def make(
         off = bool(part.dials) and all(
             _at(request, dial) == _at(defaults, dial) for request in requests for dial in part.dials
         )
-        if name in SAMPLING and (greedy or (name != "temperature" and off)):
-            continue
-        if name not in SAMPLING and off:
-            continue
-        chosen.append((name, part))
+        idle = greedy or (off and name != "temperature") if name in SAMPLING else off
+        if every or not idle:
+            chosen.append((name, part))
     verifier = "greedy" if greedy and first["verifier"] == "same_draw" else first["verifier"]
     return Parts(
         memory=Policy.of(first),

@@ -28,6 +28,22 @@ def take(state: Any, rows: jax.Array) -> Any:
     return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), state)
 
 
+def fit(state: Any, empty: Any) -> Any:
+    """`state` with the sizes of `empty`, another state of as many rows without a token, for longer or shorter texts.
+
+    What grows with a text is filled from the front: it is written to the front of the other, or cut to its size, which
+    the text must fit.
+    """
+
+    def moved(x: jax.Array, other: jax.Array) -> jax.Array:
+        if x.shape == other.shape:
+            return x
+        kept = x[tuple(slice(0, min(a, b)) for a, b in zip(x.shape, other.shape, strict=True))]
+        return jax.lax.dynamic_update_slice(other, kept.astype(other.dtype), (0,) * x.ndim)
+
+    return jax.tree.map(moved, state, empty)
+
+
 def choose(which: jax.Array, state: Any, other: Any) -> Any:
     """Rows of `state` where `which [B]` holds, else those of `other`."""
     pick = lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731

@@ -61,7 +61,8 @@ class Progress:
     text: jax.Array  # [B, R + D] ids, prompt and what was drawn; beyond `length` there is rubbish; D: drafter.depth
     length: jax.Array  # [B] tokens of the text
     limit: jax.Array  # [B] tokens that it may come to have, at most R
-    done: jax.Array  # [B] ended by `eos` or the limit, or no request at all
+    done: jax.Array  # [B] ended by `eos`, the limit or a failure, or no request at all
+    failed: jax.Array  # [B] ended because no logit was finite
     calls: jax.Array  # [B] passes of the model that drew for this row
     key: jax.Array  # [B, 2] uint32: the key of each request
     state: Any  # the model's decoding state
@@ -101,19 +102,20 @@ def begin(
       limit: `[B]` tokens of the whole text at most.
       key: `[B, 2]` data of the requests' keys.
       dials: numbers of sampling, `[B]` each.
-      capacity: slots of the decoding state beyond those needed, so that a last piece of the prompt may be padded; at
-        least R. 0: R.
+      capacity: tokens that the decoding state holds now, with the padding of a last piece of the prompt; 0: R. Rows are
+        moved to a larger state by `models.decoding.rows.fit`.
     """
     model, drafter = models["model"], parts.drafter[1]
     B, R = text.shape
-    slots = max(capacity, R) + drafter.nodes - 1
-    side = {name: part.init(models, B, slots) for name, part in parts.sides}
+    more = drafter.nodes - 1
+    side = {name: part.init(models, B, R + more) for name, part in parts.sides}
     length, limit = length.astype(jnp.int32), limit.astype(jnp.int32)
-    state = model.init_state(B, slots, parts.memory)
+    memory = dataclasses.replace(parts.memory, slots=(capacity or R) + more)
+    state = model.init_state(B, R + more, memory)
     text = jnp.pad(text.astype(jnp.int32), ((0, 0), (0, drafter.depth)))
     dials = {name: jnp.asarray(value, jnp.float32) for name, value in dials.items()}
-    zeros = jnp.zeros((B,), jnp.int32)
-    return Progress(text, length, limit, length >= limit, zeros, key, state, None, side, dials)
+    zeros, no = jnp.zeros((B,), jnp.int32), jnp.zeros((B,), bool)
+    return Progress(text, length, limit, length >= limit, no, zeros, key, state, None, side, dials)
 
 
 def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = False) -> Progress:
@@ -133,7 +135,7 @@ def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = 
     tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
     model = models["model"]
     state = model(tokens, mask=masks.Causal(), positions=position, state=p.state, fresh=fresh).state
-    side = {name: part.read(models, p.side[name], tokens, position) for name, part in parts.sides}
+    side = p.side | {name: part.read(models, p.side[name], tokens, position) for name, part in parts.sides}
     return dataclasses.replace(p, state=state, side=side)
 
 
@@ -157,8 +159,10 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
     logits, processed = _controlled(models, p, parts, model.logits(made.features), tree, position)
     row_keys = jax.random.wrap_key_data(p.key)
     path, count, following = parts.verifier(row_keys, logits, tree, p.length - 1, drafter.depth)
+    # What was drawn from numbers that are not finite is no token: the row ends before it.
+    failed = live & ~jnp.all(jnp.isfinite(jnp.max(logits, axis=-1)) | (position < 0), axis=1)
     token = following_tokens(tree.token, path, count, following)
-    count, ended = cut_at(token, jnp.where(live, count, 0), parts.eos)
+    count, ended = cut_at(token, jnp.where(live & ~failed, count, 0), parts.eos)
     if drafter.nodes == 1:
         state, more = made.state, 0
     else:
@@ -166,14 +170,15 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
         kept = {"tokens": tokens, "position": position, "path": accepted, "count": count}
         state, more = commit(model, p.state, made.state, **kept)
     seen = Seen(tree, position, logits, path, count, token, p)
-    sides = {name: drafter.observe(models, side, seen)}
+    sides = p.side | {name: drafter.observe(models, side, seen)}
     sides |= {key: part.commit(models, p.side[key], processed[key], seen) for key, part in parts.control}
     length = p.length + count
     return dataclasses.replace(
         p,
         text=put(p.text, token, p.length),
         length=length,
-        done=p.done | (live & (ended | (length >= p.limit))),
+        done=p.done | failed | (live & (ended | (length >= p.limit))),
+        failed=p.failed | failed,
         calls=p.calls + jnp.where(live, 1 + more, 0),
         state=state,
         side=sides,
@@ -190,7 +195,12 @@ def _controlled(models: Models, p: Progress, parts: Parts, logits, tree: Tree, p
 
 
 def extend(
-    models: Models, p: Progress, parts: Parts, rounds: jax.Array | int, ends: jax.Array | int = 2**31 - 1
+    models: Models,
+    p: Progress,
+    parts: Parts,
+    rounds: jax.Array | int,
+    ends: jax.Array | int = 2**31 - 1,
+    among: jax.Array | None = None,
 ) -> Progress:
     """Rounds of all live rows until no row is live: one `while_loop`.
 
@@ -200,17 +210,19 @@ def extend(
       parts: the sockets' entries.
       rounds: at most so many.
       ends: stops where so many rows have ended in it, so that others may take their places.
+      among: `[B]` the rows that may be extended; None: all.
     """
+    live = lambda p: p.live if among is None else p.live & among  # noqa: E731
     step = functools.reduce(lambda inner, part: part[1].step(inner), reversed(parts.control), round_)
     before = jnp.sum(p.done)
 
     def goes_on(carry: tuple) -> jax.Array:
         turn, p = carry
-        return (turn < rounds) & jnp.any(p.live) & (jnp.sum(p.done) - before < ends)
+        return (turn < rounds) & jnp.any(live(p)) & (jnp.sum(p.done) - before < ends)
 
     def turned(carry: tuple) -> tuple:
         turn, p = carry
-        return turn + 1, step(models, p, parts, p.live)
+        return turn + 1, step(models, p, parts, live(p))
 
     return jax.lax.while_loop(goes_on, turned, (jnp.int32(0), p))[1]
 

@@ -34,6 +34,7 @@ class Sizes:
       length: tokens that a row may come to have, the prompt included.
       N: query heads; K: key heads; H: width of a head.
       dtype: of keys and values.
+      slots: of a policy that keeps every token: rows may be moved to a larger state before they are as long as `length`.
       layer: which of the `layers` layers of the model, from the first.
     """
 
@@ -43,6 +44,7 @@ class Sizes:
     K: int
     H: int
     dtype: Any
+    slots: int
     layer: int = 0
     layers: int = 1
 
@@ -132,11 +134,13 @@ class Memory:
 class Policy:
     """A name of `MEMORIES` and its options: hashable, so that a jitted function takes it as static.
 
-    `layer` and `layers` are set by the stack, which makes a state for each of its layers.
+    `layer` and `layers` are set by the stack, which makes a state for each of its layers. `slots`: see `Sizes`; 0: as
+    many as a row may have tokens.
     """
 
     name: str = "full"
     options: tuple[tuple[str, Any], ...] = ()
+    slots: int = 0
     layer: int = 0
     layers: int = 1
 
@@ -148,7 +152,7 @@ class Policy:
 
     def empty(self, batch: int, length: int, *, N: int, K: int, H: int, dtype: Any) -> Memory:
         """The memory of this layer before the first token."""
-        sizes = Sizes(batch, length, N, K, H, dtype, self.layer, self.layers)
+        sizes = Sizes(batch, length, N, K, H, dtype, self.slots or length, self.layer, self.layers)
         return MEMORIES[self.name].empty(sizes, **dict(self.options))
 
 

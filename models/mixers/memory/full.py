@@ -23,8 +23,8 @@ class Full(Memory):
 
     @classmethod
     def empty(cls, sizes: Sizes) -> Self:
-        """S = `sizes.length` empty slots a row."""
-        shape = (sizes.batch, sizes.K, sizes.length, sizes.H)
+        """S = `sizes.slots` empty slots a row."""
+        shape = (sizes.batch, sizes.K, sizes.slots, sizes.H)
         return cls(jnp.zeros(shape, sizes.dtype), jnp.zeros(shape, sizes.dtype))
 
     def read(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> tuple[Self, View]:

@@ -1,0 +1,442 @@
+"""Many requests over a fixed number of lanes: a row that ends makes room for the next request at once.
+
+    engine = Engine(trained.load("runs/first"), lanes=8)
+    engine.generate(["def main(", "import "], max_tokens=200)
+
+Below that are four verbs. `admit` hands a request in, `step` does what a plan says (or what `Engine.plan` says, first
+come first served), `free` takes a request back, `results` are those that have ended. The text of a request is the same
+alone, in any lane, in any company, and however its prompt was cut: its randomness is its own
+(`models.decoding.keys`), and rows do not meet.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import preflight
+from experiments.generation import requests
+from experiments.generation.decoder import Decoder
+from experiments.generation.pool import Pool, Shape, staying
+from experiments.generation.prefixes import Prefixes, padded, pieces, shared
+from experiments.settings import keys as settings_keys
+from experiments.settings.errors import ConfigError
+from models.decoding import keys as key_scheme
+from models.decoding import parts as sockets
+from models.decoding.rows import take
+from models.decoding.stream import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """One step of the engine, by the ids of requests; the steps of `serving` are made of the same.
+
+    Attributes:
+      preempt: running ones that leave their lanes; what they have is kept.
+      admit: waiting ones whose prompts are begun, and preempted ones that come back.
+      chunks: id -> tokens of its prompt that are read now.
+      decodes: running ones that get tokens; None: all.
+      rounds: passes of the model for them.
+      ends: stops before that where so many of them have ended.
+    """
+
+    preempt: tuple[int, ...] = ()
+    admit: tuple[int, ...] = ()
+    chunks: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    decodes: tuple[int, ...] | None = None
+    rounds: int = 16
+    ends: int = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A request that has ended.
+
+    Attributes:
+      id: as `admit` returned it.
+      text: what was written, without a stop string and the end token.
+      tokens: ids that were drawn, the end token included.
+      reason: "end" (the end token), "limit", "stop" (a stop string), "freed", or what failed, in a sentence.
+      calls: passes of the model that drew for it.
+    """
+
+    id: int
+    text: str
+    tokens: tuple[int, ...]
+    reason: str
+    calls: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request ended for another reason than its text."""
+        return self.reason not in ("end", "limit", "stop", "freed")
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """A request under way: what was asked, and how far it is."""
+
+    id: int
+    ids: np.ndarray  # of the prompt, the start of a document before them
+    options: dict[str, Any]  # `config.generate`
+    key: np.ndarray  # [2]
+    reader: requests.RowText
+    one: Progress | None = None  # while it is in no lane: its own row
+    read: int = 0  # tokens of the prompt in `one`
+    row: int = -1  # its lane
+    length: int = 0  # tokens of its text
+    prefix: tuple[int, ...] = ()  # the beginning of its prompt that others share
+    calls: int = 0
+    over: bool = False
+    text: list[str] = dataclasses.field(default_factory=list)
+    tokens: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that its text may come to have."""
+        return len(self.ids) + self.options["max_tokens"]
+
+    @property
+    def ready(self) -> bool:
+        """Whether its prompt is read: it may take a lane."""
+        return self.one is not None and self.read >= len(self.ids) - 1
+
+
+class Engine:
+    """See the module's docstring.
+
+    Args:
+      trained: of `experiments.workdir.trained.load`.
+      lanes: rows that are under way together; on many devices a multiple of their number.
+      capacity: tokens of prompt and text together, at most; 0: the length that the model was trained on.
+      pool: slots of all rows together, at least `capacity`; 0: lanes x capacity.
+      chunk: tokens of a prompt that are read in one pass, at most.
+      rounds: passes of the model between two looks from the host.
+      **settings: of `config.generate`, other than the run's own, e.g. temperature=0.0 or drafter="lookup".
+
+    Errors: ConfigError in one sentence for settings that cannot be.
+    """
+
+    def __init__(
+        self,
+        trained: Any,
+        *,
+        lanes: int = 8,
+        capacity: int = 0,
+        pool: int = 0,
+        chunk: int = 512,
+        rounds: int = 16,
+        **settings: Any,
+    ):
+        self.settings = _changed(trained.config.generate.to_dict(), settings)
+        preflight.check_generation(self.settings, tables=True)
+        self.tokenizer, self.chunk, self.rounds = trained.tokenizer, chunk, rounds
+        self.decoder = Decoder(trained.program, trained.tokenizer)
+        self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
+        self.weights = self.decoder.weights(trained.params, self._parts)
+        capacity = capacity or trained.config.data.length
+        for name, value, least in (("lanes", lanes, 1), ("chunk", chunk, 1), ("rounds", rounds, 1)):
+            if value < least:
+                raise ConfigError([f"{name}={value} must be at least {least}, e.g. {name}=8."])
+        self.pool = Pool(lanes, capacity, pool or lanes * -(-capacity // 64) * 64)
+        if self.pool.size < self.pool.longest:
+            raise ConfigError([f"pool={pool} holds no row of capacity={capacity}; use e.g. pool={self.pool.longest}."])
+        self.seed, self._next, self._seen = trained.config.seed, 0, {}
+        self.waiting: deque[Request] = deque()  # not begun, or out of their lanes
+        self.reading: dict[int, Request] = {}  # begun, the prompt not yet read or no lane free
+        self.running: dict[int, Request] = {}  # in lanes, the oldest first
+        self.prefixes = Prefixes()
+        self._ended: list[Result] = []
+        self._lanes: Progress | None = None
+        self._shape: Shape | None = None
+        self._unsaid: list[tuple[Request, np.ndarray, str]] = []  # tokens whose text is still to be made
+
+    # The API of a notebook.
+
+    def generate(self, prompts: Sequence[str], *, seed: int | None = None, **settings: Any) -> list[str]:
+        """The continuation of each prompt; the same prompt and seed give the same text in any company.
+
+        Errors: ConfigError for settings that cannot be and for a prompt that does not fit.
+        """
+        texts = dict.fromkeys(self.admit_all(prompts, seed=seed, **settings))
+        for result in self.results():
+            if result.id in texts:
+                if result.failed:
+                    raise RuntimeError(result.reason)
+                texts[result.id] = result.text
+        return list(texts.values())
+
+    def admit_all(self, prompts: Sequence[str], *, seed: int | None = None, **settings: Any) -> list[int]:
+        """`admit` for many; beginnings that several of them share are read once."""
+        options = self._options(settings)
+        numbers = np.asarray(requests.rows(prompts))
+        made = [self._request(prompt, options, seed, int(n)) for prompt, n in zip(prompts, numbers, strict=True)]
+        for request, prefix in zip(made, shared([r.ids for r in made]), strict=True):
+            request.prefix = prefix
+            self.prefixes.expect(prefix)
+        self.waiting.extend(made)
+        return [request.id for request in made]
+
+    # The four verbs.
+
+    def admit(self, prompt: str, *, seed: int | None = None, number: int | None = None, **settings: Any) -> int:
+        """Hands a request in and returns its id.
+
+        Args:
+          prompt: its text.
+          seed: of its randomness; None: the run's.
+          number: tells requests of one seed apart; None: from the prompt, and how often it was asked before.
+          **settings: of `config.generate`.
+
+        Errors: ConfigError.
+        """
+        if number is None:
+            count = self._seen[prompt] = self._seen.get(prompt, -1) + 1
+            number = requests.number(prompt, count)
+        request = self._request(prompt, self._options(settings), seed, number)
+        self.waiting.append(request)
+        return request.id
+
+    def step(self, plan: StepPlan | None = None) -> None:
+        """Preempts, admits, reads and decodes as `plan` says, or as `self.plan()` does."""
+        plan = self.plan() if plan is None else plan
+        for id in plan.preempt:
+            self._preempt(self.running[id])
+        for id in plan.admit:
+            self._begin(next(request for request in self.waiting if request.id == id))
+        for id, count in plan.chunks.items():
+            self._read(self.reading[id], count)
+        for request in [r for r in self.reading.values() if r.ready]:
+            self._seat(request)
+        self._decode(plan)
+
+    def free(self, id: int) -> None:
+        """Ends a request where it stands."""
+        for request in [*self.waiting, *self.reading.values(), *self.running.values()]:
+            if request.id == id:
+                self._end(request, "freed")
+
+    def results(self) -> Iterator[Result]:
+        """Requests as they end, until there are none left."""
+        while self.waiting or self.reading or self.running or self._unsaid or self._ended:
+            while self._ended:
+                yield self._ended.pop(0)
+            if self.waiting or self.reading or self.running:
+                self.step()
+            self._say()
+
+    def plan(self) -> StepPlan:
+        """First come first served: whoever waits takes a free lane as long as the pool has room for its text so far."""
+        taken, admit, chunks = len(self.running) + len(self.reading), [], {}
+        needs = [self._need(request) for request in (*self.running.values(), *self.reading.values())]
+        for request in self.waiting:
+            needs.append(self._need(request))
+            if self.pool.shape(taken + 1, max(needs)) is None:
+                break
+            admit.append(request.id)
+            taken += 1
+            if request.one is None:
+                chunks[request.id] = len(request.ids)
+        left = len(self.waiting) > len(admit)
+        return StepPlan(admit=tuple(admit), chunks=chunks, rounds=self.rounds, ends=1 if left else 2**31 - 1)
+
+    # What they are made of.
+
+    def _options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        options = _changed(self.settings, settings)
+        preflight.check_generation(options, tables=True)
+        for name in ("memory", "drafter", "verifier", "control"):
+            if options[name] != self.settings[name]:
+                raise ConfigError([f"generate.{name}={options[name]!r} is the engine's; make one with {name}=..."])
+        return options
+
+    def _request(self, prompt: str, options: dict[str, Any], seed: int | None, number: int) -> Request:
+        ids = requests.encode(self.tokenizer, prompt)
+        if len(ids) + options["max_tokens"] > self.pool.capacity:
+            raise ConfigError([
+                f"a prompt of {len(ids)} tokens with generate.max_tokens={options['max_tokens']} does not fit "
+                f"capacity={self.pool.capacity}; use e.g. capacity={len(ids) + options['max_tokens']}."
+            ])  # fmt: skip
+        key = jax.random.key(self.seed if seed is None else seed)
+        key = jax.random.key_data(key_scheme.row_keys(key, 1, jnp.asarray([number], jnp.uint32))[0])
+        reader = requests.RowText(self.tokenizer, tuple(options["stop"]))
+        self._next += 1
+        return Request(self._next - 1, ids, options, np.asarray(key), reader, length=len(ids))
+
+    def _need(self, request: Request) -> int:
+        """Tokens that its row is to hold after the next step."""
+        drafter = self._parts.drafter[1]
+        return min(request.limit, request.length + self.rounds * drafter.depth)
+
+    def _begin(self, request: Request) -> None:
+        """Takes a request out of the queue: its row begins, with what is there of its prompt, or comes back."""
+        self.waiting.remove(request)
+        self.reading[request.id] = request
+        if request.one is None:
+            found = self.prefixes.take(request.prefix)
+            if found is not None:
+                request.one, request.read = self._fresh_row(request, found), len(request.prefix)
+
+    def _fresh_row(self, request: Request, found: Progress | None) -> Progress:
+        """The row of a request of which nothing is read, or what a prefix holds."""
+        slots = self.pool.room(padded(len(request.ids)))
+        text = np.full((1, self._width()), self.tokenizer.pad, np.int32)
+        text[0, : len(request.ids)] = request.ids
+        given = (np.asarray([len(request.ids)]), np.asarray([request.limit]), request.key[None])
+        one = self.decoder.start(
+            self.weights,
+            text,
+            *given,
+            sockets.dials([request.options], self._parts),
+            parts=self._parts,
+            size=0,
+            capacity=slots,
+        )
+        if found is None:
+            return one
+        kept = self.decoder.moved(self.weights, found, np.zeros(1, np.int32), parts=self._parts, capacity=slots)
+        return dataclasses.replace(one, state=kept.state, side=kept.side)
+
+    def _width(self) -> int:
+        """Tokens of the text of a row, the padding of its prompt's last piece included."""
+        return padded(self.pool.longest)
+
+    def _read(self, request: Request, count: int) -> None:
+        """Reads up to `count` more tokens of a prompt, in pieces of few sizes."""
+        if request.one is None:
+            request.one = self._fresh_row(request, None)
+        end = min(request.read + count, len(request.ids) - 1)
+        cuts = [len(request.prefix)] if request.read < len(request.prefix) <= end else []
+        for stop in (*cuts, end):
+            for used, size in pieces(stop - request.read, self.chunk):
+                # Only so much of the text is shown that a padded piece reads no more than it is to.
+                shown = dataclasses.replace(request.one, length=jnp.full((1,), request.read + used + 1, jnp.int32))
+                fresh = request.read == 0
+                one = self.decoder.read(self.weights, shown, parts=self._parts, size=size, fresh=fresh)
+                request.one = dataclasses.replace(one, length=jnp.full((1,), len(request.ids), jnp.int32))
+                request.read += used
+            if request.prefix and request.read == len(request.prefix):
+                self.prefixes.keep(request.prefix, request.one)
+
+    def _seat(self, request: Request) -> None:
+        """Puts a row into a lane."""
+        needs = {r.id: self._need(r) for r in (*self.running.values(), request)}
+        kept, shape = staying(self.pool, needs)
+        if request.id not in kept:
+            return
+        self._resize(shape)
+        taken = {r.row for r in self.running.values()}
+        request.row = next(row for row in range(shape.rows) if row not in taken)
+        rows = np.zeros(1, np.int32)
+        one = self.decoder.moved(self.weights, request.one, rows, parts=self._parts, capacity=shape.slots)
+        self._lanes = self.decoder.insert(self._lanes, np.int32(request.row), one)
+        request.one = None
+        del self.reading[request.id]
+        self.running[request.id] = request
+
+    def _resize(self, shape: Shape) -> None:
+        """The lanes with another number of rows and slots; running rows are moved together where rows are fewer."""
+        if self._lanes is None:
+            text = np.full((shape.rows, self._width()), self.tokenizer.pad, np.int32)
+            dials = sockets.dials([self.settings] * shape.rows, self._parts)
+            self._lanes = self.decoder.lanes(self.weights, text, dials, parts=self._parts, capacity=shape.slots)
+        elif shape != self._shape:
+            rows = np.full(shape.rows, -1, np.int32)
+            for row, request in enumerate(self.running.values()):
+                rows[row], request.row = request.row, row
+            self._lanes = self.decoder.moved(self.weights, self._lanes, rows, parts=self._parts, capacity=shape.slots)
+        self._shape = shape
+
+    def _preempt(self, request: Request) -> None:
+        """Takes a row out of its lane; it comes back as it is. What it has lies in the host's memory until then."""
+        row = jax.jit(take)(self._lanes, jnp.asarray([request.row]))
+        request.one, request.read = jax.device_get(row), len(request.ids)
+        self._retire([request.row])
+        del self.running[request.id]
+        request.row = -1
+        self.waiting.appendleft(request)
+
+    def _retire(self, rows: Sequence[int]) -> None:
+        """Lanes that are no request's any more."""
+        done = np.array(self._lanes.done)
+        done[list(rows)] = True
+        self._lanes = dataclasses.replace(self._lanes, done=jax.device_put(done, self._lanes.done.sharding))
+
+    def _decode(self, plan: StepPlan) -> None:
+        """Rounds of the running rows, while the host makes text of what came before; then a look at what there is."""
+        if not self.running:
+            return self._say()
+        kept, shape = staying(self.pool, {r.id: self._need(r) for r in self.running.values()})
+        for request in [r for r in self.running.values() if r.id not in kept][::-1]:
+            self._preempt(request)
+        self._resize(shape)
+        here = list(self.running.values())
+        among = np.zeros(shape.rows, bool)
+        among[[r.row for r in here if plan.decodes is None or r.id in plan.decodes]] = True
+        parts = self.decoder.parts([r.options for r in here])
+        rounds, ends = np.int32(min(plan.rounds, self.rounds)), np.int32(plan.ends)
+        self._lanes = self.decoder.extend(self.weights, self._lanes, rounds, ends, among, parts=parts)
+        self._say()
+        self._look(here)
+
+    def _look(self, here: Sequence[Request]) -> None:
+        """Takes what the rows have drawn; those that are done leave their lanes."""
+        lanes = self._lanes
+        text, length = np.array(lanes.text), np.array(lanes.length)
+        done, failed, calls = np.array(lanes.done), np.array(lanes.failed), np.array(lanes.calls)
+        for request in [r for r in here if not r.over]:
+            row = request.row
+            new = text[row, request.length : length[row]]
+            request.length, request.calls = int(length[row]), int(calls[row])
+            request.tokens.extend(new.tolist())
+            reason = ""
+            if done[row]:
+                ended = len(new) and new[-1] == self.tokenizer.eos
+                reason = "the model's numbers are not finite" if failed[row] else "end" if ended else "limit"
+                del self.running[request.id]
+            self._unsaid.append((request, new, reason))
+
+    def _say(self) -> None:
+        """Makes text of what was drawn; a stop string, or a failure here, ends its request and no other."""
+        unsaid, self._unsaid = self._unsaid, []
+        for request, new, reason in unsaid:
+            if request.over:
+                continue
+            try:
+                request.text.append(request.reader.push(new, last=bool(reason)))
+            except Exception as error:  # Whatever it is, it is this row's alone.
+                reason = f"its text cannot be made: {type(error).__name__}: {error}"
+            if request.reader.stopped and reason in ("", "limit", "end"):
+                reason = "stop"
+            if reason:
+                self._end(request, reason)
+
+    def _end(self, request: Request, reason: str) -> None:
+        if self.running.pop(request.id, None) is not None:
+            self._retire([request.row])
+        self.reading.pop(request.id, None)
+        if request in self.waiting:
+            self.waiting.remove(request)
+            if request.one is None:
+                self.prefixes.take(request.prefix)
+        request.over, request.one = True, None
+        self._ended.append(Result(request.id, "".join(request.text), tuple(request.tokens), reason, request.calls))
+
+
+def _changed(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.generate` with other settings; a group takes a dict."""
+    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in options.items()}
+    for key, value in settings.items():
+        if key not in made:
+            raise ConfigError(
+                [f"generate.{key} is not a key of the config; {settings_keys.suggest(key, made)}".strip()]
+            )
+        made[key] = made[key] | value if isinstance(value, Mapping) else value
+    return made
+
+
+__all__ = ["Engine", "Result", "StepPlan"]
