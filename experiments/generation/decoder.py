@@ -34,12 +34,11 @@ class Decoder:
         self.program, self.tokenizer = program, tokenizer
         self.programs: dict[str, Program] = {"model": program}
         self._beside: dict[str, Any] = {}  # weights of the models beside, by name and workdir
-        static = ("parts", "size", "capacity", "fresh")
-        self.start = jax.jit(self._start, static_argnames=static)
-        self.read = jax.jit(self._read, static_argnames=static, donate_argnames=("p",))
-        self.extend = jax.jit(self._extend, static_argnames=static, donate_argnames=("p",))
-        self.lanes = jax.jit(self._lanes, static_argnames=static)
-        self.moved = jax.jit(self._moved, static_argnames=static)
+        self.start = jax.jit(self._start, static_argnames=("parts", "size", "capacity"))
+        self.read = jax.jit(self._read, static_argnames=("parts", "size", "fresh"), donate_argnames=("p",))
+        self.extend = jax.jit(self._extend, static_argnames=("parts",), donate_argnames=("p",))
+        self.lanes = jax.jit(self._lanes, static_argnames=("parts", "capacity"))
+        self.moved = jax.jit(self._moved, static_argnames=("parts", "capacity"))
         self.insert = jax.jit(insert, donate_argnums=0)
 
     def parts(self, asked: Sequence[Mapping[str, Any]], *, every: bool = False) -> Parts:

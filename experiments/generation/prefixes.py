@@ -14,7 +14,7 @@ SMALLEST = 16  # The smallest piece; rests are padded to it.
 
 
 def pieces(count: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Cuts `count` tokens into pieces, (tokens, size of the padded piece); sizes are `chunk` and powers of two below it.
+    """Cuts `count` tokens into pieces, (tokens, size with padding); sizes are `chunk` and powers of two below it.
 
     A rest is padded to the next size where that is at most a third more; else half of it is read first.
     """

@@ -34,7 +34,7 @@ class Sizes:
       length: tokens that a row may come to have, the prompt included.
       N: query heads; K: key heads; H: width of a head.
       dtype: of keys and values.
-      slots: of a policy that keeps every token: rows may be moved to a larger state before they are as long as `length`.
+      slots: of a policy that keeps every token: at first fewer than `length`, where rows are moved as they grow.
       layer: which of the `layers` layers of the model, from the first.
     """
 
