@@ -23,87 +23,13 @@ from experiments.generation import requests
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
 from experiments.generation.prefixes import Prefixes, padded, pieces, shared
+from experiments.generation.request import Request, Result, StepPlan
 from experiments.settings import keys as settings_keys
 from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets
 from models.decoding.rows import take
 from models.decoding.stream import Progress
-
-
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """One step of the engine, by the ids of requests; the steps of `serving` are made of the same.
-
-    Attributes:
-      preempt: running ones that leave their lanes; what they have is kept.
-      admit: waiting ones whose prompts are begun, and preempted ones that come back.
-      chunks: id -> tokens of its prompt that are read now.
-      decodes: running ones that get tokens; None: all.
-      rounds: passes of the model for them.
-      ends: stops before that where so many of them have ended.
-    """
-
-    preempt: tuple[int, ...] = ()
-    admit: tuple[int, ...] = ()
-    chunks: Mapping[int, int] = dataclasses.field(default_factory=dict)
-    decodes: tuple[int, ...] | None = None
-    rounds: int = 16
-    ends: int = 2**31 - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A request that has ended.
-
-    Attributes:
-      id: as `admit` returned it.
-      text: what was written, without a stop string and the end token.
-      tokens: ids that were drawn, the end token included.
-      reason: "end" (the end token), "limit", "stop" (a stop string), "freed", or what failed, in a sentence.
-      calls: passes of the model that drew for it.
-    """
-
-    id: int
-    text: str
-    tokens: tuple[int, ...]
-    reason: str
-    calls: int
-
-    @property
-    def failed(self) -> bool:
-        """Whether the request ended for another reason than its text."""
-        return self.reason not in ("end", "limit", "stop", "freed")
-
-
-@dataclasses.dataclass(eq=False)
-class Request:
-    """A request under way: what was asked, and how far it is."""
-
-    id: int
-    ids: np.ndarray  # of the prompt, the start of a document before them
-    options: dict[str, Any]  # `config.generate`
-    key: np.ndarray  # [2]
-    reader: requests.RowText
-    one: Progress | None = None  # while it is in no lane: its own row
-    read: int = 0  # tokens of the prompt in `one`
-    row: int = -1  # its lane
-    length: int = 0  # tokens of its text
-    prefix: tuple[int, ...] = ()  # the beginning of its prompt that others share
-    calls: int = 0
-    over: bool = False
-    text: list[str] = dataclasses.field(default_factory=list)
-    tokens: list[int] = dataclasses.field(default_factory=list)
-
-    @property
-    def limit(self) -> int:
-        """Tokens that its text may come to have."""
-        return len(self.ids) + self.options["max_tokens"]
-
-    @property
-    def ready(self) -> bool:
-        """Whether its prompt is read: it may take a lane."""
-        return self.one is not None and self.read >= len(self.ids) - 1
 
 
 class Engine:
