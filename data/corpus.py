@@ -23,7 +23,7 @@ from data.tokenizer import ByteTokenizer, SymbolTokenizer, Tokenizer, load_token
 _SPLITS = ("train", "valid")
 _BPE_VOCAB_SIZE = 4096
 _LEAST_HELD_OUT = 64  # bytes; with fewer the standard error of bits per byte is some 0.3 bits
-TOKENIZERS = ("bytes", "bpe")
+TOKENIZERS = ("bytes", *tokenise.TRAINERS)
 SAMPLE = 4 << 20  # bytes of the training split that BPE learns from, where nothing else is said
 
 
@@ -46,7 +46,7 @@ class _Wanted:
 
     @property
     def ids(self) -> int:
-        """Ids that BPE is asked for."""
+        """Ids that a trainer is asked for."""
         return self.vocab_size or _BPE_VOCAB_SIZE
 
 
@@ -72,9 +72,9 @@ def load(
       source: a name in `data.SOURCES`, "mixture", or "task:NAME" with a name in `data.TASKS`.
       path: file, folder or pattern for "text"; data folder for "tfds"; another library's folder for "stdlib".
       name: data set for "tfds"; "all" keeps the test folders of "stdlib"; settings of a task, as "pairs=32, keys=64".
-      tokenizer: "bytes", "bpe" (trained on the train split), the path of a saved tokenizer, or a `Tokenizer` (e.g. of a
-        trained run), for which `vocab_size` is not read. Sources of symbols ("digits", "random") have their own
-        vocabulary.
+      tokenizer: "bytes", a name in `data.tokenise.TRAINERS` ("bpe", ...: trained on the train split), the path of a
+        saved tokenizer, or a `Tokenizer` (e.g. of a trained run), for which `vocab_size` is not read. Sources of
+        symbols ("digits", "random") have their own vocabulary.
       vocab_size: ids, specials included; 0 is the tokenizer's own (bytes 259, bpe 4096). "random" needs it.
       tokenizer_sample: bytes of the train split that "bpe" learns from; 0: all of it.
       validation: share of the bytes kept for validation, 0 <= validation < 1 (see `data.division`). With 0 the split is
@@ -111,8 +111,8 @@ def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | Non
     keys = ("tokenizer", "tokenizer_sample", "validation", "cache_dir", "components")
     wanted = _wanted(source, request, *(a[key] for key in keys))
     reading = wanted.reading("bytes", None)
-    if reading.parts and wanted.tokenizer == "bpe":
-        folder = tokenise.bpe_folder(wanted.ids, reading, wanted.sample, wanted.cached_in)
+    if reading.parts and _is_trained(wanted.tokenizer):
+        folder = tokenise.trained_folder(wanted.tokenizer, wanted.ids, reading, wanted.sample, wanted.cached_in)
         if not cache.found(folder):
             return None
     return _tokenizer(wanted, reading)
@@ -194,7 +194,7 @@ def _loaded(wanted: _Wanted, rule: str) -> Corpus:
         kind = _tokenizer(wanted, reading)
         corpora = [_corpus(part, n, kind, reading, wanted) for part, n in zip(wanted.parts, wanted.names, strict=True)]
     made = _mixed(corpora, wanted.names, wanted.weights) if wanted.weights else corpora[0]
-    if wanted.tokenizer == "bpe" and kind.vocab_size < wanted.ids:
+    if _is_trained(wanted.tokenizer) and kind.vocab_size < wanted.ids:
         read = "all of it" if not wanted.sample else f"{wanted.sample / (1 << 20):.3g} MiB of it"
         more = f"tokenizer_sample={8 * wanted.sample} (0: all) to learn from more, or " if wanted.sample else ""
         made.info["notes"].append(
@@ -230,8 +230,8 @@ def _tokenizer(wanted: _Wanted, reading: tokenise.Reading) -> Tokenizer:
         return _symbol_tokenizer(kind, wanted.vocab_size, SymbolTokenizer(symbols.pop()), source)
     if kind == "bytes":
         return _of_size(ByteTokenizer(), wanted.vocab_size, kind)
-    if kind == "bpe":
-        return tokenise.trained_bpe(wanted.ids, reading, wanted.sample, wanted.cached_in)
+    if _is_trained(kind):
+        return tokenise.trained(kind, wanted.ids, reading, wanted.sample, wanted.cached_in)
     if _is_path(kind):
         kind = _of_size(load_tokenizer(kind), wanted.vocab_size, str(kind))
     if isinstance(kind, str):
@@ -239,6 +239,10 @@ def _tokenizer(wanted: _Wanted, reading: tokenise.Reading) -> Tokenizer:
     if isinstance(kind, SymbolTokenizer):
         raise ValueError(f"tokenizer={kind.name!r} is for symbols and source={source!r} has text; use 'bytes'.")
     return kind
+
+
+def _is_trained(kind: str | os.PathLike | Tokenizer) -> bool:
+    return isinstance(kind, str) and kind in tokenise.TRAINERS
 
 
 def _symbol_tokenizer(

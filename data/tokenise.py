@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import cache, division, documents, tokenizer
+from data.tokenizers import trainers
 
 _FORMAT = 2  # of the cached files; a new number makes old ones unused
 _CHUNK_BYTES = 4 << 20
@@ -180,23 +181,33 @@ def said(counted: dict[str, list]) -> str:
     return "; ".join(parts)
 
 
-def bpe_folder(vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> pathlib.Path:
-    """The folder that caches the BPE of `trained_bpe`."""
-    return cached_in / "tokenizers" / cache.digest("bpe", vocab_size, sample, *reading.facts())
+# By name: (texts, vocab_size) -> a tokenizer that is learned from the training split.
+TRAINERS = {"bpe": tokenizer.train_bpe, **trainers.TRAINERS}
 
 
-def trained_bpe(vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> tokenizer.Tokenizer:
-    """BPE learned from at most `sample` bytes of the train splits (0: all of them), kept by corpus and size."""
-    folder = bpe_folder(vocab_size, reading, sample, cached_in)
+def trained_folder(name: str, vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> pathlib.Path:
+    """The folder that caches the tokenizer of `trained`."""
+    return cached_in / "tokenizers" / cache.digest(name, vocab_size, sample, *reading.facts())
+
+
+def trained(name: str, vocab_size: int, reading: Reading, sample: int, cached_in: pathlib.Path) -> tokenizer.Tokenizer:
+    """A tokenizer learned from at most `sample` bytes of the train splits (0: all of them), kept by corpus and size.
+
+    Args:
+      name: of `TRAINERS`.
+    """
+    folder = trained_folder(name, vocab_size, reading, sample, cached_in)
     count = len(reading.parts)
 
     def build(private: pathlib.Path) -> dict[str, Any]:
         texts = (text for k in range(count) for text in _sample(reading.divided(k), sample // count if sample else 0))
-        tokenizer.train_bpe(texts, vocab_size).save(private / "tokenizer.json")
+        TRAINERS[name](texts, vocab_size).save(private / "tokenizer.json")
         return {}
 
     if vocab_size < 260:
-        tokenizer.train_bpe((), vocab_size)  # refuses by itself
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small for tokenizer={name!r}; use at least 260, such as 4096."
+        )
     cache.cached(folder, build)
     return tokenizer.load_tokenizer(folder / "tokenizer.json")
 

@@ -8,6 +8,7 @@ of different tokenizers can be compared in bits per byte.
 import codecs
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -139,7 +140,7 @@ class BPETokenizer(_ByteLevel):
     def __init__(self, definition: str):
         import tokenizers  # slow to import, and needed by few
 
-        self._definition = definition
+        self.definition = definition
         try:
             self._library = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library knows one class of error
@@ -154,7 +155,7 @@ class BPETokenizer(_ByteLevel):
             raise ValueError(f"its vocabulary lacks the byte {int(np.argmin(self._single))}")
 
     def _state(self) -> dict[str, Any]:
-        return {"kind": "bpe", "definition": self._definition}
+        return {"kind": "bpe", "definition": self.definition}
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of `text`, `[n]` int32, without specials."""
@@ -277,6 +278,9 @@ def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
         raise messages.unknown(f"kind in {name!r}", kind, tuple(_KINDS))
     digest = state.pop("digest", None)  # older files have none
     made, needed = _KINDS[kind]
+    if isinstance(made, str):  # A module that is built on this one.
+        module, _, attribute = made.partition(":")
+        made = getattr(importlib.import_module(module), attribute)
     for key, type_ in needed.items():
         if type(state.get(key)) is not type_:
             raise ValueError(_not_saved(name, f"its {key!r} is missing or not of type {type_.__name__}"))
@@ -403,8 +407,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 # Kind of a saved tokenizer: what makes it, and the fields that it needs.
-_KINDS: dict[str, tuple[Callable[..., Tokenizer], dict[str, type]]] = {
+_KINDS: dict[str, tuple[Callable[..., Tokenizer] | str, dict[str, type]]] = {
     "bytes": (ByteTokenizer, {}),
     "bpe": (BPETokenizer, {"definition": str}),
     "symbols": (SymbolTokenizer, {"num_symbols": int, "name": str}),
+    "greedy": ("data.tokenizers.kinds:GreedyTokenizer", {"name": str, "pieces": list}),
+    "bytes_library": ("data.tokenizers.kinds:BytesLibraryTokenizer", {"name": str, "definition": str}),
 }

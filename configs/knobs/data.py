@@ -21,14 +21,16 @@ data.name = text(
 )
 data.components = texts((), "mixture: a tuple of dicts, each a source with its own `weight`.", of="data.source=mixture")
 data.tokenizer = part(
-    "bytes", "data:TOKENIZERS", "bytes, bpe (trained on the corpus, offline, cached), or the path of a saved tokenizer."
+    "bytes",
+    "data:TOKENIZERS",
+    "bytes, bpe or another trainer (learned from the corpus, offline, cached), or the path of a saved tokenizer.",
 )
-data.vocab_size = whole(0, "tokenizer=bpe: its size with specials. source=random: the ids drawn from.", least=0)
+data.vocab_size = whole(0, "A trained tokenizer's size with specials. source=random: the ids drawn from.", least=0)
 data.tokenizer_sample = whole(
     4 << 20,
-    "Bytes of the training split that BPE learns from; 0 = all.",
+    "Bytes of the training split that a tokenizer learns from; 0 = all.",
     least=0,
-    of="data.tokenizer=bpe",
+    of="data.tokenizer=bpe|unigram|lzw|lib|digits_left|digits_right|superbpe|supertokens|byte_bpe|morphology",
     before=4 << 20,
 )
 data.validation = number(

@@ -18,16 +18,25 @@ class Corpus:
 
     def __init__(self, words: Mapping[bytes, int], merges: Iterable[Pair] = ()):
         """`merges` are applied first, in their order."""
-        self.words = [[word[k : k + 1] for k in range(len(word))] for word in words]
-        self.uses = list(words.values())
+        self._start([[word[k : k + 1] for k in range(len(word))] for word in words], list(words.values()))
+        for pair in merges:
+            self.merge(pair)
+
+    @classmethod
+    def of_pieces(cls, words: list[list[bytes]], uses: list[int]) -> "Corpus":
+        """Words that are in pieces already, with the count of each."""
+        made = cls.__new__(cls)
+        made._start(words, uses)
+        return made
+
+    def _start(self, words: list[list[bytes]], uses: list[int]) -> None:
+        self.words, self.uses = words, uses
         self.counts: Counter = Counter()
         self._where: defaultdict[Pair, set[int]] = defaultdict(set)
         for index, word in enumerate(self.words):
             for pair in zip(word, word[1:], strict=False):
                 self.counts[pair] += self.uses[index]
                 self._where[pair].add(index)
-        for pair in merges:
-            self.merge(pair)
 
     def merge(self, pair: Pair) -> set[Pair]:
         """Joins `pair` everywhere, in each word from left to right; the pairs whose count was touched."""
@@ -77,7 +86,22 @@ def train(words: Mapping[bytes, int], merges: int, *, after: Iterable[Pair] = ()
       after: merges already learned, e.g. within words, that these are added to (SuperBPE's second stage).
     """
     after = list(after)
-    corpus, age = Corpus(words, after), {bytes([b]): rank for b, rank in enumerate(alphabet_rank())}
+    return _added(Corpus(words, after), merges, after, least)
+
+
+def train_pieces(
+    words: list[list[bytes]], uses: list[int], merges: int, after: Iterable[Pair], least: int = 2
+) -> list[Pair]:
+    """`train` on words that are in the pieces of the merges `after` already, e.g. by the library; they are changed.
+
+    Args:
+      words: each a list of pieces. uses: count of each word.
+    """
+    return _added(Corpus.of_pieces(words, uses), merges, after, least)
+
+
+def _added(corpus: Corpus, merges: int, after: Iterable[Pair], least: int) -> list[Pair]:
+    age = {bytes([b]): rank for b, rank in enumerate(alphabet_rank())}
     for pair in after:
         age.setdefault(pair[0] + pair[1], len(age))
     made: list[Pair] = []

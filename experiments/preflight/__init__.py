@@ -156,6 +156,7 @@ def _size_problems(config: Any) -> Iterator[str]:
 
 def _combination_problems(config: Any) -> Iterator[str]:
     """Parts that do not go together."""
+    from data.tokenise import TRAINERS
     from experiments.program import objective
     from models.mixers import MIXERS
 
@@ -177,8 +178,8 @@ def _combination_problems(config: Any) -> Iterator[str]:
         yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."
     elif config.data.source == "text" and "*" not in path and not found(path, pathlib.Path.exists):
         yield f"data.path={short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
-    if tokenizer == "bpe" and 0 < config.data.vocab_size < 260:
-        yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer='bpe'; use e.g. 4096."
+    if tokenizer in TRAINERS and 0 < config.data.vocab_size < 260:
+        yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer={tokenizer!r}; use e.g. 4096."
     if ("/" in tokenizer or tokenizer.endswith(".json")) and not found(tokenizer, pathlib.Path.is_file):
         yield f"data.tokenizer={short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
     for key, start in (("warm_start", warm), ("grow_from", grow)):

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 import data
+from data.tokenise import TRAINERS
 from experiments import workdir as files
 from experiments.settings.errors import ConfigError
 from models.objectives import OBJECTIVES
@@ -60,7 +61,7 @@ def vocabulary(config) -> tuple[int, str]:
         known = None
     if known is not None:
         return known.vocab_size, ""
-    if c.tokenizer == "bpe" and c.vocab_size:
+    if c.tokenizer in TRAINERS and c.vocab_size:
         return c.vocab_size, (
             f"data.vocab_size={c.vocab_size} is filled; the tokenizer is not learned yet, and the corpus may give fewer"
         )

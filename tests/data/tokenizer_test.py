@@ -145,7 +145,7 @@ def test_the_table_of_words_is_bounded_and_long_texts_take_time_in_proportion(mo
 
 
 def test_another_cut_into_words_is_left_to_the_library():
-    definition = json.loads(BPE._definition)
+    definition = json.loads(BPE.definition)
     changes = {
         "pre_tokenizer": {**definition["pre_tokenizer"], "add_prefix_space": True},
         "normalizer": {"type": "Lowercase"},
@@ -191,7 +191,7 @@ def spoil(definition, **changes):
     return json.dumps({"kind": "bpe", "definition": json.dumps({**json.loads(definition), **changes})})
 
 
-MODEL = json.loads(BPE._definition)["model"]
+MODEL = json.loads(BPE.definition)["model"]
 VOCAB = MODEL["vocab"]
 DAMAGED = {
     "empty": "",
@@ -217,9 +217,9 @@ DAMAGED = {
     "symbols negative": '{"kind": "symbols", "num_symbols": -4, "name": "a"}',
     "symbols many": '{"kind": "symbols", "num_symbols": 99999999999999999999, "name": "a"}',
     "symbols name": '{"kind": "symbols", "num_symbols": 17}',
-    "gap": spoil(BPE._definition, model={**MODEL, "vocab": {k: v + 5 for k, v in VOCAB.items()}, "merges": []}),
-    "byte": spoil(BPE._definition, model={**MODEL, "vocab": dict(list(VOCAB.items())[:200]), "merges": []}),
-    "words": spoil(BPE._definition, model={"type": "WordLevel", "vocab": {"a": 0, "日": 1}, "unk_token": "a"}),
+    "gap": spoil(BPE.definition, model={**MODEL, "vocab": {k: v + 5 for k, v in VOCAB.items()}, "merges": []}),
+    "byte": spoil(BPE.definition, model={**MODEL, "vocab": dict(list(VOCAB.items())[:200]), "merges": []}),
+    "words": spoil(BPE.definition, model={"type": "WordLevel", "vocab": {"a": 0, "日": 1}, "unk_token": "a"}),
     "torn": BPE.to_json()[:5000],
 }
 
@@ -247,7 +247,7 @@ def test_a_flipped_bit_of_a_saved_tokenizer_is_seen(tmp_path):
             data.load_tokenizer(path)
     state = json.loads(whole)
     other = {**MODEL, "merges": [*MODEL["merges"][1::-1], *MODEL["merges"][2:]]}  # whole, and another tokenizer
-    path.write_text(json.dumps({**state, "definition": json.dumps({**json.loads(BPE._definition), "model": other})}))
+    path.write_text(json.dumps({**state, "definition": json.dumps({**json.loads(BPE.definition), "model": other})}))
     with pytest.raises(ValueError, match="is damaged: it is not what was saved"):
         data.load_tokenizer(path)
     del state["digest"]  # as older runs saved it

@@ -2,12 +2,13 @@
 
 import collections
 import itertools
+import math
 import random
 
 import pytest
 
 from data import tokenizer
-from data.tokenizers import digits, dynamic, lib, lzw, morphology, pairs
+from data.tokenizers import digits, dynamic, lib, lzw, morphology, pairs, unigram
 
 
 def plain_train(words, merges):
@@ -167,3 +168,48 @@ def test_turkish_affixes_follow_the_vowels_and_share_a_name():
         assert turkish.join(read) == word
     for word in ("evlarda", "evde!", "masa", "kitapda"):
         assert turkish.analyse(word) is None, "harmony is broken, or a part is unknown"
+
+
+def cuts(word):
+    """Every cut of a word into pieces."""
+    if not word:
+        yield ()
+    for end in range(1, len(word) + 1):
+        for rest in cuts(word[end:]):
+            yield (word[:end], *rest)
+
+
+def test_expected_uses_and_the_best_cut_are_those_of_all_cuts():
+    words = {b"abab": 3, b"aab": 2, b"b": 1}
+    log_p = unigram.log_probabilities({b"a": 4, b"b": 3, b"ab": 5, b"aba": 1})
+    uses, total = unigram.expected(words, log_p)
+    plain, nats = collections.Counter(), 0.0
+    for word, count in words.items():
+        fitting = [cut for cut in cuts(word) if all(p in log_p for p in cut)]
+        weights = [math.exp(sum(log_p[p] for p in cut)) for cut in fitting]
+        nats += count * math.log(sum(weights))
+        for cut, weight in zip(fitting, weights, strict=True):
+            for piece in cut:
+                plain[piece] += count * weight / sum(weights)
+        assert tuple(unigram.best_cut(word, log_p)) == fitting[weights.index(max(weights))]
+    assert uses == pytest.approx(plain) and total == pytest.approx(nats)
+    assert unigram.best_cut(b"ab", log_p, b"ab") == [b"a", b"b"]
+    want = unigram.pruned(uses, 3)
+    again = unigram.log_probabilities(uses)
+    cost = {p: uses[p] * (again[p] - sum(again[q] for q in other)) for p, other in
+            ((b"ab", [b"a", b"b"]), (b"aba", [b"ab", b"a"]))}  # fmt: skip
+    kept = max(cost, key=cost.get)
+    assert set(want) == {b"a", b"b", kept}
+
+
+def test_expectation_and_maximisation_do_not_lose_likelihood():
+    words = drawn_words(3, "abcd", 60)
+    uses, before = unigram.seeds(words, 40), -math.inf
+    for _ in range(6):
+        uses, total = unigram.expected(words, unigram.log_probabilities(uses))
+        uses = {p: n for p, n in uses.items() if n > 0}
+        assert total >= before - 1e-9
+        before = total
+    made = unigram.train(words, 12)
+    assert len(made) <= 12 and {b"a", b"b", b"c", b"d"} <= set(made)
+    assert sum(map(math.exp, made.values())) == pytest.approx(1)

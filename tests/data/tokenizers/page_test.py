@@ -6,12 +6,15 @@ from tests import environment, formulas
 
 PAGE = environment.ROOT / "docs" / "tokens.md"
 MODULES = [
-    *(f"data.tokenizers.{name}" for name in
-      ("covers", "pairs", "mixture", "theory", "lzw", "lib", "digits", "dynamic", "morphology", "patches", "measures")),
+    *(
+        f"data.tokenizers.{name}"
+        for name in ("covers", "pairs", "unigram", "mixture", "theory", "lzw", "lib", "digits", "dynamic")
+    ),
+    *(f"data.tokenizers.{name}" for name in ("morphology", "patches", "measures")),
     "models.transplant",
     "models.hypernetwork",
     *(f"models.segments.{name}" for name in ("magnet", "mrt5", "hnet", "words", "hamburger")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,84 @@
+"""Every trainer of the table: lossless, counted, kept, the same from the same texts, and chosen by name."""
+
+import functools
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+import data
+from configs import knobs
+from data import tokenise, tokenizer
+
+TEXTS = [
+    b"def add(left, right):\n    return left + right  # 1234567 and 89\n" * 8,
+    "kitaplarda evlerden okullar kitap ev okul göz gözler\n".encode() * 12,
+    bytes(range(256)) * 2 + b"the quick brown fox jumps over the lazy dog\n" * 12,
+]
+NAMES = pytest.mark.parametrize("name", tokenise.TRAINERS)
+
+
+@functools.cache
+def trained(name):
+    return tokenise.TRAINERS[name](TEXTS, 340)
+
+
+@NAMES
+def test_every_byte_string_comes_back(name):
+    made, rng = trained(name), random.Random(0)
+    some = [b"", bytes(range(256)), *(bytes([b]) for b in range(256)), "日本語 👩‍🚀".encode()[1:-1], *TEXTS]
+    some += [bytes(pair) for pair in itertools.product(range(256), repeat=2)]
+    some += [rng.randbytes(rng.randint(1, 60)) for _ in range(50)]
+    for text, ids in zip(some, made.encode_batch(some), strict=True):
+        assert made.decode_bytes(ids) == text
+        assert made.token_bytes[ids].sum() == len(text)
+    np.testing.assert_array_equal(made.encode(TEXTS[0]), made.encode_batch(TEXTS[:1])[0])
+
+
+@NAMES
+def test_it_is_learned_kept_and_the_same_again(name, tmp_path):
+    made = trained(name)
+    assert 259 < made.vocab_size <= 340
+    assert len(made.encode(TEXTS[2][512:])) < len(TEXTS[2]) - 512
+    made.save(tmp_path / "tokenizer.json")
+    back = data.load_tokenizer(tmp_path / "tokenizer.json")
+    assert back.hash == made.hash and back.pieces == made.pieces
+    for text in TEXTS:
+        np.testing.assert_array_equal(back.encode(text), made.encode(text))
+    again = tokenise.TRAINERS[name](TEXTS, 340)
+    assert again.hash == made.hash
+
+
+def test_numbers_are_cut_from_their_side():
+    pieces = lambda name: [trained(name).pieces[i] for i in trained(name).encode(b"1234567")]  # noqa: E731
+    ends = lambda name: set(np.cumsum([len(p) for p in pieces(name)]).tolist())  # noqa: E731
+    assert {1, 4} <= ends("digits_right") and {3, 6} <= ends("digits_left")
+
+
+def test_supertokens_cross_blanks_and_words_do_not():
+    crosses = lambda name: [p for p in trained(name).pieces if b" " in p.strip() and p.strip().isascii()]  # noqa: E731
+    assert crosses("superbpe") and crosses("supertokens") and not crosses("bpe")
+    assert trained("superbpe").pieces[:300] == trained("bpe").pieces[:300], "the first stage is BPE within words"
+
+
+def test_a_corpus_is_read_by_name(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one two three four five six seven eight nine ten\n" * 100)
+    arguments = {"path": str(tmp_path / "a.txt"), "vocab_size": 300, "cache_dir": str(tmp_path / "cache")}
+    for name in ("lzw", "unigram"):
+        made = data.load("text", tokenizer=name, **arguments)
+        assert made.tokenizer.name == name
+        assert data.known_tokenizer("text", tokenizer=name, **arguments).hash == made.tokenizer.hash
+    with pytest.raises(ValueError, match="too small for tokenizer='lzw'"):
+        data.load("text", tokenizer="lzw", **arguments | {"vocab_size": 258})
+
+
+def test_the_knob_names_every_trainer():
+    (ways,) = knobs.KNOBS["data.tokenizer_sample"].of
+    assert set(ways[0].names) == set(tokenise.TRAINERS) == set(data.TOKENIZERS) - {"bytes"}
+
+
+def test_the_old_tokenizer_has_its_old_state():
+    made = trained("bpe")
+    assert made._state() == {"kind": "bpe", "definition": made.definition}
+    assert made.hash == tokenizer._digest(made._state())
