@@ -106,6 +106,15 @@ checkpoint.keep_best = whole(0, "Checkpoints with the lowest held-out loss that 
 
 init = group("What a run starts from, if not from random parameters.")
 init.warm_start = text("", "A workdir whose newest parameters start this run (not its optimizer or step).")
+init.transplant = text(
+    "", "A workdir whose model of another tokenizer starts this run, its embeddings moved by a rule.", before=""
+)
+init.transplant_rule = one_of(
+    "copy_mean",
+    ("random", "mean", "copy_mean", "tokenadapt_local", "tokenadapt_global", "tokenadapt"),
+    "Rows of pieces that are new: see docs/tokens.md, Transplants.",
+    before="copy_mean",
+)
 init.grow_from = text("", "A workdir whose model starts this run with more parameter tokens, its function kept.")
 init.grow_optimizer = one_of(
     "reset", ("reset", "carry"), "reset (as published), or carry: old rows keep their moments."

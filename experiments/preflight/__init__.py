@@ -182,7 +182,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer={tokenizer!r}; use e.g. 4096."
     if ("/" in tokenizer or tokenizer.endswith(".json")) and not found(tokenizer, pathlib.Path.is_file):
         yield f"data.tokenizer={short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
-    for key, start in (("warm_start", warm), ("grow_from", grow)):
+    for key, start in (("warm_start", warm), ("grow_from", grow), ("transplant", config.init.transplant)):
         if start and not holds_checkpoint(start):
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)

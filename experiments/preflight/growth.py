@@ -11,6 +11,8 @@ from experiments.workdir.saved import holds_checkpoint, saved_config
 def problems(config: Any) -> Iterator[str]:
     """What the preflight says about growth; of the run to grow it reads the config alone."""
     init = config.init
+    if init.transplant and (init.grow_from or init.warm_start):
+        yield f"init.transplant={init.transplant!r} is not the only start of the run; use init.transplant=''."
     if init.grow_from and init.warm_start:
         yield f"init.grow_from={init.grow_from!r} and init.warm_start both start the run; use init.warm_start=''."
     elif init.grow_from and holds_checkpoint(init.grow_from):

@@ -13,7 +13,7 @@ from experiments import workdir as files
 from experiments.program import Program, optimizers
 from experiments.settings import keys, processes
 from experiments.settings.errors import CheckpointError, ConfigError
-from experiments.workdir import disk, grown, provenance, vocabulary, writers
+from experiments.workdir import disk, grown, provenance, transplanted, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 
 # What a run leaves in its workdir, and what moves aside when another one takes its place.
@@ -113,7 +113,8 @@ def state(
     1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
     2. A new run may take its parameters from another workdir (init.warm_start).
     3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
-    4. Otherwise from scratch.
+    4. Or from one there with another tokenizer (init.transplant).
+    5. Otherwise from scratch.
     """
     restored = None if overwrite else saves.restore(program.abstract, program.shardings)
     if restored:
@@ -130,6 +131,8 @@ def state(
     if init.grow_from:
         grown.source(config, init.grow_from, corpus.tokenizer, key="init.grow_from")
         return None, grown.state(program, init.grow_from, vocab_size=corpus.tokenizer.vocab_size), {}
+    if init.transplant:
+        return None, transplanted.state(program, init.transplant, corpus.tokenizer), {}
     return None, program.init(), {}
 
 
