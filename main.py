@@ -27,6 +27,7 @@ MODES = {
     "claim": "re-test the claim --config of a paper and write its row to --workdir/claim.json",
     "ledger": "rewrite the claims of docs/LEDGER.md, after adding those of --runs",
     "list": "print presets, sweeps and claims, or what --filter finds of them and of settings",
+    "tokenize": "learn the tokenizers that --filter names (all), compare them on the corpus",
     "bench": "time this machine's kernels, training step, decoder and data path",
 }
 
@@ -40,7 +41,7 @@ flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
-flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting, e.g. model.lact.")
+flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting; tokenize: names.")
 flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, cpu:8, local; bench: for v5e, v5p, v6e.")
 flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
 flags.DEFINE_enum("launcher", "local", ["local", "ray", "slurm"], "sweep: where runs go: local, ray or slurm.")

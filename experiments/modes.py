@@ -28,6 +28,7 @@ def run(flags: Any, changes: Changes) -> None:
     {
         "train": train, "evaluate": evaluate, "generate": generate, "export": export, "plan": plan, "report": report,
         "bench": bench, "sweep": sweep, "claim": claim, "ledger": ledger, "list": listing,
+        "tokenize": tokenize,
     }[flags.mode](flags, changes)  # fmt: skip
 
 
@@ -349,6 +350,20 @@ def listing(flags: Any, changes: Changes) -> None:
     from experiments.gallery import text
 
     print(text.listing(flags.filter))
+
+
+def tokenize(flags: Any, changes: Changes) -> None:
+    """Learns tokenizers on one corpus and compares them on its held-out documents."""
+    workdir, made = _workdir(flags), config(flags, changes)
+    import data
+    from experiments import tokenizers
+
+    names = [name.strip() for name in flags.filter.split(",") if name.strip()]
+    for name in names:
+        if name not in data.TOKENIZERS:
+            raise Refused(f"--filter={flags.filter}: {name!r} is no tokenizer; choose of {', '.join(data.TOKENIZERS)}.")
+    found = tokenizers.compare(made, workdir, names or list(data.TOKENIZERS))
+    print(f"{tokenizers.text(found)}\n{workdir / tokenizers.FILE}, {workdir / tokenizers.FIGURE}")
 
 
 def bench(flags: Any, changes: Changes) -> None:

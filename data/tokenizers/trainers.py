@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from data import tokenizer
+from data.tokenizer import _bounded as bounded
+from data.tokenizer import _utf8_runs as utf8_runs
 from data.tokenizers import lib, lzw, morphology, pairs, unigram
 from data.tokenizers.kinds import BytesLibraryTokenizer, GreedyTokenizer, characters, merges_of
 
@@ -17,7 +19,7 @@ _SPECIALS = 3
 _LINE = 1 << 9  # bytes of the longest stretch that merges across words are learned from
 _SUPER_SAMPLE = 1 << 20  # bytes that the second stage of SuperBPE learns from
 _UNIGRAM_SAMPLE = 1 << 18
-_WORDS = re.compile(rb" ?[^ \n]{1,64}| |\n")
+_WORDS = re.compile(rb" {2,16}| ?[^ \n]{1,64}| |\n{1,16}")
 _LIB_SAMPLE = 1 << 18  # bytes that LiB reads: it moves units of a list at every step
 _LIB_ARTICLE = 1 << 12
 _BLANK, _NEW_LINE = characters(b" "), characters(b"\n")
@@ -90,7 +92,7 @@ def unigram_pieces(texts: Iterable[bytes], vocab_size: int) -> BytesLibraryToken
     log_p = {bytes([b]): least for b in range(256)} | log_p
     entries = sorted(log_p.items(), key=lambda entry: (-entry[1], entry[0]))
     library = tokenizers.Tokenizer(models.Unigram([(characters(piece), value) for piece, value in entries]))
-    pattern = f"{_BLANK}?[^{_BLANK}{_NEW_LINE}]{{1,64}}|{_BLANK}|{_NEW_LINE}"
+    pattern = f"{_BLANK}{{2,16}}|{_BLANK}?[^{_BLANK}{_NEW_LINE}]{{1,64}}|{_BLANK}|{_NEW_LINE}{{1,16}}"
     library.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     return BytesLibraryTokenizer("unigram", library.to_str())
 
@@ -186,8 +188,9 @@ def _trained(texts: Iterable[bytes], vocab_size: int, cuts: list) -> tokenizer.B
 
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(cuts)
-    lines = (line.decode("utf-8", "ignore") for line in _lines(texts))
-    library.train_from_iterator(lines, trainer=_bpe_trainer(vocab_size))
+    runs = (run for text in texts for run in utf8_runs(text) if isinstance(run, str))
+    parts = (part for run in runs for part in bounded(run, _gpt2()))
+    library.train_from_iterator(parts, trainer=_bpe_trainer(vocab_size))
     return tokenizer.BPETokenizer(library.to_str())
 
 
