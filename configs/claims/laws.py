@@ -11,6 +11,12 @@ Expect: every one exact. Cost: 10 CPU seconds; nothing is trained.
 LAWS = (
     "decoding.any_subset",
     "diffusion.schedule_free_bound",
+    "drafts.best_first",
+    "drafts.expected_tokens",
+    "drafts.kseq",
+    "drafts.pearl",
+    "drafts.recursive",
+    "drafts.sequoia",
     "growth.parameter_tokens",
     "mixers.delta_rule_chunks",
     "parallel.token_ring_bytes",

@@ -5,7 +5,7 @@
 docstring states it: the law first, then how it is tried, then "Source: ...".
 """
 
-from experiments.claims.laws import decoding, diffusion, growth, mixers, parallel, scaling, tokenizers
+from experiments.claims.laws import decoding, diffusion, drafts, growth, mixers, parallel, scaling, tokenizers
 from experiments.claims.laws.law import Law, stated
 
 __all__ = ["LAWS", "Law", "stated"]
@@ -13,6 +13,12 @@ __all__ = ["LAWS", "Law", "stated"]
 LAWS = {
     "decoding.any_subset": decoding.any_subset,
     "diffusion.schedule_free_bound": diffusion.schedule_free_bound,
+    "drafts.best_first": drafts.best_first,
+    "drafts.expected_tokens": drafts.expected_tokens,
+    "drafts.kseq": drafts.kseq,
+    "drafts.pearl": drafts.pearl,
+    "drafts.recursive": drafts.recursive,
+    "drafts.sequoia": drafts.sequoia,
     "growth.parameter_tokens": growth.parameter_tokens,
     "mixers.delta_rule_chunks": mixers.delta_rule_chunks,
     "parallel.token_ring_bytes": parallel.token_ring_bytes,

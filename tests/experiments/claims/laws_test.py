@@ -11,6 +11,7 @@ from experiments.claims.laws import (
     Law,
     decoding,
     diffusion,
+    drafts,
     growth,
     mixers,
     parallel,
@@ -37,11 +38,23 @@ def off(function, change):
     return lambda *args, **kw: change(function(*args, **kw))
 
 
+def wrong_laws(ways):
+    """Drafts drawn without replacement, said to come from the law as it was before the first."""
+    for chosen, weight, laws_ in ways:
+        yield chosen, weight, np.broadcast_to(laws_[0], laws_.shape)
+
+
 WRONG = {  # name: (module, attribute, what is wrong with it)
     "decoding.any_subset": (decoding.assd, "exact_law", lambda found: (found[0][::-1], found[1])),
     "diffusion.schedule_free_bound": (
         diffusion.masked_diffusion, "set_weights", lambda weights: weights * np.arange(len(weights)),
     ),
+    "drafts.best_first": (drafts.trees, "best_first", lambda found: found._replace(value=found.value * (1 + 1e-12))),
+    "drafts.expected_tokens": (drafts.clock, "tokens_per_round", lambda tokens: tokens * (1 + 1e-12)),
+    "drafts.kseq": (drafts.coefficients, "smallest_rho", lambda rho: 1 + 0.99 * (rho - 1)),
+    "drafts.pearl": (drafts.clock, "pearl_trace", lambda steps: steps[1:]),
+    "drafts.recursive": (drafts.verify, "drawn", lambda ways: wrong_laws(ways)),
+    "drafts.sequoia": (drafts.dynamic, "table", lambda found: (found[0] * (1 + 1e-12), found[1])),
     "growth.parameter_tokens": (growth.growth, "extend", lambda array: array.at[-1].add(0.01)),
     "mixers.delta_rule_chunks": (
         mixers.linear_attention, "gated_delta_rule", lambda found: (found[0] * (1 + 1e-9), found[1]),
