@@ -1,0 +1,94 @@
+"""Bytes that a layer of experts moves: the formulas for balanced loads, and the exact sums of a trace.
+
+Letters: t tokens of a device, d width, s bytes of a number, K choices, EP devices that share the experts, ETP devices
+that share one expert. All figures are bytes that one device receives in the forward pass; the backward pass moves as
+many again.
+"""
+
+from typing import Any
+
+import numpy as np
+
+
+def alltoall(t: int, d: int, s: int, k: int, ep: int, etp: int = 1) -> float:
+    """2 K t d s (EP - 1) / EP, and 2 K t d s (ETP - 1) of gathering and reducing over the parts of an expert."""
+    return 2 * k * t * d * s * ((ep - 1) / ep + (etp - 1))
+
+
+def allgather(t: int, d: int, s: int, ep: int, etp: int = 1) -> float:
+    """2 t d s (EP ETP - 1): every token to every device, and partial outputs back."""
+    return 2 * t * d * s * (ep * etp - 1)
+
+
+def distinct_devices(k: int, ep: int) -> float:
+    """EP (1 - (1 - 1 / EP)^K): devices that a token is sent to when its K experts fall on them uniformly."""
+    return ep * (1 - (1 - 1 / ep) ** k)
+
+
+def allgather_wins(k: int, ep: int, etp: int = 1) -> bool:
+    """EP ETP - 1 < K (EP - 1) / EP: gathering all tokens moves less than sending the chosen ones (ETP = 1)."""
+    return allgather(1, 1, 1, ep, etp) < alltoall(1, 1, 1, k, ep, etp)
+
+
+def expert_parameters(d: int, h: int, experts: int, ep: int, etp: int = 1, gated: bool = True) -> float:
+    """Numbers of the experts on one device: (3 or 2) d h E / (EP ETP)."""
+    return (3 if gated else 2) * d * h * experts / (ep * etp)
+
+
+def tutel(r: int, shards: int, capacity: int, experts: int, d: int, s: int, local: int) -> tuple[float, float]:
+    """(bytes of tokens, bytes of weights) of a device in Tutel's layout r: 2 r C E d s and (shards / r - 1) local s.
+
+    Args:
+      r: 0 (all weights gathered, no token moves), or a divisor of `shards`: tokens are repeated r times.
+      shards: devices that share an expert, W / E.
+      capacity: C.
+      experts: E.
+      d: width.
+      s: bytes of a number.
+      local: parameters of the experts on one device.
+    """
+    if r == 0:
+        return 0.0, float((shards * experts - 1) * local * s)
+    if shards % r:
+        raise ValueError(f"r={r} does not divide {shards} shards; use e.g. r=1.")
+    return float(2 * r * capacity * experts * d * s), float((shards // r - 1) * local * s)
+
+
+def sent(index: Any, home: Any, placement: Any, devices: int) -> np.ndarray:
+    """Token copies sent from device to device, `[G, G]`, the diagonal those that stay: `index [T, K]`, `home [T]`."""
+    index, home, placement = (np.asarray(x) for x in (index, home, placement))
+    used = index >= 0
+    to = placement[np.maximum(index, 0)]
+    found = np.zeros((devices, devices), np.int64)
+    np.add.at(found, (np.broadcast_to(home[:, None], index.shape)[used], to[used]), 1)
+    return found
+
+
+def bytes_of(index: Any, home: Any, placement: Any, devices: int, d: int, s: int) -> np.ndarray:
+    """Bytes that each device receives for any routing: tokens on the way out, results on the way back, `[G]`."""
+    copies = sent(index, home, placement, devices)
+    copies = copies - np.diag(np.diag(copies))
+    return (copies.sum(0) + copies.sum(1)) * d * s
+
+
+def exflow(trace: Any, home: Any, placement: Any, d: int, s: int) -> int:
+    """Bytes of all layers when a token stays where its expert is: one exchange a layer of a top-1 trace `[N, L]`.
+
+    The all-gather of new tokens' contexts, once an iteration, is not in it.
+    """
+    return (_stays(trace, home, placement)) * d * s
+
+
+def _stays(trace: Any, home: Any, placement: Any) -> int:
+    trace, at, moved = np.asarray(trace), np.asarray(home), 0
+    for layer in range(trace.shape[1]):
+        to = np.asarray(placement)[layer][trace[:, layer]]
+        moved, at = moved + int(np.sum(to != at)), to
+    return moved
+
+
+def returning(trace: Any, home: Any, placement: Any, d: int, s: int) -> int:
+    """Bytes of all layers when every token returns home: two exchanges a layer of a top-1 trace `[N, L]`."""
+    trace, home = np.asarray(trace), np.asarray(home)
+    moved = sum(int(np.sum(np.asarray(placement)[i][trace[:, i]] != home)) for i in range(trace.shape[1]))
+    return 2 * moved * d * s
