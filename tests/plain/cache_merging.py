@@ -68,7 +68,9 @@ class ElasticReleased(PrefixKV):
             parts = {at: [cache[at]] for at in chosen}
             for i in thrown:
                 parts[min(chosen, key=lambda at, i=i: (abs(at - i), at))].append(cache[i])
-            means = {at: (np.mean([c["k"] for c in cs], 0), np.mean([c["v"] for c in cs], 0)) for at, cs in parts.items()}
+            means = {
+                at: (np.mean([c["k"] for c in cs], 0), np.mean([c["v"] for c in cs], 0)) for at, cs in parts.items()
+            }
             for at, (key, value) in means.items():
                 cache[at] = {**cache[at], "k": key, "v": value}
             self.heads[h] = cache[:s] + [cache[at] for at in chosen] + cache[n - 1 :]

@@ -30,7 +30,9 @@ class Replay(NamedTuple):
     outputs: np.ndarray
 
 
-def replay(policy: str, q, k, v, *, prompt: int, theta: float | None = None, pairing: str = "half", **options) -> Replay:
+def replay(
+    policy: str, q, k, v, *, prompt: int, theta: float | None = None, pairing: str = "half", **options
+) -> Replay:
     """What a policy keeps, scores and gives for one row of tokens and one layer.
 
     The prompt is read at once by dense causal attention, then the policy keeps what it keeps of it. Each further token

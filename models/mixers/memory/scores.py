@@ -101,7 +101,9 @@ def pool(score: jax.Array, kernel: int, kind: str = "mean") -> jax.Array:
     Errors: ValueError for an even kernel or another kind.
     """
     if kernel % 2 == 0 or kind not in ("mean", "max"):
-        raise ValueError(f"pool takes an odd kernel and 'mean' or 'max'; kernel={kernel}, kind={kind!r}; use 5, 'mean'.")
+        raise ValueError(
+            f"pool takes an odd kernel and 'mean' or 'max'; kernel={kernel}, kind={kind!r}; use 5, 'mean'."
+        )
     reach, S = kernel // 2, score.shape[-1]
     empty = 0.0 if kind == "mean" else -jnp.inf
     wide = jnp.pad(score, [(0, 0)] * (score.ndim - 1) + [(reach, reach)], constant_values=empty)

@@ -55,9 +55,11 @@ def quest_pages(k: jax.Array, held: jax.Array, page: int = 16) -> tuple[jax.Arra
     """
     S = k.shape[0]
     pad = -S % page
-    wide = lambda empty: jnp.pad(  # noqa: E731
-        jnp.where(held[:, None, None], k, empty), ((0, pad), (0, 0), (0, 0)), constant_values=empty
-    ).reshape(-1, page, *k.shape[1:])
+    wide = (
+        lambda empty: jnp.pad(  # noqa: E731
+            jnp.where(held[:, None, None], k, empty), ((0, pad), (0, 0), (0, 0)), constant_values=empty
+        ).reshape(-1, page, *k.shape[1:])
+    )
     return wide(jnp.inf).min(1), wide(-jnp.inf).max(1)
 
 

@@ -70,9 +70,7 @@ class H2O(Evict):
         seen = (heavy | (place > newest + 1 - self.recent)) & (place <= newest)
         scored = jnp.where(seen | (place > newest - self.recent), state.score, 0)
         small = newest + 1 <= self.budget
-        return state._replace(
-            held=jnp.where(small, place <= newest, seen), score=jnp.where(small, state.score, scored)
-        )
+        return state._replace(held=jnp.where(small, place <= newest, seen), score=jnp.where(small, state.score, scored))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +104,9 @@ class Keyformer(Evict):
     frozen_keys: bool = False
 
     def sized(self, prompt, length, theta, pairing):
-        return dataclasses.replace(super().sized(prompt, length, theta, pairing), steps=self.steps or max(1, length - prompt))
+        return dataclasses.replace(
+            super().sized(prompt, length, theta, pairing), steps=self.steps or max(1, length - prompt)
+        )
 
     def noisy(self, x, query, seen, tau):
         N, T, S = x.shape

@@ -74,8 +74,10 @@ class Elastic(PrefixKV):
         target = jnp.where(thrown, merging.nearest(chosen, chosen, jnp.ones(n, bool) & ~chosen), -1)
         target = jnp.where(thrown & chosen, place, target)
         added = (target[:, None] == place[None, :]).astype(a.dtype)  # [thrown, anchor]
-        means = lambda x: x.at[:, :n].set(  # noqa: E731
-            (x[:, :n] + jnp.einsum("ts,kth->ksh", added, x[:, :n])) / (1 + added.sum(0))[None, :, None]
+        means = (
+            lambda x: x.at[:, :n].set(  # noqa: E731
+                (x[:, :n] + jnp.einsum("ts,kth->ksh", added, x[:, :n])) / (1 + added.sum(0))[None, :, None]
+            )
         )
         held = chosen | (place < self.sinks) | (place == n - 1)
         return held, s.k if self.values_only else means(s.k), means(s.v)
