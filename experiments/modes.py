@@ -14,13 +14,14 @@ from typing import Any
 
 from experiments import preflight
 from experiments import workdir as files
-from experiments.settings import agreement, keys, overrides, processes, smoke, versions
+from experiments.settings import agreement, identity, keys, overrides, processes, smoke, versions
 from experiments.settings.errors import ConfigError, Refused
 from experiments.workdir.saved import as_begun, check_same, check_workdir, saved_config
 
 Changes = list[overrides.Override]
 TOGETHER = ("train", "evaluate", "plan")  # Modes that many processes can run as one.
-READING = ("eval", "generate", "seed")  # Groups that the command line may change of a trained model.
+READING = ("eval", "generate", "seed")  # What the command line may change of a trained model;
+MOVED = ("data.path", "data.components", "data.cache_dir")  # and where its text lies now: the same one, by its hash.
 
 
 def run(flags: Any, changes: Changes) -> None:
@@ -87,25 +88,35 @@ def _trained_config(flags: Any, changes: Changes) -> Any:
     workdir = _workdir(flags)
     made = saved_config(workdir)
     if flags.config is not None:  # The command that trained it, with another --mode: the same run, or a refusal.
-        asked = overrides.load(flags.config)
-        asked = overrides.apply(smoke.shrink(asked) if flags.smoke else asked, changes)
-        keys.check_keys(asked)
-        for group in READING:
-            made[group] = asked[group]
-        check_same(as_begun(asked, workdir), made.to_dict(), workdir)
-    changes = overrides.today(made, changes)
-    for key, _ in changes:
-        if problem := overrides.unknown(made, key.split(".")):
-            raise Refused(problem)
-        if key.split(".")[0] not in READING:
-            raise Refused(f"--config.{key} cannot change a trained model; change eval or generate, or train another.")
-    overrides.apply(made, changes)
-    keys.check_keys(made)
+        asked = config(flags, changes)
+        check_same(as_begun(asked, workdir), made.to_dict(), workdir, reading=True)
+        for key in (*READING, *MOVED):
+            group, _, leaf = key.rpartition(".")
+            overrides.value_at(made, group)[leaf] = overrides.value_at(asked, key)
+    else:
+        was, changes = keys.flatten(made.to_dict()), overrides.today(made, changes)
+        overrides.apply(made, changes)
+        keys.check_keys(made)
+        _check_reading(was, keys.flatten(made.to_dict()))
     preflight.check_generation(made.generate.to_dict())
     asked = {key for key, _ in changes} if flags.config is None else None
     if problems := list(keys.unread_problems(made.to_dict(), only=asked)):
         raise ConfigError(problems)
     return made.lock()
+
+
+def _check_reading(was: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises Refused where a saved config (dotted key -> value) differs in more than reading a model may change."""
+    differ = [
+        key for key in now
+        if key.split(".")[0] not in READING and key not in MOVED and not identity.same(was.get(key), now[key])
+    ]  # fmt: skip
+    if differ:
+        named = ", ".join(f"--config.{key}" for key in differ)
+        has = ", ".join(f"{key}={keys.short(was.get(key))}" for key in differ)
+        raise Refused(
+            f"{named} cannot change a trained model; change eval or generate, or train another: this one has {has}."
+        )
 
 
 def train(flags: Any, changes: Changes) -> None:

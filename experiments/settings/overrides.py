@@ -25,7 +25,7 @@ _EXAMPLES = {
     "get_claim": "configs/claims/digits_reversed.py",
 }
 _DEPTH = 30  # Levels of groups in a config; ours have four.
-_SIZES = ("eval.batch_size", "data.batch_size", "train.accumulation")
+_SIZES = ("eval.batch_size", "data.batch_size")
 FREE_TEXT = ("generate.stop",)  # Tuples whose elements are text of a person: their blanks count.
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -144,14 +144,16 @@ def renamed(config: ConfigDict) -> ConfigDict:
 
 
 def today(config: ConfigDict, overrides: list[Override]) -> list[Override]:
-    """Overrides of a key that has another name and meaning today, as they would be typed today: `eval.batches`."""
+    """Overrides of a key that has another name and meaning today, as they would be typed today: `eval.batches` is so
+    many batches of rows before accumulation: runs that accumulate are measured on the rows of those that do not.
+    """
     if "eval" not in config or "rows" not in config.eval or "batches" in config.eval:
         return overrides
     typed = {key: text for key, text in overrides if text is not None}
     if not typed.get("eval.batches", "").isdigit():
         return overrides
     sizes = {key: int(typed[key]) for key in _SIZES if typed.get(key, "").isdigit()}
-    flat = {key: value_at(config, key) for key in _SIZES} | sizes
+    flat = {key: value_at(config, key) for key in _SIZES} | sizes | {"train.accumulation": 1}
     rows = ("eval.rows", str(rows_of(int(typed["eval.batches"]), flat)))
     return [rows if key == "eval.batches" else (key, text) for key, text in overrides]
 

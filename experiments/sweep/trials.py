@@ -101,12 +101,14 @@ def resolve(
     late = {key for values in chosen for key, value in values.items() if callable(value)}
     early = [{key: value for key, value in values.items() if key not in late} for values in chosen]
     configs, plain, problems = [], [], []
+    base = overrides.renamed(base.copy_and_resolve_references().unlock())
+    changes = overrides.today(base, list(changes))  # By the base's sizes: all trials measure the same rows.
     for name, values, simple in zip(_names(early, (), named), chosen, early, strict=True):
-        config = overrides.renamed(base.copy_and_resolve_references().unlock())
+        config = base.copy_and_resolve_references()
         found = [_set(config, key, value) for key, value in simple.items()]
-        overrides.apply(config, list(changes))
+        overrides.apply(config, changes)
         found += [_set(config, key, _called(value, config)) for key, value in values.items() if key in late]
-        overrides.apply(config, list(changes))
+        overrides.apply(config, changes)
         problems += [f"trial {name!r}: {text}" for text in found if text]
         configs.append(config)
         if not any(found):
@@ -114,7 +116,7 @@ def resolve(
     if problems:
         raise ConfigError(problems)
     if shrink:
-        configs = [overrides.apply(smoke.shrink(config), list(changes)) for config in configs]
+        configs = [overrides.apply(smoke.shrink(config), changes) for config in configs]
     if workdir is not None and (later := _came_later(workdir)):
         configs = [as_begun(config, workdir, later) for config in configs]
     some = read_by(configs) | set(read)

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.program import Program, global_batch, sharding
+from models.objectives import noise
 
 
 def make_step(program: Program) -> Callable:
-    """Jitted `(params, batch, key, token_bytes) -> [rows, 3]`: nats, valid targets and their bytes of text, of each row
-    of a global batch.
+    """Jitted `(params, batch, first, token_bytes) -> [rows, 3]`: nats, valid targets and their bytes of text, of each
+    row of a global batch that begins with row `first` of all. A row's noise follows from its number.
     """
 
-    def step(params: Any, batch: dict, key: jax.Array, token_bytes: jax.Array) -> jax.Array:
-        nats = program.objective.row_nll(program.merge(params), batch, key)
+    def step(params: Any, batch: dict, first: jax.Array, token_bytes: jax.Array) -> jax.Array:
+        keys = noise.row_keys(jax.random.key(0), first, len(batch["tokens"]))
+        nats = program.objective.row_nll(program.merge(params), batch, keys)
         sizes = token_bytes[jnp.minimum(batch["targets"], len(token_bytes) - 1)]
         valid, text = (jnp.sum(jnp.where(batch["scored"], x, 0), axis=-1) for x in (1, sizes))
         return jnp.stack([nats, valid.astype(nats.dtype), text.astype(nats.dtype)], axis=-1)
@@ -41,10 +43,10 @@ def evaluate(
       `eval/loss` (nats a token), `eval/bits_per_byte`, its standard error over rows, `eval/tokens`, and `eval/kind`:
       "=" for an exact likelihood, "<=" for a bound, "~" for what is neither.
     """
-    rows, token_bytes = [], np.asarray(token_bytes, np.int32)
-    for i, batch in enumerate(batches):
-        key = jax.random.fold_in(jax.random.key(0), i)
-        rows.append(step(params, global_batch(batch, program), key, token_bytes))
+    rows, token_bytes, first = [], np.asarray(token_bytes, np.int32), 0
+    for batch in batches:
+        rows.append(step(params, global_batch(batch, program), np.int32(first), token_bytes))
+        first += len(batch["tokens"]) * program.rows[1]
     rows = np.concatenate([np.asarray(r, np.float64) for r in jax.device_get(rows)])
     nats, tokens, sizes = rows[rows[:, 1] > 0].T
     bits = nats.sum() / math.log(2) / max(sizes.sum(), 1.0)

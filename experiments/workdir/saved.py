@@ -55,13 +55,19 @@ def check_workdir(config: Any, workdir: pathlib.Path, *, overwrite: bool = False
         check_same(config, saved, workdir)
 
 
-def check_same(config: Any, saved: Mapping, workdir: pathlib.Path) -> None:
-    """Raises ConfigError, with the difference, unless `config` is of the run of the `saved` one (see `identity`)."""
+def check_same(config: Any, saved: Mapping, workdir: pathlib.Path, *, reading: bool = False) -> None:
+    """Raises ConfigError, with the difference, unless `config` is of the run of the `saved` one (see `identity`).
+
+    `reading`: whether the run's model is only read, and nothing is trained.
+    """
     differing = identity.another_run(history.filled(files.plain(saved)), files.plain(config.to_dict()))
     if differing:
         lines = [f"  {k}: {_shown(was)} there, {_shown(asked)} asked for" for k, (was, asked) in differing.items()]
         more = [f"  and {len(lines) - 12} more"] if len(lines) > 12 else []
-        hint = "give a new folder, or add --overwrite to move that run aside and start over:"
+        hint = (
+            "leave --config away to read the model with its own:" if reading
+            else "give a new folder, or add --overwrite to move that run aside and start over:"
+        )  # fmt: skip
         raise ConfigError([
             "\n".join([f"--workdir={workdir} belongs to a run of another config; {hint}", *lines[:12], *more])
         ])  # fmt: skip

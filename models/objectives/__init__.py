@@ -51,7 +51,10 @@ class Objective(Protocol):
         """With `companions: dict[str, LM]` as one more keyword, by name, where the objective names some."""
         ...
 
-    def row_nll(self, model: Any, batch: dict, key: jax.Array) -> jax.Array: ...
+    def row_nll(self, model: Any, batch: dict, key: jax.Array) -> jax.Array:
+        """Nats of each row, `[B]`. `key`: one key of each row, `[B]`, from which that row alone draws its noise, so
+        that a row has one number in every batch; or one key, which is split among the rows."""
+        ...
 
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """Parts that the objective adds to the model, by name: `model.heads[name]`. It may be left away."""

@@ -9,6 +9,7 @@ layout changes a number.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from models.objectives import block_diffusion, masked_diffusion, schedules
 from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import Corruption
 from models.objectives.next_token import target_nll, weighted_nll
+from models.objectives.noise import by_row, mean_of_draws
 
 GROUPS = ("masked_diffusion", "block_diffusion")
 CHOICES = {
@@ -61,12 +63,16 @@ class _Diffusion:
         return {**batch, "noised": noised, "time": time, "weight": weight}
 
     def _drawn(self, batch: dict, key: jax.Array, *, training: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Noised tokens `[B, T]`, times and loss weights `[B, T]` of a batch, drawn in the order of the row."""
+        """Noised tokens `[B, T]`, times and loss weights `[B, T]` of a batch, drawn in the order of the row.
+
+        `key`: of the batch in training; one key of each row, `[B]`, outside.
+        """
         given, order = (batch["tokens"], ~batch["scored"]), batch.get("order")
         if order is not None:
             back = jnp.argsort(order, axis=-1)
             given = tuple(jnp.take_along_axis(x, back, axis=-1) for x in given)
-        drawn = self.noise(key, *given, training=training)
+        draw = functools.partial(self.noise, training=training)
+        drawn = draw(key, *given) if training else by_row(draw, key, *given)
         found = (drawn.z, drawn.t, drawn.weight)
         if order is None:
             return found
@@ -98,13 +104,12 @@ class _Diffusion:
         """
         tokens = batch["tokens"]
 
-        def draw(total: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            noised, time, weight = self._drawn(batch, key, training=False)
+        def estimate(keys: jax.Array) -> jax.Array:
+            noised, time, weight = self._drawn(batch, keys, training=False)
             nll = target_nll(model, self.read(model, batch, noised, time).features, tokens, classes=self.mask_id)
-            return total + jnp.sum(jnp.where(weight > 0, weight * nll, 0), axis=-1), None
+            return jnp.sum(jnp.where(weight > 0, weight * nll, 0), axis=-1)
 
-        start = jnp.zeros(tokens.shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
-        return jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+        return mean_of_draws(estimate, key, self.draws, tokens, model.spec.dtype)
 
     def noise(self, key: jax.Array, tokens: jax.Array, frozen: jax.Array, *, training: bool) -> Corruption:
         raise NotImplementedError

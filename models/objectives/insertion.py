@@ -18,6 +18,7 @@ from models.block import Pass
 from models.facts import Facts
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits
+from models.objectives.noise import by_row, mean_of_draws
 
 Array = jax.Array
 WEIGHTINGS = ("length", "constant")
@@ -204,11 +205,12 @@ class Insertion:
         """Bound of each row's nats, [B]: the mean of `draws` estimates."""
         free = batch["scored"].sum(-1)
 
-        def draw(total: Array, key: Array) -> tuple[Array, None]:
-            return total + (free + 1) * self._rows(model, batch, self._noise(key, batch))[0], None
+        read = {name: batch[name] for name in ("tokens", "scored", "segment_ids") if name in batch}
 
-        start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
-        mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+        def estimate(keys: Array) -> Array:
+            return (free + 1) * self._rows(model, batch, by_row(self._noise, keys, read))[0]
+
+        mean = mean_of_draws(estimate, key, self.draws, batch["tokens"], model.spec.dtype)
         return mean - jax.lax.lgamma(free + 1.0)
 
     def predict(self, model, z: Array, count: Array) -> tuple[Array, Array]:

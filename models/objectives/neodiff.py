@@ -20,6 +20,7 @@ from models.facts import Facts
 from models.objectives import schedules
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits
+from models.objectives.noise import by_row, mean_of_draws
 
 Array = jax.Array
 FULL_NOISE_ABOVE = 0.99
@@ -223,15 +224,16 @@ class NeoDiff:
     def row_nll(self, model, batch: dict, key: Array) -> Array:
         """Nats of each row's clean tokens given noised ones, [B]: the mean of `draws` random times."""
 
-        def draw(total: Array, key: Array) -> tuple[Array, None]:
-            noised = self.corrupt(batch, key)
+        read = {name: batch[name] for name in ("tokens", "scored")}
+
+        def estimate(keys: Array) -> Array:
+            noised = {**batch, **by_row(lambda key, row: self.corrupt(row, key), keys, read)}
             noised["conditioned"] = jnp.ones_like(noised["conditioned"])
             out, x = self._predicted(model, noised)
             _, nll = self._token_losses(model, out.features, x, noised, 0.0)
-            return total + jnp.sum(jnp.where(batch["scored"], nll, 0), -1), None
+            return jnp.sum(jnp.where(batch["scored"], nll, 0), -1)
 
-        start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
-        return jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+        return mean_of_draws(estimate, key, self.draws, batch["tokens"], model.spec.dtype)
 
     def embed(self, model, tokens: Array) -> Array:
         """Clean embeddings [B, T, D], each of unit mean square."""

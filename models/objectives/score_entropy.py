@@ -8,6 +8,7 @@ the factor sigma'(t).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from models.objectives.diffusion import whole_documents
 from models.objectives.loss import Loss, per_scored
 from models.objectives.masked_diffusion import Corruption, per_token
 from models.objectives.next_token import over_logits
+from models.objectives.noise import by_row, mean_of_draws
 
 Array = jax.Array
 CHOICES = {
@@ -237,7 +239,7 @@ class ScoreEntropy:
 
     def corrupt(self, batch: dict, key: Array) -> dict:
         """The global batch with `noised [B, T]` tokens, their `time [B]`, and `weight [B, T]` of the loss."""
-        drawn = self._noise(key, batch, training=True)
+        drawn = self._noise(key, batch["tokens"], batch["scored"], training=True)
         return {**batch, "noised": drawn.z, "time": drawn.t, "weight": drawn.weight}
 
     def loss(self, model, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
@@ -253,11 +255,12 @@ class ScoreEntropy:
         divergence of the noise at t = 1 from the uniform law, which the sampler starts from.
         """
 
-        def draw(total: Array, key: Array) -> tuple[Array, None]:
-            return total + self._rows(model, batch, self._noise(key, batch, training=False))[0], None
+        tokens, draw = batch["tokens"], functools.partial(self._noise, training=False)
 
-        start = jnp.zeros(batch["tokens"].shape[0], jnp.promote_types(model.spec.dtype, jnp.float32))
-        mean = jax.lax.scan(draw, start, jax.random.split(key, self.draws))[0] / self.draws
+        def estimate(keys: Array) -> Array:
+            return self._rows(model, batch, by_row(draw, keys, tokens, batch["scored"]))[0]
+
+        mean = mean_of_draws(estimate, key, self.draws, tokens, model.spec.dtype)
         return mean + self.prior() * batch["scored"].sum(-1)
 
     def prior(self) -> Array:
@@ -281,9 +284,9 @@ class ScoreEntropy:
         arrays = (drawn.z, batch["tokens"], drawn.t, drawn.weight)
         return over_logits(local, model, out.features, *arrays, classes=self.mask_id), out.report
 
-    def _noise(self, key: Array, batch: dict, *, training: bool) -> Corruption:
+    def _noise(self, key: Array, tokens: Array, free: Array, *, training: bool) -> Corruption:
         """Noised tokens, times [B], and the weight of each token's score entropy: sigma' where it is scored."""
-        schedule, tokens, free = schedules.get(self.schedule), batch["tokens"], batch["scored"]
+        schedule = schedules.get(self.schedule)
         if self.graph == "absorb" and not training:
             drawn = masked_diffusion.corrupt(
                 key, tokens, mask_id=self.mask_id, schedule=schedule, how="fixed_count", frozen=~free

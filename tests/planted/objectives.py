@@ -122,9 +122,9 @@ BUGS = (
     ),
     Bug(
         "evaluation of diffusion: draws are not averaged",
-        f"{FOLDER}/diffusion.py",
-        "jax.random.split(key, self.draws))[0] / self.draws",
-        "jax.random.split(key, self.draws))[0]",
+        f"{FOLDER}/noise.py",
+        "start, each)[0] / draws",
+        "start, each)[0]",
         ("tests/models/objectives/diffusion_test.py",),
     ),
     Bug(
@@ -238,5 +238,26 @@ BUGS = (
         "-(1 - smoothing) * chosen - smoothing * log_p.mean(-1)",
         "-chosen",
         VALUES,
+    ),
+    Bug(
+        "evaluation: every batch begins with the noise of the first row",
+        f"{FOLDER}/noise.py",
+        "(key, first + jnp.arange(count))",
+        "(key, jnp.arange(count))",
+        ("tests/experiments/budget_test.py", "tests/experiments/step_values_test.py"),
+    ),
+    Bug(
+        "evaluation: all rows draw the noise of the first one",
+        f"{FOLDER}/noise.py",
+        "    return jax.vmap(one)(keys, *arrays)",
+        "    return jax.vmap(one, (None, *(0 for _ in arrays)))(keys[0], *arrays)",
+        ("tests/models/values/objectives_test.py",),
+    ),
+    Bug(
+        "evaluation: draws of a row share their noise",
+        f"{FOLDER}/noise.py",
+        "lambda key: jax.random.split(key, draws), out_axes=1",
+        "lambda key: jax.random.split(key, draws)[jnp.zeros(draws, int)], out_axes=1",
+        ("tests/models/values/objectives_test.py",),
     ),
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -107,13 +108,14 @@ def test_an_evaluation_by_hand():
     np.testing.assert_allclose(found["eval/bits_per_byte_se"], error, rtol=1e-5)
 
 
-def test_an_evaluation_draws_other_noise_in_every_batch():
-    keys = []
-    step = lambda params, batch, key, sizes: keys.append(jax.random.key_data(key)) or np.ones((2, 3))  # noqa: E731
-    made = tiny.program(tiny.config())
-    evaluate.evaluate(made, step, None, [tiny.batch(), tiny.batch()], np.ones(tiny.V))
-    want = [jax.random.key_data(jax.random.fold_in(jax.random.key(0), i)) for i in range(2)]
-    np.testing.assert_array_equal(keys, want)
+def test_an_evaluation_draws_the_noise_of_each_row_from_its_number():
+    made, seen = tiny.program(tiny.config()), []
+    noted = SimpleNamespace(row_nll=lambda model, batch, keys: jax.random.key_data(keys)[:, 0].astype(float))
+    step = evaluate.make_step(dataclasses.replace(made, objective=noted))
+    keep = lambda *args: seen.append(np.asarray(step(*args))[:, 0]) or np.ones((4, 3))  # noqa: E731
+    evaluate.evaluate(made, keep, made.init()["params"], [tiny.batch(), tiny.batch()], np.ones(tiny.V))
+    want = [float(jax.random.key_data(jax.random.fold_in(jax.random.key(0), row))[0]) for row in range(8)]
+    np.testing.assert_array_equal(np.concatenate(seen), want)
 
 
 def test_the_error_of_a_mean_over_rows():

@@ -19,6 +19,7 @@ from experiments.sweep import trials
 from models import objectives
 from models.decoding import parts as sockets
 from tests.configs_test import house, make
+from tests.environment import ROOT
 from tests.experiments.cli_test import flags
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -103,6 +104,30 @@ def test_a_trained_model_is_read_with_what_it_reads(tmp_path):
     assert modes._trained_config(asked, [("eval.batches", "3")]).eval.rows == 3 * batch  # As an older house said it.
     with pytest.raises(Refused, match="--config.eval.batchez is not a key"):
         modes._trained_config(asked, [("eval.batchez", "3")])
+
+
+def test_a_trained_model_is_read_by_the_command_line_that_trained_it(tmp_path):
+    """Settings that the run has are no change, typed or in a file; those that differ are named."""
+    typed = [("train.steps", "1e2"), ("model.width", "64"), ("mesh.data", "-1"), ("eval.rows", "5")]
+    file = str(ROOT / "configs" / "transformer.py") + ":tiny"
+    began = modes.config(flags(config=file, smoke=True), typed)
+    files.write_config(tmp_path, began.to_dict(), "c")
+    for given in ({}, {"config": file, "smoke": True}):
+        asked = flags(mode="evaluate", workdir=str(tmp_path), **given)
+        read = modes._trained_config(asked, [*typed, ("eval.rows", "7"), ("data.path", "moved")])
+        want = began.copy_and_resolve_references().unlock()
+        want.eval.rows, want.data.path = 7, "moved"
+        assert read.to_dict() == want.to_dict()
+    asked = flags(mode="evaluate", workdir=str(tmp_path))
+    with pytest.raises(Refused) as caught:
+        modes._trained_config(asked, [*typed, ("model.width", "128"), ("optimizer.name", "muon")])
+    assert str(caught.value) == (
+        "--config.model.width, --config.optimizer.name cannot change a trained model; change eval or generate, or "
+        "train another: this one has model.width=64, optimizer.name='adamw'."
+    )
+    asked = flags(mode="evaluate", workdir=str(tmp_path), config=file, smoke=True)
+    with pytest.raises(ConfigError, match="leave --config away(.|\n)*model.width: 64 there, 128 asked for"):
+        modes._trained_config(asked, [*typed, ("model.width", "128")])
 
 
 @pytest.mark.parametrize(

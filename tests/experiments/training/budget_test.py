@@ -71,6 +71,36 @@ def test_one_model_has_one_loss(folder):
     np.testing.assert_allclose(losses, losses[0], rtol=32 * 2**-23)
 
 
+STOCHASTIC = {
+    "masked_diffusion": {}, "block_diffusion": {"block_diffusion__block": 4}, "insertion": {"data__isolate": False},
+    "score_entropy": {"score_entropy__graph": "uniform"}, "score_entropy of masks": {"model__time_features": 8},
+    "neodiff": {"model__time_features": 8, "neodiff__levels": 9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_model_whose_loss_is_drawn_has_one_loss(folder, name):
+    """The noise of a row is its own: 11 rows in batches of 4 and of 7, and of 8 on eight devices, are one sum."""
+    objective, found = name.split()[0], []
+    for size, devices in ((4, 1), (7, 1), (8, 8)):
+        changes = {"objective": objective, "model__num_layers": 1, f"{objective}__draws": 2, "eval__rows": 11}
+        changes |= {"eval__batch_size": size, "mesh__data": devices, "data__batch_size": 8}
+        config = tiny.config(folder, **changes, **STOCHASTIC[name])
+        corpus = inputs.load(config)
+        made = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=make_mesh(config, jax.devices()[:devices]))
+        rng = np.random.default_rng(5)  # Drawn, so that features of mixers that start at 0 count.
+        draw = lambda x, rng=rng: (0.3 * rng.normal(size=x.shape) + (x.ndim == 1)).astype(x.dtype)  # noqa: E731
+        params = jax.device_put(jax.tree.map(draw, made.abstract["params"]), made.shardings["params"])
+        batches = inputs.eval_batches(config, corpus, made.rows)
+        step = evaluate.make_step(made)
+        found.append(evaluate.evaluate(made, step, params, batches, corpus.tokenizer.token_bytes))
+    assert {f["eval/tokens"] for f in found} == {found[0]["eval/tokens"]}
+    for measure in ("eval/loss", "eval/bits_per_byte_se"):
+        # Sums of T weighted terms in float32 in another order: each off by at most T / 2 units in the last place.
+        rtol = config.data.length / 2 * 2**-23
+        np.testing.assert_allclose([f[measure] for f in found], found[0][measure], rtol=rtol)
+
+
 @pytest.mark.parametrize(
     ("own", "batch", "accumulation", "batches", "rows"),
     [(0, 16, 1, 20, 320), (0, 16, 4, 20, 80), (8, 16, 4, 2, 16), (0, 512, 1, 20, 10_240), (64, 32, 1, 0, 0)],
@@ -82,7 +112,19 @@ def test_a_budget_of_batches_was_so_many_rows(own, batch, accumulation, batches,
     assert history.rows_of(batches, flat) == rows
     assert history.changed(flat)["eval.rows"] == rows
     typed = [(key, str(value)) for key, value in flat.items()]
-    assert overrides.apply(base.get_config(), typed).eval.rows == rows
+    assert overrides.apply(base.get_config(), typed).eval.rows == batches * (own or batch)  # Accumulation is no part.
+
+
+def test_typed_batches_are_the_same_rows_whatever_is_accumulated_and_in_every_trial():
+    config = base.get_config()
+    config.data.batch_size = 8
+    for accumulation in (1, 2, 4):
+        config.train.accumulation = accumulation
+        typed = [("eval.batches", "3")]
+        assert overrides.apply(config.copy_and_resolve_references(), typed).eval.rows == 24
+        assert overrides.apply(config.copy_and_resolve_references(), [*typed, ("eval.batch_size", "2")]).eval.rows == 6
+        chosen = [{"train.accumulation": 1}, {"train.accumulation": 4}, {"data.batch_size": 16}]
+        assert [trial.config.eval.rows for trial in trials.resolve(config, chosen, typed)] == [24] * 3
 
 
 @pytest.mark.parametrize(

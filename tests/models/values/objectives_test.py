@@ -214,9 +214,11 @@ def test_evaluation_is_the_mean_of_its_draws(objective):
     key = jax.random.key(4)
     nats, b = evaluated(made, params, key)
     want = np.zeros(4)
-    for k in jax.random.split(key, 2):
-        noise = lambda k: made.objective.noise(k, jnp.asarray(b["tokens"]), jnp.asarray(~b["scored"]), training=False)  # noqa: E731
-        z = np.asarray(jax.jit(noise)(k).z)
+    keys = [jax.random.split(each, 2) for each in jax.random.split(key, 4)]  # Of every row, its draws.
+    noise = jax.jit(lambda k, x, frozen: made.objective.noise(k, x, frozen, training=False))
+    for draw in range(2):
+        alone = [noise(keys[i][draw], b["tokens"][i : i + 1], ~b["scored"][i : i + 1]).z for i in range(4)]
+        z = np.concatenate([np.asarray(x) for x in alone])
         for i in range(4):
             x, free = b["tokens"][i], b["scored"][i]
             if objective == "masked_diffusion":
@@ -250,7 +252,10 @@ def test_evaluation_of_neodiff_is_conditioned_and_not_smoothed():
     )  # fmt: skip
     key = jax.random.key(6)
     nats, b = evaluated(made, params, key)
-    noised = jax.tree.map(np.asarray, jax.jit(made.objective.corrupt)(b, jax.random.split(key, 1)[0]))
+    corrupt = jax.jit(made.objective.corrupt)
+    keys = [jax.random.split(each, 1)[0] for each in jax.random.split(key, 4)]
+    rows = [corrupt({name: x[i : i + 1] for name, x in b.items()}, keys[i]) for i in range(4)]
+    noised = {name: np.concatenate([np.asarray(row[name]) for row in rows]) for name in ("tau", "noise")}
     for i in range(4):
         x, free, tau = b["tokens"][i], b["scored"][i], noised["tau"][i]
         clean = layers.rmsnorm(p["embedding"][x], 0)
