@@ -137,6 +137,8 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command starts or goes on from the last checkpoint.", file=sys.stderr)
         os._exit(130)
+    except SystemExit:  # No mode ends the program: code of a config did, when its values were looked at.
+        fail(f"--config={FLAGS.config} holds values whose code ends the program; correct the file.")
     except Exception as error:
         message = processes.sentence(error) or errors.sentence(error)
         if not message and processes.many():  # The others would wait for this one to come to its end.

@@ -13,12 +13,13 @@ import json
 import os
 import pathlib
 import secrets
-import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from data import disk
 
 _META = "meta.json"
 _BLOCK = 8 << 20  # bytes that share a checksum
@@ -49,7 +50,8 @@ def cached(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]
     with private(folder) as made:
         meta = build(made)
         files = {p.name: _fingerprint(p) for p in sorted(made.iterdir())}
-        (made / _META).write_text(json.dumps({"files": files, "meta": meta, "digest": digest(files, meta)}))
+        with disk.create(made / _META) as file:
+            file.write(json.dumps({"files": files, "meta": meta, "digest": digest(files, meta)}).encode("ascii"))
         _publish(made, folder)
     return json.loads(json.dumps(meta))  # as a later call will read it
 
@@ -68,11 +70,11 @@ def private(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     made = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(6)}")
     try:
         with _writing(folder):
-            made.mkdir(parents=True)
+            disk.new_folder(made)
             _sweep(folder.parent)
             yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        disk.remove_folder(made)
 
 
 @contextlib.contextmanager
@@ -127,7 +129,7 @@ def _publish(private: pathlib.Path, folder: pathlib.Path) -> None:
     """Moves a finished result to its place; a good result already there is kept, a damaged one is replaced."""
     for _ in range(10):
         try:
-            os.rename(private, folder)
+            disk.rename(private, folder)
             return
         except OSError:
             if not folder.exists():
@@ -136,8 +138,8 @@ def _publish(private: pathlib.Path, folder: pathlib.Path) -> None:
             return
         aside = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(6)}")
         with contextlib.suppress(FileNotFoundError):  # another process may have moved it aside first
-            os.rename(folder, aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            disk.rename(folder, aside)
+            disk.remove_folder(aside)
     raise OSError(f"{str(folder)!r} could not be replaced in 10 attempts; remove it and start again.")
 
 
@@ -147,4 +149,4 @@ def _sweep(parent: pathlib.Path) -> None:
         with contextlib.suppress(OSError):
             newest = max(p.stat().st_mtime for p in (leftover, *leftover.iterdir()))  # a long build writes on
             if time.time() - newest > _STALE_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
+                disk.remove_folder(leftover)

@@ -42,7 +42,8 @@ class _Wanted:
 
     def reading(self, rule: str, place: Callable[[], pathlib.Path]) -> tokenise.Reading:
         """The parts that are text, to be read when they are needed."""
-        return tokenise.Reading([p for p in self.parts if isinstance(p, Texts)], self.validation, rule, place)
+        texts = [part for part in self.parts if isinstance(part, Texts)]
+        return tokenise.Reading(texts, self.validation, rule, place, self.cached_in)
 
     @property
     def ids(self) -> int:
@@ -92,8 +93,9 @@ def load(
         return _task(source, request, tokenizer)
     wanted = _wanted(source, request, tokenizer, tokenizer_sample, validation, cache_dir, components)
     made = _loaded(wanted, "bytes")
-    if expected and made.hash != expected and made.info["hash_before"] == expected:
-        return _loaded(wanted, "documents")
+    for rule, key in (("alone", "hash_alone"), ("documents", "hash_before")):
+        if expected and made.hash != expected and made.info[key] == expected:
+            return _loaded(wanted, rule)
     if made.hash != expected:
         _check_held_out(made, wanted)
     return made
@@ -112,6 +114,8 @@ def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | Non
     wanted = _wanted(source, request, *(a[key] for key in keys))
     reading = wanted.reading("bytes", None)
     if reading.parts and _is_trained(wanted.tokenizer):
+        if not reading.known:
+            return None
         folder = tokenise.trained_folder(wanted.tokenizer, wanted.ids, reading, wanted.sample, wanted.cached_in)
         if not cache.found(folder):
             return None
@@ -285,7 +289,7 @@ def _corpus(
         folder, meta = tokenise.tokenised(reading.parts.index(made), reading, kind, wanted.cached_in)
         splits, hashed = {name: _open(folder, name, meta) for name in _SPLITS}, meta["hash"]
         info = _info(source, kind, splits, made.files, hashed, None)
-        info |= {"hash_before": meta["before"], "notes": list(meta["notes"])}
+        info |= {"hash_alone": meta.get("alone", hashed), "hash_before": meta["before"], "notes": list(meta["notes"])}
         left_out = tokenise.summary(made.left_out) | meta["left_out"]
         if left_out:
             info["notes"].append(f"{made.asked}: left out {tokenise.said(left_out)}.")
@@ -307,7 +311,8 @@ def _mixed(corpora: Sequence[Corpus], names: Sequence[str], weights: tuple[int, 
     hashed = cache.digest("mixture", weights, [c.hash for c in corpora])
     files = sum(c.info["files"] for c in corpora)
     info = _info("mixture", corpora[0].tokenizer, splits, files, hashed, None)
-    info["hash_before"] = cache.digest("mixture", weights, [c.info["hash_before"] for c in corpora])
+    for key in ("hash_alone", "hash_before"):
+        info[key] = cache.digest("mixture", weights, [c.info[key] for c in corpora])
     info["notes"] = [f"components[{k}]: {note}" for k, c in enumerate(corpora) for note in c.info["notes"]]
     info["components"] = [{"weight": w / sum(weights), **c.info} for c, w in zip(corpora, weights, strict=True)]
     return Corpus(**splits, tokenizer=corpora[0].tokenizer, hash=hashed, info=info)
@@ -329,6 +334,7 @@ def _info(source: str, kind: Tokenizer, splits: Mapping[str, Tokens | Mixture], 
         "tokenizer": kind.name,
         "vocab_size": kind.vocab_size,
         "hash": hashed,
+        "hash_alone": hashed,  # as if it were no mixture
         "hash_before": hashed,  # by the rule that split older runs
         "files": files,
         **total,

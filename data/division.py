@@ -9,6 +9,7 @@ that border falls is cut near its end if neither side of it comes within a facto
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -117,6 +118,34 @@ def by_bytes(
     if share:
         cut[twin == in_order[border]] = share
     return Sides(valid[twin], dropped, cut)
+
+
+def apart(contents: Sequence[np.ndarray], sides: Sequence[Sides]) -> list[np.ndarray]:
+    """What must leave the training split of each of several sources, so that no text is on both sides of all together.
+
+    Args:
+      contents: `[D, 32]` uint8 of each source, the digests by which documents count as equal.
+      sides: of each source, as if it stood alone.
+
+    Returns:
+      `[D]` bool of each source: a document that is learned from there (all or most of it), and that another source
+      holds out, or holds out the end of. Of two that cut it in different places, the first one keeps it.
+    """
+    ends = np.cumsum([len(content) for content in contents])
+    ids = np.split(twins(np.concatenate(contents)), ends[:-1])
+    found = []
+    for k, mine in enumerate(sides):
+        out = np.zeros(len(ids[k]), bool)
+        for j, other in enumerate(sides):
+            if j == k:
+                continue
+            share = np.zeros(ends[-1])  # by id: how much of the end the other one holds out, 1 for all
+            share[ids[j]] = np.where(other.valid, 1.0, other.cut)
+            there = share[ids[k]]
+            both = (mine.cut > 0) & (there < 1)
+            out |= (there > 0) & np.where(both, (there != mine.cut) & (j < k), True)
+        found.append(out & ~mine.valid & ~mine.dropped)
+    return found
 
 
 def _within(held: float, total: float, validation: float, factor: float) -> bool:

@@ -10,12 +10,11 @@ but the first of each document is a target exactly once per epoch.
 
 import contextlib
 import dataclasses
-import os
 import pathlib
-import secrets
 
 import numpy as np
 
+from data import disk
 from data.splits import Rows, Tokens
 
 _PIECE_FIELDS = ("begin", "size", "ends", "row_first")
@@ -99,14 +98,8 @@ def first_fit(tokens: Tokens, length: int) -> FirstFit:
         return FirstFit(tokens, length, **kept)
     made = _pieces(tokens, length)
     if path is not None:
-        private = path.with_name(f"{path.name}.tmp-{secrets.token_hex(6)}")
-        try:
-            with private.open("wb") as file:
-                np.savez(file, **made)
-            os.replace(private, path)
-        except OSError:  # a cache that cannot be written only costs time
-            with contextlib.suppress(OSError):
-                private.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), disk.whole(path) as file:  # a cache that cannot be written only costs time
+            np.savez(file, **made)
     return FirstFit(tokens, length, **made)
 
 

@@ -1,15 +1,16 @@
 """Documents to token ids: a source is read once, divided into splits, and encoded in the order of the hashes."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from data import cache, division, documents, tokenizer
+from data import cache, disk, division, documents, tokenizer
 from data.tokenizers import trainers
 
 _FORMAT = 2  # of the cached files; a new number makes old ones unused
@@ -29,6 +30,7 @@ class Divided:
     digests: `[D, 32]` uint8.
     train, valid: indices of the documents of each split, in the order of their digests.
     hash: of both splits.
+    alone: the hash as if the source were no part of a mixture.
     before: the hash by the rule of `division.by_documents`.
     """
 
@@ -39,6 +41,7 @@ class Divided:
     train: np.ndarray
     valid: np.ndarray
     hash: str
+    alone: str
     before: str
     notes: tuple[str, ...]
     left_out: dict[str, list]
@@ -55,39 +58,105 @@ class Reading:
     Args:
       parts: the sources.
       validation: share of the bytes to hold out.
-      rule: "bytes", or "documents" for a corpus that an older run was made with.
+      rule: "bytes", or that of a corpus with which an older run was made: "alone" (each part as if it were no mixture)
+        or "documents".
       place: a private folder, made when it is needed, for the documents as they were read.
+      cached_in: the folder of the cache.
     """
 
     def __init__(
-        self, parts: Sequence[documents.Texts], validation: float, rule: str, place: Callable[[], pathlib.Path]
+        self,
+        parts: Sequence[documents.Texts],
+        validation: float,
+        rule: str,
+        place: Callable[[], pathlib.Path],
+        cached_in: pathlib.Path,
     ):
         self.parts, self.validation, self.rule = tuple(parts), validation, rule
-        self._place = place
+        self._place, self._cached_in = place, cached_in
+        self._read: dict[int, Read] = {}
         self._divided: dict[int, Divided] = {}
 
     def divided(self, part: int) -> Divided:
         """The documents of one part."""
         if part not in self._divided:
-            path = self._place() / f"{part}.documents"
-            self._divided[part] = _divided(self.parts[part], path, self.validation, self.rule)
+            elsewhere = self._elsewhere[1][part]
+            made = self._divided[part] = _divided(self._whole(part), self.validation, self.rule, elsewhere)
+            if not len(made.train) + len(made.valid):
+                raise ValueError(
+                    f"{self.parts[part].asked or 'a component'} holds no text but such as other components hold out; "
+                    "leave it away."
+                )
         return self._divided[part]
+
+    def _whole(self, part: int) -> "Read":
+        if part not in self._read:
+            self._read[part] = _read(self.parts[part], self._place() / f"{part}.documents")
+        return self._read[part]
+
+    @functools.cached_property
+    def _elsewhere(self) -> tuple[list[str], list[np.ndarray]]:
+        """Of each part the digests `[n, 32]` of what it learns from and another one holds out, and a name of them."""
+        count, none = len(self.parts), np.empty((0, 32), np.uint8)
+        if self.rule != "bytes" or count < 2:
+            return [""] * count, [none] * count
+        folder = self.folder_apart()
+
+        def build(private: pathlib.Path) -> dict[str, Any]:
+            read = [self._whole(k) for k in range(count)]
+            out = division.apart([r.alike for r in read], [r.sides(self.validation) for r in read])
+            for k, (r, which) in enumerate(zip(read, out, strict=True)):
+                with disk.create(private / f"{k}.npy") as file:
+                    np.save(file, r.alike[which])
+            chosen = [r.alike[which].tobytes() for r, which in zip(read, out, strict=True)]
+            return {"names": [hashlib.sha256(each).hexdigest() if each else "" for each in chosen]}
+
+        names = cache.cached(folder, build)["names"]
+        return names, [np.load(folder / f"{k}.npy") if name else none for k, name in enumerate(names)]
+
+    def folder_apart(self) -> pathlib.Path:
+        """The folder that caches what the parts of a mixture hold out of each other."""
+        return self._cached_in / "apart" / cache.digest("apart", *self._facts(range(len(self.parts))))
+
+    @property
+    def known(self) -> bool:
+        """Whether `facts` can be had without reading the parts."""
+        return self.rule != "bytes" or len(self.parts) < 2 or cache.found(self.folder_apart())
+
+    def _facts(self, parts: Iterable[int]) -> tuple:
+        rule = "bytes" if self.rule == "alone" else self.rule
+        return (_FORMAT, self.validation, rule, [self.parts[k].fingerprint for k in parts])
 
     def facts(self, *parts: int) -> tuple:
         """The inputs that decide documents and splits of the parts: the key of their cached results."""
-        return (
-            _FORMAT,
-            self.validation,
-            self.rule,
-            [self.parts[k].fingerprint for k in parts or range(len(self.parts))],
-        )
+        parts = parts or tuple(range(len(self.parts)))
+        names = [self._elsewhere[0][k] for k in parts]
+        return (*self._facts(parts), names) if any(names) else self._facts(parts)
 
 
-def _divided(source: documents.Texts, path: pathlib.Path, validation: float, rule: str) -> Divided:
-    """Reads the documents that are not empty into the file at `path` and divides them."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Read:
+    """The documents of a source that are not empty: content as in `Divided`, and of each its size `[D]`, its digests
+    `[D, 32]`, by its bytes (own) and by what counts as equal (alike), and the split that the source gives it.
+    """
+
+    content: np.ndarray
+    size: np.ndarray
+    own: np.ndarray
+    alike: np.ndarray
+    given: np.ndarray
+    left_out: dict[str, list]
+
+    def sides(self, validation: float) -> division.Sides:
+        """The side of each document, as if the source stood alone."""
+        return division.by_bytes(self.own, self.given, self.size, validation, twin=division.twins(self.alike))
+
+
+def _read(source: documents.Texts, path: pathlib.Path) -> Read:
+    """Reads the documents that are not empty into the file at `path`."""
     digests, contents, given, sizes = bytearray(), bytearray(), array("b"), array("q")
     left_out: list[documents.LeftOut] = []
-    with path.open("wb") as file:
+    with disk.create(path) as file:
         for content, split in source.documents(left_out):
             if content:
                 file.write(content)
@@ -100,18 +169,35 @@ def _divided(source: documents.Texts, path: pathlib.Path, validation: float, rul
         why = f" ({said(counted)})" if counted else ""
         asked = source.asked or "the source"
         raise ValueError(f"{asked} has no text in any of its {source.files} files{why}; use files that are not empty.")
-    size, given = np.array(sizes, np.int64), np.array(given)
     own, alike = (np.frombuffer(bytes(d), np.uint8).reshape(-1, 32) for d in (digests, contents))
-    old = division.by_documents(own, given, size, validation)
-    new = division.by_bytes(own, given, size, validation, twin=division.twins(alike))
     content = np.memmap(path, np.uint8, "r")
-    cut = {"bytes": new, "documents": old}
-    made = {name: _pieces(content, size, own, sides) for name, sides in cut.items()}
+    return Read(content, np.array(sizes, np.int64), own, alike, np.array(given), counted)
+
+
+def _divided(read: Read, validation: float, rule: str, elsewhere: np.ndarray) -> Divided:
+    """The documents in their splits; `elsewhere` `[n, 32]`: digests of those that other parts of a mixture hold out."""
+    size = read.size
+    old, new = division.by_documents(read.own, read.given, size, validation), read.sides(validation)
+    out = ~new.valid & ~new.dropped & _among(read.alike, elsewhere)
+    mixed = dataclasses.replace(new, dropped=new.dropped | out, cut=np.where(out, 0.0, new.cut))
+    cut = {"bytes": mixed, "alone": new, "documents": old}
+    made = {name: _pieces(read.content, size, read.own, sides) for name, sides in cut.items()}
     hashes = {name: _hash(pieces[2], pieces[3:]) for name, pieces in made.items()}
     notes: tuple[str, ...] = ()
-    if rule == "bytes" and hashes["bytes"] != hashes["documents"]:
+    if rule != "documents" and hashes["alone"] != hashes["documents"]:
         notes = _notes(new, old, size, validation)
-    return Divided(content, *made[rule], hashes[rule], hashes["documents"], notes, counted)
+    if rule == "bytes" and out.any():
+        notes += (
+            f"{out.sum():,} training documents ({size[out].sum():,} bytes) also stand in the held-out split of another "
+            "component; they are left out of training.",
+        )
+    return Divided(read.content, *made[rule], hashes[rule], hashes["alone"], hashes["documents"], notes, read.left_out)
+
+
+def _among(digests: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """`[D]` bool: whether each digest, `[D, 32]` uint8, is one of the chosen ones, `[n, 32]`."""
+    ids = division.twins(np.concatenate([digests, chosen]))
+    return np.isin(ids[: len(digests)], ids[len(digests) :])
 
 
 def _pieces(
@@ -227,7 +313,7 @@ def tokenised(
 ) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder with the tokens of one part, built if need be, and its meta data.
 
-    These are `hash`, `before`, `dtype`, `splits` (documents, tokens, bytes of each), `notes` and `left_out`.
+    These are `hash`, `alone`, `before`, `dtype`, `splits` (documents, tokens, bytes of each), `notes` and `left_out`.
     """
     key = cache.digest("corpus", kind.hash, *reading.facts(part))
     folder = cached_in / "corpora" / key
@@ -241,7 +327,7 @@ def _build(private: pathlib.Path, made: Divided, kind: tokenizer.Tokenizer) -> d
     for split in _SPLITS:
         which = getattr(made, split)
         lengths = array("q")
-        with (private / f"{split}.tokens.bin").open("wb") as file:
+        with disk.create(private / f"{split}.tokens.bin") as file:
             for chunk in _chunks(made, which):
                 encoded = kind.encode_batch(list(made.texts(chunk)))
                 sizes = np.fromiter((len(ids) + 2 for ids in encoded), np.int64, len(encoded))
@@ -252,11 +338,13 @@ def _build(private: pathlib.Path, made: Divided, kind: tokenizer.Tokenizer) -> d
                 file.write(memoryview(tokens))  # tofile would hide that the disk is full.
                 lengths.extend(sizes.tolist())
         taken = np.array(lengths, np.int64)
-        np.save(private / f"{split}.starts.npy", np.cumsum(taken) - taken)
+        with disk.create(private / f"{split}.starts.npy") as file:
+            np.save(file, np.cumsum(taken) - taken)
         total = int(made.size[which].sum())
         counts[split] = {"documents": len(which), "tokens": int(taken.sum()), "bytes": total}
     return {
         "hash": made.hash,
+        "alone": made.alone,
         "before": made.before,
         "dtype": np.dtype(dtype).name,
         "splits": counts,

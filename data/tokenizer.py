@@ -14,13 +14,12 @@ import json
 import os
 import pathlib
 import re
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from data import messages, words
+from data import disk, messages, words
 
 _PIECE = 1 << 20  # longer texts are given to the BPE library in pieces of about this many characters
 _WORD = 1 << 9  # characters of the longest word that BPE learns from
@@ -71,14 +70,8 @@ class _Saved:
         return json.dumps({**state, "digest": _digest(state)})
 
     def save(self, path: str | pathlib.Path) -> None:
-        path = pathlib.Path(path)
-        private = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            with private.open("x") as file:
-                file.write(self.to_json())
-            os.replace(private, path)
-        finally:
-            private.unlink(missing_ok=True)
+        with disk.whole(path) as file:
+            file.write(self.to_json().encode("utf-8"))
 
 
 class _ByteLevel(_Saved):

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments import workdir as files
 from experiments.bench import attention, context, mixers, pattention, timing, training
 from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
@@ -27,14 +28,12 @@ def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> 
     platform = jax.devices()[0].platform
     rows = [row for row in planned("tpu" if topology else platform) if filter in row.name]
     folder = pathlib.Path(workdir or "runs/bench")
-    folder.mkdir(parents=True, exist_ok=True)
     if topology:
         found = [_compile(row, topology, console) for row in rows if row.ahead_of_time]
     else:
         found = _measure(rows, filter, console)
-    (folder / "bench.json").write_text(
-        json.dumps({"platform": platform, "topology": topology, "rows": found}, indent=1)
-    )
+    record = {"platform": platform, "topology": topology, "rows": found}
+    files.write_file(folder / "bench.json", json.dumps(record, indent=1).encode())
     if not topology and found:
         _plot(found, folder / "bench.png")
         mixers.plot(found, folder / "mixers.png")
@@ -170,5 +169,5 @@ def _plot(found: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("times faster than the baseline (wall time, median of paired rounds)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure, format="png", dpi=120)
     plt.close(figure)

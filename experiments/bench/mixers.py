@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from configs import base
+from experiments import workdir as files
 from experiments.bench import ops
 from experiments.bench.comparison import Comparison, Planned
 from kernels import masks
@@ -196,5 +197,5 @@ def plot(found: list[dict[str, Any]], path: pathlib.Path) -> None:
     axes.set_xticks(lengths, labels=[f"{length:,}" for length in lengths])
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    files.write_figure(path, figure, format="png", dpi=120)
     plt.close(figure)

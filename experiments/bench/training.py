@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +20,7 @@ from experiments.bench.comparison import Comparison, Planned
 from experiments.generation.decoder import Decoder
 from experiments.planning import hlo
 from experiments.program import sharding
+from experiments.workdir import disk
 
 # d, layers, heads, hidden, vocabulary, length, batch
 SHAPES = {
@@ -168,9 +168,9 @@ def data_path(rows: int = 16, length: int = 512, tokens: int = 50_000_000, steps
     """Packed rows from a memory-mapped file of uint16 through the checkpointable iterator."""
     import data
 
-    with tempfile.TemporaryDirectory() as folder:
+    with disk.temporary_folder() as folder:
         path = os.path.join(folder, "tokens.bin")
-        np.random.default_rng(0).integers(0, 50_000, tokens, dtype=np.uint16).tofile(path)
+        disk.write_file(path, np.random.default_rng(0).integers(0, 50_000, tokens, dtype=np.uint16).tobytes())
         starts = np.arange(0, tokens, 1024, dtype=np.int64)
         split = data.Tokens(np.memmap(path, np.uint16, "r"), starts, tokens)
         batches = data.Loader(split, batch_size=rows, length=length, pad=0).iterate()

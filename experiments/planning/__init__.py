@@ -51,7 +51,6 @@ def plan_for(config: Any, topology: str, workdir: pathlib.Path) -> str:
         "parameters": counting.parameters(asked.program), "flops_per_token": counting.flops_per_token(asked.program),
         "tried": [_record(tried) for tried in (asked, *others)],
     }  # fmt: skip
-    workdir.mkdir(parents=True, exist_ok=True)
     files.write_json(workdir / RECORD, record)
     rows = text.parameter_rows(asked.program)
     files.write_file(workdir / PAGE, page.write(config, record, rows).encode())

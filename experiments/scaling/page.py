@@ -97,9 +97,9 @@ def _isoflop(found: Mapping[str, Any]) -> list[str]:
 
 def _figure(number: int, name: str, figure: "Figure") -> str:
     """A figure as an image within the page, so that its ids cannot clash with those of another figure."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    drawn = base64.b64encode(out.getvalue().encode()).decode()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawn = base64.b64encode(buffer.getvalue().encode()).decode()
     title = CAPTIONS.get(name, f"{name.removesuffix('_held_out')}: predicted against measured, held-out runs")
     # White paper under it in a dark scheme too: its ink is dark.
     source = f"data:image/svg+xml;base64,{drawn}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments import workdir as files
 from experiments.scaling.fit import Extrapolation, Fit
 from experiments.scaling.isoflop import IsoFLOP, budgets_of
 from experiments.scaling.laws import compute_optimal
@@ -57,14 +58,14 @@ def save(figure: "Figure", path: str | pathlib.Path, formats: Sequence[str] = FO
         if name not in FORMATS:
             raise ValueError(f"formats={tuple(formats)!r} has {name!r}; use some of {FORMATS}.")
     base = pathlib.Path(path)
-    base.parent.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context():
         matplotlib.rcParams.update(_STYLE)
         for name in formats:
             out = base.with_name(f"{base.name}.{name}")
             # No date inside: the same figure twice is the same bytes.
-            figure.savefig(out, format=name, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(name))
+            undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(name)
+            files.write_figure(out, figure, format=name, metadata=undated)
             written.append(out)
     return written
 

@@ -45,7 +45,10 @@ MAY_CHANGE = {  # Key or group that may change between two starts of one run -> 
     "data.cache_dir": "where tokens are kept",
     "data.path": "moved data: the hash of the corpus must be the same",
     "data.components": "moved data: the hash of the corpus must be the same",
-} | dict.fromkeys(NOT_IDENTITY, "nothing of it is trained")
+} | dict.fromkeys(NOT_IDENTITY, "nothing of it is trained") | {
+    key: "a moved companion: the checksum of its parameters must be the same"
+    for key in knobs.KNOBS if key.startswith("companions.") and key.endswith(".workdir")
+}  # fmt: skip
 MAY_GROW = ("train.steps",)  # A run can be made longer, never shorter.
 ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()
 

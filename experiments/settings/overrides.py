@@ -80,8 +80,8 @@ def load(path: str | os.PathLike, function: str = "get_config", kind: type = Con
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if type(error) is ValueError and "preset" in str(error):  # From configs.base.choose: a sentence.
-            raise Refused(f"--config={path}: {error}") from None
+        if type(error) is ValueError and "preset" in _text(error):  # From configs.base.choose: a sentence.
+            raise Refused(f"--config={path}: {_text(error)}") from None
         raise Refused(f"--config={path} cannot be made: {_where(error, file)}; correct the file.") from error
     if not isinstance(config, kind):
         raise Refused(f"--config={path}: {function}() gives a {type(config).__name__}; return a {kind.__name__}.")
@@ -293,5 +293,16 @@ def _where(error: BaseException, file: pathlib.Path) -> str:
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     place = f" (line {lines[-1]})" if lines else ""
-    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
-    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:160]}{place}"
+    said = (_text(error).strip().splitlines() or [""])[0][:160]
+    return f"{type(error).__name__}{': ' if said else ''}{said}{place}"
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says of itself, "" where that, too, is code that fails or ends the program."""
+    try:
+        said = error.msg if isinstance(error, SyntaxError) else error
+        return "" if said is None else str(said)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""

@@ -4,6 +4,9 @@ import pathlib
 import warnings
 from typing import Any
 
+from experiments import workdir as files
+from experiments.workdir import disk
+
 PLOTS = {  # file: function of optuna.visualization.matplotlib
     "history": "plot_optimization_history",
     "slice": "plot_slice",
@@ -42,8 +45,8 @@ def draw(study: Any, metric: str, workdir: pathlib.Path) -> list[pathlib.Path]:
                 axes = getattr(visualization.matplotlib, function)(study, target_name=metric)
                 figure: Figure = (axes.ravel()[0] if hasattr(axes, "ravel") else axes).figure
                 path = workdir / FOLDER / f"{name}.svg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+                disk.own_folder(path.parent)
+                files.write_figure(path, figure, format="svg", metadata={"Date": None}, bbox_inches="tight")
                 pyplot.close(figure)
             written.append(path)
     finally:

@@ -95,12 +95,10 @@ def move_aside(workdir: pathlib.Path) -> pathlib.Path | None:
     if not there:
         return None
     made = workdir / f".{files.REPLACED}"
-    with disk.explained(workdir):
-        made.mkdir(exist_ok=True)
+    disk.own_folder(made)
     aside = disk.move_aside(made, files.REPLACED, name="")
     for name in there:
-        with disk.explained(workdir / name):
-            os.rename(workdir / name, aside / name)
+        disk.rename(workdir / name, aside / name)
     logging.warning("the run before this one was moved to %s.", aside)
     return aside
 

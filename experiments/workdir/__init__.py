@@ -22,6 +22,7 @@ import datetime
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -236,6 +237,13 @@ def folder_of(runs: str | os.PathLike, config: dict[str, Any]) -> pathlib.Path:
     """Where in the folder `runs` the run of `config` is, or will be: the folder of its hash, or of an older name."""
     name = config_hash(config)
     return folders(runs).get(name, pathlib.Path(runs) / name)
+
+
+def write_figure(path: str | os.PathLike, figure: Any, **options: Any) -> None:
+    """Writes a figure of matplotlib, whole or not at all; `options` (`format` among them) are those of its savefig."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, **options)
+    write_file(path, buffer.getvalue())
 
 
 def write_config(workdir: str | os.PathLike, config: dict, command: str, base: dict | None = None) -> str:

@@ -143,7 +143,7 @@ class Checkpoints:
                 if os.path.lexists(place):
                     self._set_aside(step, "it is not of this run, which has come to that step itself")
                 vouched.write_checksums(self.root, step, saving)
-                os.rename(saving, place)
+                disk.rename(saving, place)
                 disk.keep(self.root)
                 self._losses[step] = loss
                 for old in set(self._losses) - retention.kept(self._losses, **self._keep):
@@ -161,7 +161,7 @@ class Checkpoints:
         del self._losses[step]
         disk.remove(gone)
         if disk.is_folder(self.root / str(step)):
-            os.rename(self.root / str(step), gone)
+            disk.rename(self.root / str(step), gone)
             disk.remove(vouched.checksums(self.root, step))
             disk.remove(gone)
 
@@ -380,7 +380,7 @@ class Checkpoints:
         aside = disk.move_aside(self.root / str(step), "damaged")
         vouching = vouched.checksums(self.root, step)
         if os.path.lexists(vouching):
-            os.rename(vouching, aside.with_name(aside.name + vouched.SUFFIX))
+            disk.rename(vouching, aside.with_name(aside.name + vouched.SUFFIX))
         logging.warning("checkpoint %d was moved to %s: %s.", step, aside, why)
 
 

@@ -93,7 +93,7 @@ def load(program: Program, workdir: pathlib.Path, *, tokenizer: Any, params: Any
             copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=beside.shardings["params"])
             step, found[name] = 0, copy(params)
         facts[name] = {"workdir": options.workdir, "step": step, "checksum": companions.checksum(found[name])}
-        if about and before != facts[name]:
+        if about and (before or {}).get("checksum") != facts[name]["checksum"]:  # It may have been moved.
             raise CheckpointError(
                 f"companions.{name}.workdir={options.workdir} holds other parameters at step {step} than those with "
                 f"which the run in --workdir={workdir} began; bring the old files back, or start again in a new folder."

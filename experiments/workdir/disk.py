@@ -13,6 +13,7 @@ import pathlib
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from typing import Any, BinaryIO
 
@@ -240,10 +241,15 @@ def move_aside(path: pathlib.Path, label: str, name: str | None = None) -> pathl
     for number in range(1000):
         aside = path.with_name(base if not number else f"{base}-{number}")
         if not os.path.lexists(aside):
-            with explained(path):
-                os.rename(path, aside)
+            rename(path, aside)
             return aside
     raise WorkdirError(errno.EEXIST, f"{os.fspath(path)!r} cannot be moved aside: too many {base}-... stand there.")
+
+
+def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
+    """Renames what stands at `path`, a link itself and not what it points to."""
+    with explained(path):
+        os.rename(path, to)
 
 
 def remove(path: str | os.PathLike) -> None:
@@ -253,6 +259,23 @@ def remove(path: str | os.PathLike) -> None:
             shutil.rmtree(path)
         else:
             os.unlink(path)
+
+
+def temporary_folder(place: str | os.PathLike | None = None) -> tempfile.TemporaryDirectory:
+    """A new folder in `place` (by default where temporary files lie), as a context at whose end it is removed."""
+    return tempfile.TemporaryDirectory(prefix="tessera-", dir=place)
+
+
+def link(path: str | os.PathLike, to: str | os.PathLike) -> None:
+    """Makes `path`, where nothing stands, a link to `to`."""
+    with explained(path):
+        os.symlink(to, path)
+
+
+def probe(path: str | os.PathLike) -> None:
+    """Raises OSError where the folder at `path` takes no file of a few KiB; nothing is left behind."""
+    with tempfile.TemporaryFile(dir=path) as file:  # Without a name, gone when it is closed.
+        file.write(bytes(4096))
 
 
 def keep(path: str | os.PathLike) -> None:

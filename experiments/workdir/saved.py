@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,9 +45,8 @@ def check_workdir(config: Any, workdir: pathlib.Path, *, overwrite: bool = False
             f"--workdir={workdir} holds checkpoints but no {files.CONFIG}; give a new folder, or add --overwrite to "
             "move them aside."
         ])  # fmt: skip
-    try:  # A file without a name, gone when it is closed.
-        with tempfile.TemporaryFile(dir=place) as probe:
-            probe.write(bytes(4096))
+    try:
+        disk.probe(place)
     except OSError as error:
         raise files.explain(error, workdir) from error
     if saved is not None:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from experiments.program import precision
+from experiments.workdir import disk
 
 # Orbax looks for its files by patterns and as addresses (gs://): a path of other characters would be read as another.
 _TAME = re.compile(r"[\w./+=,@~-]+", re.ASCII)
@@ -119,9 +120,9 @@ class Alias:
         if not _TAME.fullmatch(os.fspath(folder)):
             place = tempfile.gettempdir()
             place = place if _TAME.fullmatch(place) else "/tmp"
-            self._holder = tempfile.TemporaryDirectory(prefix="tessera-", dir=place)
+            self._holder = disk.temporary_folder(place)
             self.path = pathlib.Path(self._holder.name) / "checkpoints"
-            self.path.symlink_to(folder)
+            disk.link(self.path, folder)
 
     def close(self) -> None:
         """Removes the link, where there is one; calling it again does nothing."""

@@ -22,6 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 2**31 - 1  # `step` is an int32.
 _ABOUT = os.path.join("about", "metadata")
 _KINDS = {"step": int, "taken": int, "config": dict, "corpus": str, "tokenizer": str, "companions": dict}  # If there.
+_COMPANION = {"workdir": str, "step": int, "checksum": str}
 
 
 def checksums(root: pathlib.Path, step: int) -> pathlib.Path:
@@ -99,9 +100,18 @@ def about(root: pathlib.Path, step: int) -> dict[str, Any]:
     said = disk.read_object(path)
     arrays = said and said.get("arrays")
     whole = isinstance(arrays, dict) and all(isinstance(text, str) for text in arrays.values())
-    if not whole or any(key in said and type(said[key]) is not kind for key, kind in _KINDS.items()):
+    companions = said.get("companions") if whole else None
+    beside = list(companions.values()) if isinstance(companions, dict) else []
+    if not whole or not _holds(said, _KINDS) or not all(_holds(one, _COMPANION, every=True) for one in beside):
         raise ValueError(f"{_ABOUT} does not describe a checkpoint")
     return said
+
+
+def _holds(value: Any, kinds: Mapping[str, type], *, every: bool = False) -> bool:
+    """Whether `value` is an object whose keys are of these types, those that are there or `every` one."""
+    if not isinstance(value, dict):
+        return False
+    return all(type(value[key]) is kind if key in value else not every for key, kind in kinds.items())
 
 
 def loss(root: pathlib.Path, step: int) -> float | None:

@@ -1,6 +1,7 @@
 """Which side a document is on: against the rule written out in plain Python, and its border cases by hand."""
 
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -197,3 +198,63 @@ def test_where_a_document_is_cut():
     assert division.cut_place(b"a" * 60 + b"\n" + b"a" * 39, 0.2) == 80  # no line ends near
     text = "é".encode() * 50
     assert division.cut_place(text, 0.07) == 92  # 93 would part the two bytes of a character
+
+
+def plain_apart(texts, sides):
+    """Of each source the documents to leave out, one by one: what another holds out, or cuts and comes first."""
+    out = []
+    for k, mine in enumerate(sides):
+        row = []
+        for text, valid, cut in zip(texts[k], mine.valid, mine.cut, strict=True):
+            held = False
+            for j, other in enumerate(sides):
+                for same, held_there, cut_there in zip(texts[j], other.valid, other.cut, strict=True):
+                    if j != k and same == text and (held_there or cut_there):
+                        held |= held_there or not cut or (cut != cut_there and j < k)
+            row.append(bool(held and not valid))
+        out.append(row)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_one_source_holds_out_no_other_learns(seed):
+    rng = np.random.default_rng(seed)
+    pool = [b"%d " % k * int(5 + 400 * rng.random() ** 6) for k in range(12)]
+    texts = [[pool[k] for k in rng.choice(12, rng.integers(1, 9), replace=False)] for _ in range(3)]
+    alone = [sides(part, (0.1, 0.3, 0.5)[seed % 3]) for part in texts]
+    out = division.apart([digests_of(part) for part in texts], alone)
+    assert [o.tolist() for o in out] == plain_apart(texts, alone)
+    rows = [row for part, s, o in zip(texts, alone, out, strict=True) for row in zip(part, s.valid, o, strict=True)]
+    assert not {t for t, valid, _ in rows if valid} & {t for t, valid, gone in rows if not valid and not gone}
+
+
+def test_a_text_in_two_components_is_on_one_side(tmp_path):
+    """A book alone in its folder is cut near its end; in a second folder, among others, it is learned from whole."""
+    book = "\n".join(f"line {k} of the book, which is long enough to be cut" for k in range(200))
+    for folder, names in (("one", ["book"]), ("two", ["book", *map(str, range(30))])):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            text = book if name == "book" else f"another text {name} " * 60
+            (tmp_path / folder / f"{name}.txt").write_text(text + "\r\n" * (folder == "two"))
+    parts = [{"source": "text", "path": str(tmp_path / folder)} for folder in ("one", "two")]
+    kw = {"cache_dir": str(tmp_path / "cache"), "validation": 0.05}
+    both = data.load("mixture", components=parts, **kw)
+    alone = [data.load(**part, **kw) for part in parts]
+
+    def texts(split):
+        each = [(part, [*part.starts, len(part.tokens)]) for part in split.parts]
+        found = [part.tokens[a:b] for part, at in each for a, b in itertools.pairwise(at)]
+        return {both.tokenizer.decode(ids).strip() for ids in found}
+
+    held, learned = texts(both.valid), texts(both.train)
+    end = next(text for text in held if text.endswith(book[-40:]))
+    assert not any(end in text for text in learned)
+    assert any("also stand in the held-out split of another component" in note for note in both.info["notes"])
+    again = data.load("mixture", components=parts, **kw)
+    assert again.hash == both.hash != both.info["hash_alone"]
+    assert {c["hash"] for c in both.info["components"]} != {c.hash for c in alone}
+    old = data.load("mixture", components=parts, **kw, expected=both.info["hash_alone"])  # As older runs read it.
+    assert old.hash == both.info["hash_alone"] and [c["hash"] for c in old.info["components"]] == [
+        c.hash for c in alone
+    ]
+    assert any(end in text for text in texts(old.train))

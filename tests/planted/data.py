@@ -214,4 +214,18 @@ BUGS = (
         "uses[piece] += count * forward[a] * p[piece] / forward[size]",
         ("tests/data/tokenizers/learners_test.py",),
     ),
+    Bug(
+        "mixtures: a text that another component cuts is learned from whole",
+        "data/division.py",
+        "np.where(other.valid, 1.0, other.cut)",
+        "np.where(other.valid, 1.0, 0.0)",
+        ("tests/data/division_test.py",),
+    ),
+    Bug(
+        "mixtures: what leaves training is named and stays",
+        "data/tokenise.py",
+        "dropped=new.dropped | out, cut=",
+        "dropped=new.dropped, cut=",
+        ("tests/data/division_test.py",),
+    ),
 )

@@ -1,11 +1,14 @@
 """What a person gives is taken as given, or refused in a sentence: text keeps its blanks, a config may be anything."""
 
+import sys
+
 import pytest
 
 from configs import base
 from experiments.report import data, page
 from experiments.settings import overrides
 from experiments.settings.errors import Refused
+from tests.experiments.cli_test import flags
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,9 @@ def test_names_between_commas_need_no_care():
     assert config.optimizer.decay_roles == ("kernel", "embedding")
 
 
+ENDS = "class Odd({}):\n    def __str__(self):\n        raise SystemExit(0)\n"
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -50,12 +56,34 @@ def test_names_between_commas_need_no_care():
         ("def get_config():\n    return get_config()", "RecursionError"),
         ("x = " + "(" * 3000 + ")" * 3000, "nested|Error"),
         ("class Odd(BaseException):\n    pass\nraise Odd('x')", "Odd: x"),
+        (ENDS.format("Exception") + "raise Odd()", "Odd .line 4"),
+        (ENDS.format("ValueError") + "raise Odd('preset')", "Odd .line 4"),
+        (ENDS.format("object") + "raise ValueError(Odd())", "ValueError .line 4"),
+        (ENDS.format("object") + "def get_config():\n    raise ValueError(Odd())", "ValueError .line 5"),
+        ("raise SyntaxError", "SyntaxError"),
+        ("raise SyntaxError(5)", "SyntaxError: 5"),
     ],
 )
 def test_a_config_file_that_ends_the_program_is_refused(tmp_path, body, why):
     (tmp_path / "c.py").write_text(body)
     with pytest.raises(Refused, match=why):
         overrides.load(tmp_path / "c.py")
+
+
+def test_a_value_that_ends_the_program_when_it_is_shown_is_refused(tmp_path, capsys, monkeypatch):
+    """The sentence of a value that is none shows the value, and so runs its code."""
+    import main
+
+    (tmp_path / "c.py").write_text(
+        "from configs import base\nclass Odd:\n    def __repr__(self):\n        raise SystemExit(0)\n"
+        "def get_config():\n    c = base.get_config()\n    with c.unlocked():\n        del c.seed\n"
+        "        c.seed = Odd()\n    return c\n"
+    )
+    monkeypatch.setattr(main.processes, "leave", sys.exit)
+    monkeypatch.setattr(main, "FLAGS", flags(mode="plan", config=str(tmp_path / "c.py"), simulate=0))
+    with pytest.raises(SystemExit) as left:
+        main.main(["main.py"], [])
+    assert left.value.code == 2 and "holds values whose code ends the program" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["{'a': x}", "[x]", "(x,)"])

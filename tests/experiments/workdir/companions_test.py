@@ -58,13 +58,23 @@ def test_a_run_that_goes_on_has_the_same_companion(taught, tmp_path, monkeypatch
     assert about["workdir"] == str(teacher) and about["step"] == 4 and len(about["checksum"]) == 16
     shutil.copytree(run, tmp_path / "second")
     train(made, run, quiet=True)
+    shutil.copytree(tmp_path / "second", tmp_path / "third")
+    shutil.copytree(teacher, tmp_path / "moved")
+    train(config(taught, tmp_path / "moved"), tmp_path / "third", quiet=True)  # The same model in another place.
+    assert Checkpoints(tmp_path / "third").about(4)["companions"]["teacher"] == about | {
+        "workdir": str(tmp_path / "moved")
+    }
     left_alone = (taught / "alone/metrics.jsonl").read_bytes()
+    assert (tmp_path / "third/metrics.jsonl").read_bytes() == left_alone
     assert (run / "metrics.jsonl").read_bytes() == left_alone and b"train/kl" in left_alone
     # Of another seed: the same structure and other numbers.
     shutil.rmtree(teacher)
     train(config(taught, optimizer__ema=0.5, model__width=48, seed=1), teacher, quiet=True)
     with pytest.raises(CheckpointError, match="companions.teacher.workdir=.* holds other parameters at step 4 than"):
         train(made, tmp_path / "second", quiet=True)
+    shutil.copytree(teacher, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="holds other parameters at step 4 than"):
+        train(config(taught, tmp_path / "other"), tmp_path / "second", quiet=True)
     for path in Checkpoints(teacher).root.glob("4*"):
         path.rename(path.with_name(path.name.replace("4", "9", 1)))
     with pytest.raises(CheckpointError, match="no longer holds step 4, with which this run began"):

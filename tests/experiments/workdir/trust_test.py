@@ -168,6 +168,12 @@ HARMS = {
     "about's tokenizer is null": (says(tokenizer=None), "does not describe"),
     "about's config is a list": (says(config=[]), "does not describe"),
     "about's step is text": (says(step="15"), "does not describe"),
+    "about's companion is a number": (says(companions={"teacher": 5}), "does not describe"),
+    "about's companion says no step": (says(companions={"teacher": {"workdir": "x", "checksum": "y"}}), "not describe"),
+    "about's companion has a list": (
+        says(companions={"teacher": {"workdir": "x", "step": 4, "checksum": []}}),
+        "does not describe",
+    ),
     "about's count is true": (says(taken=True), "does not describe"),
     "_METADATA is rubbish": (consistent("state/_METADATA", b"rubbish"), "cannot be read"),
     "_METADATA is null": (consistent("state/_METADATA", b"null"), "cannot be read"),
