@@ -244,7 +244,7 @@ BUGS = (
         f"{FOLDER}/noise.py",
         "(key, first + jnp.arange(count))",
         "(key, jnp.arange(count))",
-        ("tests/experiments/budget_test.py", "tests/experiments/step_values_test.py"),
+        ("tests/experiments/training/budget_test.py", "tests/experiments/program/step_values_test.py"),
     ),
     Bug(
         "evaluation: all rows draw the noise of the first one",
