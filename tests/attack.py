@@ -265,7 +265,9 @@ def rights(made: World, share: float) -> Iterator[str]:
                 for moved in (workdir / "checkpoints").glob("damaged-*"):
                     if moved.is_dir():
                         moved.chmod(0o755)
-            kept = {k: v for k, v in before.items() if not k.startswith(("checkpoints/8", "checkpoints/10"))}
+            # A run that went on keeps its last three of more steps: of the old ones the newest alone, wherever it is.
+            stay = "checkpoints/" if done.returncode else f"checkpoints/{STEPS}"
+            kept = {k: v for k, v in before.items() if k.startswith(stay)}
             for problem in (*told(done.returncode, done.stderr), *lost(kept, workdir)):
                 yield f"no right to {name or 'the workdir'}: {problem}"
 

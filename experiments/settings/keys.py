@@ -5,6 +5,7 @@ What several keys make together is the preflight's.
 """
 
 import difflib
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -71,7 +72,10 @@ def _element_problems(key: str, value: Any) -> Iterator[str]:
 
 
 def short(value: Any, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # A whole number of more than 4,300 digits.
+        text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -84,11 +88,16 @@ def _kind(default: Any) -> str:
     return {bool: "bool", int: "whole number", float: "number", str: "text", tuple: "tuple"}[type(default)]
 
 
+def _huge(value: int | float) -> bool:
+    """Whether a whole number is beyond every float; of floats none is, infinity neither."""
+    return isinstance(value, int) and abs(value) > sys.float_info.max
+
+
 def _same_type(value: Any, default: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):
-        return isinstance(value, int | float) and value == value
+        return isinstance(value, int | float) and value == value and not _huge(value)
     if isinstance(default, tuple):
         return isinstance(value, tuple | list)
     return isinstance(value, type(default))

@@ -69,7 +69,7 @@ def is_folder(path: str | os.PathLike) -> bool:
     """Whether a folder, and not a link to one, stands at `path`."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
 
 
@@ -77,7 +77,7 @@ def is_file(path: str | os.PathLike) -> bool:
     """Whether a plain file, and not a link to one, stands at `path`."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
 
 

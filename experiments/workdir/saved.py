@@ -25,7 +25,7 @@ def found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
     """Whether `look` finds something at a path that a person typed; what cannot be one does not exist."""
     try:
         return look(pathlib.Path(text.replace("\0", "\ufffd")).expanduser())
-    except (RuntimeError, OSError):  # "~nobody"; a name that is too long
+    except (RuntimeError, OSError, ValueError):  # "~nobody"; a name that is too long, or of no file system
         return False
 
 

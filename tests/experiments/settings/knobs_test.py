@@ -134,14 +134,14 @@ def test_a_trained_model_is_read_by_the_command_line_that_trained_it(tmp_path):
     ("key", "value", "told"),
     [
         ("objective", "zz", "objective='zz' is unknown"), ("train.accumulation", 0, "=0 must be at least 1"),
+        ("optimizer.b1", 10**400, "optimizer.b1=1.* must be a number, e.g."), ("seed", 10**400, "seed=1.* must be"),
         ("eval.rows", -1, "=-1 must not be negative"), ("model.mixer", "attention,zz", "mixer='zz' is unknown"),
     ],
 )  # fmt: skip
 def test_a_saved_config_with_values_that_cannot_be_is_refused_in_a_sentence(tmp_path, key, value, told):
     """Damaged, or written by another house: whoever reads the model is told the key."""
     config = transformer.get_config("tiny")
-    keys.assign(config, key, value)
-    files.write_config(tmp_path, config.to_dict(), "c")
+    files.write_config(tmp_path, knobs.nested({**keys.flatten(config.to_dict()), key: value}), "c")
     asked = flags(mode="generate", workdir=str(tmp_path))
     with pytest.raises(ConfigError, match=told):
         modes._trained(asked, modes._trained_config(asked, []))

@@ -7,6 +7,7 @@ import pytest
 
 from data import disk as data_disk
 from experiments import workdir as files
+from experiments.workdir import saved
 from tests.environment import ROOT
 
 DOORS = {"experiments/workdir/disk.py": "workdirs", "data/disk.py": "caches, on the ground floor"}
@@ -92,6 +93,12 @@ def test_a_picture_follows_no_link(tmp_path):
     link.symlink_to(outside)
     files.write_figure(link, Figure(figsize=(1, 1)), format="png")
     assert outside.read_text() == "precious" and link.read_bytes()[:4] == b"\x89PNG" and not link.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "x" * 300])
+def test_a_name_that_no_file_can_have_is_no_file(name, tmp_path):
+    assert not files.disk.is_file(tmp_path / name) and not files.disk.is_folder(tmp_path / name)
+    assert saved.found(str(tmp_path / name), lambda path: path.lstat() is not None) is False
 
 
 def test_a_cache_is_written_whole_and_through_no_link(tmp_path):
