@@ -10,6 +10,8 @@ import inspect
 import pathlib
 import types
 
+from experiments import workdir as files
+
 MARK = "<!-- functions -->"
 DECODING, SERVING = "models.decoding", "experiments.generation.serving"
 PAGES: dict[str, tuple[str, ...]] = {
@@ -84,4 +86,4 @@ def page(name: str, text: str) -> str:
 if __name__ == "__main__":
     for name in PAGES:
         path = pathlib.Path("docs") / f"{name}.md"
-        path.write_text(page(name, path.read_text()))
+        files.write_file(path, page(name, path.read_text()).encode())

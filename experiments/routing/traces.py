@@ -1,9 +1,11 @@
 """Traces of routing: the experts of each token in each layer, `[tokens, layers, K]` int16, -1 for an unused choice."""
 
+import io
 from typing import Any
 
 import numpy as np
 
+from experiments import workdir as files
 from experiments.settings.errors import Refused
 
 
@@ -65,8 +67,9 @@ def save(path: str, trace: Any, experts: int) -> None:
     """Writes `[tokens, layers, K]` as an .npz of int16 `trace` and the number of `experts`."""
     if experts > np.iinfo(np.int16).max:
         raise ValueError(f"experts={experts} do not fit int16 ids; use at most {np.iinfo(np.int16).max}.")
-    with open(path, "wb") as file:
-        np.savez_compressed(file, trace=checked(trace, experts).astype(np.int16), experts=np.int64(experts))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, trace=checked(trace, experts).astype(np.int16), experts=np.int64(experts))
+    files.write_file(path, buffer.getvalue())
 
 
 def read(path: str) -> tuple[np.ndarray, int]:

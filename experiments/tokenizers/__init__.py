@@ -10,6 +10,7 @@ import numpy as np
 
 import data
 from data.tokenizers import measures
+from experiments import workdir as files
 from experiments.program import inputs
 from experiments.settings.errors import ConfigError
 from experiments.workdir import disk
@@ -128,4 +129,4 @@ def _draw(found: list[dict[str, Any]], path: pathlib.Path) -> None:
     right.set_xlabel("share of the vocabulary")
     right.legend(fontsize="x-small", ncols=2)
     left.invert_yaxis()
-    figure.savefig(path, metadata={"Date": None})
+    files.write_figure(path, figure, format="svg", metadata={"Date": None})

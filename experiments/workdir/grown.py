@@ -46,9 +46,9 @@ def source(config: Any, workdir: str | os.PathLike, tokenizer: Any, *, key: str)
     if about.get("tokenizer", tokenizer.hash) != tokenizer.hash:
         raise CheckpointError(
             f"{key}={workdir} was trained with another tokenizer ({about['tokenizer'][:12]}) than this run has "
-            f"({tokenizer.hash[:12]}): its ids mean other text, and a model is not moved to another tokenizer; use "
-            f"data.tokenizer={str(workdir / files.TOKENIZER)!r} and data.vocab_size=0, or leave {key} away to "
-            "train anew with yours."
+            f"({tokenizer.hash[:12]}): its ids mean other text; use "
+            f"data.tokenizer={str(workdir / files.TOKENIZER)!r} and data.vocab_size=0, or init.transplant={workdir} in "
+            f"place of {key} to move its embeddings to your tokenizer."
         )
     saved = about.get("config")
     if not isinstance(saved, dict):
