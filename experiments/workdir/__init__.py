@@ -155,7 +155,7 @@ def line(record: dict[str, Any]) -> bytes:
 def parse(raw: bytes) -> dict[str, Any] | None:
     """The record in one line of a .jsonl file, or None where the line is torn or damaged."""
     try:
-        record = json.loads(raw)
+        record = disk.parsed(raw)
     except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and _is(record.get("step"), _WHOLE) and not disk.deeper(record)

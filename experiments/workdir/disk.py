@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 DEPTH = 100  # Levels of a .json file; deeper ones are nobody's, and would end in a RecursionError somewhere.
 
+_DIGITS = 308  # Of the largest whole number that is surely a float, too.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _LINK = "it is a link, and a run follows none in its folder; put the file itself there, or use a new workdir"
 
@@ -111,12 +112,17 @@ def read_object(path: str | os.PathLike) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        value = json.loads(data)
+        value = parsed(data)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict) or deeper(value):
         raise ValueError(f"{os.fspath(path)!r} does not hold a JSON object; delete it or restore it from a copy.")
     return value
+
+
+def parsed(data: bytes) -> Any:
+    """What JSON says; ValueError or RecursionError where it is none. A whole number beyond every float is infinity."""
+    return json.loads(data, parse_int=lambda text: int(text) if len(text) <= _DIGITS else float(text))
 
 
 def deeper(value: Any, levels: int = DEPTH) -> bool:
