@@ -20,8 +20,6 @@ from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
 from models.lm import unstack
 
-ALIGNMENT = 64  # Bytes: a CPU array at such an address is read where it lies.
-
 
 class Decoder:
     """The functions of `models.decoding.stream` for one model, and the models that the parts read beside it.
@@ -135,24 +133,10 @@ def _defaults() -> dict[str, Any]:
 def cut(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as decoding reads them: those of every layer by themselves, `layers`, and the rest.
 
-    On one CPU a layer is a view of the stack and nothing is copied.
+    The layers are copies: where they were views of the stack, the state could not be saved after a sample.
     """
     rest = {name: value for name, value in params.items() if name != "stack"}
-    return {"rest": rest, "layers": _viewed(params) or jax.jit(unstack)(params)}
-
-
-def _viewed(params: Mapping[str, Any]) -> tuple | None:
-    """The layers as views; None where an array does not lie on one CPU, or its layers not where they can be read."""
-    period = params["stack"]["period"]
-    leaves, tree = jax.tree.flatten(period)
-    if not all(isinstance(x, jax.Array) and [d.platform for d in x.devices()] == ["cpu"] for x in leaves):
-        return None
-    hosts = [np.asarray(x) for x in leaves]
-    if any(x[0].nbytes % ALIGNMENT or x.ctypes.data % ALIGNMENT for x in hosts):
-        return None
-    device = leaves[0].devices().pop()
-    view = lambda x: jax.device_put(x, device, may_alias=True)  # noqa: E731
-    return tuple(tree.unflatten([view(x[i]) for x in hosts]) for i in range(hosts[0].shape[0]))
+    return {"rest": rest, "layers": jax.jit(unstack)(params)}
 
 
 def whole(weights: Mapping[str, Any]) -> dict[str, Any]:
