@@ -1,4 +1,5 @@
-"""How many tokens a layer keeps: shares of the prompt, bytes, pyramids, and PrefixKV's search. Listed in docs/cache.md."""
+"""How many tokens a layer keeps: shares of the prompt, bytes, pyramids, and PrefixKV's search. Listed in
+docs/cache.md."""
 
 import math
 
@@ -16,7 +17,8 @@ def tokens(budget: float, length: int) -> int:
 
 
 def from_bytes(size: int, *, layers: int, heads: int, width: int, itemsize: int, extra: int = 0) -> int:
-    """floor(size / (layers heads (2 width itemsize + extra))): tokens whose keys and values fit into `size` bytes a row.
+    """floor(size / (layers heads (2 width itemsize + extra))): tokens whose keys and values fit into `size` bytes a
+    row.
 
     Args:
       size: bytes a row.

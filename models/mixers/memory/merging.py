@@ -13,7 +13,8 @@ from models.mixers.memory.scores import keep_best
 def merge(
     x: jax.Array, classes: jax.Array, places: int, counts: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """(means `[..., C, H]`, counts `[..., C]`) of `x [..., n, H]` over classes 1 .. C: M x / count, M the one-hot matrix.
+    """(means `[..., C, H]`, counts `[..., C]`) of `x [..., n, H]` over classes 1 .. C: M x / count, M the one-hot
+    matrix.
 
     Args:
       x: keys or values.

@@ -1,4 +1,5 @@
-"""Nothing is evicted, and a query attends to a part: TokenSelect and Quest. Plain functions; docs/cache.md lists them."""
+"""Nothing is evicted, and a query attends to a part: TokenSelect and Quest. Plain functions; docs/cache.md lists
+them."""
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +56,12 @@ def quest_pages(k: jax.Array, held: jax.Array, page: int = 16) -> tuple[jax.Arra
     """
     S = k.shape[0]
     pad = -S % page
-    wide = (
-        lambda empty: jnp.pad(  # noqa: E731
+
+    def wide(empty):
+        return jnp.pad(
             jnp.where(held[:, None, None], k, empty), ((0, pad), (0, 0), (0, 0)), constant_values=empty
         ).reshape(-1, page, *k.shape[1:])
-    )
+
     return wide(jnp.inf).min(1), wide(-jnp.inf).max(1)
 
 

@@ -1,4 +1,5 @@
-"""Lanes: a request's text is the same alone, in any lane and company, however its prompt is cut and its row is moved."""
+"""Lanes: a request's text is the same alone, in any lane and company, however its prompt is cut and its row is
+moved."""
 
 import types
 

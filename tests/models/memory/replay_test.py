@@ -29,10 +29,12 @@ CASES = {  # id: (policy, options, plain form, its options)
     "scissorhands-bulk": ("scissorhands", {"window": 40, "drop": 3}, cache.Scissorhands, {"window": 40, "bulk": 3}),
     "tova": ("tova", {"recent": 0}, cache.Tova, {"recent": 0}),
     "snap": ("snap", {"window": 3}, cache.Snap, {}),
-    "snap-max": ("snap", {"window": 4, "kernel": 3, "pooling": "max"}, cache.Snap, {"window": 4, "kernel": 3, "kind": "max"}),
+    "snap-max": ("snap", {"window": 4, "kernel": 3, "pooling": "max"}, cache.Snap, {"window": 4, "kernel": 3, "kind":
+    "max"}),
     "snap-roomy": ("snap", {"window": 3, "budget": 16}, cache.Snap, {"budget": 16}),
     "pyramid": ("pyramid", {"window": 3, "layer": 1, "layers": 4}, cache.Pyramid, {}),
-    "streaming": ("streaming", {"sinks": 2, "theta": 100.0}, cache.Streaming, {"sinks": 2, "theta": 100.0, "ranked": True}),
+    "streaming": ("streaming", {"sinks": 2, "theta": 100.0}, cache.Streaming, {"sinks": 2, "theta": 100.0, "ranked":
+    True}),
     "streaming-before": (
         "streaming", {"sinks": 1, "theta": 100.0, "evict": "before"},
         cache.Streaming, {"sinks": 1, "theta": 100.0, "ranked": True, "when": "before"},

@@ -37,7 +37,8 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-    """`held` bool and `score [K, T]`, keys and values `[K, T, H]` (merging changes them), and what else a policy has."""
+    """`held` bool and `score [K, T]`, keys and values `[K, T, H]` (merging changes them), and what else a policy
+    has."""
 
     held: jax.Array
     score: jax.Array

@@ -51,7 +51,8 @@ class PrefixKV(Full):
 
 @dataclasses.dataclass(frozen=True)
 class Elastic(PrefixKV):
-    """As PrefixKV, and what leaves the prompt is averaged into the nearest that stays. `released` as the authors did."""
+    """As PrefixKV, and what leaves the prompt is averaged into the nearest that stays. `released` as the authors
+    did."""
 
     released: bool = False
     values_only: bool = False
@@ -74,11 +75,12 @@ class Elastic(PrefixKV):
         target = jnp.where(thrown, merging.nearest(chosen, chosen, jnp.ones(n, bool) & ~chosen), -1)
         target = jnp.where(thrown & chosen, place, target)
         added = (target[:, None] == place[None, :]).astype(a.dtype)  # [thrown, anchor]
-        means = (
-            lambda x: x.at[:, :n].set(  # noqa: E731
+
+        def means(x):
+            return x.at[:, :n].set(
                 (x[:, :n] + jnp.einsum("ts,kth->ksh", added, x[:, :n])) / (1 + added.sum(0))[None, :, None]
             )
-        )
+
         held = chosen | (place < self.sinks) | (place == n - 1)
         return held, s.k if self.values_only else means(s.k), means(s.v)
 
