@@ -84,6 +84,7 @@ def elastic_released(score: jax.Array, forget: int, sinks: int = 4) -> tuple[jax
 
 def elastic_released_means(x: jax.Array, thrown: jax.Array, anchors: jax.Array) -> jax.Array:
     """`x [n, H]` with each anchor the mean of itself and of the thrown rows that go to it, unweighted."""
+    x = jnp.asarray(x)
     sums = x.at[anchors].add(x[thrown])
     counts = jnp.ones(x.shape[0], x.dtype).at[anchors].add(1)
     return sums / counts[:, None]
