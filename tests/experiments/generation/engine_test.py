@@ -3,12 +3,19 @@ moved."""
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
+import data
+from configs import transformer
 from experiments.generation.engine import Engine
 from experiments.generation.pool import Pool, Shape, staying
 from experiments.generation.prefixes import pieces, shared
+from experiments.generation.text import Generator
+from experiments.program import build
+from experiments.program.sharding import make_mesh
+from experiments.settings import smoke
 from experiments.settings.errors import ConfigError
 from tests.experiments.generation.generate_test import OPTIONS, generator
 
@@ -23,7 +30,7 @@ def trained():
 
 def alone():
     maker, params = generator()
-    return [maker(params, [prompt], OPTIONS, seed=3)[0] for prompt in PROMPTS]
+    return [maker(params, [prompt], OPTIONS, seed=5)[0] for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +41,7 @@ def alone():
 def test_a_request_gives_the_same_text_in_any_lane(sizes):
     """More requests than lanes, rows that grow beyond their share of the pool and leave, a beginning that is shared."""
     engine = Engine(trained(), capacity=192, **sizes)
-    asked = {"seed": 3, "max_tokens": 24, "temperature": OPTIONS["temperature"]}
+    asked = {"seed": 5, "max_tokens": 24, "temperature": OPTIONS["temperature"]}
     assert engine.generate(PROMPTS, **asked) == alone()
     if sizes["lanes"] < len(PROMPTS):
         assert engine.prefixes.copied == 96 and not engine.prefixes.states
@@ -43,7 +50,7 @@ def test_a_request_gives_the_same_text_in_any_lane(sizes):
 
 def test_a_request_is_freed_and_a_failure_is_its_own():
     engine = Engine(trained(), lanes=2, capacity=192)
-    first, second, third = engine.admit_all(PROMPTS[:3], seed=3, max_tokens=24, temperature=OPTIONS["temperature"])
+    first, second, third = engine.admit_all(PROMPTS[:3], seed=5, max_tokens=24, temperature=OPTIONS["temperature"])
     engine.free(third)
 
     def broken(tokens, *, last):
@@ -87,3 +94,24 @@ def test_the_pool_gives_many_short_rows_or_few_long_ones():
     assert pool.shape(4, 100) == Shape(4, 128) and pool.shape(2, 256) == Shape(2, 256) and pool.shape(3, 129) is None
     kept, shape = staying(pool, {7: 100, 8: 130, 9: 20})
     assert kept == [7, 8] and shape == Shape(2, 256)
+
+
+@pytest.mark.parametrize("mixer", ["attention, gated_delta", "lact, attention"])
+def test_mixed_stacks_and_drafts_on_four_devices(mixer):
+    """Lanes cut over devices, prompts in ragged pieces, drafts from the text: as each request alone on one device."""
+    made = {}
+    for devices in (1, 4):
+        config = smoke.shrink(transformer.get_config("tiny"))
+        config.model.update({"init": "fan_in", "init_std": 0.5, "mixer": mixer, "num_layers": 2})
+        config.mesh.data = devices
+        config = smoke.shrink(config)
+        program = build(config.lock(), vocab_size=259, mesh=make_mesh(config, jax.devices()[:devices]))
+        params, tokenizer = program.init()["params"], data.ByteTokenizer()
+        made[devices] = types.SimpleNamespace(config=config, program=program, params=params, tokenizer=tokenizer)
+    one, four = made[1], made[4]
+    asked = {"seed": 5, "max_tokens": 12, "temperature": 1.0}
+    options = one.config.generate.to_dict() | {"max_tokens": 12, "temperature": 1.0}
+    maker = Generator(one.program, one.tokenizer)
+    want = [maker(one.params, [prompt], options, seed=5)[0] for prompt in PROMPTS]
+    drafts = {"drafter": "lookup", "lookup": {"length": 2, "ngram": 2}}
+    assert Engine(four, lanes=4, capacity=192, chunk=32, rounds=5, **drafts).generate(PROMPTS, **asked) == want

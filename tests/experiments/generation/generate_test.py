@@ -125,7 +125,7 @@ def test_pieces_concatenate_to_the_whole_and_fewer_tokens_are_the_beginning_of_m
         assert len(pieces) in (
             2,
             3,
-        )  # It did stream: the first token, where it is a whole character, and twice sixteen.
+        )  # The first token, if it is a whole character, and sixteens.
 
 
 def test_a_stop_string_cuts_the_text_before_it_wherever_chunks_fall():
