@@ -14,7 +14,12 @@ from experiments import workdir as files
 
 MARK = "<!-- functions -->"
 DECODING, SERVING = "models.decoding", "experiments.generation.serving"
+MEMORY = "models.mixers.memory"
 PAGES: dict[str, tuple[str, ...]] = {
+    "cache": (
+        *(f"{MEMORY}.{name}" for name in ("replay", "scores", "budgets", "merging", "selection", "edit")),
+        "kernels.attention.noise", "kernels.attention.patterns", "models.swiftkv",
+    ),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "continuous", "laws")),
         *(f"{DECODING}.drafts.{name}" for name in (

@@ -78,4 +78,4 @@ def read(path: str) -> tuple[np.ndarray, int]:
         with np.load(path, allow_pickle=False) as held:
             return checked(held["trace"], int(held["experts"])), int(held["experts"])
     except (OSError, KeyError, ValueError) as error:
-        raise Refused(f"{path} is no trace of routing ({error}); make one with --mode=evaluate.") from None
+        raise Refused(f"{path} is no trace of routing ({error}); traces.write makes one.") from None

@@ -9,8 +9,8 @@ import numpy as np
 
 CANDIDATES = (  # what the search tries for each head: (pattern, columns or sinks, diagonals or window)
     ("a_shape", 100, 800), ("vertical_slash", 30, 800), ("vertical_slash", 100, 750), ("vertical_slash", 100, 800),
-    ("vertical_slash", 500, 700), ("vertical_slash", 3500, 100), ("vertical_slash", 1000, 4096), ("block_sparse",
-    100, 64),
+    ("vertical_slash", 500, 700), ("vertical_slash", 3500, 100), ("vertical_slash", 1000, 4096),
+    ("block_sparse", 100, 64),
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def kept(p: jax.Array, mask: jax.Array) -> jax.Array:
 
 def masked_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """`[T, N, H]`: dense attention under a mask `[N, T, T]`: the value that every sparse kernel must agree with."""
-    (_T, N, H), K = q.shape, k.shape[1]
+    (_, N, H), K = q.shape, k.shape[1]
     k, v = (jnp.repeat(x, N // K, axis=1) for x in (k, v))
     x = jnp.where(mask, jnp.einsum("tnh,snh->nts", q, k, precision="highest") * H**-0.5, -jnp.inf)
     return jnp.einsum("nts,snh->tnh", jax.nn.softmax(x, axis=-1), v, precision="highest")

@@ -1,4 +1,4 @@
-"""Mixture of experts: formulas as plain functions of arrays, and the channel that is made of them.
+"""Mixture of experts: formulas as plain functions of arrays.
 
     routing     what a router decides, and what is read off it
     routers     softmax before or after the choice, sigmoid with bias, groups, MoGE, expert choice, ReLU
@@ -8,7 +8,6 @@
     sparsity    BlockFFN's losses, measures and schedule
     capacity    how many tokens an expert takes, and which
     banks       the experts
-    dispatch    how tokens reach their experts, every form with the same result
     upcycling   experts out of a trained dense layer
 
 docs/moe.md lists every function with its equation. Letters: T tokens, E experts, K chosen for a token, D width of the

@@ -45,10 +45,9 @@ def replay(
       k: `[T, K, H]`; query head n reads key head n // (N/K).
       v: `[T, K, H]`.
       prompt: how many of the T tokens are the prompt, 1 or more.
-      theta: where given, q and k are unrotated and rotary embedding of this base is done here: at the tokens'
-      positions,
-        or, of `streaming` and `token_select`, at their ranks among what is attended to. None: q and k are used as
-        given.
+      theta: where given, q and k are unrotated and rotary embedding of this base is done here: at the
+        tokens' positions, or, of `streaming` and `token_select`, at their ranks among what is attended to. None: q and
+        k are used as given.
       pairing: of the rotation, "half" or "interleaved".
       **options: of the policy, the fields of its class in `models/mixers/memory/rules.py`.
 

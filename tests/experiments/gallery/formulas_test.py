@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.gallery import formulas
+from models.mixers.memory.rules import RULES
 from tests import environment
 
 DOCS = environment.ROOT / "docs"
@@ -26,3 +27,13 @@ def test_the_tests_that_a_page_names_are_there(name):
 def test_a_function_without_its_equation_is_refused():
     with pytest.raises(ValueError, match="has no docstring"):
         formulas.says(lambda x: x)
+
+
+def test_the_page_of_caches_states_every_policy_and_its_options():
+    text = (DOCS / "cache.md").read_text()
+    for name, rule in RULES.items():
+        own = {
+            key: field.default for key, field in rule.__dataclass_fields__.items() if key not in ("theta", "pairing")
+        }
+        options = ", ".join(f"{key}={default!r}" for key, default in own.items())
+        assert f"| `{name}` | {f'`{options}`' if options else ''} | " in text, name
