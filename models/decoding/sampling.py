@@ -13,7 +13,7 @@ import jax.numpy as jnp
 def tempered(logits: jax.Array, temperature: Any) -> jax.Array:
     """Logits / temperature in float32 or wider; at temperature 0 the first likeliest token alone. `[..., V]`."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    temperature = _by_row(temperature, logits)
+    temperature = by_row(temperature, logits)
     greedy = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, axis=-1, keepdims=True)
     divided = logits / jnp.where(temperature == 0, 1, temperature).astype(logits.dtype)
     return jnp.where(greedy | (temperature != 0), divided, -jnp.inf)
@@ -21,7 +21,7 @@ def tempered(logits: jax.Array, temperature: Any) -> jax.Array:
 
 def top_k(logits: jax.Array, k: Any) -> jax.Array:
     """Keeps the k largest (Fan et al. 2018), and ties of the last; 0 or k >= V keeps all. `[..., V]`."""
-    V, k = logits.shape[-1], _by_row(k, logits).astype(jnp.int32)
+    V, k = logits.shape[-1], by_row(k, logits).astype(jnp.int32)
     ordered = jnp.sort(logits, axis=-1)
     index = jnp.broadcast_to(jnp.clip(V - k, 0, V - 1), (*logits.shape[:-1], 1))
     least = jnp.take_along_axis(ordered, index, axis=-1)
@@ -30,7 +30,7 @@ def top_k(logits: jax.Array, k: Any) -> jax.Array:
 
 def top_p(logits: jax.Array, p: Any) -> jax.Array:
     """Keeps the fewest tokens, at least one, whose probability reaches p (Holtzman et al. 2020). `[..., V]`."""
-    p = _by_row(p, logits)
+    p = by_row(p, logits)
     order = jnp.argsort(-logits, axis=-1)
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
@@ -41,11 +41,11 @@ def top_p(logits: jax.Array, p: Any) -> jax.Array:
 
 def min_p(logits: jax.Array, p: Any) -> jax.Array:
     """Keeps tokens at least p times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all. `[..., V]`."""
-    least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(_by_row(p, logits).astype(logits.dtype))
+    least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(by_row(p, logits).astype(logits.dtype))
     return jnp.where(logits < least, -jnp.inf, logits)
 
 
-def _by_row(value: Any, logits: jax.Array) -> jax.Array:
+def by_row(value: Any, logits: jax.Array) -> jax.Array:
     """A number, or one a row, `[...]`, as it meets logits `[..., V]`."""
     value = jnp.asarray(value)
     return value if value.ndim == 0 else value.reshape(*value.shape, *[1] * (logits.ndim - value.ndim))

@@ -187,7 +187,7 @@ def test_a_workdir_brings_its_own_config(run):
         ({"mode": "generate", "prompt": "a", "prompts": "b"}, "generate needs either"),
         ({"mode": "generate", "prompts": "/nowhere"}, "--prompts=/nowhere cannot be read: no such file"),
         ({"mode": "generate", "prompts": os.devnull}, f"--prompts={os.devnull} is empty; give a file"),
-        ({"mode": "report", "runs": ","}, "--runs=, names no workdir; try --runs=runs/a,runs/b."),
+        ({"mode": "report", "runs": ","}, "--runs=, names no workdir; try --runs=runs/a,runs/b or --runs='runs/*'."),
         ({"mode": "report", "runs": "/nowhere"}, "--runs=/nowhere holds no run"),
     ],
 )

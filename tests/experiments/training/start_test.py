@@ -322,6 +322,14 @@ def test_parameters_of_another_objective_are_refused(finished, tmp_path):
 
 
 def test_a_terminal_that_closes_is_a_wish_to_stop():
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests themselves may run under nohup.
+    try:
+        _closing_terminals()
+    finally:
+        signal.signal(signal.SIGHUP, outside)
+
+
+def _closing_terminals():
     with stopping.collected() as stop:
         signal.raise_signal(signal.SIGHUP)
         assert stop.requested == "SIGHUP"
