@@ -1,8 +1,8 @@
-"""One layer: pre-norm mixer and pre-norm channel on a residual stream, and the stack that repeats it over depth."""
+"""One layer: a mixer and a channel with their norms on a residual stream, and the stack that repeats it over depth."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,14 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+# By name: whether a norm stands before each part, and whether one stands behind it.
+NORM_PLACES = {"pre": (True, False), "post": (False, True), "sandwich": (True, True)}
+
+
+def same(x: jax.Array) -> jax.Array:
+    """In place of a norm that is not there."""
+    return x
 
 
 # STREAM: axes of the residual stream. TOKENS: axes of the arrays that mixers and channels read and write.
@@ -47,6 +55,9 @@ class Through(NamedTuple):
 class Block(nnx.Module):
     """`x + mixer(norm(x))`, then `x + channel(norm(x))`; x `[B, T, D]`.
 
+    `model.norm_place` says whether norms stand before the parts, behind them or both; with `model.parallel` both parts
+    read the same x.
+
     Where the mesh cuts the stream, a sum over heads or hidden widths is a reduce-scatter over tokens. Each device adds
     and normalises its own tokens, which are gathered for the next part. It sends as many bytes as an all-reduce, but
     the norm, the addition and the kept activations are computed and stored for 1/P of the tokens on each device
@@ -55,18 +66,22 @@ class Block(nnx.Module):
     """
 
     def __init__(self, spec: Spec, mixer: str, *, rngs: nnx.Rngs):
-        self.mixer_norm = norms.make(spec, rngs=rngs)
+        before, after = NORM_PLACES[spec.norm_place]
+        self.mixer_norm = norms.make(spec, rngs=rngs) if before else same
         self.mixer = MIXERS[mixer](spec, rngs=rngs)
-        self.channel_norm = norms.make(spec, rngs=rngs)
+        self.mixer_out_norm = norms.make(spec, rngs=rngs) if after else same
+        self.channel_norm = norms.make(spec, rngs=rngs) if before else same
         self.channel = CHANNELS[spec.channel](spec, rngs=rngs)
-        self.partition, self.share = spec.partition, spec.sizes.branch
+        self.channel_out_norm = norms.make(spec, rngs=rngs) if after else same
+        self.partition, self.share = spec.partition, spec.sizes.branch * spec.residual_scale
+        self.parallel = spec.parallel
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> Through:
         y, state = self.mixer(self._whole(self.mixer_norm(x)), context, state)
-        y, first = context.at("mixer", self.joining(y))
-        x = x + y
-        y, said = self.channel(self._whole(self.channel_norm(x)), context)
-        y, second = context.at("channel", self.joining(y))
+        y, first = context.at("mixer", self.joining(y, self.mixer_out_norm))
+        read, x = x, x + y
+        y, said = self.channel(self._whole(self.channel_norm(read if self.parallel else x)), context)
+        y, second = context.at("channel", self.joining(y, self.channel_out_norm))
         x, third = context.at("residual", x + y)
         if taken := [name for name in SITES if name in said]:
             raise ValueError(f"a channel reports {taken[0]!r}, which names a site; report it under another name.")
@@ -77,9 +92,9 @@ class Block(nnx.Module):
     def _whole(self, x: jax.Array) -> jax.Array:
         return self.partition.exchange(x, STREAM, TOKENS) if self.partition.cuts_stream else x
 
-    def joining(self, y: jax.Array) -> jax.Array:
-        """A branch's output as it is added to the stream: cut as the stream is, scaled by the depth of the model."""
-        y = self.partition.exchange(y, TOKENS, STREAM) if self.partition.cuts_stream else y
+    def joining(self, y: jax.Array, norm: Callable[[jax.Array], jax.Array] = same) -> jax.Array:
+        """A branch's output as it is added to the stream: cut as the stream is, through its norm, scaled."""
+        y = norm(self.partition.exchange(y, TOKENS, STREAM) if self.partition.cuts_stream else y)
         return y if self.share == 1.0 else y * jnp.asarray(self.share, y.dtype)
 
 
@@ -89,7 +104,7 @@ class Period(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.names = tuple(f"{i}_{name}" for i, name in enumerate(spec.mixers))
         for name, mixer in zip(self.names, spec.mixers, strict=True):
-            setattr(self, name, Block(spec, mixer, rngs=rngs))
+            setattr(self, name, Block(spec.at(int(name.split("_")[0])), mixer, rngs=rngs))
 
     @property
     def blocks(self) -> dict[str, Block]:

@@ -81,7 +81,7 @@ class MLP(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """`(silu(x W_gate) * x W_up) W_down` (Shazeer 2020), hidden width F (0: 8D/3 rounded up to a multiple of 64)."""
+    """`(act(x W_gate) * x W_up) W_down` (Shazeer 2020), hidden width F (0: 8D/3 rounded up to a multiple of 64)."""
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["swiglu"]
@@ -90,10 +90,11 @@ class SwiGLU(nnx.Module):
         self.gate = projections.make(spec, spec.D, F, axes=("embed", "hidden"), name="up", **kw)
         self.up = projections.make(spec, spec.D, F, axes=("embed", "hidden"), name="up", **kw)
         self.down = projections.make(spec, F, spec.D, axes=("hidden", "embed"), residual=True, name="down", **kw)
+        self.activation = ACTIVATIONS[options["activation"]]
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
         hidden = self.gate(x), self.up(x)
-        return through(lambda gate, up: jax.nn.silu(gate) * up, self.down, *hidden), {}
+        return through(lambda gate, up: self.activation(gate) * up, self.down, *hidden), {}
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:

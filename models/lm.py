@@ -34,6 +34,8 @@ class LM(nnx.Module):
         V, D = spec.V, spec.D
         init = parameters.normal(spec.init_std)
         self.embedding = parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
+        place = ((spec.positions, D), (None, "embed"), "embedding", spec)
+        self.positions = parameters.param(init, rngs, *place) if spec.positions else None
         self.time = TimeEmbedding(spec, rngs=rngs) if spec.time_features else None
         square = ((D, D), (None, "embed"), "kernel", spec)
         self.condition = parameters.param(parameters.zeros, rngs, *square) if spec.self_condition else None
@@ -85,6 +87,8 @@ class LM(nnx.Module):
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
         x = tokens.astype(self.spec.dtype) if tokens.ndim == 3 else self.embed(tokens)
+        if self.positions is not None:  # Padding has negative positions.
+            x = x + look_up(self.positions[...], jnp.maximum(positions, 0), self.spec.dtype)
         if self.time is not None:
             x = x + self.time(time)
         if self.condition is not None and condition is not None:

@@ -12,6 +12,7 @@ class Norm(nnx.Module):
     """RMSNorm or LayerNorm: `x [..., D] -> [..., D]` in `spec.dtype`.
 
     RMSNorm: x / sqrt(mean(x^2) + eps) (Zhang & Sennrich 2019). LayerNorm also subtracts the mean (Ba et al. 2016).
+    Then it is multiplied by the scale, by 1 + scale where `model.norm_offset` says so, and the bias is added.
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class Norm(nnx.Module):
         self.centre = kind == "layernorm"
         self.eps = spec.norm_eps if eps is None else eps
         self.dtype = spec.dtype
-        self.scale = parameters.param(parameters.ones, rngs, (width,), (None,), "norm", spec) if scale else None
+        self.offset = spec.norm_offset
+        first = parameters.zeros if self.offset else parameters.ones
+        self.scale = parameters.param(first, rngs, (width,), (None,), "norm", spec) if scale else None
         self.bias = parameters.param(parameters.zeros, rngs, (width,), (None,), "norm", spec) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -37,7 +40,7 @@ class Norm(nnx.Module):
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
         if self.scale is not None:
-            x = x * self.scale[...]
+            x = x * (1 + self.scale[...] if self.offset else self.scale[...])
         if self.bias is not None:
             x = x + self.bias[...]
         return x.astype(self.dtype)

@@ -1,10 +1,20 @@
 """Rotary position embedding (Su et al. 2021), rotate-half form, over the first share of the head width."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def rotate(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0, fraction: float = 1.0) -> jax.Array:
+def rotate(
+    x: jax.Array,
+    positions: jax.Array,
+    *,
+    theta: float = 10000.0,
+    fraction: float = 1.0,
+    scaling: Callable[[int, float, jax.Array], tuple[Any, float]] | None = None,
+) -> jax.Array:
     """Rotates the first `fraction` of H by angles `position * theta^(-2i/R)`, R the rotated width.
 
     Args:
@@ -12,6 +22,8 @@ def rotate(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0, fracti
       positions: `[B|1, T]` integers.
       theta: base of the frequencies.
       fraction: share of H that is rotated; the rest is returned unchanged. R is rounded down to an even number.
+      scaling: (R, theta, positions) -> the R/2 rates in place of those, and what multiplies cos and sin; see
+        models/rope_scaling.py.
 
     Returns:
       `[B, T, N, H]` in x's dtype; angles are computed in float32 (float64 for float64 x).
@@ -20,9 +32,16 @@ def rotate(x: jax.Array, positions: jax.Array, *, theta: float = 10000.0, fracti
     if R == 0:
         return x
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    frequency = theta ** (-jnp.arange(0, R, 2, dtype=dtype) / R)
+    factor = 1.0
+    if scaling is None:
+        frequency = theta ** (-jnp.arange(0, R, 2, dtype=dtype) / R)
+    else:
+        frequency, factor = scaling(R, theta, positions)
+        frequency = jnp.asarray(frequency, dtype)
     angle = positions[..., None].astype(dtype) * frequency
     cos, sin = (_kept(f(angle))[..., None, :] for f in (jnp.cos, jnp.sin))
+    if factor != 1.0:
+        cos, sin = cos * jnp.asarray(factor, dtype), sin * jnp.asarray(factor, dtype)
     first, second = x[..., : R // 2].astype(dtype), x[..., R // 2 : R].astype(dtype)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
     return turned if R == x.shape[-1] else jnp.concatenate([turned, x[..., R:]], axis=-1)

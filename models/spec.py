@@ -26,10 +26,15 @@ class Spec:
     channel: str
     projection: str
     norm: str
+    norm_place: str
     norm_scale: bool
+    norm_offset: bool
     norm_bias: bool
     norm_eps: float
     final_norm: str
+    parallel: bool
+    residual_scale: float
+    positions: int
     tied: bool
     logit_scale: float
     softcap: float
@@ -43,6 +48,7 @@ class Spec:
     remat: str
     unroll: int
     options: Mapping[str, Mapping[str, Any]]  # one group per part, by the part's name
+    by_position: tuple[Mapping[str, Any], ...] = ()  # what differs at each place of the period, by group
     partition: Partition = Partition()  # layout on the mesh
     sizes: Parametrization = Parametrization()  # multipliers that follow from the sizes
 
@@ -71,13 +77,28 @@ class Spec:
             options=MappingProxyType(
                 {k: MappingProxyType(dict(v)) for k, v in model.items() if isinstance(v, Mapping)}
             ),
+            by_position=tuple(dict(each) for each in model["by_position"]),
             partition=partition,
             sizes=sizes,
             **{k: model[k] for k in _COPIED},
         )
 
+    def at(self, position: int) -> "Spec":
+        """What the block at a place of the period is built from: these options, and what differs there."""
+        if not self.by_position or not self.by_position[position]:
+            return self
+        options = {k: MappingProxyType(v) for k, v in merged(self.options, self.by_position[position]).items()}
+        return dataclasses.replace(self, options=MappingProxyType(options))
+
+
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, and in their place what `changes` say, group by group."""
+    groups = {k: merged(options.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in changes.items()}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in options.items()} | groups
+
 
 _COPIED = (
-    "channel", "projection", "norm", "norm_scale", "norm_bias", "norm_eps", "final_norm", "tied", "softcap", "init",
-    "init_std", "remat", "time_features", "self_condition",
+    "channel", "projection", "norm", "norm_place", "norm_scale", "norm_offset", "norm_bias", "norm_eps", "final_norm",
+    "parallel", "residual_scale", "positions", "tied", "softcap", "init", "init_std", "remat", "time_features",
+    "self_condition",
 )  # fmt: skip

@@ -11,6 +11,9 @@ mlp.bias = switch(False, "Bias in both maps.")
 
 swiglu = group("A gated channel of three maps.", of="model.channel=swiglu")
 swiglu.hidden = whole(0, "F: hidden width; 0 = 8D/3 rounded up to a multiple of 64.", least=0, small=64)
+swiglu.activation = part(
+    "silu", "models.channels:ACTIVATIONS", "Of the gate: silu; gelu makes it GeGLU (Gemma).", before="silu"
+)
 swiglu.bias = switch(False, "Bias in all three maps.")
 
 pattention = group(

@@ -1,6 +1,6 @@
 """Knobs of mixers: a mixer reads the group of its own name."""
 
-from configs.knobs.kinds import group, number, part, switch, whole
+from configs.knobs.kinds import group, number, one_of, part, switch, texts, whole
 
 attention = group("Softmax attention.", of="model.mixer=attention")
 attention.rope_fraction = number(
@@ -8,6 +8,18 @@ attention.rope_fraction = number(
 )
 attention.rope_theta = number(10000.0, "Base of the rotary wavelengths.", least=1, most=1e12)
 attention.qk_norm = switch(False, "RMSNorm with scale over each head of q and k.")
+attention.qk_norm_over = one_of(
+    "head",
+    ("head", "row"),
+    "What it is over: each head, or all heads together (OLMo 2).",
+    of="model.attention.qk_norm=*",
+    before="head",
+)
+attention.qk_norm_eps = number(
+    0.0, "Added to its mean square; 0 = model.norm_eps.", least=0, most=1, of="model.attention.qk_norm=*", before=0.0
+)
+attention.scale = number(0.0, "Multiplies q k; 0 = 1 / sqrt(H).", least=0, before=0.0)
+attention.softcap = number(0.0, "Scores are cap * tanh(score / cap) (Gemma 2); 0 = off.", least=0, before=0.0)
 attention.window = whole(0, "Tokens a query sees, itself included; 0 = all.", least=0, small=8)
 attention.sinks = whole(
     0,
@@ -16,13 +28,53 @@ attention.sinks = whole(
     small=2,
     of="model.attention.window=*",
 )
+attention.sink_scores = switch(
+    False, "A learned score per head that joins its softmax as a key of value zero (gpt-oss).", before=False
+)
 attention.bias = switch(False, "Bias in q, k, v, o.")
+attention.qkv_bias = switch(False, "Bias in q, k, v, and none in o (Qwen2).", before=False)
 attention.implementation = part(
     "",
     "kernels.attention:IMPLEMENTATIONS",
     '"" = best for the platform; else reference, chunked, pallas_tpu, ...',
     also=("",),
 )
+
+attention.rope_scaling = scaling = group(
+    "Wavelengths for texts longer than those that a model was trained on: models/rope_scaling.py.",
+    of="model.attention.rope_fraction=*",
+)
+scaling.kind = part(
+    "none", "models.rope_scaling:KINDS", "none, linear, dynamic, yarn, llama3, longrope.", before="none"
+)
+LONGER = "model.attention.rope_scaling.kind"
+scaling.factor = number(
+    1.0, "How much longer texts may be.", least=1e-3, of=f"{LONGER}=linear|dynamic|yarn|llama3|longrope", before=1.0
+)
+scaling.original = whole(
+    8192, "Tokens that it was trained on.", least=1, of=f"{LONGER}=dynamic|yarn|llama3|longrope", before=8192
+)
+scaling.length = whole(
+    0,
+    "Tokens of the text, all of it; 0 = as released: of each call, so that a later token changes earlier ones.",
+    least=0,
+    of=f"{LONGER}=dynamic|longrope",
+    before=0,
+)
+scaling.low = number(1.0, "Turns in `original`: below, a wavelength is stretched.", of=f"{LONGER}=llama3", before=1.0)
+scaling.high = number(4.0, "Turns above which it stays.", of=f"{LONGER}=llama3", before=4.0)
+scaling.beta_fast = number(32.0, "Turns in `original`: above, a wavelength stays.", of=f"{LONGER}=yarn", before=32.0)
+scaling.beta_slow = number(1.0, "Turns below which it is stretched.", of=f"{LONGER}=yarn", before=1.0)
+scaling.truncate = switch(True, "The two borders are rounded outwards.", of=f"{LONGER}=yarn", before=True)
+scaling.mscale = number(0.0, "With mscale_all_dim: numerator of the factor.", least=0, of=f"{LONGER}=yarn", before=0.0)
+scaling.mscale_all_dim = number(0.0, "Its denominator (DeepSeek).", least=0, of=f"{LONGER}=yarn", before=0.0)
+scaling.attention_factor = number(
+    0.0, "Multiplies cos and sin; 0 = as the kind says.", least=0, of=f"{LONGER}=yarn|longrope", before=0.0
+)
+scaling.short_factors = texts(
+    (), "R/2 numbers that divide the rates of texts up to `original`.", of=f"{LONGER}=longrope", before=()
+)
+scaling.long_factors = texts((), "The same of longer texts.", of=f"{LONGER}=longrope", before=())
 
 lact = group("Large-chunk test-time training beside a sliding window.", of="model.mixer=lact")
 lact.heads = whole(

@@ -1,6 +1,6 @@
 """Knobs of the backbone: its sizes, its parts by name, how it is computed. D, L, N, K, H, V are the house's letters."""
 
-from configs.knobs.kinds import group, number, part, switch, text, whole
+from configs.knobs.kinds import group, number, part, switch, text, texts, whole
 
 model = group("The model.")
 model.vocab_size = whole(0, "V. 0 = what the tokenizer and the objective need.", least=0, smoke=0)
@@ -20,11 +20,25 @@ model.channel = part(
     "models.channels:CHANNELS",
     "What happens to one token: mlp, swiglu, pattention (one map of parameter tokens).",
 )
+model.by_position = texts(
+    (),
+    "A tuple of dicts, one for each name in model.mixer: what differs, e.g. ({'attention': {'window': 512}}, {}).",
+    before=(),
+)
 model.projection = part(
     "dense", "models.projections:PROJECTIONS", "What a linear map is: dense, pattention (TokenFormer)."
 )
 model.norm = part("rmsnorm", "models.norms:NORMS", "The norm before each mixer and channel: rmsnorm or layernorm.")
+model.norm_place = part(
+    "pre",
+    "models.block:NORM_PLACES",
+    "Where they stand: pre (input of each part), post (its output: OLMo 2), sandwich (both: Gemma 2).",
+    before="pre",
+)
 model.norm_scale = switch(True, "A learned scale in those norms (False: non-parametric).")
+model.norm_offset = switch(
+    False, "Norms multiply by 1 + their scale, which starts at 0 (Gemma).", of="model.norm_scale=*", before=False
+)
 model.norm_bias = switch(False, "A learned bias in those norms.")
 model.norm_eps = number(1e-6, "Added to the mean square in those norms.", least=0, most=1)
 model.final_norm = part(
@@ -32,6 +46,16 @@ model.final_norm = part(
     "models.norms:NORMS",
     'The norm before the head: "same", or rmsnorm / layernorm with scale (and bias).',
     also=("same",),
+)
+model.parallel = switch(
+    False, "x + mixer(norm x) + channel(norm x): both read the same x, each with its norm (GPT-NeoX).", before=False
+)
+model.residual_scale = number(1.0, "Multiplies what mixers and channels add (Granite).", least=0, before=1.0)
+model.positions = whole(
+    0,
+    "Learned positions: rows of a table added to the embedding (GPT-2), at least the tokens of a text; 0 = none.",
+    least=0,
+    before=0,
 )
 model.tied = switch(True, "The head is the transposed embedding.")
 model.logit_scale = number(1.0, "Multiplies logits; 0 = 1/sqrt(D) (tied heads with unit-variance embeddings).", least=0)

@@ -62,12 +62,19 @@ def shape_problems(config: Mapping, reference: Mapping, prefix: str = "") -> Ite
             yield from _element_problems(f"{prefix}{key}", value)
 
 
+# Tuples of groups, with an example of one.
+_SETTINGS = {
+    "data.components": "{'source': 'stdlib', 'weight': 1.0}",
+    "model.by_position": "{'attention': {'window': 512}}",
+}
+
+
 def _element_problems(key: str, value: Any) -> Iterator[str]:
-    """The elements of a tuple: settings of a source in data.components, else text."""
-    mapping = key == "data.components"
+    """The elements of a tuple: settings in those of `_SETTINGS`, else text."""
+    mapping = key in _SETTINGS
     for i, element in enumerate(value):
         if not isinstance(element, Mapping if mapping else str):
-            like = "a group like {'source': 'stdlib', 'weight': 1.0}" if mapping else f"text, e.g. {key}=('a', 'b')"
+            like = f"a group like {_SETTINGS[key]}" if mapping else f"text, e.g. {key}=('a', 'b')"
             yield f"{key}[{i}]={short(element)} must be {like}."
 
 

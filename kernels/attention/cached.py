@@ -17,21 +17,34 @@ FEW_QUERIES, SHORT_CACHE = 16, 2048
 
 
 def attend_cache(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Mask, implementation: str | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Attention of q [B, T, N, H] over a cache k, v [B, S, K, H] in which every slot, seen or not, is finite.
 
     A few queries on a short cache are one small product per head; everything else goes to `attention`. Returns
-    [B, T, N, H] in q's type; every query must see at least one key.
+    [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]` as in `attention`.
     """
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     if implementation is not None or T > FEW_QUERIES or S > SHORT_CACHE:
-        return attention(q, k, v, mask=mask, implementation=implementation)
+        return attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks, implementation=implementation)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     grouped = q.reshape(B, T, K, N // K, H)
     score = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=dtype) / math.sqrt(H)
     seen = mask.traced(T, S)[:, :, None]
-    weight = jax.nn.softmax(jnp.where(seen, score, jnp.finfo(dtype).min), axis=-1)
+    if softcap is not None:
+        score = softcap * jnp.tanh(score / softcap)
+    score = jnp.where(seen, score, jnp.finfo(dtype).min)
+    if sinks is not None:
+        sink = jnp.broadcast_to(sinks.astype(dtype).reshape(K, N // K, 1, 1), (*score.shape[:-1], 1))
+        score = jnp.concatenate([score, sink], axis=-1)
+    weight = jax.nn.softmax(score, axis=-1)[..., :S]
     out = jnp.einsum("bkgts,bskh->btkgh", weight.astype(v.dtype), v, preferred_element_type=dtype)
     return out.reshape(B, T, N, H).astype(q.dtype)
 

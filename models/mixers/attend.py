@@ -19,29 +19,50 @@ from models.partition import Partition
 HEADS = ("batch", None, "heads", None)
 
 
-def attend(partition: Partition, op: Callable, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask) -> jax.Array:
+def attend(
+    partition: Partition,
+    op: Callable,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: masks.Mask,
+    *,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
     """`op(q, k, v, mask=mask)` on every device's own rows and heads; array masks are cut with the rows they belong to.
 
     Where devices share a sequence, `kernels.context_attention` takes the place of `op`. The mask then reads places in
     the sequence, whatever the order of the tokens. q is `[B, T, N, H]`, k and v are `[B, S, K, H]`, the result is
-    `[B, T, N, H]`.
+    `[B, T, N, H]`. `sinks [N]`: scores of virtual keys, for an `op` that takes them.
     """
     if partition.schedule:
         (axis,) = partition.mesh_axes("sequence")
         where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
         return context_attention(q, k, v, mask=mask, **where)
     rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+    if sinks is not None:
+        run = lambda q, k, v, mask, sinks: op(q, k, v, mask=mask, sinks=sinks)  # noqa: E731
+        axes = (HEADS, HEADS, HEADS, jax.tree.map(rows, mask), ("heads",))
+        return partition.run(run, (q, k, v, mask, sinks), axes, HEADS)
     run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731
     return partition.run(run, (q, k, v, mask), (HEADS, HEADS, HEADS, jax.tree.map(rows, mask)), HEADS)
 
 
 def attend_row(
-    partition: Partition, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, mask: masks.Mask, **options: Any
+    partition: Partition,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: Context,
+    mask: masks.Mask,
+    *,
+    sinks: jax.Array | None = None,
+    **options: Any,
 ) -> jax.Array:
     """Attention of a row's tokens to one another, within their documents: `[B, T, N, H]`; `options` of `attention`."""
     if context.segment_ids is not None:
         mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
-    return attend(partition, functools.partial(attention, **options), q, k, v, mask)
+    return attend(partition, functools.partial(attention, **options), q, k, v, mask, sinks=sinks)
 
 
 def recall(
@@ -55,6 +76,8 @@ def recall(
     *,
     rotate: Callable[[jax.Array, jax.Array], jax.Array],
     implementation: str | None = None,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, Memory]:
     """Attention of T new tokens to what the memory keeps and to one another; the memory with them.
 
@@ -66,6 +89,8 @@ def recall(
       memory: of this layer; its class says what becomes of the tokens.
       rotate: `(x [B, T, N|K, H], positions [B, T]) -> x`, the layer's rotary positions.
       implementation: of the attention kernel.
+      softcap: cap * tanh(score / cap), for memories that keep everything in sight; others do not look through it.
+      sinks: `[N]` scores of virtual keys; likewise.
     """
     stored = memory.rotary == "stored"
     if stored:
@@ -80,8 +105,13 @@ def recall(
         rule = masks.Positions(context.positions, view.position, rule=mask)
         if context.parents is not None:
             rule = rule & masks.Dense(own_path(context.parents, view.start, keys.shape[1]))
-        op = functools.partial(attend_cache, implementation=implementation)
-        return attend(partition, op, q, keys, view.v, rule), memory
+        op = functools.partial(attend_cache, implementation=implementation, softcap=softcap)
+        return attend(partition, op, q, keys, view.v, rule, sinks=sinks), memory
+    if softcap is not None or sinks is not None:
+        raise ValueError(
+            "a memory that chooses tokens by their scores does not see model.attention.softcap and sink_scores; use a "
+            "memory that keeps everything."
+        )
     seen = visible(view, context, mask)
     bias = view.bias if view.bias is None else view.bias[:, :, None]
     rows = lambda x: None if x is None else ("batch", "heads" if x.shape[1] > 1 else None, None, None, None)  # noqa: E731

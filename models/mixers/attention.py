@@ -1,6 +1,8 @@
 """Softmax attention with grouped queries, rotary positions, optional QK-norm, window and sinks."""
 
 import functools
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,10 +12,12 @@ from flax import nnx
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache
-from models import norms, projections, rope
+from models import norms, parameters, projections, rope
+from models.facts import Facts
 from models.mixers.attend import attend, attend_row, recall
 from models.mixers.context import Context
 from models.mixers.memory import Memory, Policy
+from models.rope_scaling import Scaling
 from models.spec import Spec
 
 
@@ -33,43 +37,56 @@ class Attention(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["attention"]
         D, N, K, H = spec.D, spec.N, spec.K, spec.H
-        kw = {"bias": options["bias"], "rngs": rngs}
+        kw = {"bias": options["bias"] or options["qkv_bias"], "rngs": rngs}
         self.q = projections.make(spec, D, N * H, axes=("embed", "heads"), name="q", **kw)
         self.k = projections.make(spec, D, K * H, axes=("embed", "heads"), name="k", **kw)
         self.v = projections.make(spec, D, K * H, axes=("embed", "heads"), name="v", **kw)
+        kw["bias"] = options["bias"]
         self.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, name="o", **kw)
-        head_norm = {"kind": "rmsnorm", "scale": True, "rngs": rngs}
-        self.q_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
-        self.k_norm = norms.Norm(spec, H, **head_norm) if options["qk_norm"] else None
+        head_norm = {"kind": "rmsnorm", "scale": True, "eps": options["qk_norm_eps"] or None, "rngs": rngs}
+        self.by_row = options["qk_norm_over"] == "row"
+        self.q_norm = norms.Norm(spec, N * H if self.by_row else H, **head_norm) if options["qk_norm"] else None
+        self.k_norm = norms.Norm(spec, K * H if self.by_row else H, **head_norm) if options["qk_norm"] else None
+        sinks = ((N,), ("heads",), "bias", spec)
+        self.sink_scores = parameters.param(parameters.zeros, rngs, *sinks) if options["sink_scores"] else None
         self.N, self.K, self.H, self.dtype, self.q_width = N, K, H, spec.dtype, N * H
         self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
+        self.scaling = Scaling.of(options["rope_scaling"])
         self.window, self.sinks = options["window"], options["sinks"]
-        self.partition, self.score_scale = spec.partition, spec.sizes.scores
+        self.partition, self.softcap = spec.partition, options["softcap"] or None
+        self.score_scale = spec.sizes.scores * (options["scale"] * math.sqrt(H) if options["scale"] else 1.0)
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
-        mask, options = self._see(context), {"implementation": self.implementation}
+        mask, options = self._see(context), {"implementation": self.implementation, "softcap": self.softcap}
+        options["sinks"] = None if self.sink_scores is None else self.sink_scores[...]
         if state is None:
             q, k, v = self.project(x, context.positions)
             out = attend_row(self.partition, q, k, v, context, mask, **options)
         else:
-            rotate = functools.partial(rope.rotate, theta=self.theta, fraction=self.fraction)
             q, k, v = self.heads(x)
-            out, state = recall(self.partition, q, k, v, context, mask, state, rotate=rotate, **options)
+            out, state = recall(self.partition, q, k, v, context, mask, state, rotate=self.rotate, **options)
         return self.out(out.reshape(*out.shape[:2], -1)), state
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, before rotary positions."""
-        q, k, v = (y.reshape(*y.shape[:2], -1, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        heads = lambda y: y.reshape(*y.shape[:2], -1, self.H)  # noqa: E731
+        q, k, v = self.q(x), self.k(x), heads(self.v(x))
+        if not self.by_row:
+            q, k = heads(q), heads(k)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        q, k = heads(q), heads(k)
         return q if self.score_scale == 1.0 else q * jnp.asarray(self.score_scale, q.dtype), k, v
 
     def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries `[B, T, N, H]` and keys, and values, `[B, T, K, H]`."""
         q, k, v = self.heads(x)
-        q, k = (rope.rotate(y, positions, theta=self.theta, fraction=self.fraction) for y in (q, k))
-        return q, k, v
+        return self.rotate(q, positions), self.rotate(k, positions), v
+
+    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """x `[B, T, N|K, H]` turned by this layer's rotary positions."""
+        return rope.rotate(x, positions, theta=self.theta, fraction=self.fraction, scaling=self.scaling)
 
     def values(self, x: jax.Array) -> jax.Array:
         """Values alone, `[B, T, K * H]`."""
@@ -77,8 +94,10 @@ class Attention(nnx.Module):
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: masks.Mask, *, cached: bool) -> jax.Array:
         """Attention over a cache or over the row itself, then the output projection: `[B, T, D]`."""
-        op = functools.partial(attend_cache if cached else attention, implementation=self.implementation)
-        out = attend(self.partition, op, q, k, v, mask)
+        more = {"implementation": self.implementation, "softcap": self.softcap}
+        op = functools.partial(attend_cache if cached else attention, **more)
+        sinks = None if self.sink_scores is None else self.sink_scores[...]
+        out = attend(self.partition, op, q, k, v, mask, sinks=sinks)
         return self.out(out.reshape(*q.shape[:2], -1))
 
     def _see(self, context: Context) -> masks.Mask:
@@ -93,6 +112,34 @@ class Attention(nnx.Module):
             first = masks.Positions(context.positions, context.positions, rule=first)
         return context.mask & (near | first)
 
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """Scores that devices which share a sequence cannot shape, and rates that are not there."""
+        for name in ("softcap", "sink_scores"):
+            if options[name] and facts.ways("sequence") > 1:
+                yield (
+                    f"model.attention.{name}={options[name]!r} is not computed where devices share a sequence; use "
+                    "mesh.context=1."
+                )
+        scaling, R = options["rope_scaling"], int(facts.head_width * options["rope_fraction"]) // 2 * 2
+        if scaling["kind"] == "longrope":
+            for name in ("short_factors", "long_factors"):
+                if len(scaling[name]) != R // 2 or not all(is_positive(number) for number in scaling[name]):
+                    yield (
+                        f"model.attention.rope_scaling.{name} has {len(scaling[name])} elements; use {R // 2} positive "
+                        "numbers, one for each rotated pair of a head."
+                    )
+        if scaling["kind"] == "dynamic" and R < 4:
+            yield (
+                f"model.attention.rope_scaling.kind='dynamic' needs four rotated numbers a head and has {R}; use "
+                "kind='linear'."
+            )
+        if scaling["kind"] == "llama3" and scaling["high"] <= scaling["low"]:
+            yield (
+                f"model.attention.rope_scaling.high={scaling['high']} must be above low={scaling['low']}; use e.g. "
+                "high=4.0."
+            )
+
     def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: scores and their product with v over the keys it sees."""
         window = min(self.window or length, length)
@@ -102,6 +149,14 @@ class Attention(nnx.Module):
     def init_state(self, batch: int, length: int, memory: Policy | None = None) -> Memory:
         """What is kept of `batch` rows of up to `length` tokens: everything, or what `memory` says."""
         return (memory or Policy()).empty(batch, length, N=self.N, K=self.K, H=self.H, dtype=self.dtype)
+
+
+def is_positive(text: str) -> bool:
+    """Whether a text is a positive number."""
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 PARTS = {"attention": Attention}

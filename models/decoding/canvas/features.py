@@ -211,11 +211,12 @@ class BlockLayer:
 
     def attend(self, q: Array, k: Array, v: Array, places: Array, others: Array) -> Array:
         mask = masks.Positions(places, others, rule=self.mask)
-        return self.block.joining(self.block.mixer.attend(q, k, v, mask, cached=True))
+        return self.block.joining(self.block.mixer.attend(q, k, v, mask, cached=True), self.block.mixer_out_norm)
 
     def channel(self, y: Array, places: Array) -> Array:
         context = Context(places, None, self.mask)
-        return self.block.joining(self.block.channel(self.block.channel_norm(y), context)[0])
+        said = self.block.channel(self.block.channel_norm(y), context)[0]
+        return self.block.joining(said, self.block.channel_out_norm)
 
 
 def of_model(
@@ -228,6 +229,12 @@ def of_model(
         raise ValueError(
             f"model.channel={model.spec.channel!r} carries values from layer to layer, which features that are kept "
             "apart cannot follow; use generate.diffusion.cache=''."
+        )
+    if model.spec.parallel or model.spec.positions:
+        name = "parallel" if model.spec.parallel else "positions"
+        raise ValueError(
+            f"model.{name} goes another way through a layer than features that are kept apart; use "
+            "generate.diffusion.cache=''."
         )
     head = lambda x: model.logits(model.norm(x))[..., :classes]  # noqa: E731
     run = network(layers, model.embed, head, places, open_, plan)

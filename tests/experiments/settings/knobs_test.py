@@ -36,7 +36,8 @@ def other(key: str):
         return knob.default + 1
     if isinstance(knob.default, float):
         return knob.default / 2 or 0.5
-    return {str: "x", tuple: ({"source": "stdlib"},) if key == "data.components" else ("x",)}[type(knob.default)]
+    groups = {"data.components": ({"source": "stdlib"},), "model.by_position": ({"attention": {"window": 7}},)}
+    return {str: "x", tuple: groups.get(key, ("x",))}[type(knob.default)]
 
 
 @pytest.mark.parametrize(("module", "preset"), house())
@@ -241,8 +242,10 @@ def test_the_group_of_a_part_is_read_by_the_part_of_its_name():
         for name in table:
             own = [key for key in knobs.KNOBS if key.startswith(f"{prefix}{name}.")]
             for key in own:
-                flat = keys.flatten(keys.base()) | {socket: name, "model.attention.window": 1}
+                flat = keys.flatten(keys.base()) | {socket: name}
                 also = {"model.projection": name} if name == "pattention" else {}  # With one group of options.
+                for way in (way for ways in knobs.KNOBS[key].of for way in ways if way.key in own):  # Of its own group.
+                    also[way.key] = 1 if way.names == ("*",) else way.names[0]
                 assert not knobs.without(knobs.KNOBS[key], flat | also), key
                 others = [n for n in table if n != name]
                 assert knobs.without(knobs.KNOBS[key], flat | {socket: others[0]}), key
