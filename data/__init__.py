@@ -3,6 +3,7 @@
 from data.corpus import TOKENIZERS, known_tokenizer, load
 from data.documents import Request, Sequences, Texts
 from data.loader import PACKINGS, Loader
+from data.saved_tokenizers import load_tokenizer
 from data.sources import SOURCES
 from data.splits import Corpus, Mixture, Tokens
 from data.tasks import TASKS
@@ -13,7 +14,6 @@ from data.tokenizer import (
     StreamDecoder,
     SymbolTokenizer,
     Tokenizer,
-    load_tokenizer,
     train_bpe,
 )
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from data import cache, messages, order, sources, tokenise
 from data.documents import Request, Sequences, Texts
+from data.saved_tokenizers import load_tokenizer
 from data.splits import Corpus, Mixture, Tokens
-from data.tokenizer import ByteTokenizer, SymbolTokenizer, Tokenizer, load_tokenizer
+from data.tokenizer import ByteTokenizer, SymbolTokenizer, Tokenizer
 
 _SPLITS = ("train", "valid")
 _BPE_VOCAB_SIZE = 4096

@@ -75,13 +75,13 @@ class _Saved:
 
 
 class _ByteLevel(_Saved):
-    """A vocabulary whose every id is a known string of bytes; the three specials come last and are empty."""
+    """A vocabulary whose every id is a known string of bytes; the specials come last, or are those of `specials`."""
 
-    def __init__(self, name: str, pieces: Sequence[bytes]):
+    def __init__(self, name: str, pieces: Sequence[bytes], specials: Sequence[int] = ()):
         self.name = name
-        self.pieces = (*pieces, b"", b"", b"")
+        self.pieces = tuple(pieces) if specials else (*pieces, b"", b"", b"")
         self.vocab_size = len(self.pieces)
-        self.bos, self.eos, self.pad = (len(pieces) + k for k in range(3))
+        self.bos, self.eos, self.pad = specials or (len(pieces) + k for k in range(3))
 
     def _state(self) -> dict[str, Any]:
         return {"kind": self.name}
@@ -406,4 +406,9 @@ _KINDS: dict[str, tuple[Callable[..., Tokenizer] | str, dict[str, type]]] = {
     "symbols": (SymbolTokenizer, {"num_symbols": int, "name": str}),
     "greedy": ("data.tokenizers.kinds:GreedyTokenizer", {"name": str, "pieces": list}),
     "bytes_library": ("data.tokenizers.kinds:BytesLibraryTokenizer", {"name": str, "definition": str}),
+    "library": (
+        "data.library_tokenizer:LibraryTokenizer",
+        {"definition": str, "bos": int, "eos": int, "pad": int, "add_bos": bool, "chat": str},
+    ),
+    "sentencepiece": ("data.sentencepiece_tokenizer:SentencePieceTokenizer", {"model": str}),
 }

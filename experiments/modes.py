@@ -119,6 +119,20 @@ def _check_reading(was: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
+def _bare(flags: Any) -> bool:
+    """Whether --config names a model to be read and there is no run in a workdir to read it from."""
+    return flags.config is not None and not (flags.workdir and (_workdir(flags) / files.CONFIG).exists())
+
+
+def _readable(flags: Any, changes: Changes) -> Any:
+    """The config of the run in the workdir; of pretrained weights that no run has taken up, that of --config."""
+    if _bare(flags):
+        made = config(flags, changes)
+        if made.init.pretrained:
+            return made
+    return _trained_config(flags, changes)
+
+
 def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
     workdir, overwrite = _workdir(flags), getattr(flags, "overwrite", False)
@@ -150,6 +164,13 @@ def _step(flags: Any) -> str:
 def _trained(flags: Any, made: Any) -> Any:
     """The model in the workdir, whose saved config `made` is one that can be built, whoever wrote it."""
     preflight.check_values(made)
+    if made.init.pretrained and _bare(flags):
+        import jax
+
+        preflight.check(made, num_devices=jax.device_count())
+        from experiments.pretrained import loaded
+
+        return loaded.load(made)
     from experiments.workdir import trained
 
     return trained.load(_workdir(flags), made, step=_step(flags))
@@ -174,12 +195,13 @@ def _likelihood(result: dict[str, Any]) -> str:
 
 def evaluate(flags: Any, changes: Changes) -> None:
     """Likelihood of a checkpoint on the held-out rows."""
-    made = _trained_config(flags, changes)
+    made = _readable(flags, changes)
     _jax(flags)
     from experiments.program import inputs
     from experiments.training import evaluate as evaluation
 
-    agreement.check_command("evaluate", made.to_dict(), _workdir(flags), step=_step(flags))
+    place = _workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
+    agreement.check_command("evaluate", made.to_dict(), place, step=_step(flags))
     model = _trained(flags, made)
     agreement.check_start(corpus=model.corpus.hash, tokenizer=model.tokenizer.hash, checkpoint=model.step)
     step = evaluation.make_step(model.program)
@@ -212,7 +234,7 @@ def prompts(flags: Any) -> list[str]:
 
 def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
-    asked, made = prompts(flags), _trained_config(flags, changes)
+    asked, made = prompts(flags), _readable(flags, changes)
     _jax(flags)
     from experiments import generation
     from experiments.generation import requests

@@ -116,6 +116,9 @@ init.transplant_rule = one_of(
     before="copy_mean",
 )
 init.grow_from = text("", "A workdir whose model starts this run with more parameter tokens, its function kept.")
+init.pretrained = text(
+    "", "A folder in Hugging Face form or a .gguf file whose weights start this run: docs/pretrained.md.", before=""
+)
 init.grow_optimizer = one_of(
     "reset", ("reset", "carry"), "reset (as published), or carry: old rows keep their moments."
 )

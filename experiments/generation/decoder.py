@@ -48,7 +48,8 @@ class Decoder:
         """
         tokenizer = self.tokenizer
         known = {} if tokenizer is None else {
-            "vocab_size": tokenizer.vocab_size, "banned": (tokenizer.bos, tokenizer.pad), "eos": tokenizer.eos,
+            "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos,
+            "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
         parts = sockets.make(asked, _defaults(), every=every, **known)
         name, drafter = parts.drafter

@@ -15,8 +15,11 @@ from models.decoding import keys as key_scheme
 
 
 def encode(tokenizer: Any, prompt: str) -> np.ndarray:
-    """Ids of a prompt, `[n]` int32, the start of a document before them."""
-    return np.concatenate([[tokenizer.bos], tokenizer.encode(prompt)]).astype(np.int32)
+    """Ids of a prompt, `[n]` int32, the start of a document before them where the model was trained with one."""
+    ids = tokenizer.encode(prompt)
+    if len(ids) and not getattr(tokenizer, "add_bos", True):
+        return ids
+    return np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
 
 
 def number(prompt: str, before: int) -> int:

@@ -1,6 +1,5 @@
 """Everything that can be known to be wrong before a compile, told together, in the config's own words."""
 
-import importlib
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +11,9 @@ from experiments.preflight import mesh as preflight_mesh
 from experiments.preflight import objectives as preflight_objectives
 from experiments.preflight import optimizer as preflight_optimizer
 from experiments.preflight import parts as preflight_parts
+from experiments.preflight import pretrained as preflight_pretrained
 from experiments.preflight import sizes as preflight_sizes
+from experiments.preflight.tables import names
 from experiments.settings.errors import ConfigError
 from experiments.settings.keys import (
     base,
@@ -101,7 +102,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
 
     # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
     dtypes = ("float32", "bfloat16", "float64") if jax.config.jax_enable_x64 else ("float32", "bfloat16")
-    own_tokenizer = config.data.tokenizer.endswith(".json") or "/" in config.data.tokenizer
+    own_tokenizer = _is_path(config.data.tokenizer)
     choices = {key: names(knob) for key, knob in knobs.KNOBS.items() if knob.choices or knob.table}
     choices |= {
         "data.source": (*data.SOURCES, "mixture", *(f"task:{name}" for name in data.TASKS)),
@@ -121,14 +122,9 @@ def _choice_problems(config: Any) -> Iterator[str]:
     yield from _control_problems(config.generate.control)
 
 
-def names(knob: knobs.Knob) -> tuple[str, ...]:
-    """The names that a knob takes: its own, and those of its table, "module:NAME" or "module:NAME.key"."""
-    if not knob.table:
-        return knob.choices
-    module, _, path = knob.table.partition(":")
-    name, _, key = path.partition(".")
-    table = getattr(importlib.import_module(module), name)
-    return (*knob.choices, *(table[key] if key else table))
+def _is_path(tokenizer: str) -> bool:
+    """Whether `data.tokenizer` names a file or a folder."""
+    return "/" in tokenizer or tokenizer.endswith((".json", ".model", ".tiktoken", ".gguf"))
 
 
 def _size_problems(config: Any) -> Iterator[str]:
@@ -144,6 +140,11 @@ def _size_problems(config: Any) -> Iterator[str]:
         yield (
             f"model.num_kv_heads={model.num_kv_heads} must divide model.num_heads={model.num_heads}; "
             f"use e.g. model.num_kv_heads={fits}."
+        )
+    if 0 < model.positions < config.data.length:
+        yield (
+            f"model.positions={model.positions} has no row for the last tokens of data.length={config.data.length}; "
+            f"use e.g. model.positions={config.data.length}."
         )
     pattern = len(model.mixer.split(","))
     if model.num_layers % pattern:
@@ -180,10 +181,12 @@ def _combination_problems(config: Any) -> Iterator[str]:
         yield f"data.path={short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
     if tokenizer in TRAINERS and 0 < config.data.vocab_size < 260:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer={tokenizer!r}; use e.g. 4096."
-    if ("/" in tokenizer or tokenizer.endswith(".json")) and not found(tokenizer, pathlib.Path.is_file):
+    there = lambda path: path.is_file() or (path / "config.json").is_file()  # noqa: E731
+    if _is_path(tokenizer) and not found(tokenizer, there):
         yield f"data.tokenizer={short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
     for key, start in (("warm_start", warm), ("grow_from", grow), ("transplant", config.init.transplant)):
         if start and not holds_checkpoint(start):
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)
+    yield from preflight_pretrained.problems(config)
     yield from preflight_companions.problems(config)

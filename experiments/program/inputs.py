@@ -12,6 +12,7 @@ from absl import logging
 import data
 from data.tokenise import TRAINERS
 from experiments import workdir as files
+from experiments.pretrained import gguf_tokenizer
 from experiments.settings.errors import ConfigError
 from models.objectives import OBJECTIVES
 
@@ -58,7 +59,7 @@ def vocabulary(config) -> tuple[int, str]:
     try:
         known = data.known_tokenizer(**_arguments(config))
     except (ValueError, FileNotFoundError):  # a corpus that is not on this machine
-        known = None
+        known = tokenizer(config) if c.tokenizer not in data.TOKENIZERS else None
     if known is not None:
         return known.vocab_size, ""
     if c.tokenizer in TRAINERS and c.vocab_size:
@@ -66,6 +67,15 @@ def vocabulary(config) -> tuple[int, str]:
             f"data.vocab_size={c.vocab_size} is filled; the tokenizer is not learned yet, and the corpus may give fewer"
         )
     return load(config).tokenizer.vocab_size, ""
+
+
+def tokenizer(config) -> data.Tokenizer:
+    """The tokenizer that `config.data.tokenizer` names by a path. Errors: ConfigError with one sentence."""
+    named = _arguments(config)["tokenizer"]
+    try:
+        return data.load_tokenizer(named) if isinstance(named, str) else named
+    except (ValueError, FileNotFoundError) as error:
+        raise _named(config, error) from error
 
 
 def sizes(corpus: data.Corpus) -> str:
@@ -84,7 +94,7 @@ def _arguments(config) -> dict[str, Any]:
         "source": c.source,
         "path": c.path,
         "name": c.name,
-        "tokenizer": c.tokenizer,
+        "tokenizer": gguf_tokenizer.load(c.tokenizer) if c.tokenizer.endswith(".gguf") else c.tokenizer,
         "vocab_size": c.vocab_size,
         "tokenizer_sample": c.tokenizer_sample,
         "validation": c.validation,

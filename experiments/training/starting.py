@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from experiments import workdir as files
+from experiments.pretrained import loaded
 from experiments.program import Program, optimizers
 from experiments.settings import keys, processes
 from experiments.settings.errors import CheckpointError, ConfigError
@@ -112,7 +113,8 @@ def state(
     2. A new run may take its parameters from another workdir (init.warm_start).
     3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
     4. Or from one there with another tokenizer (init.transplant).
-    5. Otherwise from scratch.
+    5. Or from the files of another library (init.pretrained).
+    6. Otherwise from scratch.
     """
     restored = None if overwrite else saves.restore(program.abstract, program.shardings)
     if restored:
@@ -126,6 +128,8 @@ def state(
     if init.warm_start:
         source = grown.source(config, init.warm_start, corpus.tokenizer, key="init.warm_start")
         return None, program.begin(source.parameters(program)), {}
+    if init.pretrained:
+        return None, program.begin(loaded.parameters(program, corpus.tokenizer)), {}
     if init.grow_from:
         grown.source(config, init.grow_from, corpus.tokenizer, key="init.grow_from")
         return None, grown.state(program, init.grow_from, vocab_size=corpus.tokenizer.vocab_size), {}

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from data.tokenizer import load_tokenizer
+from data.saved_tokenizers import load_tokenizer
 from experiments import workdir as files
 from experiments.settings.errors import CheckpointError, ConfigError
 from experiments.workdir import disk

@@ -1,0 +1,269 @@
+"""config.json of each family as values of `model.*`: one function a family, which takes every field that it knows.
+
+Defaults are those of the family's class in transformers, which stand where a file does not say otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs.families.fields import ACTIVATIONS, Fields, Unreadable, by_layer, flat, rope
+
+# They change no logit: names, types of storage, what generation does, what training did.
+IGNORED = (
+    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range", "attention_dropout", "hidden_dropout",
+    "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "pretraining_tp", "max_position_embeddings",
+    "is_decoder", "tokenizer_class", "auto_map", "id2label", "label2id", "problem_type", "return_dict",
+    "output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder",
+    "task_specific_params", "prefix", "finetuning_task", "summary_type", "summary_use_proj", "summary_activation",
+    "summary_proj_to_labels", "summary_first_dropout", "reorder_and_upcast_attn", "n_ctx", "gradient_checkpointing",
+    "cache_implementation", "transformers.js_config", "is_llama_config", "return_dict_in_generate", "output_scores",
+    "cross_attention_hidden_size", "decoder_start_token_id", "tf_legacy_loss", "pruned_heads", "use_bfloat16",
+    "bad_words_ids", "sep_token_id",
+)  # fmt: skip
+
+
+def describe(told: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """(family, values by key within `model`) of a config.json; see `configs.families.describe`."""
+    name = told.get("model_type")
+    if name not in FAMILIES:
+        raise Unreadable(f"{where} has model_type={name!r}, which is unknown; known are {', '.join(FAMILIES)}.")
+    f = Fields(told, where)
+    f.only("quantization_config", None)
+    found = FAMILIES[name](f)
+    f.done(IGNORED)
+    return name, flat(found)
+
+
+def _sizes(f: Fields, *, tied: bool, kv: bool = True, width: bool = True) -> dict[str, Any]:
+    """Sizes and parts of a decoder whose fields are named as Llama's."""
+    heads = f.number("num_attention_heads")
+    return {
+        "vocab_size": f.number("vocab_size"),
+        "width": f.number("hidden_size"),
+        "num_layers": f.number("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": f.number("num_key_value_heads", heads) if kv else 0,
+        "head_dim": (f("head_dim", None) or 0) if width else 0,
+        "tied": bool(f("tie_word_embeddings", tied)),
+        "norm": "rmsnorm",
+        "norm_eps": float(f.number("rms_norm_eps", 1e-6)) if kv else 0.0,
+        "mixer": "attention",
+        "attention": {},
+    }
+
+
+def _gated(f: Fields, *, field: str = "hidden_act", default: str = "silu", bias: bool = False) -> dict[str, Any]:
+    activation = f.choice(field, default, ACTIVATIONS)
+    return {
+        "channel": "swiglu",
+        "swiglu": {"hidden": f.number("intermediate_size"), "activation": activation, "bias": bias},
+    }
+
+
+def _rope(f: Fields, *, longest: int, theta: float = 10000.0, original: int | None = None) -> dict[str, Any]:
+    """Rotary options of all layers; `rope_theta` and `partial_rotary_factor` may stand beside the group."""
+    told = dict(f("rope_scaling", None) or {}) | dict(f("rope_parameters", None) or {})
+    beside = {"rope_theta": f("rope_theta", None), "partial_rotary_factor": f("partial_rotary_factor", None)}
+    told = {name: value for name, value in beside.items() if value is not None} | told
+    return rope(told, longest=longest, theta=theta, where=f.where, original=original)
+
+
+def _longest(f: Fields, default: int) -> int:
+    return f.number("max_position_embeddings", default)
+
+
+def _windows(types: list, window: int | None, f: Fields) -> list[dict[str, Any]]:
+    """What differs at each layer of `layer_types`."""
+    for name in types:
+        if name not in ("full_attention", "sliding_attention"):
+            raise Unreadable(f"{f.where} has layer_types with {name!r}; known are full_attention, sliding_attention.")
+    return [{"window": window} if name == "sliding_attention" and window else {} for name in types]
+
+
+def llama(f: Fields) -> dict[str, Any]:
+    """Llama 2 and 3, SmolLM2, and whatever else is saved as one."""
+    found = _sizes(f, tied=False) | _gated(f, bias=bool(f("mlp_bias", False)))
+    f.only("rope_interleaved", None, False)
+    found["attention"] = {"bias": bool(f("attention_bias", False)), **_rope(f, longest=_longest(f, 2048))}
+    return found
+
+
+def granite(f: Fields) -> dict[str, Any]:
+    """Granite: a Llama with multipliers."""
+    f.only("head_dim", None)
+    found = llama(f)
+    found["attention"]["scale"] = float(f.number("attention_multiplier", 1.0))
+    return found | {
+        "embedding_scale": float(f.number("embedding_multiplier", 1.0)),
+        "residual_scale": float(f.number("residual_multiplier", 1.0)),
+        "logit_scale": 1 / float(f.number("logits_scaling", 1.0)),
+    }
+
+
+def mistral(f: Fields) -> dict[str, Any]:
+    """Mistral: a window in every layer."""
+    found = _sizes(f, tied=False) | _gated(f)
+    window = f("sliding_window", 4096) or 0
+    found["attention"] = {"window": window, **_rope(f, longest=_longest(f, 131072))}
+    return found
+
+
+def qwen2(f: Fields) -> dict[str, Any]:
+    """Qwen 2 and 2.5: bias in q, k and v; windows from `max_window_layers` on, where they are used."""
+    found = _sizes(f, tied=False, width=False) | _gated(f)
+    return _qwen(f, found, {"qkv_bias": True})
+
+
+def qwen3(f: Fields) -> dict[str, Any]:
+    """Qwen 3: norms of every head of q and k."""
+    f.left.setdefault("head_dim", 128)
+    found = _sizes(f, tied=False) | _gated(f)
+    return _qwen(f, found, {"qk_norm": True, "bias": bool(f("attention_bias", False))})
+
+
+def _qwen(f: Fields, found: dict, attention: dict) -> dict[str, Any]:
+    attention |= _rope(f, longest=_longest(f, 32768))
+    f.only("use_mrope", None, False)
+    window, used, first = f("sliding_window", 4096), f("use_sliding_window", False), f.number("max_window_layers", 28)
+    window = window if used else None
+    L = found["num_layers"]
+    types = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(L)]
+    return found | {"attention": attention} | by_layer(_windows(f("layer_types", None) or types, window, f))
+
+
+def gemma2(f: Fields) -> dict[str, Any]:
+    """Gemma 2: sandwich norms by 1 + w, soft caps, every other layer with a window."""
+    found = _gemma(f, soft_caps=(50.0, 30.0))
+    found["attention"] |= _rope(f, longest=_longest(f, 8192))
+    types = f("layer_types", None) or [
+        ("sliding_attention", "full_attention")[i % 2] for i in range(found["num_layers"])
+    ]
+    return found | by_layer(_windows(types, f("sliding_window", 4096), f))
+
+
+def gemma3(f: Fields) -> dict[str, Any]:
+    """Gemma 3 (text): norms of q and k; five layers of six with a window and wavelengths of their own."""
+    found = _gemma(f, soft_caps=(None, None))
+    found["attention"] |= {"qk_norm": True}
+    pattern = f("sliding_window_pattern", 6)
+    types = f("layer_types", None) or [
+        "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(found["num_layers"])
+    ]
+    longest, told = _longest(f, 131072), f("rope_parameters", None) or {}
+    near, far = f("rope_local_base_freq", 10000.0), f("rope_theta", 1000000.0)
+    nested = {name: told.get(name) for name in ("full_attention", "sliding_attention")}
+    if told and not any(nested.values()):
+        nested["full_attention"], nested["sliding_attention"] = told, None
+    scaling = f("rope_scaling", None) or {}
+    full = rope(nested["full_attention"] or scaling, longest=longest, theta=far, where=f.where)
+    local = rope(nested["sliding_attention"] or {}, longest=longest, theta=near, where=f.where)
+    if "rope_scaling" in full:
+        local.setdefault("rope_scaling", {"kind": "none"})
+    found["attention"] |= full
+    differs = {name: value for name, value in local.items() if value != full.get(name)}
+    layers = _windows(types, f("sliding_window", 4096), f)
+    layers = [each | differs if name == "sliding_attention" else each for each, name in zip(layers, types, strict=True)]
+    return found | by_layer(layers)
+
+
+def _gemma(f: Fields, *, soft_caps: tuple) -> dict[str, Any]:
+    f.left.setdefault("head_dim", 256)
+    found = _sizes(f, tied=True) | _gated(f, field="hidden_activation", default="gelu_pytorch_tanh")
+    f("hidden_act", None)  # Older files say it twice; the other one is read.
+    f.only("use_bidirectional_attention", None, False)
+    scores, logits = (
+        f(f"{name}_logit_softcapping", cap) for name, cap in zip(("attn", "final"), soft_caps, strict=True)
+    )
+    return found | {
+        "embedding_scale": 0.0, "norm_place": "sandwich", "norm_offset": True, "softcap": float(logits or 0.0),
+        "attention": {
+            "bias": bool(f("attention_bias", False)), "softcap": float(scores or 0.0),
+            "scale": float(f.number("query_pre_attn_scalar", 256)) ** -0.5,
+        },
+    }  # fmt: skip
+
+
+def smollm3(f: Fields) -> dict[str, Any]:
+    """SmolLM3: every fourth layer without positions."""
+    found = _sizes(f, tied=True) | _gated(f, bias=bool(f("mlp_bias", False)))
+    found["attention"] = {
+        "bias": bool(f("attention_bias", False)), **_rope(f, longest=_longest(f, 32768), theta=2000000.0)
+    }  # fmt: skip
+    every, L = f("no_rope_layer_interval", 4), found["num_layers"]
+    turned = f("no_rope_layers", None) or [int((i + 1) % every != 0) for i in range(L)]
+    window, used = f("sliding_window", None), f("use_sliding_window", False)
+    window = window if used else None
+    types = [("full_attention", "sliding_attention")[bool(window) and not has] for has in turned]
+    layers = _windows(f("layer_types", None) or types, window, f)
+    return found | by_layer(
+        [each | ({} if has else {"rope_fraction": 0.0}) for each, has in zip(layers, turned, strict=True)]
+    )
+
+
+def olmo2(f: Fields) -> dict[str, Any]:
+    """OLMo 2: norms behind the parts, and over all heads of q and of k together."""
+    f.left.setdefault("rms_norm_eps", 1e-5)
+    found = _sizes(f, tied=False, width=False) | _gated(f)
+    attention = {"bias": bool(f("attention_bias", False)), "qk_norm": True, "qk_norm_over": "row"}
+    return found | {"norm_place": "post", "attention": attention | _rope(f, longest=_longest(f, 2048))}
+
+
+def phi3(f: Fields) -> dict[str, Any]:
+    """Phi-3: fused maps, perhaps LongRoPE."""
+    f.left.setdefault("rms_norm_eps", 1e-5)
+    found = _sizes(f, tied=False) | _gated(f)
+    original = f("original_max_position_embeddings", 4096)
+    for key in ("rope_scaling", "rope_parameters"):
+        told = f.left.get(key)
+        if told and "yarn" in (told.get("type"), told.get("rope_type")):  # What older files called LongRoPE.
+            f.left[key] = {**told, "type": "longrope", "rope_type": "longrope"}
+    attention = _rope(f, longest=_longest(f, 4096), original=original)
+    return found | {"attention": attention | {"window": f("sliding_window", None) or 0}}
+
+
+def gpt2(f: Fields) -> dict[str, Any]:
+    """GPT-2: learned positions, LayerNorm and biases everywhere, one head width."""
+    f.only("add_cross_attention", False)
+    D, N, L = f.number("n_embd", 768), f.number("n_head", 12), f.number("n_layer", 12)
+    scale = (D // N) ** -0.5 if f("scale_attn_weights", True) else 1.0
+    layers = [{}] * L
+    if f("scale_attn_by_inverse_layer_idx", False):
+        layers = [{"scale": scale / (i + 1)} for i in range(L)]
+    return {
+        "vocab_size": f.number("vocab_size", 50257), "width": D, "num_layers": L, "num_heads": N,
+        "positions": f.number("n_positions", 1024), "tied": bool(f("tie_word_embeddings", True)),
+        "norm": "layernorm", "norm_bias": True, "norm_eps": float(f.number("layer_norm_epsilon", 1e-5)),
+        "channel": "mlp",
+        "mlp": {
+            "hidden": f("n_inner", None) or 4 * D, "bias": True,
+            "activation": f.choice("activation_function", "gelu_new", ACTIVATIONS),
+        },
+        "attention": {"bias": True, "rope_fraction": 0.0, "scale": 0.0 if scale != 1.0 else 1.0},
+    } | by_layer(layers)  # fmt: skip
+
+
+def gpt_neox(f: Fields) -> dict[str, Any]:
+    """GPT-NeoX and Pythia: both parts read one stream, a quarter of a head turns, LayerNorm and biases."""
+    found = _sizes(f, tied=False, kv=False, width=False)
+    bias = bool(f("attention_bias", True))
+    beside = {"rope_theta": f("rotary_emb_base", None), "partial_rotary_factor": f("rotary_pct", 0.25)}
+    for name, value in beside.items():
+        if value is not None:
+            f.left.setdefault(name, value)
+    return found | {
+        "norm": "layernorm", "norm_bias": True, "norm_eps": float(f.number("layer_norm_eps", 1e-5)),
+        "parallel": bool(f("use_parallel_residual", True)), "channel": "mlp",
+        "mlp": {
+            "hidden": f.number("intermediate_size"), "bias": True,
+            "activation": f.choice("hidden_act", "gelu", ACTIVATIONS),
+        },
+        "attention": {"bias": bias, **_rope(f, longest=_longest(f, 2048))},
+    }  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[[Fields], dict[str, Any]]] = {
+    "llama": llama, "granite": granite,
+    "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "gemma2": gemma2, "gemma3_text": gemma3,
+    "smollm3": smollm3, "olmo2": olmo2, "phi3": phi3, "gpt2": gpt2, "gpt_neox": gpt_neox,
+}  # fmt: skip

@@ -1,0 +1,329 @@
+"""A model of this house as the config.json of a family that can say it, or a sentence about what none can say.
+
+Each family's fields are written from the config, read back by `hugging_face.describe`, and compared: what a family
+cannot say shows as a difference, so nothing is exported that would compute something else.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from configs.families import gguf_fields, gguf_header, hugging_face
+from configs.families.fields import ACTIVATIONS, Unreadable, flat
+
+# What changes no logit.
+FREE = (
+    "vocab_size", "vocab_multiple", "dtype", "param_dtype", "remat", "unroll", "init", "init_std", "mixer",
+    "by_position", "time_features", "self_condition", "num_layers", "projection", "parametrization",
+)  # fmt: skip
+PARTS = ("attention", "mlp", "swiglu")
+_GONE = ("implementation", "length")
+
+
+def hugging_face_config(
+    model: Mapping[str, Any], base: Mapping[str, Any], *, longest: int
+) -> tuple[str, dict[str, Any]]:
+    """(family, config.json) of `config.model` as nested dicts.
+
+    Args:
+      model: of the model; vocab_size is V.
+      base: the defaults of the house.
+      longest: tokens of the longest text that it was trained on.
+
+    Errors: Unreadable with one sentence that names the part that no family has.
+    """
+    wanted = resolved(model)
+    tried = {}
+    for family, write in WRITERS.items():
+        fields = {"model_type": family, **write(model, wanted, longest)}
+        fields = {key: value for key, value in fields.items() if value is not None}
+        try:
+            told = hugging_face.describe(fields, family)[1]
+        except Unreadable:
+            continue
+        tried[family] = differences(wanted, resolved(merged(base, told)))
+        if not tried[family]:
+            return family, fields
+    raise Unreadable(_refusal(tried))
+
+
+def gguf_header_of(
+    model: Mapping[str, Any], base: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple]], *, longest: int
+) -> tuple[str, dict[str, Any]]:
+    """(architecture, fields "ARCHITECTURE.name") of `config.model` for a .gguf file; see `hugging_face_config`.
+
+    shapes: by architecture the tensors that would be written.
+    """
+    wanted, tried = resolved(model), {}
+    for name, tensors in shapes.items():
+        each = wanted["layers"][0]
+        scaling = each["rope_scaling"]
+        fields = {
+            "embedding_length": model["width"], "block_count": model["num_layers"], "context_length": longest,
+            "feed_forward_length": wanted["hidden"], "attention.head_count": model["num_heads"],
+            "attention.head_count_kv": wanted["num_kv_heads"], "attention.key_length": wanted["head_dim"],
+            "attention.value_length": wanted["head_dim"], "attention.layer_norm_rms_epsilon": model["norm_eps"],
+            "rope.freq_base": each["rope_theta"],
+            "rope.dimension_count": int(wanted["head_dim"] * each["rope_fraction"]) // 2 * 2,
+        }  # fmt: skip
+        if scaling["kind"] in ("linear", "yarn"):
+            fields |= {"rope.scaling.type": scaling["kind"], "rope.scaling.factor": scaling["factor"]}
+            fields |= {"rope.scaling.original_context_length": scaling["original"]} if "original" in scaling else {}
+        fields = {f"{name}.{key}": value for key, value in fields.items()}
+        header = gguf_header.Header(
+            None,
+            {"general.architecture": name, **fields},
+            {key: gguf_header.Tensor(key, shape, 0, 0, 0) for key, shape in tensors.items()},
+        )
+        tried[name] = differences(wanted, resolved(merged(base, gguf_fields.describe(header)[1])))
+        if not tried[name]:
+            return name, fields
+    raise Unreadable(_refusal(tried))
+
+
+def _refusal(tried: Mapping[str, Mapping[str, tuple]]) -> str:
+    family, rest = min(tried.items(), key=lambda item: len(item[1]))
+    key, (here, there) = next(iter(rest.items()))
+    return (
+        f"model.{key}={here!r} cannot be exported: the nearest family, {family}, has {there!r} there and no field for "
+        f"it; train with model.{key}={there!r}, or export with --format=safetensors."
+    )
+
+
+def differences(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, tuple]:
+    """What differs of two `resolved` models: key -> (wanted, got)."""
+    found = {}
+    for key, value in wanted.items():
+        if key == "layers":
+            for mine, theirs in zip(value, got["layers"], strict=True):
+                mine, theirs = flat(mine), flat(theirs)
+                names = [name for name in mine if not _same(mine[name], theirs.get(name))]
+                found |= {f"attention.{name}": (mine[name], theirs.get(name)) for name in names}
+        elif not _same(value, got.get(key)):
+            found[key] = value, got.get(key)
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, int | float):
+        return math.isclose(a, b, rel_tol=1e-9)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def merged(base: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults with values by dotted key in their place."""
+    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key, value in told.items():
+        *groups, leaf = key.split(".")
+        at = made
+        for name in groups:
+            at[name] = dict(at[name])
+            at = at[name]
+        at[leaf] = value
+    return made
+
+
+def resolved(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model computes, with every 0 that stands for a rule as its value, and attention's options by layer."""
+    D, N = model["width"], model["num_heads"]
+    H = model["head_dim"] or D // N
+    found = {k: v for k, v in model.items() if not isinstance(v, Mapping) and k not in FREE}
+    found |= {
+        "num_kv_heads": model["num_kv_heads"] or N, "head_dim": H,
+        "logit_scale": model["logit_scale"] or D**-0.5, "embedding_scale": model["embedding_scale"] or D**0.5,
+    }  # fmt: skip
+    found["final_norm"] = (
+        "same" if found["final_norm"] == found["norm"] and found["norm_scale"] else found["final_norm"]
+    )
+    channel = dict(model.get(model["channel"]) or {})
+    rule = -(-8 * D // 3 // 64) * 64 if model["channel"] == "swiglu" else 4 * D
+    found["hidden"] = channel.pop("hidden", 0) or rule
+    found |= {f"{model['channel']}.{name}": value for name, value in channel.items()}
+    period = [name.strip() for name in model["mixer"].split(",")]
+    differ = model["by_position"] or ({},) * len(period)
+    found["mixer"] = sorted(set(period))
+    found["projection"] = "dense" if model["projection"] == "lora" else model["projection"]
+    found["parametrization"] = model["parametrization"]
+    found["layers"] = [
+        _attention(model["attention"], differ[i % len(period)].get("attention") or {}, H)
+        for i in range(model["num_layers"])
+    ]
+    return found
+
+
+def _attention(options: Mapping[str, Any], differs: Mapping[str, Any], H: int) -> dict[str, Any]:
+    made = {**options, **differs}
+    made["rope_scaling"] = {**options["rope_scaling"], **(differs.get("rope_scaling") or {})}
+    made = {key: value for key, value in made.items() if key not in _GONE}
+    made["scale"] = made["scale"] or H**-0.5
+    made["qkv_bias"] = made["qkv_bias"] or made["bias"]
+    scaling, kind = made["rope_scaling"], made["rope_scaling"]["kind"]
+    read = {
+        "none": (), "linear": ("factor",), "dynamic": ("factor", "original"),
+        "llama3": ("factor", "low", "high", "original"),
+        "longrope": ("factor", "original", "attention_factor", "short_factors", "long_factors"),
+        "yarn": ("factor", "original", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim",
+                 "attention_factor"),
+    }[kind]  # fmt: skip
+    made["rope_scaling"] = {"kind": kind, **{name: scaling[name] for name in read}}
+    if made["rope_fraction"] == 0:
+        made["rope_scaling"] = {"kind": "none"}
+        made["rope_theta"] = 0.0
+    if not made["qk_norm"]:
+        made |= {"qk_norm_over": "", "qk_norm_eps": 0.0}
+    if not made["window"]:
+        made["sinks"] = 0
+    return made
+
+
+def _decoder(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """Fields named as Llama's."""
+    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    each = wanted["layers"][0]
+    return {
+        "vocab_size": model["vocab_size"], "hidden_size": model["width"], "intermediate_size": wanted["hidden"],
+        "num_hidden_layers": model["num_layers"], "num_attention_heads": model["num_heads"],
+        "num_key_value_heads": wanted["num_kv_heads"], "head_dim": wanted["head_dim"],
+        "hidden_act": back.get((model.get(model["channel"]) or {}).get("activation"), ""),
+        "rms_norm_eps": model["norm_eps"], "tie_word_embeddings": model["tied"],
+        "max_position_embeddings": _longest(each, longest), "rope_parameters": _rope(each),
+        "attention_bias": each["bias"], "mlp_bias": bool((model.get(model["channel"]) or {}).get("bias")),
+    }  # fmt: skip
+
+
+def _longest(each: Mapping[str, Any], longest: int) -> int:
+    scaling = each["rope_scaling"]
+    if scaling["kind"] == "dynamic":
+        return scaling["original"]
+    return max(longest, int(scaling["original"] * max(scaling["factor"], 1)) + 1) if "original" in scaling else longest
+
+
+def _rope(each: Mapping[str, Any]) -> dict[str, Any]:
+    scaling = dict(each["rope_scaling"])
+    kind = scaling.pop("kind")
+    names = {
+        "low": "low_freq_factor", "high": "high_freq_factor", "original": "original_max_position_embeddings",
+        "short_factors": "short_factor", "long_factors": "long_factor",
+    }  # fmt: skip
+    told = {"rope_type": {"none": "default"}.get(kind, kind), "rope_theta": each["rope_theta"]}
+    if each["rope_fraction"] != 1.0:
+        told["partial_rotary_factor"] = each["rope_fraction"]
+    for name, value in scaling.items():
+        if isinstance(value, list | tuple):
+            value = [float(number) for number in value]
+        if name in ("attention_factor", "mscale", "mscale_all_dim") and not value:
+            continue
+        told[names.get(name, name)] = value
+    if kind == "dynamic":
+        del told["original_max_position_embeddings"]
+    return told
+
+
+def _types(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    windows = [each["window"] for each in wanted["layers"]]
+    return {
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
+        "sliding_window": max(windows) or None,
+    }
+
+
+def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in names}
+
+
+def _qwen(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    types = _types(wanted)
+    return (
+        _without(_decoder(model, wanted, longest), "mlp_bias")
+        | types
+        | {"use_sliding_window": bool(types["sliding_window"])}
+    )
+
+
+def _gemma(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    fields, each = _decoder(model, wanted, longest), wanted["layers"][0]
+    fields["hidden_activation"] = fields.pop("hidden_act")
+    scalar = each["scale"] ** -2
+    scalar = round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-9) else scalar
+    return _without(fields, "mlp_bias") | _types(wanted) | {"query_pre_attn_scalar": scalar}
+
+
+def _gemma2(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    caps = {
+        "attn_logit_softcapping": wanted["layers"][0]["softcap"] or 0.0,
+        "final_logit_softcapping": model["softcap"],
+    }
+    return _gemma(model, wanted, longest) | caps
+
+
+def _gemma3(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    by_type = {bool(each["window"]): each for each in wanted["layers"]}
+    first = wanted["layers"][0]
+    return _gemma2(model, wanted, longest) | {
+        "rope_parameters": {
+            "full_attention": _rope(by_type.get(False, first)), "sliding_attention": _rope(by_type.get(True, first))
+        }
+    }  # fmt: skip
+
+
+def _smollm3(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    turned = [int(each["rope_fraction"] != 0) for each in wanted["layers"]]
+    first = next((each for each in wanted["layers"] if each["rope_fraction"]), wanted["layers"][0])
+    types = _types(wanted)
+    return _decoder(model, wanted, longest) | types | {
+        "rope_parameters": _rope(first), "no_rope_layers": turned, "use_sliding_window": bool(types["sliding_window"])
+    }  # fmt: skip
+
+
+def _phi3(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    each = wanted["layers"][0]
+    fields = _without(_decoder(model, wanted, longest), "attention_bias", "mlp_bias")
+    original = each["rope_scaling"].get("original", 4096)
+    return fields | {"sliding_window": each["window"] or None, "original_max_position_embeddings": original}
+
+
+def _gpt2(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    scales, H = [each["scale"] for each in wanted["layers"]], wanted["head_dim"]
+    return {
+        "vocab_size": model["vocab_size"], "n_embd": model["width"], "n_layer": model["num_layers"],
+        "n_head": model["num_heads"], "n_positions": model["positions"], "n_inner": wanted["hidden"],
+        "activation_function": back.get((model.get(model["channel"]) or {}).get("activation"), ""),
+        "layer_norm_epsilon": model["norm_eps"], "tie_word_embeddings": model["tied"],
+        "scale_attn_weights": math.isclose(scales[0], H**-0.5),
+        "scale_attn_by_inverse_layer_idx": len(scales) > 1 and math.isclose(scales[1], scales[0] / 2),
+    }  # fmt: skip
+
+
+def _neox(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    fields = _without(_decoder(model, wanted, longest), "num_key_value_heads", "head_dim", "rms_norm_eps", "mlp_bias")
+    fields["rope_parameters"].setdefault("partial_rotary_factor", 1.0)
+    return fields | {"layer_norm_eps": model["norm_eps"], "use_parallel_residual": model["parallel"]}
+
+
+def _granite(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    return _without(_decoder(model, wanted, longest), "head_dim") | {
+        "embedding_multiplier": wanted["embedding_scale"], "attention_multiplier": wanted["layers"][0]["scale"],
+        "residual_multiplier": model["residual_scale"], "logits_scaling": 1 / wanted["logit_scale"],
+    }  # fmt: skip
+
+
+Writer = Callable[[Mapping[str, Any], Mapping[str, Any], int], dict[str, Any]]
+WRITERS: dict[str, Writer] = {
+    "llama": _decoder,
+    "mistral": lambda m, w, n: (
+        _without(_decoder(m, w, n), "attention_bias", "mlp_bias") | {"sliding_window": w["layers"][0]["window"] or 0}
+    ),
+    "qwen2": lambda m, w, n: _without(_qwen(m, w, n), "attention_bias", "head_dim"),
+    "qwen3": _qwen,
+    "smollm3": _smollm3,
+    "phi3": _phi3,
+    "olmo2": lambda m, w, n: _without(_decoder(m, w, n), "mlp_bias", "head_dim"),
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "gpt_neox": _neox,
+    "gpt2": _gpt2,
+    "granite": _granite,
+}

@@ -1,0 +1,69 @@
+"""A pretrained model ready to use: its config, program, parameters and tokenizer, as those of a run of this house."""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+from absl import logging
+
+from configs.families import Unreadable
+from configs.knobs import nested
+from experiments.pretrained import reading
+from experiments.program import Program, build, inputs, sharding
+from experiments.settings.errors import CheckpointError
+from experiments.workdir.trained import Trained
+
+ADDED = ("heads/", "/lora_in", "/lora_out")  # Parts of paths of parameters that this house adds to a pretrained model.
+
+
+def load(config: Any) -> Trained:
+    """The model that `config.init.pretrained` names, laid out over the devices that are here.
+
+    Errors: CheckpointError in one sentence, before a parameter is allocated.
+    """
+    config = config.copy_and_resolve_references()
+    config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1})
+    size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
+    config.eval.batch_size = max(1, size // parts) * parts
+    config.lock()
+    tokenizer = inputs.tokenizer(config)
+    program = build(config, vocab_size=tokenizer.vocab_size, mesh=sharding.make_mesh(config))
+    params = parameters(program, tokenizer)
+    path = pathlib.Path(config.init.pretrained).expanduser()
+    return Trained(config, program, params, tokenizer, path, 0, {})
+
+
+def parameters(program: Program, tokenizer: Any) -> Any:
+    """The parameters of `program` from `init.pretrained`; those that this house adds are as at the start of a run.
+
+    Errors: CheckpointError: what cannot be read, and a tokenizer with more ids than the model was trained on.
+    """
+    path = program.config.init.pretrained
+    flat = reading.flatten(program.abstract["params"])
+    added = {name for name in flat if any(part in name for part in ADDED)}
+    try:
+        found = reading.reader(program.spec, nested({k: v for k, v in flat.items() if k not in added}, "/"), path)
+    except Unreadable as error:
+        raise CheckpointError(f"init.pretrained: {error}") from None
+    if tokenizer.vocab_size > found.vocabulary:
+        raise CheckpointError(
+            f"init.pretrained={path} knows {found.vocabulary} ids and data.tokenizer={program.config.data.tokenizer!r} "
+            f"has {tokenizer.vocab_size}: it belongs to another model; use data.tokenizer={path!r}."
+        )
+    read = reading.flatten(found.parameters(program.shardings["params"], _progress()))
+    if added:
+        fresh = reading.flatten(program.init()["params"])
+        read |= {name: fresh[name] for name in added}
+    return nested({name: read[name] for name in flat}, "/")
+
+
+def _progress():
+    """Shows on a terminal how much was read."""
+    if not sys.stderr.isatty():
+        return lambda done, total: logging.info("read %d of %d numbers", done, total)
+
+    def show(done: int, total: int) -> None:
+        print(f"\rreading weights: {100 * done // total} %", end="\n" if done == total else "", file=sys.stderr)
+
+    return show

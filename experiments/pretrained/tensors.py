@@ -1,0 +1,170 @@
+"""Tensors of foreign files by name, read lazily: only what is asked for leaves the disk. No pickle is ever opened."""
+
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import ml_dtypes
+import numpy as np
+
+from configs.families import Unreadable, gguf_header, kind
+
+# Of safetensors: name in the header -> type. What is not here is refused.
+TYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+}  # fmt: skip
+_HEADER = 100 << 20  # Bytes of a header, at most: the library's own limit.
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class Tensors(Protocol):
+    """Tensors of a model by name."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    where: str
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor `name` as floats: mapped from the disk where it lies as it is, else computed."""
+
+    def bytes(self) -> int:
+        """Of all tensors as they lie."""
+
+
+class Safetensors:
+    """One .safetensors file: 8 bytes with the size of a JSON header, the header, the numbers. Errors: Unreadable."""
+
+    def __init__(self, path: pathlib.Path):
+        self.where, self._path = str(path), path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if size < 8 or not 2 <= length <= min(size - 8, _HEADER):
+                    raise Unreadable(f"{path} is damaged or cut off within its header; bring it back from a copy.")
+                told = json.loads(file.read(length))
+        except OSError as error:
+            raise Unreadable(f"{path} cannot be read ({error.strerror}); bring it back from a copy.") from None
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, Unreadable):
+                raise
+            raise Unreadable(f"{path} is damaged: its header is not JSON; bring it back from a copy.") from None
+        told.pop("__metadata__", None)
+        self._told = {name: self._checked(name, entry, size - 8 - length) for name, entry in told.items()}
+        self.shapes, self._start = {name: shape for name, (_, shape, _) in self._told.items()}, 8 + length
+
+    def _checked(self, name: str, entry: dict, room: int) -> tuple[np.dtype, tuple[int, ...], int]:
+        """(type, shape, first byte) of a tensor, all of it within the file."""
+        try:
+            type_, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            whole = all(type(number) is int and number >= 0 for number in (*shape, first, last))
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise Unreadable(
+                f"{self.where} is damaged: its header says no place for {name!r}; bring it back from a copy."
+            )
+        if type_ not in TYPES:
+            raise Unreadable(
+                f"{self.where}: tensor {name!r} has the type {type_}, which is not handled; handled are "
+                f"{', '.join(TYPES)}."
+            )
+        dtype = np.dtype(TYPES[type_])
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise Unreadable(f"{self.where} is damaged: tensor {name!r} has another size than its shape {shape} says.")
+        if last > room:
+            raise Unreadable(f"{self.where} is cut off: tensor {name!r} ends {last - room} bytes behind its end.")
+        return dtype, shape, first
+
+    def read(self, name: str) -> np.ndarray:
+        dtype, shape, first = self._told[name]
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.memmap(self._path, dtype, "r", self._start + first, shape)
+
+    def bytes(self) -> int:
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape, _ in self._told.values())
+
+
+class Shards:
+    """Several .safetensors files as one, by the index or as they lie in the folder. Errors: Unreadable."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.where = str(folder)
+        if (folder / INDEX).is_file():
+            try:
+                by_name = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+                names = sorted({pathlib.PurePath(name).name for name in by_name.values()})
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                raise Unreadable(f"{folder / INDEX} is damaged; bring it back from a copy.") from None
+            if missing := [name for name in names if not (folder / name).is_file()]:
+                raise Unreadable(f"{folder} lacks {missing[0]}, one of {len(names)} files that {INDEX} names.")
+        else:
+            by_name, names = {}, [path.name for path in sorted(folder.glob("*.safetensors"))]
+            if not names:
+                pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+                why = ": pickled weights are never opened, save them as safetensors" if pickled else ""
+                raise Unreadable(f"{folder} holds no *.safetensors{why}.")
+        files = [Safetensors(folder / name) for name in names]
+        self._by_name = {name: file for file in files for name in file.shapes}
+        if lost := [name for name in by_name if name not in self._by_name]:
+            raise Unreadable(f"{folder} lacks the tensor {lost[0]!r}, which {INDEX} names.")
+        self.shapes = {name: shape for file in files for name, shape in file.shapes.items()}
+        self._files = files
+
+    def read(self, name: str) -> np.ndarray:
+        return self._by_name[name].read(name)
+
+    def bytes(self) -> int:
+        return sum(file.bytes() for file in self._files)
+
+
+class Gguf:
+    """One .gguf file; blocks of few bits become float32 by the `gguf` package. Errors: Unreadable."""
+
+    def __init__(self, path: pathlib.Path):
+        self.where, self._header = str(path), gguf_header.read(path)
+        self.shapes = {name: tensor.shape for name, tensor in self._header.tensors.items()}
+        self._dequantised = functools.lru_cache(1)(self._dequantise)  # Of a tensor all parts are read in turn.
+        if any(tensor.type not in PLAIN for tensor in self._header.tensors.values()):
+            _package()
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._header.tensors[name]
+        if tensor.type in PLAIN:
+            return np.memmap(self._header.path, PLAIN[tensor.type], "r", tensor.offset, tensor.shape)
+        return self._dequantised(name)
+
+    def _dequantise(self, name: str) -> np.ndarray:
+        tensor = self._header.tensors[name]
+        raw = np.memmap(self._header.path, np.uint8, "r", tensor.offset, (tensor.size,))
+        rows = raw.reshape(*tensor.shape[:-1], -1)
+        package = _package()
+        return package.quants.dequantize(rows, package.GGMLQuantizationType(tensor.type)).reshape(tensor.shape)
+
+    def bytes(self) -> int:
+        return sum(tensor.size for tensor in self._header.tensors.values())
+
+
+PLAIN = {0: np.float32, 1: np.float16, 30: ml_dtypes.bfloat16}  # Types of GGUF that are numbers as they lie.
+
+
+def _package():
+    """The `gguf` package, which knows the formats of few bits."""
+    try:
+        import gguf
+        import gguf.quants
+    except ImportError:
+        raise Unreadable(
+            "this .gguf file needs the package gguf; pip install -r requirements-pretrained.txt."
+        ) from None
+    return gguf
+
+
+def open_tensors(path: str | os.PathLike) -> Tensors:
+    """The tensors at `path`, a folder or a .gguf file. Errors: Unreadable."""
+    path = pathlib.Path(path).expanduser()
+    return Gguf(path) if kind(path) == "gguf" else Shards(path)
