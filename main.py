@@ -37,6 +37,9 @@ flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see above.")
 flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that touches every part it names.")
 flags.DEFINE_bool("overwrite", False, "train: move a run that is in --workdir aside, and begin anew.")
 flags.DEFINE_string("step", "", "evaluate, generate, export: which checkpoint, a number or best.")
+flags.DEFINE_enum(
+    "format", "safetensors", ["safetensors", "hf"], "export: safetensors, or hf: a folder for transformers."
+)
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
@@ -51,8 +54,8 @@ flags.DEFINE_integer("num_processes", 0, "One of many processes: how many there 
 flags.DEFINE_integer("process_id", -1, "One of many processes: which one this is, from 0.")
 FLAGS = flags.FLAGS
 KNOWN = (
-    "config", "workdir", "mode", "smoke", "overwrite", "step", "prompt", "prompts", "runs", "jobs", "launcher",
-    "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
+    "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "runs", "jobs",
+    "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 

@@ -245,12 +245,17 @@ def generate(flags: Any, changes: Changes) -> None:
 
 
 def export(flags: Any, changes: Changes) -> None:
-    """Writes the parameters as safetensors."""
-    workdir, made = _workdir(flags), _trained_config(flags, changes)
+    """Writes the parameters as safetensors, or the whole model as a folder of another library's form."""
+    workdir, made = _workdir(flags), _readable(flags, changes)
     _jax(flags)
+    from experiments.pretrained import writing
     from experiments.workdir import export as exporting
 
     model = _trained(flags, made)
+    if getattr(flags, "format", "safetensors") == "hf":
+        count = writing.hugging_face(model, workdir / "hf")
+        print(f"{count:,} parameters: {workdir / 'hf'}")
+        return
     count = exporting.save(model.params, files.plain(made.to_dict()), workdir / exporting.FILE)
     print(f"{count:,} parameters: {workdir / exporting.FILE}")
 

@@ -47,3 +47,9 @@ def largest_divisor(value: int, most: int) -> int:
     """The largest divisor of `value` up to `most`, both at least 1; quick for any value that a config may hold."""
     low = [k for k in range(1, math.isqrt(value) + 1) if value % k == 0]
     return max(k for k in (*low, *(value // k for k in low)) if k <= most)
+
+
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, and in their place what `changes` say, group by group."""
+    groups = {k: merged(options.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in changes.items()}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in options.items()} | groups

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from models.facts import merged
 from models.parametrization import Parametrization
 from models.partition import Partition
 
@@ -89,12 +90,6 @@ class Spec:
             return self
         options = {k: MappingProxyType(v) for k, v in merged(self.options, self.by_position[position]).items()}
         return dataclasses.replace(self, options=MappingProxyType(options))
-
-
-def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`options`, and in their place what `changes` say, group by group."""
-    groups = {k: merged(options.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in changes.items()}
-    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in options.items()} | groups
 
 
 _COPIED = (

@@ -36,7 +36,6 @@ def hugging_face_config(
     tried = {}
     for family, write in WRITERS.items():
         fields = {"model_type": family, **write(model, wanted, longest)}
-        fields = {key: value for key, value in fields.items() if value is not None}
         try:
             told = hugging_face.describe(fields, family)[1]
         except Unreadable:
@@ -252,8 +251,8 @@ def _gemma(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) ->
 
 def _gemma2(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
     caps = {
-        "attn_logit_softcapping": wanted["layers"][0]["softcap"] or 0.0,
-        "final_logit_softcapping": model["softcap"],
+        "attn_logit_softcapping": wanted["layers"][0]["softcap"] or None,
+        "final_logit_softcapping": model["softcap"] or None,
     }
     return _gemma(model, wanted, longest) | caps
 
@@ -314,7 +313,7 @@ Writer = Callable[[Mapping[str, Any], Mapping[str, Any], int], dict[str, Any]]
 WRITERS: dict[str, Writer] = {
     "llama": _decoder,
     "mistral": lambda m, w, n: (
-        _without(_decoder(m, w, n), "attention_bias", "mlp_bias") | {"sliding_window": w["layers"][0]["window"] or 0}
+        _without(_decoder(m, w, n), "attention_bias", "mlp_bias") | {"sliding_window": w["layers"][0]["window"] or None}
     ),
     "qwen2": lambda m, w, n: _without(_qwen(m, w, n), "attention_bias", "head_dim"),
     "qwen3": _qwen,

@@ -7,8 +7,7 @@ from typing import Any
 from configs import knobs
 from experiments.preflight.tables import names
 from experiments.settings.keys import flatten, range_problems, shape_problems, short, unknown_names
-from models.facts import Facts
-from models.spec import merged
+from models.facts import Facts, merged
 
 
 def problems(config: Any, facts: Facts) -> Iterator[str]:

@@ -194,8 +194,8 @@ BUGS = (
     Bug(
         "the channel reads what the mixer read",
         "models/block.py",
-        "self.channel_norm(x)",
-        "self.mixer_norm(x)",
+        "self.channel_norm(read if self.parallel else x)",
+        "self.mixer_norm(read if self.parallel else x)",
         WHOLE,
     ),
     Bug(
@@ -241,10 +241,38 @@ BUGS = (
         CHANNELS,
     ),
     Bug(
+        "parallel parts one after the other",
+        "models/block.py",
+        "read if self.parallel else x",
+        "x",
+        ("tests/models/values/backbone_test.py",),
+    ),
+    Bug(
+        "the norm behind the channel left out",
+        "models/block.py",
+        "self.joining(y, self.channel_out_norm)",
+        "self.joining(y)",
+        ("tests/models/values/backbone_test.py",),
+    ),
+    Bug(
+        "yarn: the ramp the other way",
+        "models/rope_scaling.py",
+        "plain / factor * ramp + plain * (1 - ramp)",
+        "plain / factor * (1 - ramp) + plain * ramp",
+        ("tests/models/values/backbone_test.py",),
+    ),
+    Bug(
+        "pretrained: keys of a fused map where queries lie",
+        "experiments/pretrained/reading.py",
+        "theirs.parts[: theirs.parts.index(theirs.part)]",
+        "theirs.parts[: theirs.parts.index(theirs.part) - 1]",
+        ("tests/experiments/pretrained/pretrained_test.py",),
+    ),
+    Bug(
         "SwiGLU: the gate on the other side",
         "models/channels.py",
-        "jax.nn.silu(gate) * up",
-        "gate * jax.nn.silu(up)",
+        "self.activation(gate) * up",
+        "gate * self.activation(up)",
         CHANNELS,
     ),
     Bug(
