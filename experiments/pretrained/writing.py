@@ -17,6 +17,7 @@ from experiments import workdir as files
 from experiments.pretrained import names, reading
 from experiments.pretrained.names import Theirs
 from experiments.settings.errors import ConfigError
+from experiments.workdir import disk
 from models.spec import Spec
 
 
@@ -38,7 +39,7 @@ def hugging_face(trained: Any, folder: pathlib.Path) -> int:
     kept = trained.tokenizer
     told |= {"bos_token_id": kept.bos, "eos_token_id": kept.eos, "pad_token_id": kept.pad}
     told |= {"architectures": [ARCHITECTURES[family]], "torch_dtype": str(model["param_dtype"])}
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.folder(folder)
     files.write_file(folder / "model.safetensors", serialize(tensors, metadata={"format": "pt"}))
     files.write_file(folder / "config.json", (json.dumps(told, indent=2) + "\n").encode())
     for name, text in tokenizer_files(kept).items():

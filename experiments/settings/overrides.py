@@ -168,7 +168,7 @@ def value_at(config: ConfigDict, key: str) -> Any:
 def parse(key: str, text: str | None, default: Any) -> tuple[Any, str]:
     """`text` as a value of the type of `default`, and "" or what is wrong with it."""
     if isinstance(default, ConfigDict):
-        first = next((name for name in default if not isinstance(default[name], ConfigDict)), "...")
+        first = next((name for name in default if not isinstance(default[name], ConfigDict | tuple)), "...")
         wrong = f"--config.{key}{'' if text is None else f'={text}'} is a group; set one of its keys, e.g. "
         return None, f"{wrong}--config.{key}.{first}={shown(default.get(first))}."
     if text is None and not isinstance(default, bool):
