@@ -15,10 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data.tokenizer import _as_bytes as as_bytes
-from data.tokenizer import _byte_alphabet as byte_alphabet
-from data.tokenizer import _ByteLevel as ByteLevel
-from data.tokenizer import _utf8_runs as utf8_runs
+from data.tokenizer import ByteLevel, as_bytes, byte_alphabet, utf8_runs
 
 _BLANK = "\u2581"  # How SentencePiece writes a blank.
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -1,6 +1,5 @@
 """Tokenizers from files: what `save` wrote, and the forms of other libraries, by what is in the file."""
 
-import json
 import os
 import pathlib
 
@@ -19,33 +18,26 @@ def load_tokenizer(path: str | os.PathLike) -> tokenizer.Tokenizer:
     path = pathlib.Path(path).expanduser()
     if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():  # The folder of a pretrained model.
         path = path / "tokenizer.json"
+    if path.suffix in (".tiktoken", ".model"):
+        return _of_bytes(path)
+    text = tokenizer.read(path)
+    told = tokenizer.parsed(text, str(path))
+    if isinstance(told, dict) and "kind" not in told and isinstance(told.get("model"), dict):
+        try:
+            return from_folder(path.parent, text)
+        except ValueError as error:
+            raise ValueError(tokenizer.not_saved(str(path), str(error))) from error
+    return tokenizer.of_state(told, str(path))
+
+
+def _of_bytes(path: pathlib.Path) -> tokenizer.Tokenizer:
     try:
-        if path.suffix == ".tiktoken":
-            return from_ranks(path.read_bytes())
-        if path.suffix == ".model":
-            return SentencePieceTokenizer.of(path.read_bytes())
-        if (definition := _of_the_library(path)) is not None:
-            return from_folder(path.parent, definition)
+        return (from_ranks if path.suffix == ".tiktoken" else SentencePieceTokenizer.of)(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"tokenizer={str(path)!r} does not exist; use 'bytes', 'bpe' or a saved file."
+        ) from None
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(
-                f"tokenizer={str(path)!r} does not exist; use 'bytes', 'bpe' or a saved file."
-            ) from None
         raise ValueError(f"tokenizer={str(path)!r} cannot be read ({error.strerror}); use 'bytes' or 'bpe'.") from error
     except ValueError as error:
-        raise ValueError(_not_saved(str(path), str(error))) from error
-    return tokenizer.load_tokenizer(path)
-
-
-def _of_the_library(path: pathlib.Path) -> str | None:
-    """The text of a file that is a `tokenizer.json` of the tokenizers library, else None."""
-    try:
-        text = path.read_text("utf-8")
-        told = json.loads(text)
-    except (OSError, ValueError, RecursionError):  # What is wrong with it is told by who reads saved ones.
-        return None
-    return text if isinstance(told, dict) and "kind" not in told and isinstance(told.get("model"), dict) else None
-
-
-def _not_saved(name: str, why: str) -> str:
-    return f"tokenizer={name!r} is not a saved tokenizer ({why}); use 'bytes' or 'bpe'."
+        raise ValueError(tokenizer.not_saved(str(path), str(error))) from error

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.tokenizer import _as_bytes as as_bytes
-from data.tokenizer import _ByteLevel as ByteLevel
-from data.tokenizer import _utf8_runs as utf8_runs
+from data.tokenizer import ByteLevel, as_bytes, utf8_runs
 
 
 class SentencePieceTokenizer(ByteLevel):

@@ -295,7 +295,7 @@ def trained(name: str, vocab_size: int, reading: Reading, sample: int, cached_in
             f"vocab_size={vocab_size} is too small for tokenizer={name!r}; use at least 260, such as 4096."
         )
     cache.cached(folder, build)
-    return tokenizer.load_tokenizer(folder / "tokenizer.json")
+    return tokenizer.from_json(tokenizer.read(folder / "tokenizer.json"), str(folder / "tokenizer.json"))
 
 
 def _sample(made: Divided, limit: int) -> Iterator[bytes]:

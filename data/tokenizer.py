@@ -67,14 +67,14 @@ class _Saved:
 
     def to_json(self) -> str:
         state = self._state()
-        return json.dumps({**state, "digest": _digest(state)})
+        return json.dumps({**state, "digest": digest_of(state)})
 
     def save(self, path: str | pathlib.Path) -> None:
         with disk.whole(path) as file:
             file.write(self.to_json().encode("utf-8"))
 
 
-class _ByteLevel(_Saved):
+class ByteLevel(_Saved):
     """A vocabulary whose every id is a known string of bytes; the specials come last, or are those of `specials`."""
 
     def __init__(self, name: str, pieces: Sequence[bytes], specials: Sequence[int] = ()):
@@ -88,7 +88,7 @@ class _ByteLevel(_Saved):
 
     @functools.cached_property
     def hash(self) -> str:
-        return _digest(self._state())
+        return digest_of(self._state())
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
@@ -104,7 +104,7 @@ class _ByteLevel(_Saved):
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
 
-class ByteTokenizer(_ByteLevel):
+class ByteTokenizer(ByteLevel):
     """Ids 0..255 are the bytes of UTF-8 text; bos 256, eos 257, pad 258."""
 
     def __init__(self):
@@ -112,14 +112,14 @@ class ByteTokenizer(_ByteLevel):
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of `text`, `[n]` int32, without specials."""
-        return np.frombuffer(_as_bytes(text), np.uint8).astype(np.int32)
+        return np.frombuffer(as_bytes(text), np.uint8).astype(np.int32)
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Ids of each text, `[n]` uint8: the bytes as they are."""
         return [np.frombuffer(text, np.uint8) for text in texts]
 
 
-class BPETokenizer(_ByteLevel):
+class BPETokenizer(ByteLevel):
     """Byte-level byte-pair encoding (Sennrich et al. 2016; bytes as in GPT-2): lossless for any bytes.
 
     Bytes that are not valid UTF-8 are given their single-byte ids, so nothing is ever replaced when encoding.
@@ -152,11 +152,11 @@ class BPETokenizer(_ByteLevel):
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of `text`, `[n]` int32, without specials."""
-        return self.encode_batch([_as_bytes(text)])[0]
+        return self.encode_batch([as_bytes(text)])[0]
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Ids of each text, `[n]` int32."""
-        runs = [list(_utf8_runs(text)) for text in texts]
+        runs = [list(utf8_runs(text)) for text in texts]
         valid = [run for row in runs for run in row if isinstance(run, str)]
         encoded = iter(self._words.encode(valid) if self._plain and _few_cores() else self._encoded(valid))
         return [
@@ -199,7 +199,7 @@ class SymbolTokenizer(_Saved):
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of numbers separated by spaces, `[n]` int32. Errors: ValueError for anything else."""
-        words = _as_bytes(text).decode("utf-8", "replace").split()
+        words = as_bytes(text).decode("utf-8", "replace").split()
         for word in words:
             if not (word.isascii() and word.isdigit() and int(word) < self.num_symbols):
                 raise ValueError(f"text has {word!r}, which is not a symbol; use numbers 0 to {self.num_symbols - 1}.")
@@ -224,7 +224,7 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty for specials and in the middle of a character."""
-        if isinstance(self._tokenizer, _ByteLevel):
+        if isinstance(self._tokenizer, ByteLevel):
             return self._utf8.decode(self._tokenizer.decode_bytes([int(token)]))
         word = self._tokenizer.decode([int(token)])
         self._words += bool(word)
@@ -235,22 +235,29 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that `save` wrote to `path`.
+def read(path: pathlib.Path) -> str:
+    """The text of a saved tokenizer.
 
-    Errors: FileNotFoundError where no file is; ValueError with one sentence where it cannot be read, is damaged, or is
-    not a saved tokenizer.
+    Errors: FileNotFoundError where no file is; ValueError with one sentence where it cannot be read or is no text.
     """
-    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer={str(path)!r} does not exist; use 'bytes', 'bpe' or a saved file.")
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except UnicodeDecodeError:
-        raise ValueError(_not_saved(str(path), "it is not text")) from None
+        raise ValueError(not_saved(str(path), "it is not text")) from None
     except OSError as error:
         raise ValueError(f"tokenizer={str(path)!r} cannot be read ({error.strerror}); use 'bytes' or 'bpe'.") from error
-    return from_json(text, str(path))
+
+
+def parsed(text: str, name: str) -> Any:
+    """The JSON of `text`; `name` is that of the file, for messages. Errors: ValueError with one sentence."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(not_saved(name, "it nests too deep")) from None
+    except ValueError:
+        raise ValueError(not_saved(name, "it is not JSON")) from None
 
 
 def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
@@ -258,14 +265,13 @@ def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
 
     Errors: ValueError with one sentence.
     """
-    try:
-        state = json.loads(text)
-    except RecursionError:
-        raise ValueError(_not_saved(name, "it nests too deep")) from None
-    except ValueError:
-        raise ValueError(_not_saved(name, "it is not JSON")) from None
+    return of_state(parsed(text, name), name)
+
+
+def of_state(state: Any, name: str) -> Tokenizer:
+    """The tokenizer of what `to_json` wrote, parsed. Errors: ValueError with one sentence."""
     if not isinstance(state, dict) or not isinstance(state.get("kind"), str):
-        raise ValueError(_not_saved(name, 'it is not an object with a "kind"'))
+        raise ValueError(not_saved(name, 'it is not an object with a "kind"'))
     kind = state["kind"]
     if kind not in _KINDS:
         raise messages.unknown(f"kind in {name!r}", kind, tuple(_KINDS))
@@ -276,13 +282,13 @@ def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
         made = getattr(importlib.import_module(module), attribute)
     for key, type_ in needed.items():
         if type(state.get(key)) is not type_:
-            raise ValueError(_not_saved(name, f"its {key!r} is missing or not of type {type_.__name__}"))
-    if digest is not None and digest != _digest(state):
+            raise ValueError(not_saved(name, f"its {key!r} is missing or not of type {type_.__name__}"))
+    if digest is not None and digest != digest_of(state):
         raise ValueError(f"tokenizer={name!r} is damaged: it is not what was saved; bring the file back from a copy.")
     try:
         return made(*(state[key] for key in needed))
     except ValueError as error:
-        raise ValueError(_not_saved(name, str(error))) from error
+        raise ValueError(not_saved(name, str(error))) from error
 
 
 def _is_plain(definition: dict[str, Any]) -> bool:
@@ -305,11 +311,11 @@ def _few_cores() -> bool:
     return len(os.sched_getaffinity(0)) <= 8 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) <= 8
 
 
-def _not_saved(name: str, why: str) -> str:
+def not_saved(name: str, why: str) -> str:
     return f"tokenizer={name!r} is not a saved tokenizer ({why}); use 'bytes' or 'bpe'."
 
 
-def _digest(state: dict[str, Any]) -> str:
+def digest_of(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -334,13 +340,13 @@ def train_bpe(texts: Iterable[bytes], vocab_size: int) -> BPETokenizer:
         special_tokens=[],
         show_progress=False,
     )
-    runs = (run for text in texts for run in _utf8_runs(text) if isinstance(run, str))
-    runs = (piece for run in runs for piece in _bounded(run, borders))  # the library itself is locked while it learns
+    runs = (run for text in texts for run in utf8_runs(text) if isinstance(run, str))
+    runs = (piece for run in runs for piece in bounded(run, borders))  # the library itself is locked while it learns
     library.train_from_iterator(runs, trainer=trainer)
     return BPETokenizer(library.to_str())
 
 
-def _as_bytes(text: str | bytes) -> bytes:
+def as_bytes(text: str | bytes) -> bytes:
     """UTF-8 of a string; the lone surrogates by which Python stands for undecodable bytes become those bytes."""
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
 
@@ -351,7 +357,7 @@ def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
         raise ValueError(f"id={wrong[0]} is outside the vocabulary; use ids 0 to {vocab_size - 1}.")
 
 
-def _utf8_runs(text: bytes) -> Iterable[str | bytes]:
+def utf8_runs(text: bytes) -> Iterable[str | bytes]:
     """The text as valid runs (str, in pieces of bounded size) and runs that are not UTF-8 (bytes), in order."""
     for run in _RUNS.findall(text.decode("utf-8", "surrogateescape")):
         if run[0] in _ESCAPED:
@@ -366,7 +372,7 @@ def _utf8_runs(text: bytes) -> Iterable[str | bytes]:
             start = end
 
 
-def _bounded(text: str, borders: Any) -> list[str]:
+def bounded(text: str, borders: Any) -> list[str]:
     """The text, cut inside each word of more than `_WORD` characters; `borders` is the library's pre-tokenizer.
 
     Learning merges takes time in the square of the longest word, and a text without blanks (DNA, base64) is one word.
@@ -380,7 +386,7 @@ def _bounded(text: str, borders: Any) -> list[str]:
 
 def _byte_pieces(library: Any, definition: str) -> list[bytes]:
     """The bytes of each id of a byte-level BPE. Errors: ValueError where it is something else."""
-    to_byte = _byte_alphabet()
+    to_byte = byte_alphabet()
     vocabulary = sorted(library.get_vocab().items(), key=lambda item: item[1])
     if [i for _, i in vocabulary] != list(range(len(vocabulary))):
         raise ValueError("its vocabulary has gaps in its ids")
@@ -392,7 +398,7 @@ def _byte_pieces(library: Any, definition: str) -> list[bytes]:
         raise ValueError("its vocabulary is not of bytes") from None
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The printable character by which byte-level BPE writes each byte, and the byte: GPT-2's table."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]

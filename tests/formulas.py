@@ -4,26 +4,20 @@ import importlib
 import inspect
 import pathlib
 
+from experiments.gallery import formulas
+
 
 def row(path: str) -> str:
     """`| path | parameters | first paragraph of the docstring |` of a public function or class."""
     module, _, name = path.rpartition(".")
     thing = getattr(importlib.import_module(module), name)
     parameters = ", ".join(str(p.replace(annotation=p.empty)) for p in inspect.signature(thing).parameters.values())
-    said = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).replace("|", "\\|")
-    return f"| `{path}` | `({parameters})` | {said} |"
+    return f"| `{path}` | `({parameters})` | {formulas.says(thing)} |"
 
 
 def public(module: str) -> list[str]:
     """Paths of the functions and classes that a module defines for others, in its order."""
-    made = importlib.import_module(module)
-    return [
-        f"{module}.{name}"
-        for name, thing in vars(made).items()
-        if not name.startswith("_")
-        and (inspect.isfunction(thing) or inspect.isclass(thing))
-        and thing.__module__ == module
-    ]
+    return [f"{module}.{name}" for name in formulas.public(importlib.import_module(module))]
 
 
 def listed(page: pathlib.Path) -> dict[str, str]:

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.tokenizer import _as_bytes as as_bytes
-from data.tokenizer import _byte_alphabet as byte_alphabet
-from data.tokenizer import _ByteLevel as ByteLevel
+from data.tokenizer import ByteLevel, as_bytes, byte_alphabet
 from data.tokenizers import lzw
 
 _TO_CHARACTER = {byte: character for character, byte in byte_alphabet().items()}

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from data import tokenizer
-from data.tokenizer import _bounded as bounded
-from data.tokenizer import _utf8_runs as utf8_runs
+from data.tokenizer import bounded, utf8_runs
 from data.tokenizers import lib, lzw, morphology, pairs, unigram
 from data.tokenizers.kinds import BytesLibraryTokenizer, GreedyTokenizer, characters, merges_of
 

@@ -22,6 +22,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "continuous", "laws")),
+        "models.mixers.slots",
         *(f"{DECODING}.drafts.{name}" for name in (
             "trees", "sequoia", "prompts", "recycling", "trie", "realign", "adaptive",
         )),

@@ -160,7 +160,7 @@ def _leverage_exponent(granularity: np.ndarray, flops: np.ndarray) -> np.ndarray
 
 def _evaluate_leverage(theta, activation: np.ndarray, granularity: np.ndarray, flops: np.ndarray):
     basis = _leverage_exponent(granularity, flops)
-    exponent, start = basis @ theta[:4], math.exp(theta[4])
+    exponent, start = basis @ theta[:4], np.exp(theta[4])  # inf, as in other laws, where a wild step overflows
     saturated = np.log(activation + start)
     slope = exponent * start / (activation + start)
     return exponent * saturated, np.concatenate([basis * saturated[:, None], slope[:, None]], axis=1)

@@ -8,10 +8,12 @@ figures (EL 7.2 at 3.1%, G 12, 1e22 FLOPs; the best G 11.3), e and 10 do not.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
-from scipy import optimize
+
+from experiments import scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,27 +73,14 @@ def batch_tokens(C: Any) -> np.ndarray:
     return 0.0694 * np.asarray(C, float) ** 0.3644
 
 
-def fit(A: Any, G: Any, C: Any, EL: Any, a_max: float = np.inf) -> Law:
-    """The constants by least squares in log EL, all but `a_max`: no data can tell the published 5e16 from infinity.
+def fit(A: Any, G: Any, C: Any, EL: Any) -> Law:
+    """The constants by least squares in log EL, A_m left out: no data can tell the published 5e16 from infinity.
 
-    Given A_s the law is linear in the other four, so that the search is over A_s alone (variable projection).
+    `experiments.scaling.fit` of the same law ("leverage" of `LAWS`) has intervals and other losses.
 
     Args:
       A, G, C, EL: `[n]` each, n >= 5, with at least two different C, three different G and three different A.
-      a_max: A_m.
     """
-    A, G, C, y = (np.asarray(x, float) for x in (A, G, C, np.log(EL)))
-    g = np.log2(G)
-    terms = np.stack([np.ones_like(g), np.log10(C), g**2, g], axis=1)
-
-    def solved(log_start: float) -> tuple[np.ndarray, np.ndarray]:
-        rows = terms * np.log(saturated(A, Law(a_start=np.exp(log_start), a_max=a_max)))[:, None]
-        found = np.linalg.lstsq(rows, y, rcond=None)[0]
-        return rows @ found - y, found
-
-    grid = np.linspace(np.log(1e-5), np.log(0.5), 200)
-    start = grid[np.argmin([np.sum(solved(x)[0] ** 2) for x in grid])]
-    # The residuals themselves, not their squares: a sum of squares is flat to half the digits around its least.
-    near = optimize.least_squares(lambda x: solved(x[0])[0], [start], xtol=1e-15, ftol=1e-15, gtol=1e-15)
-    a, d, gamma, beta = solved(near.x[0])[1]
-    return Law(float(a), float(d), float(gamma), float(beta), float(np.exp(near.x[0])), a_max)
+    columns = {"activation_ratio": A, "granularity": G, "flops": C, "leverage": EL}
+    found = scaling.fit("leverage", columns, delta=math.inf).values
+    return Law(*(found[name] for name in ("a", "d", "gamma", "beta", "A_start")), a_max=math.inf)

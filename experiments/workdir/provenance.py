@@ -22,11 +22,12 @@ DIFF = "code.diff"
 LONGEST = 2**20  # Bytes of a diff that are kept; run.json has the hash of all of it.
 
 
-def facts(root: pathlib.Path = errors.ROOT) -> dict[str, Any]:
+def facts(root: pathlib.Path = errors.ROOT, text: bytes | None = None) -> dict[str, Any]:
     """What run.json keeps of the code.
 
     Args:
       root: the checkout that runs.
+      text: its `difference`, where it was asked for already.
 
     Returns:
       "hash": first digits of the hash of every file of the rooms. Where `root` is a git checkout, "commit" and
@@ -39,7 +40,7 @@ def facts(root: pathlib.Path = errors.ROOT) -> dict[str, Any]:
     if commit := _git(root, "rev-parse", "HEAD"):
         status = _git(root, "status", "--porcelain", "--untracked-files=normal")
         found |= {"commit": commit.strip(), "changed": sorted(line[3:] for line in status.splitlines())}
-        if text := difference(root):
+        if text := difference(root) if text is None else text:
             found["diff"] = hashlib.sha256(text).hexdigest()[:12]
     return found | {
         "command": shlex.join([os.path.basename(sys.executable or "python"), *sys.argv]),
@@ -70,7 +71,7 @@ def write(workdir: str | os.PathLike) -> dict[str, Any]:
         disk.write_file(path, text[:LONGEST])
     else:
         disk.remove(path)
-    return facts()
+    return facts(text=text)
 
 
 def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

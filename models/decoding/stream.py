@@ -25,7 +25,7 @@ from models.decoding.control import Control
 from models.decoding.drafts import Drafter, Seen, Tree
 from models.decoding.verify import Verifier
 from models.mixers.memory import Policy
-from models.mixers.slots import ancestors, put
+from models.mixers.slots import depths, put
 
 Models = Mapping[str, Any]  # "model": the one whose text it is; others by the names of the parts that read them
 
@@ -150,7 +150,7 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
     """
     model, (name, drafter) = models["model"], parts.drafter
     tree, side = drafter.propose(models, p, parts)
-    depth = node_depth(tree.parent) if drafter.branches else jnp.arange(drafter.nodes)[None]
+    depth = depths(tree.parent) if drafter.branches else jnp.arange(drafter.nodes)[None]
     tree = tree._replace(valid=tree.valid & (depth <= (p.limit - p.length - 1)[:, None]) | (depth == 0))
     position = jnp.where(tree.valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
     tokens = tree.token if p.feed is None else fed(model, p.feed, tree.token)
@@ -225,11 +225,6 @@ def extend(
         return turn + 1, step(models, p, parts, live(p))
 
     return jax.lax.while_loop(goes_on, turned, (jnp.int32(0), p))[1]
-
-
-def node_depth(parent: jax.Array) -> jax.Array:
-    """Depth of each node of a tree, 0 for what has no parent: `[..., N]` parents -> `[..., N]` int32."""
-    return jnp.sum(ancestors(parent), axis=-1, dtype=jnp.int32) - 1
 
 
 def following_tokens(token: jax.Array, path: jax.Array, count: jax.Array, following: jax.Array) -> jax.Array:

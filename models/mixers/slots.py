@@ -71,6 +71,11 @@ def ancestors(parents: jax.Array) -> jax.Array:
     return reach > 0
 
 
+def depths(parents: jax.Array) -> jax.Array:
+    """Depth of each node, 0 for what has no parent: `[..., T]` parents -> `[..., T]` int32."""
+    return jnp.sum(ancestors(parents), axis=-1, dtype=jnp.int32) - 1
+
+
 def own_path(parents: jax.Array, start: jax.Array, length: int) -> jax.Array:
     """Slots that a draft may see as far as the tree decides it: `[B, T, S]` bool, to be joined with a causal mask.
 

@@ -88,7 +88,7 @@ def test_bpe_learns_words_and_the_same_ones_each_time():
 def test_a_long_text_is_cut_into_pieces_without_loss(monkeypatch):
     monkeypatch.setattr(tokenizer, "_PIECE", 64)
     content = b"\xff".join(text.encode() for text in SAMPLE) + b"x" * 300
-    assert max(len(run) for run in tokenizer._utf8_runs(content)) <= 64
+    assert max(len(run) for run in tokenizer.utf8_runs(content)) <= 64
     assert BPE.decode_bytes(BPE.encode(content)) == content
 
 
@@ -177,9 +177,9 @@ def test_words_are_cut_only_beyond_the_bound():
     inside = "x" * tokenizer._WORD + " " + "y" * (tokenizer._WORD - 1) + " \n" + "=" * tokenizer._WORD
     minified = "f(x,y){return x+y};" * 400
     for text in (*SAMPLE, inside, minified, "", " "):
-        assert "".join(parts := tokenizer._bounded(text, borders)) == text and len(parts) == 1
+        assert "".join(parts := tokenizer.bounded(text, borders)) == text and len(parts) == 1
     for long in ("a" * 3000, "1" * 3000, "-" * 3000, " " * 3000, "日" * 3000, "a = '" + "QUJD" * 800 + "'\n"):
-        parts = tokenizer._bounded("before " + long + " behind", borders)
+        parts = tokenizer.bounded("before " + long + " behind", borders)
         assert "".join(parts) == "before " + long + " behind" and len(parts) >= 3
         assert (
             max(end - begin for part in parts for _, (begin, end) in borders.pre_tokenize_str(part)) <= tokenizer._WORD

@@ -10,6 +10,27 @@ ASSD, REVEAL = (f"{TESTS}/canvas/assd_test.py",), (f"{TESTS}/canvas/reveal_test.
 
 BUGS = (
     Bug(
+        "accepted drafts of a tree are read again as if they were a chain",
+        f"{FOLDER}/commit.py",
+        "order = jnp.arange(tokens.shape[1])[None] if path is None else path",
+        "order = jnp.arange(tokens.shape[1])[None]",
+        ("tests/models/decoding/tree_test.py",),
+    ),
+    Bug(
+        "accepted drafts are moved from the front of the cache",
+        "models/mixers/slots.py",
+        "(start[:, None] + path)",
+        "path",
+        ("tests/models/decoding/tree_test.py",),
+    ),
+    Bug(
+        "a draft behind the past does not see it",
+        "models/mixers/slots.py",
+        "return seen | ~drafts[:, None, :]",
+        "return seen",
+        ("tests/models/decoding/tree_test.py",),
+    ),
+    Bug(
         "top-p leaves out the token that reaches p",
         f"{FOLDER}/sampling.py",
         "reaching = (before < p)",

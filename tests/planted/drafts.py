@@ -59,9 +59,9 @@ BUGS = (
     ),
     Bug(
         "an ancestor of an ancestor is none",
-        f"{VERIFY}/walk.py",
-        "for _ in range(max(1, (N - 1).bit_length())):",
-        "for _ in range(1):",
+        "models/mixers/slots.py",
+        "while covered < T - 1:",
+        "while covered < 2 and T > 2:",
         WALK,
     ),
     Bug(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from models.decoding import keys as key_scheme
 from models.decoding.drafts import Tree
 from models.decoding.verify import Verdict, Verifier
-from models.mixers.slots import ancestors
+from models.mixers.slots import depths
 
 
 def follow(token: jax.Array, parent: jax.Array, valid: jax.Array, drawn: jax.Array, depth: int) -> Verdict:
@@ -56,7 +56,7 @@ class SameDraw(Verifier):
     def __call__(self, keys: jax.Array, logits: jax.Array, tree: Tree, position: jax.Array, depth: int) -> Verdict:
         """See `Verifier.__call__`."""
         N = tree.token.shape[1]
-        down = jnp.sum(ancestors(tree.parent), axis=-1, dtype=jnp.int32) - 1 if N > 1 else jnp.zeros((1, 1), jnp.int32)
+        down = depths(tree.parent) if N > 1 else jnp.zeros((1, 1), jnp.int32)
         drawn = drawn_at(keys, logits, position[:, None] + down)
         return follow(tree.token, tree.parent, tree.valid, drawn, depth)
 

@@ -43,22 +43,6 @@ def children_of(parent: Array, valid: Array | None = None, width: int | None = N
     return table.at[row, rank].set(jnp.arange(N, dtype=parent.dtype), mode="drop")
 
 
-def depths(parent: Array) -> Array:
-    """Depth of every node `[N]`; 0 for the root."""
-    return jnp.sum(ancestors(parent), axis=-1) - 1
-
-
-def ancestors(parent: Array) -> Array:
-    """Whether node j is node i or above it, `[..., N, N]`: parent `[..., N]`. log2(N) squarings of I + (j is i's
-    parent)."""
-    parent = jnp.asarray(parent)
-    N = parent.shape[-1]
-    reach = (parent[..., None] == jnp.arange(N)) | jnp.eye(N, dtype=bool)
-    for _ in range(max(1, (N - 1).bit_length())):
-        reach = (reach[..., None] & reach[..., None, :, :]).any(-2)
-    return reach
-
-
 def walk(
     rule: Rule,
     p: Array,

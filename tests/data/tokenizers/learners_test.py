@@ -68,7 +68,7 @@ def test_merges_are_the_library_s(seed):
     texts = [" ".join(w.decode() for w in drawn_words(seed, "abcdeé", 80)).encode() * 2]
     trained = tokenizer.train_bpe(texts, 300)
     borders = trained._library.pre_tokenizer
-    to_byte = tokenizer._byte_alphabet()
+    to_byte = tokenizer.byte_alphabet()
     words = collections.Counter(bytes(to_byte[c] for c in w) for w, _ in borders.pre_tokenize_str(texts[0].decode()))
     made = pairs.train(words, 300 - 259)
     assert [a + b for a, b in made] == list(trained.pieces[256:-3])

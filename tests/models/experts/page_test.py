@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from experiments.gallery import formulas
 from tests import environment
 
 PAGE = (environment.ROOT / "docs" / "moe.md").read_text()
@@ -30,11 +31,7 @@ def shown(function) -> str:
 @pytest.mark.parametrize(("module", "text"), SECTIONS, ids=[module for module, _ in SECTIONS])
 def test_the_page_lists_the_functions_of_a_module(module, text):
     held = importlib.import_module(module)
-    public = {
-        name: shown(f)
-        for name, f in vars(held).items()
-        if inspect.isfunction(f) and f.__module__ == module and not name.startswith("_")
-    }
+    public = {name: shown(f) for name, f in formulas.public(held).items() if inspect.isfunction(f)}
     rows = re.findall(r"^\| `(\w+)\((.*?)\)` \| (.+) \|$", text, re.MULTILINE)
     assert {name: arguments for name, arguments, _ in rows} == public
     assert len(rows) == text.count("\n| `") and all(equation for _, _, equation in rows)

@@ -52,6 +52,18 @@ def test_one_draft_is_the_token_rule(x64):
             assert abs(kept - wanted) < ROUNDING and abs(wanted - np.minimum(p, q).sum()) < ROUNDING
 
 
+@pytest.mark.parametrize("name", siblings.RULES)
+def test_a_place_without_a_draft_changes_nothing(name, x64):
+    """Nodes have room for the most children that any has; a rule counts those that are there."""
+    for p, q in cases():
+        p, laws_ = jnp.asarray(p), jnp.asarray(np.stack([q] * 4))
+        rule, drafts = siblings.RULES[name], jnp.array([1, 3, 0, 2])
+        found = rule(p, laws_, drafts, jnp.array([True, True, False, False]))
+        alone = rule(p, laws_[:2], drafts[:2], jnp.array([True, True]))
+        np.testing.assert_allclose(found.accept, [*alone.accept, 0, 0], rtol=0, atol=ROUNDING)
+        np.testing.assert_allclose(found.rest, alone.rest, rtol=0, atol=ROUNDING)
+
+
 def test_verifying_with_the_law_before_the_drafts_were_taken_out_is_seen(x64):
     """The mutant: drawn without replacement, verified with q as it was. Its law is far from p, in our loop and in
     ours."""

@@ -12,6 +12,7 @@ from scipy import stats
 
 from models.decoding.verify import laws, siblings, walk
 from models.decoding.verify.walk import Walk
+from models.mixers import slots
 
 V = 3
 RNG = np.random.default_rng(3)
@@ -107,10 +108,10 @@ def test_children_ancestors_and_depths():
         while j >= 0:
             sees[i, j] = True
             j = PARENT[j]
-    np.testing.assert_array_equal(walk.ancestors(jnp.asarray(PARENT)), sees)
-    assert walk.depths(jnp.asarray(PARENT)).tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 4]
-    np.testing.assert_array_equal(walk.ancestors(walk.chain(6)), np.tril(np.ones((7, 7), bool)))
-    two = walk.ancestors(jnp.stack([jnp.asarray(PARENT), walk.chain(8)]))
+    np.testing.assert_array_equal(slots.ancestors(jnp.asarray(PARENT)), sees)
+    assert slots.depths(jnp.asarray(PARENT)).tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 4]
+    np.testing.assert_array_equal(slots.ancestors(walk.chain(6)), np.tril(np.ones((7, 7), bool)))
+    two = slots.ancestors(jnp.stack([jnp.asarray(PARENT), walk.chain(8)]))
     np.testing.assert_array_equal(two[0], sees)
 
 
