@@ -7,7 +7,7 @@ so that whoever changes the line changes the bug with it.
 import dataclasses
 import importlib
 
-ROOMS = ("kernels", "models", "objectives", "decoding", "drafts", "experiments", "data")
+ROOMS = ("experts", "memory", "kernels", "models", "objectives", "decoding", "drafts", "experiments", "data")
 
 
 @dataclasses.dataclass(frozen=True)

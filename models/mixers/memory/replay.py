@@ -1,7 +1,8 @@
 """`replay`: one policy over given queries, keys and values, step by step, as a mask over all positions.
 
-The policies of `models/mixers/memory` hold a fixed number of slots; here every token keeps its place and a policy says
-which places are held. Both read the same formulas (`scores`, `merging`, `selection`), and a test holds them equal.
+Every token keeps its place and a policy says which places are held, so that policies can be compared with lists that
+really drop tokens. As memories of the decoding engine, with a fixed number of slots, they are still to be built of the
+same formulas (`scores`, `merging`, `selection`).
 """
 
 from typing import NamedTuple
@@ -49,7 +50,7 @@ def replay(
         tokens' positions, or, of `streaming` and `token_select`, at their ranks among what is attended to. None: q and
         k are used as given.
       pairing: of the rotation, "half" or "interleaved".
-      **options: of the policy, the fields of its class in `models/mixers/memory/rules.py`.
+      **options: of the policy, the fields of its class in `models/mixers/memory/rules`.
 
     Returns:
       `Replay`; computed in float64 where q is.
