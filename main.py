@@ -89,6 +89,8 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
         given = next((a for a in arguments if a.lstrip("-").partition("=")[0] == error.flagname), f"--{error.flagname}")
         value = given.partition("=")
         hint = f"did you mean --{near[0]}{value[1]}{value[2]}?" if near else "python main.py --help lists all."
+        if key := overrides.meant(error.flagname):
+            hint = f"settings begin with --config: --config.{key}{value[1]}{value[2]}."
         return f"{given} is not a flag; {hint}"
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")

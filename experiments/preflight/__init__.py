@@ -127,13 +127,21 @@ def _is_path(tokenizer: str) -> bool:
     return "/" in tokenizer or tokenizer.endswith((".json", ".model", ".tiktoken", ".gguf"))
 
 
+def _heads_or_width(width: int, heads: int) -> str:
+    """A setting that makes heads divide a width: that of the two which is the odd one, as widths are multiples of 8."""
+    if width % 8 or width > 2**16:
+        return f"model.width={nearest_multiple(width, heads)}"
+    fits = [n for n in range(1, width + 1) if width % n == 0]
+    return f"model.num_heads={min(fits, key=lambda n: (abs(n - heads), -n))}"
+
+
 def _size_problems(config: Any) -> Iterator[str]:
     """What must divide what in a model, each with a value that works."""
     model = config.model
     if not model.head_dim and model.width % model.num_heads:
         yield (
             f"model.width={model.width} does not divide by model.num_heads={model.num_heads}; "
-            f"use e.g. model.width={nearest_multiple(model.width, model.num_heads)}."
+            f"use e.g. {_heads_or_width(model.width, model.num_heads)}."
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         fits = largest_divisor(model.num_heads, model.num_kv_heads)

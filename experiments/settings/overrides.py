@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs import base as base_config
 from experiments.settings.errors import Refused
 from experiments.settings.history import changed, rows_of
 from experiments.settings.keys import assign, flatten
@@ -27,6 +28,31 @@ _EXAMPLES = {
 _DEPTH = 30  # Levels of groups in a config; ours have four.
 _SIZES = ("eval.batch_size", "data.batch_size")
 FREE_TEXT = ("generate.stop",)  # Tuples whose elements are text of a person: their blanks count.
+# What other programs call a setting of ours.
+_ELSEWHERE = {
+    "optimizer.learning_rate": "lr base_lr peak_lr max_lr step_size",
+    "optimizer.weight_decay": "wd",
+    "optimizer.warmup": "warmup_steps num_warmup_steps warmup_iters",
+    "optimizer.clip": "grad_clip clip_grad max_grad_norm clip_norm gradient_clip",
+    "optimizer.b1": "beta1 adam_beta1",
+    "optimizer.b2": "beta2 adam_beta2",
+    "optimizer.eps": "epsilon adam_epsilon",
+    "train.steps": "max_steps num_steps total_steps max_iters iterations training_steps num_train_steps",
+    "train.accumulation": "grad_accum gradient_accumulation_steps accum_steps",
+    "data.batch_size": "global_batch_size batch bs train_batch_size",
+    "data.length": "seq_len seq_length sequence_length max_seq_len max_length block_size context_length ctx",
+    "data.path": "dataset data_path data_dir dataset_path",
+    "model.width": "d_model hidden_size embed_dim n_embd emb_dim dim hidden_dim",
+    "model.num_layers": "n_layers n_layer layers num_hidden_layers depth",
+    "model.num_heads": "n_heads n_head heads num_attention_heads",
+    "model.num_kv_heads": "n_kv_heads num_key_value_heads n_kv_head",
+    "model.head_dim": "d_head head_size d_kv",
+    "model.vocab_size": "n_vocab vocab",
+    "model.tied": "tie_embeddings tie_word_embeddings",
+    "model.param_dtype": "weight_dtype",
+    "generate.max_tokens": "max_new_tokens num_tokens",
+}
+_NICKNAMES = {name: key for key, names in _ELSEWHERE.items() for name in names.split()}
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -242,25 +268,39 @@ def unknown(config: Any, parts: list[str]) -> str:
             if not isinstance(at, ConfigDict):
                 return f"--config.{asked} is not a key of the config; {here} is one value: --config.{here}={shown(at)}."
             near = difflib.get_close_matches(part, list(at), n=1, cutoff=0.5)
-            if near:
+            known_as = _NICKNAMES.get(parts[-1])
+            if known_as:
+                hint = f"did you mean --config.{known_as}?"
+            elif near:
                 rest = parts[depth + 1 :] if isinstance(at[near[0]], ConfigDict) else []
                 hint = f"did you mean --config.{'.'.join([*parts[:depth], near[0], *rest])}?"
             else:
-                hint = _elsewhere(config, parts[-1])
-            known = ", ".join(list(at)[:12]) + (", ..." if len(at) > 12 else "")
+                found = _key_of_name(config, parts[-1])
+                hint = f"did you mean --config.{found}?" if found else ""
+            known = ", ".join(list(at)[:12]) + (", ...; docs/knobs.md lists all" if len(at) > 12 else "")
             hint += " " * bool(hint)
             return f"--config.{asked} is not a key of the config; {hint}Known in {here or 'it'}: {known}."
         at = at[part]
     return ""
 
 
-def _elsewhere(config: ConfigDict, name: str, prefix: str = "") -> str:
-    """ "did you mean ...?" for a key of that very name in another group, else ""."""
+def meant(name: str) -> str:
+    """The dotted key of the config that a flag without `--config.` names, whole or by its last part; "" for none."""
+    config = base_config.get_config()
+    if not unknown(config, name.split(".")):
+        return name
+    if "." in name and name.partition(".")[0] in config:  # A group of ours; what is wrong with the rest is said then.
+        return name
+    return _NICKNAMES.get(name) or _key_of_name(config, name)
+
+
+def _key_of_name(config: ConfigDict, name: str, prefix: str = "") -> str:
+    """The dotted key of that very name in any group, else ""."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             if name in value:
-                return f"did you mean --config.{prefix}{key}.{name}?"
-            if found := _elsewhere(value, name, f"{prefix}{key}."):
+                return f"{prefix}{key}.{name}"
+            if found := _key_of_name(value, name, f"{prefix}{key}."):
                 return found
     return ""
 

@@ -97,6 +97,9 @@ def test_a_value_of_another_type_is_refused_with_one_that_works(text, default, k
         ("model.widht=3", "did you mean --config.model.width?"),
         ("modle.width=3", "did you mean --config.model.width?"),
         ("width=3", "did you mean --config.model.width?"),
+        ("lr=3", "did you mean --config.optimizer.learning_rate?"),
+        ("optimizer.lr=3", "did you mean --config.optimizer.learning_rate?"),
+        ("model.d_model=3", "did you mean --config.model.width?"),
         ("model.width.x=3", "model.width is one value: --config.model.width=256."),
         ("model=3", "--config.model=3 is a group; set one of its keys, e.g. --config.model.channel=mlp."),
         ("qqq=3", "Known in it: any_subset, block_diffusion, checkpoint, "),
@@ -106,6 +109,22 @@ def test_a_key_that_is_not_there(change, told):
     with pytest.raises(Refused) as caught:
         overrides.apply(base.get_config(), [tuple(change.split("="))])
     assert told in str(caught.value) and str(caught.value).startswith(f"--config.{change.split('=')[0]}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("model.width", "model.width"), ("learning_rate", "optimizer.learning_rate"), ("model.layers", "model.layers"),
+        ("n_head", "model.num_heads"), ("qqq", ""), ("qqq.width", ""), ("modes", ""),
+    ],
+)  # fmt: skip
+def test_the_setting_that_a_flag_means(flag, key):
+    assert overrides.meant(flag) == key
+
+
+def test_what_others_call_a_setting_names_one_that_is_there():
+    for key in overrides._ELSEWHERE:
+        assert not overrides.unknown(base.get_config(), key.split("."))
 
 
 def test_all_wrong_overrides_are_told_together():
@@ -248,6 +267,7 @@ def test_bad_commands_end_with_a_sentence_and_code_2_and_write_nothing(tmp_path)
     commands = [
         ([quick, workdir, "--config.model.widht=3"], "--config.model.widht is not a key of the config; did you mean"),
         ([quick, workdir, "--modes=plan"], "--modes=plan is not a flag; did you mean --mode=plan?"),
+        ([quick, workdir, "--lr=0.1"], "--lr=0.1 is not a flag; settings begin with --config: --config.optimizer.learning"),
         ([quick, workdir, "--mode=trian"], "--mode=trian is not a mode; did you mean --mode=train?"),
         ([quick, workdir, "plan"], "'plan' is not a flag; did you mean --mode=plan?"),
         ([quick, workdir, "--simulate=x"], "--simulate=x must be a whole number, e.g. --simulate=8."),

@@ -53,6 +53,7 @@ def test_what_the_preflight_accepts_of_any_config_can_be_built_and_trained():
     ("key", "value", "told"),
     [
         ("model.width", 129, "model.width=129 does not divide by model.num_heads=4; use e.g. model.width=128."),
+        ("model.num_heads", 3, "model.width=256 does not divide by model.num_heads=3; use e.g. model.num_heads=4."),
         ("model.num_kv_heads", 3, "model.num_kv_heads=3 must divide model.num_heads=4; use e.g. model.num_kv_heads=2."),
         ("model.num_kv_heads", 2_000_000_000, "must divide model.num_heads=4; use e.g. model.num_kv_heads=4."),
         ("model.num_layers", 0, "model.num_layers=0 must be at least 1, e.g. 4."),
