@@ -45,7 +45,7 @@ flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; b
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting; tokenize: names.")
-flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, cpu:8, local; bench: for v5e, v5p, v6e.")
+flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, h100:8, cpu:8; bench: for v5e, v6e.")
 flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
 flags.DEFINE_enum("launcher", "local", ["local", "ray", "slurm"], "sweep: where runs go: local, ray or slurm.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
@@ -117,8 +117,9 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     if words:
         hint = f"--mode={words[0]}" if words[0] in MODES else f"--{words[0].lstrip('-')}"
         fail(f"{words[0]!r} is not a flag; did you mean {hint}?")
-    if FLAGS.mode == "plan" and FLAGS.topology.startswith("cpu:") and FLAGS.topology[4:].isdigit():
-        FLAGS.simulate = int(FLAGS.topology[4:])
+    kind, _, count = FLAGS.topology.partition(":")
+    if FLAGS.mode == "plan" and kind in ("cpu", "a100", "h100", "h200") and count.isdigit():
+        FLAGS.simulate = int(count)
     if not 0 <= FLAGS.simulate <= 1024:
         fail(f"--simulate={FLAGS.simulate} must be from 0 to 1024 devices, e.g. --simulate=8.")
     if FLAGS.simulate:

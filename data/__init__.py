@@ -1,6 +1,6 @@
 """Data: sources, tokenizers, packing, mixtures. `load` gives a corpus, `Loader` gives its batches by step."""
 
-from data.corpus import TOKENIZERS, known_tokenizer, load
+from data.corpus import TOKENIZERS, known_tokenizer, listed_size, load
 from data.documents import Request, Sequences, Texts
 from data.loader import PACKINGS, Loader
 from data.saved_tokenizers import load_tokenizer
@@ -35,6 +35,7 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "known_tokenizer",
+    "listed_size",
     "load",
     "load_tokenizer",
     "measure",

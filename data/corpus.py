@@ -123,6 +123,21 @@ def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | Non
     return _tokenizer(wanted, reading)
 
 
+def listed_size(source: str = "stdlib", **arguments: Any) -> int:
+    """Bytes on disk of the files that `load` would read for the same arguments, without reading them; 0: not known.
+
+    Errors: as `load`.
+    """
+    a = {**load.__kwdefaults__, **arguments}
+    if source.startswith("task:"):
+        return 0
+    request = Request(a["path"], a["name"], a["vocab_size"], a["max_files"], a["size"], a["seed"])
+    keys = ("tokenizer", "tokenizer_sample", "validation", "cache_dir", "components")
+    parts = _wanted(source, request, *(a[key] for key in keys)).parts
+    sizes = [part.size if isinstance(part, Texts) else 0 for part in parts]
+    return sum(sizes) if all(sizes) else 0
+
+
 def _wanted(
     source: str,
     request: Request,

@@ -40,6 +40,7 @@ class Texts:
         not to be text when it is opened.
       asked: the argument that names them as it was written, for messages: "path='corpus.txt'".
       left_out: files that were skipped by their names, links and kinds.
+      size: bytes of the files on disk, as they are listed; 0: not known.
     """
 
     fingerprint: str
@@ -47,6 +48,7 @@ class Texts:
     documents: Callable[[list[LeftOut]], Iterator[Document]]
     asked: str = ""
     left_out: tuple[LeftOut, ...] = ()
+    size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,8 @@ def stdlib(request: Request) -> Texts:
                 continue  # some files of the library test other encodings
             yield content, None
 
-    return Texts(stat_fingerprint("stdlib", files), len(files), documents)
+    size = sum(file.stat.st_size for file in files)
+    return Texts(stat_fingerprint("stdlib", files), len(files), documents, size=size)
 
 
 def text(request: Request) -> Texts:
@@ -103,7 +104,8 @@ def text(request: Request) -> Texts:
                 left_out.append((str(error), name))
 
     fingerprint = stat_fingerprint("text", [(place(name), s) for name, s in found])
-    return Texts(fingerprint, len(found), documents, f"path={request.path!r}", tuple(left_out))
+    size = sum(file.stat.st_size for file in found)
+    return Texts(fingerprint, len(found), documents, f"path={request.path!r}", tuple(left_out), size)
 
 
 def _instead(left_out: list[LeftOut]) -> str:

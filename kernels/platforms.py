@@ -39,6 +39,8 @@ def tpu_devices(topology: str, **options: Any) -> list[Any]:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
+    if topology.startswith("v4:"):  # Its two cores are one device, as jax runs it.
+        options = {"chip_config_name": "megacore", **options}
     return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
 
 

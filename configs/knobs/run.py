@@ -1,6 +1,6 @@
 """Knobs of where a run happens: devices, what is cut over them, and plans."""
 
-from configs.knobs.kinds import group, switch, text, texts, whole
+from configs.knobs.kinds import group, number, switch, text, texts, whole
 
 mesh = group("Devices along each axis; -1 = all that are left (at most one axis).")
 mesh.data = whole(-1, "Rows of a batch.")
@@ -29,6 +29,9 @@ parallel.schedule = text(
 
 plan = group("For --mode=plan.")
 plan.search = switch(False, "With --topology=...: compile other meshes of the same devices too, rank them.")
+plan.price = number(
+    0.0, "US dollars an hour of a device; 0 = a list price of experiments/planning/chips.py.", least=0, before=0.0
+)
 
 sharding = group('Logical axis -> mesh axes ("" = replicated). See models/lm.py for the names.')
 sharding.batch = texts(("data", "fsdp"), "Rows of a batch.")

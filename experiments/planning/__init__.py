@@ -54,7 +54,12 @@ def plan_for(config: Any, topology: str, workdir: pathlib.Path) -> str:
     files.write_json(workdir / RECORD, record)
     rows = text.parameter_rows(asked.program)
     files.write_file(workdir / PAGE, page.write(config, record, rows).encode())
-    lines = [*text.summary(asked.program), *text.compiled(record), f"written to {workdir / PAGE}"]
+    lines = [
+        *text.answer(config, record),
+        *text.summary(asked.program),
+        *text.compiled(record),
+        f"written to {workdir / PAGE}",
+    ]
     return "\n".join(lines)
 
 

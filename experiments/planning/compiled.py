@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import time
 from typing import Any
 
 import jax
@@ -17,13 +18,14 @@ from kernels import platforms
 class Compiled:
     """One compile. Bytes are per device.
 
-    fits: whether the compiler could place it.
+    fits: whether the compiler could place it; of a chip without a compiler here, whether `needed` is within its memory.
     needed: bytes in all, or of the temporaries alone where they are too many.
     available: bytes of the chip, 0 if unknown.
     memory: bytes of arguments, of outputs beyond them, of temporaries at their peak, and of the program.
     largest: (bytes, name) of the largest arrays that the step makes.
     collectives: empty where it does not fit.
     traffic: HBM bytes read and written a step; empty where it does not fit.
+    compile_seconds: that the compile took here.
     """
 
     fits: bool
@@ -33,37 +35,43 @@ class Compiled:
     largest: list[tuple[float, str]]
     collectives: list[hlo.Collective]
     traffic: float
+    compile_seconds: float = 0.0
 
 
 def compile_step(program: Program, chip: Chip | None) -> Compiled:
     """Compiles the training step of `program` for the devices of its mesh."""
     more = [companions.abstract(program)] if program.companions else []
+    described = chip is not None and chip.compiler == "tpu"
     traced = program.train_step().trace(_state(program), batch_shapes(program), *more)
+    began = time.perf_counter()
     try:
-        compiled = platforms.compile_described(traced) if chip else traced.lower().compile()
+        compiled = platforms.compile_described(traced) if described else traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _too_large(str(error))
+        return dataclasses.replace(_too_large(str(error)), compile_seconds=time.perf_counter() - began)
+    took = time.perf_counter() - began
     found, text = compiled.memory_analysis(), compiled.as_text()
     kept = {
         "arguments": found.argument_size_in_bytes,
         "new outputs": found.output_size_in_bytes - found.alias_size_in_bytes,
     }
     temporaries = found.temp_size_in_bytes
-    if chip:  # That counts what is never there at once; the peak counts what lies in VMEM.
+    if described:  # That counts what is never there at once; the peak counts what lies in VMEM.
         temporaries = min(temporaries, found.peak_memory_in_bytes - sum(kept.values()))
     memory = kept | {"temporaries": temporaries, "program": found.generated_code_size_in_bytes}
     computations = hlo.computations(text)
     mesh = dict(program.mesh.shape)
+    needed = sum(memory.values())
     return Compiled(
-        fits=True,
-        needed=sum(memory.values()),
+        fits=described or chip is None or needed <= chip.hbm,
+        needed=needed,
         available=chip.hbm if chip else 0.0,
         memory=memory,
         largest=hlo.largest(computations),
         collectives=hlo.collectives(computations, mesh),
         traffic=hlo.traffic(computations),
+        compile_seconds=took,
     )
 
 
@@ -111,6 +119,7 @@ def _operation(text: str) -> str:
 def roofline(program: Program, compiled: Compiled, chip: Chip) -> dict[str, float]:
     """Seconds of one step if each part ran at the chip's ceiling, and the tokens a second and days that follow.
 
+    price: US dollars for all steps on all devices, `plan.price` or the chip's an hour; 0 where neither is known.
     compute: the analytic FLOPs of the step, the forward pass twice under full rematerialisation.
     memory: bytes that the scheduled program reads and writes in HBM.
     A collective has a ring along one axis of the torus, both ways at once (a permute: one way). Overlapped transfers
@@ -124,9 +133,11 @@ def roofline(program: Program, compiled: Compiled, chip: Chip) -> dict[str, floa
     hidden = sum(_seconds(c, chip) for c in compiled.collectives if c.overlapped)
     exposed = sum(_seconds(c, chip) for c in compiled.collectives if not c.overlapped)
     step = max(compute, memory, hidden) + exposed
+    hours = step * train.steps / 3600 * program.mesh.size
     return {
         "compute_seconds": compute, "memory_seconds": memory, "overlapped_seconds": hidden, "exposed_seconds": exposed,
         "step_seconds": step, "tokens_per_second": tokens / step, "days": step * train.steps / 86400,
+        "chip_hours": hours, "price": hours * (program.config.plan.price or chip.price),
         "mfu": compute / again / step,
     }  # fmt: skip
 

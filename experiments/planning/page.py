@@ -23,12 +23,16 @@ def write(config: Any, record: Mapping[str, Any], parameters: Sequence[Sequence[
             page.tile("tokens/s at best", page.count(roofline["tokens_per_second"])),
             page.tile("MFU at best", page.percent(roofline["mfu"])),
             page.tile(f"for {page.count(tokens)} tokens", page.duration(roofline["days"] * 86400)),
+            page.tile("hours of a device", page.count(roofline["chip_hours"])),
         ]
+        if roofline["price"]:
+            tiles.append(page.tile("dollars at best", page.count(roofline["price"])))
     body = [
         '<p class="kicker">Plan</p>',
         f"<h1>{page.escape(record['topology'])}</h1>",
         f'<p class="sub"><span>{record["devices"]} devices</span><span>{page.escape(mesh)}</span></p>',
         f'<div class="tiles">{"".join(tiles)}</div>',
+        *(page.note(page.escape(line)) for line in text.answer(config, record)[1:] if line),
         page.section("memory", "Memory of each device", *_memory(record)),
         page.section("transfers", "Transfers", *_transfers(asked)),
         page.section("time", "Time of a step", *_time(record)),

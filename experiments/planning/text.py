@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import preflight
+from experiments.planning import chips
 from experiments.program import Program, build, counting, inputs, sharding
+from experiments.report import page
 from experiments.settings import keys, overrides
 from experiments.workdir import companions
 from kernels import context_attention
 
 WIDTH = 120
+MANY = 4  # Passes from which repeated text is worth less (Muennighoff et al. 2023, arXiv:2305.16264, section 5).
 
 
 def plan(config: Any) -> str:
@@ -27,12 +30,10 @@ def plan(config: Any) -> str:
     program = companions.attach(program, vocab_size=tokenizer_ids)
     text = io.StringIO()
     console = Console(file=text, width=WIDTH)
-    console.print(resolved(config), highlight=False, markup=False)
-    Console(file=text, width=1000).print(parameter_table(program))  # As wide as it needs: no name is cut.
-    for line in summary(program):
+    for line in [*summary(program), *([f"assumed: {assumed}"] if assumed else []), ""]:
         console.print(line, highlight=False)
-    if assumed:
-        console.print(f"assumed: {assumed}", highlight=False)
+    Console(file=text, width=1000).print(parameter_table(program))  # As wide as it needs: no name is cut.
+    console.print(f"\n{resolved(config)}", highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
@@ -102,7 +103,17 @@ def summary(program: Program) -> list[str]:
         f"{flops['total'] * tokens:.4g} for {train.steps:,} steps of {data.batch_size * data.length:,} tokens",
         f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "
         f"{size['gradients']}, {beside}activations {size['activations']}, logits {size['logits']})",
+        *_passes(program.config),
     ]
+
+
+def _passes(config: Any) -> list[str]:
+    """How often the text is read, where that can be known, and a warning where it is read too often."""
+    count, assumed = inputs.passes(config)
+    if not count:
+        return []
+    often = "; read more than 4 times, text teaches less each time: take more of it, or fewer train.steps"
+    return [f"passes over the training text: {_figure(count)} ({assumed}){often if count > MANY else ''}"]
 
 
 def _crossing(program: Program) -> list[str]:
@@ -121,6 +132,38 @@ def _crossing(program: Program) -> list[str]:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _figure(value: float) -> str:
+    """A number with two digits, or all those before the point."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def answer(config: Any, record: Mapping[str, Any]) -> list[str]:
+    """Whether it fits, how long it takes and what it costs, in the first lines; `record` is plan.json."""
+    asked, chip = record["tried"][0], record["chip"]
+    lines = [f"{record['topology']}: {_verdict(asked)}"]
+    if r := asked["roofline"]:
+        price = config.plan.price or chip["price"]
+        cost = (
+            f"{_figure(r['price'])} dollars at {price:g} an hour" if price else "price not known (--config.plan.price)"
+        )
+        lines.append(
+            f"{config.train.steps:,} steps: {page.duration(r['days'] * 86400)} at best, {_figure(r['chip_hours'])} "
+            f"hours of a device, {cost}"
+            f"{f' ({chips.PRICES})' if price and not config.plan.price else ''}"
+        )
+    if chip and chip["compiler"] != "tpu":
+        lines.append(
+            f"compiled for {record['devices']} CPU devices: collectives and their bytes are those of the cut program; "
+            f"memory is what this program takes (a {chip['name']} fuses otherwise), and no transfer is hidden here"
+        )
+    if chip and config.model.dtype == "float32":
+        lines.append(
+            f"model.dtype=float32: the figures are the {chip['name']}'s for bfloat16, which it runs several times as "
+            "fast; add --config.model.dtype=bfloat16"
+        )
+    return [*lines, f"compiled here in {asked['compile_seconds']:.0f} s", ""]
 
 
 def compiled(record: Mapping[str, Any]) -> list[str]:

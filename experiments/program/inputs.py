@@ -16,6 +16,8 @@ from experiments.pretrained import gguf_tokenizer
 from experiments.settings.errors import ConfigError
 from models.objectives import OBJECTIVES
 
+_BYTES_A_TOKEN = 4  # of text under a learned vocabulary, roughly
+
 
 def load(config, tokenizer: str = "", expected: str = "") -> data.Corpus:
     """The corpus that `config.data` names, tokenised (from the cache when it can).
@@ -67,6 +69,19 @@ def vocabulary(config) -> tuple[int, str]:
             f"data.vocab_size={c.vocab_size} is filled; the tokenizer is not learned yet, and the corpus may give fewer"
         )
     return load(config).tokenizer.vocab_size, ""
+
+
+def passes(config) -> tuple[float, str]:
+    """How often the training split is read in `train.steps`, without reading it, and what is assumed; 0: not known."""
+    c, assumed = config.data, "by the sizes of its files"
+    try:
+        size = data.listed_size(**_arguments(config))
+    except (ValueError, FileNotFoundError):  # a corpus that is not on this machine
+        return 0.0, ""
+    if c.tokenizer != "bytes":
+        size, assumed = size / _BYTES_A_TOKEN, f"{assumed}, at {_BYTES_A_TOKEN} bytes a token"
+    tokens = config.train.steps * c.batch_size * c.length
+    return (tokens / (size * (1 - c.validation)), assumed) if size else (0.0, "")
 
 
 def tokenizer(config) -> data.Tokenizer:

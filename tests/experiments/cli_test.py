@@ -267,7 +267,7 @@ def test_bad_commands_end_with_a_sentence_and_code_2_and_write_nothing(tmp_path)
     commands = [
         ([quick, workdir, "--config.model.widht=3"], "--config.model.widht is not a key of the config; did you mean"),
         ([quick, workdir, "--modes=plan"], "--modes=plan is not a flag; did you mean --mode=plan?"),
-        ([quick, workdir, "--lr=0.1"], "--lr=0.1 is not a flag; settings begin with --config: --config.optimizer.learning"),
+        ([quick, workdir, "--lr=0.1"], "--lr=0.1 is not a flag; settings begin with --config: --config.opt"),
         ([quick, workdir, "--mode=trian"], "--mode=trian is not a mode; did you mean --mode=train?"),
         ([quick, workdir, "plan"], "'plan' is not a flag; did you mean --mode=plan?"),
         ([quick, workdir, "--simulate=x"], "--simulate=x must be a whole number, e.g. --simulate=8."),

@@ -10,7 +10,7 @@ import pytest
 from configs import tokenformer, transformer
 from experiments import planning
 from experiments.planning import chips, compiled, hlo, machines, text
-from experiments.program import build, counting, sharding
+from experiments.program import build, counting, inputs, sharding
 from experiments.settings import keys
 from experiments.settings.errors import ConfigError, Refused
 
@@ -200,12 +200,59 @@ def test_the_roofline_by_hand():
     assert r["tokens_per_second"] == pytest.approx(16 * 128 / 7) and r["days"] == pytest.approx(7 * 2000 / 86400)
 
 
+def test_what_all_steps_cost_by_hand():
+    """7 s a step, 2,000 steps, 8 devices: 31.1 hours of a device; the config's price stands before the list's."""
+    config = small(data=8).copy_and_resolve_references()
+    program = build(config.lock(), vocab_size=259, mesh=sharding.make_mesh(config))
+    found = compiled.Compiled(True, 1.0, 2.0, {}, [], [], traffic=7e9)
+    chip = chips.Chip("made up", 1e15, 1e9, 1e9, 1e9, 4, price=3.0)
+    r = compiled.roofline(program, found, chip)
+    hours = 7 * config.train.steps / 3600 * 8
+    assert r["step_seconds"] == 7.0 and r["chip_hours"] == pytest.approx(hours)
+    assert r["price"] == pytest.approx(3 * hours)
+    with config.unlocked():
+        config.plan.price = 0.5
+    program = build(config.lock(), vocab_size=259, mesh=sharding.make_mesh(config))
+    assert compiled.roofline(program, found, chip)["price"] == pytest.approx(hours / 2)
+
+
+def test_a_plan_for_gpus_is_of_the_cut_program_and_says_so(tmp_path):
+    config = small(data=8)
+    said = planning.plan_for(config, "h100:8", tmp_path)
+    lines = said.splitlines()
+    assert lines[0].startswith("h100:8: fits: ") and " of 74.51 GiB on each device" in lines[0]
+    assert " at best, " in lines[1] and "dollars at 6.88 an hour (a list price of 2025" in lines[1]
+    assert "compiled for 8 CPU devices" in said and "all-reduce over data" in said
+    assert "add --config.model.dtype=bfloat16" in said
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert record["chip"]["name"] == "H100 SXM" and record["tried"][0]["compile_seconds"] > 0
+
+
+def test_passes_over_the_text_by_hand(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 6000)
+    (tmp_path / "b.txt").write_text("y" * 4000)
+    config = transformer.get_config("tiny")
+    config.data.update({"source": "text", "path": str(tmp_path), "validation": 0.2})
+    config.train.steps = 10
+    count, assumed = inputs.passes(config)
+    assert count == 10 * 16 * 128 / 8000 and assumed == "by the sizes of its files"
+    config.data.tokenizer = "bpe"
+    assert inputs.passes(config)[0] == 4 * count
+    config.data.tokenizer = "bytes"
+    lines = [line for line in planning.plan(config.lock()).splitlines() if line.startswith("passes over")]
+    assert lines == ["passes over the training text: 2.6 (by the sizes of its files)"]
+    config = config.copy_and_resolve_references()
+    config.train.steps = 100
+    assert "26 (by the sizes of its files); read more than 4 times" in planning.plan(config.lock())
+
+
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
         ("v5x:2x2", "did you mean v5[ep]"),
         ("v5e:four", "is unknown; use one like v5e:4x4"),
         ("cpu:3", "is not 8 CPU devices; use --topology=cpu:8"),
+        ("h100:3", "is not 8 simulated devices; use --topology=h100:8"),
         ("v5e:3x3", "is no shape of this TPU"),
     ],
 )
