@@ -13,6 +13,8 @@ from experiments.bench import ops
 from experiments.bench.comparison import Comparison, Planned
 from kernels import masks
 from kernels.attention import reference
+from kernels.attention.flash import row_terms
+from kernels.attention.scoring import Result, Scoring
 from kernels.context_attention import (
     SCHEDULES,
     blocks,
@@ -77,7 +79,7 @@ def _wrong(candidates: dict[str, Any], given: list[jax.Array], backward: bool, P
     """The results that differ from one device's by more than rounding; "" if none does."""
     *inputs, cotangent = given
     mask = masks.Causal()
-    one = ops.call(lambda q, k, v: reference.forward(q, k, v, mask, H**-0.5)[0], backward)
+    one = ops.call(lambda q, k, v: reference.forward(q, k, v, Scoring(mask, H**-0.5))[0], backward)
     expected = jax.tree.leaves(one(inputs, cotangent))
     for schedule, run in candidates.items():
         for got, value in zip(jax.tree.leaves(run()), expected, strict=True):
@@ -102,11 +104,12 @@ def _block(name: str, C: int, platform: str, backward: bool) -> Comparison:
 
     def back(kept, d_out):
         q, k, v, out, lse = kept
-        grads = blocks.backward(q, k, v, d_out, lse, blocks.row_terms(out, lse, d_out, None), mask, scale)
+        delta = row_terms(Result(out, lse), Result(d_out, None))[0]
+        grads = blocks.backward(q, k, v, d_out, lse, delta, mask, scale)
         return tuple(g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
 
     block.defvjp(forward, back)
-    plain = lambda q, k, v: reference.forward(q, k, v, mask, scale)[0].astype(q.dtype)  # noqa: E731
+    plain = lambda q, k, v: reference.forward(q, k, v, Scoring(mask, scale))[0].astype(q.dtype)  # noqa: E731
     *inputs, cotangent = ops.normal(dtype, *[(1, C, n, H) for n in (N, K, K, N)])
     forwards = {"block": block, "all scores": plain}
     short = [x[:, :512] for x in inputs], cotangent[:, :512]

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from kernels import masks
 from kernels.attention import chunked, decode, library, reference
 from kernels.attention.chunked import accumulator
 from kernels.attention.decode import merge
+from kernels.attention.scoring import Result, Scoring
 from kernels.lowering import by_platform
 from kernels.masks import Causal, Mask
 
@@ -29,14 +30,6 @@ KERNELS = {  # imported when first wanted
 SHORT = 512 * 512
 # Few queries against many keys.
 DECODE_T, DECODE_S = 16, 2048
-
-
-class AttentionOptions(NamedTuple):
-    """What an attention is, beside its arrays and its mask."""
-
-    scale: float
-    softcap: float | None
-    implementation: str | None
 
 
 def attention(
@@ -79,14 +72,14 @@ def attention(
     mask = masks.parse(mask) if isinstance(mask, str) else mask
     _check(q, k, v, mask, bias, sinks, implementation)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    softcap = None if softcap is None else float(softcap)
+    scoring = Scoring(mask, scale, bias, None if softcap is None else float(softcap), sinks)
     if implementation == "library":
         if return_lse:
             raise NotImplementedError(
                 "implementation='library' gives no lse that can be differentiated; use implementation='chunked'."
             )
-        return library.forward(q, k, v, mask, scale, bias, softcap, sinks)
-    out, lse = _attend(AttentionOptions(scale, softcap, implementation), q, k, v, bias, sinks, mask)
+        return library.forward(q, k, v, scoring)
+    out, lse = _attend(implementation, q, k, v, scoring)
     return (out, lse) if return_lse else out
 
 
@@ -104,9 +97,7 @@ def explain(
     names, reason = _choose(platform, T, S)
     for name in names:
         try:
-            jax.eval_shape(
-                functools.partial(_forward_by(name), AttentionOptions(1.0, None, name)), q, k, k, given, None, mask
-            )
+            jax.eval_shape(_forward_by(name), q, k, k, Scoring(mask, 1.0, given))
             break
         except (NotImplementedError, ImportError) as refusal:
             reason = f"{name} refuses: {refusal}"
@@ -140,37 +131,34 @@ def _hopper() -> bool:
 
 
 def _forward_by(name: str) -> Any:
-    """forward(options, q, k, v, bias, sinks, mask) of an implementation."""
+    """forward(q, k, v, scoring) of an implementation."""
     module = IN_JAX.get(name) or importlib.import_module(KERNELS[name])
 
-    def forward(options, q, k, v, bias, sinks, mask):
-        out, lse = module.forward(q, k, v, mask, options.scale, bias, options.softcap, sinks)
+    def forward(q, k, v, scoring):
+        out, lse = module.forward(q, k, v, scoring)
         return out.astype(q.dtype), lse.astype(accumulator(q, k, v))
 
     return forward
 
 
 def _backward_by(name: str) -> Any:
-    """backward(options, residuals, d_out, d_lse) of an implementation; decoding has the gradient of chunked."""
+    """backward(residuals, cotangent) of an implementation; decoding has the gradient of chunked."""
     name = "chunked" if name == "decode" else name
     module = IN_JAX.get(name) or importlib.import_module(KERNELS[name])
 
-    def backward(options, residuals, d_out, d_lse):
-        q, k, v, bias, sinks, mask, out, lse = residuals
-        given = (q, k, v, mask, options.scale, bias, options.softcap, sinks, out, lse, d_out, d_lse)
-        grads = module.backward(*given)
-        return tuple(
-            None if x is None else g.astype(x.dtype) for g, x in zip(grads, (q, k, v, bias, sinks), strict=True)
-        )
+    def backward(residuals, cotangent):
+        q, k, v, scoring, _ = residuals
+        grads = module.backward(*residuals, cotangent)
+        given = (q, k, v, scoring.bias, scoring.sinks)
+        return tuple(None if x is None else g.astype(x.dtype) for g, x in zip(grads, given, strict=True))
 
     return backward
 
 
-def _dispatch(by: Any, options: AttentionOptions, T: int, S: int, *args: Any) -> Any:
+def _dispatch(by: Any, name: str | None, T: int, S: int, *args: Any) -> Any:
     """Runs the named implementation, or the one for the platform, which is known when the program is lowered."""
-    if options.implementation is not None:
-        name = options.implementation
-        run = functools.partial(by(name), options)
+    if name is not None:
+        run = by(name)
         if name in IN_JAX:
             return run(*args)
         platform = "tpu" if name == "pallas_tpu" else "cuda"
@@ -182,8 +170,8 @@ def _dispatch(by: Any, options: AttentionOptions, T: int, S: int, *args: Any) ->
             *first, last = _choose(platform, T, S)[0]
             for name in first:
                 with contextlib.suppress(NotImplementedError, ImportError):  # what `explain` tells
-                    return by(name)(options, *args)
-            return by(last)(options, *args)
+                    return by(name)(*args)
+            return by(last)(*args)
 
         return run
 
@@ -193,18 +181,20 @@ def _dispatch(by: Any, options: AttentionOptions, T: int, S: int, *args: Any) ->
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options, q, k, v, bias, sinks, mask):
-    return _dispatch(_forward_by, options, q.shape[1], k.shape[1], q, k, v, bias, sinks, mask)
+def _attend(implementation, q, k, v, scoring):
+    return _dispatch(_forward_by, implementation, q.shape[1], k.shape[1], q, k, v, scoring)
 
 
-def _attend_forward(options, q, k, v, bias, sinks, mask):
-    out, lse = _attend(options, q, k, v, bias, sinks, mask)
-    return (out, lse), (q, k, v, bias, sinks, mask, out, lse)
+def _attend_forward(implementation, q, k, v, scoring):
+    result = Result(*_attend(implementation, q, k, v, scoring))
+    return tuple(result), (q, k, v, scoring, result)
 
 
-def _attend_backward(options, residuals, cotangents):
-    T, S = residuals[0].shape[1], residuals[1].shape[1]
-    return (*_dispatch(_backward_by, options, T, S, residuals, *cotangents), None)
+def _attend_backward(implementation, residuals, cotangents):
+    q, k, _, scoring, _ = residuals
+    sizes = q.shape[1], k.shape[1]
+    dq, dk, dv, d_bias, d_sinks = _dispatch(_backward_by, implementation, *sizes, residuals, Result(*cotangents))
+    return dq, dk, dv, scoring.gradients(d_bias, d_sinks)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -14,27 +14,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels.attention import tiling
+from kernels.attention.scoring import Result, Scoring
 from kernels.attention.tiling import Lane, Tiling
-from kernels.masks import Mask
 
 
-def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: Mask,
-    scale: float,
-    bias: jax.Array | None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
     """As `reference.forward`, in memory linear in T and S."""
-    cut = tiling.plan(q.shape, k.shape, mask, softcap)
+    cut = tiling.plan(q.shape, k.shape, scoring.mask, scoring.softcap)
     dtype = accumulator(q, k, v)
-    extra, lists = tiling.extra_of(cut, bias, dtype), tiling.visits(cut)
-    queries = tiling.to_queries(cut, q.astype(dtype) * scale)
+    extra, lists = tiling.extra_of(cut, scoring.bias, dtype), tiling.visits(cut)
+    queries = tiling.to_queries(cut, q.astype(dtype) * scoring.scale)
     keys = [tiling.to_keys(cut, x.astype(dtype)) for x in (k, v)]
-    heads = tiling.to_heads(cut, sinks, dtype, q.shape[0])
+    heads = tiling.to_heads(cut, scoring.sinks, dtype, q.shape[0])
 
     def lane(_, args):
         at, q, (k, v), sink = args
@@ -52,27 +43,16 @@ def forward(
 
 
 def backward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: Mask,
-    scale: float,
-    bias: jax.Array | None,
-    softcap: float | None,
-    sinks: jax.Array | None,
-    out: jax.Array,
-    lse: jax.Array,
-    d_out: jax.Array,
-    d_lse: jax.Array,
+    q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, result: Result, cotangent: Result
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Gradients (dq, dk, dv, dbias, dsinks) from the results of `forward` and their cotangents."""
-    cut = tiling.plan(q.shape, k.shape, mask, softcap, backward=True)
+    cut = tiling.plan(q.shape, k.shape, scoring.mask, scoring.softcap, backward=True)
     dtype = accumulator(q, k, v)
-    extra, lists = tiling.extra_of(cut, bias, dtype), tiling.visits(cut)
-    delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks, dtype)
-    queries = tiling.to_queries(cut, q.astype(dtype) * scale)
+    extra, lists = tiling.extra_of(cut, scoring.bias, dtype), tiling.visits(cut)
+    delta, lse, d_sinks = row_terms(result, cotangent, scoring.sinks, dtype)
+    queries = tiling.to_queries(cut, q.astype(dtype) * scoring.scale)
     keys = [tiling.to_keys(cut, x.astype(dtype)) for x in (k, v)]
-    rows = [tiling.to_queries(cut, d_out.astype(dtype))]
+    rows = [tiling.to_queries(cut, cotangent.out.astype(dtype))]
     rows += [tiling.to_queries(cut, x.swapaxes(1, 2)[..., None])[..., 0] for x in (lse, delta)]
 
     def lane(d_bias, args):
@@ -85,13 +65,13 @@ def backward(
         (dk, dv, d_bias), dq = tiling.scan_rows(cut, here, row, (jnp.zeros_like(k), jnp.zeros_like(v), d_bias))
         return d_bias, (dq, dk, dv)
 
-    d_bias = None if bias is None else jnp.zeros(extra.bias.shape, dtype)
+    d_bias = None if scoring.bias is None else jnp.zeros(extra.bias.shape, dtype)
     d_bias, (dq, dk, dv) = lax.scan(lane, d_bias, (jnp.arange(queries.shape[0]), queries, keys, rows))
-    dq = (tiling.from_queries(cut, dq) * scale).astype(q.dtype)
+    dq = (tiling.from_queries(cut, dq) * scoring.scale).astype(q.dtype)
     dk, dv = (tiling.from_keys(cut, d).astype(x.dtype) for d, x in ((dk, k), (dv, v)))
-    if bias is not None:
-        d_bias = tiling.from_bias(cut, d_bias, bias)
-    return dq, dk, dv, d_bias, None if sinks is None else d_sinks.astype(sinks.dtype)
+    if scoring.bias is not None:
+        d_bias = tiling.from_bias(cut, d_bias, scoring.bias)
+    return dq, dk, dv, d_bias, d_sinks
 
 
 def accumulator(*arrays: jax.Array) -> Any:
@@ -100,15 +80,16 @@ def accumulator(*arrays: jax.Array) -> Any:
 
 
 def row_terms(
-    out: jax.Array, lse: jax.Array, d_out: jax.Array, d_lse: jax.Array, sinks: jax.Array | None, dtype: Any
+    result: Result, cotangent: Result, sinks: jax.Array | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Per query: delta = out . d_out - d_lse, and lse with 0 where nothing is seen, [B, N, T]; and dsinks [N].
 
     d score = p (d p - delta): the one place where the gradient of lse enters.
     """
-    alive = lse > -jnp.inf
-    delta = jnp.einsum("btnh,btnh->bnt", out.astype(dtype), d_out.astype(dtype)) - d_lse.astype(dtype)
-    delta, lse = jnp.where(alive, delta, 0), jnp.where(alive, lse, 0).astype(dtype)
+    alive = result.lse > -jnp.inf
+    delta = jnp.einsum("btnh,btnh->bnt", result.out.astype(dtype), cotangent.out.astype(dtype))
+    delta = delta - cotangent.lse.astype(dtype)
+    delta, lse = jnp.where(alive, delta, 0), jnp.where(alive, result.lse, 0).astype(dtype)
     if sinks is None:
         return delta, lse, None
     weight = jnp.where(alive, jnp.exp(sinks.astype(dtype)[:, None] - lse), 0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention.chunked import accumulator
-from kernels.masks import Mask
+from kernels.attention.scoring import Scoring
 
 # Float32 stays float32 on chips that would round it.
 einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -40,31 +40,22 @@ def merge_parts(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
     return out, jnp.where(some, top + jnp.log(total), -jnp.inf)
 
 
-def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: Mask,
-    scale: float,
-    bias: jax.Array | None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring) -> tuple[jax.Array, jax.Array]:
     """As `reference.forward`, for T of a few tokens: memory T * S, read once, in parallel over splits of the keys.
 
     A cache with a length per row is a mask: `Positions(q_pos, kv_pos)` with kv_pos -1 in empty slots, or `Prefix(n)`.
     """
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     out_type, dtype, parts = q.dtype, accumulator(q, k, v), -(-S // SPLIT)
-    seen = mask.traced(T, S)
+    seen = scoring.mask.traced(T, S)
     k, v = (jnp.where(seen.any((1, 2))[..., None, None], x, 0) for x in (k, v))
     k, v = (_split(x, parts, 1).reshape(B, parts, -1, K, x.shape[-1]).astype(dtype) for x in (k, v))
 
-    q = (q.astype(dtype) * scale).reshape(B, T, K, N // K, H)
+    q = (q.astype(dtype) * scoring.scale).reshape(B, T, K, N // K, H)
     score = einsum("btkgh,bpskh->pbkgts", q, k).reshape(parts, B, N, T, -1)
-    if bias is not None:
-        score = score + _to_parts(bias.astype(dtype), S, parts)
-    if softcap is not None:
+    if scoring.bias is not None:
+        score = score + _to_parts(scoring.bias.astype(dtype), S, parts)
+    if (softcap := scoring.softcap) is not None:
         score = softcap * jnp.tanh(score / softcap)
     score = jnp.where(_to_parts(seen, S, parts), score, -jnp.inf)
     top = score.max(-1, keepdims=True)
@@ -74,8 +65,8 @@ def forward(
     weight = weight / jnp.where(total > 0, total, 1)[..., None]
     out = einsum("pbkgts,bpskh->pbtkgh", weight.reshape(parts, B, K, N // K, T, -1), v)
     out = out.reshape(parts, B, T, N, -1)
-    if sinks is not None:
-        sink = jnp.broadcast_to(sinks.astype(dtype)[:, None], (1, B, N, T))
+    if scoring.sinks is not None:
+        sink = jnp.broadcast_to(scoring.sinks.astype(dtype)[:, None], (1, B, N, T))
         out, lse = jnp.concatenate([out, jnp.zeros_like(out[:1])]), jnp.concatenate([lse, sink])
     merged, lse = merge_parts(out, lse)
     return merged.astype(out_type), lse

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.attention.scoring import Result, Scoring
+
 LOG2_E = math.log2(math.e)
 # Far below any score, and still finite: differences of it are 0 rather than NaN.
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -36,12 +38,16 @@ class Sizes(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The static arguments of a kernel."""
+    """What the body of a kernel knows of a call; arrays of the mask reach it as refs."""
 
     sizes: Sizes
     mask: Any
     scale: float
     softcap: float | None
+
+    @classmethod
+    def of(cls, sizes: Sizes, scoring: Scoring) -> "Call":
+        return cls(sizes, scoring.mask, scoring.scale, scoring.softcap)
 
 
 def in_32_bits(function: Callable) -> Callable:
@@ -108,15 +114,47 @@ def clear_unseen(x: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def row_terms(
-    out: jax.Array, lse: jax.Array, d_out: jax.Array, d_lse: jax.Array | None, sinks: jax.Array | None
+    result: Result, cotangent: Result, sinks: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Per query: delta = out . d_out - d_lse, and lse with 0 for rows that see nothing, [B, N, T]; and dsinks [N]."""
+    """Per query delta = out . d_out - d_lse and lse, [B, N, T], both 0 where it sees nothing; and dsinks [N].
+
+    All are in the type of lse.
+    """
+    lse = result.lse
+    some = jnp.isfinite(lse)
     # Not an einsum: a TPU would round its float32 operands to bfloat16.
-    delta = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
-    if d_lse is not None:
-        delta = delta - jnp.where(jnp.isfinite(lse), d_lse, 0.0)
+    delta = (result.out.astype(lse.dtype) * cotangent.out.astype(lse.dtype)).sum(-1).swapaxes(1, 2)
+    delta = delta if cotangent.lse is None else delta - cotangent.lse.astype(lse.dtype)
+    delta = jnp.where(some, delta, 0.0)
     d_sinks = None
     if sinks is not None:
-        weight = jnp.where(jnp.isfinite(lse), jnp.exp(sinks.astype(jnp.float32)[:, None] - lse), 0.0)
+        weight = jnp.where(some, jnp.exp(sinks.astype(lse.dtype)[:, None] - lse), 0.0)
         d_sinks = -(weight * delta).sum(axis=(0, 2))
-    return delta, jnp.where(jnp.isfinite(lse), lse, 0.0), d_sinks
+    return delta, jnp.where(some, lse, 0.0), d_sinks
+
+
+def opening(
+    qkv: tuple[jax.Array, jax.Array, jax.Array],
+    sinks: jax.Array | None,
+    result: Result,
+    cotangent: Result,
+    lay: Callable[[jax.Array, int], jax.Array],
+    block_q: int,
+    block_k: int,
+) -> tuple[list[jax.Array], jax.Array | None]:
+    """What every backward kernel reads, and dsinks [N].
+
+    Args:
+      qkv: q [B, T, N, H], k and v [B, S, K, H].
+      lay: `(array, block) -> array`, how the kernel wants these four laid out, their tokens padded to whole blocks.
+      block_q: tokens of a block of queries.
+      block_k: tokens of a block of keys.
+
+    Returns:
+      [q, d_out, k, v, lse in base 2, delta], the last two [B, N, T padded to whole blocks].
+    """
+    q, k, v = qkv
+    delta, lse, d_sinks = row_terms(result, cotangent, sinks)
+    queries = [lay(x, block_q) for x in (q, cotangent.out.astype(q.dtype))]
+    keys = [lay(x, block_k) for x in (k, v)]
+    return [*queries, *keys, *(pad_to(x, 2, block_q) for x in (lse * LOG2_E, delta))], d_sinks

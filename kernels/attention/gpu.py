@@ -23,32 +23,25 @@ from kernels.attention.gpu_common import (
     sizes_of,
     visible,
 )
+from kernels.attention.scoring import Scoring
 
 __all__ = ["backward", "forward"]
 
 
 @in_32_bits
 def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: Any,
-    scale: float,
-    bias: None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-    interpret: bool = False,
+    q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
+    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `scoring`: out [B, T, N, H], natural lse [B, N, T].
 
-    sinks [N]: the logit of one virtual key of value 0 per head, counted in lse. Keys and values that no query sees may
-    be NaN. Raises NotImplementedError for a bias, for types other than bfloat16 and float32, and for H above 256.
+    Keys and values that no query sees may be NaN. Raises NotImplementedError for a bias, for types other than bfloat16
+    and float32, and for H above 256.
     """
-    check("pallas_gpu", q, k, v, bias)
+    check("pallas_gpu", q, k, v, scoring.bias)
     sizes, parameters = sizes_of(q, k)
-    call = Call(sizes, mask, scale, softcap)
-    runs = schedule.runs(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
-    masks = mask_arrays(mask, sizes)
+    call, sinks = Call.of(sizes, scoring), scoring.sinks
+    runs = schedule.runs(schedule.classes(scoring.mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
+    masks = mask_arrays(scoring.mask, sizes)
     padded_q, keys = padded(q, sizes, sizes.block_q), [padded(x, sizes, sizes.block_k) for x in (k, v)]
     rows = padded_q.shape[1] // sizes.block_q
 

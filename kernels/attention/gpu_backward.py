@@ -13,7 +13,6 @@ from jax.experimental import pallas as pl
 
 from kernels.attention import schedule
 from kernels.attention.flash import (
-    LOG2_E,
     NN,
     NT,
     Call,
@@ -21,8 +20,7 @@ from kernels.attention.flash import (
     clear_unseen,
     dot,
     in_32_bits,
-    pad_to,
-    row_terms,
+    opening,
     scores,
 )
 from kernels.attention.gpu_common import (
@@ -34,6 +32,7 @@ from kernels.attention.gpu_common import (
     sizes_of,
     visible,
 )
+from kernels.attention.scoring import Result, Scoring
 
 
 @in_32_bits
@@ -41,30 +40,22 @@ def backward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: Any,
-    scale: float,
-    bias: None,
-    softcap: float | None,
-    sinks: jax.Array | None,
-    out: jax.Array,
-    lse: jax.Array,
-    d_out: jax.Array,
-    d_lse: jax.Array | None,
+    scoring: Scoring,
+    result: Result,
+    cotangent: Result,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
-    """Gradients (dq, dk, dv, None, dsinks) of `forward`, given d_out [B, T, N, H] and d_lse [B, N, T] (or None).
+    """Gradients (dq, dk, dv, None, dsinks) of `forward`, from its result and the cotangents of it.
 
     Shapes and errors as in `forward`. A row that sees nothing has gradient 0. dsinks is float32 [N].
     """
-    check("pallas_gpu", q, k, v, bias)
+    check("pallas_gpu", q, k, v, scoring.bias)
     sizes, parameters = sizes_of(q, k, backward=True)
-    call = Call(sizes, mask, scale, softcap)
-    delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks)
-    queries = [padded(x, sizes, sizes.block_q) for x in (q, d_out.astype(q.dtype))]
-    keys = [padded(x, sizes, sizes.block_k) for x in (k, v)]
-    per_row = [pad_to(x, 2, sizes.block_q) for x in (lse * LOG2_E, delta)]
-    arrays = [*queries, *keys, *per_row]
-    table = schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k)
+    call = Call.of(sizes, scoring)
+    lay = lambda x, block: padded(x, sizes, block)  # noqa: E731
+    blocks = sizes.block_q, sizes.block_k
+    arrays, d_sinks = opening((q, k, v), scoring.sinks, result, cotangent, lay, *blocks)
+    table = schedule.classes(scoring.mask, sizes.T, sizes.S, *blocks)
     dq = _query_call(call, schedule.runs(table), arrays, parameters, interpret)
     dk, dv = _key_call(call, schedule.runs(schedule.transpose(table)), arrays, parameters, interpret)
     width = q.shape[3]

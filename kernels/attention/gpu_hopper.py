@@ -38,6 +38,7 @@ from kernels.attention.gpu_hopper_common import (
     ring,
     tile,
 )
+from kernels.attention.scoring import Scoring
 
 __all__ = ["backward", "forward"]
 
@@ -59,25 +60,17 @@ class Scratch(NamedTuple):
 
 @in_32_bits
 def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: Any,
-    scale: float,
-    bias: None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-    interpret: Any = None,
+    q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, interpret: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
+    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `scoring`: out [B, T, N, H], natural lse [B, N, T].
 
     Keys and values that no query sees may be NaN.
-    sinks: [N], the logit of one virtual key of value 0 per head, counted in lse.
     interpret: the parameters of jax's GPU simulator, to run on a CPU.
     Raises NotImplementedError for a bias, for types other than bfloat16 and float16, for H other than 64 and 128, and
     for a scale that is not positive.
     """
-    check(q, k, v, scale, bias)
+    check(q, k, v, scoring.scale, scoring.bias)
+    mask, sinks = scoring.mask, scoring.sinks
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     sizes = Sizes(B, T, S, N, K, H, BLOCK, BLOCK_K)
     table = schedule.classes(mask, T, S, BLOCK, BLOCK_K)
@@ -86,7 +79,7 @@ def forward(
     q, k, v = padded(q, sizes, BLOCK), padded(k, sizes, BLOCK_K), padded(v, sizes, BLOCK_K)
     sink_arrays = [] if sinks is None else [sinks.astype(jnp.float32) * LOG2_E]
     out, lse = plgpu.kernel(
-        functools.partial(_kernel, Call(sizes, mask, scale, softcap), Cores(interpret is not None), sinks is not None),
+        functools.partial(_kernel, Call.of(sizes, scoring), Cores(interpret is not None), sinks is not None),
         out_type=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, N, q.shape[1]), jnp.float32)],
         scratch_types=[
             Scratch(

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import schedule
-from kernels.attention.flash import LOG2_E, Call, Sizes, in_32_bits, pad_to, row_terms
+from kernels.attention.flash import Call, Sizes, in_32_bits, opening
 from kernels.attention.gpu_common import mask_arrays, padded
 from kernels.attention.gpu_hopper_common import (
     BLOCK,
@@ -39,6 +39,7 @@ from kernels.attention.gpu_hopper_common import (
     ring,
     tile,
 )
+from kernels.attention.scoring import Result, Scoring
 
 # Queries of a tile that arrives, by H: as many as registers hold.
 STREAMED = {64: 128, 128: 64}
@@ -73,39 +74,34 @@ def backward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: Any,
-    scale: float,
-    bias: None,
-    softcap: float | None,
-    sinks: jax.Array | None,
-    out: jax.Array,
-    lse: jax.Array,
-    d_out: jax.Array,
-    d_lse: jax.Array | None,
+    scoring: Scoring,
+    result: Result,
+    cotangent: Result,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
-    """Gradients (dq, dk, dv, None, dsinks) of `forward`, given d_out [B, T, N, H] and d_lse [B, N, T] (or None).
+    """Gradients (dq, dk, dv, None, dsinks) of `forward`, from its result and the cotangents of it.
 
     Shapes and errors as in `forward`. A row that sees nothing has gradient 0. dsinks is float32 [N].
     """
-    check(q, k, v, scale, bias)
-    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    check(q, k, v, scoring.scale, scoring.bias)
+    mask, (B, T, N, H), (S, K) = scoring.mask, q.shape, k.shape[1:3]
     sizes = Sizes(B, T, S, N, K, H, STREAMED[H], BLOCK)
     table = schedule.classes(mask, T, S, sizes.block_q, sizes.block_k)
-    delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks)
-    arrays = [q, d_out.astype(q.dtype), k, v]
-    if not all(all_seen(mask, sizes, table, axis) for axis in (0, 1)):
+    whole = all(all_seen(mask, sizes, table, axis) for axis in (0, 1))
+
+    def lay(x: jax.Array, block: int) -> jax.Array:
         # What is seen is told by delta: only what no pair uses is lost.
-        arrays = [jnp.where(jnp.isfinite(x), x, 0) for x in arrays]
-    q, d_out, k, v = (padded(x, sizes, BLOCK) for x in arrays)
-    terms = [pad_to(x, 2, BLOCK) for x in (lse * LOG2_E, delta)]
+        return padded(x if whole else jnp.where(jnp.isfinite(x), x, 0), sizes, block)
+
+    arrays, d_sinks = opening((q, k, v), scoring.sinks, result, cotangent, lay, BLOCK, BLOCK)
+    q, _, k, v, *_ = arrays
     masks = [x.swapaxes(2, 3) if x.ndim == 4 else x for x in mask_arrays(mask, sizes)]
     walk = schedule.spans(schedule.transpose(table))
     cores = Cores(interpret is not None)
     # The simulator has no turns: there each program keeps its part of dq.
     parts = (k.shape[1] // BLOCK,) * cores.simulated
     dq, dk, dv = plgpu.kernel(
-        functools.partial(_kernel, Call(sizes, mask, scale, softcap), cores),
+        functools.partial(_kernel, Call.of(sizes, scoring), cores),
         out_type=[
             jax.ShapeDtypeStruct((*parts, *q.shape), jnp.float32),
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)),
@@ -130,8 +126,8 @@ def backward(
         num_threads=WARPGROUPS + 2,
         thread_name="warpgroup",
         interpret=interpret,
-    )(*map(jnp.asarray, walk), schedule.turns(table), q, d_out, k, v, *terms, *masks)
-    dq = _summed(dq if parts else dq[None], table, sizes) * scale
+    )(*map(jnp.asarray, walk), schedule.turns(table), *arrays, *masks)
+    dq = _summed(dq if parts else dq[None], table, sizes) * scoring.scale
     return dq.astype(q.dtype), dk[:, :S], dv[:, :S], None, d_sinks
 
 

@@ -5,25 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels.attention.scoring import Scoring
 from kernels.masks import And, Causal, Full, Mask, Prefix, Window
 
 
-def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: Mask,
-    scale: float,
-    bias: jax.Array | None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
+def forward(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring) -> jax.Array:
     """out [B, T, N, H], differentiated by the library itself. Masks: Full, Causal, Window, Prefix and their `&`.
 
     Raises NotImplementedError, with the reason, for anything else.
     """
-    options = _options(mask, q.shape, k.shape)
-    if softcap is not None or sinks is not None:
+    options = _options(scoring.mask, q.shape, k.shape)
+    if scoring.softcap is not None or scoring.sinks is not None:
         raise NotImplementedError("implementation='library' has no softcap and no sinks; use implementation='chunked'.")
     if jnp.float64 in (q.dtype, k.dtype, v.dtype):
         raise NotImplementedError(
@@ -32,14 +24,14 @@ def forward(
     lengths = options.get("key_value_seq_lengths")
 
     def attend(kind: str, q: Any, k: Any, v: Any, bias: Any) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=kind, **options)
+        return jax.nn.dot_product_attention(q, k, v, bias, scale=scoring.scale, implementation=kind, **options)
 
     if _has_cudnn() and q.dtype in (jnp.bfloat16, jnp.float16):
         out = jax.lax.platform_dependent(
-            q, k, v, bias, cuda=lambda *args: attend("cudnn", *args), default=lambda *args: attend("xla", *args)
+            q, k, v, scoring.bias, cuda=lambda *args: attend("cudnn", *args), default=lambda *args: attend("xla", *args)
         )
     else:
-        out = attend("xla", q, k, v, bias)
+        out = attend("xla", q, k, v, scoring.bias)
     # With no key at all the library returns the mean of the values.
     return out if lengths is None else jnp.where((lengths > 0)[:, None, None, None], out, 0)
 

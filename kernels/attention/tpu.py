@@ -14,20 +14,24 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
 from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, clear_unseen, dot, in_32_bits, scores
+from kernels.attention.scoring import Scoring
 from kernels.attention.tpu_backward import backward
 from kernels.attention.tpu_common import (
     LANES,
     Beside,
     MaskOperands,
     batches,
+    block_specs,
     compiler_params,
     cost,
     head_major,
     interpret_params,
     mask_operands,
     mask_specs,
+    place,
     sizes_of,
     spread_lanes,
+    stride_of,
     token_major,
     visible,
     when_class,
@@ -42,36 +46,28 @@ def forward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: Any,
-    scale: float,
-    bias: None = None,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
+    scoring: Scoring,
     interpret: Any = False,
     beside: Beside | None = None,
 ) -> tuple[jax.Array, ...]:
-    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `mask`: out [B, T, N, H], natural lse [B, N, T].
+    """Attention of q [B, T, N, H] over k, v [B, S, K, H] under `scoring`: out [B, T, N, H], natural lse [B, N, T].
 
     Keys and values that no query sees may be NaN.
-    sinks: [N], the logit of one virtual key of value 0 per head, counted in lse.
     beside: copies that run beside the kernel; their results follow lse.
     Raises NotImplementedError for a bias or for types other than bfloat16 and float32.
     """
-    check("pallas_tpu", q, k, v, bias)
+    check("pallas_tpu", q, k, v, scoring.bias)
     sizes = sizes_of(q, k)
-    call = Call(sizes, mask, scale, softcap)
-    steps = schedule.walk(schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
-    operands = mask_operands(mask, sizes)
-    arrays = (
-        head_major(q, sizes, sizes.block_q),
-        head_major(k, sizes, sizes.block_k),
-        head_major(v, sizes, sizes.block_k),
-    )
+    call = Call.of(sizes, scoring)
+    steps = schedule.walk(schedule.classes(scoring.mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k))
+    operands = mask_operands(scoring.mask, sizes)
+    blocks = (q, sizes.block_q), (k, sizes.block_k), (v, sizes.block_k)
+    arrays = [head_major(x, sizes, block) for x, block in blocks]
     parts, results = [], ()
     for rows in batches(steps.codes, sizes.B):
-        part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, *arrays, operands))
+        part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, arrays, operands))
         also = beside if not parts else None
-        out, lse, *more = _forward_call(call, part[0], steps.length, sinks, *part[1:], interpret, also)
+        out, lse, *more = _forward_call(call, steps._replace(codes=part[0]), scoring.sinks, *part[1:], interpret, also)
         parts.append((out, lse))
         results = results or tuple(more)
     out, lse = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -80,57 +76,32 @@ def forward(
 
 def _forward_call(
     call: Call,
-    codes: Any,
-    length: Any,
+    steps: schedule.Walk,
     sinks: jax.Array | None,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    arrays: list[jax.Array],
     operands: MaskOperands,
     interpret: Any,
     beside: Beside | None,
 ) -> list[jax.Array]:
-    sizes, batch, most = call.sizes, q.shape[0], codes.shape[1]
-    single = codes.shape[0] == 1
+    sizes, codes, (q, *_), batch = call.sizes, steps.codes, arrays, arrays[0].shape[0]
+    stride = stride_of(codes)
 
     def where(b: Any, n: Any, step: Any, codes_ref: Any, *_: Any) -> tuple:
-        return b, n, *schedule.decode(codes_ref[step if single else b * most + step])
+        return b, n, *schedule.decode(codes_ref[place(stride, b, step)])
 
-    def at_query(*at: Any) -> tuple:
-        b, n, row, _ = where(*at)
-        return b, n, row, 0
-
-    def at_key(*at: Any) -> tuple:
-        b, n, _, column = where(*at)
-        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
-
-    def at_lse(*at: Any) -> tuple:
-        b, n, row, _ = where(*at)
-        return b, n, 0, row
-
-    query_block, key_block = (1, 1, sizes.block_q, sizes.H), (1, 1, sizes.block_k, sizes.H)
+    query, key, per_row = block_specs(sizes, where)
     accumulators = [(sizes.block_q, LANES), (sizes.block_q, LANES), (sizes.block_q, sizes.H)]
     prefetched = [jnp.asarray(codes).reshape(-1)] + ([] if sinks is None else [sinks.astype(jnp.float32) * LOG2_E])
-    arrays = (*prefetched, q, k, v, *jax.tree.leaves(operands))
-    kernel = functools.partial(_forward_kernel, call, None if single else most, sinks is not None)
+    read = (*prefetched, *arrays, *jax.tree.leaves(operands))
+    kernel = functools.partial(_forward_kernel, call, stride, sinks is not None)
     also = beside or NOTHING_BESIDE
     return pl.pallas_call(
-        kernel if beside is None else beside.around(kernel, len(arrays), 2),
+        kernel if beside is None else beside.around(kernel, len(read), 2),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
-            grid=(batch, sizes.N, length),
-            in_specs=[
-                pl.BlockSpec(query_block, at_query),
-                pl.BlockSpec(key_block, at_key),
-                pl.BlockSpec(key_block, at_key),
-                *mask_specs(operands, sizes, where),
-                *also.specs,
-            ],
-            out_specs=[
-                pl.BlockSpec(query_block, at_query),
-                pl.BlockSpec((1, 1, 1, sizes.block_q), at_lse),
-                *(pl.BlockSpec(memory_space=pl.ANY) for _ in also.results),
-            ],
+            grid=(batch, sizes.N, steps.length),
+            in_specs=[query, key, key, *mask_specs(operands, sizes, where), *also.specs],
+            out_specs=[query, per_row, *(pl.BlockSpec(memory_space=pl.ANY) for _ in also.results)],
             scratch_shapes=[*(pltpu.VMEM(shape, jnp.float32) for shape in accumulators), *also.scratch],
         ),
         out_shape=[
@@ -139,17 +110,17 @@ def _forward_call(
             *also.results,
         ],
         compiler_params=compiler_params("parallel", "parallel", "arbitrary", beside=beside),
-        cost_estimate=cost(sizes, batch, most, 2),
+        cost_estimate=cost(sizes, batch, codes.shape[1], 2),
         interpret=interpret_params(interpret),
         name="attention_forward",
-    )(*arrays, *also.operands)
+    )(*read, *also.operands)
 
 
 def _forward_kernel(call: Call, stride: int | None, with_sinks: bool, codes_ref: Any, *refs: Any) -> None:
     sink_ref, refs = (refs[0], refs[1:]) if with_sinks else (None, refs)
     q_ref, k_ref, v_ref, *mask_refs, out_ref, lse_ref, max_ref, sum_ref, acc_ref = refs
     n, step = pl.program_id(1), pl.program_id(2)
-    code = codes_ref[step if stride is None else pl.program_id(0) * stride + step]
+    code = codes_ref[place(stride, pl.program_id(0), step)]
     row, column = schedule.decode(code)
 
     @pl.when(schedule.is_first(code))

@@ -15,7 +15,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import schedule
 from kernels.attention.flash import (
-    LOG2_E,
     NN,
     NT,
     Call,
@@ -23,20 +22,23 @@ from kernels.attention.flash import (
     clear_unseen,
     dot,
     in_32_bits,
-    pad_to,
-    row_terms,
+    opening,
     scores,
 )
+from kernels.attention.scoring import Result, Scoring
 from kernels.attention.tpu_common import (
     MaskOperands,
     batches,
+    block_specs,
     compiler_params,
     cost,
     head_major,
     interpret_params,
     mask_operands,
     mask_specs,
+    place,
     sizes_of,
+    stride_of,
     token_major,
     visible,
     when_class,
@@ -48,32 +50,24 @@ def backward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: Any,
-    scale: float,
-    bias: None,
-    softcap: float | None,
-    sinks: jax.Array | None,
-    out: jax.Array,
-    lse: jax.Array,
-    d_out: jax.Array,
-    d_lse: jax.Array | None,
+    scoring: Scoring,
+    result: Result,
+    cotangent: Result,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
-    """Gradients (dq, dk, dv, None, dsinks) of `forward`, given d_out [B, T, N, H] and d_lse [B, N, T] (or None).
+    """Gradients (dq, dk, dv, None, dsinks) of `forward`, from its result and the cotangents of it.
 
     Shapes and errors as in `forward`. A row that sees nothing has gradient 0. dsinks is float32 [N].
     """
-    check("pallas_tpu", q, k, v, bias)
+    check("pallas_tpu", q, k, v, scoring.bias)
     sizes = sizes_of(q, k)
-    call = Call(sizes, mask, scale, softcap)
-    delta, lse, d_sinks = row_terms(out, lse, d_out, d_lse, sinks)
-    queries = [head_major(x, sizes, sizes.block_q) for x in (q, d_out.astype(q.dtype))]
-    rows = [pad_to(x, 2, sizes.block_q)[:, :, None] for x in (lse * LOG2_E, delta)]
-    keys = [head_major(x, sizes, sizes.block_k) for x in (k, v)]
-    table = schedule.classes(mask, sizes.T, sizes.S, sizes.block_q, sizes.block_k)
-    (dq,) = _by_batch(_query_call, call, schedule.walk(table), [*queries, *keys, *rows], False, interpret)
-    steps = schedule.walk(schedule.transpose(table))
-    dk, dv = _by_batch(_key_call, call, steps, [*queries, *keys, *rows], True, interpret)
+    call, blocks = Call.of(sizes, scoring), (sizes.block_q, sizes.block_k)
+    lay = lambda x, block: head_major(x, sizes, block)  # noqa: E731
+    (*arrays, lse, delta), d_sinks = opening((q, k, v), scoring.sinks, result, cotangent, lay, *blocks)
+    arrays += [lse[:, :, None], delta[:, :, None]]
+    table = schedule.classes(scoring.mask, sizes.T, sizes.S, *blocks)
+    (dq,) = _by_batch(_query_call, call, schedule.walk(table), arrays, False, interpret)
+    dk, dv = _by_batch(_key_call, call, schedule.walk(schedule.transpose(table)), arrays, True, interpret)
     width = q.shape[3]
     return (
         token_major(dq, sizes.T, width),
@@ -84,94 +78,70 @@ def backward(
     )
 
 
-def _by_batch(build: Any, call: Call, steps: Any, arrays: list, transposed: bool, interpret: bool) -> tuple:
+def _by_batch(build: Any, call: Call, steps: schedule.Walk, arrays: list, transposed: bool, interpret: bool) -> tuple:
     operands = mask_operands(call.mask, call.sizes, transposed)
     parts = []
     for rows in batches(steps.codes, call.sizes.B):
         part = jax.tree.map(lambda x, rows=rows: x if x.shape[0] == 1 else x[rows], (steps.codes, operands, arrays))
-        parts.append(build(call, part[0], steps.length, part[1], part[2], interpret))
+        parts.append(build(call, steps._replace(codes=part[0]), *part[1:], interpret))
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
 
 
-def _query_call(call: Call, codes: Any, length: Any, operands: MaskOperands, arrays: list, interpret: bool) -> tuple:
+def _query_call(call: Call, steps: schedule.Walk, operands: MaskOperands, arrays: list, interpret: bool) -> tuple:
     """dq: grid (B, N, tiles row by row)."""
-    sizes, batch, most = call.sizes, arrays[0].shape[0], codes.shape[1]
-    single = codes.shape[0] == 1
+    sizes, batch, stride = call.sizes, arrays[0].shape[0], stride_of(steps.codes)
 
     def where(b: Any, n: Any, step: Any, codes_ref: Any) -> tuple:
-        return b, n, *schedule.decode(codes_ref[step if single else b * most + step])
+        return b, n, *schedule.decode(codes_ref[place(stride, b, step)])
 
-    query, key, per_row = _specs(sizes, where)
+    query, key, per_row = block_specs(sizes, where)
     return pl.pallas_call(
-        functools.partial(_query_kernel, call, None if single else most),
+        functools.partial(_query_kernel, call, stride),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(batch, sizes.N, length),
+            grid=(batch, sizes.N, steps.length),
             in_specs=[query, query, key, key, per_row, per_row, *mask_specs(operands, sizes, where)],
             out_specs=[query],
             scratch_shapes=[pltpu.VMEM((sizes.block_q, sizes.H), jnp.float32)],
         ),
         out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)],
         compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
-        cost_estimate=cost(sizes, batch, most, 3),
+        cost_estimate=cost(sizes, batch, steps.codes.shape[1], 3),
         interpret=interpret_params(interpret),
         name="attention_backward_queries",
-    )(jnp.asarray(codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
+    )(jnp.asarray(steps.codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
 
 
-def _key_call(call: Call, codes: Any, length: Any, operands: MaskOperands, arrays: list, interpret: bool) -> tuple:
+def _key_call(call: Call, steps: schedule.Walk, operands: MaskOperands, arrays: list, interpret: bool) -> tuple:
     """dk, dv: grid (B, K, tiles column by column, query heads of the group), summed over the group in place."""
-    sizes, batch, most = call.sizes, arrays[0].shape[0], codes.shape[1]
-    single = codes.shape[0] == 1
+    sizes, batch, stride = call.sizes, arrays[0].shape[0], stride_of(steps.codes)
 
     def where(b: Any, kv_head: Any, step: Any, member: Any, codes_ref: Any) -> tuple:
-        column, row = schedule.decode(codes_ref[step if single else b * most + step])
+        column, row = schedule.decode(codes_ref[place(stride, b, step)])
         return b, kv_head * sizes.group + member, row, column
 
-    query, key, per_row = _specs(sizes, where)
+    query, key, per_row = block_specs(sizes, where)
     return pl.pallas_call(
-        functools.partial(_key_kernel, call, None if single else most),
+        functools.partial(_key_kernel, call, stride),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(batch, sizes.K, length, sizes.group),
+            grid=(batch, sizes.K, steps.length, sizes.group),
             in_specs=[query, query, key, key, per_row, per_row, *mask_specs(operands, sizes, where, transposed=True)],
             out_specs=[key, key],
             scratch_shapes=[pltpu.VMEM((sizes.block_k, sizes.H), jnp.float32) for _ in range(2)],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[2:4]],
         compiler_params=compiler_params("parallel", "parallel", "arbitrary", "arbitrary"),
-        cost_estimate=cost(sizes, batch, most, 4),
+        cost_estimate=cost(sizes, batch, steps.codes.shape[1], 4),
         interpret=interpret_params(interpret),
         name="attention_backward_keys",
-    )(jnp.asarray(codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
-
-
-def _specs(sizes: Any, where: Any) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
-    """Blocks of a query array, a key array, and one number per query."""
-
-    def at_query(*at: Any) -> tuple:
-        b, n, row, _ = where(*at)
-        return b, n, row, 0
-
-    def at_key(*at: Any) -> tuple:
-        b, n, _, column = where(*at)
-        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
-
-    def at_row(*at: Any) -> tuple:
-        b, n, row, _ = where(*at)
-        return b, n, 0, row
-
-    return (
-        pl.BlockSpec((1, 1, sizes.block_q, sizes.H), at_query),
-        pl.BlockSpec((1, 1, sizes.block_k, sizes.H), at_key),
-        pl.BlockSpec((1, 1, 1, sizes.block_q), at_row),
-    )
+    )(jnp.asarray(steps.codes).reshape(-1), *arrays, *jax.tree.leaves(operands))
 
 
 def _query_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) -> None:
     q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dq_ref, acc_ref = refs
     step = pl.program_id(2)
-    code = codes_ref[step if stride is None else pl.program_id(0) * stride + step]
+    code = codes_ref[place(stride, pl.program_id(0), step)]
     row, column = schedule.decode(code)
 
     @pl.when(schedule.is_first(code))
@@ -200,7 +170,7 @@ def _query_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) ->
 def _key_kernel(call: Call, stride: int | None, codes_ref: Any, *refs: Any) -> None:
     q_ref, d_out_ref, k_ref, v_ref, lse_ref, delta_ref, *mask_refs, dk_ref, dv_ref, dk_acc_ref, dv_acc_ref = refs
     step, member = pl.program_id(2), pl.program_id(3)
-    code = codes_ref[step if stride is None else pl.program_id(0) * stride + step]
+    code = codes_ref[place(stride, pl.program_id(0), step)]
     column, row = schedule.decode(code)
 
     @pl.when(schedule.is_first(code) & (member == 0))

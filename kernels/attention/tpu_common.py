@@ -47,6 +47,38 @@ def token_major(x: jax.Array, length: int, width: int) -> jax.Array:
     return x[:, :, :length, :width].swapaxes(1, 2)
 
 
+def stride_of(codes: Any) -> int | None:
+    """How far apart rows of the batch lie in the flat codes; None where all rows walk the same tiles."""
+    return None if codes.shape[0] == 1 else codes.shape[1]
+
+
+def place(stride: int | None, b: Any, step: Any) -> Any:
+    """Where the code of a step of row `b` lies in the flat codes."""
+    return step if stride is None else b * stride + step
+
+
+def block_specs(sizes: Sizes, where: Callable) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.BlockSpec]:
+    """Blocks of a query array, of a key array, and of one number per query; `where` as in `mask_specs`."""
+
+    def at_query(*at: Any) -> tuple:
+        b, n, row, _ = where(*at)
+        return b, n, row, 0
+
+    def at_key(*at: Any) -> tuple:
+        b, n, _, column = where(*at)
+        return b, jax.lax.div(n, jnp.int32(sizes.group)), column, 0
+
+    def at_row(*at: Any) -> tuple:
+        b, n, row, _ = where(*at)
+        return b, n, 0, row
+
+    return (
+        pl.BlockSpec((1, 1, sizes.block_q, sizes.H), at_query),
+        pl.BlockSpec((1, 1, sizes.block_k, sizes.H), at_key),
+        pl.BlockSpec((1, 1, 1, sizes.block_q), at_row),
+    )
+
+
 class MaskOperands(NamedTuple):
     """Arrays that `mask.evaluate` reads: vectors [B|1, how many, T or S] or None, tiles [B|1, N|1, T, S]; padded."""
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from kernels.attention import reference
 from kernels.attention.chunked import accumulator
+from kernels.attention.scoring import Result, Scoring
 from kernels.lowering import by_platform
 from kernels.masks import Mask
 
@@ -27,7 +28,7 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, scale: float) 
     """q [B, T, N, H], k and v [B, S, K, H] -> out [B, T, N, H] in q's type, lse [B, N, T] in float32 or float64."""
 
     def by(module: Any, q, k, v, mask):
-        out, lse = module.forward(q, k, v, mask, scale)
+        out, lse = module.forward(q, k, v, Scoring(mask, scale))
         return out.astype(q.dtype), lse.astype(accumulator(q, k, v))
 
     return _on_platform(by, functools.partial(by, reference), q, k, v, mask)
@@ -53,7 +54,8 @@ def backward(
 
     def by(module: Any, q, k, v, d_out, lse, delta, mask):
         # A kernel computes delta from out, d_out and d_lse. It is known already: as d_lse it passes with an out of 0.
-        grads = module.backward(q, k, v, mask, scale, None, None, None, jnp.zeros_like(d_out), lse, d_out, -delta)
+        result, cotangent = Result(jnp.zeros_like(d_out), lse), Result(d_out, -delta)
+        grads = module.backward(q, k, v, Scoring(mask, scale), result, cotangent)
         return tuple(g.astype(dtype) for g in grads[:3])
 
     return _on_platform(by, functools.partial(_at_once, scale), q, k, v, d_out, lse, delta, mask)
@@ -75,14 +77,6 @@ def _at_once(scale: float, q, k, v, d_out, lse, delta, mask) -> tuple[jax.Array,
     dv = reference.einsum("bkgts,btkgh->bskh", weight.reshape(d_score.shape), d_out)
     dq = reference.einsum("bkgts,bskh->btkgh", d_score, k).reshape(B, T, N, H)
     return dq, reference.einsum("bkgts,btkgh->bskh", d_score, q), dv
-
-
-def row_terms(out: jax.Array, lse: jax.Array, d_out: jax.Array, d_lse: jax.Array | None) -> jax.Array:
-    """delta = out . d_out - d_lse of each query, [B, N, T] in the type of lse; 0 where nothing is seen."""
-    # Not an einsum: a TPU would round its float32 operands to bfloat16.
-    delta = (out.astype(lse.dtype) * d_out.astype(lse.dtype)).sum(-1).swapaxes(1, 2)
-    delta = delta if d_lse is None else delta - d_lse.astype(lse.dtype)
-    return jnp.where(lse > -jnp.inf, delta, 0)
 
 
 def _on_platform(by: Any, at_once: Any, q: jax.Array, k: jax.Array, *args: Any) -> Any:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Cut
 
+from kernels.attention.flash import row_terms
+from kernels.attention.scoring import Result
 from kernels.context_attention import keys_move, queries_move
-from kernels.context_attention.blocks import row_terms
 from kernels.context_attention.heads_move import keys_to_heads, keys_to_tokens, to_heads, to_tokens
 from kernels.context_attention.layouts import Exchange
 from kernels.context_attention.task import Task
@@ -104,7 +105,8 @@ def _attend_backward(options: CallOptions, residuals, cotangents):
             d_lse = None if d_lse is None else to_heads(task, d_lse, 2, 1)
         q, k, v, out, lse = kept
         d_out = d_out.astype(q.dtype)
-        dq, dk, dv = move(task, (q, d_out, jnp.stack([lse, row_terms(out, lse, d_out, d_lse)])), k, v)
+        delta = row_terms(Result(out, lse), Result(d_out, d_lse))[0]
+        dq, dk, dv = move(task, (q, d_out, jnp.stack([lse, delta])), k, v)
         if options.deals_heads:
             dq = to_tokens(task, dq.astype(q.dtype))
             dk, dv = (keys_to_tokens(task, d, options.K, x.dtype) for d, x in ((dk, k), (dv, v)))

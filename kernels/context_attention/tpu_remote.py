@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import merge, tpu
+from kernels.attention.scoring import Scoring
 from kernels.attention.tpu_common import Beside
 from kernels.context_attention.plan import Step, plan
 from kernels.context_attention.queries_move import arrived, homeward, onward, send
@@ -106,7 +107,7 @@ def _attend(copies: Copies, step: Step, qkv: tuple, at: Any, sends: list[Sends])
     mask = mask_of(task, step.slots[0], at)
     leaving = [s for s in sends if s.pairs]
     beside = _beside(copies, leaving) if leaving else None
-    out, lse, *flat = tpu.forward(*qkv, mask, task.scale, interpret=copies.simulator, beside=beside)
+    out, lse, *flat = tpu.forward(*qkv, Scoring(mask, task.scale), interpret=copies.simulator, beside=beside)
     came = []
     for s in sends:
         if not s.pairs:

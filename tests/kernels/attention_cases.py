@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels import masks
 from kernels.attention import reference
+from kernels.attention.scoring import Result, Scoring
 from kernels.masks import AnyOrder, BlockCausal, BlockDiffusion, Causal, Dense, Full, Prefix, Segments, Sinks, Window
 
 
@@ -83,10 +84,11 @@ def programs(module: Any, mask: Any, extra: tuple, T: int, N: int = 2, H: int = 
     lse = jax.ShapeDtypeStruct((1, N, T), jnp.float32)
 
     def forward(q, k, v, *arrays):
-        return module.forward(q, k, v, mask(*arrays), H**-0.5)
+        return module.forward(q, k, v, Scoring(mask(*arrays), H**-0.5))
 
     def backward(q, k, v, out, lse, d_out, d_lse, *arrays):
-        return module.backward(q, k, v, mask(*arrays), H**-0.5, None, None, None, out, lse, d_out, d_lse)
+        scoring = Scoring(mask(*arrays), H**-0.5)
+        return module.backward(q, k, v, scoring, Result(out, lse), Result(d_out, d_lse))
 
     return [(forward, (q, k, k, *extra)), (backward, (q, k, k, q, lse, q, lse, *extra))]
 
@@ -109,9 +111,9 @@ def kernel_results(module: Any, case: Case, given: tuple, interpret: Any = True)
 
     @jax.jit
     def run(q, k, v, sinks, d_out, d_lse):
-        out, lse = module.forward(q, k, v, case.mask, scale, None, case.softcap, sinks, interpret=interpret)
-        args = (q, k, v, case.mask, scale, None, case.softcap, sinks, out, lse, d_out, d_lse)
-        return out, lse, module.backward(*args, interpret=interpret)
+        scoring = Scoring(case.mask, scale, None, case.softcap, sinks)
+        result = Result(*module.forward(q, k, v, scoring, interpret=interpret))
+        return *result, module.backward(q, k, v, scoring, result, Result(d_out, d_lse), interpret=interpret)
 
     out, lse, (dq, dk, dv, _, d_sinks) = run(*given)
     named = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "d_sinks": d_sinks}
@@ -125,9 +127,9 @@ def reference_results(case: Case, given: tuple) -> dict[str, np.ndarray]:
 
         @jax.jit
         def run(q, k, v, sinks, d_out, d_lse):
-            out, lse = reference.forward(q, k, v, case.mask, case.H**-0.5, None, case.softcap, sinks)
-            rest = (None, case.softcap, sinks, out, lse, d_out, d_lse)
-            return out, lse, reference.backward(q, k, v, case.mask, case.H**-0.5, *rest)
+            scoring = Scoring(case.mask, case.H**-0.5, None, case.softcap, sinks)
+            result = Result(*reference.forward(q, k, v, scoring))
+            return *result, reference.backward(q, k, v, scoring, result, Result(d_out, d_lse))
 
         out, lse, (dq, dk, dv, _, d_sinks) = run(q, k, v, sinks, d_out, d_lse)
         named = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "d_sinks": d_sinks}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import attention, gpu_hopper, gpu_hopper_common
+from kernels.attention.scoring import Scoring
 from kernels.masks import Causal, Dense, Full, Segments, Sinks, Window
 from kernels.platforms import lower_for_cuda
 from tests.kernels import attention_cases as cases
@@ -41,7 +42,7 @@ def test_a_nan_reaches_whoever_sees_it_and_nobody_else(simulator):  # noqa: F811
     q, k, v, *_ = cases.inputs(cases.Case("nan", Causal(), 60, 60, 1, 1, 64), jnp.bfloat16)
     v = v.at[0, 20, 0, 7].set(jnp.nan)
     mask = Causal() & Segments(np.repeat([1, 2], 30).astype(np.int32))
-    out, _ = jax.jit(lambda *given: gpu_hopper.forward(*given, mask, 1.0, interpret=simulator))(q, k, v)
+    out, _ = jax.jit(lambda *given: gpu_hopper.forward(*given, Scoring(mask, 1.0), interpret=simulator))(q, k, v)
     finite = np.isfinite(np.asarray(out, np.float32)).all((0, 2, 3))
     assert finite[:20].all() and not finite[20:30].any() and finite[30:].all()
 
@@ -72,17 +73,17 @@ def test_a_cuda_program_made_on_a_cpu_host_holds_the_kernels(x64):
 def test_refuses_in_words(monkeypatch):
     q = jnp.zeros((1, 8, 1, 96), jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="64 or 128 wide, not H=96; use implementation='pallas_gpu'"):
-        gpu_hopper.forward(q, q, q, Causal(), 1.0)
+        gpu_hopper.forward(q, q, q, Scoring(Causal(), 1.0))
     q = jnp.zeros((1, 8, 1, 64))
     with pytest.raises(NotImplementedError, match="bfloat16 or float16, not float32"):
-        gpu_hopper.forward(q, q, q, Full(), 1.0)
+        gpu_hopper.forward(q, q, q, Scoring(Full(), 1.0))
     q = q.astype(jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="no bias; use implementation='chunked'"):
-        gpu_hopper.forward(q, q, q, Causal(), 1.0, jnp.zeros((1, 1, 8, 8)))
+        gpu_hopper.forward(q, q, q, Scoring(Causal(), 1.0, jnp.zeros((1, 1, 8, 8))))
     with pytest.raises(NotImplementedError, match="a positive scale, not -1.0"):
-        gpu_hopper.forward(q, q, q, Causal(), -1.0)
+        gpu_hopper.forward(q, q, q, Scoring(Causal(), -1.0))
     monkeypatch.setattr(
         gpu_hopper_common, "cuda_versions", types.SimpleNamespace(cuda_runtime_get_version=lambda: 12080)
     )
     with pytest.raises(NotImplementedError, match="CUDA 12.8, whose compiler breaks masks; use CUDA 13"):
-        gpu_hopper.forward(q, q, q, Causal(), 1.0)
+        gpu_hopper.forward(q, q, q, Scoring(Causal(), 1.0))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import attention, gpu
+from kernels.attention.scoring import Scoring
 from kernels.masks import Causal, Segments
 from kernels.platforms import lower_for_cuda
 from tests.kernels import attention_cases as cases
@@ -51,16 +52,16 @@ def test_lowers_for_cuda(name, T):
 @pytest.mark.parametrize("H", [32, 80, 256])
 def test_lowers_for_every_width(H, dtype):
     q = jax.ShapeDtypeStruct((2, 1000, 2, H), dtype)
-    lower_for_cuda(lambda q: gpu.forward(q, q, q, Causal(), 1.0, None, 30.0), q)
+    lower_for_cuda(lambda q: gpu.forward(q, q, q, Scoring(Causal(), 1.0, softcap=30.0)), q)
 
 
 def test_refuses_in_words():
     q = jnp.zeros((1, 8, 1, 512))
     with pytest.raises(NotImplementedError, match="up to 256 wide, not H=512"):
-        gpu.forward(q, q, q, Causal(), 1.0)
+        gpu.forward(q, q, q, Scoring(Causal(), 1.0))
     q = jnp.zeros((1, 8, 1, 32))
     with pytest.raises(NotImplementedError, match="no bias; use implementation='chunked'"):
-        gpu.forward(q, q, q, Causal(), 1.0, jnp.zeros((1, 1, 8, 8)))
+        gpu.forward(q, q, q, Scoring(Causal(), 1.0, jnp.zeros((1, 1, 8, 8))))
 
 
 def test_a_cuda_program_made_on_a_cpu_host_holds_the_kernels():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import attention, schedule, tpu, tpu_common
+from kernels.attention.scoring import Result, Scoring
 from kernels.masks import BlockDiffusion, Causal, Segments, Window
 from tests.kernels import attention_cases as cases
 from tests.kernels.described import compile_for_tpu
@@ -66,10 +67,10 @@ def test_grid_has_a_step_for_each_needed_tile_and_no_other(mask, small_blocks):
     lse = jax.ShapeDtypeStruct((1, 4, 1024), jnp.float32)
     needed = np.asarray(mask.dense(1024, 1024)).reshape(8, 128, 8, 128).any((1, 3)).sum()
     assert needed < 40 and schedule.count(mask, 1024, 1024, 128, 128) == needed
-    forward = jax.make_jaxpr(functools.partial(tpu.forward, mask=mask, scale=1.0))(q, k, k)
+    forward = jax.make_jaxpr(functools.partial(tpu.forward, scoring=Scoring(mask, 1.0)))(q, k, k)
     assert _grids(forward) == [(1, 4, needed)]
     backward = jax.make_jaxpr(
-        lambda q, k, v, out, lse: tpu.backward(q, k, v, mask, 1.0, *[None] * 3, out, lse, out, lse)
+        lambda q, k, v, out, lse: tpu.backward(q, k, v, Scoring(mask, 1.0), Result(out, lse), Result(out, lse))
     )
     assert _grids(backward(q, k, k, q, lse)) == [(1, 4, needed), (1, 2, needed, 2)]
 
@@ -115,7 +116,7 @@ def test_compiles_for_a_width(H, dtype):
 def test_compiles_for_every_width(H, dtype, generations=GENERATIONS):
     q = jax.ShapeDtypeStruct((2, 4000, 2, H), dtype)
     for generation in generations:
-        compile_for_tpu(lambda q: tpu.forward(q, q, q, Causal(), 1.0, None, 30.0), q, generation=generation)
+        compile_for_tpu(lambda q: tpu.forward(q, q, q, Scoring(Causal(), 1.0, softcap=30.0)), q, generation=generation)
 
 
 def _compile(name: str, T: int, generation: str) -> None:
@@ -128,10 +129,10 @@ def _compile(name: str, T: int, generation: str) -> None:
 def test_refuses_in_words():
     q = jnp.zeros((1, 8, 1, 32), jnp.float16)
     with pytest.raises(NotImplementedError, match="bfloat16 or float32, not float16.*'chunked'"):
-        tpu.forward(q, q, q, Causal(), 1.0)
+        tpu.forward(q, q, q, Scoring(Causal(), 1.0))
     q = jnp.zeros((1, 8, 1, 32))
     with pytest.raises(NotImplementedError, match="no bias; use implementation='chunked'"):
-        tpu.forward(q, q, q, Causal(), 1.0, jnp.zeros((1, 1, 8, 8)))
+        tpu.forward(q, q, q, Scoring(Causal(), 1.0, jnp.zeros((1, 1, 8, 8))))
 
 
 def test_a_tpu_program_made_on_a_cpu_host_holds_the_kernels():

@@ -154,7 +154,11 @@ BUGS = (
         ATTENTION,
     ),
     Bug(
-        "attention: no gradient of the log-sum", "kernels/attention/chunked.py", "- d_lse.astype(dtype)", "", ATTENTION
+        "attention: no gradient of the log-sum",
+        "kernels/attention/chunked.py",
+        "delta = delta - cotangent.lse.astype(dtype)",
+        "delta = delta + 0",
+        ATTENTION,
     ),
     Bug(
         "attention, chunked: the keys' gradient by the values'",
