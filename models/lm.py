@@ -17,7 +17,7 @@ from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
 from models.block import STREAM, Pass, Stack, Unstacked
-from models.mixers.context import Context, Edit, check_sites
+from models.mixers.context import Asked, Context, Edit, check_sites
 from models.mixers.memory import Policy
 from models.mixers.slots import Slots
 from models.products import by_rows
@@ -58,6 +58,7 @@ class LM(nnx.Module):
         state=None,
         fresh: bool = False,
         parents=None,
+        asked: Asked | None = None,
         layers: Mapping[str, Any] | None = None,
         taps: tuple[str, ...] = (),
         edits: Mapping[str, Edit] | None = None,
@@ -77,6 +78,7 @@ class LM(nnx.Module):
           fresh: the state holds no token yet. The new tokens then see one another, and no slot of a cache is read.
           parents: `[1|B, T]` with a state: the tokens are drafts in a tree, each behind its parent, -1 = the past.
             None: each is behind the one before it.
+          asked: with a state: the requests whose rows these are.
           layers: values that differ by layer, name -> `[L, ...]`; each layer finds its own in `context.layers`.
           taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold.
           edits: site -> function that changes its activations; see models/edits.py.
@@ -103,7 +105,7 @@ class LM(nnx.Module):
             return Pass(self.norm(x), None, report)
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
-        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, **shown)
+        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 

@@ -19,6 +19,7 @@ from models.decoding.commit import rewinds
 from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
 from models.lm import unstack
+from models.mixers.memory import MEMORIES
 
 
 class Decoder:
@@ -39,10 +40,13 @@ class Decoder:
         self.moved = jax.jit(self._moved, static_argnames=("parts", "capacity"))
         self.insert = jax.jit(insert, donate_argnums=0)
 
-    def parts(self, asked: Sequence[Mapping[str, Any]], *, every: bool = False) -> Parts:
+    def parts(
+        self, asked: Sequence[Mapping[str, Any]], *, every: bool = False, shared: Mapping[str, Any] | None = None
+    ) -> Parts:
         """The parts for requests that are served together, each with its `config.generate` as a plain dict.
 
-        `every`: entries whose dials are off, too: a state for whatever requests are to come.
+        `every`: entries whose dials are off, too: a state for whatever requests are to come. `shared`: see
+        `models.decoding.parts.make`.
 
         Errors: ConfigError where the model cannot be read so.
         """
@@ -51,12 +55,17 @@ class Decoder:
             "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos,
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
-        parts = sockets.make(asked, _defaults(), every=every, **known)
+        parts = sockets.make(asked, _defaults(), every=every, shared=shared, **known)
         name, drafter = parts.drafter
         if parts.verifier.needs_q and not drafter.draws:
             raise ConfigError([
                 f"generate.verifier={asked[0]['verifier']!r} needs the law of the drafts, which "
                 f"generate.drafter={name!r} has not; use generate.verifier='same_draw'."
+            ])  # fmt: skip
+        if drafter.nodes > 1 and MEMORIES[parts.memory.name].whole:
+            raise ConfigError([
+                f"generate.drafter={name!r} reads several tokens in one pass, and what generate.memory="
+                f"{parts.memory.name!r} keeps would depend on how many; use generate.drafter='none'."
             ])  # fmt: skip
         if drafter.branches and not self._all_rewind(parts):
             raise ConfigError([

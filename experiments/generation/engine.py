@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import requests
+from experiments.generation.between import between, hosted
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
 from experiments.generation.prefixes import Prefixes, padded, pieces, shared
@@ -28,8 +29,10 @@ from experiments.settings import keys as settings_keys
 from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets
+from models.decoding.control import Host
 from models.decoding.rows import take
-from models.decoding.stream import Progress
+from models.decoding.stream import Parts, Progress
+from models.mixers.memory import MEMORIES
 
 
 class Engine:
@@ -63,6 +66,7 @@ class Engine:
         self.tokenizer, self.chunk, self.rounds = trained.tokenizer, chunk, rounds
         self.decoder = Decoder(trained.program, trained.tokenizer)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
+        self._whole = MEMORIES[self._parts.memory.name].whole
         self.weights = self.decoder.weights(trained.params, self._parts)
         capacity = capacity or trained.config.data.length
         for name, value, least in (("lanes", lanes, 1), ("chunk", chunk, 1), ("rounds", rounds, 1)):
@@ -101,7 +105,8 @@ class Engine:
         options = self._options(settings)
         numbers = np.asarray(requests.rows(prompts))
         made = [self._request(prompt, options, seed, int(n)) for prompt, n in zip(prompts, numbers, strict=True)]
-        for request, prefix in zip(made, shared([r.ids for r in made]), strict=True):
+        begins = [()] * len(made) if self._whole else shared([r.ids for r in made])
+        for request, prefix in zip(made, begins, strict=True):
             request.prefix = prefix
             self.prefixes.expect(prefix)
         self.waiting.extend(made)
@@ -175,9 +180,13 @@ class Engine:
     def _options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         options = _changed(self.settings, settings)
         preflight.check_generation(options, tables=True)
-        for name in ("memory", "drafter", "verifier", "control"):
-            if options[name] != self.settings[name]:
-                raise ConfigError([f"generate.{name}={options[name]!r} is the engine's; make one with {name}=..."])
+        if differs := sockets.kept_apart(options, self.settings, self._parts):
+            group, _, leaf = differs.rpartition(".")
+            value = (options[group] if group else options)[leaf]
+            raise ConfigError([
+                f"generate.{differs}={value!r} holds for all requests of an engine; make one with "
+                + (f"{group}={{{leaf!r}: {value!r}}}." if group else f"{leaf}={value!r}.")
+            ])  # fmt: skip
         return options
 
     def _request(self, prompt: str, options: dict[str, Any], seed: int | None, number: int) -> Request:
@@ -236,9 +245,12 @@ class Engine:
         if request.one is None:
             request.one = self._fresh_row(request, None)
         end = min(request.read + count, len(request.ids) - 1)
+        if self._whole:
+            end = len(request.ids) - 1
         cuts = [len(request.prefix)] if request.read < len(request.prefix) <= end else []
         for stop in (*cuts, end):
-            for used, size in pieces(stop - request.read, self.chunk):
+            n = stop - request.read
+            for used, size in [(n, self.pool.room(n))] if self._whole else pieces(n, self.chunk):
                 # Only so much of the text is shown that a padded piece reads no more than it is to.
                 shown = dataclasses.replace(request.one, length=jnp.full((1,), request.read + used + 1, jnp.int32))
                 fresh = request.read == 0
@@ -303,11 +315,28 @@ class Engine:
         here = list(self.running.values())
         among = np.zeros(shape.rows, bool)
         among[[r.row for r in here if plan.decodes is None or r.id in plan.decodes]] = True
-        parts = self.decoder.parts([r.options for r in here])
+        parts = self.decoder.parts([r.options for r in here], shared=self.settings)
         rounds, ends = np.int32(min(plan.rounds, self.rounds)), np.int32(plan.ends)
+        if waits := [r for r in here if among[r.row] and hosted(parts, r.options)]:
+            rounds = np.int32(1)
+            for request in self._between(parts, waits):
+                here.remove(request)
+                among[request.row] = False
         self._lanes = self.decoder.extend(self.weights, self._lanes, rounds, ends, among, parts=parts)
         self._say()
         self._look(here)
+
+    def _between(self, parts: Parts, waits: Sequence[Request]) -> list[Request]:
+        """Lets controls look at rows before their next round; the requests that ended here."""
+        rows = {
+            r.row: Host(r.options, self.tokenizer, np.concatenate([r.ids, r.tokens]).astype(np.int32), len(r.ids))
+            for r in waits
+        }
+        self._lanes, failed = between(parts, self._lanes, rows)
+        ended = [r for r in waits if r.row in failed]
+        for request in ended:
+            self._end(request, failed[request.row])
+        return ended
 
     def _look(self, here: Sequence[Request]) -> None:
         """Takes what the rows have drawn; those that are done leave their lanes."""

@@ -9,9 +9,11 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import requests
+from experiments.generation.between import between, hosted
 from experiments.generation.decoder import Decoder, key_data
 from experiments.program import Program
 from models.decoding import parts as sockets
+from models.decoding.control import Host
 
 CHUNK = 16  # Rounds between two looks from the host: what streaming shows at once, and where stop strings are found.
 
@@ -60,8 +62,16 @@ class Generator:
             parts=parts, size=size, capacity=width,
         )  # fmt: skip
         readers = [requests.RowText(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
-        seen, rounds = length, 1
+        seen, rounds, waits = length, 1, hosted(parts, options)
         while not all(reader.ended for reader in readers):
+            if waits:
+                rows = {
+                    row: Host(options, self.tokenizer, np.array(p.text[row, : seen[row]]), int(length[row]))
+                    for row in range(real)
+                }
+                p, failed = between(parts, p, rows)
+                if failed:
+                    raise RuntimeError(next(iter(failed.values())))
             p = self.decoder.extend(weights, p, jnp.int32(rounds), jnp.int32(len(ids) + 1), parts=parts)
             tokens, now, done = np.array(p.text), np.array(p.length), np.array(p.done)  # Copies: p is given away.
             for row, reader in enumerate(readers):
@@ -70,7 +80,7 @@ class Generator:
                     yield row, piece
             if done[:real].all():
                 return
-            seen, rounds = now, CHUNK
+            seen, rounds = now, 1 if waits else CHUNK
 
     def _row_devices(self) -> int:
         """Over how many devices the rows of a batch are cut."""

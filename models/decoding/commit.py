@@ -1,11 +1,11 @@
 """What a decoding state becomes when a verifier has judged the drafts that the model just read."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kernels import masks
 from models.mixers.memory import Memory
 from models.mixers.slots import Slots
 
@@ -17,7 +17,7 @@ def rewinds(state: Any) -> bool:
 
 
 def commit(
-    model: Any,
+    again: Callable[..., Any],
     before: Any,
     made: Any,
     *,
@@ -32,7 +32,7 @@ def commit(
     their positions. Else the accepted tokens are read again from the state before, unless all were accepted.
 
     Args:
-      model: an `LM`, inside a trace.
+      again: `(tokens, positions, state=before) -> Pass`, the model as it read the drafts.
       before, made: the state before the drafts were read, and after.
       tokens: `[B, N]` ids of the drafts, or vectors `[B, N, D]` in place of embedded ones.
       position: `[B, N]` of each, -1 where it was not read.
@@ -51,7 +51,7 @@ def commit(
 
     def replay() -> tuple[Any, jax.Array]:
         kept = jnp.take_along_axis(tokens, own if tokens.ndim == 2 else own[..., None], axis=1)
-        return model(kept, mask=masks.Causal(), positions=at, state=before).state, jnp.int32(1)
+        return again(kept, at, state=before).state, jnp.int32(1)
 
     if path is not None:
         return replay()

@@ -23,6 +23,7 @@ def make(
     banned: tuple[int, ...] = (),
     eos: int = -1,
     every: bool = False,
+    shared: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Parts for requests that are served together: `config.generate` of each, as plain dicts.
 
@@ -35,8 +36,9 @@ def make(
       vocab_size, banned: see `control.warp.Allowed`.
       eos: see `stream.Parts`.
       every: leaves no entry out.
+      shared: the settings that the parts are made of; None: those of the first request.
     """
-    first = requests[0]
+    first = requests[0] if shared is None else shared
     group = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
     greedy = all(request["temperature"] == 0 for request in requests)
     chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]
@@ -68,6 +70,25 @@ def dials(requests: Sequence[Mapping[str, Any]], parts: Parts) -> dict[str, np.n
     """`[B]` float32 of every dial that the parts read, from `config.generate` of each request."""
     names = dict.fromkeys(dial for _, part in parts.control for dial in part.dials)
     return {name: np.asarray([_at(request, name) for request in requests], np.float32) for name in names}
+
+
+def kept_apart(asked: Mapping[str, Any], shared: Mapping[str, Any], parts: Parts) -> str | None:
+    """The first setting in which a request differs from those it is served with, and may not: "memory", "h2o.budget".
+
+    Dials and `Control.own` are each request's.
+    """
+    for socket in ("memory", "drafter", "verifier", "control"):
+        if asked[socket] != shared[socket]:
+            return socket
+    free = {dial for _, part in parts.control for dial in part.dials}
+    free |= {f"{name}.{field}" for name, part in parts.control for field in part.own}
+    for name in (parts.memory.name, parts.drafter[0], asked["verifier"], *(name for name, _ in parts.control)):
+        theirs, ours = asked.get(name), shared.get(name)
+        if isinstance(ours, Mapping) and theirs != ours:
+            differ = [f"{name}.{key}" for key in ours if theirs[key] != ours[key]]
+            if wrong := [key for key in differ if key not in free]:
+                return wrong[0]
+    return None
 
 
 def runs(parts: Parts) -> dict[str, str]:

@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
+from models.block import Pass
 from models.decoding import keys
 from models.decoding.commit import commit
-from models.decoding.control import Control
+from models.decoding.control import Control, Feed
 from models.decoding.drafts import Drafter, Seen, Tree
 from models.decoding.verify import Verifier
-from models.mixers.memory import Policy
+from models.mixers.context import Asked, Edit
+from models.mixers.memory import Policy, settled
 from models.mixers.slots import depths, put
 
 Models = Mapping[str, Any]  # "model": the one whose text it is; others by the names of the parts that read them
@@ -48,6 +50,11 @@ class Parts:
         """What keeps a side, by name."""
         return (self.drafter, *self.control)
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Sites of the model that some part is shown."""
+        return tuple(dict.fromkeys(site for _, part in self.sides for site in part.taps))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +67,14 @@ class Progress:
 
     text: jax.Array  # [B, R + D] ids, prompt and what was drawn; beyond `length` there is rubbish; D: drafter.depth
     length: jax.Array  # [B] tokens of the text
+    prompt: jax.Array  # [B] how many of them are the prompt
     limit: jax.Array  # [B] tokens that it may come to have, at most R
     done: jax.Array  # [B] ended by `eos`, the limit or a failure, or no request at all
     failed: jax.Array  # [B] ended because no logit was finite
     calls: jax.Array  # [B] passes of the model that drew for this row
     key: jax.Array  # [B, 2] uint32: the key of each request
     state: Any  # the model's decoding state
-    feed: jax.Array | None  # [B, D] vectors to be read in place of each row's last token (soft inputs); None: the token
+    feed: Feed | None  # what is read in place of each row's last token; None: no control feeds
     side: dict[str, Any]  # drafter's and controls' own, by name
     dials: dict[str, jax.Array]  # [B] float32 numbers of sampling that the controls read
 
@@ -115,7 +123,28 @@ def begin(
     text = jnp.pad(text.astype(jnp.int32), ((0, 0), (0, drafter.depth)))
     dials = {name: jnp.asarray(value, jnp.float32) for name, value in dials.items()}
     zeros, no = jnp.zeros((B,), jnp.int32), jnp.zeros((B,), bool)
-    return Progress(text, length, limit, length >= limit, no, zeros, key, state, None, side, dials)
+    feed = None
+    if any(part.feeds for _, part in parts.control):
+        feed = Feed(jnp.zeros((B, model.spec.D), model.spec.dtype), no)
+    return Progress(text, length, length, limit, length >= limit, no, zeros, key, state, feed, side, dials)
+
+
+def pass_(models: Models, p: Progress, parts: Parts, tokens: jax.Array, positions: jax.Array, **kw: Any) -> Pass:
+    """The model's pass over new tokens of the rows of `p`, with what controls hand it; `kw` as of `LM.__call__`."""
+    more: dict[str, Any] = {"asked": Asked(p.prompt, p.key)}
+    for name, part in parts.control:
+        for key, values in part.enters(models, p.side[name], p).items():
+            there = more.setdefault(key, {})
+            for site, value in values.items():
+                there[site] = behind(there[site], value) if key == "edits" and site in there else value
+    if parts.taps:
+        more["taps"] = parts.taps
+    return models["model"](tokens, mask=masks.Causal(), positions=positions, **more, **kw)
+
+
+def behind(first: Edit, second: Edit) -> Edit:
+    """Two edits of one site, one after the other."""
+    return lambda x, layers: second(first(x, layers), layers)
 
 
 def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = False) -> Progress:
@@ -133,9 +162,10 @@ def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = 
     wanted = (at < (p.length - 1)[:, None]) & ~p.done[:, None]
     position = jnp.where(wanted, at, -1)
     tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
-    model = models["model"]
-    state = model(tokens, mask=masks.Causal(), positions=position, state=p.state, fresh=fresh).state
-    side = p.side | {name: part.read(models, p.side[name], tokens, position) for name, part in parts.sides}
+    made = pass_(models, p, parts, tokens, position, state=p.state, fresh=fresh)
+    side = p.side | {name: part.read(models, p.side[name], tokens, position, made) for name, part in parts.sides}
+    ended = jnp.any(wanted, axis=1) & (made.state["slots"].length == p.prompt - 1)
+    state = made.state | {"layers": settled(parts.memory, made.state["layers"], ended)}
     return dataclasses.replace(p, state=state, side=side)
 
 
@@ -155,7 +185,7 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
     position = jnp.where(tree.valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
     tokens = tree.token if p.feed is None else fed(model, p.feed, tree.token)
     parents = tree.parent if drafter.branches else None
-    made = model(tokens, mask=masks.Causal(), positions=position, state=p.state, parents=parents)
+    made = pass_(models, p, parts, tokens, position, state=p.state, parents=parents)
     logits, processed = _controlled(models, p, parts, model.logits(made.features), tree, position)
     row_keys = jax.random.wrap_key_data(p.key)
     path, count, following = parts.verifier(row_keys, logits, tree, p.length - 1, drafter.depth)
@@ -168,8 +198,8 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
     else:
         accepted = path if drafter.branches else None
         kept = {"tokens": tokens, "position": position, "path": accepted, "count": count}
-        state, more = commit(model, p.state, made.state, **kept)
-    seen = Seen(tree, position, logits, path, count, token, p)
+        state, more = commit(functools.partial(pass_, models, p, parts), p.state, made.state, **kept)
+    seen = Seen(tree, position, logits, path, count, token, p, made)
     sides = p.side | {name: drafter.observe(models, side, seen)}
     sides |= {key: part.commit(models, p.side[key], processed[key], seen) for key, part in parts.control}
     length = p.length + count
@@ -181,8 +211,21 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
         failed=p.failed | failed,
         calls=p.calls + jnp.where(live, 1 + more, 0),
         state=state,
+        feed=p.feed if p.feed is None else _soft(models, p.feed, parts, sides, seen),
         side=sides,
     )
+
+
+def _soft(models: Models, old: Feed, parts: Parts, sides: dict, seen: Seen) -> Feed:
+    """What the next round reads; rows that were not live keep what they had."""
+    vector, on = old.vector, jnp.zeros_like(old.on)
+    for name, part in parts.control:
+        if part.feeds:
+            new = part.soft(models, sides[name], seen)
+            vector = jnp.where(new.on[:, None], new.vector.astype(vector.dtype), vector)
+            on = on | new.on
+    live = seen.count > 0
+    return Feed(jnp.where(live[:, None], vector, old.vector), jnp.where(live, on, old.on))
 
 
 def _controlled(models: Models, p: Progress, parts: Parts, logits, tree: Tree, position) -> tuple[jax.Array, dict]:
@@ -245,10 +288,11 @@ def cut_at(token: jax.Array, count: jax.Array, eos: int) -> tuple[jax.Array, jax
     return jnp.where(ended, jnp.argmax(ends, axis=1).astype(count.dtype) + 1, count), ended
 
 
-def fed(model: Any, feed: jax.Array, token: jax.Array) -> jax.Array:
-    """Embedded tokens `[B, N]` as `[B, N, D]`, with the vectors `feed [B, D]` in place of the first."""
+def fed(model: Any, feed: Feed, token: jax.Array) -> jax.Array:
+    """Embedded tokens `[B, N]` as `[B, N, D]`, with the vectors of `feed` in place of the first where it is on."""
     vectors = model.embed(token)
-    return vectors.at[:, 0].set(feed.astype(vectors.dtype))
+    first = jnp.where(feed.on[:, None], feed.vector.astype(vectors.dtype), vectors[:, 0])
+    return vectors.at[:, 0].set(first)
 
 
 __all__ = ["Models", "Parts", "Progress", "begin", "extend", "keys", "read", "round_"]

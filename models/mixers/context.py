@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,6 +11,13 @@ from models.mixers.slots import Slots
 
 SITES = ("mixer", "channel", "residual")  # x_next = x + mixer + channel; residual: x_next
 Edit = Callable[[jax.Array, Mapping[str, Any]], jax.Array]
+
+
+class Asked(NamedTuple):
+    """The requests whose rows a pass of decoding reads."""
+
+    prompt: jax.Array  # [B] tokens of each prompt; a token at position >= prompt[b] - 1 is read by a round
+    key: jax.Array  # [B, 2] uint32: the key of each request, for noise that is the row's own
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +36,7 @@ class Context:
     start: jax.Array | None = None  # decoding: [B] the slot of each row's first new token
     parents: jax.Array | None = None  # decoding: [1|B, T] new tokens are drafts in a tree: their parents, -1 = the past
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})  # decoding: no token came before these
+    asked: Asked | None = None  # decoding: whose rows these are; None where no engine reads them
     layers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> values of each layer
     flow: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)  # name -> [B, T, ...] of the layer before
     taps: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})  # sites that the report shows

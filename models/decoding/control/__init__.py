@@ -10,11 +10,13 @@ arrays `[B]` in `Progress.dials`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 
 from models import tables
+from models.block import Pass
 from models.decoding.drafts import Seen, Tree
 
 Step = Callable[[Mapping[str, Any], Any, Any, jax.Array], Any]
@@ -23,6 +25,22 @@ Step = Callable[[Mapping[str, Any], Any, Any, jax.Array], Any]
 `stream.round_` is the plain step. A row that is not live comes back as it was: its tokens are read at position -1,
 which enter no state. A composition of steps (another model for some rows, roll-outs, rounds of a helper) is a step.
 """
+
+
+class Feed(NamedTuple):
+    """What is read in the place of each row's last token (soft inputs)."""
+
+    vector: jax.Array  # [B, D] as `LM.embed` gives them
+    on: jax.Array  # [B] bool: whether it is; else the token is read
+
+
+class Host(NamedTuple):
+    """One row, as `Control.between` finds it on the host."""
+
+    options: Mapping[str, Any]  # `config.generate` of its request
+    tokenizer: Any
+    tokens: np.ndarray  # [n] ids of its text so far
+    prompt: int  # how many of them are its prompt
 
 
 class Control:
@@ -34,19 +52,33 @@ class Control:
         in all rows is left out of the program.
       runs: fields that hold the workdir of a run whose model it reads, as `models["NAME.FIELD"]`.
       pure: whether logits are all that `process` reads, besides dials: it then also warps the law of a drafter's model.
+      taps: see `Drafter.taps`.
+      feeds: whether `soft` is called.
+      own: fields that each request may set for itself, as `hosts` and `between` find them in its options. Nothing else
+        may read them: a part is made once for all requests.
     """
 
     dials: ClassVar[tuple[str, ...]] = ()
     runs: ClassVar[tuple[str, ...]] = ()
     pure: ClassVar[bool] = False
+    taps: ClassVar[tuple[str, ...]] = ()
+    feeds: ClassVar[bool] = False
+    own: ClassVar[tuple[str, ...]] = ()
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """The side of `batch` rows without a token: a pytree with the batch in front."""
         return {}
 
-    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array) -> Any:
+    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
         """The side after a piece of the prompt, `[B, T]` each; position -1 is padding. See `Drafter.read`."""
         return side
+
+    def enters(self, models: Mapping[str, Any], side: Any, p: Any) -> Mapping[str, Any]:
+        """What the model's passes are given besides tokens, of prompts, too: "layers" and "edits" of `LM.__call__`.
+
+        Values of several entries go together; of edits at one site that of the later entry is made behind the other.
+        """
+        return {}
 
     def process(
         self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
@@ -68,6 +100,25 @@ class Control:
     def commit(self, models: Mapping[str, Any], side: Any, made: Any, seen: Seen) -> Any:
         """The side after the accepted nodes; `made` is from `process`."""
         return side
+
+    def soft(self, models: Mapping[str, Any], side: Any, seen: Seen) -> Feed:
+        """What the next round reads in place of the last token, where the entry `feeds`; `side` is the one after it.
+
+        The text holds the token all the same. Of several entries that feed a row the last one is heard.
+        """
+        raise NotImplementedError
+
+    def hosts(self, options: Mapping[str, Any]) -> bool:
+        """Whether `between` is to be called for a request with `config.generate` = options. Such a row makes one round
+        between two looks from the host."""
+        return False
+
+    def between(self, row: Host, side: Any) -> Any:
+        """On the host, before each round of a row: its side (leaves without the batch, numpy), or None: as it was.
+
+        Shapes and dtypes stay. An exception ends the request, with its sentence as the reason.
+        """
+        return None
 
     def step(self, inner: Step) -> Step:
         """The step that is taken in the place of `inner`."""

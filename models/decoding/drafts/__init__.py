@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 
 from models import tables
+from models.block import Pass
 
 
 class Tree(NamedTuple):
@@ -39,6 +40,8 @@ class Drafter:
       runs: fields that hold the workdir of a run whose model it reads; `propose` finds it in `models["NAME.FIELD"]`.
       branches: whether drafts are a tree. Mixers with a recurrence read chains only.
       draws: whether `Tree.q` is given.
+      taps: sites of the model whose activations `read` and `observe` are shown, `made.report[site]` `[L, B, T, D]`;
+        ("residual",): the stream after each layer. `made.features`, the stream after the last norm, is always there.
       nodes: N, the last token and all drafts.
       depth: D, tokens of the longest path, the last token included; N for a chain.
     """
@@ -46,6 +49,7 @@ class Drafter:
     runs: ClassVar[tuple[str, ...]] = ()
     branches: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    taps: ClassVar[tuple[str, ...]] = ()
 
     @property
     def nodes(self) -> int:
@@ -58,11 +62,14 @@ class Drafter:
         return self.nodes
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
-        """The side of `batch` rows that have no token yet, for texts of up to `capacity` tokens."""
+        """The side of `batch` rows that have no token yet, for texts of up to `capacity` tokens.
+
+        Every leaf has the batch in front: rows of it are inserted, taken and moved with those of the model's state.
+        """
         return {}
 
-    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array) -> Any:
-        """The side after a piece of the prompt, `[B, T]` each; position -1 is padding.
+    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
+        """The side after a piece of the prompt, `[B, T]` each; position -1 is padding. `made`: the model's pass on it.
 
         The last token of a prompt is not among them: it is node 0 of the first round.
         """
@@ -96,6 +103,7 @@ class Seen(NamedTuple):
     count: jax.Array  # [B] how many of `path` stand: 1 + accepted drafts, 0 for a row that is not live
     token: jax.Array  # [B, D] what the text got: token[b, j] follows path[b, j], for j < count[b]
     p: Any  # stream.Progress before the round
+    made: Pass  # of the model on the nodes: `features [B, N, D]`, and `report` with the sites that parts tap
 
 
 DRAFTERS: dict[str, type[Drafter]] = tables.found(__name__)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import masks
+from models.block import Pass
 from models.decoding import keys
 from models.decoding.commit import rewinds
 from models.decoding.drafts import Drafter, Tree
@@ -43,7 +44,7 @@ class ModelDraft(Drafter):
         """See `Drafter.init`."""
         return models[f"{NAME}.workdir"].init_state(batch, capacity)
 
-    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array) -> Any:
+    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
         """See `Drafter.read`."""
         return models[f"{NAME}.workdir"](tokens, mask=masks.Causal(), positions=positions, state=side).state
 

@@ -11,8 +11,11 @@ front. One pass reads T new tokens of each row (a piece of the prompt, one token
     memory = memory.looked(Looks(...), context)      # after it, where `looks`: the weights of every key
     memory = memory.commit(path, count, start)       # where `rewinds`: those of T drafts that stay
 
+and, where `settles`, once for each row, all layers together: `Mine.settle(layers, ended)` when its prompt is read.
+
 The rule of an eviction policy in one line: attend to the C kept tokens and the T new ones, then keep the best C of
-C + T. T = 1 is a decoding step, T = the prompt compresses it, and pieces of a prompt need nothing more.
+C + T. T = 1 is a decoding step, T = the prompt compresses it, and pieces of a prompt need nothing more. The last token
+of a prompt is read by a row's first round, T = 1: `context.asked.prompt` says which one that is.
 """
 
 import dataclasses
@@ -85,11 +88,16 @@ class Memory:
       looks: whether `looked` is called. Attention then forms all weights, [B, K, G, T, S] numbers.
       rewinds: whether `commit` can drop drafts that were not accepted. Of a model with a state that cannot, the engine
         reads the accepted drafts again from the state before.
+      settles: whether `settle` is called.
+      whole: whether what is kept depends on where a prompt is cut. The engine then reads each prompt in one pass, but
+        for its last token, and shares no beginnings.
     """
 
     rotary: ClassVar[str] = "stored"
     looks: ClassVar[bool] = False
     rewinds: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     @classmethod
     def empty(cls, sizes: Sizes, **options: Any) -> Self:
@@ -103,7 +111,8 @@ class Memory:
           q: `[B, T, N, H]`; k, v: `[B, T, K, H]`.
           context: `positions [B, T]` (-1 = padding, which enters nothing), `slots` and `start` (which token stands in
             which slot, once per model, for policies that keep all of them; the new ones included), `fresh` (static: no
-            token came before these), `parents` (drafts as a tree).
+            token came before these), `parents` (drafts as a tree), `asked` (tokens of each row's prompt, and its
+            key; None outside the engine).
 
         Returns:
           the memory that holds them, and the view of these queries.
@@ -125,8 +134,13 @@ class Memory:
         raise NotImplementedError
 
     @classmethod
-    def settle(cls, layers: tuple[Self, ...]) -> tuple[Self, ...]:
-        """All layers' memories once the prompt is read: shares one budget among layers (PrefixKV)."""
+    def settle(cls, layers: tuple[Self, ...], ended: jax.Array) -> tuple[Self, ...]:
+        """All layers' memories when prompts are read, e.g. to share one budget among layers (PrefixKV).
+
+        Args:
+          layers: those of the layers that keep such a memory, in order of depth.
+          ended: `[B]` rows whose prompt this pass has read, all but its last token; the others come back as they are.
+        """
         return layers
 
 
@@ -156,6 +170,18 @@ class Policy:
         return MEMORIES[self.name].empty(sizes, **dict(self.options))
 
 
+def settled(policy: Policy, layers: Any, ended: jax.Array) -> Any:
+    """The layers of a decoding state after `Memory.settle`, where the policy settles."""
+    kind = MEMORIES[policy.name]
+    if not kind.settles:
+        return layers
+    leaves, tree = jax.tree.flatten(layers, is_leaf=lambda x: isinstance(x, Memory))
+    at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, kind)]
+    for i, memory in zip(at, kind.settle(tuple(leaves[i] for i in at), ended), strict=True):
+        leaves[i] = memory
+    return jax.tree.unflatten(tree, leaves)
+
+
 MEMORIES: dict[str, type[Memory]] = tables.found(__name__)
 
-__all__ = ["MEMORIES", "Context", "Looks", "Memory", "Policy", "Sizes", "View"]
+__all__ = ["MEMORIES", "Context", "Looks", "Memory", "Policy", "Sizes", "View", "settled"]

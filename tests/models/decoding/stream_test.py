@@ -193,7 +193,7 @@ class Counter:
     def init_state(self, batch, length, memory):
         return {"slots": Slots.empty(batch, length), "layers": ({"0": jnp.zeros((batch,), jnp.int32)},)}
 
-    def __call__(self, tokens, *, mask, positions, state, fresh=False, parents=None):
+    def __call__(self, tokens, *, mask, positions, state, asked, fresh=False, parents=None):
         from models.block import Pass
 
         assert mask == masks.Causal()

@@ -61,7 +61,8 @@ def run(name):
             given = {"mask": masks.Causal(), "positions": place, "state": state, "parents": jnp.asarray(PARENT)[None]}
             made = model(jnp.asarray(DRAFTS), **given)
             kept = {"path": jnp.asarray(PATH), "count": jnp.asarray(COUNT)}
-            after, _ = commit(model, state, made.state, tokens=jnp.asarray(DRAFTS), position=place, **kept)
+            again = lambda tokens, at, state: model(tokens, mask=masks.Causal(), positions=at, state=state)  # noqa: E731
+            after, _ = commit(again, state, made.state, tokens=jnp.asarray(DRAFTS), position=place, **kept)
             held = after["slots"].length
             more = model(jnp.asarray(NEXT), mask=masks.Causal(), positions=held[:, None] + jnp.arange(2), state=after)
             return model.logits(made.features), model.logits(more.features), held
