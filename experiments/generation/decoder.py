@@ -62,7 +62,7 @@ class Decoder:
                 f"generate.verifier={asked[0]['verifier']!r} needs the law of the drafts, which "
                 f"generate.drafter={name!r} has not; use generate.verifier='same_draw'."
             ])  # fmt: skip
-        if drafter.nodes > 1 and MEMORIES[parts.memory.name].whole:
+        if drafter.nodes > 1 and MEMORIES[parts.memory.name].alone:
             raise ConfigError([
                 f"generate.drafter={name!r} reads several tokens in one pass, and what generate.memory="
                 f"{parts.memory.name!r} keeps would depend on how many; use generate.drafter='none'."

@@ -66,7 +66,7 @@ class Engine:
         self.tokenizer, self.chunk, self.rounds = trained.tokenizer, chunk, rounds
         self.decoder = Decoder(trained.program, trained.tokenizer)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
-        self._whole = MEMORIES[self._parts.memory.name].whole
+        self._whole = not MEMORIES[self._parts.memory.name].pieces
         self.weights = self.decoder.weights(trained.params, self._parts)
         capacity = capacity or trained.config.data.length
         for name, value, least in (("lanes", lanes, 1), ("chunk", chunk, 1), ("rounds", rounds, 1)):

@@ -89,15 +89,17 @@ class Memory:
       rewinds: whether `commit` can drop drafts that were not accepted. Of a model with a state that cannot, the engine
         reads the accepted drafts again from the state before.
       settles: whether `settle` is called.
-      whole: whether what is kept depends on where a prompt is cut. The engine then reads each prompt in one pass, but
-        for its last token, and shares no beginnings.
+      pieces: whether a prompt may be read in any pieces without a change. Where not, the engine reads each in one pass,
+        but for its last token, and shares no beginnings.
+      alone: whether text is drawn one token a pass, without drafts: what stays depends on the order of the passes.
     """
 
     rotary: ClassVar[str] = "stored"
     looks: ClassVar[bool] = False
     rewinds: ClassVar[bool] = False
     settles: ClassVar[bool] = False
-    whole: ClassVar[bool] = False
+    pieces: ClassVar[bool] = True
+    alone: ClassVar[bool] = False
 
     @classmethod
     def empty(cls, sizes: Sizes, **options: Any) -> Self:

@@ -38,7 +38,7 @@ RECENT = 2
 class Mine(Memory):
     """H2O, of which layer i keeps i tokens fewer once the prompt is read."""
 
-    looks, settles, whole = True, True, True
+    looks, settles, pieces, alone = True, True, False, True
 
     k: jax.Array  # [B, K, C, H]
     v: jax.Array
