@@ -8,6 +8,7 @@
     sparsity    BlockFFN's losses, measures and schedule
     capacity    how many tokens an expert takes, and which
     banks       the experts
+    dispatch    tokens to their experts and back: dense, einsum, sorted
     upcycling   experts out of a trained dense layer
 
 docs/moe.md lists every function with its equation. Letters: T tokens, E experts, K chosen for a token, D width of the

@@ -1,11 +1,13 @@
 """Experts as functions of arrays: feed-forward ones, stacked `[E, ...]`, and those that cost (nearly) nothing."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kernels.grouped_matmul import grouped_matmul
 from models.experts import routing
 from models.experts.routing import wide
 
@@ -28,6 +30,29 @@ def ffn(x: Any, up: Any, down: Any, activation: Callable = jax.nn.silu, gate: An
     product = lambda w: jnp.einsum(form, x, jnp.asarray(w))  # noqa: E731
     hidden = activation(product(up)) if gate is None else activation(product(gate)) * product(up)
     return jnp.einsum("etf,efd->etd", hidden, jnp.asarray(down))
+
+
+def grouped_ffn(
+    x: Any,
+    sizes: Any,
+    up: Any,
+    down: Any,
+    activation: Callable = jax.nn.silu,
+    gate: Any = None,
+    *,
+    implementation: str | None = None,
+) -> jax.Array:
+    """`ffn` of rows sorted by expert, `[M, D] -> [M, D]`: the first `sizes[0]` rows are expert 0's, and so on.
+
+    The backward pass keeps what goes into the activation and computes the activation again. `implementation`: of
+    `kernels.grouped_matmul`.
+    """
+    multiply = functools.partial(grouped_matmul, sizes=jnp.asarray(sizes), implementation=implementation)
+    x = jnp.asarray(x)
+    if gate is None:
+        return multiply(jax.checkpoint(activation)(multiply(x, jnp.asarray(up))), jnp.asarray(down))
+    gated = jax.checkpoint(lambda gate, up: activation(gate) * up)
+    return multiply(gated(multiply(x, jnp.asarray(gate)), multiply(x, jnp.asarray(up))), jnp.asarray(down))
 
 
 def zero(x: Any) -> jax.Array:
