@@ -11,7 +11,9 @@ from models.spec import Spec
 
 # fast: where weights start that are trained inside the forward pass. frozen: a number that is saved and never trained.
 # running: one that its part's `advance` renews each step (models/running.py). Optimizer, decay, average move neither.
-ROLES = ("kernel", "embedding", "norm", "bias", "fast", "frozen", "running")
+# adapter: what is trained beside a kernel that is not (models/lora.py).
+ROLES = ("kernel", "embedding", "norm", "bias", "fast", "frozen", "running", "adapter")
+MULTIPLIED = ("kernel", "adapter")
 UNTRAINED = ("frozen", "running")
 
 
@@ -28,9 +30,9 @@ def param(
 
 
 def kernel_size(part: nnx.Module) -> int:
-    """Numbers in the kernels of a part, each of which costs a token one multiply-add."""
+    """Numbers in the kernels of a part and in what stands beside them; each costs a token one multiply-add."""
     variables = nnx.to_flat_state(nnx.state(part, nnx.Param))
-    return sum(math.prod(v.shape) for _, v in variables if v.get_metadata("role") == "kernel")
+    return sum(math.prod(v.shape) for _, v in variables if v.get_metadata("role") in MULTIPLIED)
 
 
 def normal(std: float) -> Callable:

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from models import parameters
+from models.lora import Lora
 from models.pattention import Pattention
 from models.products import by_rows
 from models.spec import Spec
@@ -52,7 +53,7 @@ class Dense(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-PROJECTIONS = {"dense": Dense, "pattention": Pattention}
+PROJECTIONS = {"dense": Dense, "lora": Lora, "pattention": Pattention}
 
 
 def make(spec: Spec, d_in: int, d_out: int, **kw) -> Projection:

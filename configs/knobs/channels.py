@@ -1,8 +1,16 @@
 """Knobs of channels and projections: each reads the group of its own name."""
 
-from configs.knobs.kinds import group, part, switch, whole
+from configs.knobs.kinds import group, number, part, switch, texts, whole
 
 MAPS = "model.projection=pattention"
+
+lora = group("Two thin maps beside every linear map, which can train alone.", of="model.projection=lora")
+lora.rank = whole(8, "r: width between the two.", least=1, small=3, before=8)
+lora.alpha = number(16.0, "Their product is multiplied by alpha / r.", least=0, before=16.0)
+lora.scaling = part(
+    "rank", "models.lora:SCALINGS", "rank: alpha / r; root: alpha / sqrt(r), which larger r need.", before="rank"
+)
+lora.maps = texts((), "Maps that have them: q, k, v, o, up (with the gate), down; () = all.", before=())
 
 mlp = group("Two maps with an activation between them.", of="model.channel=mlp")
 mlp.hidden = whole(0, "F: hidden width; 0 = 4D.", least=0, small=64)

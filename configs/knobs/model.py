@@ -26,7 +26,7 @@ model.by_position = texts(
     before=(),
 )
 model.projection = part(
-    "dense", "models.projections:PROJECTIONS", "What a linear map is: dense, pattention (TokenFormer)."
+    "dense", "models.projections:PROJECTIONS", "What a linear map is: dense, lora, pattention (TokenFormer)."
 )
 model.norm = part("rmsnorm", "models.norms:NORMS", "The norm before each mixer and channel: rmsnorm or layernorm.")
 model.norm_place = part(

@@ -37,6 +37,12 @@ optimizer.weight_decay = number(0.1, "Decoupled; multiplied by the learning rate
 optimizer.decay_roles = texts(
     ("kernel", "embedding"), "Parameter roles that decay (models.parameters.ROLES); norms and biases do not."
 )
+optimizer.freeze = texts(
+    (),
+    "What is not trained, by role or by pattern of names (experiments/program/freezing.py); '!' in front: trained after "
+    "all. ('*', '!adapter') trains LoRA alone.",
+    before=(),
+)
 optimizer.b1 = number(
     0.9,
     "Decay of the first moment (muon: of what is left to AdamW).",

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.program import companions as beside
-from experiments.program import optimizers, precision, sharding
+from experiments.program import freezing, optimizers, precision, sharding
 from kernels import context_attention
 from models import objectives, reports, running
 from models.lm import LM
@@ -58,6 +58,7 @@ class Program:
     shardings: Any  # the state's NamedShardings
     axes: Any  # logical axes of each parameter
     roles: Any  # role of each parameter
+    fixed: Any  # whether `optimizer.freeze` holds it, of each parameter
     decoder: Callable[[Any], LM]  # `merge` for generation: sequences are whole on every device, in their order
     rows: tuple[int, int]  # (i, n): this process reads the i-th of n parts of the rows of a batch
     companions: Mapping[str, "Program"]  # trained models that the objective reads; {} until they are attached
@@ -82,7 +83,7 @@ class Program:
             "step": jnp.zeros((), jnp.int32),
             "rng": jax.random.key_data(train_key),
             "params": params,
-            "optimizer": self.optimizer.init(self._wide({"params": params})),
+            "optimizer": self.optimizer.init(freezing.trained(self.fixed, self._wide({"params": params}))),
         }
         options = self.config.optimizer
         if options.rounding == "master" and precision.narrow(params):
@@ -127,18 +128,20 @@ class Program:
         batch = self.objective.corrupt(batch, key)
         total = jnp.maximum(jnp.sum(batch["scored"], dtype=jnp.float32), 1.0)
 
-        def loss_fn(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-            model = self.merge(running.held(self.roles, params))
+        def loss_fn(some: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+            model = self.merge(running.held(self.roles, freezing.whole(self.fixed, some, at)))
             out = self.objective.loss(model, batch, key, **told, **self.config.loss.to_dict())
             loss = reports.with_losses(out.total, out.report)
             return loss / total, {"loss": loss, "means": out.means, "report": out.report}
 
         # At the stored values, but with gradients as wide as the sums that they go into.
         at = self._wide({"params": params})
-        grads, sums = self._accumulate(jax.grad(loss_fn, has_aux=True), at, batch, key)
+        some = freezing.trained(self.fixed, at)
+        grads, sums = self._accumulate(jax.grad(loss_fn, has_aux=True), some, batch, key)
         wide = self._wide(state)
-        updates, optimizer = self.optimizer.update(grads, state["optimizer"], wide)
-        wide = optax.apply_updates(wide, updates)
+        some = freezing.trained(self.fixed, wide)
+        updates, optimizer = self.optimizer.update(grads, state["optimizer"], some)
+        wide = freezing.whole(self.fixed, optax.apply_updates(some, updates), wide)
         wide = running.put(wide, running.advance(self.merge(wide), sums["report"]))
         new = {"step": state["step"] + 1, "rng": state["rng"], "params": self._stored(wide, params, key)}
         new["optimizer"] = optimizer
@@ -146,7 +149,7 @@ class Program:
             new["master"] = wide
         if "ema" in state:
             average, more = optimizers.average(self.config.optimizer, state["ema"], state.get("averaged"), wide)
-            new |= {"ema": optimizers.keep_untrained(self.roles, average, wide), **more}
+            new |= {"ema": optimizers.keep_untrained(self.untrained, average, wide), **more}
         metrics = {"train/loss": sums["loss"] / total}
         metrics |= {f"train/{name}": mean.value for name, mean in sums["means"].items()}
         metrics |= {f"train/report/{name}": x for name, x in reports.summary(sums["report"], total).items()}
@@ -178,12 +181,20 @@ class Program:
 
         return jax.lax.scan(add, zeros, (micro, keys))[0]
 
+    @property
+    def untrained(self) -> Any:
+        """Role of each parameter, "frozen" where the config holds it."""
+        return jax.tree.map(lambda held, role: "frozen" if held else role, self.fixed, self.roles)
+
     def evaluation_params(self, state: Any) -> Any:
         """The parameters that evaluation, samples and export use: the average when there is one."""
         if "ema" in state:
             return precision.like(state["ema"], state["params"])
-        params = optimizers.evaluation_params(self.config.optimizer, state["optimizer"], self._wide(state))
-        return optimizers.keep_untrained(self.roles, precision.like(params, state["params"]), state["params"])
+        wide = self._wide(state)
+        some = freezing.trained(self.fixed, wide)
+        some = optimizers.evaluation_params(self.config.optimizer, state["optimizer"], some)
+        params = precision.like(freezing.whole(self.fixed, some, wide), state["params"])
+        return optimizers.keep_untrained(self.untrained, params, state["params"])
 
 
 def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
@@ -198,7 +209,9 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
     roles = jax.tree.map(lambda v: v.get_metadata("role"), variables, is_leaf=_is_variable)
     axes, roles, params = (nnx.to_pure_dict(tree) for tree in (axes, roles, variables))
     rates = jax.tree.map(spec.sizes.rate, roles, axes)
-    optimizer = optimizers.make(config.optimizer, config.train.steps, roles, rates)
+    fixed = freezing.held(config.optimizer.freeze, roles)
+    moved = (freezing.trained(fixed, tree) for tree in (roles, rates))
+    optimizer = optimizers.make(config.optimizer, config.train.steps, *moved)
     program = Program(
         config=config,
         spec=spec,
@@ -210,6 +223,7 @@ def build(config, *, vocab_size: int, mesh: Mesh) -> Program:
         shardings=None,
         axes=axes,
         roles=roles,
+        fixed=fixed,
         decoder=lambda params: nnx.merge(decoder, params),
         rows=sharding.own_rows(config, mesh),
         companions={},

@@ -15,7 +15,7 @@ from experiments.program import precision
 from models.block import Period
 from models.lm import LM
 from models.objectives import next_token
-from models.parameters import UNTRAINED, kernel_size
+from models.parameters import MULTIPLIED, UNTRAINED, kernel_size
 
 MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond their projections
 
@@ -23,7 +23,7 @@ MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond th
 def parameters(program: Any) -> dict[str, int]:
     """Trained parameters by what they are: `total`, `embedding` (with a free head), `non_embedding`."""
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
-    pairs = list(zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True))
+    pairs = list(zip(jax.tree.leaves(sizes), jax.tree.leaves(program.untrained), strict=True))
     total = sum(size for size, role in pairs if role not in UNTRAINED)
     embedding = sum(size for size, role in pairs if role == "embedding")
     return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
@@ -35,13 +35,15 @@ def flops_per_token(program: Any) -> dict[str, float]:
     A multiply-add is 2. `matmul` counts the head once, and per copy of a token that the objective makes what channels
     say that is active in them for it (`Channel.flops`) and every other kernel once; `context` counts what mixers do
     beyond their projections, and is the sum of `attention` (over the keys that the mask lets a token see), `recurrent`
-    (memories) and `fast` (weights that learn in the forward pass). Norms, activations and the optimizer are left out.
+    (memories) and `fast` (weights that learn in the forward pass). What `optimizer.freeze` holds counts twice, not
+    three times. Norms, activations and the optimizer are left out.
     Keys and values of Pattention count as any kernel: one product each, 2 P (D_in + D_out). Companions of the objective
     pass forward only.
     """
     sizes = jax.tree.map(lambda x: math.prod(x.shape), program.abstract["params"])
-    pairs = zip(jax.tree.leaves(sizes), jax.tree.leaves(program.roles), strict=True)
-    kernels = sum(size for size, role in pairs if role == "kernel")
+    leaves = zip(*map(jax.tree.leaves, (sizes, program.roles, program.fixed)), strict=True)
+    multiplied = [(size, held) for size, role, held in leaves if role in MULTIPLIED]
+    kernels = sum(size for size, _ in multiplied)
     spec, length = program.spec, program.config.data.length
     causal = program.objective.causal
     blocks = nnx.eval_shape(lambda: Period(spec, rngs=nnx.Rngs(0))).blocks.values()
@@ -54,7 +56,11 @@ def flops_per_token(program: Any) -> dict[str, float]:
             parts[kind] += 3 * share * flops
     each = 2 * kernels + repeats * sum(block.channel.flops() - 2 * kernel_size(block.channel) for block in blocks)
     predictions = getattr(program.objective, "predictions", 1)
-    matmul = 3 * (copies * each + predictions * 2 * spec.V * spec.D)
+    head = predictions * 2 * spec.V * spec.D
+    matmul = 3 * (copies * each + head)
+    # What is held has no gradient of its own: two products of three.
+    matmul -= copies * each * sum(size for size, held in multiplied if held) / max(kernels, 1)
+    matmul -= head * bool(program.fixed["embedding" if spec.tied else "head"])
     for companion in program.companions.values():
         flops = flops_per_token(dataclasses.replace(companion, objective=next_token, companions={}))
         matmul += flops["matmul"] / 3
