@@ -256,7 +256,9 @@ def export(flags: Any, changes: Changes) -> None:
         count = writing.hugging_face(model, workdir / "hf")
         print(f"{count:,} parameters: {workdir / 'hf'}")
         return
-    count = exporting.save(model.params, files.plain(made.to_dict()), workdir / exporting.FILE)
+    plain = writing.merged(model)
+    saved = made if plain is model else plain.config
+    count = exporting.save(plain.params, files.plain(saved.to_dict()), workdir / exporting.FILE)
     print(f"{count:,} parameters: {workdir / exporting.FILE}")
 
 

@@ -1,7 +1,7 @@
 """Projection "lora": a linear map and a product of two thin ones beside it (Hu et al. 2021, arXiv:2106.09685)."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,15 +43,15 @@ def merged(kernel: jax.Array, lora_in: jax.Array, lora_out: jax.Array, scale: fl
     return (kernel.astype(wide) + scale * product).astype(kernel.dtype)
 
 
-def fold(params: Mapping[str, jax.Array], scale: float) -> dict[str, jax.Array]:
-    """Parameters by path, "PATH/lora_in" and "PATH/lora_out" merged into "PATH/kernel"."""
+def fold(params: Mapping[str, jax.Array], scale: Callable[[str], float]) -> dict[str, jax.Array]:
+    """Parameters by path, "PATH/lora_in" and "PATH/lora_out" merged into "PATH/kernel"; `scale` is asked by PATH."""
     ends = "/lora_in", "/lora_out"
     found = {path: value for path, value in params.items() if not path.endswith(ends)}
     for path in params:
         if path.endswith(ends[0]):
             base = path.removesuffix(ends[0])
             told = (params[f"{base}/{name}"] for name in ("kernel", "lora_in", "lora_out"))
-            found[f"{base}/kernel"] = merged(*told, scale)
+            found[f"{base}/kernel"] = merged(*told, scale(base))
     return found
 
 

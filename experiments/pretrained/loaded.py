@@ -53,9 +53,20 @@ def parameters(program: Program, tokenizer: Any) -> Any:
         )
     read = reading.flatten(found.parameters(program.shardings["params"], _progress()))
     if added:
-        fresh = reading.flatten(program.init()["params"])
-        read |= {name: fresh[name] for name in added}
+        read |= _fresh(program, added)
     return nested({name: read[name] for name in flat}, "/")
+
+
+def _fresh(program: Program, names: set[str]) -> dict[str, jax.Array]:
+    """The initial values of these parameters; no other is made."""
+    placed = reading.flatten(program.shardings["params"])
+
+    def some(key: jax.Array) -> dict[str, jax.Array]:
+        flat = reading.flatten(program.initial(key))
+        return {name: flat[name] for name in sorted(names)}
+
+    key = jax.random.split(jax.random.key(program.config.seed))[0]
+    return jax.jit(some, out_shardings={name: placed[name] for name in sorted(names)})(key)
 
 
 def _progress():

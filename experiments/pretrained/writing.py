@@ -1,11 +1,13 @@
 """A model of this house as a folder that transformers loads, where one of its families computes the same."""
 
+import dataclasses
 import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import save as serialize
 
@@ -16,8 +18,10 @@ from data.library_tokenizer import added_tokens
 from experiments import workdir as files
 from experiments.pretrained import names, reading
 from experiments.pretrained.names import Theirs
+from experiments.program import build
 from experiments.settings.errors import ConfigError
 from experiments.workdir import disk
+from models import lora
 from models.spec import Spec
 
 
@@ -27,6 +31,7 @@ def hugging_face(trained: Any, folder: pathlib.Path) -> int:
     trained: an `experiments.workdir.trained.Trained`.
     Errors: ConfigError with one sentence where no family can say the model; nothing is written then.
     """
+    trained = merged(trained)
     spec, model = trained.program.spec, files.plain(trained.config.model.to_dict())
     longest = spec.positions or trained.config.data.length
     try:
@@ -45,6 +50,24 @@ def hugging_face(trained: Any, folder: pathlib.Path) -> int:
     for name, text in tokenizer_files(kept).items():
         files.write_file(folder / name, text.encode())
     return sum(math.prod(tensor.shape) for tensor in tensors.values())
+
+
+def merged(trained: Any) -> Any:
+    """The same model without adapters, each merged into its kernel; `trained` itself where it has none."""
+    if trained.program.spec.projection != "lora":
+        return trained
+    config = trained.config.copy_and_resolve_references().unlock()
+    config.model.projection, config.optimizer.freeze = "dense", ()
+    program = build(config.lock(), vocab_size=trained.tokenizer.vocab_size, mesh=trained.program.mesh)
+
+    def scale(path: str) -> float:
+        place = int(path.removeprefix(reading.STACK).split("_")[0]) if path.startswith(reading.STACK) else 0
+        options = trained.program.spec.at(place).options["lora"]
+        return lora.factor(options["alpha"], options["rank"], options["scaling"])
+
+    fold = lambda params: nested(lora.fold(reading.flatten(params), scale), "/")  # noqa: E731
+    params = jax.jit(fold, out_shardings=program.shardings["params"])(trained.params)
+    return dataclasses.replace(trained, config=config, program=program, params=params)
 
 
 ARCHITECTURES = {

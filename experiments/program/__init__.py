@@ -69,9 +69,12 @@ class Program:
 
     def _init(self, key: jax.Array) -> Any:
         init_key, train_key = jax.random.split(key)
+        return self._begin(self.initial(init_key), train_key)
+
+    def initial(self, key: jax.Array) -> Any:
+        """The initial parameters, inside a trace."""
         heads = objectives.heads(self.objective, self.spec)
-        model = LM(self.spec, rngs=nnx.Rngs(params=init_key), heads=heads)
-        return self._begin(nnx.to_pure_dict(nnx.state(model, nnx.Param)), train_key)
+        return nnx.to_pure_dict(nnx.state(LM(self.spec, rngs=nnx.Rngs(params=key), heads=heads), nnx.Param))
 
     def begin(self, params: Any) -> Any:
         """The state at step 0 with these parameters in place of the initial ones."""

@@ -99,7 +99,10 @@ def _share(tree, norm):
 
 
 def test_rules_name_parameters_and_the_last_one_counts():
-    roles = {"embedding": "embedding", "stack": {"a": {"kernel": "kernel", "lora_in": "adapter"}, "b": {"bias": "bias"}}}
+    roles = {
+        "embedding": "embedding",
+        "stack": {"a": {"kernel": "kernel", "lora_in": "adapter"}, "b": {"bias": "bias"}},
+    }
     held = freezing.held(("*", "!stack/a/*", "adapter"), roles)
     assert held == {"embedding": True, "stack": {"a": {"kernel": False, "lora_in": True}, "b": {"bias": True}}}
     some = freezing.trained(held, roles)
