@@ -14,9 +14,13 @@ OPERATIONS = {"add": np.add, "multiply": np.multiply}
 class Arithmetic:
     """a OP b = answer END, with a and b of 1 to `digits` digits each, no leading zeros.
 
-    `operation`: add or multiply. `reverse`: the answer's digits from the right, the order in which they are computed.
-    `room`, `pads`: see `answers.asked`. Symbols: the digits, OP (10), EQUALS (11), END (12), then `pads` pads. Sizes
-    are drawn first, uniformly, so that short numbers are not rare.
+    Symbols are the digits, OP (10), EQUALS (11), END (12), then `pads` pads. Lengths of a and b are drawn first,
+    uniformly, so that short numbers are not rare.
+
+    digits: the most digits of a and of b.
+    operation: add or multiply.
+    reverse: the answer's digits stand from right to left, the order in which they are computed.
+    room, pads: see `answers.asked`.
     """
 
     digits: int = 3

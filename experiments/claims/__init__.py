@@ -51,8 +51,14 @@ def run(
 ) -> dict[str, Any]:
     """Runs the check of a claim in `workdir` and returns what claim.json there holds.
 
-    Every training run resumes, and a finished claim trains nothing again. `name`: of the config file, as in the command
-    that the record states.
+    Every training run resumes, and a finished claim trains nothing again.
+
+    Args:
+      claim: from `load`.
+      workdir: of the claim; its runs lie below.
+      name: of the config file, as in the command that the record states.
+      jobs: runs that train side by side.
+      quiet: whether nothing is shown.
     """
     check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
     rows: list[Evidence] = check.run(claim, workdir, jobs=jobs, quiet=quiet)

@@ -1,4 +1,4 @@
-"""How well a trained model answers the held-out rows of a task: what a likelihood does not say."""
+"""Accuracy of a trained model on the held-out rows of a task."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -19,10 +19,11 @@ Answer = Callable[[dict], tuple[np.ndarray, np.ndarray]]
 def score(workdir: str | os.PathLike) -> dict[str, float]:
     """`accuracy` of answer tokens and `exact`, the share of rows whose every answer is right, over the eval batches.
 
-    An answer ends with the task's END where it has one: the padding behind it is not asked for. Beside them `calls` of
-    the model a row, and `length`, the symbols before the first END of what was answered. An autoregressive model gives
-    the most probable token after the right ones, so that `exact` is that of greedy decoding; any other fills the
-    answers in as `config.generate` of its run says.
+    An answer ends with the task's END token if the task has one; padding behind it does not count. Also returns `calls`
+    (of the model, mean over rows) and `length` (symbols before the first END of the answer, mean over rows).
+
+    Of an autoregressive model the most probable token after the correct ones is taken, so `exact` is that of greedy
+    decoding. Any other model fills the answers in as `config.generate` of its run says.
     """
     model = trained.load(workdir)
     end = getattr(getattr(model.corpus.valid, "task", None), "end", None)
@@ -35,7 +36,7 @@ def score(workdir: str | os.PathLike) -> dict[str, float]:
 
 
 def following(model: Any) -> Answer:
-    """The most probable token behind the right ones, everywhere: one call for a whole row."""
+    """`(params, batch) -> tokens [B, T]`: the most probable token after the correct ones at each place, by one call."""
     from models.objectives import next_token
 
     @jax.jit

@@ -25,7 +25,7 @@ def train(
 ) -> dict[str, list[dict[str, Any]]]:
     """Trains every arm ({dotted key: value} on `base`) with every seed; returns its rows by arm, in order of the seeds.
 
-    A row is that of a sweep's table, and `workdir`. Refused where a run failed.
+    A row is a dict: the columns of a sweep's table and `workdir`. Raises Refused if a run failed.
     """
     points = {(arm, seed): {**values, "seed": seed} for arm, values in arms.items() for seed in seeds}
     made = trials.resolve(base, list(points.values()), workdir=workdir / RUNS)
@@ -49,7 +49,7 @@ def flops_per_step(config: Any) -> float:
 
 
 def equalise(base: ConfigDict, arms: Mapping[str, dict[str, Any]], model: str) -> None:
-    """Gives every arm (its values, changed in place) the `train.steps` that cost as many FLOPs as those of `model`."""
+    """Sets `train.steps` of every arm, in place, such that it costs as many training FLOPs as the arm `model`."""
     configs = {arm: trials.resolve(base, [values])[0].config for arm, values in arms.items()}
     spent = configs[model].train.steps * flops_per_step(configs[model])
     for arm, config in configs.items():
@@ -64,7 +64,7 @@ def compare(found: Mapping[str, Sequence[Mapping[str, Any]]], workdir: pathlib.P
 
 
 def scale(found: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int]) -> str:
-    """Parameters, tokens and seeds in words."""
+    """The column `scale` of a row: parameters, tokens and seeds in words."""
     rows = [row for rows in found.values() for row in rows]
 
     def span(key: str) -> str:

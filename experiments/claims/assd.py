@@ -1,7 +1,11 @@
 """Check: any-subset speculative decoding draws what sequential decoding would, in no more calls than tokens.
 
-The claim has `tables` {"symbols", "length", "count"}, `orders`, `drafts`, and for a second row about a trained model
-`base` (objective any_subset), `tokens` to draw, `prompts` and `seeds`.
+Keys of the claim:
+  tables: {"symbols", "length", "count"} of the enumerated laws.
+  orders: permutations of the tokens.
+  drafts: numbers of tokens drafted in one call.
+  base: the config of a trained model (objective any_subset), for a second row; may be missing.
+  tokens, prompts, seeds: what that model draws.
 """
 
 import pathlib

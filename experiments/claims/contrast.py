@@ -1,9 +1,12 @@
 """Check: one arm is better than another at equal compute, paired by seed.
 
-The claim has `base`, `arms` {name: {dotted key: value}}, `seeds`, and `better` and `worse` (names of arms), or several
-`pairs` [{"statement", "published", "better", "worse"}], a row each. `score`: what is compared, a name in
-`experiments.claims.measures.MEASURES` ("exact" if it is missing). `equal_to`: an arm; every other one trains for as
-many steps as cost the FLOPs of its own.
+Keys of the claim:
+  base: the config of every run.
+  arms: {name: {dotted key: value}} on `base`.
+  seeds: of the runs.
+  better, worse: names of arms; or `pairs`, [{"statement", "published", "better", "worse"}], a row each.
+  score: what is compared, a name in `experiments.claims.measures.MEASURES`; "exact" if it is missing.
+  equal_to: an arm (may be missing); every other arm trains for as many steps as cost the FLOPs of this one.
 """
 
 import pathlib

@@ -1,9 +1,14 @@
 """Check: one trained model, many settings of its generator: what each costs and how well it answers.
 
-The claim has `base`, `arms` {"model": .., "guide": ..} ({dotted key: value} each; the guide is autoregressive, and may
-be missing), `settings` {name: changes of `config.generate`}, `fast` and `plain` (names of two of them), `cost` (a name
-in COSTS, "flops" if it is missing), `times`, the ratio of costs that is claimed, `within`, the loss of exact answers
-that counts as none, and `seeds`.
+Keys of the claim:
+  base: the config of every run.
+  arms: {"model": .., "guide": ..}, {dotted key: value} each; the guide is autoregressive, and may be missing.
+  settings: {name: changes of `config.generate`}.
+  fast, plain: names of two of the settings.
+  cost: a name in COSTS; "flops" if it is missing.
+  times: the ratio of costs that is claimed.
+  within: the loss of exact answers that counts as none.
+  seeds: of the runs.
 """
 
 import pathlib
@@ -71,9 +76,11 @@ def verdict(ratio: tuple, gain: tuple, times: float, within: float) -> str:
 def spent(model: Any, guide: Any, changes: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs, calls, seconds (all but the first batch, which compiles) and exact answers a row, over the eval batches.
 
-    `changes`: of `config.generate`, groups within groups. FLOPs are those of the forward passes, of the guide too: a
-    multiply-add is 2; every token of a call sees the whole row (its block's mask or a cache change what is fed, not
-    what is seen). NaN where the generator of the model's objective does not say what it fed.
+    FLOPs are those of the forward passes, the guide's included; a multiply-add is 2. Each token that a call is fed is
+    counted as seeing the whole row, whatever the mask. They are NaN if the generator does not report the tokens it fed.
+
+    Args:
+      changes: of `config.generate`, a nested dict.
     """
     options = merged(model.config.generate.to_dict(), changes)
     answer, found, seconds = _answerer(model, guide, options), [], []
@@ -88,7 +95,7 @@ def spent(model: Any, guide: Any, changes: Mapping[str, Any]) -> dict[str, float
 
 
 def merged(options: Mapping[str, Any], changes: Mapping[str, Any], prefix: str = "generate.") -> dict[str, Any]:
-    """`options` with `changes`, groups within groups. Refused where a key is none of the config."""
+    """`options` with the nested dict `changes` merged in. Raises Refused for a key that is not in the config."""
     made = dict(options)
     for key, value in changes.items():
         if key not in made:

@@ -13,8 +13,14 @@ VERDICTS = (EXACT, HOLDS, DOES_NOT, UNDECIDED, NOT_HERE)
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """`statement`, `published` and `measured` (with its interval) as one reads them; `scale`: size, data, seeds;
-    `verdict`: one of VERDICTS; `numbers`: plain JSON behind them."""
+    """A row of the ledger.
+
+    statement: what the paper claims, one sentence.
+    published: what it measured.
+    measured: what was measured here, with its interval.
+    scale: size, data and seeds.
+    verdict: one of VERDICTS.
+    numbers: the figures behind it, plain JSON."""
 
     statement: str
     published: str
@@ -28,7 +34,7 @@ class Evidence:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) of Student's 95% interval. Refused for fewer than two values, which have none."""
+    """(mean, low, high) of Student's 95% interval. Raises Refused for fewer than two values."""
     if len(values) < 2:
         raise Refused(f"seeds: {len(values)} give no interval; use at least 2, e.g. (0, 1, 2).")
     mean, half = mean_interval(values)

@@ -1,7 +1,10 @@
 """Check: a model grown from a smaller one, against rivals trained from scratch with the same FLOPs.
 
-The claim has `arms` (configs of small, large and the rivals beside `large` itself), `rivals` {arm: (statement,
-published)}, `steps` (before growth and after it) and `seeds`.
+Keys of the claim:
+  arms: configs of small, large and the rivals beside `large` itself.
+  rivals: {arm: (statement, published)}.
+  steps: before growth and after it.
+  seeds: of the runs.
 """
 
 import pathlib

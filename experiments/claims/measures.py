@@ -21,10 +21,14 @@ Runs = Mapping[Hashable, Sequence[Mapping[str, Any]]]
 class Measure:
     """A number of finished runs.
 
-    `label`: what an axis says. `sign`: -1 where less is better. `of(row)`: figures of one finished run, among them the
-    one that carries the measure's name; None where runs are measured together. `together(base, cells, runs)`: values by
-    cell, from what each cell sets on `base` ({dotted key: value}) and its finished runs. `text(kind, mean)`: an arm by
-    its kind of likelihood ("=", "<=", "~") and mean figures. `difference`: how (mean, low, high) of one are written.
+    label: of an axis.
+    sign: -1 if less is better, else 1.
+    of: `(row) -> figures` of one finished run, by name, the measure's own among them; None if runs are measured
+      together.
+    together: `(base, cells, runs) -> values` by cell, from what each cell sets on `base` ({dotted key: value}) and its
+      finished runs.
+    text: `(kind, mean) -> str`, an arm by its kind of likelihood ("=", "<=", "~") and mean figures.
+    difference: the format of (mean, low, high) of a difference.
     """
 
     label: str

@@ -7,8 +7,12 @@ from configs import knobs as house
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-    """`key`: dotted. `default`: as it is written. `says`: its sentence. A group has the default "" and ends with a
-    dot."""
+    """A knob, or a group of them.
+
+    key: dotted; that of a group ends with a dot.
+    default: as it is written; "" for a group.
+    says: its sentence.
+    """
 
     key: str
     default: str

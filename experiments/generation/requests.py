@@ -1,4 +1,4 @@
-"""What every generator does with requests: their keys, their ids, and showing what was written."""
+"""Requests of all generators: their keys and ids, and the text of a row."""
 
 import functools
 import sys
@@ -51,7 +51,7 @@ class RowText:
         self.held, self.ended, self.stopped = "", False, False  # stopped: by a stop string
 
     def push(self, tokens: np.ndarray, *, last: bool) -> str:
-        """Text that is certain not to belong to a stop string."""
+        """The next piece of text; characters that may still become a stop string are held back."""
         if self.ended:
             return ""
         for token in tokens:

@@ -1,8 +1,8 @@
 """What the processes of one run must have in common, and a sentence that says who differs in what.
 
-Where two of them differ, what comes out is another run than either was asked for, or one waits for ever. So they are
-compared before anything is shared: what each was told to do, by which code and libraries and in which folder; and
-again before the first step: over which corpus, from which step on. Nothing is compared during a step.
+If two processes differ, the result is a run that nobody asked for, or a deadlock. Two checks prevent this. The first,
+before anything is shared, compares flags, config, code, libraries and workdir. The second, before the first step,
+compares the corpus and the step that training starts from. Nothing is compared during a step.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ SEEN = 5  # Seconds after which a file that another machine wrote must be seen h
 
 
 def check_command(mode: str, config: Mapping, workdir: pathlib.Path, **given: Any) -> None:
-    """Raises Refused, in every process and the same words, unless all are about to do the same thing.
+    """Raises Refused with the same sentence in every process unless mode, config, code and workdir agree.
 
     Args:
       mode: what this process runs.
@@ -57,7 +57,7 @@ def check_command(mode: str, config: Mapping, workdir: pathlib.Path, **given: An
 
 
 def check_start(**facts: Any) -> None:
-    """Raises Refused, in every process and the same words, unless all begin from the same `facts`."""
+    """Raises Refused with the same sentence in every process unless all have the same `facts`."""
     if processes.many():
         here = {name.replace("_", " "): str(value) for name, value in facts.items()}
         processes.agree("start", here, lambda main: difference(here, main))
@@ -87,7 +87,7 @@ def code(root: pathlib.Path = errors.ROOT) -> Facts:
 
 
 def libraries() -> Facts:
-    """The versions of what computes."""
+    """Versions of the libraries that decide numbers."""
     found = {}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -96,7 +96,7 @@ def libraries() -> Facts:
 
 
 def switches() -> Facts:
-    """What the environment says about how jax computes."""
+    """Environment variables that change how jax computes."""
     values = sys.modules["jax"].config.values
     xla = " ".join(f for f in sorted(os.environ.get("XLA_FLAGS", "").split()) if not f.startswith("--xla_dump"))
     return {"XLA_FLAGS": xla} | {name: _text(values[name]) for name in SWITCHES if name in values}

@@ -1,4 +1,4 @@
-"""What a person can have got wrong, as exceptions whose text is the sentence to show. Imports nothing of the house."""
+"""Exceptions about a mistake of the user; the text of each is the sentence to show. Imports nothing of the house."""
 
 import pathlib
 import sys
@@ -26,7 +26,7 @@ class CheckpointError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """Loss or gradients are no longer numbers."""
+    """The loss, a gradient norm or the state holds NaN or Inf."""
 
 
 def unraisable(args: Any) -> None:

@@ -72,8 +72,9 @@ def later(flat: Mapping[str, Any]) -> dict[str, Any]:
 def came_later(record: Mapping[str, Any]) -> dict[str, Any]:
     """Knobs that came after a run began, with the values under which it was made.
 
-    `record`: its config.json. They are what its config lacks and, where a newer house has written the record again,
-    what it lacked then: `record["later"]` lists those.
+    Args:
+      record: the run's config.json. The knobs are those that its config lacks, and those listed in `record["later"]`:
+        what it lacked when a newer version wrote the file again.
     """
     flat, noted = changed(record["config"]), record.get("later", [])
     values = {key: knobs.KNOBS[key].before for key in noted if isinstance(key, str) and key in knobs.KNOBS}

@@ -54,8 +54,10 @@ ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()
 
 
 def another_run(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Key -> (old, new) of what makes the config `new` that of another run than `old`: the one judge of whether a start
-    goes on with what is there. A key that one of them lacks is `ABSENT` there."""
+    """Key -> (old, new) for each difference that makes `new` the config of another run; empty for the same run.
+
+    This alone decides whether a start resumes the run that is there. A key that one of them lacks is `ABSENT` there.
+    """
     before, now = flatten(old), flatten(new)
     pairs = {key: (before.get(key, ABSENT), now.get(key, ABSENT)) for key in differing(old, new)}
     return {key: pair for key, pair in pairs.items() if not _may_change(key, *pair)}

@@ -1,7 +1,7 @@
 """The keys of a config and what each may hold, judged without jax: unknown, missing, of another type, out of range, or
 set although nothing reads it. All of it follows from configs/knobs.
 
-What several keys make together is the preflight's.
+Rules about several keys together are in `experiments/preflight`.
 """
 
 import difflib
@@ -119,7 +119,12 @@ def unknown_names(flat: Mapping[str, Any], choices: Mapping[str, Any]) -> Iterat
 
 
 def range_problems(config: Mapping, only: str = "") -> Iterator[str]:
-    """Numbers outside their range. `config` is a plain dict; `only`: keys that start so."""
+    """Sentences about numbers outside their range.
+
+    Args:
+      config: a plain dict.
+      only: prefix of the keys to judge; "" is all.
+    """
     for key, value in flatten(config).items():
         if not key.startswith(only) or not isinstance(value, int | float | tuple | list) or isinstance(value, bool):
             continue

@@ -77,8 +77,15 @@ def split(arguments: list[str]) -> tuple[list[Override], list[str]]:
 
 
 def load(path: str | os.PathLike, function: str = "get_config", kind: type = ConfigDict) -> Any:
-    """What `function` of `FILE.py` or `FILE.py:preset` returns, a `kind`: a config, or the plain dict of a sweep
-    (get_sweep) or claim (get_claim). Refused in one sentence when it cannot be had."""
+    """What a function of a config file returns.
+
+    Args:
+      path: `FILE.py` or `FILE.py:preset`.
+      function: get_config, get_sweep or get_claim.
+      kind: the type that it must return: a config, or the plain dict of a sweep or claim.
+
+    Errors: Refused in one sentence.
+    """
     name, colon, preset = os.fspath(path).partition(":")
     file = pathlib.Path(name).expanduser()
     if not name or not file.is_file() or file.suffix != ".py":
@@ -306,7 +313,7 @@ def _key_of_name(config: ConfigDict, name: str, prefix: str = "") -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as one would type it on the command line."""
+    """The value in the form that the command line takes."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
 """Many processes as one run: how they find each other, take turns, stop at one step, and end together.
 
-All run the same command and the same program; process 0 is the one that writes. Between them only the numbers of the
-training step travel, and a word now and then.
+All run the same command and the same program; process 0 writes. They exchange the arrays of the training step, and a
+few short messages through the coordinator.
 """
 
 import ctypes
@@ -172,7 +172,7 @@ def wait_for_all(name: str) -> None:
 
 
 class Store:
-    """The few words that processes leave for each other with the coordinator, under keys that are set once."""
+    """Short messages between processes through the coordinator, each under a key that is set once."""
 
     def __init__(self):
         from jax._src import distributed  # What Orbax's barriers use too; jax shows it nowhere else.
@@ -184,11 +184,11 @@ class Store:
         return self._client.key_value_increment(key, 1)
 
     def set(self, key: str, value: Any) -> None:
-        """Leaves what JSON can hold."""
+        """Stores a JSON value."""
         self._client.key_value_set(key, json.dumps(value))
 
     def get(self, key: str, seconds: float) -> Any:
-        """What was left, as soon as it is; None where that takes longer."""
+        """The stored value, waiting up to `seconds` for it; None after that."""
         try:
             return json.loads(self._client.blocking_key_value_get(key, max(1, int(1000 * seconds))))
         except sys.modules["jax"].errors.JaxRuntimeError as error:
@@ -213,7 +213,7 @@ def agree(place: str, mine: Any, differs: Callable[[Any], str]) -> None:
 def exchange(
     store: Any, who: int, count: int, place: str, mine: Any, differs: Callable[[Any], str], limit: float | None = None
 ) -> str:
-    """One process's part of `agree`, as process `who` of `count`: "", or a sentence that all of them return.
+    """The part of `agree` of process `who` of `count`. Returns "", or a sentence, the same in every process.
 
     Each reads what process 0 says, and process 0 one word of each: what travels grows as the number of processes.
     """
@@ -265,7 +265,7 @@ def main_first(name: str, make: Callable[[], T]) -> T:
 
 
 def from_main(value: int) -> int:
-    """What process 0 says, everywhere: for what was read from a disk that is changing."""
+    """The value of process 0 in every process, for values read from a disk that may change meanwhile."""
     if not many():
         return value
     import numpy as np
@@ -282,7 +282,7 @@ def told_to_stop(step: int) -> str:
 
 
 def sentence(error: BaseException | None) -> str:
-    """What to say of an error that another process caused by ending; "" for any other."""
+    """A sentence for an error that was caused by another process ending; "" for any other error."""
     if not many():
         return ""
     words = ("gloo", "connection", "heartbeat", "coordination", "unavailable", "barrier", "peer", "nccl")

@@ -15,8 +15,10 @@ _EVERY = 30.0  # seconds between lines of a log
 class SweepProgress:
     """Progress in FLOPs over all trials of a sweep; context manager.
 
-    `total`: FLOPs of all trials. `done`: FLOPs of trials that were finished before. The time left assumes the mean rate
-    of this session, which is right only once small and large trials have run.
+    The time left assumes the mean rate of this session, which is right only once small and large trials have run.
+
+    total: FLOPs of all trials.
+    quiet: whether nothing is shown.
     """
 
     def __init__(self, total: float, *, quiet: bool = False):
@@ -39,7 +41,12 @@ class SweepProgress:
             self._bar.stop()
 
     def update(self, work: float, counts: Mapping[str, int]) -> None:
-        """`work`: FLOPs done by now, those finished before included. `counts`: trials by state, and "all" of them."""
+        """Shows where the sweep is.
+
+        Args:
+          work: FLOPs done by now, those of earlier sessions included.
+          counts: number of trials by state, and under "all".
+        """
         now = time.monotonic()
         self._begin = self._begin or (now, work)
         text = f"{counts['finished']}/{counts['all']} trials, {counts['running']} running"

@@ -60,7 +60,7 @@ def evaluate(
 
 
 def not_finite(found: dict[str, Any]) -> str:
-    """The measures of an evaluation that are no numbers, as `eval/loss=nan`; "" where all are."""
+    """The first measure of an evaluation that is NaN or Inf, as "eval/loss=nan"; "" if all are finite."""
     wrong = [f"{name}={found[name]}" for name in ("eval/loss", "eval/bits_per_byte") if not math.isfinite(found[name])]
     return " and ".join(wrong)
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then in a log."""
+"""The progress of a run: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 import time

@@ -25,9 +25,9 @@ LEAVES = (
 
 
 class Place:
-    """A workdir in which a run trains: held from the beginning where it exists, written to from `stand` on.
+    """The workdir of a run: locked at once if it exists, created (if missing) and written from `stand` on.
 
-    Only process 0 holds and writes; for the others all of this does nothing.
+    Only process 0 locks and writes; in other processes every method does nothing.
     """
 
     def __init__(self, workdir: pathlib.Path, *, overwrite: bool = False):
@@ -48,9 +48,15 @@ class Place:
     def stand(
         self, config: Any, command: str, corpus: Any, saves: Checkpoints, start: int | None, facts: Callable[[], dict]
     ) -> writers.Writer:
-        """Writes what a run leaves first and opens what it goes on writing.
+        """Writes config, tokenizer and run.json, and opens the files of metrics.
 
-        `start`: the step from which a run goes on, None for one that begins; `facts`: for run.json.
+        Args:
+          config: of the run.
+          command: for config.json.
+          corpus: of the run; its tokenizer is saved.
+          saves: the checkpoints; those after `start` are forgotten.
+          start: the step that the run resumes from, None if it is new.
+          facts: called for what run.json keeps about this start.
         """
         if self._active:
             if self._held is None:
@@ -139,9 +145,9 @@ def state(
 
 
 def refuse_lost(config: Any, workdir: pathlib.Path) -> None:
-    """Raises CheckpointError where a run without checkpoints has been so far that it had some: they were lost.
+    """Raises CheckpointError if the metrics reach beyond the first saves and no checkpoint is there: they were lost.
 
-    Saves are awaited in turn, so that lines of metrics beyond two of them mean that one was on disk.
+    Each save waits for the one before it, so metrics beyond two saves mean that one checkpoint was complete.
     """
     try:
         finished = files.read_json(workdir / files.RESULT) is not None
@@ -157,7 +163,7 @@ def refuse_lost(config: Any, workdir: pathlib.Path) -> None:
 
 
 def longer(config: Any, about: Mapping[str, Any], step: int | None) -> str:
-    """What to say of a run that goes on with more steps than it had; "" where it has not."""
+    """A sentence for the log if a run resumes with more steps than it began with, else ""."""
     was, now = keys.flatten(about.get("config", {})).get("train.steps"), config.train.steps
     if step is None or not isinstance(was, int) or was >= now:
         return ""

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP as a wish that a loop can see, instead of an exception in the middle of it."""
+"""SIGTERM, SIGINT and SIGHUP as a flag that the loop reads between steps, instead of an exception inside a step."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from experiments.settings import processes
 
 
 class Stop:
-    """`requested`: the name of the signal that came, "" before."""
+    """The flag. `requested` is the name of the signal that came, "" before."""
 
     requested = ""
 
@@ -21,7 +21,7 @@ class Stop:
         self._looked, self._slowest = time.monotonic(), 0.0
 
     def look(self, step: int) -> None:
-        """Before every step of a loop that many processes run together: they stop at the same one."""
+        """Call before every step. Many processes that run the loop together stop at the same step."""
         if processes.many():
             now = time.monotonic()
             self._looked, self._slowest = now, max(self._slowest, now - self._looked)

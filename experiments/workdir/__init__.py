@@ -68,7 +68,7 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Held:
-    """A workdir that is this process's own until `close`, or the end of the process."""
+    """The lock on a workdir: no other process trains there until `close`, or until this process ends."""
 
     def __init__(self, file: BinaryIO, folder: int):
         self._file, self._folder = file, folder
@@ -183,7 +183,7 @@ def write_json(path: str | os.PathLike, value: dict[str, Any]) -> None:
 def read_json(path: str | os.PathLike) -> dict[str, Any] | None:
     """The object in a .json file, None where there is no file. Raises ValueError, one sentence, where it is damaged.
 
-    Of a file of a run the known keys hold what `SHAPES` says, so that whoever reads them need not look.
+    Keys named in `SHAPES` have the types stated there; a file in which one has another type is damaged.
     """
     value = disk.read_object(path)
     if value is None:
@@ -210,8 +210,11 @@ def digest(settings: dict[str, Any]) -> str:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """The digest of what decides the numbers of a run of `config`: the same for whatever nothing in it reads, for
-    settings of generation, and after knobs are added to the house. See `experiments.settings.identity`."""
+    """The digest of the settings that decide the numbers of a run of `config`.
+
+    It does not depend on knobs that nothing in the config reads, on settings of generation, or on knobs added to the
+    house since. See `experiments.settings.identity`.
+    """
     return digest(identity.canonical(config))
 
 
@@ -234,7 +237,7 @@ def folders(runs: str | os.PathLike) -> dict[str, pathlib.Path]:
 
 
 def folder_of(runs: str | os.PathLike, config: dict[str, Any]) -> pathlib.Path:
-    """Where in the folder `runs` the run of `config` is, or will be: the folder of its hash, or of an older name."""
+    """The folder in `runs` for the run of `config`: named by its hash, or, if it exists, by an older version's hash."""
     name = config_hash(config)
     return folders(runs).get(name, pathlib.Path(runs) / name)
 
@@ -249,8 +252,8 @@ def write_figure(path: str | os.PathLike, figure: Any, **options: Any) -> None:
 def write_config(workdir: str | os.PathLike, config: dict, command: str, base: dict | None = None) -> str:
     """Writes config.json and returns the hash of `config`. With `base`, the report shows what differs from it.
 
-    Of a run that an older house began it is remembered which knobs came later, so that its command goes on with it
-    again.
+    For a run begun by an older version, config.json also lists the knobs that were added since (`later`), so that the
+    command of that run still resumes it.
     """
     name = config_hash(config)
     record = {"hash": name, "command": command, "config": config}

@@ -37,8 +37,8 @@ Read = Callable[[pathlib.Path, dict], Any]  # (folder of a state, its `about`) -
 class Checkpoints:
     """The checkpoints of one workdir. `close` waits until everything is safe on disk.
 
-    `save` returns at once; many processes write together and return when they are done. `config` is that of the run, a
-    plain dict: with it a step of another run is not taken for one of this.
+    `save` returns at once in a single process. Many processes write together, and return when all are done. With the
+    run's `config`, a plain dict, a checkpoint saved under the config of another run is not good.
     """
 
     def __init__(
@@ -64,9 +64,11 @@ class Checkpoints:
     # ==================== Saving ====================
 
     def save(self, step: int, state: Any, about: dict, *, loss: float | None = None) -> None:
-        """Saves `state` as of `step` in the background; a failure of the save before is raised here.
+        """Saves `state` in the background; a failure of the save before is raised here.
 
-        `loss`: the held-out loss measured at this very step, None where none was.
+        step: updates that the state has had.
+        about: what the checkpoint says of itself, plain JSON.
+        loss: the held-out loss measured at this step, None if none was.
         """
         self.wait()
         try:
@@ -215,7 +217,7 @@ class Checkpoints:
         return vouched.finished(self.root)
 
     def present(self) -> list[int]:
-        """Every step that something stands for, good or not, oldest first."""
+        """Every step that has a folder or a file of checksums, good or not, oldest first."""
         return vouched.present(self.root)
 
     def about(self, step: int) -> dict:
@@ -266,9 +268,9 @@ class Checkpoints:
     def restore(self, abstract: Any, shardings: Any, *, step: int | None = None) -> tuple[int, Any, dict] | None:
         """The newest good checkpoint as `(step, state, about)`, laid out as `shardings`; None when there is none.
 
-        One that is not good is named in the log and the one before it is used: damaged, not vouched for, of another
-        run or step, with numbers that are not finite, with other arrays than `abstract`. CheckpointError where steps
-        are there and none is good.
+        A checkpoint is not good if it is damaged, has no checksums, belongs to another run or step, holds NaN or Inf,
+        or has other arrays than `abstract`. It is then named in the log, and the one before it is used. Raises
+        CheckpointError if there are checkpoints and none is good.
         """
         wanted, target = manifest(abstract), states.placed(abstract, shardings)
 

@@ -52,7 +52,13 @@ def attach(program: Program, *, vocab_size: int) -> Program:
 
 
 def structure(program: Program, key: str, workdir: str, vocab_size: int) -> Program:
-    """The program of the run in `workdir` on the mesh of `program`; `key`: "KEY=" in what a person is told.
+    """The program of the run in `workdir` on the mesh of `program`.
+
+    Args:
+      program: whose mesh and shardings it has.
+      key: "KEY=" of the config, for error messages.
+      workdir: of the other run.
+      vocab_size: ids of the tokenizer.
 
     Errors: ConfigError.
     """
@@ -76,8 +82,8 @@ def load(program: Program, workdir: pathlib.Path, *, tokenizer: Any, params: Any
       program: from `attach`.
       workdir: of the run.
       tokenizer: of the run.
-      params: with which the run begins; copied where it is its own companion and begins now.
-      about: of the checkpoint from which the run goes on, empty where it begins now.
+      params: parameters that the run begins with; copied if the run is its own companion and begins now.
+      about: description in the checkpoint that the run resumes from; empty if it begins now.
 
     Errors: ConfigError and CheckpointError, one sentence, where a companion was trained with another tokenizer, has no
     such parameters, or is not the one that the run began with.
@@ -102,7 +108,7 @@ def load(program: Program, workdir: pathlib.Path, *, tokenizer: Any, params: Any
 
 
 def save_start(program: Program, workdir: pathlib.Path, params: Mapping[str, Any]) -> None:
-    """Writes WORKDIR/start of a run that begins and is its own companion; of other runs nothing."""
+    """Writes WORKDIR/start if the run begins now and is its own companion; otherwise writes nothing."""
     mine = [name for name in program.companions if program.config.companions[name].workdir == companions.SELF]
     if not mine:
         return

@@ -1,8 +1,12 @@
 """The one place through which the files of a workdir are opened, written, listed, moved and removed.
 
-A workdir may come from somebody else. No link is followed below it, so that nothing outside is read as its own,
-written, cut or removed; what is no plain file (a pipe, a device) is never waited for; a file that another name shares
-(a hard link) is copied apart before it is changed. What went wrong is one sentence (WorkdirError).
+A workdir may come from another person, so it is not trusted:
+
+- Symbolic links below it are not followed. Nothing outside the workdir is read, written, cut or removed.
+- Pipes and devices are refused without waiting for them.
+- A file with several names (hard links) is copied before it is changed.
+
+Failures are one sentence (WorkdirError).
 """
 
 import contextlib
@@ -57,7 +61,7 @@ def explain(error: OSError, path: str | os.PathLike) -> WorkdirError:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike):
-    """What goes wrong inside is a WorkdirError about `path`; FileNotFoundError and sentences of the house pass."""
+    """Context in which an OSError becomes a WorkdirError about `path`; FileNotFoundError and our own errors pass."""
     try:
         yield
     except (FileNotFoundError, WorkdirError):
@@ -155,7 +159,7 @@ def open_to_append(path: str | os.PathLike) -> int:
 
 
 def open_lock(path: str | os.PathLike) -> BinaryIO:
-    """The file that a process locks, made where there is none; what it holds is left as it is."""
+    """A descriptor of the lock file, created if it is missing; its content is not changed."""
     with explained(path):
         return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT), "r+b")
 
@@ -181,7 +185,7 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
 
 
 def cut(path: str | os.PathLike, kept: bytes) -> None:
-    """Makes `kept` all that a file holds. Where it is the file's beginning, the rest is cut off in place."""
+    """Replaces a file's content by `kept`. If `kept` is a prefix of the file, the file is truncated in place."""
     try:
         descriptor = _open(path, os.O_RDWR)
     except OSError as error:

@@ -22,10 +22,10 @@ def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0, **
 
     Args:
       workdir: a run of a model with `model.projection` or `model.channel` "pattention".
-      tokens: P of each map of a mixer, at least what it is.
+      tokens: P of each map of a mixer, at least as large as in the trained model.
       channel_tokens: P of each map of a channel; 0 = four times `tokens`.
       **maps: q_tokens, k_tokens, v_tokens, o_tokens, up_tokens, down_tokens: P of one map, as in `model.pattention`;
-        those that are not named stay as they are.
+        maps that are not named keep their P.
     """
     old = trained.load(workdir)
     config = old.config.copy_and_resolve_references().unlock()
@@ -37,8 +37,8 @@ def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0, **
 def source(config: Any, workdir: str | os.PathLike, tokenizer: Any, *, key: str) -> Checkpoints:
     """The checkpoints of the run in `workdir`, whose parameters may start a run of `config` (`key` names it there).
 
-    CheckpointError where they were trained for other ids: of another tokenizer, or another objective, whose masks and
-    starts stand where this one has others.
+    Raises:
+      CheckpointError: the run has another tokenizer, or an objective whose extra ids (masks, starts) are others.
     """
     workdir = pathlib.Path(workdir).expanduser()
     saves = Checkpoints(workdir)

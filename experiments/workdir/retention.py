@@ -4,10 +4,13 @@ from collections.abc import Mapping
 
 
 def kept(losses: Mapping[int, float | None], *, last: int, every: int, best: int) -> set[int]:
-    """The steps to keep of those in `losses` (step -> held-out loss, None where it was not measured).
+    """The steps of `losses` to keep.
 
-    The newest `last` (at least one), the multiples of `every` (0: none), and the `best` lowest losses; of equal losses
-    the newer. A step without a loss is among the best of nothing.
+    Args:
+      losses: step -> held-out loss, None where it was not measured. Such a step is never among the best.
+      last: the newest so many are kept, at least one.
+      every: multiples of it are kept; 0 keeps none for this reason.
+      best: the so many steps with the lowest losses are kept; of two equal losses the newer step.
     """
     steps = sorted(losses)
     measured = sorted((loss, -step) for step, loss in losses.items() if loss is not None)

@@ -17,12 +17,12 @@ from experiments.workdir import disk, vouched
 
 
 def holds_checkpoint(workdir: str) -> bool:
-    """Whether a run has saved there."""
+    """Whether `workdir` holds a checkpoint."""
     return found(workdir, lambda folder: bool(vouched.finished(folder / files.CHECKPOINTS)))
 
 
 def found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
-    """Whether `look` finds something at a path that a person typed; what cannot be one does not exist."""
+    """Whether `look` finds something at a path that a person typed; False for text that cannot be a path."""
     try:
         return look(pathlib.Path(text.replace("\0", "\ufffd")).expanduser())
     except (RuntimeError, OSError, ValueError):  # "~nobody"; a name that is too long, or of no file system
@@ -32,8 +32,10 @@ def found(text: str, look: Callable[[pathlib.Path], bool]) -> bool:
 def check_workdir(config: Any, workdir: pathlib.Path, *, overwrite: bool = False) -> None:
     """Raises ConfigError or OSError when `workdir` cannot be written, or belongs to a run of another config.
 
-    The difference is shown; `identity.MAY_CHANGE` says what may differ. `overwrite`: whatever run is there makes way.
-    Nothing is left behind.
+    The message shows how the configs differ; keys in `identity.MAY_CHANGE` may. The check leaves no file behind.
+
+    Args:
+      overwrite: a run that is there will be moved aside, so its config is not compared.
     """
     place = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not place.is_dir():
@@ -56,7 +58,8 @@ def check_workdir(config: Any, workdir: pathlib.Path, *, overwrite: bool = False
 def check_same(config: Any, saved: Mapping, workdir: pathlib.Path, *, reading: bool = False) -> None:
     """Raises ConfigError, with the difference, unless `config` is of the run of the `saved` one (see `identity`).
 
-    `reading`: whether the run's model is only read, and nothing is trained.
+    Args:
+      reading: the model is only read, and nothing is trained; more keys may differ then.
     """
     differing = identity.another_run(history.filled(files.plain(saved)), files.plain(config.to_dict()))
     if differing:

@@ -36,7 +36,7 @@ def differences(saved: Mapping[str, str], wanted: Mapping[str, str], limit: int 
 
 
 def as_saved(params: Any, saved: Mapping[str, str], group: str) -> Any:
-    """Shapes of `params` or of their average, which a manifest may say was summed in a wider type than theirs."""
+    """Shapes and dtypes of `params`, or of their average, which the manifest may state in a wider dtype than theirs."""
     summed = {"params": params, group: precision.widened(params)}
     return summed[group] if saved.items() >= manifest(summed).items() else params
 
@@ -55,7 +55,7 @@ def _finite(leaves: list[jax.Array]) -> jax.Array:
 
 
 def placed(abstract: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings as Orbax wants them told."""
+    """Shapes, dtypes and shardings as Orbax's `ArrayRestoreArgs` tree."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
 
 

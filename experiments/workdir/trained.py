@@ -18,9 +18,11 @@ from experiments.workdir.saved import saved_config
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Everything a finished (or unfinished) run left. The corpus is read only when it is asked for.
+    """A run read from its workdir, finished or not. The corpus is read when it is first used.
 
-    `about`: what the checkpoint says of itself; `step`: its step; `tokenizer`: that of the workdir.
+    about: the description saved with the checkpoint.
+    step: the step of the checkpoint.
+    tokenizer: the one in the workdir.
     """
 
     config: Any
@@ -33,7 +35,7 @@ class Trained:
 
     @functools.cached_property
     def corpus(self) -> Any:
-        """The corpus that the run was trained on. ConfigError where another one stands in its place now."""
+        """The corpus that the run was trained on. Raises ConfigError if the files at its path have changed since."""
         named = vocabulary.of_run(self.workdir, self.about)
         corpus = processes.main_first(
             "corpus", lambda: inputs.load(self.config, tokenizer=named, expected=self.about.get("corpus", ""))

@@ -47,7 +47,7 @@ def check_tokenizer(about: Mapping[str, Any], tokenizer: Any, workdir: pathlib.P
 
 
 def check_same_corpus(about: Mapping[str, Any], corpus: Any, workdir: pathlib.Path) -> None:
-    """Raises ConfigError when a run would go on with, or be measured on, other data than it began with."""
+    """Raises ConfigError if the corpus at hand is not the one that the run began with."""
     for name, now in (("corpus", corpus.hash), ("tokenizer", corpus.tokenizer.hash)):
         if about.get(name, now) != now:
             raise ConfigError([

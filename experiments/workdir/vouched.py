@@ -36,7 +36,7 @@ def is_step(name: str) -> bool:
 
 
 def present(root: pathlib.Path) -> list[int]:
-    """Every step that something stands for, good or not, oldest first."""
+    """Every step that has a folder or a file of checksums, good or not, oldest first."""
     return sorted(int(name) for name in disk.names(root) if is_step(name))
 
 
@@ -48,8 +48,8 @@ def finished(root: pathlib.Path) -> list[int]:
 def problem(root: pathlib.Path, step: int, config: Mapping[str, Any] | None = None) -> str:
     """Why a step cannot be used, or "". With the `config` of a run: also whether the step is that run's own.
 
-    Good is a folder whose every file has the checksum that was written for it, with none missing and none too many, and
-    whose description is of this step and this run. What cannot be read is a problem like any other.
+    A checkpoint is good if every file has the checksum written for it, no file is missing or extra, and its
+    description names this step and this run. A file that cannot be read is a problem, not an exception.
     """
     try:
         found = _files_problem(root / str(step), checksums(root, step))

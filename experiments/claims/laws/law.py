@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """`error`: the largest over all `cases`. `tolerance`: the most that rounding can do, derived where it stands."""
+    """The result of trying a law.
+
+    error: the largest over all `cases`.
+    tolerance: a bound on the error by rounding; the law's docstring derives it."""
 
     error: float
     tolerance: float
@@ -15,7 +18,7 @@ class Law:
 
     @property
     def holds(self) -> bool:
-        """Whether the error is rounding; an error that is no number is none."""
+        """Whether the error is at most the tolerance; False if it is NaN."""
         return self.cases > 0 and self.error <= self.tolerance
 
 
