@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+# What a template that is wrong, or made for other messages, raises beside jinja2's own errors.
+_REFUSED = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 def render(template: str, messages: Sequence[Message], *, answer: bool = True, **names: str) -> str:
@@ -32,7 +34,7 @@ def render(template: str, messages: Sequence[Message], *, answer: bool = True, *
     }
     try:
         return world.from_string(template).render(messages=checked, add_generation_prompt=answer, **names)
-    except (jinja2.TemplateError, TypeError, OverflowError, ZeroDivisionError, RecursionError) as error:
+    except (jinja2.TemplateError, *_REFUSED) as error:
         raise ValueError(f"the chat template refuses these messages: {' '.join(str(error).split())}.") from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from data.tokenizer import ByteLevel, as_bytes, byte_alphabet, utf8_runs
 
+_MOST = 1 << 24  # Ids: more is damage.
 _BLANK = "\u2581"  # How SentencePiece writes a blank.
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _STARTS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<|im_start|>")
@@ -122,6 +123,11 @@ class LibraryTokenizer(ByteLevel):
 def _pieces(library: Any, told: Mapping[str, Any]) -> list[bytes]:
     """The bytes of each id: of GPT-2's alphabet or of SentencePiece's, by what undoes them."""
     vocabulary = library.get_vocab(with_added_tokens=True)
+    if max(vocabulary.values(), default=0) >= _MOST:
+        raise ValueError(f"it has the id {max(vocabulary.values())}, and no model has {_MOST}")
+    for token in told.get("added_tokens") or ():
+        if vocabulary.get(token["content"]) != token["id"]:
+            raise ValueError(f"its added token {token['content']!r} has not the id {token['id']} in its vocabulary")
     pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
     of_bytes = "ByteLevel" in json.dumps([told.get("decoder"), told.get("pre_tokenizer")])
     alphabet = byte_alphabet()

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from data import tokenizer
+from data import messages, tokenizer
 from data.library_tokenizer import from_folder, from_ranks
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -25,8 +25,8 @@ def load_tokenizer(path: str | os.PathLike) -> tokenizer.Tokenizer:
     if isinstance(told, dict) and "kind" not in told and isinstance(told.get("model"), dict):
         try:
             return from_folder(path.parent, text)
-        except ValueError as error:
-            raise ValueError(tokenizer.not_saved(str(path), str(error))) from error
+        except Exception as error:  # Damage may end any line of a reader, and the library knows one class of error.
+            raise ValueError(tokenizer.not_saved(str(path), messages.why(error))) from error
     return tokenizer.of_state(told, str(path))
 
 
@@ -39,5 +39,5 @@ def _of_bytes(path: pathlib.Path) -> tokenizer.Tokenizer:
         ) from None
     except OSError as error:
         raise ValueError(f"tokenizer={str(path)!r} cannot be read ({error.strerror}); use 'bytes' or 'bpe'.") from error
-    except ValueError as error:
-        raise ValueError(tokenizer.not_saved(str(path), str(error))) from error
+    except Exception as error:  # As above.
+        raise ValueError(tokenizer.not_saved(str(path), messages.why(error))) from error

@@ -287,8 +287,8 @@ def of_state(state: Any, name: str) -> Tokenizer:
         raise ValueError(f"tokenizer={name!r} is damaged: it is not what was saved; bring the file back from a copy.")
     try:
         return made(*(state[key] for key in needed))
-    except ValueError as error:
-        raise ValueError(not_saved(name, str(error))) from error
+    except Exception as error:  # A definition may be anything, and end any line of what makes a tokenizer of it.
+        raise ValueError(not_saved(name, messages.why(error))) from error
 
 
 def _is_plain(definition: dict[str, Any]) -> bool:

@@ -10,7 +10,8 @@ import pathlib
 from typing import Any
 
 from configs.families import gguf_fields, gguf_header, hugging_face
-from configs.families.fields import Unreadable
+from configs.families.fields import SIZE, Unreadable, whole
+from configs.knobs import KNOBS
 
 __all__ = ["Unreadable", "describe", "kind"]
 
@@ -32,6 +33,14 @@ def describe(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     Errors: Unreadable with one sentence: no such model, an unknown architecture, a field that is not known.
     """
     path = pathlib.Path(path).expanduser()
+    with whole(path):
+        family, values = _described(path)
+        for key, value in values.items():
+            _check(path, key, value)
+    return family, values
+
+
+def _described(path: pathlib.Path) -> tuple[str, dict[str, Any]]:
     if kind(path) == "gguf":
         return gguf_fields.describe(gguf_header.read(path))
     try:
@@ -41,3 +50,15 @@ def describe(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     if not isinstance(told, dict):
         raise Unreadable(f"{path / 'config.json'} is not an object; bring it back from a copy.")
     return hugging_face.describe(told, str(path / "config.json"))
+
+
+def _check(path: pathlib.Path, key: str, value: Any) -> None:
+    """Raises Unreadable unless `value` is of the type that the knob `key` of the model has, and no absurd number."""
+    knob = KNOBS.get(f"model.{key}")
+    kinds = {float: (int, float), tuple: (tuple, list)}
+    if knob is None:
+        raise Unreadable(f"{path} asks for model.{key}={value!r}, and there is no such key.")
+    if not isinstance(value, kinds.get(type(knob.default), type(knob.default))):
+        raise Unreadable(f"{path} asks for model.{key}={value!r}, and a {type(knob.default).__name__} belongs there.")
+    if isinstance(value, int | float) and not abs(value) < SIZE:
+        raise Unreadable(f"{path} asks for model.{key}={value!r}, which no model has.")

@@ -1,6 +1,10 @@
 """Fields of a foreign config, each taken once; and what families share: rotary positions, layers that differ."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 REQUIRED = object()
@@ -12,6 +16,25 @@ ACTIVATIONS = {  # theirs -> ours
 
 class Unreadable(ValueError):
     """A pretrained model that cannot be read as one of this house; the message is one sentence."""
+
+
+# What a file that holds anything at all raises in what reads it.
+DAMAGE = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error
+)  # fmt: skip
+LAYERS, SIZE = 1 << 14, 1 << 31  # What no model reaches: more layers, or a larger number of anything, is damage.
+
+
+@contextlib.contextmanager
+def whole(where: str | os.PathLike) -> Iterator[None]:
+    """Whatever damage in the file `where` raises inside is Unreadable with one sentence."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except DAMAGE as error:
+        said = " ".join(f"{type(error).__name__} {error}".split())[:120]
+        raise Unreadable(f"{os.fspath(where)!r} is damaged ({said}); bring it back from a copy.") from error
 
 
 class Fields:
@@ -32,7 +55,16 @@ class Fields:
         value = default if value is None and default is not REQUIRED else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Unreadable(f"{self.where} has {name}={value!r}, which is no number.")
+        if not math.isfinite(value) or abs(value) >= SIZE:
+            raise Unreadable(f"{self.where} has {name}={value!r}, which no model has.")
         return value
+
+    def count(self, name: str, default: Any = REQUIRED, most: int = SIZE) -> int:
+        """As `number`, of a whole number from 1 to `most`."""
+        value = self.number(name, default)
+        if not 1 <= value <= most or value != int(value):
+            raise Unreadable(f"{self.where} has {name}={value!r}, which is no number from 1 to {most}.")
+        return int(value)
 
     def only(self, name: str, *allowed: Any) -> None:
         """Takes a field whose other values this house does not compute."""
@@ -44,7 +76,7 @@ class Fields:
     def choice(self, name: str, default: str, table: Mapping[str, str]) -> str:
         """A name in a table of theirs to ours."""
         value = self(name, default)
-        if value not in table:
+        if not isinstance(value, str) or value not in table:
             raise Unreadable(f"{self.where} has {name}={value!r}, which is unknown; known are {', '.join(table)}.")
         return table[value]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from configs.families.fields import Fields, Unreadable, by_layer, flat
+from configs.families.fields import LAYERS, Fields, Unreadable, by_layer, flat
 from configs.families.gguf_header import Header
 
 # They change no logit here: what the file is called, how it was made, its tokenizer, what ggml wants to know beside.
@@ -20,7 +20,7 @@ IGNORED = (
 def describe(header: Header) -> tuple[str, dict[str, Any]]:
     """(architecture, values by key within `model`); see `configs.families.describe`."""
     name = header.fields.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise Unreadable(
             f"{header.path} has general.architecture={name!r}, which is unknown; known are {', '.join(ARCHITECTURES)}."
         )
@@ -34,17 +34,17 @@ def describe(header: Header) -> tuple[str, dict[str, Any]]:
 def _decoder(f: Fields, header: Header) -> dict[str, Any]:
     if "token_embd.weight" not in header.tensors:
         raise Unreadable(f"{header.path} lacks the tensor 'token_embd.weight'; bring the whole file back.")
-    D, N = f.number("embedding_length"), f.number("attention.head_count")
-    H = f.number("attention.key_length", D // N)
+    D, N = f.count("embedding_length"), f.count("attention.head_count")
+    H = f.count("attention.key_length", D // N)
     if f.number("attention.value_length", H) != H:
         raise Unreadable(f"{header.path} has values of another width than keys, which is not computed here.")
     return {
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
-        "width": D, "num_layers": f.number("block_count"), "num_heads": N,
-        "num_kv_heads": f.number("attention.head_count_kv", N), "head_dim": H if H * N != D else 0,
+        "width": D, "num_layers": f.count("block_count", most=LAYERS), "num_heads": N,
+        "num_kv_heads": f.count("attention.head_count_kv", N), "head_dim": H if H * N != D else 0,
         "tied": "output.weight" not in header.tensors, "norm": "rmsnorm",
         "norm_eps": float(f.number("attention.layer_norm_rms_epsilon")), "channel": "swiglu",
-        "swiglu": {"hidden": f.number("feed_forward_length"), "activation": "silu", "bias": False},
+        "swiglu": {"hidden": f.count("feed_forward_length"), "activation": "silu", "bias": False},
         "mixer": "attention", "attention": _rope(f, header, H),
     }  # fmt: skip
 
@@ -55,7 +55,7 @@ def _rope(f: Fields, header: Header, H: int) -> dict[str, Any]:
         "rope_fraction": f.number("rope.dimension_count", H) / H,
     }
     kind, factor = f("rope.scaling.type", "none"), float(f.number("rope.scaling.factor", 1.0))
-    original = int(f.number("rope.scaling.original_context_length", f.left.get("context_length", 8192)))
+    original = f.count("rope.scaling.original_context_length", f.left.get("context_length", 8192))
     f("rope.scaling.finetuned", None)
     if "rope_freqs.weight" in header.tensors:  # Llama 3.1: what every rate is divided by.
         factors = tuple(repr(float(number)) for number in header.numbers("rope_freqs.weight"))

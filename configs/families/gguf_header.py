@@ -4,13 +4,14 @@ Source: the GGUF specification of ggml (magic, counts, typed fields, tensor tabl
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
 import struct
 from typing import Any, BinaryIO
 
-from configs.families.fields import Unreadable
+from configs.families.fields import Unreadable, whole
 
 # Number of a tensor's type -> its name, numbers a block, bytes a block.
 TYPES = {
@@ -21,6 +22,7 @@ TYPES = {
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST = 1 << 26  # Elements of an array, bytes of a string, tensors: more is damage.
+_SMALL = 1 << 16  # Bytes of a tensor that is read as a part of the config.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,10 @@ class Header:
     tensors: dict[str, Tensor]
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        """A small F32 tensor."""
+        """A small F32 tensor. Errors: Unreadable."""
         tensor = self.tensors[name]
+        if tensor.type or tensor.size > _SMALL:
+            raise Unreadable(f"{self.path}: tensor {name!r} is no short row of F32, which it is in every model.")
         with self.path.open("rb") as file:
             file.seek(tensor.offset)
             return struct.unpack(f"<{tensor.size // 4}f", file.read(tensor.size))
@@ -54,10 +58,11 @@ def read(path: str | os.PathLike) -> Header:
     """The front of the file at `path`. Errors: Unreadable where it is damaged, cut off, or has a type not handled."""
     path = pathlib.Path(path).expanduser()
     try:
-        with path.open("rb") as file:
-            return _header(file, path)
-    except (struct.error, UnicodeDecodeError, OverflowError, RecursionError, MemoryError):
-        raise Unreadable(f"{path} is damaged or cut off within its header; bring it back from a copy.") from None
+        with path.open("rb") as file, whole(path):
+            try:
+                return _header(file, path)
+            except struct.error:
+                raise Unreadable(f"{path} is cut off within its header; bring it back from a copy.") from None
     except OSError as error:
         raise Unreadable(f"{path} cannot be read ({error.strerror}); give a file that you may read.") from None
 
@@ -83,6 +88,12 @@ def _header(file: BinaryIO, path: pathlib.Path) -> Header:
     align = fields.get("general.alignment", 32)
     start, end = -(-file.tell() // align) * align, os.fstat(file.fileno()).st_size
     tensors = {name: _placed(path, name, shape, type_, start + at, end) for name, shape, type_, at in told}
+    if len(tensors) < len(told):
+        raise Unreadable(f"{path} is damaged: it has two tensors of one name; bring it back from a copy.")
+    places = sorted((tensor.offset, tensor.size, tensor.name) for tensor in tensors.values())
+    for (at, size, name), (after, *_) in itertools.pairwise(places):
+        if at + size > after:
+            raise Unreadable(f"{path} is damaged: tensor {name!r} lies over another one; bring it back from a copy.")
     return Header(path, fields, tensors)
 
 

@@ -6,7 +6,7 @@ Defaults are those of the family's class in transformers, which stand where a fi
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from configs.families.fields import ACTIVATIONS, Fields, Unreadable, by_layer, flat, rope
+from configs.families.fields import ACTIVATIONS, LAYERS, Fields, Unreadable, by_layer, flat, rope
 
 # They change no logit: names, types of storage, what generation does, what training did.
 IGNORED = (
@@ -26,7 +26,7 @@ IGNORED = (
 def describe(told: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """(family, values by key within `model`) of a config.json; see `configs.families.describe`."""
     name = told.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise Unreadable(f"{where} has model_type={name!r}, which is unknown; known are {', '.join(FAMILIES)}.")
     f = Fields(told, where)
     f.only("quantization_config", None)
@@ -37,13 +37,13 @@ def describe(told: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
 
 def _sizes(f: Fields, *, tied: bool, kv: bool = True, width: bool = True) -> dict[str, Any]:
     """Sizes and parts of a decoder whose fields are named as Llama's."""
-    heads = f.number("num_attention_heads")
+    heads = f.count("num_attention_heads")
     return {
         "vocab_size": f.number("vocab_size"),
-        "width": f.number("hidden_size"),
-        "num_layers": f.number("num_hidden_layers"),
+        "width": f.count("hidden_size"),
+        "num_layers": f.count("num_hidden_layers", most=LAYERS),
         "num_heads": heads,
-        "num_kv_heads": f.number("num_key_value_heads", heads) if kv else 0,
+        "num_kv_heads": f.count("num_key_value_heads", heads) if kv else 0,
         "head_dim": (f("head_dim", None) or 0) if width else 0,
         "tied": bool(f("tie_word_embeddings", tied)),
         "norm": "rmsnorm",
@@ -57,7 +57,7 @@ def _gated(f: Fields, *, field: str = "hidden_act", default: str = "silu", bias:
     activation = f.choice(field, default, ACTIVATIONS)
     return {
         "channel": "swiglu",
-        "swiglu": {"hidden": f.number("intermediate_size"), "activation": activation, "bias": bias},
+        "swiglu": {"hidden": f.count("intermediate_size"), "activation": activation, "bias": bias},
     }
 
 
@@ -70,11 +70,13 @@ def _rope(f: Fields, *, longest: int, theta: float = 10000.0, original: int | No
 
 
 def _longest(f: Fields, default: int) -> int:
-    return f.number("max_position_embeddings", default)
+    return f.count("max_position_embeddings", default)
 
 
-def _windows(types: list, window: int | None, f: Fields) -> list[dict[str, Any]]:
-    """What differs at each layer of `layer_types`."""
+def _windows(types: list, window: int | None, f: Fields, L: int) -> list[dict[str, Any]]:
+    """What differs at each of the L layers by `layer_types`."""
+    if len(types) != L:
+        raise Unreadable(f"{f.where} has {len(types)} layer_types and {L} layers.")
     for name in types:
         if name not in ("full_attention", "sliding_attention"):
             raise Unreadable(f"{f.where} has layer_types with {name!r}; known are full_attention, sliding_attention.")
@@ -129,7 +131,7 @@ def _qwen(f: Fields, found: dict, attention: dict) -> dict[str, Any]:
     window = window if used else None
     L = found["num_layers"]
     types = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(L)]
-    return found | {"attention": attention} | by_layer(_windows(f("layer_types", None) or types, window, f))
+    return found | {"attention": attention} | by_layer(_windows(f("layer_types", None) or types, window, f, L))
 
 
 def gemma2(f: Fields) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def gemma2(f: Fields) -> dict[str, Any]:
     types = f("layer_types", None) or [
         ("sliding_attention", "full_attention")[i % 2] for i in range(found["num_layers"])
     ]
-    return found | by_layer(_windows(types, f("sliding_window", 4096), f))
+    return found | by_layer(_windows(types, f("sliding_window", 4096), f, found["num_layers"]))
 
 
 def gemma3(f: Fields) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def gemma3(f: Fields) -> dict[str, Any]:
         local.setdefault("rope_scaling", {"kind": "none"})
     found["attention"] |= full
     differs = {name: value for name, value in local.items() if value != full.get(name)}
-    layers = _windows(types, f("sliding_window", 4096), f)
+    layers = _windows(types, f("sliding_window", 4096), f, found["num_layers"])
     layers = [each | differs if name == "sliding_attention" else each for each, name in zip(layers, types, strict=True)]
     return found | by_layer(layers)
 
@@ -195,7 +197,7 @@ def smollm3(f: Fields) -> dict[str, Any]:
     window, used = f("sliding_window", None), f("use_sliding_window", False)
     window = window if used else None
     types = [("full_attention", "sliding_attention")[bool(window) and not has] for has in turned]
-    layers = _windows(f("layer_types", None) or types, window, f)
+    layers = _windows(f("layer_types", None) or types, window, f, L)
     return found | by_layer(
         [each | ({} if has else {"rope_fraction": 0.0}) for each, has in zip(layers, turned, strict=True)]
     )
@@ -225,14 +227,14 @@ def phi3(f: Fields) -> dict[str, Any]:
 def gpt2(f: Fields) -> dict[str, Any]:
     """GPT-2: learned positions, LayerNorm and biases everywhere, one head width."""
     f.only("add_cross_attention", False)
-    D, N, L = f.number("n_embd", 768), f.number("n_head", 12), f.number("n_layer", 12)
+    D, N, L = f.count("n_embd", 768), f.count("n_head", 12), f.count("n_layer", 12, LAYERS)
     scale = (D // N) ** -0.5 if f("scale_attn_weights", True) else 1.0
     layers = [{}] * L
     if f("scale_attn_by_inverse_layer_idx", False):
         layers = [{"scale": scale / (i + 1)} for i in range(L)]
     return {
         "vocab_size": f.number("vocab_size", 50257), "width": D, "num_layers": L, "num_heads": N,
-        "positions": f.number("n_positions", 1024), "tied": bool(f("tie_word_embeddings", True)),
+        "positions": f.count("n_positions", 1024), "tied": bool(f("tie_word_embeddings", True)),
         "norm": "layernorm", "norm_bias": True, "norm_eps": float(f.number("layer_norm_epsilon", 1e-5)),
         "channel": "mlp",
         "mlp": {
@@ -255,7 +257,7 @@ def gpt_neox(f: Fields) -> dict[str, Any]:
         "norm": "layernorm", "norm_bias": True, "norm_eps": float(f.number("layer_norm_eps", 1e-5)),
         "parallel": bool(f("use_parallel_residual", True)), "channel": "mlp",
         "mlp": {
-            "hidden": f.number("intermediate_size"), "bias": True,
+            "hidden": f.count("intermediate_size"), "bias": True,
             "activation": f.choice("hidden_act", "gelu", ACTIVATIONS),
         },
         "attention": {"bias": bias, **_rope(f, longest=_longest(f, 2048))},

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import workdir as files
-from experiments.bench import attention, context, mixers, pattention, timing, training
+from experiments.bench import attention, checks, context, mixers, pattention, timing, training
 from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
 
@@ -49,6 +49,7 @@ def planned(platform: str) -> list[Planned]:
         *pattention.planned(platform),
         *mixers.planned(platform),
         *training.planned(),
+        *checks.planned(),
     ]
 
 

@@ -51,7 +51,8 @@ def config(shape: str) -> Any:
     return made.lock()
 
 
-def _build(shape: str) -> program.Program:
+def program_of(shape: str) -> program.Program:
+    """The program of a bench shape, on one device."""
     made = config(shape)
     mesh = sharding.make_mesh(made, jax.devices()[:1])
     return program.build(made, vocab_size=SHAPES[shape][4], mesh=mesh)
@@ -59,7 +60,7 @@ def _build(shape: str) -> program.Program:
 
 def _train(shape: str) -> Comparison:
     D, L, N, F, V, T, B = SHAPES[shape]
-    made = _build(shape)
+    made = program_of(shape)
     states = {"tessera": made.init(), "plain": plain.init_state(jax.random.key(0), V=V, D=D, L=L, F=F)}
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
     batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "scored": np.ones((B, T), bool)})
@@ -131,7 +132,7 @@ def from_plain(hand: dict) -> dict:
 
 def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Comparison:
     D, L, N, F, V, _, _ = SHAPES[shape]
-    made = _build(shape)
+    made = program_of(shape)
     hand = plain.init(jax.random.key(1), V=V, D=D, L=L, F=F)
     params = from_plain(hand)
     decoder = Decoder(made, None)
@@ -225,7 +226,7 @@ def first_step(shape: str, begin: float, with_jax: float) -> dict[str, Any]:
 
 
 def _train_once(shape: str) -> tuple[Callable[[], None], program.Program, dict]:
-    made = _build(shape)
+    made = program_of(shape)
     D, L, N, F, V, T, B = SHAPES[shape]
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
     batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "scored": np.ones((B, T), bool)})

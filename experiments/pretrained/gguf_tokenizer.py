@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.families import Unreadable, gguf_header
+from configs.families.fields import whole
 from data.library_tokenizer import GPT2_PATTERN, GPT4_PATTERN, LibraryTokenizer, added_tokens, byte_level
 
 # By `tokenizer.ggml.pre`: the patterns that cut a text into words.
@@ -20,6 +21,12 @@ _BLANK = "\u2581"
 def load(path: str | os.PathLike) -> LibraryTokenizer:
     """The tokenizer of the .gguf file at `path`. Errors: Unreadable."""
     header = gguf_header.read(path)
+    with whole(path):
+        return _made(header)
+
+
+def _made(header: gguf_header.Header) -> LibraryTokenizer:
+    path = header.path
     f = {key.removeprefix("tokenizer."): v for key, v in header.fields.items() if key.startswith("tokenizer.")}
     kind, tokens = f.get("ggml.model"), f.get("ggml.tokens")
     if not isinstance(tokens, list) or kind not in ("gpt2", "llama"):

@@ -12,6 +12,7 @@ from configs.knobs import nested
 from experiments.pretrained import reading
 from experiments.program import Program, build, inputs, sharding
 from experiments.settings.errors import CheckpointError
+from experiments.workdir import states
 from experiments.workdir.trained import Trained
 
 ADDED = ("heads/", "/lora_in", "/lora_out")  # Parts of paths of parameters that this house adds to a pretrained model.
@@ -43,18 +44,24 @@ def parameters(program: Program, tokenizer: Any) -> Any:
     flat = reading.flatten(program.abstract["params"])
     added = {name for name in flat if any(part in name for part in ADDED)}
     try:
-        found = reading.reader(program.spec, nested({k: v for k, v in flat.items() if k not in added}, "/"), path)
+        files = reading.reader(program.spec, nested({k: v for k, v in flat.items() if k not in added}, "/"), path)
     except Unreadable as error:
         raise CheckpointError(f"init.pretrained: {error}") from None
-    if tokenizer.vocab_size > found.vocabulary:
+    if tokenizer.vocab_size > files.vocabulary:
         raise CheckpointError(
-            f"init.pretrained={path} knows {found.vocabulary} ids and data.tokenizer={program.config.data.tokenizer!r} "
+            f"init.pretrained={path} knows {files.vocabulary} ids and data.tokenizer={program.config.data.tokenizer!r} "
             f"has {tokenizer.vocab_size}: it belongs to another model; use data.tokenizer={path!r}."
         )
-    read = reading.flatten(found.parameters(program.shardings["params"], _progress()))
+    read = reading.flatten(files.parameters(program.shardings["params"], _progress()))
     if added:
         read |= _fresh(program, added)
-    return nested({name: read[name] for name in flat}, "/")
+    found = nested({name: read[name] for name in flat}, "/")
+    if wrong := states.not_finite(found):
+        raise CheckpointError(
+            f"init.pretrained={path}: {wrong[0]} holds numbers that are not finite in "
+            f"{program.config.model.param_dtype}; bring the files back from a copy, or set model.param_dtype='float32'."
+        )
+    return found
 
 
 def _fresh(program: Program, names: set[str]) -> dict[str, jax.Array]:

@@ -1,6 +1,7 @@
 """Tensors of foreign files by name, read lazily: only what is asked for leaves the disk. No pickle is ever opened."""
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from configs.families import Unreadable, gguf_header, kind
+from configs.families.fields import whole
 
 # Of safetensors: name in the header -> type. What is not here is refused.
 TYPES = {
@@ -52,9 +54,20 @@ class Safetensors:
             if isinstance(error, Unreadable):
                 raise
             raise Unreadable(f"{path} is damaged: its header is not JSON; bring it back from a copy.") from None
+        if not isinstance(told, dict):
+            raise Unreadable(f"{path} is damaged: its header is no object; bring it back from a copy.")
         told.pop("__metadata__", None)
         self._told = {name: self._checked(name, entry, size - 8 - length) for name, entry in told.items()}
         self.shapes, self._start = {name: shape for name, (_, shape, _) in self._told.items()}, 8 + length
+        self._check_places(size - 8 - length)
+
+    def _check_places(self, room: int) -> None:
+        """Raises Unreadable unless every byte belongs to one tensor, as the format asks."""
+        ends = sorted((first, first + math.prod(shape) * dtype.itemsize) for dtype, shape, first in self._told.values())
+        for (_, last), (first, _) in itertools.pairwise([(0, 0), *ends, (room, room)]):
+            if first != last:
+                how = "lie over each other" if first < last else "leave bytes between them"
+                raise Unreadable(f"{self.where} is damaged: its tensors {how}; bring it back from a copy.")
 
     def _checked(self, name: str, entry: dict, room: int) -> tuple[np.dtype, tuple[int, ...], int]:
         """(type, shape, first byte) of a tensor, all of it within the file."""
@@ -67,9 +80,9 @@ class Safetensors:
             raise Unreadable(
                 f"{self.where} is damaged: its header says no place for {name!r}; bring it back from a copy."
             )
-        if type_ not in TYPES:
+        if not isinstance(type_, str) or type_ not in TYPES:
             raise Unreadable(
-                f"{self.where}: tensor {name!r} has the type {type_}, which is not handled; handled are "
+                f"{self.where}: tensor {name!r} has the type {type_!r}, which is not handled; handled are "
                 f"{', '.join(TYPES)}."
             )
         dtype = np.dtype(TYPES[type_])
@@ -97,23 +110,34 @@ class Shards:
         if (folder / INDEX).is_file():
             try:
                 by_name = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-                names = sorted({pathlib.PurePath(name).name for name in by_name.values()})
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                names = sorted(set(by_name.values()))
+                outside = [name for name in names if pathlib.PurePath(name).name != name]
+            except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 raise Unreadable(f"{folder / INDEX} is damaged; bring it back from a copy.") from None
+            if outside:
+                raise Unreadable(f"{folder / INDEX} names {outside[0]!r}, which is no file of its folder.")
             if missing := [name for name in names if not (folder / name).is_file()]:
-                raise Unreadable(f"{folder} lacks {missing[0]}, one of {len(names)} files that {INDEX} names.")
+                raise Unreadable(f"{folder} lacks {missing[0]!r}, one of {len(names)} files that {INDEX} names.")
         else:
-            by_name, names = {}, [path.name for path in sorted(folder.glob("*.safetensors"))]
+            names = [path.name for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+            by_name, names = {}, [SINGLE] if SINGLE in names else names
             if not names:
                 pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
                 why = ": pickled weights are never opened, save them as safetensors" if pickled else ""
                 raise Unreadable(f"{folder} holds no *.safetensors{why}.")
-        files = [Safetensors(folder / name) for name in names]
-        self._by_name = {name: file for file in files for name in file.shapes}
+        files = {name: Safetensors(folder / name) for name in names}
+        self._by_name: dict[str, Safetensors] = {}
+        for place, file in files.items():
+            for name in file.shapes:
+                if by_name.get(name, place) != place:
+                    continue  # Another file has the one that counts.
+                if name in self._by_name:
+                    raise Unreadable(f"{folder} has the tensor {name!r} in two files; leave one model in the folder.")
+                self._by_name[name] = file
         if lost := [name for name in by_name if name not in self._by_name]:
             raise Unreadable(f"{folder} lacks the tensor {lost[0]!r}, which {INDEX} names.")
-        self.shapes = {name: shape for file in files for name, shape in file.shapes.items()}
-        self._files = files
+        self.shapes = {name: file.shapes[name] for name, file in self._by_name.items()}
+        self._files = [*files.values()]
 
     def read(self, name: str) -> np.ndarray:
         return self._by_name[name].read(name)
@@ -167,4 +191,5 @@ def _package():
 def open_tensors(path: str | os.PathLike) -> Tensors:
     """The tensors at `path`, a folder or a .gguf file. Errors: Unreadable."""
     path = pathlib.Path(path).expanduser()
-    return Gguf(path) if kind(path) == "gguf" else Shards(path)
+    with whole(path):
+        return Gguf(path) if kind(path) == "gguf" else Shards(path)

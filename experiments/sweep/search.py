@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from absl import logging
+
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
 from experiments.workdir import disk
@@ -91,10 +93,28 @@ def draw(sweep: Mapping[str, Any], workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _stored(optuna: Any, workdir: pathlib.Path) -> Any:
-    """Optuna's study in the workdir."""
+    """Optuna's study in the workdir.
+
+    A journal that is damaged (a kill may tear its last line) is moved aside and written anew: what it holds follows
+    from the trials on disk.
+    """
+    try:
+        return _opened(optuna, workdir)
+    except OSError:
+        raise
+    except Exception as error:  # Optuna reads its journal as if nothing could be wrong with it.
+        aside = disk.move_aside(workdir / JOURNAL, "damaged")
+        logging.warning("%s was damaged (%s) and is now %s; it is written anew.", JOURNAL, type(error).__name__, aside)
+        return _opened(optuna, workdir)
+
+
+def _opened(optuna: Any, workdir: pathlib.Path) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     os.close(disk.open_to_append(workdir / JOURNAL))  # A plain file, and no link.
+    data = disk.read_bytes(workdir / JOURNAL) or b""
+    if not data.endswith(b"\n"):  # Optuna would write on behind half a line.
+        disk.cut(workdir / JOURNAL, data[: data.rfind(b"\n") + 1])
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(workdir / JOURNAL)))
     return optuna.create_study(storage=storage, study_name="sweep", load_if_exists=True)
 

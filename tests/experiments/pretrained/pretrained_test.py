@@ -103,8 +103,8 @@ def damage(folder, what):
     [
         ("cut off", "is cut off: tensor .* ends 10 bytes behind its end"),
         ("no header", "is damaged or cut off within its header"),
-        ("type", "has the type F8_E4M3, which is not handled; handled are"),
-        ("shard", "lacks gone.safetensors, one of 1 files"),
+        ("type", "has the type .F8_E4M3., which is not handled; handled are"),
+        ("shard", "lacks .gone.safetensors., one of 1 files"),
         ("pickle", "pickled weights are never opened"),
     ],
 )

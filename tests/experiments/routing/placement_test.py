@@ -48,6 +48,16 @@ def test_a_trace_is_saved_and_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "other.npz").write_bytes(b"no")
     with pytest.raises(Refused, match="is no trace of routing"):
         traces.read(tmp_path / "other.npz")
+    whole, rng = (tmp_path / "t.npz").read_bytes(), np.random.default_rng(0)
+    damaged = [whole[:size] for size in range(0, len(whole) - 1, 17)]
+    for place in rng.integers(0, len(whole), 200):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << rng.integers(8)]) + whole[place + 1 :])
+    for data in damaged:  # A sentence, or (where the bit says nothing) the trace itself.
+        (tmp_path / "other.npz").write_bytes(data)
+        try:
+            np.testing.assert_array_equal(traces.read(tmp_path / "other.npz")[0], again)
+        except Refused as error:
+            assert "is no trace of routing" in str(error)
     with pytest.raises(ValueError, match="experts=3 has 0 to 2"):
         traces.checked(drawn(), 3)
     with pytest.raises(ValueError, match=r"give \[tokens, layers, K\]"):

@@ -283,7 +283,7 @@ def row(values, outcome, **more):
 
 @pytest.mark.parametrize("method", search.METHODS)
 def test_a_search_that_is_killed_asks_the_same_again(method, tmp_path):
-    pytest.importorskip("optuna")
+    optuna = pytest.importorskip("optuna")
     space = {"optimizer.learning_rate": ("log", 1e-4, 1.0), "model.width": ("choice", 16, 32), "seed": ("int", 0, 9)}
     made = {"search": {"method": method, "space": space, "trials": 14, "batch": 4, "seed": 3}}
     asked = {}
@@ -306,6 +306,13 @@ def test_a_search_that_is_killed_asks_the_same_again(method, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run("killed", stop)
     assert run("killed") == rows and asked["killed"] == asked["whole"]
+    journal = tmp_path / "killed" / search.JOURNAL
+    whole = journal.read_bytes()
+    for data in (whole[:-40], whole[:300] + b"\0" + whole[301:], b"[]\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n", b""):
+        journal.write_bytes(data)  # Torn by a kill, or damaged: it follows from the trials, and is written anew.
+        assert run("killed") == rows and asked["killed"] == asked["whole"]
+        assert len(search._stored(optuna, journal.parent).get_trials()) == 14
+    assert len(list(journal.parent.glob(f"damaged-{search.JOURNAL}-*"))) == 4
     assert asked["whole"][:4] != asked["whole"][4:8]
     made["search"]["seed"] = 4
     assert run("other") != rows

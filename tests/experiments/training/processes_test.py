@@ -113,13 +113,13 @@ HANGS = f"""
 import sys, time
 from experiments.settings import processes
 from experiments.training import stopping
-processes.STOP = 1
+processes.STOP, processes.ALIVE = 1, {WAIT}
 processes.join(sys.argv[1], 2, int(sys.argv[2]))
 import jax
 from jax.experimental import multihost_utils
 jax.devices()
 print("here", flush=True)
-if sys.argv[2] == "1":
+if sys.argv[2] == "0":
     time.sleep({WAIT})
 with stopping.collected() as stop:
     stop.look(0)
@@ -129,14 +129,15 @@ with stopping.collected() as stop:
 
 
 def test_sigterm_ends_whoever_waits_for_a_process_that_hangs():
-    waits, hangs = both = many_processes.scripts(HANGS, count=2)
+    """The one that hangs is process 0: it outlives the other one, while process 0 takes all others with it."""
+    hangs, waits = both = many_processes.scripts(HANGS, count=2)
     assert [process.stdout.readline() for process in both] == ["here\n"] * 2
     assert waits.stdout.readline() == "loop\n"
     time.sleep(0.5)
     waits.send_signal(signal.SIGTERM)
     assert waits.wait(WAIT) == 128 + signal.SIGTERM
     hangs.send_signal(signal.SIGTERM)  # In no loop: nobody would ask what jax has heard.
-    (_, said), (code, _) = many_processes.ended(both, WAIT)
+    (code, _), (_, said) = many_processes.ended(both, WAIT)
     assert "error: SIGTERM came and no step came within 1 seconds to act on it; the same command goes on" in said
     assert code == -signal.SIGTERM
 
@@ -165,7 +166,7 @@ def test_sigterm_to_one_process_stops_all_before_the_same_step():
     both[1].send_signal(signal.SIGTERM)
     said = {next(line for line in process.stdout if line.startswith("SIG")) for process in both}
     assert len(said) == 1 and said.pop().startswith("SIGTERM "), said
-    for process in both:  # Beyond the loop it ends them again.
+    for process in reversed(both):  # Beyond the loop it ends them again; process 0 last, as it takes others with it.
         process.send_signal(signal.SIGTERM)
     assert [code for code, _ in many_processes.ended(both, WAIT)] == [-signal.SIGTERM] * 2
 
