@@ -59,6 +59,58 @@ generate.model_draft = model_draft = group("Drafts of a smaller run.", of="gener
 model_draft.workdir = text("", "The workdir of the smaller run; it has the same tokenizer.", before="")
 model_draft.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 
+generate.random = random = group("Drafts drawn evenly: a control.", of="generate.drafter=random")
+random.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+
+generate.exit = exits = group("Drafts of the model's own first layers.", of="generate.drafter=exit")
+exits.layers = whole(2, "Layers that draft.", least=1, small=1, before=2)
+exits.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+
+generate.recycling = recycling = group("Drafts from each token's latest successors.", of="generate.drafter=recycling")
+recycling.template = text(
+    "4x2x1",
+    "Its tree: recycling (80 nodes, as published), medusa, widths by depth, or sequoia:NODES:LEVELS:CHANCES.",
+    before="4x2x1",
+)
+recycling.shared = switch(False, "Rows that are under way together write into one matrix.", before=False)
+
+generate.trie = trie = group("Drafts from a trie of prompts and outputs.", of="generate.drafter=trie")
+trie.size = whole(16, "Nodes, the last token included.", least=2, small=6, before=16)
+trie.branch = whole(8, "The deepest.", least=1, small=4, before=8)
+trie.last = whole(2, "The last so many tokens are looked up, then fewer.", least=1, before=2)
+trie.output_weight = number(1e-4, "Of counts in outputs beside those in the prompt.", least=0, most=1, before=1e-4)
+trie.shared = switch(True, "One trie for all requests; else each has its own.", before=True)
+trie.chain = switch(False, "The likeliest path alone: for mixers with a recurrence.", before=False)
+
+generate.model_tree = tree = group("A tree of drafts of a smaller run.", of="generate.drafter=model_tree")
+tree.workdir = text("", "The workdir of the smaller run; it has the same tokenizer.", before="")
+tree.builder = one_of(
+    "eagle2",
+    ("template", "eagle2", "dyspec"),
+    "A tree of known shape, the likeliest paths, or the slots that the walk reaches likeliest.",
+    before="eagle2",
+)
+tree.template = text(
+    "3x2x1",
+    "Its tree: recycling, medusa, widths by depth, or sequoia:NODES:LEVELS:CHANCES.",
+    of="generate.model_tree.builder=template",
+    before="3x2x1",
+)
+GROWN = "generate.model_tree.builder=eagle2|dyspec"
+tree.size = whole(12, "Nodes below the last token.", least=1, small=6, of=GROWN, before=12)
+tree.levels = whole(4, "Of the nodes.", least=1, small=2, of=GROWN, before=4)
+tree.width = whole(3, "Children of a node, at most.", least=1, small=2, of=GROWN, before=3)
+tree.beam = whole(3, "Nodes of a level that have children.", least=1, small=2, of=GROWN, before=3)
+tree.independent_draws = switch(
+    False,
+    "Children of a node are drawn each by itself, as kseq needs them; else they differ.",
+    before=False,
+)
+
+generate.typical = typical = group("Typical acceptance.", of="generate.verifier=typical")
+typical.epsilon = number(0.3, "A draft stays above this, or above delta exp(-entropy).", least=0, most=1, before=0.3)
+typical.delta = number(0.09, "Of the entropy's bound.", least=0, before=0.09)
+
 generate.insertion = insertion = group("When insertion ends.", of="objective=insertion")
 insertion.stop = one_of(
     "sample",

@@ -21,7 +21,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "kernels.attention.noise", "kernels.attention.patterns", "models.swiftkv",
     ),
     "speculation": (
-        *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "continuous", "laws")),
+        *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),
         "models.mixers.slots",
         *(f"{DECODING}.drafts.{name}" for name in (
             "trees", "sequoia", "prompts", "recycling", "trie", "realign", "adaptive",

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments.generation import beside, requests
+from experiments.generation import beside, drafting, requests
 from experiments.program import Program
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
 from models.decoding import stream
 from models.decoding.commit import rewinds
+from models.decoding.drafts import Drafter
 from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
 from models.lm import unstack
-from models.mixers.memory import MEMORIES
 
 
 class Decoder:
@@ -32,6 +32,7 @@ class Decoder:
     def __init__(self, program: Program, tokenizer: Any):
         self.program, self.tokenizer = program, tokenizer
         self.programs: dict[str, Program] = {"model": program}
+        self.hosts = Hosts()
         self._beside: dict[str, Any] = {}  # weights of the models beside, by name and workdir
         self.start = jax.jit(self._start, static_argnames=("parts", "size", "capacity"))
         self.read = jax.jit(self._read, static_argnames=("parts", "size", "fresh"), donate_argnames=("p",))
@@ -56,22 +57,8 @@ class Decoder:
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
         parts = sockets.make(asked, _defaults(), every=every, shared=shared, **known)
-        name, drafter = parts.drafter
-        if parts.verifier.needs_q and not drafter.draws:
-            raise ConfigError([
-                f"generate.verifier={asked[0]['verifier']!r} needs the law of the drafts, which "
-                f"generate.drafter={name!r} has not; use generate.verifier='same_draw'."
-            ])  # fmt: skip
-        if drafter.nodes > 1 and MEMORIES[parts.memory.name].alone:
-            raise ConfigError([
-                f"generate.drafter={name!r} reads several tokens in one pass, and what generate.memory="
-                f"{parts.memory.name!r} keeps would depend on how many; use generate.drafter='none'."
-            ])  # fmt: skip
-        if drafter.branches and not self._all_rewind(parts):
-            raise ConfigError([
-                f"generate.drafter={name!r} drafts a tree, which model.mixer={self.program.config.model.mixer!r} with "
-                f"generate.memory={parts.memory.name!r} cannot read; use generate.drafter='lookup'."
-            ])  # fmt: skip
+        if problems := [*drafting.problems(parts, asked[0], self.program, rewinds=lambda: self._all_rewind(parts))]:
+            raise ConfigError(problems)
         return parts
 
     def _all_rewind(self, parts: Parts) -> bool:
@@ -92,7 +79,8 @@ class Decoder:
 
     def models(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """The models inside a trace."""
-        return {name: self.programs[name].decoder(whole(w)).for_decoding(w["layers"]) for name, w in weights.items()}
+        made = {name: self.programs[name].decoder(whole(w)).for_decoding(w["layers"]) for name, w in weights.items()}
+        return made | {"hosts": self.hosts}
 
     def _start(self, weights, text, length, limit, key, dials, *, parts, size, capacity):
         """`begin`, and the first `size` tokens of every prompt; 0: none."""
@@ -133,6 +121,14 @@ class Decoder:
         return dataclasses.replace(
             p, **{name: constrain(x, (None,) * x.ndim) for name in shown for x in [getattr(p, name)]}
         )
+
+
+class Hosts(dict):
+    """What drafters keep on the host, by drafter: made when it is first asked for."""
+
+    def __missing__(self, drafter: Drafter) -> Any:
+        self[drafter] = drafter.host()
+        return self[drafter]
 
 
 @functools.cache

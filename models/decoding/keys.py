@@ -12,7 +12,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 # What a key is for: folded in last, so that two draws of one row and step never share bits.
-TOKEN, REVEAL, PLACE, ACCEPT, RESIDUAL, REMASK, STOP, START = range(8)
+TOKEN, REVEAL, PLACE, ACCEPT, RESIDUAL, REMASK, STOP, START, DRAFT = range(9)
 
 
 def row_keys(key: Array, batch: int, requests: Array | None = None) -> Array:

@@ -50,7 +50,7 @@ def make(
         idle = greedy or (off and name != "temperature") if name in SAMPLING else off
         if every or not idle:
             chosen.append((name, part))
-    verifier = "greedy" if greedy and first["verifier"] == "same_draw" else first["verifier"]
+    verifier = "greedy" if greedy else first["verifier"]  # At temperature 0 every rule keeps the likeliest token.
     return Parts(
         memory=Policy.of(first),
         drafter=(first["drafter"], DRAFTERS[first["drafter"]](**group(first["drafter"]))),

@@ -8,7 +8,7 @@ Drafts may be a chain or a tree. Whether a draft stays is the verifier's busines
 `same_draw` the text does not depend on the drafter at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -43,13 +43,20 @@ class Drafter:
       taps: sites of the model whose activations `read` and `observe` are shown, `made.report[site]` `[L, B, T, D]`;
         ("residual",): the stream after each layer. `made.features`, the stream after the last norm, is always there.
       nodes: N, the last token and all drafts.
-      depth: D, tokens of the longest path, the last token included; N for a chain.
+      depth: D, tokens of the longest path, the last token included; N for a chain. A node has at most N - D + 1
+        children.
+      independent: whether the children of a node are drawn independently of each other, so that they may be equal.
     """
 
     runs: ClassVar[tuple[str, ...]] = ()
     branches: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     taps: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def independent(self) -> bool:
+        """See the class: a chain has one child a node."""
+        return not self.branches
 
     @property
     def nodes(self) -> int:
@@ -60,6 +67,14 @@ class Drafter:
     def depth(self) -> int:
         """See the class."""
         return self.nodes
+
+    def problems(self, layers: int) -> Iterator[str]:
+        """Sentences about settings that cannot be with a model of so many layers."""
+        yield from ()
+
+    def host(self) -> Any:
+        """What it keeps on the host for all requests of a decoder; `propose` finds it as `models["hosts"][self]`."""
+        return None
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """The side of `batch` rows that have no token yet, for texts of up to `capacity` tokens.

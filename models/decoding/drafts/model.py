@@ -50,30 +50,52 @@ class ModelDraft(Drafter):
 
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
         """See `Drafter.propose`. First the smaller model reads what the last round wrote."""
-        model, state = models[f"{NAME}.workdir"], p.side[NAME]
-        at = state["slots"].length[:, None] + jnp.arange(self.nodes)
-        position = jnp.where((at < p.length[:, None]) & p.live[:, None], at, -1)
-        tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
-        features, state, _ = model(tokens, mask=masks.Causal(), positions=position, state=state)
-        newest = jnp.maximum(jnp.sum(position >= 0, axis=1) - 1, 0)
-        feature = jnp.take_along_axis(features, newest[:, None, None], axis=1)
-        drafts, laws, going = [last_token(p.text, p.length)[:, 0]], [], state
-        request = jax.random.wrap_key_data(p.key)
-        V = models["model"].head_weights().shape[0]
-        for i in range(self.length):
-            logits = warped(models, fitted(model.logits(feature), V), p, parts)[:, 0]
-            laws.append(jax.nn.softmax(logits, axis=-1))
-            drafts.append(parts.verifier.draw(keys.fold(request, p.length + i, keys.TOKEN), logits))
-            if i + 1 < self.length:
-                here = jnp.where(p.live, p.length + i, -1)[:, None]
-                feature, going, _ = model(drafts[-1][:, None], mask=masks.Causal(), positions=here, state=going)
-        token = jnp.stack(drafts, axis=1)
-        q = None
-        if parts.verifier.needs_q:
-            q = jnp.pad(jnp.stack(laws, axis=1), ((0, 0), (1, 0), (0, 0)))
+        model, state, feature = caught_up(models[f"{NAME}.workdir"], p, p.side[NAME], self.depth)
+        tree, going = written(models, p, parts, model, state, feature, self.length)
         # What was written behind the text has no position in these slots: the state is as it was, and is not copied.
         side = {"slots": state["slots"], "layers": going["layers"]} if rewinds(state) else state
-        return Tree.chain(token, jnp.ones(token.shape, bool), q), side
+        return tree, side
+
+
+def caught_up(model: Any, p: Any, state: Any, count: int) -> tuple[Any, Any, jax.Array]:
+    """(model, its state, the feature `[B, 1, D]` of the last token) once it has read what the last round wrote.
+
+    Args:
+      model: the one that drafts, inside a trace; state: of the text that it has read.
+      p: `stream.Progress`.
+      count: tokens that a round writes at most.
+    """
+    at = state["slots"].length[:, None] + jnp.arange(count)
+    position = jnp.where((at < p.length[:, None]) & p.live[:, None], at, -1)
+    tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
+    features, state, _ = model(tokens, mask=masks.Causal(), positions=position, state=state)
+    newest = jnp.maximum(jnp.sum(position >= 0, axis=1) - 1, 0)
+    return model, state, jnp.take_along_axis(features, newest[:, None, None], axis=1)
+
+
+def written(
+    models: Mapping[str, Any], p: Any, parts: Any, model: Any, state: Any, feature: jax.Array, length: int
+) -> tuple[Tree, Any]:
+    """A chain of `length` drafts that `model` writes behind the text, and its state once it has read all but the last.
+
+    Args:
+      models, p, parts: see `Drafter.propose`.
+      model: the one that drafts; it has read the text, to its last token.
+      state: its state then; feature: `[B, 1, D]` what it made of the last token.
+      length: of the chain.
+    """
+    drafts, laws = [last_token(p.text, p.length)[:, 0]], []
+    request, V = jax.random.wrap_key_data(p.key), models["model"].head_weights().shape[0]
+    for i in range(length):
+        logits = warped(models, fitted(model.logits(feature), V), p, parts)[:, 0]
+        laws.append(jax.nn.softmax(logits, axis=-1))
+        drafts.append(parts.verifier.draw(keys.fold(request, p.length + i, keys.TOKEN), logits))
+        if i + 1 < length:
+            here = jnp.where(p.live, p.length + i, -1)[:, None]
+            feature, state, _ = model(drafts[-1][:, None], mask=masks.Causal(), positions=here, state=state)
+    token = jnp.stack(drafts, axis=1)
+    q = jnp.pad(jnp.stack(laws, axis=1), ((0, 0), (1, 0), (0, 0))) if parts.verifier.needs_q else None
+    return Tree.chain(token, jnp.ones(token.shape, bool), q), state
 
 
 def fitted(logits: jax.Array, V: int) -> jax.Array:

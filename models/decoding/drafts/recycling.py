@@ -3,9 +3,17 @@
 matrix `[V, k]` starts as zeros, so that the first drafts are token 0; it may also start as one that was kept.
 """
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from models.decoding.drafts import Drafter, Seen, Tree, templates
+from models.decoding.drafts.none import last_token
+from models.decoding.drafts.trees import Template
 
 Array = jax.Array
 
@@ -41,3 +49,77 @@ def update(matrix: Array, token: Array, logits: Array, valid: Array | None = Non
     row = jnp.where(valid & ~jnp.any(later, axis=1), token, V)
     best = jax.lax.top_k(logits, k)[1]
     return jnp.asarray(matrix).at[row].set(best.astype(jnp.asarray(matrix).dtype), mode="drop")
+
+
+def refreshed(matrix: Array, token: Array, logits: Array, valid: Array) -> Array:
+    """`update` for logits that rules may have cut: what is ruled out takes no place, the old candidates stay there."""
+    best, index = jax.lax.top_k(logits, matrix.shape[-1])
+    kept = jnp.where(jnp.isfinite(best), index, matrix[token])
+    ranks = jnp.arange(matrix.shape[-1])[::-1]
+    scores = jnp.zeros(logits.shape, jnp.float32).at[jnp.arange(len(token))[:, None], kept].max(1.0 + ranks)
+    return update(matrix, token, scores, valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recycling(Drafter):
+    """Drafter `recycling`: see the module's docstring.
+
+    `template`: the tree (`templates.named`). `shared`: rows that are under way together write into one matrix, which
+    the rows that follow them find; else each request has its own. The side is the matrix `[B, V, k]`, and how often it
+    was written, `[B]`.
+    """
+
+    template: str
+    shared: bool
+
+    @property
+    def tree(self) -> Template:
+        """The tree of the drafts."""
+        return templates.named(self.template)
+
+    @property
+    def branches(self) -> bool:
+        """Whether the template is more than a chain."""
+        return not templates.is_chain(self.tree)
+
+    @property
+    def nodes(self) -> int:
+        """The last token and the drafts."""
+        return len(self.tree.parent)
+
+    @property
+    def depth(self) -> int:
+        """See `Drafter`."""
+        return int(self.tree.depth.max()) + 1
+
+    def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
+        """See `Drafter.init`."""
+        V, k = models["model"].head_weights().shape[0], int(self.tree.rank.max()) + 1
+        return {"matrix": jnp.zeros((batch, V, k), jnp.int32), "age": jnp.zeros((batch,), jnp.int32)}
+
+    def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
+        """See `Drafter.propose`."""
+        side = p.side["recycling"]
+        if self.shared:
+            eldest = jnp.argmax(side["age"])
+            side = jax.tree.map(lambda x: jnp.broadcast_to(x[eldest], x.shape), side)
+        tree, root = self.tree, last_token(p.text, p.length)[:, 0]
+        token = draft(side["matrix"], root, tree.parent, tree.depth, tree.rank)
+        return Tree(token, jnp.asarray(tree.parent)[None], None, jnp.ones(token.shape, bool)), side
+
+    def observe(self, models: Mapping[str, Any], side: Any, seen: Seen) -> Any:
+        """See `Drafter.observe`. Every node that was read gives a row, whether it stayed or not."""
+        matrix, valid = side["matrix"], seen.position >= 0
+        if self.shared:
+            one = refreshed(matrix[0], *(x.reshape(-1, *x.shape[2:]) for x in (seen.tree.token, seen.logits, valid)))
+            matrix = jnp.broadcast_to(one, matrix.shape)
+        else:
+            matrix = jax.vmap(refreshed)(matrix, seen.tree.token, seen.logits, valid)
+        return {"matrix": matrix, "age": side["age"] + 1}
+
+    def problems(self, layers: int) -> Iterator[str]:
+        """See `Drafter.problems`."""
+        yield from templates.problems("generate.recycling.template", self.template)
+
+
+PARTS = {"recycling": Recycling}

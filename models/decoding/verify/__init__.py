@@ -28,10 +28,14 @@ class Verifier:
     Attributes:
       needs_q: whether the rule reads `Tree.q`: it then goes with drafters that draw.
       exact: whether the text has the law that it has without drafts.
+      chains: whether it judges one draft behind the other alone, and no tree.
+      independent: whether the children of a node must be drawn independently of each other.
     """
 
     needs_q: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    chains: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
 
     def __call__(self, keys: jax.Array, logits: jax.Array, tree: Tree, position: jax.Array, depth: int) -> Verdict:
         """Judges one round.
@@ -41,7 +45,7 @@ class Verifier:
             of the token that is decided, so that they depend on neither batch nor schedule.
           logits: `[B, N, V]` float32 of the token behind each node, after the control: log p + a constant, -inf for
             what is ruled out. Of a row at temperature 0 one token is finite.
-          tree: the drafts.
+          tree: the drafts; a node has at most N - depth + 1 children.
           position: `[B]` position of node 0 in the text; a node's is that plus its depth.
           depth: D, nodes of the longest path.
         """
@@ -50,6 +54,11 @@ class Verifier:
     def draw(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
         """How a drafter draws, so that its drafts are likely to stay: keys `[B]`, logits `[B, V]` -> tokens `[B]`."""
         return key_scheme.sample(keys, logits).astype(jnp.int32)
+
+    def candidates(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
+        """Numbers `[B, V]` by which a drafter ranks tokens, the likeliest to stay largest: that one is `draw`'s."""
+        noise = jax.vmap(lambda key: key_scheme.gumbel(key, logits.shape[-1:], logits.dtype))(keys)
+        return logits + noise
 
 
 VERIFIERS: dict[str, type[Verifier]] = tables.found(__name__)

@@ -69,6 +69,10 @@ class Greedy(Verifier):
         """See `Verifier.draw`."""
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
+    def candidates(self, keys: jax.Array, logits: jax.Array) -> jax.Array:
+        """See `Verifier.candidates`."""
+        return logits
+
     def __call__(self, keys: jax.Array, logits: jax.Array, tree: Tree, position: jax.Array, depth: int) -> Verdict:
         """See `Verifier.__call__`."""
         drawn = jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -105,12 +105,14 @@ def typical_threshold(p: Array, epsilon: float = 0.3, delta: float = 0.09, offse
     return jnp.minimum(epsilon, delta * jnp.exp(jnp.sum(terms, axis=-1)))
 
 
-def typical(p: Array, q: Array | None, drafts: Array, valid: Array) -> Siblings:
-    """Typical acceptance, which is NOT lossless: a child stays iff p(x) > min(0.3, 0.09 exp(-H)). q is not read.
+def typical(
+    p: Array, q: Array | None, drafts: Array, valid: Array, epsilon: float = 0.3, delta: float = 0.09
+) -> Siblings:
+    """Typical acceptance, which is NOT lossless: a child stays iff p(x) > min(epsilon, delta exp(-H)). q is not read.
 
     The token where none does follows p, cut to the tokens that reach the threshold (Cai et al. 2024, arXiv:2401.10774).
     """
-    threshold = typical_threshold(p)
+    threshold = typical_threshold(p, epsilon, delta)
     return Siblings(
         jnp.where(valid & (p[drafts] > threshold), 1, 0).astype(p.dtype),
         normalised(jnp.where(p >= threshold, p, 0), p),

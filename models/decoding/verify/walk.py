@@ -43,6 +43,38 @@ def children_of(parent: Array, valid: Array | None = None, width: int | None = N
     return table.at[row, rank].set(jnp.arange(N, dtype=parent.dtype), mode="drop")
 
 
+def along(
+    rule: Rule, p: Array, token: Array, table: Array, q: Array | None, uniform: Array
+) -> tuple[Array, Array, Array]:
+    """One row: goes along the tree by `rule`; (path `[D]`, count, the law `[V]` of the token that follows).
+
+    Arguments and `path` as of `walk`. The law is p behind a leaf, and what the rule leaves where no child stays.
+    """
+    D = len(uniform)
+    laws = jnp.zeros_like(p) if q is None else q
+
+    def step(state: tuple, depth: Array) -> tuple[tuple, Array]:
+        node, going, count, law = state
+        nodes = table[node]
+        valid = (nodes >= 0) & (depth < D)
+        at = jnp.maximum(nodes, 0)
+        found = rule(p[node], laws[at], token[at], valid)
+        stays = valid & (uniform[jnp.minimum(depth, D - 1)] < found.accept)
+        first, some = jnp.argmax(stays), jnp.any(stays)
+        law = jnp.where(going & ~some, found.rest, law)
+        node = jnp.where(going & some, at[first], node)
+        return (node, going & some, count + (going & some), law), jnp.where(going & some, node, -1)
+
+    start = (jnp.zeros((), table.dtype), jnp.ones((), bool), jnp.zeros((), jnp.int32), jnp.zeros_like(p[0]))
+    (_, _, count, law), path = jax.lax.scan(step, start, jnp.arange(D + 1))
+    return path[:D], count, law
+
+
+def drawn(law: Array, noise: Array) -> Array:
+    """The token of law `[V]` that maximises log(law) + noise `[V]`, standard Gumbel numbers; what has no mass never."""
+    return jnp.argmax(jnp.where(law > 0, jnp.log(jnp.where(law > 0, law, 1)), -jnp.inf) + noise).astype(jnp.int32)
+
+
 def walk(
     rule: Rule,
     p: Array,
@@ -62,27 +94,8 @@ def walk(
       uniform: `[D, K]` numbers of [0, 1): draft i of depth d stays iff uniform[d, i] is below its chance.
       noise: `[D + 1, V]`, standard Gumbel noise: the token at depth d maximises log(law) + noise[d].
     """
-    D = len(uniform)
-    laws = jnp.zeros_like(p) if q is None else q
-
-    def step(state: tuple, depth: Array) -> tuple[tuple, Array]:
-        node, going, count, drawn = state
-        nodes = table[node]
-        valid = (nodes >= 0) & (depth < D)
-        at = jnp.maximum(nodes, 0)
-        found = rule(p[node], laws[at], token[at], valid)
-        stays = valid & (uniform[jnp.minimum(depth, D - 1)] < found.accept)
-        first, some = jnp.argmax(stays), jnp.any(stays)
-        law = found.rest  # Of a leaf: what the rule leaves where there is no draft.
-        last = jnp.argmax(jnp.where(law > 0, jnp.log(jnp.where(law > 0, law, 1)), -jnp.inf) + noise[depth])
-        ends = going & ~some
-        node = jnp.where(going & some, at[first], node)
-        state = (node, going & some, count + (going & some), jnp.where(ends, last.astype(jnp.int32), drawn))
-        return state, jnp.where(going & some, node, -1)
-
-    start = (jnp.zeros((), token.dtype), jnp.ones((), bool), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-    (_, _, count, drawn), path = jax.lax.scan(step, start, jnp.arange(D + 1))
-    return Walk(path[:D], count, drawn)
+    path, count, law = along(rule, p, token, table, q, uniform)
+    return Walk(path, count, drawn(law, noise[count]))
 
 
 def longest_greedy_path(best: Array, token: Array, table: Array) -> Walk:

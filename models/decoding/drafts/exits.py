@@ -1,0 +1,64 @@
+"""Drafter `exit`: the model's own first layers, its final norm and its head write the drafts.
+
+Source: Zhang et al. 2023, "Draft & Verify", arXiv:2309.08168; Elhoushi et al. 2024, "LayerSkip", arXiv:2404.16710.
+The layers have read the text when the whole model has, so that drafts cost no state of their own. A model whose
+sub-models were trained together (S2D's sorted fine-tuning, `adaptive.sorted_loss`) drafts better.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from kernels import masks
+from models.block import Unstacked
+from models.decoding.drafts import Drafter, Tree
+from models.decoding.drafts.model import written
+from models.decoding.drafts.none import last_token
+
+
+def shallow(model: Any, state: Any, layers: int) -> tuple[Any, Any]:
+    """An `LM` for decoding and its state, cut to the first `layers` layers; the parameters are the model's own.
+
+    Of mixers that take turns whole turns are kept: at least so many layers.
+    """
+    turns = -(-layers // len(model.stack.periods[0].names))
+    first = copy.copy(model)
+    first.stack = Unstacked(model.stack.periods[:turns])
+    return first, {"slots": state["slots"], "layers": state["layers"][:turns]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit(Drafter):
+    """See the module's docstring. `length` drafts a round of the first `layers` layers."""
+
+    draws = True
+
+    layers: int
+    length: int
+
+    @property
+    def nodes(self) -> int:
+        """The last token and the drafts."""
+        return self.length + 1
+
+    def problems(self, layers: int) -> Iterator[str]:
+        """See `Drafter.problems`."""
+        if self.layers >= layers:
+            yield (
+                f"generate.exit.layers={self.layers} leaves nothing for the rest of {layers} layers to verify; use at "
+                f"most generate.exit.layers={layers - 1}."
+            )
+
+    def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
+        """See `Drafter.propose`. What the layers write is dropped: the whole model reads the drafts again."""
+        model, state = shallow(models["model"], p.state, self.layers)
+        here = jnp.where(p.live, p.length - 1, -1)[:, None]
+        token = last_token(p.text, p.length)
+        feature, state, _ = model(token, mask=masks.Causal(), positions=here, state=state)
+        return written(models, p, parts, model, state, feature, self.length)[0], p.side["exit"]
+
+
+PARTS = {"exit": Exit}

@@ -1,0 +1,153 @@
+"""Drafter `trie`: what followed the last tokens before, in this prompt and in what was written (`trie.Trie`, host).
+
+The trie lies on the host: each round asks it for the drafts of all rows. What it holds depends on what was served
+before, so drafts do, too; the text does not with `same_draw` and `greedy`, and has the same law with `children`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.decoding.drafts import Drafter, Tree
+from models.decoding.drafts.trie import Found, Stream, Trie
+
+
+@dataclasses.dataclass
+class Row:
+    """A request under way: its number in the trie, and how far its text was taken in."""
+
+    number: int
+    trie: Trie
+    stream: Stream
+    seen: int
+
+
+class Shelf:
+    """The tries of a decoder, and the requests that write into them. Asking twice for one round changes nothing."""
+
+    def __init__(self, options: "Lookahead"):
+        self.options, self.rows = options, {}
+        self.numbers, self.everyone = itertools.count(), Trie()
+
+    def drafts(self, text: np.ndarray, length: np.ndarray, key: np.ndarray, done: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(token, parent, valid) `[B, N]`: text `[B, R]`, length, done `[B]`, key `[B, 2]` of the requests."""
+        text, length, key, done = map(np.asarray, (text, length, key, done))
+        B, N = len(text), self.options.nodes
+        token, parent, valid = np.zeros((B, N), np.int32), np.zeros((B, N), np.int32), np.zeros((B, N), bool)
+        parent[:, 0], valid[:, 0] = -1, True
+        here = {}
+        for b in np.flatnonzero(~done):
+            own, name = text[b, : length[b]].tolist(), key[b].tobytes()
+            here[name] = row = self._row(name, own)
+            row.stream.insert(own[row.seen :])
+            row.seen = len(own)
+            found = self._found(row, own)
+            n = len(found.token)
+            token[b, :n], parent[b, :n], valid[b, :n] = found.token, found.parent, True
+        token[done, 0] = np.take_along_axis(text, np.maximum(length - 1, 0)[:, None], axis=1)[done, 0]
+        for name in self.rows.keys() - here.keys():
+            self._close(name)
+        return token, parent, valid
+
+    def _row(self, name: bytes, own: list[int]) -> Row:
+        """The request of this key: one that is known, or a new one, whose text so far is its prompt."""
+        if name in self.rows and self.rows[name].seen > len(own):  # The same request, asked anew.
+            self._close(name)
+        if name not in self.rows:
+            trie, number = self.everyone if self.options.shared else Trie(), next(self.numbers)
+            trie.insert(own, self.options.branch, number)
+            self.rows[name] = Row(number, trie, Stream(trie, self.options.branch), len(own))
+            self.rows[name].stream.insert(own[-1:])
+        return self.rows[name]
+
+    def _found(self, row: Row, own: list[int]) -> Found:
+        """Drafts behind the text, no node with more children than `Drafter` promises."""
+        o = self.options
+        asked = {"size": o.size, "branch": o.branch, "request": row.number, "output_weight": o.output_weight}
+        found = row.trie.query(own[-o.last :], **asked)
+        return first_path(found) if o.chain else few_children(found, o.nodes - o.depth + 1)
+
+    def _close(self, name: bytes) -> None:
+        row = self.rows.pop(name)
+        row.stream.insert([], final=True)
+        row.trie.close(row.number)
+
+
+def few_children(found: Found, most: int) -> Found:
+    """Without the children of a node beyond its first `most`, and what is below them."""
+    place, children = {0: 0}, {}
+    token, parent = [found.token[0]], [-1]
+    for i, (x, above) in enumerate(zip(found.token[1:], found.parent[1:], strict=True), start=1):
+        if above in place and children.get(above, 0) < most:
+            children[above] = children.get(above, 0) + 1
+            place[i] = len(token)
+            token.append(x)
+            parent.append(place[above])
+    return Found(token, parent, found.sizes)
+
+
+def first_path(found: Found) -> Found:
+    """The path from the root along first children."""
+    n = next((i for i, above in enumerate(found.parent) if above != i - 1), len(found.parent))
+    return Found(found.token[:n], found.parent[:n], found.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookahead(Drafter):
+    """See the module's docstring.
+
+    `size` nodes at most, the root included, no deeper than `branch`; the last `last` tokens are looked up, then fewer.
+    A node's weight is (1 - output_weight) times its count in the prompt, and output_weight times that in outputs.
+    `shared`: one trie for all requests of a decoder, in which outputs stay. `chain`: the likeliest path alone.
+    """
+
+    size: int
+    branch: int
+    last: int
+    output_weight: float
+    shared: bool
+    chain: bool
+
+    @property
+    def branches(self) -> bool:
+        """See `Drafter`."""
+        return not self.chain
+
+    @property
+    def nodes(self) -> int:
+        """See `Drafter`."""
+        return self.branch + 1 if self.chain else max(self.size, self.branch + 1)
+
+    @property
+    def depth(self) -> int:
+        """See `Drafter`."""
+        return self.branch + 1
+
+    def problems(self, layers: int) -> Iterator[str]:
+        """See `Drafter.problems`."""
+        if self.size <= self.branch:
+            yield (
+                f"generate.trie.size={self.size} nodes hold no branch of generate.trie.branch={self.branch} behind the "
+                f"last token; use generate.trie.size={self.branch + 1}."
+            )
+
+    def host(self) -> Shelf:
+        """See `Drafter.host`."""
+        return Shelf(self)
+
+    def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
+        """See `Drafter.propose`."""
+        shape = (p.text.shape[0], self.nodes)
+        wanted = [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.int32, jnp.bool_)]
+        token, parent, valid = jax.pure_callback(
+            models["hosts"][self].drafts, tuple(wanted), p.text, p.length, p.key, p.done
+        )
+        return Tree(token, parent, None, valid), p.side["trie"]
+
+
+PARTS = {"trie": Lookahead}
