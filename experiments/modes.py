@@ -211,6 +211,10 @@ def evaluate(flags: Any, changes: Changes) -> None:
         raise Refused(f"{wrong} for checkpoint {model.step}: the model overflows on this text; try --step=best.")
     if processes.is_main():
         print(_likelihood(found))
+    if made.generate.drafter != "none" and model.program.objective.generator == "autoregressive":
+        from experiments.generation import held_out
+
+        print(held_out.evaluated(model, made.generate.to_dict(), _workdir(flags) if flags.workdir else None))
 
 
 def prompts(flags: Any) -> list[str]:

@@ -116,7 +116,7 @@ class Decoder:
 
     def _readable(self, p: Progress) -> Progress:
         """What the host looks at, whole on every device: it may see only its own."""
-        shown = ("text", "length", "limit", "done", "failed", "calls")
+        shown = ("text", "length", "limit", "done", "failed", "calls", "wrote")
         constrain = self.program.spec.partition.constrain
         return dataclasses.replace(
             p, **{name: constrain(x, (None,) * x.ndim) for name in shown for x in [getattr(p, name)]}

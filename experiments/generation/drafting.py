@@ -35,8 +35,8 @@ def problems(parts: Parts, asked: Mapping[str, Any], program: Program, rewinds: 
         )
     if drafter.nodes > 1 and MEMORIES[parts.memory.name].alone:
         yield (
-            f"generate.drafter={name!r} reads several tokens in one pass, and what generate.memory={parts.memory.name!r} "
-            "keeps would depend on how many; use generate.drafter='none'."
+            f"generate.drafter={name!r} reads several tokens in one pass, and what generate.memory="
+            f"{parts.memory.name!r} keeps would depend on how many; use generate.drafter='none'."
         )
     elif drafter.branches and not rewinds():
         yield (

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import preflight
-from experiments.generation import requests
+from experiments.generation import drafting, requests
 from experiments.generation.between import between, hosted
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
@@ -75,6 +75,8 @@ class Engine:
         self.pool = Pool(lanes, capacity, pool or lanes * -(-capacity // 64) * 64)
         if self.pool.size < self.pool.longest:
             raise ConfigError([f"pool={pool} holds no row of capacity={capacity}; use e.g. pool={self.pool.longest}."])
+        if problems := [*drafting.fits(self._parts, self.pool.capacity)]:
+            raise ConfigError(problems)
         self.seed, self._next, self._seen = trained.config.seed, 0, {}
         self.waiting: deque[Request] = deque()  # not begun, or out of their lanes
         self.reading: dict[int, Request] = {}  # begun, the prompt not yet read or no lane free

@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.generation import drafted
 from models.decoding import keys as key_scheme
+
+MEASURED = 64  # Tokens of plain decoding that drafts are compared with.
 
 
 def encode(tokenizer: Any, prompt: str) -> np.ndarray:
@@ -90,9 +93,21 @@ def interactive(
         for _, text in generator.stream(params, prompts, options, seed=seed):
             write(text)
         write("\n")
-        return
-    for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
-        write(f"{'=' * 20}\n{_printable(prompt)}{text}\n")
+    else:
+        for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
+            write(f"{'=' * 20}\n{_printable(prompt)}{text}\n")
+    if options["drafter"] != "none" and getattr(generator, "drafted", None) is not None:
+        print(drafted.line(*compared(generator, params, prompts, options, seed=seed)), file=sys.stderr)
+
+
+def compared(
+    generator: Any, params: Any, prompts: Sequence[str], options: dict, *, seed: int
+) -> tuple[drafted.Drafted, drafted.Drafted]:
+    """What the drafts of the texts just written were worth, and some tokens of the same texts without drafts."""
+    with_drafts = generator.drafted
+    plain = options | {"drafter": "none", "verifier": "same_draw", "max_tokens": min(options["max_tokens"], MEASURED)}
+    generator(params, prompts, plain, seed=seed)
+    return with_drafts, generator.drafted
 
 
 def _printable(prompt: str) -> str:

@@ -1,6 +1,7 @@
 """Text from a trained model, token by token: one prompt or many, streamed to a terminal or returned whole."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import preflight
-from experiments.generation import requests
+from experiments.generation import drafting, requests
 from experiments.generation.between import between, hosted
 from experiments.generation.decoder import Decoder, key_data
+from experiments.generation.drafted import Drafted
 from experiments.program import Program
+from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
 from models.decoding.control import Host
 
@@ -27,6 +30,7 @@ class Generator:
     def __init__(self, program: Program, tokenizer: Any):
         self.program, self.tokenizer = program, tokenizer
         self.decoder = Decoder(program, tokenizer)
+        self.drafted: Drafted | None = None  # of the last texts, once they have ended
 
     def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
         """The continuation of each prompt. The same prompt and seed give the same text in any batch."""
@@ -53,6 +57,8 @@ class Generator:
         longest, max_new = int(length.max()), options["max_tokens"]
         size = -(-(longest - 1) // 16) * 16
         width = -(-max(longest + max_new, size) // 64) * 64  # Rounded up, so that few lengths compile.
+        if problems := [*drafting.fits(parts, width)]:
+            raise ConfigError(problems)
         text = np.full((len(ids), width), self.tokenizer.pad, np.int32)
         for row, tokens in enumerate(ids):
             text[row, : len(tokens)] = tokens
@@ -63,6 +69,7 @@ class Generator:
         )  # fmt: skip
         readers = [requests.RowText(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen, rounds, waits = length, 1, hosted(parts, options)
+        self.drafted, seconds, timed = None, 0.0, 0
         while not all(reader.ended for reader in readers):
             if waits:
                 rows = {
@@ -72,8 +79,12 @@ class Generator:
                 p, failed = between(parts, p, rows)
                 if failed:
                     raise RuntimeError(next(iter(failed.values())))
+            began = time.perf_counter()
             p = self.decoder.extend(weights, p, jnp.int32(rounds), jnp.int32(len(ids) + 1), parts=parts)
             tokens, now, done = np.array(p.text), np.array(p.length), np.array(p.done)  # Copies: p is given away.
+            if seen is not length:  # The first rounds compile.
+                seconds, timed = seconds + time.perf_counter() - began, timed + int((now - seen)[:real].sum())
+            self.drafted = Drafted(np.array(p.wrote)[:real], np.array(p.calls)[:real], seconds, timed)
             for row, reader in enumerate(readers):
                 piece = reader.push(tokens[row, seen[row] : now[row]], last=bool(done[row]))
                 if piece:

@@ -39,6 +39,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         page.section("curves", "Learning curves", *_curves(run)),
         page.section("training", "Training", *_training(run)),
         page.section("samples", "Samples over training", *_samples(run)),
+        *([page.section("drafts", "Drafts", *drafts)] if (drafts := _drafts(run)) else []),
         page.section("configuration", "Configuration", _configuration(run)),
         page.section("environment", "Data and environment", _environment(run)),
     ]
@@ -219,6 +220,31 @@ def _samples(run: data.Run) -> list[str]:
     if len(chosen) < len(steps):
         text = f"{len(chosen)} of {len(steps)} occasions, evenly spaced. {text} All are in {files.SAMPLES}."
     return [page.note(text), *rows]
+
+
+def _drafts(run: data.Run) -> list[str]:
+    """What drafters were worth behind held-out prompts, each as it was measured last."""
+    records, _ = files.read_lines(run.path / files.DRAFTS)
+    newest = {
+        (row["drafter"], row.get("verifier"), str(row.get("options"))): row for row in records if row.get("wrote")
+    }
+    rows = []
+    for row in newest.values():
+        total = max(1, sum(row["wrote"]))
+        bars = "".join(
+            f"<tr><td>{n}</td><td>{page.percent(count / total)}</td><td>{'█' * round(30 * count / total)}</td></tr>"
+            for n, count in enumerate(row["wrote"], start=1)
+        )
+        plain, fast = row.get("plain_tokens_per_second") or 0, row.get("tokens_per_second") or 0
+        rows.append([
+            f"<code>{page.escape(row['drafter'])}</code> {page.escape(str(row.get('options') or ''))}",
+            page.escape(str(row.get("verifier", ""))),
+            f"{row.get('tokens', 0) / max(1, row.get('calls', 1)):.2f}",
+            f"{fast / plain:.2f}" if plain and fast else "–",
+            f"<table>{bars}</table>",
+        ])  # fmt: skip
+    head = ["Drafter", "Verifier", "Tokens a call", "Times plain decoding", "Rounds by tokens written"]
+    return [page.note("Behind held-out prompts; from --mode=evaluate."), page.table(head, rows)] if rows else []
 
 
 def _configuration(run: data.Run) -> str:

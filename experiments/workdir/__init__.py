@@ -9,6 +9,7 @@
     metrics.jsonl   deterministic lines only: {"step", "tokens", "flops", "train/loss", ..} and {.., "eval/loss", ..}
     timing.jsonl    what differs between two runs of one config: {"step", "seconds", "tokens_per_second", "mfu", ..}
     samples.jsonl   {"step", "prompt", "text"}
+    drafts.jsonl    {"step", "drafter", "wrote": [rounds of 1, 2, .. tokens], "calls", ..} of --mode=evaluate
     result.json     the summary of a finished run; absent while the run is under way
     tokenizer.json  what turns the model's ids into text
     start/          the parameters that the run began with, where it is its own companion
@@ -41,6 +42,7 @@ RUN = "run.json"
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 SAMPLES = "samples.jsonl"
+DRAFTS = "drafts.jsonl"
 RESULT = "result.json"
 REPORT = "report.html"
 TOKENIZER = "tokenizer.json"

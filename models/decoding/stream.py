@@ -72,6 +72,7 @@ class Progress:
     done: jax.Array  # [B] ended by `eos`, the limit or a failure, or no request at all
     failed: jax.Array  # [B] ended because no logit was finite
     calls: jax.Array  # [B] passes of the model that drew for this row
+    wrote: jax.Array  # [B, D] rounds that wrote 1, 2, ..., D tokens
     key: jax.Array  # [B, 2] uint32: the key of each request
     state: Any  # the model's decoding state
     feed: Feed | None  # what is read in place of each row's last token; None: no control feeds
@@ -123,10 +124,10 @@ def begin(
     text = jnp.pad(text.astype(jnp.int32), ((0, 0), (0, drafter.depth)))
     dials = {name: jnp.asarray(value, jnp.float32) for name, value in dials.items()}
     zeros, no = jnp.zeros((B,), jnp.int32), jnp.zeros((B,), bool)
-    feed = None
+    feed, wrote = None, jnp.zeros((B, drafter.depth), jnp.int32)
     if any(part.feeds for _, part in parts.control):
         feed = Feed(jnp.zeros((B, model.spec.D), model.spec.dtype), no)
-    return Progress(text, length, length, limit, length >= limit, no, zeros, key, state, feed, side, dials)
+    return Progress(text, length, length, limit, length >= limit, no, zeros, wrote, key, state, feed, side, dials)
 
 
 def pass_(models: Models, p: Progress, parts: Parts, tokens: jax.Array, positions: jax.Array, **kw: Any) -> Pass:
@@ -210,6 +211,7 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
         done=p.done | failed | (live & (ended | (length >= p.limit))),
         failed=p.failed | failed,
         calls=p.calls + jnp.where(live, 1 + more, 0),
+        wrote=p.wrote + (jnp.arange(1, drafter.depth + 1) == count[:, None]),
         state=state,
         feed=p.feed if p.feed is None else _soft(models, p.feed, parts, sides, seen),
         side=sides,

@@ -26,7 +26,7 @@ def shallow(model: Any, state: Any, layers: int) -> tuple[Any, Any]:
     """
     turns = -(-layers // len(model.stack.periods[0].names))
     first = copy.copy(model)
-    first.stack = Unstacked(model.stack.periods[:turns])
+    vars(first)["stack"] = Unstacked(model.stack.periods[:turns])  # Of the copy: inside a loop a module takes no part.
     return first, {"slots": state["slots"], "layers": state["layers"][:turns]}
 
 

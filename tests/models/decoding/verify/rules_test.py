@@ -200,7 +200,8 @@ def written(verifier, drafter, options, seed=0, length=3):
 
     @jax.jit
     def go(key):
-        models = {"model": Table(jnp.log(TARGET)), "model_draft.workdir": Table(jnp.log(DRAFT))}
+        small = Table(jnp.log(DRAFT))
+        models = {"model": Table(jnp.log(TARGET)), "model_draft.workdir": small, "model_tree.workdir": small}
         keys = jax.vmap(jax.random.key_data)(jax.random.split(key, N))
         text = jnp.full((N, 1 + length), START)
         dials = sockets.dials([asked], parts)
@@ -220,24 +221,38 @@ def far(texts):
     return stats.chisquare(counts, wanted * N).pvalue
 
 
-DRAFTS = {"model_draft": (("workdir", "w"), ("length", 2))}
-RUNS = [("token", "model_draft"), ("recursive", "model_draft"), ("kseq", "model_draft"), ("children", "model_draft")]
+MODEL = {"workdir": "w", "length": 2}
+TREE = {"workdir": "w", "size": 4, "levels": 2, "width": 2, "beam": 2, "independent_draws": False, "template": ""}
+RUNS = {
+    "token": ("token", "model_draft", MODEL),
+    "recursive, chain": ("recursive", "model_draft", MODEL),
+    "kseq, chain": ("kseq", "model_draft", MODEL),
+    "children, chain": ("children", "model_draft", MODEL),
+    "token, random": ("token", "random", {"length": 2}),
+    "children, random": ("children", "random", {"length": 2}),
+    "recursive, dyspec": ("recursive", "model_tree", TREE | {"builder": "dyspec"}),
+    "recursive, template": ("recursive", "model_tree", TREE | {"builder": "template", "template": "2x2"}),
+    "kseq": ("kseq", "model_tree", TREE | {"builder": "template", "template": "3x1", "independent_draws": True}),
+    "children, eagle2": ("children", "model_tree", TREE | {"builder": "eagle2"}),
+    "same_draw, dyspec": ("same_draw", "model_tree", TREE | {"builder": "dyspec"}),
+}
 
 
-@pytest.mark.parametrize(("verifier", "drafter"), RUNS)
-def test_what_rounds_of_the_engine_write_has_the_law(verifier, drafter):
+@pytest.mark.parametrize("run", RUNS)
+def test_what_rounds_of_the_engine_write_has_the_law(run):
     """60,000 requests of three tokens, drafts of another chain: chi-square at 1e-4.
 
     A law 0.02 away in total variation has a statistic of at least 4 n 0.02^2 = 96 on average, where 1e-4 of 26 degrees
     lies at 63: the statistic's deviation there is below 2 sqrt(96 + 13) = 21.
     """
-    texts, calls = written(verifier, drafter, DRAFTS[drafter])
+    verifier, drafter, options = RUNS[run]
+    texts, calls = written(verifier, drafter, tuple(options.items()))
     assert far(texts) > 1e-4
     assert calls.mean() < 2.9  # Drafts stay.
 
 
 def test_a_rule_that_changes_the_law_is_seen_by_the_same_count():
-    texts, _ = written("typical", "model_draft", DRAFTS["model_draft"])
+    texts, _ = written("typical", "model_draft", tuple(MODEL.items()))
     assert far(texts) < 1e-4
     cold = [DEFAULTS | {"verifier": "typical", "temperature": 0.0}]
     assert sockets.make(cold, DEFAULTS).verifier == VERIFIERS["greedy"]()

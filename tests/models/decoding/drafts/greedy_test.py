@@ -1,0 +1,75 @@
+"""Every drafter writes what the model writes alone: attention, grouped heads, recurrences, each row at its own pace."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.decoding import parts as sockets
+from models.decoding import stream
+from tests.models.decoding.stream_test import DEFAULTS, LENGTH, LIMIT, SETTINGS, V, key_data, model, prompts, wanted
+
+TREE = {"workdir": "w", "size": 6, "levels": 3, "width": 2, "beam": 2}
+CASES = {
+    "random": ("mixed", {"random": {"length": 2}}),
+    "recycling": ("gqa", {"recycling": {"template": "3x2x1"}}),
+    "recycling, shared": ("attention", {"recycling": {"template": "sequoia:6:3:0.6,0.2", "shared": True}}),
+    "recycling, chain": ("gated_delta", {"recycling": {"template": "1x1"}}),
+    "trie": ("gqa", {"trie": {"size": 7, "branch": 3}}),
+    "trie, chain": ("mixed", {"trie": {"size": 4, "branch": 3, "chain": True, "shared": False}}),
+    "eagle2": ("attention", {"model_tree": TREE | {"builder": "eagle2"}}),
+    "dyspec": ("attention", {"model_tree": TREE | {"builder": "dyspec"}}),
+    "template": ("attention", {"model_tree": TREE | {"builder": "template", "template": "2x2"}}),
+}
+
+
+class Hosts(dict):
+    def __missing__(self, drafter):
+        self[drafter] = drafter.host()
+        return self[drafter]
+
+
+@functools.cache
+def texts(name, at, changes, draft="attention", settings=SETTINGS):
+    """(texts, calls) of a batch whose rows are `at` of the three requests."""
+    drafter, options = changes
+    asked = [DEFAULTS | one | {"drafter": drafter, drafter: DEFAULTS[drafter] | dict(options)} for one in settings]
+    parts = sockets.make([asked[i] for i in at], DEFAULTS, vocab_size=V)
+    dials, rows = sockets.dials([asked[i] for i in at], parts), np.array(at)
+    (graphdef, params), small, hosts = model(name), model(draft), Hosts()
+
+    @jax.jit
+    def go(params, beside, dials):
+        models = {"model": nnx.merge(graphdef, params).for_decoding(), "hosts": hosts}
+        models["model_tree.workdir"] = nnx.merge(small[0], beside).for_decoding()
+        given = (prompts()[rows], jnp.asarray(LENGTH[rows]), jnp.asarray(LIMIT[rows]), key_data()[rows])
+        p = stream.begin(models, parts, *given, dials, capacity=40)
+        p = stream.read(models, p, parts, 17, fresh=True)
+        return stream.extend(models, p, parts, 100)
+
+    p = go(params, small[1], dials)
+    return [p.text[i, : p.length[i]].tolist() for i in range(len(at))], p.calls.tolist()
+
+
+def frozen(changes):
+    ((drafter, options),) = changes.items()
+    return drafter, tuple(options.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_drafts_change_no_text(case):
+    """Rows of other lengths and settings, greedy and drawn, in one batch: the text of the whole forward pass."""
+    name, changes = CASES[case]
+    found, calls = texts(name, (0, 1, 2), frozen(changes), draft="attention")
+    assert found == wanted(name)
+    if case in ("eagle2", "dyspec", "template"):  # The model drafts for itself: whole paths stay, for drawn rows, too.
+        depth = 3 if case == "template" else 4
+        assert calls == (-(-(LIMIT - LENGTH) // depth)).tolist()
+
+
+def test_a_model_s_first_layers_draft_for_it():
+    found, _ = texts("mixed", (2, 0, 1), frozen({"exit": {"layers": 1, "length": 3}}))
+    assert found == [wanted("mixed")[i] for i in (2, 0, 1)]
