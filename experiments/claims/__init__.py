@@ -25,6 +25,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "tokenization": "tokenization",
     "overtraining": "overtraining",
     "assd": "assd",
+    "drafts": "drafts",
     "table": "table",
     "curve": "curve",
 }

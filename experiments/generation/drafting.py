@@ -18,6 +18,9 @@ def problems(parts: Parts, asked: Mapping[str, Any], program: Program, rewinds: 
       rewinds: whether every layer's state can drop drafts.
     """
     (name, drafter), rule = parts.drafter, asked["verifier"]
+    if own := [*drafter.problems(program.config.model.num_layers)]:
+        yield from own
+        return
     if parts.verifier.needs_q and not drafter.draws:
         yield (
             f"generate.verifier={rule!r} needs the law of the drafts, which generate.drafter={name!r} has not; use "
@@ -43,7 +46,6 @@ def problems(parts: Parts, asked: Mapping[str, Any], program: Program, rewinds: 
             f"generate.drafter={name!r} drafts a tree, which model.mixer={program.config.model.mixer!r} with "
             f"generate.memory={parts.memory.name!r} cannot read; use generate.drafter='lookup'."
         )
-    yield from drafter.problems(program.config.model.num_layers)
 
 
 def fits(parts: Parts, capacity: int) -> Iterator[str]:

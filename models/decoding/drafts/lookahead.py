@@ -46,7 +46,8 @@ class Shelf:
             here[name] = row = self._row(name, own)
             row.stream.insert(own[row.seen :])
             row.seen = len(own)
-            found = self._found(row, own)
+        for b in np.flatnonzero(~done):
+            found = self._found(here[key[b].tobytes()], text[b, : length[b]].tolist())
             n = len(found.token)
             token[b, :n], parent[b, :n], valid[b, :n] = found.token, found.parent, True
         token[done, 0] = np.take_along_axis(text, np.maximum(length - 1, 0)[:, None], axis=1)[done, 0]

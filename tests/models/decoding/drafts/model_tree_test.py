@@ -1,4 +1,4 @@
-"""Trees that a smaller model writes inside a round are those of the builders on the host, and say what they drew from."""
+"""Trees that a smaller model writes in a round are those of the builders on the host, and say what they drew from."""
 
 import itertools
 

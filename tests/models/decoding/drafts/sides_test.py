@@ -112,8 +112,8 @@ def test_the_shelf_asks_the_trie_of_prompts_and_outputs():
         wanted = trie.query(text[-2:], size=8, branch=3, request=number, output_weight=0.5)
         n = len(wanted.token)
         token, parent, valid = (array[number] for array in first)
-        assert token[:n].tolist() == wanted.token and parent[:n].tolist() == wanted.parent and n > 2
-        assert valid.sum() == n
+        assert token[:n].tolist() == wanted.token and parent[:n].tolist() == wanted.parent
+        assert valid.sum() == n > 1
 
 
 def test_requests_that_end_leave_their_outputs_and_not_their_prompts():
