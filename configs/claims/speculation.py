@@ -1,4 +1,4 @@
-"""Claim: drafts from trees, tables and tries save calls of a model that writes code, and k-SEQ keeps more than one draft.
+"""Claim: drafts from trees, tables and tries save calls of a model that writes code.
 
     python main.py --mode=claim --config=configs/claims/speculation.py --workdir=runs/claims/speculation
 
@@ -8,9 +8,9 @@ likely beat fixed ones of as many nodes. Luo et al. 2024 (Token Recycling, arXiv
 draft model. Zhao et al. 2023 (Lookahead, arXiv:2312.12728): 2.06 to 3.92 times from a trie of prompts and outputs.
 Zhang et al. 2023 (arXiv:2309.08168): a model's own first layers draft for it.
 
-A model of four layers and one of a tenth of its FLOPs learn the default corpus, which is code; texts of 64 tokens follow
-held-out prompts. Counted are tokens for each call of the model, which is what a drafter can change; times depend on the
-machine and on what drafting costs (`--mode=evaluate`). Sampled settings draw at temperature 1.
+A model of four layers and one of a tenth of its FLOPs learn the default corpus, which is code; texts of 64 tokens
+follow held-out prompts. Counted are tokens for each call of the model, which is what a drafter can change; times depend
+on the machine and on what drafting costs (`--mode=evaluate`). Sampled settings draw at temperature 1.
 """
 
 from configs.claims import small
