@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import workdir as files
-from experiments.bench import attention, checks, context, mixers, pattention, timing, training
+from experiments.bench import attention, checks, context, drafts, mixers, pattention, timing, training
 from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
 
@@ -50,6 +50,7 @@ def planned(platform: str) -> list[Planned]:
         *mixers.planned(platform),
         *training.planned(),
         *checks.planned(),
+        *drafts.planned(),
     ]
 
 
