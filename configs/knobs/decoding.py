@@ -66,6 +66,13 @@ generate.exit = exits = group("Drafts of the model's own first layers.", of="gen
 exits.layers = whole(2, "Layers that draft.", least=1, small=1, before=2)
 exits.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 
+generate.heads = ahead = group("Drafts of the model's own heads of tokens ahead.", of="generate.drafter=heads")
+ahead.template = text(
+    "1x1x1",
+    "Its tree, as deep as there are heads: widths by depth, medusa, or sequoia:NODES:LEVELS:CHANCES.",
+    before="1x1x1",
+)
+
 generate.recycling = recycling = group("Drafts from each token's latest successors.", of="generate.drafter=recycling")
 recycling.template = text(
     "4x2x1",

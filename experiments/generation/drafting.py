@@ -18,7 +18,7 @@ def problems(parts: Parts, asked: Mapping[str, Any], program: Program, rewinds: 
       rewinds: whether every layer's state can drop drafts.
     """
     (name, drafter), rule = parts.drafter, asked["verifier"]
-    if own := [*drafter.problems(program.config.model.num_layers)]:
+    if own := [*drafter.problems(program.config)]:
         yield from own
         return
     if parts.verifier.needs_q and not drafter.draws:

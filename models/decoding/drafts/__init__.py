@@ -68,8 +68,8 @@ class Drafter:
         """See the class."""
         return self.nodes
 
-    def problems(self, layers: int) -> Iterator[str]:
-        """Sentences about settings that cannot be with a model of so many layers."""
+    def problems(self, config: Any) -> Iterator[str]:
+        """Sentences about settings that cannot be with the model of `config`, a run's."""
         yield from ()
 
     def host(self) -> Any:

@@ -44,9 +44,9 @@ class Exit(Drafter):
         """The last token and the drafts."""
         return self.length + 1
 
-    def problems(self, layers: int) -> Iterator[str]:
+    def problems(self, config: Any) -> Iterator[str]:
         """See `Drafter.problems`."""
-        if self.layers >= layers:
+        if self.layers >= (layers := config.model.num_layers):
             yield (
                 f"generate.exit.layers={self.layers} leaves nothing for the rest of {layers} layers to verify; use at "
                 f"most generate.exit.layers={layers - 1}."

@@ -129,7 +129,7 @@ class Lookahead(Drafter):
         """See `Drafter`."""
         return self.branch + 1
 
-    def problems(self, layers: int) -> Iterator[str]:
+    def problems(self, config: Any) -> Iterator[str]:
         """See `Drafter.problems`."""
         if self.size <= self.branch:
             yield (

@@ -126,7 +126,7 @@ class ModelTree(Drafter):
         """See `Drafter`."""
         return 1 + (int(self.tree.depth.max()) if self.builder == "template" else self.levels)
 
-    def problems(self, layers: int) -> Iterator[str]:
+    def problems(self, config: Any) -> Iterator[str]:
         """See `Drafter.problems`."""
         if self.builder == "template":
             yield from templates.problems(f"generate.{NAME}.template", self.template)

@@ -117,7 +117,7 @@ class Recycling(Drafter):
             matrix = jax.vmap(refreshed)(matrix, seen.tree.token, seen.logits, valid)
         return {"matrix": matrix, "age": side["age"] + 1}
 
-    def problems(self, layers: int) -> Iterator[str]:
+    def problems(self, config: Any) -> Iterator[str]:
         """See `Drafter.problems`."""
         yield from templates.problems("generate.recycling.template", self.template)
 

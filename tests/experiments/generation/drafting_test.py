@@ -120,6 +120,7 @@ REFUSED = {
         options("model_tree", builder="dyspec") | {"verifier": "kseq", "temperature": 1.0}, "drawn independently",
     ),
     "all layers": (options("exit", layers=2), "generate.exit.layers=2 leaves nothing .* use at most .*=1"),
+    "no heads": (options("heads"), "needs heads of the tokens ahead"),
     "no tree": (options("recycling", template="oak"), "generate.recycling.template='oak' names no tree of drafts"),
     "too small": (options("trie", size=4, branch=6), "generate.trie.size=4 nodes hold no branch"),
     "no room": (options("model_tree", size=3, levels=3, width=3), "use generate.model_tree.size=5"),

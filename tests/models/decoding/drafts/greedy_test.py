@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import base
+from kernels import masks
+from models import objectives
 from models.decoding import parts as sockets
 from models.decoding import stream
+from models.lm import LM
+from models.spec import Spec
 from tests.models.decoding.stream_test import DEFAULTS, LENGTH, LIMIT, SETTINGS, V, key_data, model, prompts, wanted
 
 TREE = {"workdir": "w", "size": 6, "levels": 3, "width": 2, "beam": 2}
@@ -68,6 +73,52 @@ def test_drafts_change_no_text(case):
     if case in ("eagle2", "dyspec", "template"):  # The model drafts for itself: whole paths stay, for drawn rows, too.
         depth = 3 if case == "template" else 4
         assert calls == (-(-(LIMIT - LENGTH) // depth)).tolist()
+
+
+@functools.cache
+def headed(mixer="attention"):
+    """A model of multi_token with three heads of tokens ahead, and what its heads make of a whole text."""
+    config = base.get_config().model
+    changes = {"width": 32, "num_layers": 2, "num_heads": 4, "mixer": mixer, "init": "fan_in", "init_std": 0.5}
+    config.update(changes | {"unroll": 1})
+    spec = Spec.from_config(config.to_dict(), vocab_size=V)
+    heads = objectives.heads(objectives.make("multi_token", {"tokens": 4}, vocab_size=V), spec)
+    return nnx.split(LM(spec, rngs=nnx.Rngs(params=0), heads=heads))
+
+
+def test_heads_of_tokens_ahead_draft_from_the_token_before_the_last_one():
+    """The first drafts are those of the heads on the features of the whole forward pass; the text does not change."""
+    asked = DEFAULTS | {"temperature": 0.0, "drafter": "heads", "heads": {"template": "2x1x1"}}
+    parts, (graphdef, params) = sockets.make([asked], DEFAULTS, vocab_size=V), headed()
+    plain = sockets.make([DEFAULTS | {"temperature": 0.0}], DEFAULTS, vocab_size=V)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def go(params, parts):
+        models = {"model": nnx.merge(graphdef, params).for_decoding()}
+        given = (prompts(), jnp.asarray(LENGTH), jnp.asarray(LIMIT), key_data())
+        p = stream.begin(models, parts, *given, {}, capacity=40)
+        p = stream.read(models, stream.read(models, p, parts, 10, fresh=True), parts, 10)
+        rounds = [p, stream.round_(models, p, parts, p.live)]
+        trees = [parts.drafter[1].propose(models, q, parts)[0].token for q in rounds]
+        return stream.extend(models, p, parts, 100), trees, rounds[1].length, rounds[1].text
+
+    @jax.jit
+    def ahead(params, text):
+        made = nnx.merge(graphdef, params)
+        features = made(text, mask=masks.Causal()).features
+        return [jnp.argsort(-made.logits(made.heads[f"ahead_{i}"](features)), axis=-1)[..., :2] for i in (2, 3, 4)]
+
+    p, trees, length, text = go(params, parts)
+    want = go(params, plain)[0]
+    assert p.length.tolist() == want.length.tolist() == LIMIT.tolist()
+    for row in range(3):
+        assert p.text[row, : LIMIT[row]].tolist() == want.text[row, : LIMIT[row]].tolist()
+    for token, whole, n in ((trees[0], prompts(), LENGTH), (trees[1], text, np.asarray(length))):
+        best = ahead(params, whole)
+        for row in range(3):
+            first, second, third = (np.asarray(each[row, n[row] - 2]) for each in best)
+            wanted = [int(whole[row, n[row] - 1]), *first, second[0], second[0], third[0], third[0]]
+            assert token[row].tolist() == wanted
 
 
 def test_a_model_s_first_layers_draft_for_it():
