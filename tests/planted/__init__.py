@@ -7,7 +7,18 @@ so that whoever changes the line changes the bug with it.
 import dataclasses
 import importlib
 
-ROOMS = ("experts", "memory", "kernels", "models", "objectives", "decoding", "drafts", "experiments", "data")
+ROOMS = (
+    "experts",
+    "memory",
+    "kernels",
+    "models",
+    "objectives",
+    "decoding",
+    "drafts",
+    "speculation",
+    "experiments",
+    "data",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""Transformers of seconds whose text is drafted, several tokens a pass: how each drafter is asked for.
+
+    python main.py --config=configs/speculation.py:recycling --workdir=runs/recycling
+    python main.py --mode=evaluate --workdir=runs/recycling
+    python main.py --mode=generate --workdir=runs/recycling --prompt="def " --config.generate.drafter=trie
+
+| preset    | drafts come from                                    | expected                                   |
+|-----------|-----------------------------------------------------|--------------------------------------------|
+| recycling | each token's latest likeliest successors, as a tree | more than one token a call: docs/claims    |
+| trie      | what followed in the prompt and in outputs          | more than one token a call: docs/claims    |
+| exit      | the model's own first layer                         | more than one token a call: docs/claims    |
+| heads     | the model's heads of tokens ahead (multi_token)     | not run                                    |
+
+Drafts change no text at temperature 0, and none at all with `generate.verifier=same_draw`; `--mode=evaluate` measures
+them behind held-out prompts, and `docs/speculation.md` has all drafters and verifiers. A drafter that reads a smaller
+run (`model_draft`, `model_tree`) is given its workdir: --config.generate.model_tree.workdir=runs/small.
+"""
+
+from configs import base, multi_token, transformer
+from configs.presets import preset as made
+
+PRESETS = {
+    "recycling": made(
+        {"drafter": "recycling"},
+        says="Drafts a tree from a table of each token's latest likeliest successors, without a draft model",
+        source="Luo et al. 2024, arXiv:2408.08696",
+    ),
+    "trie": made(
+        {"drafter": "trie"},
+        says="Drafts what followed the last tokens before, from a trie of prompts and outputs on the host",
+        source="Zhao et al. 2023, arXiv:2312.12728",
+    ),
+    "exit": made(
+        {"drafter": "exit"},
+        says="Drafts with the model's own first layers, and verifies with all of them",
+        source="Zhang et al. 2023, arXiv:2309.08168; Elhoushi et al. 2024, arXiv:2404.16710",
+    ),
+    "heads": made(
+        {"drafter": "heads"},
+        says="Drafts with the heads of tokens ahead that the model was trained with, all in one pass",
+        source="Stern et al. 2018, arXiv:1811.03115; Gloeckle et al. 2024, arXiv:2404.19737",
+    ),
+}
+
+
+def get_config(preset: str = "recycling"):
+    """configs/transformer.py:tiny (of `heads`: configs/multi_token.py:tiny) with the drafter of `preset`."""
+    changes = base.choose("preset", preset, PRESETS).changes
+    config = multi_token.get_config() if preset == "heads" else transformer.get_config("tiny")
+    config.generate.update(changes)
+    if preset == "exit":
+        config.generate.exit.layers = 1
+    return config
