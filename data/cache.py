@@ -24,6 +24,8 @@ from data import disk
 _META = "meta.json"
 _BLOCK = 8 << 20  # bytes that share a checksum
 _STALE_SECONDS = 86400
+_BEGUN = ".begun"
+_FORGOTTEN_SECONDS = 14 * 86400  # a build that was begun so long ago is not taken up again
 _CANNOT_WRITE = {
     getattr(errno, name)
     for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST", "EFBIG", "ENOENT")
@@ -36,18 +38,21 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def cached(folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]]) -> dict[str, Any]:
+def cached(
+    folder: pathlib.Path, build: Callable[[pathlib.Path], dict[str, Any]], *, resumable: bool = False
+) -> dict[str, Any]:
     """The meta data of the result in `folder`, built first when it is missing or damaged.
 
     `build(private_folder)` writes the files of the result and returns its meta data (JSON). A file that is missing,
-    truncated or altered makes the whole result count as damaged, and it is built again.
+    truncated or altered makes the whole result count as damaged, and it is built again. `resumable`: where the folder
+    of a build that was killed is left, `build` is given that one, with what it holds.
 
     Errors: OSError with one sentence when the folder cannot be written.
     """
     meta = _verified(folder)
     if meta is not None:
         return meta
-    with private(folder) as made:
+    with begun(folder) if resumable else private(folder) as made:
         meta = build(made)
         files = {p.name: _fingerprint(p) for p in sorted(made.iterdir())}
         with disk.create(made / _META) as file:
@@ -75,6 +80,33 @@ def private(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             yield made
     finally:
         disk.remove_folder(made)
+
+
+@contextlib.contextmanager
+def begun(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """As `private`, a folder that outlives this process, and that the next one is given; one process at a time has it.
+
+    A process that finds it taken is given a `private` one. It is left when the context ends by an error, if it holds
+    anything.
+    """
+    made, lock = folder.with_name(f"{folder.name}{_BEGUN}"), folder.with_name(f"{folder.name}{_BEGUN}.lock")
+    with _writing(folder):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        held = disk.hold(lock)
+    if held is None:
+        with private(folder) as elsewhere:
+            yield elsewhere
+        return
+    with held, _writing(folder):
+        _sweep(folder.parent)
+        made.mkdir(exist_ok=True)
+        try:
+            yield made
+            disk.remove_folder(made)  # Where another process has published the result before.
+        finally:
+            with contextlib.suppress(OSError):
+                made.rmdir()  # What holds something stays.
+            disk.remove(lock)
 
 
 @contextlib.contextmanager
@@ -145,8 +177,9 @@ def _publish(private: pathlib.Path, folder: pathlib.Path) -> None:
 
 def _sweep(parent: pathlib.Path) -> None:
     """Removes the private folders of builds that were killed more than a day ago."""
-    for leftover in parent.glob("*.tmp-*"):
-        with contextlib.suppress(OSError):
-            newest = max(p.stat().st_mtime for p in (leftover, *leftover.iterdir()))  # a long build writes on
-            if time.time() - newest > _STALE_SECONDS:
-                disk.remove_folder(leftover)
+    for pattern, limit in (("*.tmp-*", _STALE_SECONDS), (f"*{_BEGUN}", _FORGOTTEN_SECONDS)):
+        for leftover in parent.glob(pattern):
+            with contextlib.suppress(OSError):
+                newest = max(p.stat().st_mtime for p in (leftover, *leftover.iterdir()))  # a long build writes on
+                if time.time() - newest > limit:
+                    disk.remove_folder(leftover)

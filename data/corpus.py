@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data import cache, messages, order, sources, tokenise
+from data import cache, conversations, messages, order, sources, tokenise
 from data.documents import Request, Sequences, Texts
 from data.saved_tokenizers import load_tokenizer
 from data.splits import Corpus, Mixture, Tokens
@@ -39,6 +39,7 @@ class _Wanted:
     vocab_size: int
     sample: int
     validation: float
+    template: str
     cached_in: pathlib.Path
 
     def reading(self, rule: str, place: Callable[[], pathlib.Path]) -> tokenise.Reading:
@@ -61,6 +62,8 @@ def load(
     vocab_size: int = 0,
     tokenizer_sample: int = SAMPLE,
     validation: float = 0.05,
+    columns: Sequence[str] = (),
+    template: str = "",
     cache_dir: str = "~/.cache/tessera",
     components: Sequence[Mapping[str, Any]] = (),
     max_files: int = 0,
@@ -81,6 +84,8 @@ def load(
       tokenizer_sample: bytes of the train split that "bpe" learns from; 0: all of it.
       validation: share of the bytes kept for validation, 0 <= validation < 1 (see `data.division`). With 0 the split is
         empty; else it has at least 64 bytes.
+      columns: what "text" and "chat" read of records: () is `text`, and what `data.conversations` knows.
+      template: of "chat": "" is the tokenizer's own, or a name in `data.conversations.TEMPLATES`, or a .jinja file.
       cache_dir: where tokenizers and tokens are kept.
       components: for "mixture": one mapping per part, with `source`, `weight` and that source's own arguments.
       max_files, size, seed: see `data.documents.Request`; of a task, `size` is rows of the train split (0: endless).
@@ -89,10 +94,10 @@ def load(
 
     Errors: ValueError or FileNotFoundError with one sentence: the argument, its value, and a value that works.
     """
-    request = Request(path, name, vocab_size, max_files, size, seed)
+    request = Request(path, name, vocab_size, max_files, size, seed, tuple(columns))
     if source.startswith("task:"):
         return _task(source, request, tokenizer)
-    wanted = _wanted(source, request, tokenizer, tokenizer_sample, validation, cache_dir, components)
+    wanted = _wanted(source, request, tokenizer, tokenizer_sample, validation, template, cache_dir, components)
     made = _loaded(wanted, "bytes")
     for rule, key in (("alone", "hash_alone"), ("documents", "hash_before")):
         if expected and made.hash != expected and made.info[key] == expected:
@@ -108,10 +113,11 @@ def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | Non
     Errors: as `load`.
     """
     a = {**load.__kwdefaults__, **arguments}
-    request = Request(a["path"], a["name"], a["vocab_size"], a["max_files"], a["size"], a["seed"])
+    names = ("path", "name", "vocab_size", "max_files", "size", "seed")
+    request = Request(*(a[name] for name in names), tuple(a["columns"]))
     if source.startswith("task:"):
         return _task(source, request, a["tokenizer"]).tokenizer
-    keys = ("tokenizer", "tokenizer_sample", "validation", "cache_dir", "components")
+    keys = ("tokenizer", "tokenizer_sample", "validation", "template", "cache_dir", "components")
     wanted = _wanted(source, request, *(a[key] for key in keys))
     reading = wanted.reading("bytes", None)
     if reading.parts and _is_trained(wanted.tokenizer):
@@ -144,6 +150,7 @@ def _wanted(
     tokenizer: str | os.PathLike | Tokenizer,
     sample: int,
     validation: float,
+    template: str,
     cache_dir: str,
     components: Sequence[Mapping[str, Any]],
 ) -> _Wanted:
@@ -159,7 +166,8 @@ def _wanted(
     else:
         parts, names, weights = [_source(source, request)], [source], None
     cached_in = pathlib.Path(cache_dir).expanduser()
-    return _Wanted(tuple(parts), tuple(names), weights, tokenizer, request.vocab_size, sample, validation, cached_in)
+    sized = (request.vocab_size, sample, validation, template)
+    return _Wanted(tuple(parts), tuple(names), weights, tokenizer, *sized, cached_in)
 
 
 def _task(source: str, request: Request, tokenizer: str | os.PathLike | Tokenizer) -> Corpus:
@@ -198,6 +206,7 @@ def _components(components: Sequence[Mapping[str, Any]], vocab_size: int) -> tup
             )
         request = {key: value for key, value in component.items() if key not in ("source", "weight")}
         try:
+            request["columns"] = tuple(request.get("columns", ()))
             parts.append(_source(source, Request(**{"vocab_size": vocab_size, **request})))
         except (ValueError, FileNotFoundError) as error:
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
@@ -302,7 +311,8 @@ def _corpus(
         splits = {"train": Tokens(**train), "valid": Tokens(**valid)}
         info = _info(source, kind, splits, 0, hashed, made.best_loss)
     else:
-        folder, meta = tokenise.tokenised(reading.parts.index(made), reading, kind, wanted.cached_in)
+        place, template = reading.parts.index(made), conversations.template_of(wanted.template)
+        folder, meta = tokenise.tokenised(place, reading, kind, template, wanted.cached_in)
         splits, hashed = {name: _open(folder, name, meta) for name in _SPLITS}, meta["hash"]
         info = _info(source, kind, splits, made.files, hashed, None)
         info |= {"hash_alone": meta.get("alone", hashed), "hash_before": meta["before"], "notes": list(meta["notes"])}
@@ -317,8 +327,10 @@ def _open(folder: pathlib.Path, split: str, meta: dict[str, Any]) -> Tokens:
     count = meta["splits"][split]["tokens"]
     path = folder / f"{split}.tokens.bin"
     tokens = np.memmap(path, meta["dtype"], "r", shape=(count,)) if count else np.empty(0, meta["dtype"])
-    starts = np.load(folder / f"{split}.starts.npy")
-    return Tokens(np.asarray(tokens), starts, meta["splits"][split]["bytes"], folder=str(folder), split=split)
+    starts, marks = np.load(folder / f"{split}.starts.npy"), folder / f"{split}.scored.bin"
+    scored = np.asarray(np.memmap(marks, bool, "r", shape=(count,))) if count and marks.is_file() else None
+    size = meta["splits"][split]["bytes"]
+    return Tokens(np.asarray(tokens), starts, size, scored=scored, folder=str(folder), split=split)
 
 
 def _mixed(corpora: Sequence[Corpus], names: Sequence[str], weights: tuple[int, ...]) -> Corpus:

@@ -5,6 +5,7 @@ operating system, which `data.cache` puts into words. (`experiments/workdir/disk
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import secrets
@@ -31,6 +32,31 @@ def whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             private.unlink(missing_ok=True)
+
+
+def grown(path: str | os.PathLike, size: int) -> BinaryIO:
+    """A file cut to its first `size` bytes and open to be written on from there; OSError where a link stands there."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags, 0o666), "wb")
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def hold(path: str | os.PathLike) -> BinaryIO | None:
+    """A file that this process alone holds until it is closed, or None where another one holds it."""
+    file = grown(path, 0)
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # Not one that its holder has just removed.
+            return file
+    file.close()
+    return None
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Removes a file, if there is one."""
+    pathlib.Path(path).unlink(missing_ok=True)
 
 
 def new_folder(path: str | os.PathLike) -> pathlib.Path:

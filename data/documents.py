@@ -18,7 +18,8 @@ LeftOut = tuple[str, str]
 class Request:
     """A request to a source; each source reads the fields that apply to it.
 
-    `size` is a number of tokens (0: the source's own default), `max_files` a number of files (0: all).
+    `size` is a number of tokens (0: the source's own default), `max_files` a number of files (0: all), `columns` what
+    is read of records (see `data.tables`).
     """
 
     path: str = ""
@@ -27,6 +28,7 @@ class Request:
     max_files: int = 0
     size: int = 0
     seed: int = 0
+    columns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Texts:
       asked: the argument that names them as it was written, for messages: "path='corpus.txt'".
       left_out: files that were skipped by their names, links and kinds.
       size: bytes of the files on disk, as they are listed; 0: not known.
+      form: "text", or "chat": canonical conversations (data.conversations), which are never cut in two.
     """
 
     fingerprint: str
@@ -49,6 +52,7 @@ class Texts:
     asked: str = ""
     left_out: tuple[LeftOut, ...] = ()
     size: int = 0
+    form: str = "text"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The format of a file, by its name and by its first bytes, and the documents in it.
 
-A format is known by name without regard to case (.txt .md .py .jsonl, each also .gz .bz2 .xz) and by the first bytes.
-A file is refused, with the reason, if the two disagree or if neither names a format: a compressed or binary file is
-never read as text.
+A format is known by name without regard to case (.txt .md .py .jsonl .csv .tsv, each also .gz .bz2 .xz .zst; .parquet,
+.arrow) and by the first bytes. A file is refused, with the reason, if the two disagree or if neither names a format: a
+compressed or binary file is never read as text.
 """
 
 import bz2
@@ -14,19 +14,23 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from data import places, tables
 
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-_LINES = (".jsonl", ".ndjson")
+TABLES = (*tables.PARQUET, *tables.ARROW, *tables.COMMAS)
+_KNOWN = (*TEXT_SUFFIXES, *TABLES)
 _HEAD = 1 << 16  # bytes by which a file is judged
 _COMPRESSED = {
     ".gz": ("gzip", b"\x1f\x8b", gzip.open),
     ".bz2": ("bzip2", b"BZh", bz2.open),
     ".xz": ("xz", b"\xfd7zXZ\x00", lzma.open),
+    ".zst": ("Zstandard", b"\x28\xb5\x2f\xfd", None),  # by pyarrow, see `_opened`
 }
 # Formats that are not text: how such a file begins (at an offset), or how it is named.
 _BEGINNINGS = (
-    (0, b"\x28\xb5\x2f\xfd", "Zstandard"),
     (0, b"\x04\x22\x4d\x18", "LZ4"),
     (0, b"\x1f\x9d", "compress"),
     (0, b"\xff\x06\x00\x00sNaPpY", "Snappy"),
@@ -66,9 +70,9 @@ _PRINTABLE = (
     (0, b"MZ", "Windows program"),
 )
 _NAMES = {
-    ".zst": "Zstandard", ".zstd": "Zstandard", ".lz4": "LZ4", ".br": "Brotli", ".z": "compress", ".lzma": "LZMA",
+    ".zstd": "Zstandard", ".lz4": "LZ4", ".br": "Brotli", ".z": "compress", ".lzma": "LZMA",
     ".sz": "Snappy", ".snappy": "Snappy", ".zip": "zip", ".7z": "7-Zip", ".rar": "RAR", ".tar": "tar", ".tgz": "tar",
-    ".tbz2": "tar", ".txz": "tar", ".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".orc": "ORC",
+    ".tbz2": "tar", ".txz": "tar", ".orc": "ORC",
     ".avro": "Avro", ".npy": "NumPy", ".npz": "NumPy", ".h5": "HDF5", ".hdf5": "HDF5", ".pkl": "pickle",
     ".pickle": "pickle", ".pt": "PyTorch", ".pth": "PyTorch", ".safetensors": "safetensors", ".msgpack": "MessagePack",
     ".tfrecord": "TFRecord", ".array_record": "array_record", ".sqlite": "SQLite", ".db": "SQLite", ".pdf": "PDF",
@@ -92,43 +96,60 @@ def suffix(name: str) -> str:
     return pathlib.PurePath(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
 
 
-def documents(path: str, asked: os.stat_result) -> Iterator[bytes]:
-    """The documents of one file: the file itself, or the field `text` of each line of JSON.
+def documents(path: str, asked: os.stat_result | places.Stat, pick: tables.Pick) -> Iterator[bytes]:
+    """The documents of one file: the file itself where it is text, else what `pick` takes of each of its records.
 
     `asked` is the file as it was when it was listed.
 
     Errors: NotText before the first document where the file is not text. ValueError naming the file, and the line,
     where it is damaged, cannot be read, or was changed since it was listed.
     """
+    kind = ""
     try:
-        with open(path, "rb") as raw:
-            head = raw.read(_HEAD)
-            kind = _compression(path, head)
-            raw.seek(0)
-            with _COMPRESSED[kind][2](raw) if kind else raw as file:
-                yield from _contents(path, file, bool(kind))
-            now = os.stat(path)
+        with places.opened(path) as raw:
+            kind = _compression(path, raw.read(_HEAD))
+        yield from _contents(path, lambda: _opened(path, kind), bool(kind), pick)
+        now = places.stat(path)
     except _DAMAGE as error:
         raise _damaged(path, _COMPRESSED[kind][0], str(error)) from None
     except OSError as error:
-        if error.errno is None:  # how bz2 says that its stream is damaged
-            raise _damaged(path, "bzip2", str(error)) from None
-        raise ValueError(f"path={path!r} cannot be read ({error.strerror}); use files that you may read.") from error
+        if error.errno is None and kind:  # how bz2 and pyarrow say that a stream is damaged
+            raise _damaged(path, _COMPRESSED[kind][0], str(error)) from None
+        why = error.strerror or str(error)
+        raise ValueError(f"path={path!r} cannot be read ({why}); use files that you may read.") from error
     if (now.st_size, now.st_mtime_ns) != (asked.st_size, asked.st_mtime_ns):
         raise ValueError(f"path={path!r} was changed while it was read; start again when nobody writes to it.")
 
 
-def _contents(path: str, file, compressed: bool) -> Iterator[bytes]:
-    """The documents in an open file whose compression, if any, is undone."""
-    head = file.read(_HEAD)
-    _check_text(path, head, compressed)
-    file.seek(0)
-    if not _is_lines(path, head):
-        yield file.read()
-        return
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield _line_text(line, f"{path}:{number}")
+def _opened(path: str, kind: str) -> BinaryIO:
+    """The file at `path`, its compression undone."""
+    raw = places.opened(path)
+    if not kind:
+        return raw
+    return tables.unpacked(raw, path) if kind == ".zst" else _COMPRESSED[kind][2](raw)
+
+
+def _contents(path: str, opened: Callable[[], BinaryIO], compressed: bool, pick: tables.Pick) -> Iterator[bytes]:
+    """The documents in a file whose compression, if any, is undone by `opened`."""
+    named = suffix(path)
+    with opened() as file:
+        head = file.read(_HEAD)
+    if named in tables.PARQUET and head.startswith(b"PAR1"):
+        reader = tables.parquet
+    elif named in tables.ARROW:
+        reader = tables.arrow
+    else:
+        _check_text(path, head, compressed)
+        reader = tables.lines if _is_lines(path, head) else None
+        if named in tables.COMMAS:
+            reader = lambda file, path, pick: tables.commas(file, path, pick, ",\t"[named == ".tsv"])  # noqa: E731
+    if reader and compressed and named in (*tables.PARQUET, *tables.ARROW):
+        raise NotText(f"a {named} file inside a compressed one, which must be unpacked first")
+    with opened() as file:
+        if reader is None:
+            yield file.read()
+        else:
+            yield from reader(file, path, pick)
 
 
 def _compression(path: str, head: bytes) -> str:
@@ -160,7 +181,7 @@ def _check_text(path: str, head: bytes, compressed: bool) -> None:
     named = suffix(path)
     if named in _NAMES:
         raise NotText(f"named as a {_NAMES[named]} file and does not begin as one")
-    if named not in TEXT_SUFFIXES and not is_utf8:
+    if named not in _KNOWN and not is_utf8:
         raise NotText("of no known format, by its name or by its first bytes")
 
 
@@ -176,25 +197,13 @@ def _is_utf8(head: bytes) -> bool:
 def _is_lines(path: str, head: bytes) -> bool:
     """Whether a file holds a document in each line: by its name, or where the name says nothing, by its first line."""
     named = suffix(path)
-    if named in _LINES or named in TEXT_SUFFIXES:
-        return named in _LINES
+    if named in tables.LINES or named in _KNOWN:
+        return named in tables.LINES
     try:
         first = json.loads(head.lstrip().split(b"\n", 1)[0])
     except (ValueError, RecursionError):
         return False
     return isinstance(first, dict) and isinstance(first.get("text"), str)
-
-
-def _line_text(line: bytes, where: str) -> bytes:
-    try:
-        value = json.loads(line)["text"]
-    except RecursionError:
-        raise ValueError(f'path={where!r} nests too deep to be read; use lines like {{"text": "..."}}.') from None
-    except (ValueError, KeyError, TypeError):
-        value = None
-    if not isinstance(value, str):
-        raise ValueError(f'path={where!r} is not an object with a string in "text"; use lines like {{"text": "..."}}.')
-    return value.encode("utf-8", "replace")
 
 
 def _damaged(path: str, kind: str, why: str) -> ValueError:

@@ -102,6 +102,15 @@ class LibraryTokenizer(ByteLevel):
         self._library.encode_special_tokens = False
         return np.asarray(self._library.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def encode_placed(self, text: str, *, specials: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text, `[n]` int32, and the character of it at which each begins, `[n]` int64.
+
+        specials: whether their names stand for them, as a chat template writes them.
+        """
+        self._library.encode_special_tokens = not specials
+        made = self._library.encode(text, add_special_tokens=False)
+        return np.asarray(made.ids, np.int32), np.asarray([first for first, _ in made.offsets], np.int64)
+
     def _bytes(self, run: bytes) -> list[int]:
         """Ids of bytes that are not UTF-8: single bytes where the vocabulary has them, else U+FFFD."""
         if all(byte in self._single for byte in run):

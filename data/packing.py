@@ -42,7 +42,7 @@ class Stream:
         which, offset = _ragged(high - low)
         begins[which, starts[low[which] + offset] - base[which]] = True
         held = (place >= 0) & (place < len(flat))
-        target = held[:, 1:] & held[:, :-1] & ~begins[:, 1:]
+        target = held[:, 1:] & held[:, :-1] & ~begins[:, 1:] & _scored(self.tokens, place[:, 1:])
         begins[:, 0] = True
         return Rows(window[:, :-1], window[:, 1:], begins[:, :-1], held[:, :-1], target)
 
@@ -87,7 +87,13 @@ class FirstFit:
         target = held.copy()
         ends = self.ends[piece]
         target[which[ends], (column + size - 1)[ends]] = False
+        target &= _scored(self.tokens, place + 1)
         return Rows(np.take(flat, place, mode="clip"), np.take(flat, place + 1, mode="clip"), first, held, target)
+
+
+def _scored(tokens: Tokens, place: np.ndarray) -> np.ndarray | bool:
+    """Whether the tokens at these places are targets, as far as the corpus says; places outside of it are any."""
+    return True if tokens.scored is None else np.take(tokens.scored, place, mode="clip")
 
 
 def first_fit(tokens: Tokens, length: int) -> FirstFit:

@@ -6,13 +6,12 @@ source is one function and one line in `SOURCES`.
 
 import hashlib
 import pathlib
-import stat
 import sysconfig
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from data import folders, formats
+from data import files, folders, questions, tables
 from data.documents import Document, LeftOut, Request, Sequences, Texts, stat_fingerprint
 
 _TEST_FOLDERS = {"test", "tests", "idle_test"}
@@ -53,67 +52,29 @@ def stdlib(request: Request) -> Texts:
 
 
 def text(request: Request) -> Texts:
-    """Local files: one file, a folder (.txt .md .py .jsonl, each also .gz .bz2 .xz, at any depth), or a glob pattern.
+    """Files: one, a folder at any depth, or a glob pattern, on a disk or in a store (gs://, s3://: by fsspec).
 
-    A file is one document; a .jsonl file is one document per line, in its field `text`. A file named by itself or by a
-    pattern may have any other name if it begins as UTF-8 text (see `data.formats`). Each file is read once, however
-    many links lead to it. A file named by itself that is not text is refused; in a folder or a pattern it is left out.
+    A .txt, .md or .py file is one document; .jsonl, .csv, .tsv, .parquet and .arrow hold one a record, in `columns`
+    (`text`); all but the last two also as .gz .bz2 .xz .zst. Of a folder its texts are read, or where there are none
+    beside a README.md its tables; tables whose names say validation are held out, those of a test split are not read.
+    A file named by itself or by a pattern may have any other name if it begins as UTF-8 text (see `data.formats`). Each
+    file is read once, however many links lead to it. A file named by itself that is not text is refused; in a folder or
+    a pattern it is left out.
 
     Errors: ValueError or FileNotFoundError with one sentence.
     """
+    return files.texts(request, tables.text(request.columns), source="text")
+
+
+def chat(request: Request) -> Texts:
+    """Conversations and instructions in the files of `text`, a record each, of which only the answers are scored.
+
+    Records have one of the forms of `data.conversations`; `columns` may name where the messages stand. Without a path
+    they are questions about the Python standard library (`data.questions`).
+    """
     if not request.path:
-        raise ValueError("path='' is missing for source='text'; use a file, a folder or a pattern like 'a/*.txt'.")
-    path = pathlib.Path(request.path).expanduser()
-    left_out: list[LeftOut] = []
-    place = lambda name: name  # noqa: E731
-    if path.is_dir():
-        place = lambda name: str(path / name)  # noqa: E731
-        named = {True: [], False: []}
-        for file in folders.folder(path, folders.NOT_THE_LIBRARY, left_out):
-            named[formats.suffix(file.name) in formats.TEXT_SUFFIXES].append(file)
-        left_out += [("of other kinds", file.name) for file in named[False]]
-        found = folders.once(named[True], left_out, place)
-    elif path.exists():
-        found = [folders.Found(str(path), path.stat())]
-        if not stat.S_ISREG(found[0].stat.st_mode):
-            raise ValueError(
-                f"path={request.path!r} is neither a file nor a folder; use a file that can be read twice."
-            )
-    else:
-        found = folders.once(folders.pattern(str(path), left_out), left_out)
-    if request.max_files:
-        left_out += [("more than max_files", file.name) for file in found[request.max_files :]]
-        found = found[: request.max_files]
-    if not found:
-        what = "has no .txt, .md, .py or .jsonl files" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"path={request.path!r} {what}{_instead(left_out)}; use a file, a folder or a pattern like 'a/*.txt'."
-        )
-    alone = path.is_file()
-
-    def documents(left_out: list[LeftOut]) -> Iterator[Document]:
-        for name, listed in found:
-            try:
-                for content in formats.documents(place(name), listed):
-                    yield content, None
-            except formats.NotText as error:
-                if alone:
-                    raise ValueError(
-                        f"path={request.path!r} is {error}; use UTF-8 text, JSON lines, or .gz of them."
-                    ) from None
-                left_out.append((str(error), name))
-
-    fingerprint = stat_fingerprint("text", [(place(name), s) for name, s in found])
-    size = sum(file.stat.st_size for file in found)
-    return Texts(fingerprint, len(found), documents, f"path={request.path!r}", tuple(left_out), size)
-
-
-def _instead(left_out: list[LeftOut]) -> str:
-    """The first entry that was skipped, for a message where no file could be read."""
-    if not left_out:
-        return ""
-    why, name = left_out[0]
-    return f" ({name!r} and {len(left_out) - 1} more: {why})" if len(left_out) > 1 else f" ({name!r}: {why})"
+        return questions.texts(stdlib(Request(max_files=request.max_files)))
+    return files.texts(request, tables.talk(request.columns), source="chat", form="chat")
 
 
 def digits(request: Request) -> Sequences:
@@ -148,6 +109,7 @@ def tfds(request: Request) -> Texts:
 SOURCES: dict[str, Callable[[Request], Texts | Sequences]] = {
     "stdlib": stdlib,
     "text": text,
+    "chat": chat,
     "tfds": tfds,
     "digits": digits,
     "random": random,

@@ -16,6 +16,7 @@ class Tokens:
     starts: `[D]` int64, the index at which each document begins (the first at 0).
     num_bytes: bytes of the original content.
     labels: `[D]` int32 or None.
+    scored: `[n]` bool, whether a token is a target (not the first of a document), or None where all are.
     folder, split: where indices of these tokens may be cached; empty: nowhere.
     """
 
@@ -23,13 +24,14 @@ class Tokens:
     starts: np.ndarray
     num_bytes: int
     labels: np.ndarray | None = None
+    scored: np.ndarray | None = None
     folder: str = ""
     split: str = ""
 
     @property
     def num_targets(self) -> int:
         """Tokens that are predicted once per epoch: all but the first of each document."""
-        return len(self.tokens) - len(self.starts)
+        return len(self.tokens) - len(self.starts) if self.scored is None else int(np.count_nonzero(self.scored))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

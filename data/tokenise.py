@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from data import cache, disk, division, documents, tokenizer
+from data import cache, disk, division, documents, encoding, progress, tokenizer
 from data.tokenizers import trainers
 
 _FORMAT = 2  # of the cached files; a new number makes old ones unused
-_CHUNK_BYTES = 4 << 20
 _SPLITS = ("train", "valid")
 _NAMES_KEPT = 3  # of the files left out for one reason
 
@@ -146,20 +145,23 @@ class Read:
     alike: np.ndarray
     given: np.ndarray
     left_out: dict[str, list]
+    cuttable: bool
 
     def sides(self, validation: float) -> division.Sides:
         """The side of each document, as if the source stood alone."""
-        return division.by_bytes(self.own, self.given, self.size, validation, twin=division.twins(self.alike))
+        twin = division.twins(self.alike)
+        return division.by_bytes(self.own, self.given, self.size, validation, twin=twin, cuttable=self.cuttable)
 
 
 def _read(source: documents.Texts, path: pathlib.Path) -> Read:
     """Reads the documents that are not empty into the file at `path`."""
     digests, contents, given, sizes = bytearray(), bytearray(), array("b"), array("q")
     left_out: list[documents.LeftOut] = []
-    with disk.create(path) as file:
+    with disk.create(path) as file, progress.shown("reading text") as read:
         for content, split in source.documents(left_out):
             if content:
                 file.write(content)
+                read(len(content))
                 digests += hashlib.sha256(content).digest()
                 contents += division.content_digest(content)
                 given.append(division.ROLES[split])
@@ -171,7 +173,7 @@ def _read(source: documents.Texts, path: pathlib.Path) -> Read:
         raise ValueError(f"{asked} has no text in any of its {source.files} files{why}; use files that are not empty.")
     own, alike = (np.frombuffer(bytes(d), np.uint8).reshape(-1, 32) for d in (digests, contents))
     content = np.memmap(path, np.uint8, "r")
-    return Read(content, np.array(sizes, np.int64), own, alike, np.array(given), counted)
+    return Read(content, np.array(sizes, np.int64), own, alike, np.array(given), counted, source.form == "text")
 
 
 def _divided(read: Read, validation: float, rule: str, elsewhere: np.ndarray) -> Divided:
@@ -309,64 +311,28 @@ def _sample(made: Divided, limit: int) -> Iterator[bytes]:
 
 
 def tokenised(
-    part: int, reading: Reading, kind: tokenizer.Tokenizer, cached_in: pathlib.Path
+    part: int, reading: Reading, kind: tokenizer.Tokenizer, template: str, cached_in: pathlib.Path
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The folder with the tokens of one part, built if need be, and its meta data.
+    """The folder with the tokens of one part, built if need be, and its meta data; one that was begun is finished.
 
     These are `hash`, `alone`, `before`, `dtype`, `splits` (documents, tokens, bytes of each), `notes` and `left_out`.
+
+    Args:
+      template: of conversations: a chat template, "" for the tokenizer's own.
     """
-    key = cache.digest("corpus", kind.hash, *reading.facts(part))
+    form = reading.parts[part].form
+    more = [form, template, getattr(kind, "chat", "")] if form != "text" else []
+    key = cache.digest("corpus", kind.hash, *reading.facts(part), *more)
     folder = cached_in / "corpora" / key
-    return folder, cache.cached(folder, lambda private: _build(private, reading.divided(part), kind))
 
+    def build(private: pathlib.Path) -> dict[str, Any]:
+        made = reading.divided(part)
+        encode = encoding.texts(kind) if form == "text" else encoding.talks(kind, template)
+        counts = encoding.write(private, made, {name: getattr(made, name) for name in _SPLITS}, encode)
+        told = {"hash": made.hash, "alone": made.alone, "before": made.before, "dtype": np.dtype(encode.dtype).name}
+        return {**told, "splits": counts, "notes": list(made.notes), "left_out": made.left_out}
 
-def _build(private: pathlib.Path, made: Divided, kind: tokenizer.Tokenizer) -> dict[str, Any]:
-    """Encodes each split in the order of its hashes, a few MiB at a time."""
-    dtype = token_dtype(kind.vocab_size)
-    counts = {}
-    for split in _SPLITS:
-        which = getattr(made, split)
-        lengths = array("q")
-        with disk.create(private / f"{split}.tokens.bin") as file:
-            for chunk in _chunks(made, which):
-                encoded = kind.encode_batch(list(made.texts(chunk)))
-                sizes = np.fromiter((len(ids) + 2 for ids in encoded), np.int64, len(encoded))
-                ends = np.cumsum(sizes)
-                tokens = np.empty(ends[-1], dtype)
-                for ids, end, size in zip(encoded, ends.tolist(), sizes.tolist(), strict=True):
-                    tokens[end - size], tokens[end - size + 1 : end - 1], tokens[end - 1] = kind.bos, ids, kind.eos
-                file.write(memoryview(tokens))  # tofile would hide that the disk is full.
-                lengths.extend(sizes.tolist())
-        taken = np.array(lengths, np.int64)
-        with disk.create(private / f"{split}.starts.npy") as file:
-            np.save(file, np.cumsum(taken) - taken)
-        total = int(made.size[which].sum())
-        counts[split] = {"documents": len(which), "tokens": int(taken.sum()), "bytes": total}
-    return {
-        "hash": made.hash,
-        "alone": made.alone,
-        "before": made.before,
-        "dtype": np.dtype(dtype).name,
-        "splits": counts,
-        "notes": list(made.notes),
-        "left_out": made.left_out,
-    }
-
-
-def _chunks(made: Divided, which: np.ndarray) -> Iterator[np.ndarray]:
-    """The documents `which` in parts of a few MiB, so that a tokenizer can use all cores on each part."""
-    ends = np.cumsum(made.size[which])
-    first = 0
-    while first < len(which):
-        before = ends[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, before + _CHUNK_BYTES)) + 1)
-        yield which[first:last]
-        first = last
-
-
-def token_dtype(vocab_size: int) -> type:
-    """The smallest unsigned type that holds every id."""
-    return np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    return folder, cache.cached(folder, build, resumable=True)
 
 
 def symbols(
@@ -390,7 +356,7 @@ def symbols(
         chosen = [contents[k] for k in which.tolist()]
         lengths = np.array([len(d) + 2 for d in chosen], np.int64)
         starts = np.cumsum(lengths) - lengths
-        tokens = np.empty(lengths.sum(), token_dtype(kind.vocab_size))
+        tokens = np.empty(lengths.sum(), encoding.token_dtype(kind.vocab_size))
         content = np.ones(len(tokens), bool)
         content[starts] = content[starts + lengths - 1] = False
         tokens[starts], tokens[starts + lengths - 1] = kind.bos, kind.eos

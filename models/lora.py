@@ -105,4 +105,4 @@ class Lora(nnx.Module):
         """Names of maps that no part has."""
         for name in options["maps"]:
             if name not in MAPS:
-                yield f"model.lora.maps={options['maps']!r} has {name!r}, which is no map; use some of {', '.join(MAPS)}."
+                yield f"model.lora.maps has {name!r}, which is no map; use some of {', '.join(MAPS)}."

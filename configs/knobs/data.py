@@ -6,18 +6,31 @@ data = group("What is read, and how rows are cut from it.")
 data.source = part(
     "stdlib",
     "data:SOURCES",
-    "stdlib, text, tfds, digits, random; mixture of them; or task:NAME, a name in data.TASKS.",
+    "stdlib, text, chat (answers are scored), tfds, digits, random; mixture of them; or task:NAME, of data.TASKS.",
     also=("mixture",),
 )
 data.path = text(
     "",
-    "text: a file, a folder or a glob (.txt .md .py .jsonl, also .gz). tfds, stdlib: another folder than the usual.",
+    "text, chat: a file, a folder, a glob, gs:// or s3:// (.txt .md .py .jsonl .csv, also .gz .bz2 .xz .zst; .parquet "
+    ".arrow). tfds, stdlib: another folder than the usual.",
     of="data.source!=mixture|digits|random|task",
+)
+data.columns = texts(
+    (),
+    "text, chat: what is read of records (.jsonl, .csv, .parquet, .arrow); () = text, or the forms of conversations.",
+    of="data.source=text|chat",
+    before=(),
+)
+data.template = text(
+    "",
+    'chat: the template of conversations: "" = the tokenizer\'s own, chatml, or a .jinja file.',
+    of="data.source=chat",
+    before="",
 )
 data.name = text(
     "",
     "tfds: the dataset's name, or a folder that holds a prepared one. task: its settings. stdlib: all = with tests.",
-    of="data.source!=mixture|digits|random|text",
+    of="data.source!=mixture|digits|random|text|chat",
 )
 data.components = texts((), "mixture: a tuple of dicts, each a source with its own `weight`.", of="data.source=mixture")
 data.tokenizer = part(

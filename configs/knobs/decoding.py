@@ -47,6 +47,12 @@ generate.draft = whole(
     of=DRAFTS,
 )
 generate.stop = texts((), "Strings that end a sample.")
+generate.chat = switch(
+    False,
+    "A prompt is what a user says: the chat template (data.template, else the tokenizer's own) stands around it.",
+    of=TOKEN_BY_TOKEN,
+    before=False,
+)
 
 generate.window = window = group("The last tokens alone.", of="generate.memory=window")
 window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)

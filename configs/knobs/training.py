@@ -39,8 +39,8 @@ optimizer.decay_roles = texts(
 )
 optimizer.freeze = texts(
     (),
-    "What is not trained, by role or by pattern of names (experiments/program/freezing.py); '!' in front: trained after "
-    "all. ('*', '!adapter') trains LoRA alone.",
+    "What is not trained, by role or by pattern of names (experiments/program/freezing.py); '!' in front: trained "
+    "after all. ('*', '!adapter') trains LoRA alone.",
     before=(),
 )
 optimizer.b1 = number(

@@ -4,8 +4,10 @@ from typing import Any
 
 from experiments.generation.anyorder import AnySubsetFiller, Inserter, Refiner
 from experiments.generation.canvas import Filler
+from experiments.generation.chatting import Chat
 from experiments.generation.text import Generator
 from experiments.program import Program
+from experiments.settings.errors import ConfigError
 
 GENERATORS = {
     "autoregressive": Generator,
@@ -17,5 +19,13 @@ GENERATORS = {
 
 
 def make(program: Program, tokenizer: Any) -> Any:
-    """What writes text with the model of `program`: token by token, by filling masks in, by insertion, ..."""
+    """What writes text with the model of `program`: token by token, by filling masks in, by insertion, ...
+
+    Errors: ConfigError where `generate.chat` is asked for and there is no template.
+    """
+    if program.config.generate.chat:
+        try:
+            tokenizer = Chat(tokenizer, program.config.data.template)
+        except ValueError as error:
+            raise ConfigError([f"generate.chat=True: {error}"]) from None
     return GENERATORS[program.objective.generator](program, tokenizer)

@@ -183,9 +183,10 @@ def _combination_problems(config: Any) -> Iterator[str]:
     yield from preflight_sizes.problems(config)
     yield from preflight_optimizer.problems(config)
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
-    if config.data.source == "text" and not path:
-        yield "data.path='' names no corpus for data.source='text'; use a file, folder or glob, e.g. 'corpus.txt'."
-    elif config.data.source == "text" and "*" not in path and not found(path, pathlib.Path.exists):
+    of_files, source = config.data.source in ("text", "chat"), config.data.source
+    if source == "text" and not path:
+        yield f"data.path='' names no corpus for data.source={source!r}; use a file, folder or glob, e.g. 'corpus.txt'."
+    elif of_files and path and "*" not in path and "://" not in path and not found(path, pathlib.Path.exists):
         yield f"data.path={short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
     if tokenizer in TRAINERS and 0 < config.data.vocab_size < 260:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer={tokenizer!r}; use e.g. 4096."

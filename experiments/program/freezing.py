@@ -1,4 +1,4 @@
-"""Which parameters `optimizer.freeze` holds: no gradient is computed for them and the optimizer keeps nothing of them."""
+"""What `optimizer.freeze` holds: no gradient is computed for it, and the optimizer keeps nothing of it."""
 
 import fnmatch
 from collections.abc import Mapping, Sequence

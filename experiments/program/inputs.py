@@ -56,7 +56,7 @@ def began_with(workdir: pathlib.Path) -> str:
 def vocabulary(config) -> tuple[int, str]:
     """Ids of the tokenizer, without reading the corpus where that can be helped, and what is assumed ("": nothing)."""
     c = config.data
-    if c.tokenizer == "bytes" and c.source in ("stdlib", "text", "tfds"):
+    if c.tokenizer == "bytes" and c.source in ("stdlib", "text", "chat", "tfds"):
         return data.ByteTokenizer().vocab_size, ""
     try:
         known = data.known_tokenizer(**_arguments(config))
@@ -113,6 +113,8 @@ def _arguments(config) -> dict[str, Any]:
         "vocab_size": c.vocab_size,
         "tokenizer_sample": c.tokenizer_sample,
         "validation": c.validation,
+        "columns": c.columns,
+        "template": c.template,
         "cache_dir": c.cache_dir,
         "components": c.components,
         "max_files": c.max_files,
@@ -206,16 +208,25 @@ def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
     A bidirectional objective predicts each token itself: all tokens count except bos and padding. These are the targets
     of a causal objective, so that bits per byte count each byte once in both. Causal objectives keep the loader's
     batch; with isolate=False positions and segment ids are dropped, so that the attention mask needs no arrays.
-    In a task only the answers are scored, by every objective: prompts are given and never masked.
+    In a task and in conversations only the answers are scored, by every objective: prompts are given and never masked.
     """
     if _whole_rows(config):
         return _whole(batch)
     if not OBJECTIVES[config.objective].causal:
         tokens = batch["tokens"]
-        return {**batch, "targets": tokens, "scored": (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)}
+        scored = (batch["segment_ids"] != 0) & (tokens != corpus.tokenizer.bos)
+        if _masked(corpus):  # What was a target one place before.
+            scored = np.concatenate([np.zeros_like(scored[:, :1]), batch["scored"][:, :-1]], axis=1)
+        return {**batch, "targets": tokens, "scored": scored}
     if config.data.isolate:
         return batch
     return {k: v for k, v in batch.items() if k not in ("positions", "segment_ids")}
+
+
+def _masked(corpus: data.Corpus) -> bool:
+    """Whether the corpus says of its tokens which are scored: it has conversations."""
+    parts = corpus.train.parts if isinstance(corpus.train, data.Mixture) else (corpus.train,)
+    return any(getattr(part, "scored", None) is not None for part in parts)
 
 
 def _whole_rows(config) -> bool:
@@ -253,7 +264,7 @@ def references(corpus: data.Corpus) -> dict[str, float]:
     Of a task, bits per answer: of a model that has not read the row ("chance"), and the least where it is not zero.
     """
     train, valid = corpus.train, corpus.valid
-    if isinstance(train, data.Mixture):
+    if isinstance(train, data.Mixture) or _masked(corpus):
         return {}
     if not isinstance(train, data.Tokens):
         known = {name: corpus.info[f"{name}_loss"] for name in ("chance", "best")}

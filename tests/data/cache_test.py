@@ -139,7 +139,7 @@ def test_a_killed_build_leaves_no_result_and_the_next_one_is_whole(book):
     """SIGKILL while documents are read, while BPE is learned and while tokens are written."""
     whole = data.load(**{**book, "cache_dir": f"{book['cache_dir']}-other"}, tokenizer="bpe", vocab_size=300)
     kill = "import os, signal; die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-    for place in ("data.tokenise.hashlib.sha256", "data.tokenizer._byte_pieces", "data.tokenise.token_dtype"):
+    for place in ("data.tokenise.hashlib.sha256", "data.tokenizer._byte_pieces", "data.encoding.token_dtype"):
         name, _, attribute = place.rpartition(".")
         code = f"import json, sys, data\n{kill}{name}.{attribute} = die\ndata.load(**json.loads(sys.argv[1]))"
         command = [sys.executable, "-c", code, json.dumps({**book, "tokenizer": "bpe", "vocab_size": 300})]

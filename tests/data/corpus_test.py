@@ -290,7 +290,7 @@ def test_a_source_is_read_once(book, monkeypatch):
     from data import formats
 
     read, whole = [], formats.documents
-    monkeypatch.setattr(formats, "documents", lambda path, asked: read.append(path) or whole(path, asked))
+    monkeypatch.setattr(formats, "documents", lambda path, *told: read.append(path) or whole(path, *told))
     data.load(**book, tokenizer="bpe", vocab_size=300)
     assert sorted(read) == sorted(str(p) for p in pathlib.Path(book["path"]).iterdir())
     data.load(**book, tokenizer="bpe", vocab_size=300)
@@ -368,7 +368,7 @@ def test_damaged_files_are_named_and_leave_nothing_behind(tmp_path, name, conten
 
 
 def test_a_folder_without_text_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no .txt, .md, .py or .jsonl files"):
+    with pytest.raises(FileNotFoundError, match="has no .txt, .md, .py, .jsonl, .csv, .parquet or .arrow files"):
         data.load("text", path=str(tmp_path), cache_dir=str(tmp_path))
 
 

@@ -1,0 +1,34 @@
+"""A tokenizer whose prompts are what a user says: the chat template stands around them."""
+
+from typing import Any
+
+import numpy as np
+
+from data import conversations
+
+
+class Chat:
+    """`tokenizer`, but for `encode`: the ids of a user's message and of the beginning of the answer to it.
+
+    template: as in `data.conversations.rendered`.
+    """
+
+    def __init__(self, tokenizer: Any, template: str):
+        self._tokenizer, self._template = tokenizer, conversations.template_of(template)
+        self.encode("")  # Errors: ValueError where there is no template.
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether bos stands in front of what `encode` gives; a template may have written it."""
+        first = self.encode("")[:1].tolist()
+        return getattr(self._tokenizer, "add_bos", True) and first != [self._tokenizer.bos]
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """`[n]` int32."""
+        said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        told = [{"role": "user", "content": said}]
+        whole = conversations.rendered(self._tokenizer, self._template, told, answer=True)
+        return conversations.marked(self._tokenizer, whole, (), specials=True)[0]
