@@ -38,7 +38,10 @@ flags.DEFINE_bool("smoke", False, "Shrink the config to a run of seconds that to
 flags.DEFINE_bool("overwrite", False, "train: move a run that is in --workdir aside, and begin anew.")
 flags.DEFINE_string("step", "", "evaluate, generate, export: which checkpoint, a number or best.")
 flags.DEFINE_enum(
-    "format", "safetensors", ["safetensors", "hf"], "export: safetensors, or hf: a folder for transformers."
+    "format",
+    "safetensors",
+    ["safetensors", "hf", "gguf"],
+    "export: safetensors, hf (a folder for transformers) or gguf (one file for llama.cpp).",
 )
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")

@@ -252,13 +252,15 @@ def export(flags: Any, changes: Changes) -> None:
     """Writes the parameters as safetensors, or the whole model as a folder of another library's form."""
     workdir, made = _workdir(flags), _readable(flags, changes)
     _jax(flags)
-    from experiments.pretrained import writing
+    from experiments.pretrained import gguf_writing, writing
     from experiments.workdir import export as exporting
 
     model = _trained(flags, made)
-    if getattr(flags, "format", "safetensors") == "hf":
-        count = writing.hugging_face(model, workdir / "hf")
-        print(f"{count:,} parameters: {workdir / 'hf'}")
+    named = getattr(flags, "format", "safetensors")
+    if named != "safetensors":
+        place = workdir / {"hf": "hf", "gguf": gguf_writing.FILE}[named]
+        count = {"hf": writing.hugging_face, "gguf": gguf_writing.save}[named](model, place)
+        print(f"{count:,} parameters: {place}")
         return
     plain = writing.merged(model)
     saved = made if plain is model else plain.config

@@ -4,6 +4,7 @@ Each family's fields are written from the config, read back by `hugging_face.des
 cannot say shows as a difference, so nothing is exported that would compute something else.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,38 +47,62 @@ def hugging_face_config(
     raise Unreadable(_refusal(tried))
 
 
-def gguf_header_of(
-    model: Mapping[str, Any], base: Mapping[str, Any], shapes: Mapping[str, Mapping[str, tuple]], *, longest: int
+def gguf_fields_of(
+    model: Mapping[str, Any],
+    base: Mapping[str, Any],
+    shapes: Mapping[str, Mapping[str, tuple]],
+    factors: Mapping[str, Any],
+    *,
+    longest: int,
 ) -> tuple[str, dict[str, Any]]:
     """(architecture, fields "ARCHITECTURE.name") of `config.model` for a .gguf file; see `hugging_face_config`.
 
-    shapes: by architecture the tensors that would be written.
+    shapes: by architecture the tensors that would be written; factors: those that divide rotary rates, by name.
     """
     wanted, tried = resolved(model), {}
     for name, tensors in shapes.items():
-        each = wanted["layers"][0]
+        wide = [each for each in wanted["layers"] if not each["window"]] or wanted["layers"]
+        each, near = wide[0], next((each for each in wanted["layers"] if each["window"]), None)
         scaling = each["rope_scaling"]
         fields = {
             "embedding_length": model["width"], "block_count": model["num_layers"], "context_length": longest,
             "feed_forward_length": wanted["hidden"], "attention.head_count": model["num_heads"],
             "attention.head_count_kv": wanted["num_kv_heads"], "attention.key_length": wanted["head_dim"],
             "attention.value_length": wanted["head_dim"], "attention.layer_norm_rms_epsilon": model["norm_eps"],
-            "rope.freq_base": each["rope_theta"],
+            "rope.freq_base": each["rope_theta"], "vocab_size": model["vocab_size"],
             "rope.dimension_count": int(wanted["head_dim"] * each["rope_fraction"]) // 2 * 2,
         }  # fmt: skip
+        if name == "gemma3" and near:
+            fields |= {"attention.sliding_window": near["window"], "rope.freq_base_swa": near["rope_theta"]}
+        if name == "gemma3" and model["softcap"]:
+            fields["final_logit_softcapping"] = model["softcap"]
         if scaling["kind"] in ("linear", "yarn"):
             fields |= {"rope.scaling.type": scaling["kind"], "rope.scaling.factor": scaling["factor"]}
             fields |= {"rope.scaling.original_context_length": scaling["original"]} if "original" in scaling else {}
+        elif scaling["kind"] == "longrope":  # Named by their tensor alone.
+            fields["rope.scaling.original_context_length"] = scaling["original"]
         fields = {f"{name}.{key}": value for key, value in fields.items()}
-        header = gguf_header.Header(
+        header = _Header(
             None,
             {"general.architecture": name, **fields},
             {key: gguf_header.Tensor(key, shape, 0, 0, 0) for key, shape in tensors.items()},
+            factors,
         )
-        tried[name] = differences(wanted, resolved(merged(base, gguf_fields.describe(header)[1])))
+        told = gguf_fields.describe(header)[1]
+        tried[name] = differences(wanted, resolved(merged(base, told)))
         if not tried[name]:
             return name, fields
     raise Unreadable(_refusal(tried))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header(gguf_header.Header):
+    """The front of a file that is not written yet."""
+
+    small: Mapping[str, Any]
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        return tuple(float(number) for number in self.small[name])
 
 
 def _refusal(tried: Mapping[str, Mapping[str, tuple]]) -> str:

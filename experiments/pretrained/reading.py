@@ -10,7 +10,7 @@ import numpy as np
 
 from configs.families import Unreadable, describe, kind
 from configs.knobs import nested
-from experiments.pretrained import names
+from experiments.pretrained import copying, names
 from experiments.pretrained.names import Theirs
 from experiments.pretrained.tensors import Tensors, open_tensors
 from models.spec import Spec
@@ -120,16 +120,21 @@ class Reader:
         layers = place.layers[index[0]] if stacked else place.layers
         index = index[1:] if stacked else index
         shape = leaf.shape[1:] if stacked else leaf.shape
-        found = [self._layer(place, layer, shape, index, leaf.dtype, F) for layer in layers]
-        return np.stack(found) if stacked else found[0]
+        cut = tuple(len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True))
+        out = copying.empty((len(layers), *cut), leaf.dtype)
 
-    def _layer(self, place: Place, layer: int | None, shape: tuple, index: tuple, dtype: Any, F: int) -> np.ndarray:
-        x = ours(place.theirs, self.source.read(self.called(place.name(layer))), self.spec, F)
-        if x.shape != shape:  # A vocabulary that is rounded up: rows that are never targets.
-            first, last, _ = index[0].indices(shape[0])
-            x = np.asarray(x[min(first, len(x)) : min(last, len(x)), index[1]], dtype)
-            return np.pad(x, ((0, last - first - len(x)), (0, 0)))
-        return np.array(x[index], dtype, order="C")
+        def fill(row: int) -> None:
+            x = ours(place.theirs, self.source.read(self.called(place.name(layers[row]))), self.spec, F)
+            if x.shape == shape:
+                copying.copy(out[row], x[index])
+                return
+            first, last, _ = index[0].indices(shape[0])  # A vocabulary that is rounded up: rows that are never targets.
+            x = x[min(first, len(x)) : min(last, len(x)), index[1]]
+            copying.copy(out[row, : len(x)], x)
+            out[row, len(x) :] = 0
+
+        copying.on_all_cores(fill, len(layers))
+        return out if stacked else out[0]
 
     def parameters(self, shardings: Any, progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
         """The parameters as arrays that lie as `shardings` say; each device reads what it holds.

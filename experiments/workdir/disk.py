@@ -19,6 +19,7 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 DEPTH = 100  # Levels of a .json file; deeper ones are nobody's, and would end in a RecursionError somewhere.
@@ -164,17 +165,18 @@ def open_lock(path: str | os.PathLike) -> BinaryIO:
         return os.fdopen(_open(path, os.O_RDWR | os.O_CREAT), "r+b")
 
 
-def write_file(path: str | os.PathLike, data: bytes) -> None:
+def write_file(path: str | os.PathLike, data: bytes | Iterable[bytes]) -> None:
     """Writes a whole file or nothing: a reader, or a kill at any instant, sees the old file or the new one.
 
-    A link at `path` makes way for the file; what it pointed to stays as it was.
+    `data` may come in parts. A link at `path` makes way for the file; what it pointed to stays as it was.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         folder(path.parent)
         with os.fdopen(_open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-            file.write(data)
+            for piece in [data] if isinstance(data, bytes) else data:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
