@@ -22,6 +22,7 @@ GPT2 = {
 T = 24
 IDS = np.random.default_rng(7).integers(3, 29, (2, T))
 THETA = {"rope_theta": 50.0}
+REST = {"num_key_value_heads": 2, "hidden_act": "gelu_new", "rms_norm_eps": 0.02}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
     "original_max_position_embeddings": 16,
@@ -122,6 +123,38 @@ CASES = {
         SIZES | {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True}
         | {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 1.0}, "hidden_act": "gelu_new"},
     ),
+    "granite-rest": (
+        "Granite",
+        SIZES | REST | {"rope_parameters": THETA, "residual_multiplier": 0.7, "tie_word_embeddings": True},
+    ),
+    "mistral-rest": ("Mistral", SIZES | REST | {"tie_word_embeddings": True, "sliding_window": None}),
+    "qwen2-rest": (
+        "Qwen2",
+        SIZES | REST | {"use_sliding_window": True, "sliding_window": 4}
+        | {"layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "qwen3-rest": (
+        "Qwen3",
+        SIZES | REST | {"head_dim": 6, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 4}
+        | {"max_window_layers": 1},
+    ),
+    "gemma2-rest": (
+        "Gemma2",
+        SIZES | GQA | {"head_dim": 6, "rms_norm_eps": 0.02, "sliding_window": 4}
+        | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "gemma3-rest": (
+        "Gemma3Text",
+        SIZES | GQA | {"head_dim": 6, "hidden_activation": "silu", "attention_bias": True, "sliding_window": 4}
+        | {"tie_word_embeddings": False, "attn_logit_softcapping": 0.7},
+    ),
+    "smollm3-rest": (
+        "SmolLM3",
+        SIZES | REST | {"num_hidden_layers": 4, "no_rope_layer_interval": 2, "use_sliding_window": True}
+        | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "olmo2-rest": ("Olmo2", SIZES | REST),
+    "phi3-rest": ("Phi3", SIZES | REST | {"tie_word_embeddings": True}),
 }  # fmt: skip
 FIXTURES = (
     "llama3", "llama-yarn-all", "llama-dynamic", "llama-gqa-biases", "mistral", "qwen2-windows", "qwen3", "gemma2",
