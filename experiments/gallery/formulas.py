@@ -20,6 +20,10 @@ PAGES: dict[str, tuple[str, ...]] = {
         *(f"{MEMORY}.{name}" for name in ("replay", "scores", "budgets", "merging", "selection", "edit")),
         "kernels.attention.noise", "kernels.attention.patterns", "models.swiftkv",
     ),
+    "control": tuple(f"{DECODING}.control.{name}" for name in (
+        "gedi", "budget", "semantic", "routing", "rollouts", "search", "superposed", "thinking", "penalties", "repeats",
+        "cuts", "regex", "automata", "schema", "predicates", "conditional", "depth", "sets", "steering",
+    )),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),
         "models.mixers.slots",
