@@ -10,7 +10,7 @@ import numpy as np
 from data import messages, order, packing
 from data.splits import Mixture, Rows, Tokens
 
-PACKINGS = {"stream": packing.Stream, "first_fit": packing.first_fit}
+PACKINGS = {"stream": packing.Stream, "first_fit": packing.first_fit, "alone": packing.Alone}
 _BLOCK = 4096  # rows whose order is computed together
 
 
@@ -32,7 +32,7 @@ class Loader:
         `scored` is the same in both.
       epochs: None repeats for ever. A number ends after that many passes, with rows of padding to fill the last batch;
         a mixture is then read part after part (or shuffled as one), each row once per pass, and weights do not apply.
-      packing: "stream" or "first_fit" (see `data.packing`).
+      packing: "stream", "first_fit" or "alone" (see `data.packing`).
 
     Errors: ValueError with one sentence: the argument, its value, and a value that works.
     """
@@ -193,5 +193,5 @@ def _check(
             raise ValueError(
                 f"tokens{where} is an empty split; use a corpus with text, and validation=0.05 to keep some."
             )
-        if length > count:
+        if length > count and packing != "alone":
             raise ValueError(f"length={length} is longer than the whole split{where}; use {count} or less.")

@@ -3,13 +3,15 @@
 `stream`: row i is the window [i*T, i*T + T) of the documents laid end to end; nothing is precomputed.
 `first_fit`: a document that fits is placed whole in the first row with room. A longer one is cut into rows of T and a
 rest, which is placed like a short document. The index of pieces is computed once and cached beside the tokens.
+`alone`: a document begins a row, and no row has a part of two; the rest of its last row is padding.
 
-Both give, for any set of rows at once, a `Rows` of `[B, T]` arrays; `finish` makes a batch of it. In both every token
+All give, for any set of rows at once, a `Rows` of `[B, T]` arrays; `finish` makes a batch of it. In all every token
 but the first of each document is a target exactly once per epoch.
 """
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -45,6 +47,37 @@ class Stream:
         target = held[:, 1:] & held[:, :-1] & ~begins[:, 1:] & _scored(self.tokens, place[:, 1:])
         begins[:, 0] = True
         return Rows(window[:, :-1], window[:, 1:], begins[:, :-1], held[:, :-1], target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """One document, or a piece of one, in each row of `length`, in the order of the documents."""
+
+    tokens: Tokens
+    length: int
+
+    @functools.cached_property
+    def first_row(self) -> np.ndarray:
+        """`[D + 1]`: the rows of document d are first_row[d]:first_row[d + 1]."""
+        sizes = np.diff(self.tokens.starts, append=len(self.tokens.tokens))
+        return np.concatenate([[0], np.cumsum(-(-sizes // self.length))])
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.first_row[-1])
+
+    def rows(self, index: np.ndarray) -> Rows:
+        """The rows `index` `[B]`; a negative index is a row of padding."""
+        index, flat, starts = np.asarray(index, np.int64), self.tokens.tokens, self.tokens.starts
+        document = np.maximum(np.searchsorted(self.first_row, index, "right") - 1, 0)
+        end = np.append(starts[1:], len(flat))[document]
+        begin = starts[document] + (index - self.first_row[document]) * self.length
+        place = np.where(index >= 0, begin, end)[:, None] + np.arange(self.length + 1)
+        held = place < end[:, None]
+        window = np.take(flat, place, mode="clip")
+        first = np.zeros((len(index), self.length), bool)
+        first[:, 0] = True
+        return Rows(window[:, :-1], window[:, 1:], first, held[:, :-1], held[:, 1:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,17 +4,15 @@ What a person can have got wrong is found before anything heavy is imported: jax
 stand, checkpoints and plots only in the mode that needs them.
 """
 
-import glob
 import os
 import pathlib
-import re
 import shlex
 import sys
 from typing import Any
 
 from experiments import preflight
 from experiments import workdir as files
-from experiments.settings import agreement, identity, keys, overrides, processes, smoke, versions
+from experiments.settings import agreement, identity, keys, named, overrides, processes, smoke, versions
 from experiments.settings.errors import ConfigError, Refused
 from experiments.workdir.saved import as_begun, check_same, check_workdir, saved_config
 
@@ -37,8 +35,8 @@ def config(flags: Any, changes: Changes) -> Any:
     """The config to run, its keys and types checked: the file, else the workdir's own; then the changes; locked."""
     if flags.config is not None:
         made = overrides.load(flags.config)
-    elif flags.workdir and (_workdir(flags) / files.CONFIG).exists():
-        made = saved_config(_workdir(flags))
+    elif flags.workdir and (named.workdir(flags) / files.CONFIG).exists():
+        made = saved_config(named.workdir(flags))
     else:
         raise Refused("--config is missing; try --config=configs/quickstart.py.")
     overrides.apply(made, changes)
@@ -77,15 +75,9 @@ def _checked(flags: Any, changes: Changes) -> Any:
     return made
 
 
-def _workdir(flags: Any) -> pathlib.Path:
-    if not flags.workdir:
-        raise Refused("--workdir is missing; try --workdir=runs/first.")
-    return _local("workdir", flags.workdir)
-
-
 def _trained_config(flags: Any, changes: Changes) -> Any:
     """The config of the run in the workdir, with what the command line may say about reading it."""
-    workdir = _workdir(flags)
+    workdir = named.workdir(flags)
     made = saved_config(workdir)
     if flags.config is not None:  # The command that trained it, with another --mode: the same run, or a refusal.
         asked = config(flags, changes)
@@ -112,16 +104,16 @@ def _check_reading(was: dict[str, Any], now: dict[str, Any]) -> None:
         if key.split(".")[0] not in READING and key not in MOVED and not identity.same(was.get(key), now[key])
     ]  # fmt: skip
     if differ:
-        named = ", ".join(f"--config.{key}" for key in differ)
+        asked = ", ".join(f"--config.{key}" for key in differ)
         has = ", ".join(f"{key}={keys.short(was.get(key))}" for key in differ)
         raise Refused(
-            f"{named} cannot change a trained model; change eval or generate, or train another: this one has {has}."
+            f"{asked} cannot change a trained model; change eval or generate, or train another: this one has {has}."
         )
 
 
 def _bare(flags: Any) -> bool:
     """Whether --config names a model to be read and there is no run in a workdir to read it from."""
-    return flags.config is not None and not (flags.workdir and (_workdir(flags) / files.CONFIG).exists())
+    return flags.config is not None and not (flags.workdir and (named.workdir(flags) / files.CONFIG).exists())
 
 
 def _readable(flags: Any, changes: Changes) -> Any:
@@ -135,7 +127,7 @@ def _readable(flags: Any, changes: Changes) -> Any:
 
 def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
-    workdir, overwrite = _workdir(flags), getattr(flags, "overwrite", False)
+    workdir, overwrite = named.workdir(flags), getattr(flags, "overwrite", False)
     made = _checked(flags, changes)
     made = made if overwrite else as_begun(made, workdir)
     check_workdir(made, workdir, overwrite=overwrite)  # Again in `train`; here before the heavy imports.
@@ -173,7 +165,7 @@ def _trained(flags: Any, made: Any) -> Any:
         return loaded.load(made)
     from experiments.workdir import trained
 
-    return trained.load(_workdir(flags), made, step=_step(flags))
+    return trained.load(named.workdir(flags), made, step=_step(flags))
 
 
 def _finished(workdir: pathlib.Path) -> int | None:
@@ -199,8 +191,10 @@ def evaluate(flags: Any, changes: Changes) -> None:
     _jax(flags)
     from experiments.program import inputs
     from experiments.training import evaluate as evaluation
+    from experiments.training import other_texts
 
-    place = _workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
+    other_texts.check(made)
+    place = named.workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
     agreement.check_command("evaluate", made.to_dict(), place, step=_step(flags))
     model = _trained(flags, made)
     agreement.check_start(corpus=model.corpus.hash, tokenizer=model.tokenizer.hash, checkpoint=model.step)
@@ -214,7 +208,9 @@ def evaluate(flags: Any, changes: Changes) -> None:
     if made.generate.drafter != "none" and model.program.objective.generator == "autoregressive":
         from experiments.generation import held_out
 
-        print(held_out.evaluated(model, made.generate.to_dict(), _workdir(flags) if flags.workdir else None))
+        print(held_out.evaluated(model, made.generate.to_dict(), named.workdir(flags) if flags.workdir else None))
+    if model.config.eval.texts:
+        other_texts.show(model, step, workdir=flags.workdir and place, output=getattr(flags, "output", ""))
 
 
 def prompts(flags: Any) -> list[str]:
@@ -250,16 +246,16 @@ def generate(flags: Any, changes: Changes) -> None:
 
 def export(flags: Any, changes: Changes) -> None:
     """Writes the parameters as safetensors, or the whole model as a folder of another library's form."""
-    workdir, made = _workdir(flags), _readable(flags, changes)
+    workdir, made = named.workdir(flags), _readable(flags, changes)
     _jax(flags)
     from experiments.pretrained import gguf_writing, writing
     from experiments.workdir import export as exporting
 
     model = _trained(flags, made)
-    named = getattr(flags, "format", "safetensors")
-    if named != "safetensors":
-        place = workdir / {"hf": "hf", "gguf": gguf_writing.FILE}[named]
-        count = {"hf": writing.hugging_face, "gguf": gguf_writing.save}[named](model, place)
+    form = getattr(flags, "format", "safetensors")
+    if form != "safetensors":
+        place = workdir / {"hf": "hf", "gguf": gguf_writing.FILE}[form]
+        count = {"hf": writing.hugging_face, "gguf": gguf_writing.save}[form](model, place)
         print(f"{count:,} parameters: {place}")
         return
     plain = writing.merged(model)
@@ -270,7 +266,7 @@ def export(flags: Any, changes: Changes) -> None:
 
 def plan(flags: Any, changes: Changes) -> None:
     """Prints the plan; with --topology that of a machine which need not be here."""
-    folder = _local("workdir", flags.workdir or "runs/plan")
+    folder = named.local("workdir", flags.workdir or "runs/plan")
     if not flags.topology:
         made = _checked(flags, changes)
         from experiments import planning
@@ -288,7 +284,7 @@ def plan(flags: Any, changes: Changes) -> None:
 
 def report(flags: Any, changes: Changes) -> None:
     """Rebuilds a run's page, or compares runs."""
-    workdir, runs = _workdir(flags), _runs(flags)
+    workdir, runs = named.workdir(flags), named.runs(flags)
     for run in runs or [workdir]:
         if not (run / files.CONFIG).exists() and not (run / files.METRICS).exists():
             flag = "runs" if runs else "workdir"
@@ -298,40 +294,9 @@ def report(flags: Any, changes: Changes) -> None:
     print(f"report: {reports.compare(runs, workdir / 'comparison.html') if runs else reports.write(workdir)}")
 
 
-def _runs(flags: Any) -> list[pathlib.Path]:
-    """The workdirs that --runs names."""
-    runs = [run for name in (flags.runs or "").split(",") if name.strip() for run in _matching(name.strip())]
-    if flags.runs is not None and not runs:
-        raise Refused(f"--runs={flags.runs} names no workdir; try --runs=runs/a,runs/b or --runs='runs/*'.")
-    return runs
-
-
-def _matching(name: str) -> list[pathlib.Path]:
-    """The workdir `name`, or those that it matches as a pattern, in the order of their names; files are left out."""
-    path = _local("runs", name)
-    if path.exists() or not glob.has_magic(name):
-        return [path]
-    return [
-        pathlib.Path(found) for found in sorted(glob.glob(str(path))) if (pathlib.Path(found) / files.CONFIG).is_file()
-    ]
-
-
-def _local(flag: str, name: str) -> pathlib.Path:
-    """The folder that the flag `flag` names on a disk of this machine."""
-    if scheme := re.match(r"([a-z][a-z0-9+.-]+):/", name):
-        raise Refused(
-            f"--{flag}={name} is in a store ({scheme[1]}:); runs are written to disks: mount it (gcsfuse, s3fs, NFS) "
-            f"and give the folder, e.g. --{flag}=/mnt/runs/first."
-        )
-    try:
-        return pathlib.Path(name).expanduser()
-    except RuntimeError:
-        raise Refused(f"--{flag}={name} names no home folder; try --{flag}=runs/first.") from None
-
-
 def sweep(flags: Any, changes: Changes) -> None:
     """Runs the trials of a sweep, then its table, comparison and fit."""
-    workdir = _workdir(flags)
+    workdir = named.workdir(flags)
     if flags.config is None:
         raise Refused("--config is missing; try --config=configs/sweeps/scaling.py.")
     from experiments import sweep as sweeps
@@ -362,7 +327,7 @@ def sweep(flags: Any, changes: Changes) -> None:
 
 def claim(flags: Any, changes: Changes) -> None:
     """Re-tests a claim and prints its rows."""
-    workdir = _workdir(flags)
+    workdir = named.workdir(flags)
     if flags.config is None:
         raise Refused("--config is missing; try --config=configs/claims/digits_reversed.py.")
     if changes or flags.smoke:
@@ -384,11 +349,11 @@ def claim(flags: Any, changes: Changes) -> None:
 
 def ledger(flags: Any, changes: Changes) -> None:
     """Stores claims of --runs and rewrites the ledger."""
-    runs = _runs(flags)
+    runs = named.runs(flags)
     from experiments.claims import ledger as ledgers
 
     ledgers.store(runs)
-    print("ledger: {}\npage: {}".format(*ledgers.write(page_folder=_workdir(flags) if flags.workdir else None)))
+    print("ledger: {}\npage: {}".format(*ledgers.write(page_folder=named.workdir(flags) if flags.workdir else None)))
 
 
 def listing(flags: Any, changes: Changes) -> None:
@@ -400,7 +365,7 @@ def listing(flags: Any, changes: Changes) -> None:
 
 def tokenize(flags: Any, changes: Changes) -> None:
     """Learns tokenizers on one corpus and compares them on its held-out documents."""
-    workdir, made = _workdir(flags), config(flags, changes)
+    workdir, made = named.workdir(flags), config(flags, changes)
     import data
     from experiments import tokenizers
 

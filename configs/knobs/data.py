@@ -59,7 +59,9 @@ data.max_files = whole(
 data.length = whole(256, "T: tokens a row.", least=1, smoke=32)
 data.batch_size = whole(16, "B: rows in a GLOBAL batch, over all devices, processes and accumulation steps.", least=1)
 data.packing = part(
-    "stream", "data:PACKINGS", "stream (rows are windows of the document stream) or first_fit (whole documents)."
+    "stream",
+    "data:PACKINGS",
+    "stream (rows are windows of the document stream), first_fit (whole documents) or alone (a row has one document).",
 )
 data.isolate = switch(True, "Attention and positions stop at document borders (segment ids).")
 data.cache_dir = text("~/.cache/tessera", "Tokenised corpora and tokenizers, keyed by content hash.")

@@ -99,6 +99,12 @@ evaluation.rows = whole(
     before=320,
 )
 evaluation.batch_size = whole(0, "0 = data.batch_size / train.accumulation.", least=0, smoke=8)
+evaluation.texts = texts(
+    (),
+    "--mode=evaluate: other texts, NAME=PATH each (or PATH), a file, folder or pattern; each document by itself, as "
+    "many whole ones as eval.rows allow (0 = all).",
+    before=(),
+)
 evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
 

@@ -148,12 +148,26 @@ def eval_batches(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) ->
     The last batch is filled with rows of padding, which are not scored; `rows` as in `train_loader`.
     """
     loader = eval_loader(config, corpus, rows)
-    count, size = min(loader.num_rows, config.eval.rows or loader.num_rows), loader.batch_size
-    for step in range(-(-count // size)):
+    count = min(loader.num_rows, config.eval.rows or loader.num_rows)
+    yield from _first(config, corpus, loader, count, rows)
+
+
+def _first(config, corpus: data.Corpus, loader: data.Loader, count: int, rows: tuple[int, int]) -> Iterator[dict]:
+    """The first `count` rows of all parts, in batches; the last is filled with rows of padding."""
+    for step in range(-(-count // loader.batch_size)):
         batch = loader.batch(step)
         mine = len(batch["tokens"])
-        left = count - step * size - rows[0] * mine  # Rows of this part that are asked for.
+        left = count - step * loader.batch_size - rows[0] * mine  # Rows of this part that are asked for.
         yield prepare(config, corpus, batch if left >= mine else _emptied(batch, max(left, 0), corpus.tokenizer.pad))
+
+
+def text_batches(config, corpus: data.Corpus, count: int, rows: tuple[int, int] = (0, 1)) -> Iterator[dict]:
+    """The first `count` rows of a corpus whose documents are all in its training split, in order, each document in rows
+    of its own; as `eval_batches`."""
+    size = config.eval.batch_size or config.data.batch_size // config.train.accumulation
+    whole = {"epochs": 1, "shuffle": False, "packing": "alone"}
+    loader = _loader(config, corpus, corpus.train, rows, batch_size=size, **whole)
+    yield from _first(config, corpus, loader, count, rows)
 
 
 def _emptied(batch: dict, left: int, pad: int) -> dict:
@@ -195,10 +209,9 @@ def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **k
         length=length,
         pad=corpus.tokenizer.pad,
         isolate=config.data.isolate,
-        packing=config.data.packing,
         process_index=rows[0],
         process_count=rows[1],
-        **kw,
+        **{"packing": config.data.packing, **kw},
     )
 
 

@@ -38,6 +38,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         _header(run),
         page.section("curves", "Learning curves", *_curves(run)),
         page.section("training", "Training", *_training(run)),
+        *([page.section("texts", "Other texts", *texts)] if (texts := _texts(run)) else []),
         page.section("samples", "Samples over training", *_samples(run)),
         *([page.section("drafts", "Drafts", *drafts)] if (drafts := _drafts(run)) else []),
         page.section("configuration", "Configuration", _configuration(run)),
@@ -204,6 +205,27 @@ def _training(run: data.Run) -> list[str]:
     restarts = len(run.starts) - 1
     text = f"The run was started {restarts + 1} times; wall time counts training only." if restarts > 0 else ""
     return [f'<div class="pair">{"".join(charts)}</div>', page.note(text) if text else ""]
+
+
+def _texts(run: data.Run) -> list[str]:
+    """The table of the last evaluation of other texts, where there was one."""
+    try:
+        found = files.read_json(run.path / files.TEXTS) or {}
+        rows = [
+            [
+                page.escape(text["name"]),
+                page.bits({data.BITS: text["bits_per_byte"], f"{data.BITS}_se": text["se"], "eval/kind": text["kind"]}),
+                f"{text['documents']:,}" + (f" of {text['of']:,}" if text["documents"] < text["of"] else ""),
+                f"{text['bytes']:,}",
+                page.escape(text["path"]),
+            ]
+            for text in found.get("texts", [])
+        ]
+        said = f"Step {found['step']:,}; each document by itself, from its beginning." if rows else ""
+    except (ValueError, TypeError, KeyError, AttributeError):  # Somebody else's file.
+        return [page.note(f"{files.TEXTS} cannot be read; --mode=evaluate writes it anew.")]
+    head = ["Text", "Bits per byte", "Documents", "Bytes", "Path"]
+    return [page.table(head, rows, numeric=(1, 2, 3)), page.note(said)] if rows else []
 
 
 def _samples(run: data.Run) -> list[str]:

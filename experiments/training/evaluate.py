@@ -43,11 +43,23 @@ def evaluate(
       `eval/loss` (nats a token), `eval/bits_per_byte`, its standard error over rows, `eval/tokens`, and `eval/kind`:
       "=" for an exact likelihood, "<=" for a bound, "~" for what is neither.
     """
+    return summary(measured(program, step, params, batches, token_bytes), program.objective.bound)
+
+
+def measured(
+    program: Program, step: Callable, params: Any, batches: Iterable[dict], token_bytes: np.ndarray
+) -> np.ndarray:
+    """`[rows, 3]` float64: nats, valid targets and their bytes of text, of every row; arguments as of `evaluate`."""
     rows, token_bytes, first = [], np.asarray(token_bytes, np.int32), 0
     for batch in batches:
         rows.append(step(params, global_batch(batch, program), np.int32(first), token_bytes))
         first += len(batch["tokens"]) * program.rows[1]
-    rows = np.concatenate([np.asarray(r, np.float64) for r in jax.device_get(rows)])
+    return np.concatenate([np.asarray(r, np.float64) for r in jax.device_get(rows)])
+
+
+def summary(rows: np.ndarray, kind: str) -> dict[str, Any]:
+    """What `evaluate` returns, of independent rows `[n, 3]` as `measured` gives them; those without targets are left
+    out. `kind`: of the likelihood."""
     nats, tokens, sizes = rows[rows[:, 1] > 0].T
     bits = nats.sum() / math.log(2) / max(sizes.sum(), 1.0)
     return {
@@ -55,7 +67,7 @@ def evaluate(
         "eval/bits_per_byte": float(bits),
         "eval/bits_per_byte_se": ratio_standard_error(nats / math.log(2), sizes),
         "eval/tokens": int(tokens.sum()),
-        "eval/kind": program.objective.bound,
+        "eval/kind": kind,
     }
 
 

@@ -45,6 +45,7 @@ SAMPLES = "samples.jsonl"
 DRAFTS = "drafts.jsonl"
 RESULT = "result.json"
 REPORT = "report.html"
+TEXTS = "texts.json"  # The last evaluation of other texts.
 TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"

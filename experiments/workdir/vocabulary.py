@@ -52,5 +52,6 @@ def check_same_corpus(about: Mapping[str, Any], corpus: Any, workdir: pathlib.Pa
         if about.get(name, now) != now:
             raise ConfigError([
                 f"the {name} of --workdir={workdir} had the hash {about[name][:12]} and has {now[:12]} now; "
-                "bring the old files back, or start again in a new folder."
+                "bring the old files back, or start again in a new folder; --mode=evaluate measures other text with "
+                "--config.eval.texts=NAME=PATH."
             ])  # fmt: skip

@@ -14,7 +14,7 @@ import main
 from configs import base, transformer
 from experiments import modes
 from experiments import workdir as files
-from experiments.settings import overrides
+from experiments.settings import named, overrides
 from experiments.settings.errors import ConfigError, Refused, sentence
 from experiments.training import train
 from tests import environment
@@ -330,7 +330,7 @@ def test_runs_are_named_by_patterns_too(tmp_path):
     (tmp_path / "[x]").mkdir()  # A name that is one is taken as it stands.
     for name in ("a", "b", "[x]"):
         files.write_config(tmp_path / name, {}, "")
-    assert modes._runs(flags(runs=f"{tmp_path}/*")) == [tmp_path / "[x]", tmp_path / "a", tmp_path / "b"]
-    assert modes._runs(flags(runs=f"{tmp_path}/[x],{tmp_path}/b")) == [tmp_path / "[x]", tmp_path / "b"]
+    assert named.runs(flags(runs=f"{tmp_path}/*")) == [tmp_path / "[x]", tmp_path / "a", tmp_path / "b"]
+    assert named.runs(flags(runs=f"{tmp_path}/[x],{tmp_path}/b")) == [tmp_path / "[x]", tmp_path / "b"]
     with pytest.raises(Refused, match="names no workdir"):
-        modes._runs(flags(runs=f"{tmp_path}/none*"))
+        named.runs(flags(runs=f"{tmp_path}/none*"))
