@@ -41,7 +41,7 @@ flags.DEFINE_enum(
     "format",
     "safetensors",
     ["safetensors", "hf", "gguf"],
-    "export: safetensors, hf (a folder for transformers) or gguf (one file for llama.cpp).",
+    "export: safetensors, hf (a folder for transformers) or gguf (for llama.cpp).",
 )
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shlex
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -301,15 +302,18 @@ def meant(name: str) -> str:
     return _NICKNAMES.get(name) or _key_of_name(config, name)
 
 
-def _key_of_name(config: ConfigDict, name: str, prefix: str = "") -> str:
-    """The dotted key of that very name in any group, else ""."""
+def _key_of_name(config: ConfigDict, name: str) -> str:
+    """The dotted key of that very name in any group, the least deep one; "" where there is none."""
+    found = [key for key in _dotted(config) if key.rpartition(".")[2] == name]
+    return min(found, key=lambda key: key.count("."), default="")
+
+
+def _dotted(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Every key and group of a config."""
     for key, value in config.items():
+        yield prefix + key
         if isinstance(value, ConfigDict):
-            if name in value:
-                return f"{prefix}{key}.{name}"
-            if found := _key_of_name(value, name, f"{prefix}{key}."):
-                return found
-    return ""
+            yield from _dotted(value, f"{prefix}{key}.")
 
 
 def shown(value: Any) -> str:
