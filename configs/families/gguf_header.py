@@ -86,6 +86,8 @@ def _header(file: BinaryIO, path: pathlib.Path) -> Header:
         shape = tuple(_take(file, "Q") for _ in range(min(dims, 9)))[::-1]
         told.append((name, shape, _take(file, "I"), _take(file, "Q")))
     align = fields.get("general.alignment", 32)
+    if isinstance(align, bool) or not isinstance(align, int) or align < 1:
+        raise struct.error
     start, end = -(-file.tell() // align) * align, os.fstat(file.fileno()).st_size
     tensors = {name: _placed(path, name, shape, type_, start + at, end) for name, shape, type_, at in told}
     if len(tensors) < len(told):

@@ -39,7 +39,7 @@ def _sizes(f: Fields, *, tied: bool, kv: bool = True, width: bool = True) -> dic
     """Sizes and parts of a decoder whose fields are named as Llama's."""
     heads = f.count("num_attention_heads")
     return {
-        "vocab_size": f.number("vocab_size"),
+        "vocab_size": f.count("vocab_size"),
         "width": f.count("hidden_size"),
         "num_layers": f.count("num_hidden_layers", most=LAYERS),
         "num_heads": heads,

@@ -1,6 +1,8 @@
 """Every field of config.json that transformers reads is varied in a case, or its other values are refused by name."""
 
 import importlib.util
+import json
+import pathlib
 
 import pytest
 
@@ -8,6 +10,7 @@ from configs import families
 from configs.families import hugging_face
 from tests.experiments.pretrained import cases
 
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 COMMON = (
     "hidden_size intermediate_size num_attention_heads num_hidden_layers rope_parameters tie_word_embeddings vocab_size"
 )
@@ -83,3 +86,16 @@ def test_these_are_the_fields_that_transformers_has(class_):
     config, base = getattr(transformers, f"{class_}Config")().to_dict(), transformers.PretrainedConfig().to_dict()
     own = {name for name in config if name not in base and not name.startswith("_")} - {*hugging_face.IGNORED}
     assert own == set(FIELDS[class_].split())
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma3", "gpt2-all", "qwen2-windows", "phi3-long"])
+def test_a_damaged_config_is_one_sentence(name, tmp_path):
+    """Each field in turn is nothing, a text, a list, too large, too small."""
+    whole = json.loads((FIXTURES / name / "config.json").read_text())
+    for field in whole:
+        for value in (None, "x", [1], {"a": 1}, -1, 0, 10**12, 0.5, True):
+            (tmp_path / "config.json").write_text(json.dumps(whole | {field: value}))
+            try:
+                families.describe(tmp_path)
+            except families.Unreadable as error:
+                assert "\n" not in str(error) and str(error).endswith(".")

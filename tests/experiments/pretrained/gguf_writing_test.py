@@ -153,3 +153,23 @@ def test_transformers_computes_the_same_from_it(tmp_path):
         got = other(torch.from_numpy(cases.IDS)).logits.numpy()
     want = np.load(FIXTURES / "qwen3" / "logits.npy")
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path):
+    path = tmp_path / "m.gguf"
+    gguf_writing.save(model("llama3"), path)
+    whole = path.read_bytes()
+    front = whole.index(b"rope_freqs.weight") + 40
+    for size in (*range(0, front, 61), len(whole) - 33):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"^[^\n]*\.$"):
+            read(path)
+    rng = np.random.default_rng(0)
+    for _ in range(400):  # In the front any byte may be wrong: a sentence, or a file that still says something whole.
+        raw = bytearray(whole)
+        raw[rng.integers(0, front)] = rng.integers(0, 256)
+        path.write_bytes(bytes(raw))
+        try:
+            families.describe(path)
+        except families.Unreadable as error:
+            assert "\n" not in str(error)
