@@ -84,8 +84,9 @@ class Fields:
         """Refuses what was not taken, but for `ignored`, which changes no logit."""
         rest = sorted(name for name in self.left if name not in ignored and not name.startswith("_"))
         if rest:
+            name = rest[0] if rest[0].isprintable() else repr(rest[0])
             raise Unreadable(
-                f"{self.where} has {rest[0]}={self.left[rest[0]]!r}, a field that is not known here and may change "
+                f"{self.where} has {name}={self.left[rest[0]]!r}, a field that is not known here and may change "
                 "what the model computes; remove it if it does not."
             )
 
