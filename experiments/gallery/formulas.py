@@ -24,6 +24,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "gedi", "budget", "semantic", "routing", "rollouts", "search", "superposed", "thinking", "penalties", "repeats",
         "cuts", "regex", "automata", "schema", "predicates", "conditional", "depth", "sets", "steering",
     )),
+    "pretrained": ("models.rope_scaling", "models.lora", "data.conversations", "experiments.pretrained.copying"),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),
         "models.mixers.slots",

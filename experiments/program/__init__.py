@@ -90,7 +90,7 @@ class Program:
         }
         options = self.config.optimizer
         if options.rounding == "master" and precision.narrow(params):
-            state["master"] = precision.widened(params)
+            state["master"] = precision.widened(freezing.trained(self.fixed, params))
         if options.ema:
             state["ema"] = self._wide({"params": params})
             if options.ema_debias:
@@ -98,11 +98,15 @@ class Program:
         return state
 
     def _wide(self, state: Any) -> Any:
-        """The parameters that updates are added to and averages are taken of: float32 unless all sums are narrow."""
-        if "master" in state:
-            return state["master"]
+        """The parameters that updates are added to and averages are taken of: float32 unless all sums are narrow.
+
+        What `optimizer.freeze` holds is as it is stored.
+        """
         params = state["params"]
-        return params if self.config.optimizer.rounding == "nearest" else precision.widened(params)
+        if "master" not in state and self.config.optimizer.rounding == "nearest":
+            return params
+        some = state["master"] if "master" in state else precision.widened(freezing.trained(self.fixed, params))
+        return freezing.whole(self.fixed, some, params)
 
     def train_step(self) -> Callable[[Any, dict], tuple[Any, dict]]:
         """`(state, batch) -> (state, metrics)`, jitted, the old state donated.

@@ -8,17 +8,9 @@ import dataclasses
 import importlib
 
 ROOMS = (
-    "experts",
-    "memory",
-    "kernels",
-    "models",
-    "objectives",
-    "decoding",
-    "drafts",
-    "speculation",
-    "experiments",
-    "data",
-)
+    "experts", "memory", "kernels", "models", "objectives", "decoding", "drafts", "speculation", "experiments", "data",
+    "pretrained",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

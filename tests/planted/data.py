@@ -108,14 +108,14 @@ BUGS = (
     ),
     Bug(
         "a document without its end",
-        "data/tokenise.py",
-        "tokens[end - 1] = kind.bos, ids, kind.eos",
-        "tokens[end - 1] = kind.bos, ids, kind.bos",
+        "data/encoding.py",
+        "whole[-1] = kind.bos, ids, kind.eos",
+        "whole[-1] = kind.bos, ids, kind.bos",
         CORPUS,
     ),
     Bug(
         "ids of 256 in a byte",
-        "data/tokenise.py",
+        "data/encoding.py",
         "np.uint8 if vocab_size <= 1 << 8 else",
         "np.uint8 if vocab_size <= 1 << 9 else",
         CORPUS,

@@ -80,6 +80,20 @@ def test_only_what_is_not_held_moves_and_has_moments(x64):
     assert sum(leaf.size for leaf in jax.tree.leaves(before["optimizer"]) if leaf.ndim) == 2 * sum(sizes)
 
 
+def test_what_is_held_in_bfloat16_has_no_wide_copy():
+    config = tiny.config("next_token", model__param_dtype="bfloat16", model__dtype="float32")
+    config.model.projection = "lora"
+    config.optimizer.freeze = ("*", "!adapter")
+    made = tiny.program(config)
+    before = made.init()
+    after = jax.jit(made.step)(before, tiny.batch())[0]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before["params"], after["params"])
+    assert moved == jax.tree.map(lambda role: role == "adapter", made.roles)
+    own = freezing.trained(made.fixed, before["params"])
+    assert jax.tree.structure(after["master"]) == jax.tree.structure(own)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(after["master"])} == {"float32"}
+
+
 def test_gradients_of_what_trains_are_those_of_the_whole_model(x64):
     config = tiny.config("next_token")
     config.optimizer.freeze = ("embedding", "*/channel/*")
