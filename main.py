@@ -45,6 +45,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
+flags.DEFINE_string("output", "", "generate: a JSONL file for the texts of --prompts; what stands in it is kept.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting; tokenize: names.")
@@ -57,8 +58,8 @@ flags.DEFINE_integer("num_processes", 0, "One of many processes: how many there 
 flags.DEFINE_integer("process_id", -1, "One of many processes: which one this is, from 0.")
 FLAGS = flags.FLAGS
 KNOWN = (
-    "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "runs", "jobs",
-    "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
+    "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "output", "runs",
+    "jobs", "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 

@@ -217,6 +217,10 @@ def prompts(flags: Any) -> list[str]:
     """The prompts that the command line names; bytes that are not UTF-8 stay what they are."""
     if (flags.prompt is None) == (flags.prompts is None):
         raise Refused('generate needs either --prompt="text" or --prompts=FILE with one prompt a line.')
+    if flags.output and flags.prompt is not None:
+        raise Refused(f"--output={flags.output} goes with --prompts=FILE; with --prompt the text is printed.")
+    if flags.prompt == "":
+        raise Refused('--prompt="" is empty; give the text to continue, e.g. --prompt="def main(".')
     if flags.prompt is not None:
         return [flags.prompt]
     try:
@@ -237,9 +241,23 @@ def generate(flags: Any, changes: Changes) -> None:
     asked, made = prompts(flags), _readable(flags, changes)
     _jax(flags)
     from experiments import generation
-    from experiments.generation import requests
+    from experiments.generation import batch, requests
 
     model = _trained(flags, made)
+    lanes = model.program.objective.generator == "autoregressive"
+    if flags.output and not lanes:
+        raise Refused(
+            f"--output={flags.output} is for models that write token by token, which objective={made.objective!r} does "
+            "not; leave it away."
+        )
+    # What drafts were worth is said of prompts that are printed together.
+    if lanes and flags.prompts is not None and (flags.output or made.generate.drafter == "none"):
+        if flags.output:
+            failed = batch.write(model, asked, flags.output)
+            print(f"{len(asked):,} prompts, {failed:,} of them failed: {flags.output}")
+        else:
+            batch.show(model, asked, lambda index, text: requests.show(asked[index], text))
+        return
     generator = generation.make(model.program, model.tokenizer)
     requests.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 

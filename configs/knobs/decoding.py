@@ -54,6 +54,12 @@ generate.chat = switch(
     before=False,
 )
 
+generate.engine = engine = group("Many prompts over lanes.", of=TOKEN_BY_TOKEN)
+engine.lanes = whole(8, "Rows that are under way together.", least=1, before=8)
+engine.capacity = whole(
+    0, "Tokens of a prompt and its text, at most; 0 = what the longest of the file needs.", least=0, before=0
+)
+
 generate.window = window = group("The last tokens alone.", of="generate.memory=window")
 window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)
 

@@ -1,7 +1,9 @@
 """`--mode=bench`: correctness first, then speed as ratios, all candidates of a row interleaved in one process."""
 
+import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import workdir as files
-from experiments.bench import attention, checks, context, drafts, mixers, pattention, timing, training
+from experiments.bench import attention, checks, context, decoding, drafts, mixers, pattention, timing, training
 from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
 
-OTHER = ("data", "startup/a", "startup/b")
+OTHER: dict[str, Callable[[], dict[str, Any]]] = {
+    "data": training.data_path,
+    "startup/a": functools.partial(training.start_up, "a"),
+    "startup/b": functools.partial(training.start_up, "b"),
+    "past/b": decoding.past,
+}
 
 
 def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> list[dict[str, Any]]:
@@ -51,6 +58,7 @@ def planned(platform: str) -> list[Planned]:
         *training.planned(),
         *checks.planned(),
         *drafts.planned(),
+        *decoding.planned(),
     ]
 
 
@@ -123,12 +131,12 @@ def _timed(row: Comparison, ceiling: float, console: Console) -> list[dict[str, 
 
 
 def _others(filter: str, console: Console) -> list[dict[str, Any]]:
-    """Rows that are not a comparison of calls: the data path, and start-up and memory of whole processes."""
+    """Rows that are not a comparison of calls: the data path, start-up and memory of processes, a cache's growth."""
     found = []
-    for name in OTHER:
+    for name, measure in OTHER.items():
         if filter not in name:
             continue
-        result = training.data_path() if name == "data" else training.start_up(name.split("/")[1])
+        result = measure()
         found.append({"row": name, **result})
         numbers = (f"{key} {value:,.2f}" for key, value in result.items() if key != "largest")
         console.print(f"{name}: " + ", ".join(numbers))

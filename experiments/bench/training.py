@@ -1,4 +1,4 @@
-"""Bench rows of whole programs: the training step, per-step overhead, the decoder and the data path."""
+"""Bench rows of whole programs: the training step, per-step overhead and the data path."""
 
 import functools
 import json
@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base, transformer
+from configs import transformer
 from experiments import program
 from experiments.bench import plain
 from experiments.bench.comparison import Comparison, Planned
-from experiments.generation.decoder import Decoder
 from experiments.planning import hlo
 from experiments.program import sharding
 from experiments.workdir import disk
@@ -34,9 +33,6 @@ def planned() -> Iterator[Planned]:
     """All rows of this module."""
     for name in SHAPES:
         yield Planned(f"train/{name}", functools.partial(_train, name))
-    for batch in (1, 8):
-        yield Planned(f"decode/a/batch{batch}", functools.partial(_decode, "a", batch))
-    yield Planned("decode/b/batch1", functools.partial(_decode, "b", 1))
 
 
 def config(shape: str) -> Any:
@@ -128,41 +124,6 @@ def from_plain(hand: dict) -> dict:
         "norm": {"scale": hand["norm"]},
         "stack": {"period": {"0_attention": block}},
     }
-
-
-def _decode(shape: str, batch: int, prompt: int = 64, max_new: int = 128) -> Comparison:
-    D, L, N, F, V, _, _ = SHAPES[shape]
-    made = program_of(shape)
-    hand = plain.init(jax.random.key(1), V=V, D=D, L=L, F=F)
-    params = from_plain(hand)
-    decoder = Decoder(made, None)
-    parts = decoder.parts([base.get_config().generate.to_dict() | {"temperature": 0.0}])
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (batch, prompt)), jnp.int32)
-    text, length = jnp.pad(tokens, ((0, 0), (0, max_new))), jnp.full((batch,), prompt, jnp.int32)
-    keys = jnp.zeros((batch, 2), jnp.uint32)
-
-    def tessera() -> Any:
-        weights, given = decoder.weights(params, parts), (text, length, length + max_new, keys, {})
-        p = decoder.start(weights, *given, parts=parts, size=prompt, capacity=prompt + max_new)
-        return decoder.extend(weights, p, max_new, batch + 1, parts=parts).text[:, prompt : prompt + max_new]
-
-    def by_hand() -> Any:
-        return plain.decode(hand, tokens, N=N, max_new=max_new)
-
-    def check() -> str:
-        same = float(jnp.mean(tessera() == by_hand()))
-        # Greedy choices may part after a near-tie; the first tokens must not.
-        early = bool(jnp.all(tessera()[:, :8] == by_hand()[:, :8]))
-        return "" if early else f"greedy tokens differ from the plain decoder's ({same:.0%} equal)"
-
-    return Comparison(
-        name=f"decode/{shape}/batch{batch}",
-        candidates={"tessera": tessera, "plain": by_hand},
-        baseline="plain",
-        check=check,
-        work=(batch * max_new, "tokens"),
-        rounds=7,
-    )
 
 
 def data_path(rows: int = 16, length: int = 512, tokens: int = 50_000_000, steps: int = 300) -> dict[str, float]:

@@ -4,10 +4,9 @@ from typing import Any
 
 from experiments.generation.anyorder import AnySubsetFiller, Inserter, Refiner
 from experiments.generation.canvas import Filler
-from experiments.generation.chatting import Chat
+from experiments.generation.chatting import spoken_to
 from experiments.generation.text import Generator
 from experiments.program import Program
-from experiments.settings.errors import ConfigError
 
 GENERATORS = {
     "autoregressive": Generator,
@@ -23,9 +22,5 @@ def make(program: Program, tokenizer: Any) -> Any:
 
     Errors: ConfigError where `generate.chat` is asked for and there is no template.
     """
-    if program.config.generate.chat:
-        try:
-            tokenizer = Chat(tokenizer, program.config.data.template)
-        except ValueError as error:
-            raise ConfigError([f"generate.chat=True: {error}"]) from None
+    tokenizer = spoken_to(tokenizer, program.config.generate.chat, program.config.data.template)
     return GENERATORS[program.objective.generator](program, tokenizer)

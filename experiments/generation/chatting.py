@@ -5,6 +5,20 @@ from typing import Any
 import numpy as np
 
 from data import conversations
+from experiments.settings.errors import ConfigError
+
+
+def spoken_to(tokenizer: Any, chat: bool, template: str) -> Any:
+    """The tokenizer, or with `generate.chat` the one whose prompts are what a user says.
+
+    Errors: ConfigError where chat is asked for and there is no template.
+    """
+    if not chat:
+        return tokenizer
+    try:
+        return Chat(tokenizer, template)
+    except ValueError as error:
+        raise ConfigError([f"generate.chat=True: {error}"]) from None
 
 
 class Chat:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from configs import base
 from experiments.generation import beside, drafting, requests
+from experiments.generation.layers import cut, whole
 from experiments.program import Program
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
@@ -19,7 +21,6 @@ from models.decoding.commit import rewinds
 from models.decoding.drafts import Drafter
 from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
-from models.lm import unstack
 
 
 class Decoder:
@@ -40,6 +41,11 @@ class Decoder:
         self.lanes = jax.jit(self._lanes, static_argnames=("parts", "capacity"))
         self.moved = jax.jit(self._moved, static_argnames=("parts", "capacity"))
         self.insert = jax.jit(insert, donate_argnums=0)
+
+    @property
+    def devices(self) -> int:
+        """Over how many devices the rows of a batch are cut."""
+        return math.prod(self.program.mesh.shape[axis] for axis in self.program.config.sharding.batch)
 
     def parts(
         self, asked: Sequence[Mapping[str, Any]], *, every: bool = False, shared: Mapping[str, Any] | None = None
@@ -134,21 +140,6 @@ class Hosts(dict):
 @functools.cache
 def _defaults() -> dict[str, Any]:
     return base.get_config().generate.to_dict()
-
-
-def cut(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as decoding reads them: those of every layer by themselves, `layers`, and the rest.
-
-    The layers are copies: where they were views of the stack, the state could not be saved after a sample.
-    """
-    rest = {name: value for name, value in params.items() if name != "stack"}
-    return {"rest": rest, "layers": jax.jit(unstack)(params)}
-
-
-def whole(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """`cut`, undone, inside a trace. The stack is for the model's structure: decoding reads the layers."""
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *weights["layers"])
-    return {**weights["rest"], "stack": {"period": stacked}}
 
 
 def key_data(prompts: Sequence[str], seed: int) -> np.ndarray:

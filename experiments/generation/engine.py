@@ -21,11 +21,11 @@ import numpy as np
 from experiments import preflight
 from experiments.generation import drafting, requests
 from experiments.generation.between import between, hosted
+from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
 from experiments.generation.prefixes import Prefixes, padded, pieces, shared
-from experiments.generation.request import Request, Result, StepPlan
-from experiments.settings import keys as settings_keys
+from experiments.generation.request import Request, Result, StepPlan, changed
 from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets
@@ -61,10 +61,11 @@ class Engine:
         rounds: int = 16,
         **settings: Any,
     ):
-        self.settings = _changed(trained.config.generate.to_dict(), settings)
+        self.settings = changed(trained.config.generate.to_dict(), settings)
         preflight.check_generation(self.settings, tables=True)
-        self.tokenizer, self.chunk, self.rounds = trained.tokenizer, chunk, rounds
-        self.decoder = Decoder(trained.program, trained.tokenizer)
+        self.tokenizer = spoken_to(trained.tokenizer, self.settings["chat"], trained.config.data.template)
+        self.chunk, self.rounds = chunk, rounds
+        self.decoder = Decoder(trained.program, self.tokenizer)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
         self._whole = not MEMORIES[self._parts.memory.name].pieces
         self.weights = self.decoder.weights(trained.params, self._parts)
@@ -72,16 +73,19 @@ class Engine:
         for name, value, least in (("lanes", lanes, 1), ("chunk", chunk, 1), ("rounds", rounds, 1)):
             if value < least:
                 raise ConfigError([f"{name}={value} must be at least {least}, e.g. {name}=8."])
-        self.pool = Pool(lanes, capacity, pool or lanes * -(-capacity // 64) * 64)
-        if self.pool.size < self.pool.longest:
-            raise ConfigError([f"pool={pool} holds no row of capacity={capacity}; use e.g. pool={self.pool.longest}."])
+        self.pool = Pool(lanes, capacity, pool or lanes * -(-capacity // 64) * 64, least=self.decoder.devices)
+        if lanes % self.pool.least:
+            raise ConfigError([f"lanes={lanes} must be a multiple of the {self.pool.least} devices that share them."])
+        if self.pool.size < self.pool.smallest:
+            raise ConfigError([f"pool={pool} holds no row of capacity={capacity}; use e.g. pool={self.pool.smallest}."])
         if problems := [*drafting.fits(self._parts, self.pool.capacity)]:
             raise ConfigError(problems)
         self.seed, self._next, self._seen = trained.config.seed, 0, {}
         self.waiting: deque[Request] = deque()  # not begun, or out of their lanes
         self.reading: dict[int, Request] = {}  # begun, the prompt not yet read or no lane free
         self.running: dict[int, Request] = {}  # in lanes, the oldest first
-        self.prefixes = Prefixes()
+        self.prefixes = Prefixes(lanes)
+        self.drawn = 0  # tokens, of all requests
         self._ended: list[Result] = []
         self._lanes: Progress | None = None
         self._shape: Shape | None = None
@@ -102,10 +106,12 @@ class Engine:
                 texts[result.id] = result.text
         return list(texts.values())
 
-    def admit_all(self, prompts: Sequence[str], *, seed: int | None = None, **settings: Any) -> list[int]:
-        """`admit` for many; beginnings that several of them share are read once."""
+    def admit_all(
+        self, prompts: Sequence[str], *, seed: int | None = None, numbers: Sequence[int] | None = None, **settings: Any
+    ) -> list[int]:
+        """`admit` for many; beginnings that several of them share are read once. `numbers`: of all, as of `admit`."""
         options = self._options(settings)
-        numbers = np.asarray(requests.rows(prompts))
+        numbers = np.asarray(requests.rows(prompts)) if numbers is None else numbers
         made = [self._request(prompt, options, seed, int(n)) for prompt, n in zip(prompts, numbers, strict=True)]
         begins = [()] * len(made) if self._whole else shared([r.ids for r in made])
         for request, prefix in zip(made, begins, strict=True):
@@ -149,18 +155,24 @@ class Engine:
 
     def free(self, id: int) -> None:
         """Ends a request where it stands."""
+        self._say()
         for request in [*self.waiting, *self.reading.values(), *self.running.values()]:
             if request.id == id:
                 self._end(request, "freed")
 
     def results(self) -> Iterator[Result]:
         """Requests as they end, until there are none left."""
-        while self.waiting or self.reading or self.running or self._unsaid or self._ended:
-            while self._ended:
-                yield self._ended.pop(0)
-            if self.waiting or self.reading or self.running:
-                self.step()
-            self._say()
+        while self.waiting or self.reading or self.running:
+            self.step()
+            ended, self._ended = self._ended, []  # Text of the last tokens is made behind the next step.
+            yield from ended
+        yield from self.ended()
+
+    def ended(self) -> list[Result]:
+        """Requests that have ended since the last call."""
+        self._say()
+        ended, self._ended = self._ended, []
+        return ended
 
     def plan(self) -> StepPlan:
         """First come first served: whoever waits takes a free lane as long as the pool has room for its text so far."""
@@ -180,7 +192,7 @@ class Engine:
     # What they are made of.
 
     def _options(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        options = _changed(self.settings, settings)
+        options = changed(self.settings, settings)
         preflight.check_generation(options, tables=True)
         if differs := sockets.kept_apart(options, self.settings, self._parts):
             group, _, leaf = differs.rpartition(".")
@@ -280,7 +292,7 @@ class Engine:
 
     def _resize(self, shape: Shape) -> None:
         """The lanes with another number of rows and slots; running rows are moved together where rows are fewer."""
-        if self._lanes is None:
+        if self._lanes is None or (shape != self._shape and not self.running):
             text = np.full((shape.rows, self._width()), self.tokenizer.pad, np.int32)
             dials = sockets.dials([self.settings] * shape.rows, self._parts)
             self._lanes = self.decoder.lanes(self.weights, text, dials, parts=self._parts, capacity=shape.slots)
@@ -308,6 +320,8 @@ class Engine:
 
     def _decode(self, plan: StepPlan) -> None:
         """Rounds of the running rows, while the host makes text of what came before; then a look at what there is."""
+        if any(hosted(self._parts, r.options) for r in self.running.values()):
+            self._say()  # A row that a stop string has ended is not shown to its controls.
         if not self.running:
             return self._say()
         kept, shape = staying(self.pool, {r.id: self._need(r) for r in self.running.values()})
@@ -350,6 +364,7 @@ class Engine:
             new = text[row, request.length : length[row]]
             request.length, request.calls = int(length[row]), int(calls[row])
             request.tokens.extend(new.tolist())
+            self.drawn += len(new)
             reason = ""
             if done[row]:
                 ended = len(new) and new[-1] == self.tokenizer.eos
@@ -382,18 +397,6 @@ class Engine:
                 self.prefixes.take(request.prefix)
         request.over, request.one = True, None
         self._ended.append(Result(request.id, "".join(request.text), tuple(request.tokens), reason, request.calls))
-
-
-def _changed(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.generate` with other settings; a group takes a dict."""
-    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in options.items()}
-    for key, value in settings.items():
-        if key not in made:
-            raise ConfigError(
-                [f"generate.{key} is not a key of the config; {settings_keys.suggest(key, made)}".strip()]
-            )
-        made[key] = made[key] | value if isinstance(value, Mapping) else value
-    return made
 
 
 __all__ = ["Engine", "Result", "StepPlan"]

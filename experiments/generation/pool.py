@@ -30,14 +30,21 @@ class Pool:
     Attributes:
       lanes: rows at most.
       capacity: tokens of a row at most.
-      size: slots in all; at least one row of `capacity` fits.
+      size: slots in all, at least `smallest`.
       block: slots are given in blocks of so many, and their number in a row doubles, so that few shapes compile.
+      least: rows at least, the number of devices that they are cut over; `lanes` is a multiple of it.
     """
 
     lanes: int
     capacity: int
     size: int
     block: int = 64
+    least: int = 1
+
+    @property
+    def smallest(self) -> int:
+        """Slots that the pool needs to serve any row."""
+        return self.least * self.longest
 
     @property
     def longest(self) -> int:
@@ -58,8 +65,8 @@ class Pool:
     def shape(self, rows: int, tokens: int) -> Shape | None:
         """The state for so many rows of which the longest is to hold `tokens`; None where the pool has none."""
         slots, width = self.slots(tokens), self.lanes
-        while width > 1 and width * slots > self.size:
-            width = -(-width // 2)
+        while width > self.least and width * slots > self.size:
+            width = -(-width // (2 * self.least)) * self.least
         return Shape(width, slots) if rows <= width and width * slots <= self.size else None
 
 

@@ -53,9 +53,10 @@ def shared(prompts: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
 
 
 class Prefixes:
-    """States after shared beginnings, each kept for as long as requests are expected that begin so."""
+    """States after shared beginnings, each kept for as long as requests are expected that begin so; `most` of them."""
 
-    def __init__(self):
+    def __init__(self, most: int):
+        self.most = most
         self.expected: Counter[tuple[int, ...]] = Counter()
         self.states: dict[tuple[int, ...], Progress] = {}
         self.copied = 0  # tokens that were not read again
@@ -74,9 +75,10 @@ class Prefixes:
         self.copied += len(prefix) if found is not None else 0
         if self.expected[prefix] <= 0:
             self.states.pop(prefix, None)
+            del self.expected[prefix]
         return found
 
     def keep(self, prefix: tuple[int, ...], state: Progress) -> None:
         """Keeps a state that others will begin with."""
-        if self.expected[prefix] > 0 and prefix not in self.states:
+        if self.expected[prefix] > 0 and prefix not in self.states and len(self.states) < self.most:
             self.states[prefix] = jax.tree.map(jnp.copy, state)  # The row's own is given away when it reads on.

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.generation import requests
+from experiments.settings import keys as settings_keys
+from experiments.settings.errors import ConfigError
 from models.decoding.stream import Progress
 
 
@@ -83,3 +85,15 @@ class Request:
     def ready(self) -> bool:
         """Whether its prompt is read: it may take a lane."""
         return self.one is not None and self.read >= len(self.ids) - 1
+
+
+def changed(options: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.generate` with other settings; a group takes a dict."""
+    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in options.items()}
+    for key, value in settings.items():
+        if key not in made:
+            raise ConfigError(
+                [f"generate.{key} is not a key of the config; {settings_keys.suggest(key, made)}".strip()]
+            )
+        made[key] = made[key] | value if isinstance(value, Mapping) else value
+    return made

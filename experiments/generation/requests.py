@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.generation import drafted
+from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
 
 MEASURED = 64  # Tokens of plain decoding that drafts are compared with.
@@ -82,12 +83,7 @@ def interactive(
 ) -> None:
     """Prints continuations: one prompt streams as it is drawn, several are printed whole, one after the other."""
     write = write or functools.partial(print, end="", flush=True, file=sys.stdout)
-    trained = generator.program.config.data.length
-    needed = max(len(generator.encode(prompt)) for prompt in prompts) + options["max_tokens"]
-    if needed > trained:
-        print(
-            f"note: up to {needed} tokens; the model was trained on {trained} and may lose the thread.", file=sys.stderr
-        )
+    check_length(generator.program, generator.tokenizer, prompts, options["max_tokens"])
     if len(prompts) == 1:
         write(_printable(prompts[0]))
         for _, text in generator.stream(params, prompts, options, seed=seed):
@@ -95,7 +91,7 @@ def interactive(
         write("\n")
     else:
         for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
-            write(f"{'=' * 20}\n{_printable(prompt)}{text}\n")
+            show(prompt, text, write)
     if options["drafter"] != "none" and getattr(generator, "drafted", None) is not None:
         print(drafted.line(*compared(generator, params, prompts, options, seed=seed)), file=sys.stderr)
 
@@ -108,6 +104,30 @@ def compared(
     plain = options | {"drafter": "none", "verifier": "same_draw", "max_tokens": min(options["max_tokens"], MEASURED)}
     generator(params, prompts, plain, seed=seed)
     return with_drafts, generator.drafted
+
+
+def check_length(program: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> None:
+    """A note where texts may become longer than those of training; ConfigError where the model has no such places."""
+    config = program.config
+    longest = max(len(encode(tokenizer, prompt)) for prompt in prompts)
+    if 0 < config.model.positions < longest + max_tokens:
+        raise ConfigError([
+            f"a prompt of {longest} tokens and generate.max_tokens={max_tokens} more do not fit "
+            f"model.positions={config.model.positions}, the places that the model learned; use e.g. "
+            + (f"generate.max_tokens={config.model.positions - longest}." if longest < config.model.positions
+               else "a shorter prompt.")
+        ])  # fmt: skip
+    if longest + max_tokens > config.data.length:
+        print(
+            f"note: up to {longest + max_tokens} tokens; the model was trained on {config.data.length} and may lose "
+            "the thread.",
+            file=sys.stderr,
+        )
+
+
+def show(prompt: str, text: str, write: Callable | None = None) -> None:
+    """Prints one of several continuations."""
+    (write or functools.partial(print, end="", flush=True))(f"{'=' * 20}\n{_printable(prompt)}{text}\n")
 
 
 def _printable(prompt: str) -> str:

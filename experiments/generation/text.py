@@ -1,6 +1,5 @@
 """Text from a trained model, token by token: one prompt or many, streamed to a terminal or returned whole."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,7 +48,7 @@ class Generator:
             return
         ids = [self.encode(prompt) for prompt in prompts]
         real = len(ids)
-        more = -real % self._row_devices()  # Every device takes as many rows; those beyond `real` are not read.
+        more = -real % self.decoder.devices  # Every device takes as many rows; those beyond `real` are not read.
         ids, prompts = ids + ids[:1] * more, [*prompts, *[prompts[0]] * more]
         parts = self.decoder.parts([options])
         weights = self.decoder.weights(params, parts)
@@ -92,10 +91,6 @@ class Generator:
             if done[:real].all():
                 return
             seen, rounds = now, 1 if waits else CHUNK
-
-    def _row_devices(self) -> int:
-        """Over how many devices the rows of a batch are cut."""
-        return math.prod(self.program.mesh.shape[axis] for axis in self.program.config.sharding.batch)
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""

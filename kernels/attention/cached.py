@@ -1,8 +1,8 @@
 """Attention of new tokens over a cache of their own past.
 
 Cache slots are always finite (zeros or written values), so unseen ones may be multiplied by zero. `attention` must
-assume that unseen keys are NaN and replaces them first: a pass over all slots that costs more than the attention itself
-on a CPU with a short cache.
+assume that unseen keys are NaN and replaces them first: a pass over all slots that costs more on a CPU than the
+attention of one query itself.
 """
 
 import math
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kernels.attention import attention
 from kernels.masks import Mask
 
-FEW_QUERIES, SHORT_CACHE = 16, 2048
+FEW_QUERIES = 16
 
 
 def attend_cache(
@@ -28,11 +28,12 @@ def attend_cache(
 ) -> jax.Array:
     """Attention of q [B, T, N, H] over a cache k, v [B, S, K, H] in which every slot, seen or not, is finite.
 
-    A few queries on a short cache are one small product per head; everything else goes to `attention`. Returns
-    [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]` as in `attention`.
+    A few queries are one small product per head, whose scores are no more numbers than the cache holds; more of them go
+    to `attention`. Returns [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]` as
+    in `attention`.
     """
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    if implementation is not None or T > FEW_QUERIES or S > SHORT_CACHE:
+    if implementation is not None or T > FEW_QUERIES:
         return attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks, implementation=implementation)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     grouped = q.reshape(B, T, K, N // K, H)

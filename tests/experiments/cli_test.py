@@ -28,7 +28,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def flags(**given):
     """Flags as absl hands them over."""
     defaults = dict.fromkeys(("config", "workdir", "prompt", "prompts", "runs"))
-    plain = {"mode": "train", "smoke": False, "bench_filter": "", "filter": "", "topology": "", "simulate": 0}
+    plain = {
+        "mode": "train",
+        "output": "",
+        "smoke": False,
+        "bench_filter": "",
+        "filter": "",
+        "topology": "",
+        "simulate": 0,
+    }
     plain |= {"jobs": 1, "launcher": "local", "coordinator": "", "num_processes": 0, "process_id": -1}
     return types.SimpleNamespace(**(defaults | plain | given))
 
@@ -206,6 +214,8 @@ def test_a_workdir_brings_its_own_config(run):
         ({"mode": "generate", "prompt": "a", "prompts": "b"}, "generate needs either"),
         ({"mode": "generate", "prompts": "/nowhere"}, "--prompts=/nowhere cannot be read: no such file"),
         ({"mode": "generate", "prompts": os.devnull}, f"--prompts={os.devnull} is empty; give a file"),
+        ({"mode": "generate", "prompt": ""}, '--prompt="" is empty; give the text to continue'),
+        ({"mode": "generate", "prompt": "a", "output": "b"}, "--output=b goes with --prompts=FILE"),
         ({"mode": "report", "runs": ","}, "--runs=, names no workdir; try --runs=runs/a,runs/b or --runs='runs/*'."),
         ({"mode": "report", "runs": "/nowhere"}, "--runs=/nowhere holds no run"),
     ],
@@ -231,6 +241,9 @@ def test_a_mode_that_needs_a_workdir_says_so(mode):
         ("generate.temperature=-1", "generate.temperature=-1.0 must not be negative, e.g. 0.8."),
         ("generate.top_p=0", "generate.top_p=0.0 must lie between 1e-06 and 1, e.g. 1.0."),
         ("generate.topp=1", "--config.generate.topp is not a key of the config; did you mean --config.generate.top_p?"),
+        ("generate.memory=all", "generate.memory='all' is unknown; choose one of: full,"),
+        ("generate.drafter=me", "generate.drafter='me' is unknown; choose one of: lookup,"),
+        ("generate.engine.lanes=0", "generate.engine.lanes=0 must be at least 1, e.g. 8."),
         ("model.width=4", "--config.model.width cannot change a trained model; change eval or generate"),
     ],
 )
@@ -250,6 +263,13 @@ def test_a_trained_model_is_read_by_every_mode(run, capsys, tmp_path):
     modes.run(flags(mode="generate", workdir=str(run), prompts=str(tmp_path / "prompts.txt")), [])
     out, rule = capsys.readouterr().out, "=" * 20 + "\n"
     assert [text[:3] for text in out.split(rule)] == ["", "one", "b\ufffdd"]
+    more = {"mode": "generate", "workdir": str(run), "prompts": str(tmp_path / "prompts.txt")}
+    (line,) = refusal(["generate.engine.capacity=9", "generate.max_tokens=7"], **more)
+    assert line.startswith(
+        "prompt 1 has 4 tokens and generate.max_tokens=7 more do not fit generate.engine.capacity=9;"
+    )
+    modes.run(flags(**more, output=str(tmp_path / "out.jsonl")), [("generate.max_tokens", "3")])
+    assert capsys.readouterr().out == f"3 prompts, 0 of them failed: {tmp_path / 'out.jsonl'}\n"
     modes.run(flags(mode="export", workdir=str(run)), [])
     assert capsys.readouterr().out.endswith(f" parameters: {run / 'model.safetensors'}\n")
     modes.run(flags(mode="report", workdir=str(run)), [])

@@ -6,11 +6,9 @@ so that whoever changes the line changes the bug with it.
 
 import dataclasses
 import importlib
+import pkgutil
 
-ROOMS = (
-    "experts", "memory", "kernels", "models", "objectives", "decoding", "drafts", "speculation", "experiments", "data",
-    "pretrained",
-)  # fmt: skip
+ROOMS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 @dataclasses.dataclass(frozen=True)

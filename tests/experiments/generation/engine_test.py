@@ -1,6 +1,7 @@
 """Lanes: a request's text is the same alone, in any lane and company, however its prompt is cut and its row is
 moved."""
 
+import functools
 import types
 
 import jax
@@ -9,10 +10,9 @@ import pytest
 
 import data
 from configs import transformer
-from experiments.generation.engine import Engine
+from experiments.generation.engine import Engine, StepPlan
 from experiments.generation.pool import Pool, Shape, staying
 from experiments.generation.prefixes import pieces, shared
-from experiments.generation.text import Generator
 from experiments.program import build
 from experiments.program.sharding import make_mesh
 from experiments.settings import smoke
@@ -28,6 +28,7 @@ def trained():
     return types.SimpleNamespace(config=config, program=maker.program, params=params, tokenizer=maker.tokenizer)
 
 
+@functools.cache
 def alone():
     maker, params = generator()
     return [maker(params, [prompt], OPTIONS, seed=5)[0] for prompt in PROMPTS]
@@ -94,24 +95,111 @@ def test_the_pool_gives_many_short_rows_or_few_long_ones():
     assert pool.shape(4, 100) == Shape(4, 128) and pool.shape(2, 256) == Shape(2, 256) and pool.shape(3, 129) is None
     kept, shape = staying(pool, {7: 100, 8: 130, 9: 20})
     assert kept == [7, 8] and shape == Shape(2, 256)
+    cut = Pool(lanes=8, capacity=256, size=1024, block=64, least=4)
+    assert cut.smallest == 1024 and cut.shape(3, 200) == Shape(4, 256) and cut.shape(5, 200) is None
+    assert Pool(lanes=12, capacity=64, size=512, least=4).shape(8, 64) == Shape(8, 64)
 
 
-@pytest.mark.parametrize("mixer", ["attention, gated_delta", "lact, attention"])
-def test_mixed_stacks_and_drafts_on_four_devices(mixer):
-    """Lanes cut over devices, prompts in ragged pieces, drafts from the text: as each request alone on one device."""
-    made = {}
-    for devices in (1, 4):
-        config = smoke.shrink(transformer.get_config("tiny"))
-        config.model.update({"init": "fan_in", "init_std": 0.5, "mixer": mixer, "num_layers": 2})
-        config.mesh.data = devices
-        config = smoke.shrink(config)
-        program = build(config.lock(), vocab_size=259, mesh=make_mesh(config, jax.devices()[:devices]))
-        params, tokenizer = program.init()["params"], data.ByteTokenizer()
-        made[devices] = types.SimpleNamespace(config=config, program=program, params=params, tokenizer=tokenizer)
-    one, four = made[1], made[4]
-    asked = {"seed": 5, "max_tokens": 12, "temperature": 1.0}
-    options = one.config.generate.to_dict() | {"max_tokens": 12, "temperature": 1.0}
-    maker = Generator(one.program, one.tokenizer)
-    want = [maker(one.params, [prompt], options, seed=5)[0] for prompt in PROMPTS]
+@functools.cache
+def mixed(devices):
+    """A stack of three mixers over so many devices."""
+    config = smoke.shrink(transformer.get_config("tiny"))
+    mixer = "attention, lact, gated_delta"
+    config.model.update({"init": "fan_in", "init_std": 0.5, "mixer": mixer, "num_layers": 3})
+    config.mesh.data = devices
+    config = smoke.shrink(config)
+    program = build(config.lock(), vocab_size=259, mesh=make_mesh(config, jax.devices()[:devices]))
+    params, tokenizer = program.init()["params"], data.ByteTokenizer()
+    return types.SimpleNamespace(config=config, program=program, params=params, tokenizer=tokenizer)
+
+
+def trace(count=64):
+    """Prompts of 0 to 40 bytes, some with a common beginning, and what is asked for each."""
+    rng = np.random.default_rng(0)
+    words = lambda n: "".join(map(chr, rng.integers(97, 105, n)))  # noqa: E731
+    begun = words(36)
+    prompts = [
+        begun + words(int(rng.integers(1, 5))) if i % 8 == 0 else words(int(rng.integers(0, 30))) for i in range(count)
+    ]
+    asked = [
+        {"max_tokens": int(rng.integers(1, 13)), "temperature": float(rng.choice([0.0, 0.7, 1.2]))} for _ in prompts
+    ]
+    return prompts, asked
+
+
+def drawn(engine, plan=None):
+    """(text, reason) of every request of the trace, by any plan."""
+    ids = [engine.admit(p, number=i, seed=5, **asked) for i, (p, asked) in enumerate(zip(*trace(), strict=True))]
+    if plan:
+        for request, prefix in zip(engine.waiting, shared([r.ids for r in engine.waiting]), strict=True):
+            request.prefix = prefix
+            engine.prefixes.expect(prefix)
+    found, steps = {}, 0
+    while len(found) < len(ids):
+        engine.step(plan and plan(engine))
+        found |= {result.id: (result.text, result.reason) for result in engine.ended()}
+        steps += 1
+        assert steps < 2000
+    return [found[i] for i in ids]
+
+
+def ragged(rng, counted):
+    """Plans that admit when they like, read one to nine tokens at once, decode for some rows, and throw rows out."""
+
+    def plan(engine):
+        running, reading = list(engine.running), list(engine.reading)
+        preempt = [i for i in running if rng.random() < 0.3]
+        stay = [i for i in running if i not in preempt]
+        free = engine.pool.lanes - len(stay) - len(reading)
+        waiting = [request.id for request in engine.waiting]
+        admit = [i for i in waiting[:free] if rng.random() < 0.7] if free > 0 else []
+        reads = [i for i in reading if engine.reading[i].one is None or not engine.reading[i].ready]
+        new = [request.id for request in engine.waiting if request.id in admit and request.one is None]
+        chunks = {i: int(rng.integers(1, 10)) for i in (*reads, *new)}
+        decodes = None if rng.random() < 0.3 else tuple(i for i in stay if rng.random() < 0.5)
+        counted["preempted"] += len(preempt)
+        counted["held"] += 0 if decodes is None else len(stay) - len(decodes)
+        return StepPlan(tuple(preempt), tuple(admit), chunks, decodes, rounds=int(rng.integers(1, 6)))
+
+    return plan
+
+
+def test_a_trace_of_64_requests_on_four_devices_is_each_request_alone():
+    """Three mixers, lanes cut over devices, ragged pieces and plans, rows thrown out, drafts: as in one lane on one."""
+    want = drawn(Engine(mixed(1), lanes=1, capacity=64))
     drafts = {"drafter": "lookup", "lookup": {"length": 2, "ngram": 2}}
-    assert Engine(four, lanes=4, capacity=192, chunk=32, rounds=5, **drafts).generate(PROMPTS, **asked) == want
+    counted = {"preempted": 0, "held": 0}
+    four = Engine(mixed(4), lanes=8, capacity=64, chunk=16, **drafts)
+    assert drawn(four, ragged(np.random.default_rng(1), counted)) == want
+    assert four.prefixes.copied > 0 and min(counted.values()) > 20 and len({text for text, _ in want}) > 50
+
+
+def test_rows_that_are_not_named_wait_and_rows_that_leave_come_back():
+    engine = Engine(trained(), lanes=3, capacity=192)
+    asked = {"seed": 5, "max_tokens": 24, "temperature": OPTIONS["temperature"]}
+    first, second = (engine.admit(p, **asked) for p in PROMPTS[:2])
+    engine.step(StepPlan(admit=(first, second), chunks={first: 99, second: 99}, decodes=(), rounds=3))
+    assert [len(r.tokens) for r in engine.running.values()] == [0, 0]
+    engine.step(StepPlan(decodes=(second,), rounds=3))
+    assert [len(engine.running[i].tokens) for i in (first, second)] == [0, 3]
+    engine.step(StepPlan(preempt=(second,), rounds=5))
+    assert list(engine.running) == [first] and [r.id for r in engine.waiting] == [second]
+    assert len(engine.running[first].tokens) == 5 and len(engine.waiting[0].tokens) == 3
+    engine.step(StepPlan(admit=(second,), rounds=1))
+    assert [len(engine.running[i].tokens) for i in (first, second)] == [6, 4]
+    maker, params = generator()
+    found = {result.id: result.text for result in engine.results()}
+    alone_ = [maker(params, [p], OPTIONS, seed=5)[0] for p in PROMPTS[:2]]
+    assert [found[first], found[second]] == alone_
+
+
+def test_the_second_call_of_shapes_seen_before_compiles_nothing(caplog):
+    """Other prompts, lengths, temperatures and seeds, of the same sizes of pieces and lanes."""
+    engine = Engine(trained(), lanes=4, capacity=128)
+    engine.generate(["x" * n for n in (1, 20, 33, 50, 90)], max_tokens=20, temperature=0.9)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        engine.generate(["y" * n for n in (2, 18, 34, 48, 91)], max_tokens=19, temperature=0.7, seed=3)
+    assert not [r.getMessage() for r in caplog.records if "ompil" in r.getMessage()]
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        engine.generate(["y"], max_tokens=3, top_k=5)
+    assert [r for r in caplog.records if "ompil" in r.getMessage()], "a rule that was off is a new program"

@@ -194,6 +194,8 @@ class Grammar(Control):
         return options["grammar"]["rule"] != ""
 
     def between(self, row, side):
+        if row.options["grammar"]["rule"] == "nothing":
+            return {"ids": np.zeros_like(side["ids"])}
         rule, new = row.options["grammar"]["rule"], row.tokens[row.prompt :]
         if rule == "fail" and len(new) == 3:
             raise ValueError("no token is allowed")
@@ -229,7 +231,9 @@ def test_the_host_looks_at_rows_between_rounds_and_at_no_others(grammar):
     ruled = engine.admit("a", grammar={"rule": "xyz"}, number=0, **asked)
     free = engine.admit("def main(", **asked)
     fails = engine.admit("a", grammar={"rule": "fail"}, **asked)
+    nothing = engine.admit("a", grammar={"rule": "nothing"}, **asked)
     found = {result.id: result for result in engine.results()}
+    assert found[nothing].failed and found[nothing].reason == "the model's numbers are not finite"
     assert found[ruled].text == "xyz" * 8 and found[ruled].calls == 24
     assert [found[free].text] == alone("def main(", options)
     assert found[fails].failed and found[fails].text == "fai"

@@ -1,0 +1,137 @@
+"""Lanes, files of prompts, and what parts ask of a round."""
+
+from tests.planted import Bug
+
+ROOM, STREAM = "experiments/generation", "models/decoding/stream.py"
+ENGINE, POOL = (f"tests/{ROOM}/engine_test.py",), f"{ROOM}/pool.py"
+BATCH, LAYERS = (f"tests/{ROOM}/batch_test.py",), (f"tests/{ROOM}/layers_test.py",)
+SOCKETS, POLICY = ("tests/models/decoding/sockets_test.py",), ("tests/models/memory/policy_test.py",)
+
+BUGS = (
+    Bug(
+        "a request takes a lane that is taken",
+        f"{ROOM}/engine.py",
+        "next(row for row in range(shape.rows) if row not in taken)",
+        "next(row for row in range(shape.rows) if row not in list(taken)[:-1])",
+        ENGINE,
+    ),
+    Bug(
+        "rows that are moved together keep their old lanes",
+        f"{ROOM}/engine.py",
+        "rows[row], request.row = request.row, row",
+        "rows[row] = request.row",
+        ENGINE,
+    ),
+    Bug(
+        "rows that a plan does not name go on",
+        f"{ROOM}/engine.py",
+        "if plan.decodes is None or r.id in plan.decodes]] = True",
+        "if plan.decodes is None or r.id]] = True",
+        ENGINE,
+    ),
+    Bug(
+        "a row that was thrown out reads its prompt again",
+        f"{ROOM}/engine.py",
+        "request.one, request.read = jax.device_get(row), len(request.ids)",
+        "request.one, request.read = jax.device_get(row), 0",
+        ENGINE,
+    ),
+    Bug(
+        "a piece of a prompt reads what is behind it",
+        f"{ROOM}/engine.py",
+        "jnp.full((1,), request.read + used + 1, jnp.int32))",
+        "jnp.full((1,), len(request.ids), jnp.int32))",
+        ENGINE,
+    ),
+    Bug(
+        "every piece counts as the first",
+        f"{ROOM}/engine.py",
+        "fresh = request.read == 0",
+        "fresh = request.read >= 0",
+        ENGINE,
+    ),
+    Bug(
+        "what is thrown out comes back last",
+        f"{ROOM}/engine.py",
+        "self.waiting.appendleft(request)",
+        "self.waiting.append(request)",
+        ENGINE,
+    ),
+    Bug(
+        "the newest row stays and the oldest waits",
+        POOL,
+        "        kept.pop()\n",
+        "        kept.pop(0)\n",
+        ENGINE,
+    ),
+    Bug(
+        "a pool gives more slots than it has",
+        POOL,
+        "return Shape(width, slots) if rows <= width and width * slots <= self.size else None",
+        "return Shape(width, slots) if rows <= width else None",
+        ENGINE,
+    ),
+    Bug(
+        "a policy that must read whole prompts is given pieces",
+        f"{ROOM}/engine.py",
+        "if self._whole else pieces(n, self.chunk)",
+        "if not self._whole else pieces(n, self.chunk)",
+        POLICY,
+    ),
+    Bug(
+        "a row settles with each of its pieces",
+        STREAM,
+        "ended = jnp.any(wanted, axis=1) & (",
+        "ended = jnp.any(wanted, axis=1) | (",
+        POLICY,
+    ),
+    Bug(
+        "soft inputs of rows that have none",
+        STREAM,
+        "first = jnp.where(feed.on[:, None], feed.vector",
+        "first = jnp.where(feed.on[:, None] | True, feed.vector",
+        SOCKETS,
+    ),
+    Bug(
+        "of two edits of one site the first is forgotten",
+        STREAM,
+        'there[site] = behind(there[site], value) if key == "edits" and site in there else value',
+        "there[site] = value",
+        SOCKETS,
+    ),
+    Bug(
+        "the host looks once and rows go on",
+        f"{ROOM}/engine.py",
+        "            rounds = np.int32(1)\n",
+        "            rounds = np.int32(2)\n",
+        SOCKETS,
+    ),
+    Bug(
+        "a line that was cut off stays",
+        f"{ROOM}/batch.py",
+        "os.ftruncate(self.file, len(whole))",
+        "os.ftruncate(self.file, len(data))",
+        BATCH,
+    ),
+    Bug(
+        "after a kill prompts are counted anew",
+        f"{ROOM}/batch.py",
+        "numbers=[int(numbers[i]) for i in chosen]",
+        "numbers=None",
+        BATCH,
+    ),
+    Bug(
+        "the time left is that of all prompts",
+        f"{ROOM}/batch.py",
+        "* (self.total - self.done)",
+        "* self.total",
+        BATCH,
+    ),
+    Bug(
+        "layers are copied",
+        f"{ROOM}/layers.py",
+        "jax.device_put(data[i], device, may_alias=True)",
+        "jax.device_put(data[i].copy(), device)",
+        LAYERS,
+    ),
+)
