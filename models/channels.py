@@ -11,29 +11,25 @@ Three things are optional:
   the model's report.
 - Parameters of role `running`, which no gradient trains, and `advance(old, report) -> new`, which Program calls once a
   step. `old` holds these parameters by name, `report` the part's entries over the whole global batch (a Mean as a Mean,
-  undivided); both have the layers `[L', ...]` in front. They are float32 or wider: a count is exact up to 2^24.
+  undivided); both have the layers `[L', ...]` in front. They are float32 or wider: a count is exact up to 2^24. With
+  `within(old, report) -> new` the microbatches of a step see them renewed from the report of those before.
+- `figures(report) -> dict`, numbers of each layer `[L']` that metrics show and that follow from the whole batch alone.
 - `problems(options, facts)`, sentences about options that do not go with the rest of the config: models/facts.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 from flax import nnx
 
 from models import parameters, pattention, projections
+from models.activations import ACTIVATIONS, through
+from models.experts.channel import MoE
 from models.facts import Facts
 from models.mixers.context import Context
 from models.pattention import Pattention
 from models.spec import Spec
-
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jax.nn.relu(x) ** 2,
-    "silu": jax.nn.silu,
-}
 
 
 class Channel(Protocol):
@@ -42,18 +38,6 @@ class Channel(Protocol):
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]: ...
 
     def flops(self) -> float: ...
-
-
-def through(activation: Callable[..., jax.Array], down: projections.Projection, *hidden: jax.Array) -> jax.Array:
-    """`down(activation(*hidden))`; the backward pass keeps the arrays `hidden` alone, `[B, T, F]` each.
-
-    The backward pass computes the activation again, a few operations a number, instead of keeping its output and its
-    slopes. A projection whose gradient needs more than its input would be computed again too; the input of such a
-    projection is kept.
-    """
-    if down.keeps_input_alone:
-        return jax.checkpoint(lambda *hidden: down(activation(*hidden)))(*hidden)
-    return down(jax.checkpoint(activation)(*hidden))
 
 
 class MLP(nnx.Module):
@@ -135,4 +119,5 @@ CHANNELS = {
     "mlp": MLP,
     "swiglu": SwiGLU,
     "pattention": PattentionChannel,
+    "moe": MoE,
 }

@@ -80,7 +80,8 @@ class LM(nnx.Module):
             None: each is behind the one before it.
           asked: with a state: the requests whose rows these are.
           layers: values that differ by layer, name -> `[L, ...]`; each layer finds its own in `context.layers`.
-          taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold.
+          taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold; and
+            "experts", of which it holds those of each token, `[L, B, T, K]`, -1 where there is none.
           edits: site -> function that changes its activations; see models/edits.py.
 
         Returns:
@@ -98,7 +99,7 @@ class LM(nnx.Module):
             x = x + by_rows(lambda earlier: earlier @ kernel, condition.astype(x.dtype), self.spec.partition)
         x = self.spec.partition.constrain(x, STREAM)
         edits = edits or {}
-        check_sites((*taps, *edits))
+        check_sites(tuple(taps), edits)
         shown = {"layers": layers or {}, "taps": tuple(taps), "edits": tuple(edits.items())}
         if state is None:
             x, _, report = self.stack(x, Context(positions, segment_ids, mask, **shown))

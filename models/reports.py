@@ -2,7 +2,8 @@
 
 A report is a dict, name -> value. The entry `loss` is a sum over tokens in nats, its coefficient included: it joins the
 sum that an objective minimises, and so counts per valid token of the global batch. An entry named after a tapped site
-holds activations. Every other entry is a `Mean`. All entries but activations may be added.
+holds activations, and "experts" the choices of each token where they are tapped. Every other entry is a `Mean`. All
+entries but those of taps may be added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Mean(NamedTuple):
@@ -46,6 +48,24 @@ def summary(report: Mapping[str, Any], tokens: jax.Array) -> dict[str, jax.Array
         elif isinstance(value, Mean) and value.total.ndim == 1:
             weight = jnp.broadcast_to(value.weight, value.total.shape)
             found[name] = Mean(jnp.sum(value.total), jnp.sum(weight)).value
+    return found
+
+
+SHOWN = 256  # Numbers of one figure: of more, such as the load of 61 layers with 256 experts, a line would be pages.
+
+
+def by_layer(figures: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Metrics of what channels read off a report, `[L', ...]` each: one for every layer, and their mean.
+
+    Figures of more than `SHOWN` numbers are left out.
+    """
+    found = {}
+    for name, values in figures.items():
+        if values.ndim == 1:
+            found[f"train/report/{name}"] = jnp.mean(values)
+        if values.size <= SHOWN:
+            places = np.ndindex(values.shape)
+            found |= {f"train/layers/{name}/{'/'.join(f'{i:02}' for i in at)}": values[at] for at in places}
     return found
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models import reports
 from models.lm import LM
 
 
@@ -28,18 +29,39 @@ def advance(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
     Raises:
       ValueError: the result of a part's `advance` has other names or shapes than its argument.
     """
+    return _renewed(model, report, "advance")
+
+
+def within(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
+    """As `advance`, for the next microbatch of a step: by `within` of the parts that have it, and kept for no longer.
+
+    `report` is of the microbatches before it.
+    """
+    return _renewed(model, report, "within")
+
+
+def _renewed(model: LM, report: Mapping[str, Any], method: str) -> dict[str, dict]:
     found = {}
     for name, mine in by_block(model, report):
         part = getattr(model.stack.period, name).channel
-        if not hasattr(part, "advance"):
+        if not hasattr(part, method):
             continue
         old = nnx.to_pure_dict(nnx.state(part, lambda _, v: isinstance(v, nnx.Param) and _role(v) == "running"))
-        new = part.advance(old, mine)
+        new = getattr(part, method)(old, mine)
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (old, new)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{type(part).__name__}.advance gives {shapes[1]}; it must give {shapes[0]}.")
+            raise ValueError(f"{type(part).__name__}.{method} gives {shapes[1]}; it must give {shapes[0]}.")
         found[name] = jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, new)
     return found
+
+
+def figures(model: LM, report: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """What channels read off the report of a whole batch, by `figures(report)`: name -> `[L']`, a number a layer."""
+    each = {}
+    for name, mine in by_block(model, report):
+        part = getattr(model.stack.period, name).channel
+        each[name] = part.figures(mine) if hasattr(part, "figures") else {}
+    return reports.join(each)
 
 
 def put(params: dict, new: Mapping[str, dict]) -> dict:

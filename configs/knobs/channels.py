@@ -1,6 +1,6 @@
 """Knobs of channels and projections: each reads the group of its own name."""
 
-from configs.knobs.kinds import group, number, part, switch, texts, whole
+from configs.knobs.kinds import group, number, one_of, part, switch, texts, whole
 
 MAPS = "model.projection=pattention"
 
@@ -23,6 +23,123 @@ swiglu.activation = part(
     "silu", "models.channels:ACTIVATIONS", "Of the gate: silu; gelu makes it GeGLU (Gemma).", before="silu"
 )
 swiglu.bias = switch(False, "Bias in all three maps.")
+
+ROUTER = "model.moe.router"
+moe = group("Mixture of experts: docs/moe.md.", of="model.channel=moe")
+moe.experts = whole(8, "Feed-forward experts that tokens are routed to.", least=1, before=8)
+moe.k = whole(2, "Experts of a token, those that cost nothing included.", least=1, before=2, of=f"{ROUTER}!=relu")
+moe.hidden = whole(
+    0, "F of an expert; 0 = 8D/3k up to a multiple of 64: k experts cost a token a SwiGLU.", least=0, small=32, before=0
+)
+moe.gated = switch(True, "Experts are gated, act(x W_gate) * x W_up (BlockFFN: not).", before=True)
+moe.activation = part("silu", "models.activations:ACTIVATIONS", "Of an expert.", before="silu")
+moe.shared = whole(0, "Experts of every token, beside the routed ones.", least=0, before=0)
+moe.small = whole(0, "Experts of another hidden width, behind the others (Duo-LLM).", least=0, before=0)
+moe.small_hidden = whole(64, "F of those.", least=1, of="model.moe.small=*", before=64)
+moe.constant = whole(0, "Experts a x + b v, (a, b) = softmax(x W) (MoE++).", least=0, before=0)
+moe.copy = whole(0, "Experts that give their input (MoE++).", least=0, before=0)
+moe.zero = whole(0, "Experts that give 0 (MoE++; skip in Duo-LLM).", least=0, before=0)
+moe.null = whole(0, "Experts that give 0 and balance together (AdaMoE), with router=null.", least=0, before=0)
+moe.router = part(
+    "softmax_after",
+    "models.experts.options:ROUTERS",
+    "Who chooses: softmax_before, softmax_after (the choice), sigmoid_bias, group_softmax, group_sigmoid, moge, "
+    "expert_choice, relu, null, moepp, graph, duo.",
+    before="softmax_after",
+)
+moe.renormalise = switch(
+    False, "Gates are divided by their sum.", of=f"{ROUTER}=softmax_before|sigmoid_bias|graph", before=False
+)
+moe.scale = number(
+    1.0,
+    "Multiplies the gates.",
+    least=1e-3,
+    most=1e3,
+    of=f"{ROUTER}=softmax_before|softmax_after|sigmoid_bias|group_softmax|group_sigmoid",
+    before=1.0,
+)
+moe.groups = whole(
+    1, "Groups of neighbouring experts.", least=1, of=f"{ROUTER}=group_softmax|group_sigmoid|moge", before=1
+)
+moe.kept_groups = whole(1, "Groups that a token keeps.", least=1, of=f"{ROUTER}=group_softmax|group_sigmoid", before=1)
+moe.group_rule = one_of(
+    "best_two",
+    ("max", "best_two", "sum"),
+    "A group's score: its largest, the sum of its two largest, or of its k / kept_groups largest.",
+    of=f"{ROUTER}=group_softmax|group_sigmoid",
+    before="best_two",
+)
+moe.temperature = number(
+    1.0, "Divides logits (duo) or similarities (graph).", least=1e-3, of=f"{ROUTER}=duo|graph", before=1.0
+)
+moe.residual = switch(False, "Logits add those of the layer before times a matrix (MoE++).", before=False)
+moe.bias_rate = number(
+    1e-3,
+    "How far a step moves the bias of the choice towards an even load; 0 = it stays 0.",
+    least=0,
+    most=1,
+    of=f"{ROUTER}=sigmoid_bias|group_sigmoid",
+    before=1e-3,
+)
+moe.capacity = number(
+    0.0,
+    "Times K T / E: places of an expert in a row of tokens, in training; 0 = nothing is dropped.",
+    least=0,
+    before=0.0,
+)
+moe.capacity_order = part(
+    "fifo",
+    "models.experts.capacity:ORDERS",
+    "Who comes first: fifo (all first choices), token (causal), probability, batch_prioritised.",
+    of="model.moe.capacity=*",
+    before="fifo",
+)
+moe.balance = number(0.01, "Coefficient of the balance loss E sum f P, in every layer.", least=0, before=0.01)
+moe.balance_scope = one_of(
+    "global",
+    ("sequence", "micro", "global", "accumulated", "shuffled"),
+    "Tokens of f and P: a row, a share of the batch, the batch, f of the step so far, or a share drawn at random.",
+    of="model.moe.balance=*",
+    before="global",
+)
+moe.balance_parts = whole(
+    4, "Shares that the batch is cut into.", least=1, of="model.moe.balance_scope=micro|shuffled", before=4
+)
+moe.normalise_k = switch(
+    True, "f sums to 1; False: to K, and so does the loss at balance.", of="model.moe.balance=*", before=True
+)
+moe.eta = number(
+    1.0,
+    "Weight in the balance loss of experts that cost nothing (tau in MoE++).",
+    least=0,
+    of="model.moe.balance=*",
+    before=1.0,
+)
+moe.z_loss = number(1e-3, "Coefficient of the mean of log(sum e^z)^2, in every layer.", least=0, before=1e-3)
+moe.locality = number(0.0, "Coefficient of BlockFFN's locality loss (2e-3).", least=0, of=f"{ROUTER}=relu", before=0.0)
+moe.sparsity = number(
+    0.0,
+    "Coefficient of BlockFFN's chunk loss at first (5e-2); its schedule moves it.",
+    least=0,
+    of=f"{ROUTER}=relu",
+    before=0.0,
+)
+moe.chunk = whole(64, "Neighbouring tokens of that loss.", least=1, of="model.moe.sparsity=*", before=64)
+moe.stable = whole(1000, "Steps before its coefficient moves.", least=1, of="model.moe.sparsity=*", before=1000)
+moe.window = whole(100, "Steps between two moves.", least=1, of="model.moe.sparsity=*", before=100)
+moe.dispatch = one_of(
+    "",
+    ("", "sorted", "dense", "einsum", "gather", "alltoall"),
+    'How tokens get to experts; "" = sorted, alltoall where mesh.expert cuts the experts.',
+    before="",
+)
+moe.implementation = part(
+    "",
+    "kernels.grouped_matmul:IMPLEMENTATIONS",
+    'Of the grouped matmul: "" = best for the platform; else reference, tiled, pallas_tpu, pallas_gpu.',
+    also=("",),
+    before="",
+)
 
 pattention = group(
     "Attention to parameter tokens in place of linear maps.",

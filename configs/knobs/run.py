@@ -7,6 +7,7 @@ mesh.data = whole(-1, "Rows of a batch.")
 mesh.fsdp = whole(1, "Rows of a batch, and parameters.")
 mesh.tensor = whole(1, "Heads, hidden widths, parameter tokens, vocabulary.")
 mesh.context = whole(1, "Devices that share one sequence; it must divide data.length, see docs/context_parallel.md.")
+mesh.expert = whole(1, "Rows of a batch, and experts: each device holds some (model.channel=moe).", before=1)
 
 parallel = group("Sequences over devices.")
 # auto takes, by bytes sent, zigzag or token_ring_zigzag under a causal mask, else ring or token_ring; where a mixer
@@ -40,5 +41,6 @@ sharding.stream = texts((), '("tensor",): between mixers and channels tokens are
 sharding.embed = texts(("fsdp",), "Model width of parameters.")
 sharding.heads = texts(("tensor",), "Heads, or any width inside a mixer.")
 sharding.hidden = texts(("tensor",), "Hidden widths of channels.")
+sharding.experts = texts(("expert",), "Experts; rows of a batch are cut over the same axes.", before=("expert",))
 sharding.tokens = texts(("tensor",), "Parameter tokens.")
 sharding.vocab = texts(("tensor",), "Rows of embedding and head.")

@@ -107,6 +107,13 @@ evaluation.texts = texts(
 )
 evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
+evaluation.trace = whole(
+    0,
+    "With --mode=evaluate: the experts of so many held-out tokens go to WORKDIR/routing.npz; 0 = none.",
+    least=0,
+    of="model.channel=moe",
+    before=0,
+)
 
 checkpoint = group("What is saved.")
 checkpoint.every = whole(
@@ -130,6 +137,12 @@ init.transplant_rule = one_of(
 init.grow_from = text("", "A workdir whose model starts this run with more parameter tokens, its function kept.")
 init.pretrained = text(
     "", "A folder in Hugging Face form or a .gguf file whose weights start this run: docs/pretrained.md.", before=""
+)
+init.upcycle_from = text(
+    "",
+    "A workdir whose dense model starts this run as a mixture of experts, its function kept.",
+    of="model.channel=moe",
+    before="",
 )
 init.grow_optimizer = one_of(
     "reset", ("reset", "carry"), "reset (as published), or carry: old rows keep their moments."

@@ -13,7 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import workdir as files
-from experiments.bench import attention, checks, context, decoding, drafts, mixers, pattention, timing, training
+from experiments.bench import (
+    attention,
+    checks,
+    context,
+    decoding,
+    drafts,
+    experts,
+    mixers,
+    pattention,
+    timing,
+    training,
+)
 from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
 
@@ -54,6 +65,7 @@ def planned(platform: str) -> list[Planned]:
         *attention.planned(platform),
         *context.planned(platform),
         *pattention.planned(platform),
+        *experts.planned(platform),
         *mixers.planned(platform),
         *training.planned(),
         *checks.planned(),

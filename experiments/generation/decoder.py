@@ -13,7 +13,7 @@ import numpy as np
 from configs import base
 from experiments.generation import beside, drafting, requests
 from experiments.generation.layers import cut, whole
-from experiments.program import Program
+from experiments.program import Program, sharding
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
 from models.decoding import stream
@@ -45,7 +45,7 @@ class Decoder:
     @property
     def devices(self) -> int:
         """Over how many devices the rows of a batch are cut."""
-        return math.prod(self.program.mesh.shape[axis] for axis in self.program.config.sharding.batch)
+        return math.prod(self.program.mesh.shape[axis] for axis in sharding.rows(self.program.config))
 
     def parts(
         self, asked: Sequence[Mapping[str, Any]], *, every: bool = False, shared: Mapping[str, Any] | None = None

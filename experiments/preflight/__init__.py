@@ -6,6 +6,7 @@ from typing import Any
 
 from configs import knobs
 from experiments.preflight import companions as preflight_companions
+from experiments.preflight import experts as preflight_experts
 from experiments.preflight import growth as preflight_growth
 from experiments.preflight import mesh as preflight_mesh
 from experiments.preflight import objectives as preflight_objectives
@@ -181,6 +182,7 @@ def _combination_problems(config: Any) -> Iterator[str]:
     yield from preflight_objectives.problems(config, facts)
     yield from preflight_parts.problems(config, facts)
     yield from preflight_sizes.problems(config)
+    yield from preflight_experts.problems(config)
     yield from preflight_optimizer.problems(config)
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
     of_files, source = config.data.source in ("text", "chat"), config.data.source

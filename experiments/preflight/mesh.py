@@ -30,17 +30,18 @@ def problems(config: Any, num_devices: int) -> Iterator[str]:
 
 def _row_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Rows of a batch over devices."""
-    devices, accumulation = mesh["data"] * mesh["fsdp"], config.train.accumulation
+    devices, accumulation = mesh["data"] * mesh["fsdp"] * mesh["expert"], config.train.accumulation
+    named = "mesh.data and mesh.fsdp" if mesh["expert"] == 1 else "mesh.data, mesh.fsdp and mesh.expert"
     parts, size = accumulation * devices, config.data.batch_size
     if size % parts:
         yield (
             f"data.batch_size={size} does not divide over {parts} (train.accumulation={accumulation} x {devices} "
-            f"devices of mesh.data and mesh.fsdp); use e.g. data.batch_size={nearest_multiple(size, parts)}."
+            f"devices of {named}); use e.g. data.batch_size={nearest_multiple(size, parts)}."
         )
     if config.eval.batch_size % devices:
         yield (
-            f"eval.batch_size={config.eval.batch_size} does not divide over {devices} devices of mesh.data and "
-            f"mesh.fsdp; use e.g. eval.batch_size={nearest_multiple(config.eval.batch_size, devices)}."
+            f"eval.batch_size={config.eval.batch_size} does not divide over {devices} devices of {named}; "
+            f"use e.g. eval.batch_size={nearest_multiple(config.eval.batch_size, devices)}."
         )
 
 

@@ -24,7 +24,7 @@ def load(config: Any) -> Trained:
     Errors: CheckpointError in one sentence, before a parameter is allocated.
     """
     config = config.copy_and_resolve_references()
-    config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1})
+    config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
     size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
     config.eval.batch_size = max(1, size // parts) * parts
     config.lock()

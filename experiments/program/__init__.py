@@ -160,6 +160,7 @@ class Program:
         metrics = {"train/loss": sums["loss"] / total}
         metrics |= {f"train/{name}": mean.value for name, mean in sums["means"].items()}
         metrics |= {f"train/report/{name}": x for name, x in reports.summary(sums["report"], total).items()}
+        metrics |= reports.by_layer(running.figures(self.merge(params), sums["report"]))
         metrics["train/grad_norm"] = optax.global_norm(grads)
         metrics["train/learning_rate"] = optimizers.schedule(self.config.optimizer, self.config.train.steps)(
             state["step"]
@@ -184,7 +185,8 @@ class Program:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total: Any, inputs: tuple) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad(params, *inputs)), None
+            now = running.put(params, running.within(self.merge(params), total[1]["report"]))
+            return jax.tree.map(jnp.add, total, grad(now, *inputs)), None
 
         return jax.lax.scan(add, zeros, (micro, keys))[0]
 

@@ -91,7 +91,7 @@ def memory(program: Any) -> dict[str, int]:
     gradients = _bytes_per_device(wide, program.shardings["params"])
     spec, data = program.spec, program.config.data
     tokens = program.objective.copies * data.batch_size * data.length // program.config.train.accumulation
-    tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context"))
+    tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context", "expert"))
     hidden = max(_hidden(program), spec.D)
     layer = tokens * (2 * hidden + 8 * spec.D + 2 * spec.N * spec.H) * spec.dtype.itemsize
     kept = layer * spec.L if spec.remat == "none" else layer + tokens * spec.D * spec.L * spec.dtype.itemsize
@@ -105,9 +105,15 @@ def memory(program: Any) -> dict[str, int]:
 
 
 def _hidden(program: Any) -> int:
+    """The widest hidden width of a token; of experts it has several."""
+    several = program.spec.options["moe"]["k"]
     axes = jax.tree.leaves(program.axes, is_leaf=lambda a: isinstance(a, tuple))
     shapes = [x.shape for x in jax.tree.leaves(program.abstract["params"])]
-    return max((s[a.index("hidden")] for a, s in zip(axes, shapes, strict=True) if "hidden" in a), default=0)
+    widths = [
+        s[a.index("hidden")] * (several if "experts" in a else 1)
+        for a, s in zip(axes, shapes, strict=True) if "hidden" in a
+    ]  # fmt: skip
+    return max(widths, default=0)
 
 
 def _bytes_per_device(abstract: Any, shardings: Any) -> int:

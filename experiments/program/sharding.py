@@ -13,7 +13,7 @@ from kernels import context_attention
 from kernels.masks import Mask
 from models.mixers import MIXERS
 
-AXES = ("data", "fsdp", "tensor", "context")
+AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 
 def mesh_shape(mesh: Mapping[str, int], num_devices: int) -> dict[str, int]:
@@ -72,15 +72,19 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], rules: Mapping[str, S
 
 
 def rules(config) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Each logical axis with the mesh axes that cut it; the stream is cut wherever sequences are."""
+    """Each logical axis with the mesh axes that cut it; the stream is cut where sequences are, rows where experts."""
     table = {axis: tuple(names) for axis, names in config.sharding.to_dict().items()}
-    return tuple((table | {"stream": table["sequence"] + table["stream"]}).items())
+    return tuple((table | {"batch": rows(config), "stream": table["sequence"] + table["stream"]}).items())
+
+
+def rows(config) -> tuple[str, ...]:
+    """The mesh axes that cut the rows of a batch: devices with different experts hold different rows, too."""
+    return tuple(dict.fromkeys((*config.sharding.batch, *config.sharding.experts)))
 
 
 def batch_sharding(config, mesh: Mesh) -> NamedSharding:
     """Sharding of `[B, T]` arrays of a batch."""
-    rules = config.sharding.to_dict()
-    cut = tuple(tuple(a for a in rules[name] if mesh.shape[a] > 1) or None for name in ("batch", "sequence"))
+    cut = (tuple(a for a in names if mesh.shape[a] > 1) or None for names in (rows(config), config.sharding.sequence))
     return NamedSharding(mesh, PartitionSpec(*cut))
 
 
@@ -90,12 +94,12 @@ def own_rows(config, mesh: Mesh) -> tuple[int, int]:
     Processes whose devices share sequences or parameters only read the same part. Where the mesh deals the rows of one
     process out unevenly, it reads all of them: (0, 1).
     """
-    rows = math.prod(mesh.shape[name] for name in config.sharding.batch)
-    cuts = batch_sharding(config, mesh).addressable_devices_indices_map((rows, mesh.size))
+    count = math.prod(mesh.shape[name] for name in rows(config))
+    cuts = batch_sharding(config, mesh).addressable_devices_indices_map((count, mesh.size))
     mine = sorted({index[0].start or 0 for index in cuts.values()})
-    if mine != list(range(mine[0], mine[0] + len(mine))) or rows % len(mine) or mine[0] % len(mine):
+    if mine != list(range(mine[0], mine[0] + len(mine))) or count % len(mine) or mine[0] % len(mine):
         return 0, 1
-    return mine[0] // len(mine), rows // len(mine)
+    return mine[0] // len(mine), count // len(mine)
 
 
 def schedule(config, shape: Mapping[str, int], mask: Mask) -> str:

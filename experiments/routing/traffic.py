@@ -15,6 +15,11 @@ def alltoall(t: int, d: int, s: int, k: int, ep: int, etp: int = 1) -> float:
     return 2 * k * t * d * s * ((ep - 1) / ep + (etp - 1))
 
 
+def padded(t: int, d: int, s: int, k: int, ep: int, experts: int) -> float:
+    """2 (EP - 1) t min(K, E / EP) d s: `alltoall` with buffers for the worst load, as `models.experts.parallel` has."""
+    return 2 * (ep - 1) * t * min(k, experts // ep) * d * s
+
+
 def allgather(t: int, d: int, s: int, ep: int, etp: int = 1) -> float:
     """2 t d s (EP ETP - 1): every token to every device, and partial outputs back."""
     return 2 * t * d * s * (ep * etp - 1)

@@ -35,6 +35,8 @@ def shrink(config: Any) -> Any:
     data.batch_size = 8 * config.train.accumulation
     if data.tokenizer == "bpe":
         data.vocab_size = 300
+    if "model.moe.chunk" not in unread:
+        model.moe.chunk = math.gcd(model.moe.chunk, data.length)
     if config.objective == "block_diffusion":
         config.block_diffusion.block = math.gcd(config.block_diffusion.block, data.length)
     return config

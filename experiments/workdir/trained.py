@@ -61,7 +61,7 @@ def load(workdir: str | os.PathLike, config: Any = None, *, step: str = "") -> T
         raise CheckpointError(f"--workdir={workdir} holds no finished checkpoint; train it first, then read it.")
     chosen = saves.named(step)
     # The mesh belongs to the machine that trained; reading needs no particular one.
-    config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1})
+    config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
     size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
     config.eval.batch_size = max(1, size // parts) * parts
     config.lock()

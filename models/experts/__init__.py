@@ -11,6 +11,14 @@
     dispatch    tokens to their experts and back: dense, einsum, sorted
     upcycling   experts out of a trained dense layer
 
+The channel `moe` is made of them:
+
+    channel     the layer
+    options     routers by name, kinds of experts, what does not go together
+    parallel    dispatch where a mesh cuts tokens, experts or widths
+    told        losses and figures of the report
+    dense_start a dense model as a mixture with the same function
+
 docs/moe.md lists every function with its equation. Letters: T tokens, E experts, K chosen for a token, D width of the
 model, F hidden width of an expert. Functions take numpy arrays or jax's, compute in float32 or wider, and stay in
 float64 where their input is.

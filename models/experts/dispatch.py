@@ -24,7 +24,7 @@ Bank = Callable[..., jax.Array]
 class Order(NamedTuple):
     """The T K choices in the order of their experts, unused ones last.
 
-    order, back: `[T K]`, choice `order[m]` stands at place m, choice c at place `back[c]`; choice c is token c // K.
+    order, back: `[T K]`: choice `order[m]` stands at place m, choice c at place `back[c]`; choice c is token c // K's.
     sizes: `[E]` choices of each expert.
     """
 

@@ -10,6 +10,7 @@ from kernels import masks
 from models.mixers.slots import Slots
 
 SITES = ("mixer", "channel", "residual")  # x_next = x + mixer + channel; residual: x_next
+EXPERTS = "experts"  # a tap beside the sites: the experts of each token, [B, T, K], where the channel has any
 Edit = Callable[[jax.Array, Mapping[str, Any]], jax.Array]
 
 
@@ -53,8 +54,8 @@ class Context:
         return x, {site: x} if site in self.taps else {}
 
 
-def check_sites(names: Mapping | tuple[str, ...]) -> None:
-    """Raises ValueError for a name that is no site."""
-    for name in names:
+def check_sites(taps: tuple[str, ...], edited: Mapping) -> None:
+    """Raises ValueError for a name that is no site; `EXPERTS` may be tapped and not edited."""
+    for name in (*(tap for tap in taps if tap != EXPERTS), *edited):
         if name not in SITES:
             raise ValueError(f"site {name!r} is unknown; use one of {', '.join(SITES)}.")

@@ -40,6 +40,7 @@ def drawn(make, seed=0):
             "bias": 0.4 * rng.normal(size=shape),
             "fast": rng.normal(size=shape) / wide,
             "frozen": 1.7 + np.zeros(shape),
+            "running": 0.2 * rng.normal(size=shape),
         }
         return variable.replace(jnp.asarray(values[variable.get_metadata("role")], jnp.float64))
 

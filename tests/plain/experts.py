@@ -181,3 +181,83 @@ def mixture(x, index, gate, up, down, gates=None, act=silu):
 def constant(x, weight, vector):
     a = softmax(x @ weight)
     return a[0] * x + a[1] * vector
+
+
+# ==================== A whole layer ====================
+def decided(router, z, x, p, o):
+    """(index, gate) of every token of a row, z [T, E]; a list each, as long as it has experts."""
+    T, E = z.shape
+    k, bias, weight = o.get("k", 2), p.get("bias"), p.get("expert_scale")
+    if router == "expert_choice":
+        tokens, gates = expert_choice(z, k * T // E)
+        mine = [[(e, gates[e][list(tokens[e]).index(t)]) for e in range(E) if t in tokens[e]] for t in range(T)]
+        return [[e for e, _ in each] for each in mine], [[g for _, g in each] for each in mine]
+    if router == "graph":
+        scores = x @ x.T / o.get("temperature", 1.0)
+        q = np.array([softmax(row) for row in scores]) @ np.array([softmax(row) for row in z])
+        index = [best(row, k) for row in q]
+        return index, [[q[t, e] for e in index[t]] for t in range(T)]
+    found = []
+    for row in z:
+        if router == "softmax_before":
+            found.append(before(row, k, o.get("renormalise", False), o.get("scale", 1.0)))
+        elif router == "softmax_after":
+            found.append(after(row, k, o.get("scale", 1.0)))
+        elif router == "sigmoid_bias":
+            found.append(with_bias(row, bias, k, o.get("scale", 1.0), o.get("renormalise", False)))
+        elif router in ("group_softmax", "group_sigmoid"):
+            s = softmax(row) if router == "group_softmax" else sigmoid(row)
+            shifted = s if bias is None else s + bias
+            chosen = limited(shifted, k, o["groups"], o["kept_groups"], o.get("group_rule", "best_two"))
+            total = sum(s[e] for e in chosen) if router == "group_sigmoid" else 1.0
+            found.append((chosen, [o.get("scale", 1.0) * s[e] / total for e in chosen]))
+        elif router == "moge":
+            found.append(moge(row, k, o["groups"], weight))
+        elif router == "relu":
+            a, plain = relu(row, weight, 1e-5)
+            chosen = [e for e in range(E) if plain[e] > 0]
+            found.append((chosen, [a[e] for e in chosen]))
+        elif router == "null":
+            found.append(null_or_nothing(row, k, E - o["null"]))
+        elif router == "moepp":
+            found.append(moepp(row, k))
+        elif router == "duo":
+            q = softmax(row / o.get("temperature", 1.0))
+            found.append(([int(np.argmax(q))], [q.max()]))
+    return [f[0] for f in found], [f[1] for f in found]
+
+
+def null_or_nothing(z, k, true):
+    chosen = best(softmax(z), k)
+    if all(e >= true for e in chosen):
+        return chosen, [0.0] * k
+    return null(z, k, true)
+
+
+def of_bank(bank, e, x, act=silu):
+    return expert(x, bank["up"][e], bank["down"][e], bank["gate"][e] if "gate" in bank else None, act)
+
+
+def layer(p, x, router, o, z=None, keep=None):
+    """A mixture-of-experts layer on one row x [T, D] by loops: (y [T, D], index, gate, logits)."""
+    z = x @ p["router"] if z is None else z
+    index, gate = decided(router, z, x, p, o)
+    F, S = len(p["experts"]["up"]), len(p["small_experts"]["up"]) if "small_experts" in p else 0
+    C, copies = o.get("constant", 0), o.get("copy", 0)
+    y = np.zeros_like(x)
+    for t in range(len(x)):
+        for n, (e, g) in enumerate(zip(index[t], gate[t], strict=True)):
+            if keep is not None and not keep(t, n):
+                continue
+            if e < F:
+                y[t] += g * of_bank(p["experts"], e, x[t])
+            elif e < F + S:
+                y[t] += g * of_bank(p["small_experts"], e - F, x[t])
+            elif e < F + S + C:
+                y[t] += g * constant(x[t], p["constant_weight"][e - F - S], p["constant"][e - F - S])
+            elif e < F + S + C + copies:
+                y[t] += g * x[t]
+        if "shared" in p:
+            shared = {name: w[None] for name, w in p["shared"].items()}
+            y[t] += of_bank(shared, 0, x[t])
+    return y, index, gate, z

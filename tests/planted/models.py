@@ -277,7 +277,7 @@ BUGS = (
     ),
     Bug(
         "the MLP's GeLU in its exact form",
-        "models/channels.py",
+        "models/activations.py",
         '"gelu": lambda x: jax.nn.gelu(x, approximate=True)',
         '"gelu": lambda x: jax.nn.gelu(x, approximate=False)',
         CHANNELS,

@@ -21,7 +21,11 @@ from tests import parts
 from tests.models.toy_channels import OneOfTwo
 
 D, T, C = 512, 96, 64  # A chunk that is learned from and half a one, so that no loop of the program turns twice
-MORE = {"lact": {"window": T, "rank": 0, "newton_schulz_steps": 2, "heads": 8}}
+MORE = {
+    "lact": {"window": T, "rank": 0, "newton_schulz_steps": 2, "heads": 8},
+    # All experts on every token, without a loop; tests/models/experts/flops_test.py counts the sorted form's.
+    "moe": {"experts": 4, "k": 4, "dispatch": "dense"},
+}
 CHUNKS = {"chunk_size", "mini_batch"}  # knobs of mixers that say how many tokens a chunk has
 PARTS = [("mixer", name) for name in MIXERS] + [("channel", name) for name in CHANNELS]
 PARTS += [("projection", name) for name in PROJECTIONS if name != "dense"] + [("norm", name) for name in NORMS]
@@ -39,6 +43,8 @@ def test_flops_agree_with_the_compiler(socket, name):
     config.model.update({"width": D, "num_heads": 8, "num_layers": 1, socket: name})
     if socket == "mixer" and (chunks := dict.fromkeys(parts.small(name).keys() & CHUNKS, C) | MORE.get(name, {})):
         config.model[name].update(chunks)
+    if socket == "channel" and name in MORE:
+        config.model[name].update(MORE[name])
     for part in ("attention", "pattention"):
         config.model[part].implementation = "reference"
     mixer = MIXERS[config.model.mixer]

@@ -1,0 +1,139 @@
+"""Dispatch where a mesh cuts tokens, experts or their widths: every device's own part of the work.
+
+Experts lie as `[E, D, F]` over the logical axes `experts`, `embed` and `hidden`, tokens over `batch` and `sequence`.
+
+    sorted, dense, einsum    all experts on every device, each device its own tokens
+    alltoall                 each device holds E / W experts; a token's vector goes to those of its choice and back
+    gather                   each device collects the tokens of all W and computes what its own experts give them
+
+Where `hidden` is cut, each device sums over its part of F, and the results are added.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.activations import ACTIVATIONS
+from models.experts import banks, capacity, dispatch
+from models.experts.routing import wide
+from models.partition import Partition
+
+WEIGHTS = {
+    "gate": ("experts", "embed", "hidden"),
+    "up": ("experts", "embed", "hidden"),
+    "down": ("experts", "hidden", "embed"),
+}
+TOKENS = ("batch", "sequence", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one bank of experts is run.
+
+    form: of the dispatch; experts: E; places: of each expert in a row (einsum; 0 = the row's length).
+    """
+
+    form: str
+    experts: int
+    places: int
+    activation: str
+    implementation: str | None
+    partition: Partition
+
+
+def run(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+    """What the chosen experts give: x `[B, T, D]`, index and gate `[B, T, K]`, -1 for none: `[B, T, D]` like x.
+
+    `weights`: `up`, `down` and for gated experts `gate`, `[E, ...]` in the type of x.
+    """
+    axes = {name: WEIGHTS[name] for name in weights}
+    local = functools.partial(_local, plan)
+    return plan.partition.run(local, (x, index, gate, weights), (TOKENS, TOKENS, TOKENS, axes), TOKENS)
+
+
+def _local(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: dict) -> jax.Array:
+    partition = plan.partition
+    if not partition.trivial:
+        whole = {name: tuple(axis if axis == "embed" else None for axis in WEIGHTS[name]) for name in weights}
+        weights = {name: partition.gather(w, whole[name]) for name, w in weights.items()}
+    cut = () if partition.trivial else partition.mesh_axes("experts")
+    B, T, D = x.shape
+    if plan.form == "einsum":
+        y = jax.vmap(functools.partial(_einsum, plan, weights))(x, index, gate)
+    else:
+        args = x.reshape(B * T, D), index.reshape(B * T, -1), gate.reshape(B * T, -1)
+        form = (
+            {"alltoall": _alltoall, "gather": _gather}[plan.form] if cut else {"dense": _dense}.get(plan.form, _sorted)
+        )
+        y = form(plan, weights, *args, *([cut] if cut else []))
+    y = y.astype(x.dtype).reshape(B, T, D)
+    hidden = () if partition.trivial else partition.mesh_axes("hidden")
+    return jax.lax.psum(y, hidden) if hidden else y
+
+
+def _dense(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
+    return dispatch.dense(x, index, gate, functools.partial(_bank(banks.ffn, plan), **weights))
+
+
+def _einsum(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
+    places = capacity.fifo(index)
+    bank = functools.partial(_bank(banks.ffn, plan), **weights)
+    return dispatch.einsum(x, index, gate, places, plan.places or len(x), plan.experts, bank)
+
+
+def _sorted(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
+    return dispatch.by_sorting(x, index, gate, weights["up"].shape[0], _grouped(plan, weights))
+
+
+def _bank(function: Callable, plan: Plan) -> Callable:
+    return functools.partial(function, activation=ACTIVATIONS[plan.activation])
+
+
+def _grouped(plan: Plan, weights: dict) -> Callable:
+    return functools.partial(_bank(banks.grouped_ffn, plan), implementation=plan.implementation, **weights)
+
+
+def _gather(plan: Plan, weights: dict, x: Any, index: Any, gate: Any, names: tuple[str, ...]) -> jax.Array:
+    """All W devices' tokens here, what this device's experts give them, and the sums back to where they belong."""
+    x, index, gate = (jax.lax.all_gather(a, names, axis=0, tiled=True) for a in (x, index, gate))
+    held = weights["up"].shape[0]
+    mine = index - jax.lax.axis_index(names) * held
+    y = _sorted(plan, weights, x, jnp.where((mine >= 0) & (mine < held), mine, -1), gate)
+    return jax.lax.psum_scatter(y.astype(x.dtype), names, scatter_dimension=0, tiled=True)
+
+
+def slots(tokens: int, k: int, held: int) -> int:
+    """Vectors that a device may have to send another, at worst: tokens min(K, E / W). The buffers are as long."""
+    return tokens * min(k, held)
+
+
+def _alltoall(plan: Plan, weights: dict, x: Any, index: Any, gate: Any, names: tuple[str, ...]) -> jax.Array:
+    """A token's vector goes to each expert of its choice and comes back; buffers are as long as they may have to be.
+
+    `jax.lax.ragged_all_to_all` does not exist on CPUs; padded buffers do the same everywhere.
+    """
+    (N, D), K, held = x.shape, index.shape[1], weights["up"].shape[0]
+    W = plan.experts // held
+    C = slots(N, K, held)
+    order = dispatch.by_expert(index, plan.experts)
+    counts = order.sizes.reshape(W, held).sum(axis=1)
+    start = jnp.cumsum(counts) - counts
+    at = start[:, None] + jnp.arange(C)
+    used = jnp.arange(C) < counts[:, None]
+    at = jnp.minimum(at, N * K - 1)
+    expert = jnp.where(used, index.reshape(-1)[order.order[at]] % held, -1)
+    rows = jnp.where(used[..., None], dispatch.permute(x, order)[at], 0)
+    exchange = functools.partial(jax.lax.all_to_all, axis_name=names, split_axis=0, concat_axis=0, tiled=True)
+    got, whose = exchange(rows).reshape(W * C, D), exchange(expert).reshape(W * C)
+    inner = dispatch.by_expert(whose[:, None], held)
+    given = _grouped(plan, weights)(dispatch.permute(got, inner), inner.sizes)
+    back = exchange(dispatch.unpermute(given, inner, W * C)[:, 0].reshape(W, C, D)).reshape(W * C, D)
+    # Choice c stands at place back[c] of the order, and so at its place behind the first of its device.
+    device = jnp.maximum(index.reshape(-1), 0) // held
+    slot = device * C + order.back - start[device]
+    outputs = back[jnp.clip(slot, 0, W * C - 1)].reshape(N, K, D)
+    return dispatch.combine(jnp.where(index[..., None] >= 0, outputs, 0), jnp.where(index >= 0, wide(gate), 0))
