@@ -10,10 +10,12 @@
 | trie      | what followed in the prompt and in outputs          | more than one token a call: docs/claims    |
 | exit      | the model's own first layer                         | more than one token a call: docs/claims    |
 | heads     | the model's heads of tokens ahead (multi_token)     | not run                                    |
+| eagle     | a head that predicts the features of a frozen model | not run                                    |
 
 Drafts change no text at temperature 0, and none at all with `generate.verifier=same_draw`; `--mode=evaluate` measures
 them behind held-out prompts, and `docs/speculation.md` has all drafters and verifiers. A drafter that reads a smaller
-run (`model_draft`, `model_tree`) is given its workdir: --config.generate.model_tree.workdir=runs/small.
+run (`model_draft`, `model_tree`) is given its workdir: --config.generate.model_tree.workdir=runs/small. The head of
+`eagle` learns beside a trained model: --config.init.warm_start=runs/tiny.
 """
 
 from configs import base, multi_token, transformer
@@ -40,6 +42,11 @@ PRESETS = {
         says="Drafts with the heads of tokens ahead that the model was trained with, all in one pass",
         source="Stern et al. 2018, arXiv:1811.03115; Gloeckle et al. 2024, arXiv:2404.19737",
     ),
+    "eagle": made(
+        {"drafter": "eagle"},
+        says="Trains a head of one layer on the features of a frozen model, and drafts with it",
+        source="Li et al. 2024, arXiv:2401.15077",
+    ),
 }
 
 
@@ -48,6 +55,8 @@ def get_config(preset: str = "recycling"):
     changes = base.choose("preset", preset, PRESETS).changes
     config = multi_token.get_config() if preset == "heads" else transformer.get_config("tiny")
     config.generate.update(changes)
+    if preset == "eagle":
+        config.objective, config.optimizer.freeze = "eagle", ("*", "!heads/*")
     if preset == "exit":
         config.generate.exit.layers = 1
     return config

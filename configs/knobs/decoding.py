@@ -7,7 +7,7 @@ CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candid
 CACHES = ("prefix", "dual", "free", "adaptive")
 # An objective that is still to come may write text in any of these ways.
 TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
-LEFT_TO_RIGHT = "next_token|distillation|multi_token"
+LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle"
 CANVAS = f"objective!={LEFT_TO_RIGHT}"
 STEPS = f"{CANVAS}|any_subset|insertion"
 FILLED = f"{STEPS}|neodiff"
@@ -78,10 +78,14 @@ generate.exit = exits = group("Drafts of the model's own first layers.", of="gen
 exits.layers = whole(2, "Layers that draft.", least=1, small=1, before=2)
 exits.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 
+generate.eagle = eagle = group("Drafts of the head that objective=eagle trains.", of="generate.drafter=eagle")
+eagle.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+
 generate.heads = ahead = group("Drafts of the model's own heads of tokens ahead.", of="generate.drafter=heads")
 ahead.template = text(
     "1x1x1",
     "Its tree, as deep as there are heads: widths by depth, medusa, or sequoia:NODES:LEVELS:CHANCES.",
+    smoke="1x1",
     before="1x1x1",
 )
 

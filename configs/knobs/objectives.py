@@ -121,6 +121,10 @@ distillation.temperature = number(
     2.0, "Divides the logits of both models in the teacher's term.", least=0.01, most=1000, before=2.0
 )
 
+eagle = group("A head that predicts the features of a frozen model.", of="objective=eagle")
+eagle.feature_weight = number(1.0, "Of the distance of features (smooth L1).", least=0, before=1.0)
+eagle.token_weight = number(0.1, "Of the cross-entropy with the model's own law.", least=0, before=0.1)
+
 multi_token = group("Prediction of several tokens.", of="objective=multi_token")
 multi_token.tokens = whole(
     4,

@@ -31,7 +31,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         *(f"{DECODING}.drafts.{name}" for name in (
             "trees", "sequoia", "prompts", "recycling", "trie", "realign", "adaptive",
         )),
-        f"{SERVING}.clock",
+        "models.objectives.eagle", f"{SERVING}.clock",
     ),
 }  # fmt: skip
 

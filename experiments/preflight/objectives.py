@@ -46,11 +46,15 @@ def problems(config: Any, facts: Facts) -> Iterator[str]:
 
 def sampling_problems(config: Any, options: Mapping[str, Any]) -> Iterator[str]:
     """Settings of generation, as `config.generate`, that the objective of `config` has no sampler for."""
+    from models.decoding.drafts import DRAFTERS
     from models.objectives import OBJECTIVES
 
     chosen, name = options["diffusion"], config.objective
     generator = OBJECTIVES[name].generator
     if generator != "canvas":
+        drafter, own = options["drafter"], options.get(options["drafter"], {})
+        if generator == "autoregressive":
+            yield from DRAFTERS[drafter](**own).problems(config)
         if generator != "autoregressive" and chosen["method"]:
             yield (
                 f"generate.diffusion.method={chosen['method']!r} is not for objective={name!r}, which has a sampler of "

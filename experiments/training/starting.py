@@ -11,7 +11,7 @@ from absl import logging
 
 from experiments import workdir as files
 from experiments.pretrained import loaded
-from experiments.program import Program, optimizers
+from experiments.program import Program, build, optimizers
 from experiments.settings import keys, processes
 from experiments.settings.errors import CheckpointError, ConfigError
 from experiments.workdir import disk, grown, provenance, transplanted, vocabulary, writers
@@ -133,7 +133,7 @@ def state(
     init = config.init
     if init.warm_start:
         source = grown.source(config, init.warm_start, corpus.tokenizer, key="init.warm_start")
-        return None, program.begin(source.parameters(program)), {}
+        return None, program.begin(warm(source, program, corpus.tokenizer.vocab_size)), {}
     if init.pretrained:
         return None, program.begin(loaded.parameters(program, corpus.tokenizer)), {}
     if init.grow_from:
@@ -142,6 +142,17 @@ def state(
     if init.transplant:
         return None, transplanted.state(program, init.transplant, corpus.tokenizer), {}
     return None, program.init(), {}
+
+
+def warm(source: Checkpoints, program: Program, vocab_size: int) -> Any:
+    """The parameters of the newest good checkpoint of `source`; heads of the objective are new where it has none."""
+    theirs = source.newest_about().get("arrays", {})
+    if "heads" not in program.abstract["params"] or any(path.startswith("['params']['heads']") for path in theirs):
+        return source.parameters(program)
+    bare = program.config.copy_and_resolve_references().unlock()
+    bare.objective, bare.optimizer.freeze = "next_token", ()
+    trained = source.parameters(build(bare.lock(), vocab_size=vocab_size, mesh=program.mesh))
+    return {**program.init()["params"], **trained}
 
 
 def refuse_lost(config: Any, workdir: pathlib.Path) -> None:

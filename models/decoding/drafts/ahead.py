@@ -73,7 +73,7 @@ class Ahead(Drafter):
     def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
         """See `Drafter.read`."""
         count = jnp.sum(positions >= 0, axis=1)
-        return {"feature": _newest(made.features, jnp.maximum(count - 1, 0), count > 0, side["feature"])}
+        return {"feature": newest(made.features, jnp.maximum(count - 1, 0), count > 0, side["feature"])}
 
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
         """See `Drafter.propose`."""
@@ -92,10 +92,10 @@ class Ahead(Drafter):
     def observe(self, models: Mapping[str, Any], side: Any, seen: Seen) -> Any:
         """See `Drafter.observe`."""
         last = jnp.take_along_axis(seen.path, jnp.maximum(seen.count - 1, 0)[:, None], axis=1)[:, 0]
-        return {"feature": _newest(seen.made.features, last, seen.count > 0, side["feature"])}
+        return {"feature": newest(seen.made.features, last, seen.count > 0, side["feature"])}
 
 
-def _newest(features: jax.Array, at: jax.Array, there: jax.Array, old: jax.Array) -> jax.Array:
+def newest(features: jax.Array, at: jax.Array, there: jax.Array, old: jax.Array) -> jax.Array:
     """features `[B, T, D]` at `at [B]` where `there [B]` holds, else `old [B, D]`."""
     found = jnp.take_along_axis(features, at[:, None, None], axis=1)[:, 0]
     return jnp.where(there[:, None], found.astype(old.dtype), old)
