@@ -29,8 +29,8 @@ def attend_cache(
     """Attention of q [B, T, N, H] over a cache k, v [B, S, K, H] in which every slot, seen or not, is finite.
 
     A few queries are one small product per head, whose scores are no more numbers than the cache holds; more of them go
-    to `attention`. Returns [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]` as
-    in `attention`.
+    to `attention`. Returns [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]`
+    as in `attention`.
     """
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     if implementation is not None or T > FEW_QUERIES:
