@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import resource
+import sys
 import time
 from typing import Any
 
@@ -89,7 +90,8 @@ def train(
         known = -1 if begun is None else begun  # The step up to which the workdir's files are this run's own.
         clock = _Clock(files.elapsed_seconds(workdir, known), tokens_per_step, flops["total"] / ceiling)
         last_eval: dict[str, Any] = inputs.last_evaluation(workdir, known)
-        progress = stack.enter_context(StepProgress(steps, start, quiet=quiet or not processes.is_main()))
+        silent = quiet or not processes.is_main()
+        progress = stack.enter_context(StepProgress(steps, start, tokens_per_step, quiet=silent))
         stop = stack.enter_context(stopping.collected())
         progress.say(inputs.sizes(corpus))
         if said := starting.longer(config, about, begun):
@@ -172,9 +174,13 @@ def train(
                 batch = global_batch(inputs.prepare(config, corpus, next(batches)), program)
             # (3) Step.
             with _profile(config, step, workdir):
+                if step == start:
+                    compiling = time.perf_counter()
+                    progress.say("compiling the training step")
                 state, metrics = step_fn(state, batch, *beside)
                 if step == start:
                     clock.first_step(step, metrics)
+                    progress.compiled(time.perf_counter() - compiling)
                     clock.pause()
                     writer = stand()
                     clock.resume()
@@ -285,7 +291,8 @@ class _Clock:
 def peak_memory() -> int:
     """Peak bytes of the accelerator where it reports them, else of the process."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager

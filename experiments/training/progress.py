@@ -10,11 +10,11 @@ from rich.progress import Progress as Bar
 
 
 class StepProgress:
-    """Progress over `total` steps, from `start`; context manager."""
+    """Progress over `total` steps of so many tokens, from `start`; context manager."""
 
-    def __init__(self, total: int, start: int = 0, *, quiet: bool = False):
+    def __init__(self, total: int, start: int, tokens_per_step: int, *, quiet: bool = False):
         self._console = Console(quiet=quiet, soft_wrap=True, highlight=False)
-        self._total, self._start = total, start
+        self._total, self._start, self._tokens = total, start, tokens_per_step
         self._bar: Bar | None = None
         self._printed = time.monotonic()
         self._quiet = quiet
@@ -46,8 +46,13 @@ class StepProgress:
     def _left(self, step: int, timing: dict) -> str:
         if "tokens_per_second" not in timing or step <= self._start:
             return ""
-        left = timing["seconds"] / step * (self._total - step)
+        left = (self._total - step) * self._tokens / timing["tokens_per_second"]  # Of steps as they are now.
         return f"  {left / 60:.0f} min left" if left > 90 else f"  {left:.0f} s left"
+
+    def compiled(self, seconds: float) -> None:
+        """Tells how long the first step took, where a person waited for it."""
+        if seconds > 5:
+            self.say(f"first step after {seconds:.0f} s; it compiles, the others do not")
 
     def note(self, step: int, held_out: dict[str, Any]) -> None:
         """Shows an evaluation."""
