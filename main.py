@@ -14,7 +14,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from experiments.settings import overrides, processes
+from experiments.settings import overrides, processes, visible
 
 MODES = {
     "train": "train --config in --workdir, or go on where it stopped; ends with a report",
@@ -110,8 +110,9 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
 
 def fail(message: str) -> None:
     """Says what is wrong and leaves with exit code 2."""
-    for line in message.splitlines():
-        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+    for line in message.encode("utf-8", "backslashreplace").decode().split("\n"):
+        shown = visible.visible(line)  # Names of files and values may hold what moves a cursor or reorders a line.
+        print(shown if shown.startswith(" ") else f"error: {shown}", file=sys.stderr)
     processes.leave(2)
 
 

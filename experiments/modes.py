@@ -14,7 +14,7 @@ from experiments import preflight
 from experiments import workdir as files
 from experiments.settings import agreement, identity, keys, named, overrides, processes, smoke, versions
 from experiments.settings.errors import ConfigError, Refused
-from experiments.workdir.saved import as_begun, check_same, check_workdir, saved_config
+from experiments.workdir.saved import as_begun, check_same, check_workdir, holds_checkpoint, saved_config
 
 Changes = list[overrides.Override]
 TOGETHER = ("train", "evaluate", "plan")  # Modes that many processes can run as one.
@@ -67,11 +67,11 @@ def _jax(flags: Any) -> Any:
     return jax
 
 
-def _checked(flags: Any, changes: Changes) -> Any:
-    """The config to run, after the whole preflight on the devices that are here."""
+def _checked(flags: Any, changes: Changes, *, begun: bool = False) -> Any:
+    """The config to run, after the whole preflight on the devices that are here; `begun` as in `preflight.check`."""
     made = config(flags, changes)
     jax = _jax(flags)
-    preflight.check(made, num_devices=jax.device_count())
+    preflight.check(made, num_devices=jax.device_count(), begun=begun)
     return made
 
 
@@ -128,7 +128,7 @@ def _readable(flags: Any, changes: Changes) -> Any:
 def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
     workdir, overwrite = named.workdir(flags), getattr(flags, "overwrite", False)
-    made = _checked(flags, changes)
+    made = _checked(flags, changes, begun=not overwrite and holds_checkpoint(str(workdir)))
     made = made if overwrite else as_begun(made, workdir)
     check_workdir(made, workdir, overwrite=overwrite)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports

@@ -33,11 +33,14 @@ from models.facts import Facts, largest_divisor, nearest_multiple
 GENERATION = {key: knob.choices for key, knob in knobs.KNOBS.items() if key.startswith("generate.") and knob.choices}
 
 
-def check(config: Any, *, num_devices: int) -> None:
-    """Raises ConfigError with every problem of `config` on `num_devices` devices."""
+def check(config: Any, *, num_devices: int, begun: bool = False) -> None:
+    """Raises ConfigError with every problem of `config` on `num_devices` devices.
+
+    `begun`: the run has saved, and goes on alone: what it was started from need not be there any more.
+    """
     check_values(config)  # Combinations are judged only when every value is valid by itself.
     problems = [*unread_problems(config.to_dict()), *_size_problems(config)]
-    problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config)]
+    problems += [*preflight_mesh.problems(config, num_devices), *_combination_problems(config, begun)]
     if problems:
         raise ConfigError(problems)
 
@@ -164,7 +167,7 @@ def _size_problems(config: Any) -> Iterator[str]:
         )
 
 
-def _combination_problems(config: Any) -> Iterator[str]:
+def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
     """Parts that do not go together."""
     from data.tokenise import TRAINERS
     from experiments.program import objective
@@ -192,6 +195,9 @@ def _combination_problems(config: Any) -> Iterator[str]:
         yield f"data.path={short(path)} does not exist; give a file, folder or glob that does, e.g. 'corpus.txt'."
     if tokenizer in TRAINERS and 0 < config.data.vocab_size < 260:
         yield f"data.vocab_size={config.data.vocab_size} is too small for data.tokenizer={tokenizer!r}; use e.g. 4096."
+    yield from preflight_companions.problems(config)
+    if begun:
+        return
     there = lambda path: path.is_file() or (path / "config.json").is_file()  # noqa: E731
     if _is_path(tokenizer) and not found(tokenizer, there):
         yield f"data.tokenizer={short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
@@ -200,4 +206,3 @@ def _combination_problems(config: Any) -> Iterator[str]:
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)
     yield from preflight_pretrained.problems(config)
-    yield from preflight_companions.problems(config)

@@ -1,6 +1,7 @@
 """Folders of this machine that flags name: the workdir, and the runs that are compared."""
 
 import glob
+import os
 import pathlib
 import re
 from typing import Any
@@ -30,8 +31,16 @@ def matching(name: str) -> list[pathlib.Path]:
     if path.exists() or not glob.has_magic(name):
         return [path]
     return [
-        pathlib.Path(found) for found in sorted(glob.glob(str(path))) if (pathlib.Path(found) / files.CONFIG).is_file()
+        pathlib.Path(found)
+        for found in sorted(glob.glob(_pattern(path)))
+        if (pathlib.Path(found) / files.CONFIG).is_file()
     ]
+
+
+def _pattern(path: pathlib.Path) -> str:
+    """The pattern of a path; its folders that are there are named and not matched, as they may hold brackets."""
+    there = next((parent for parent in path.parents if parent.exists()), pathlib.Path())
+    return os.path.join(glob.escape(str(there)), str(path.relative_to(there)))
 
 
 def local(flag: str, name: str) -> pathlib.Path:

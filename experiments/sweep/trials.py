@@ -25,7 +25,7 @@ from experiments import preflight
 from experiments import workdir as files
 from experiments.settings import keys, overrides, smoke
 from experiments.settings.errors import ConfigError, Refused
-from experiments.workdir.saved import as_begun, came_later, check_workdir
+from experiments.workdir.saved import as_begun, came_later, check_workdir, holds_checkpoint
 
 KEYS = ("base", "trials", "grid", "search", "study", "resources")
 # Groups of a config that do not change what is built, and so neither its FLOPs nor whether it can be.
@@ -220,7 +220,8 @@ def check(trials: Sequence[Trial], workdir: pathlib.Path) -> dict[str, float]:
     problems = []
     for trial in trials:
         try:
-            preflight.check(trial.config, num_devices=jax.device_count())
+            begun = holds_checkpoint(str(workdir / trial.digest))
+            preflight.check(trial.config, num_devices=jax.device_count(), begun=begun)
             preflight.check_platform(trial.config, jax.default_backend())
             check_workdir(trial.config, workdir / trial.digest)
         except ConfigError as error:

@@ -30,7 +30,7 @@ from experiments.training import evaluate, starting, stopping
 from experiments.training.progress import StepProgress
 from experiments.workdir import companions, disk, states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
-from experiments.workdir.saved import as_begun, check_workdir
+from experiments.workdir.saved import as_begun, check_workdir, holds_checkpoint
 
 
 def train(
@@ -47,7 +47,8 @@ def train(
     agreement.check_command("train", config.to_dict(), workdir, overwrite=overwrite)
 
     # ==================== Preflight: everything that can be known before a compile ====================
-    preflight.check(config, num_devices=jax.device_count())
+    begun = not overwrite and holds_checkpoint(str(workdir))
+    preflight.check(config, num_devices=jax.device_count(), begun=begun)
     preflight.check_platform(config, jax.default_backend())
     check_workdir(config, workdir, overwrite=overwrite)
     if config.train.wandb:
@@ -78,8 +79,8 @@ def train(
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(starting.Place(workdir, overwrite=overwrite))
         stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
-        begun, state, about = starting.state(config, workdir, program, corpus, saves, overwrite=overwrite)
-        start = begun or 0
+        first, state, about = starting.state(config, workdir, program, corpus, saves, overwrite=overwrite)
+        start = first or 0
         agreement.check_start(corpus=corpus.hash, tokenizer=corpus.tokenizer.hash, first_step=start)
         read = companions.load(program, workdir, tokenizer=corpus.tokenizer, params=state["params"], about=about)
         beside = [read.params] if read.params else []  # what a step reads beside state and batch
@@ -87,14 +88,14 @@ def train(
         # ==================== The loop ====================
         steps = config.train.steps
         tokens_per_step = config.data.batch_size * config.data.length
-        known = -1 if begun is None else begun  # The step up to which the workdir's files are this run's own.
+        known = -1 if first is None else first  # The step up to which the workdir's files are this run's own.
         clock = _Clock(files.elapsed_seconds(workdir, known), tokens_per_step, flops["total"] / ceiling)
         last_eval: dict[str, Any] = inputs.last_evaluation(workdir, known)
         silent = quiet or not processes.is_main()
         progress = stack.enter_context(StepProgress(steps, start, tokens_per_step, quiet=silent))
         stop = stack.enter_context(stopping.collected())
         progress.say(inputs.sizes(corpus))
-        if said := starting.longer(config, about, begun):
+        if said := starting.longer(config, about, first):
             progress.say(said)
         batches = loader.iterate(start)
         writer: writers.Writer | None = None
@@ -103,8 +104,8 @@ def train(
         def stand() -> writers.Writer:
             """The run stands: from here on it writes."""
             facts = lambda: _facts(program, corpus, flops, ceiling)  # noqa: E731
-            opened = place.stand(config, command, corpus, saves, begun, facts)
-            if begun is None:
+            opened = place.stand(config, command, corpus, saves, first, facts)
+            if first is None:
                 companions.save_start(program, workdir, read.params)
             return opened
 

@@ -293,6 +293,10 @@ def test_bad_commands_end_with_a_sentence_and_code_2_and_write_nothing(tmp_path)
         ([quick, workdir, "--simulate=x"], "--simulate=x must be a whole number, e.g. --simulate=8."),
         ([quick, workdir, "--simulate=8", "--config.data.batch_size=12"], "data.batch_size=12 does not divide over 8"),
         ([quick, "--workdir=/proc/run"], "'/proc/run' cannot be used: "),
+        (
+            ["--mode=evaluate", "--workdir=no\u202e\u2028\x1b[1m"],
+            "--workdir=no\\u202e\\u2028\\x1b[1m holds no run; give",
+        ),
     ]
     env = environment.child()
     for arguments, told in commands:
@@ -352,5 +356,8 @@ def test_runs_are_named_by_patterns_too(tmp_path):
         files.write_config(tmp_path / name, {}, "")
     assert named.runs(flags(runs=f"{tmp_path}/*")) == [tmp_path / "[x]", tmp_path / "a", tmp_path / "b"]
     assert named.runs(flags(runs=f"{tmp_path}/[x],{tmp_path}/b")) == [tmp_path / "[x]", tmp_path / "b"]
+    (tmp_path / "[x]" / "c").mkdir()  # Nor are the folders above a pattern patterns themselves.
+    files.write_config(tmp_path / "[x]" / "c", {}, "")
+    assert named.runs(flags(runs=f"{tmp_path}/[x]/*")) == [tmp_path / "[x]" / "c"]
     with pytest.raises(Refused, match="names no workdir"):
         named.runs(flags(runs=f"{tmp_path}/none*"))

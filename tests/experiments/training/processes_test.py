@@ -142,6 +142,29 @@ def test_sigterm_ends_whoever_waits_for_a_process_that_hangs():
     assert code == -signal.SIGTERM
 
 
+COST = """
+import sys, time
+from experiments.settings import processes
+from experiments.training import stopping
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
+with stopping.collected() as stop:
+    stop.look(0)
+    begin = time.process_time()
+    for step in range(1, 2001):
+        stop.look(step)
+    print(1000 * (time.process_time() - begin) / 2000, flush=True)
+processes.wait_for_all("measured")
+"""
+
+
+def test_the_agreement_before_a_step_costs_less_than_a_fiftieth_of_it():
+    """Of a step of 0.1 s: one of shape a of the bench takes more than a second of a core here."""
+    ended = many_processes.ended(many_processes.scripts(COST, count=2), WAIT)
+    milliseconds = [float(said.strip().splitlines()[-1]) for _, said in ended]
+    print(f"CPU ms a look: {milliseconds}")
+    assert max(milliseconds) < 0.02 * 100, ended
+
+
 LOOP = """
 import sys, time
 from experiments.settings import processes

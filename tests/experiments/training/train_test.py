@@ -156,6 +156,13 @@ def test_a_warm_start_takes_parameters_and_nothing_else(tmp_path):
     assert step == 1
     for p, q in zip(jax.tree.leaves(old["params"]), jax.tree.leaves(new["params"]), strict=True):
         np.testing.assert_allclose(p, q, rtol=0, atol=1e-7)
+    (tmp_path / "first").rename(tmp_path / "moved")  # A run that has saved goes on alone, and a new one cannot begin.
+    config = config.copy_and_resolve_references().unlock()
+    config.train.steps = 2
+    assert train(config, tmp_path / "second", quiet=True)["step"] == 2
+    with pytest.raises(preflight.ConfigError, match="init.warm_start=.*holds no finished checkpoint"):
+        train(config, tmp_path / "fourth", quiet=True)
+    (tmp_path / "moved").rename(tmp_path / "first")
     other = tiny.config(tmp_path, init__warm_start=str(tmp_path / "first"), model__width=64)
     with pytest.raises(CheckpointError, match="other parameters than the config describes:\n.*saved .*wanted"):
         train(other, tmp_path / "third", quiet=True)
