@@ -26,6 +26,7 @@ from experiments.settings.errors import ConfigError, Refused
 from experiments.workdir import disk
 
 FIELDS = {"index": int, "prompt": str, "text": str, "reason": str, "tokens": int, "calls": int, "settings": str}
+_BEGIN = b'{"index": '  # Of every line: a file that ends in anything else is somebody's, and is left as it is.
 
 
 def write(trained: Any, prompts: Sequence[str], output: str) -> int:
@@ -121,6 +122,9 @@ class Rows:
             whole = data[: data.rfind(b"\n") + 1]
             for number, line in enumerate(whole.splitlines(), 1):
                 self._take(number, line)
+            rest = data[len(whole) :]
+            if rest[: len(_BEGIN)] != _BEGIN[: len(rest)]:
+                raise Refused(f"--output={self.path}: its end is no line of generate's; give a new file.")
             os.ftruncate(self.file, len(whole))  # What a kill cut off is made again.
         except BaseException:
             self.close()

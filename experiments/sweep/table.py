@@ -87,7 +87,7 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
     ordered = sorted(found, key=lambda row: row.get(key, float("inf")))
     lines = [f"{'trial':<{width}}  {'bits per byte':>20}  {'parameters':>12}  {'tokens':>14}"]
     for row in ordered:
-        if key not in row:
+        if not {key, f"{key}_se", "eval/kind", "parameters", "tokens"} <= row.keys():  # Unfinished, or damaged.
             lines.append(f"{row['name']:<{width}}  {row['status']}")
             continue
         bits = f"{row['eval/kind']} {row[key]:.4f} ± {row[f'{key}_se']:.4f}"
@@ -103,4 +103,4 @@ def best(found: Sequence[Mapping[str, Any]], workdir: pathlib.Path) -> str:
         return ""
     row = min(rows, key=lambda row: row[key])
     values = " ".join(f"--config.{name}={value}" for name, value in row["values"].items()) or "the base config"
-    return f"best: {values}\n  {row['eval/kind']} {row[key]:.4f} bits per byte, in {workdir / row['hash']}"
+    return f"best: {values}\n  {row.get('eval/kind', '=')} {row[key]:.4f} bits per byte, in {workdir / row['hash']}"

@@ -82,6 +82,9 @@ def test_an_output_of_something_else_is_refused(whole, tmp_path):
         (whole.read_bytes(), PROMPTS[::-1], 5, "line 1 is of other prompts"),
         (whole.read_bytes(), PROMPTS, 6, "line 1 was made with another model, seed or settings"),
         (b"my diary\n", PROMPTS, 5, "line 1 is none of generate's"),
+        (b"my diary", PROMPTS, 5, "its end is no line of generate's"),
+        (whole.read_bytes() + b"my diary", PROMPTS, 5, "its end is no line of generate's"),
+        (b'{"name": "a file of one line"}', PROMPTS, 5, "its end is no line of generate's"),
         (b'{"index": 0}\n', PROMPTS, 5, "line 1 is none of generate's"),
     ):
         path.write_bytes(data)

@@ -21,6 +21,14 @@ def test_the_best_trial_stands_first_and_the_failed_last():
     assert lines[4].split() == ["x", "failed"]
 
 
+def test_a_trial_whose_result_lacks_something_is_named_and_stops_nobody(tmp_path):
+    for lost in (BITS, f"{BITS}_se", "eval/kind", "parameters", "tokens"):
+        damaged = {key: value for key, value in row("b", 0.5).items() if key != lost}
+        lines = table.text([row("a", 1.25), damaged]).splitlines()
+        assert sorted(lines[1:])[1].split() == ["b", "finished"] and "= 1.2500" in "".join(lines)
+        assert table.best([row("a", 1.25), damaged], tmp_path).startswith("best: ")
+
+
 def test_every_value_has_its_column(tmp_path):
     table.write([row("a", 1.25, rate=0.1), row("x", depth=3)], tmp_path)
     first, second = csv.DictReader((tmp_path / table.CSV).open())
