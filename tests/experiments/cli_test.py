@@ -241,8 +241,8 @@ def test_a_mode_that_needs_a_workdir_says_so(mode):
         ("generate.temperature=-1", "generate.temperature=-1.0 must not be negative, e.g. 0.8."),
         ("generate.top_p=0", "generate.top_p=0.0 must lie between 1e-06 and 1, e.g. 1.0."),
         ("generate.topp=1", "--config.generate.topp is not a key of the config; did you mean --config.generate.top_p?"),
-        ("generate.memory=all", "generate.memory='all' is unknown; choose one of: full,"),
-        ("generate.drafter=me", "generate.drafter='me' is unknown; choose one of: lookup,"),
+        ("generate.memory=all", "generate.memory='all' is unknown; did you mean 'full'? choose one of: "),
+        ("generate.drafter=me", "generate.drafter='me' is unknown; choose one of: "),
         ("generate.engine.lanes=0", "generate.engine.lanes=0 must be at least 1, e.g. 8."),
         ("model.width=4", "--config.model.width cannot change a trained model; change eval or generate"),
     ],
@@ -269,7 +269,7 @@ def test_a_trained_model_is_read_by_every_mode(run, capsys, tmp_path):
         "prompt 1 has 4 tokens and generate.max_tokens=7 more do not fit generate.engine.capacity=9;"
     )
     modes.run(flags(**more, output=str(tmp_path / "out.jsonl")), [("generate.max_tokens", "3")])
-    assert capsys.readouterr().out == f"3 prompts, 0 of them failed: {tmp_path / 'out.jsonl'}\n"
+    assert capsys.readouterr().out == f"2 prompts, 0 of them failed: {tmp_path / 'out.jsonl'}\n"
     modes.run(flags(mode="export", workdir=str(run)), [])
     assert capsys.readouterr().out.endswith(f" parameters: {run / 'model.safetensors'}\n")
     modes.run(flags(mode="report", workdir=str(run)), [])
