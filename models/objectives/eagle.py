@@ -29,9 +29,10 @@ from flax import nnx
 from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import parameters
-from models.block import Block
+from models.block import Period
 from models.lm import Head
 from models.mixers.context import Context
+from models.mixers.memory import Policy
 from models.objectives import next_token
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import forward, weighted_nll
@@ -72,15 +73,20 @@ class Drafting(nnx.Module):
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         init = parameters.normal(parameters.kernel_std(spec, 2 * spec.D, "embed", residual=False))
         self.kernel = parameters.param(init, rngs, (2 * spec.D, spec.D), ("embed", None), "kernel", spec)
-        self.block = Block(spec.at(0), "attention", rngs=rngs)
+        self.layer = Period(dataclasses.replace(spec, mixers=("attention",)), rngs=rngs)
         self.dtype, self.partition = spec.dtype, spec.partition
 
     def __call__(self, embedded: Array, features: Array, context: Context, state: Any = None) -> tuple[Array, Any]:
         """(g `[B, T, D]`, the layer's decoding state): embedded e(x_t), features f_{t-1}, `[B, T, D]` each."""
         kernel = self.kernel[...].astype(self.dtype)
         pair = jnp.concatenate([embedded, features], axis=-1).astype(self.dtype)
-        out = self.block(by_rows(lambda x: x @ kernel, pair, self.partition), context, state)
+        x = by_rows(lambda x: x @ kernel, pair, self.partition)
+        out = self.layer(x, dataclasses.replace(context, flow=self.layer.start(x)), state)
         return out.x, out.state
+
+    def init_state(self, batch: int, length: int) -> Any:
+        """The layer's decoding state without a token."""
+        return {name: block.mixer.init_state(batch, length, Policy()) for name, block in self.layer.blocks.items()}
 
 
 @dataclasses.dataclass(frozen=True)

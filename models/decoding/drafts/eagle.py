@@ -18,7 +18,6 @@ from models.decoding.drafts.ahead import newest
 from models.decoding.drafts.model import warped
 from models.decoding.drafts.none import last_token
 from models.mixers.context import Context
-from models.mixers.memory import Policy
 from models.mixers.slots import Slots
 
 
@@ -63,7 +62,7 @@ class Eagle(Drafter):
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """See `Drafter.init`."""
         model = models["model"]
-        layer = model.heads["eagle"].block.mixer.init_state(batch, capacity, Policy())
+        layer = model.heads["eagle"].init_state(batch, capacity)
         feature = jnp.zeros((batch, model.spec.D), model.spec.dtype)
         return {"slots": Slots.empty(batch, capacity), "layer": layer, "feature": feature}
 
