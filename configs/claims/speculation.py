@@ -8,22 +8,23 @@ likely beat fixed ones of as many nodes. Luo et al. 2024 (Token Recycling, arXiv
 draft model. Zhao et al. 2023 (Lookahead, arXiv:2312.12728): 2.06 to 3.92 times from a trie of prompts and outputs.
 Zhang et al. 2023 (arXiv:2309.08168): a model's own first layers draft for it.
 
-A model of four layers and one of a tenth of its FLOPs learn the default corpus, which is code; texts of 64 tokens
+A model of four layers and one of a tenth of its FLOPs learn the default corpus, which is code; texts of 48 tokens
 follow held-out prompts. Counted are tokens for each call of the model, which is what a drafter can change; times depend
 on the machine and on what drafting costs (`--mode=evaluate`). Sampled settings draw at temperature 1.
 """
 
 from configs.claims import small
 
-SAMPLED = {"temperature": 1.0, "max_tokens": 64}
-GREEDY = {"temperature": 0.0, "max_tokens": 64}
+SAMPLED = {"temperature": 1.0, "max_tokens": 48}
+GREEDY = {"temperature": 0.0, "max_tokens": 48}
 TREE = {"drafter": "model_tree"}
 
 
 def get_claim():
     """The claim, for the check `drafts`."""
-    config = small(400, log_every=40, rows=64, width=128)
+    config = small(300, log_every=50, rows=16, width=96)
     config.model.num_layers = 4
+    config.data.batch_size = 8
     return {
         "statement": "Drafts save calls of the model",
         "source": "Sun et al. 2023, arXiv:2310.15141; Xiong et al. 2024, arXiv:2410.11744; Luo et al. 2024, "
@@ -31,7 +32,7 @@ def get_claim():
         "published": "1.37 times over one draft a node; 2 times; 2.06 to 3.92 times",
         "check": "drafts",
         "base": config,
-        "draft": {"model.num_layers": 1, "model.width": 80},
+        "draft": {"model.num_layers": 1, "model.width": 64},
         "settings": {
             "token": {**SAMPLED, "drafter": "model_draft", "verifier": "token", "model_draft": {"length": 3}},
             "kseq": {
