@@ -1,6 +1,7 @@
 """Knobs of generation. Names are written out, because these settings are checked before jax is imported."""
 
-from configs.knobs.kinds import group, number, one_of, part, switch, text, texts, whole
+from configs.knobs import memory
+from configs.knobs.kinds import Group, group, number, one_of, part, switch, text, texts, whole
 
 SCORE_METHODS = ("analytic", "euler", "released")
 CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candidate", "drawn", "threshold", "factor")
@@ -62,6 +63,10 @@ engine.capacity = whole(
 
 generate.window = window = group("The last tokens alone.", of="generate.memory=window")
 window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)
+
+for _name, _group in vars(memory).items():
+    if isinstance(_group, Group) and not _name.startswith("_"):
+        setattr(generate, _name, _group)
 
 generate.lookup = lookup = group("Drafts from the text itself.", of="generate.drafter=lookup")
 lookup.length = whole(8, "Drafts a round.", least=1, small=3, before=8)

@@ -18,7 +18,8 @@ MEMORY = "models.mixers.memory"
 PAGES: dict[str, tuple[str, ...]] = {
     "cache": (
         *(f"{MEMORY}.{name}" for name in ("replay", "scores", "budgets", "merging", "selection", "edit")),
-        "kernels.attention.noise", "kernels.attention.patterns", "models.swiftkv",
+        "kernels.column_sums", "kernels.column_sums.noisy", "kernels.attention.noise", "kernels.attention.patterns",
+        "models.swiftkv",
     ),
     "control": tuple(f"{DECODING}.control.{name}" for name in (
         "gedi", "budget", "semantic", "routing", "rollouts", "search", "superposed", "thinking", "penalties", "repeats",

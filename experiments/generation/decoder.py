@@ -13,6 +13,7 @@ import numpy as np
 from configs import base
 from experiments.generation import beside, drafting, requests
 from experiments.generation.layers import cut, whole
+from experiments.preflight import memory_problems
 from experiments.program import Program, sharding
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
@@ -21,6 +22,7 @@ from models.decoding.commit import rewinds
 from models.decoding.drafts import Drafter
 from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
+from models.mixers.memory import group
 
 
 class Decoder:
@@ -63,13 +65,32 @@ class Decoder:
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
         parts = sockets.make(asked, _defaults(), every=every, shared=shared, **known)
+        self._check_memory(parts)
         if problems := [*drafting.problems(parts, asked[0], self.program, rewinds=lambda: self._all_rewind(parts))]:
             raise ConfigError(problems)
         return parts
 
+    def _check_memory(self, parts: Parts) -> None:
+        """Raises ConfigError where no layer keeps what the memory is about, or its sizes do not go with the layers."""
+        name, mixer = parts.memory.name, self.program.config.model.mixer
+        if name == "full":
+            return
+        shared = {"memory": name, group(name): dict(parts.memory.options)}
+        if problems := list(memory_problems(shared, mixer)):
+            raise ConfigError(problems)
+        try:
+            self._state(parts)
+        except ValueError as problem:
+            raise ConfigError([str(problem)]) from None
+
     def _all_rewind(self, parts: Parts) -> bool:
-        state = lambda params: self.program.decoder(params).for_decoding().init_state(1, 8, parts.memory)  # noqa: E731
-        return rewinds(jax.eval_shape(state, self.program.abstract["params"]))
+        return rewinds(self._state(parts))
+
+    def _state(self, parts: Parts) -> Any:
+        """Shapes of the decoding state of a row of the trained length."""
+        length = self.program.config.data.length
+        state = lambda params: self.program.decoder(params).for_decoding().init_state(1, length, parts.memory)  # noqa: E731
+        return jax.eval_shape(state, self.program.abstract["params"])
 
     def weights(self, params: Any, parts: Parts) -> dict[str, Any]:
         """Parameters for the functions below: those of the model, and of the models that the parts read."""

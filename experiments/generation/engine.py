@@ -201,6 +201,11 @@ class Engine:
                 f"generate.{differs}={value!r} holds for all requests of an engine; make one with "
                 + (f"{group}={{{leaf!r}: {value!r}}}." if group else f"{leaf}={value!r}.")
             ])  # fmt: skip
+        if options["max_tokens"] > self._parts.memory.drawn > 0:
+            raise ConfigError([
+                f"generate.max_tokens={options['max_tokens']} is more than the slots that generate.memory="
+                f"{options['memory']!r} has for drawn tokens; make an engine with max_tokens={options['max_tokens']}."
+            ])  # fmt: skip
         return options
 
     def _request(self, prompt: str, options: dict[str, Any], seed: int | None, number: int) -> Request:

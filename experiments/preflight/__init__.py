@@ -83,8 +83,24 @@ def check_generation(options: Mapping[str, Any], *, tables: bool = False) -> Non
             of = {key: knob for key, knob in knobs.KNOBS.items() if key.startswith("generate.") and knob.table}
             named = {key: names(knob) for key, knob in of.items()}
             problems += [*unknown_names(flatten(options), named), *_control_problems(options["generate"]["control"])]
+            problems += memory_problems(options["generate"]) if not problems else []
     if problems:
         raise ConfigError(problems)
+
+
+def memory_problems(generate: Mapping[str, Any], mixers: str | None = None) -> Iterator[str]:
+    """What does not fit of `generate.memory` and its options, and of the `model.mixer` that it is for, if given."""
+    from models.mixers import MIXERS
+    from models.mixers.memory import MEMORIES, group
+
+    name = generate["memory"]
+    yield from MEMORIES[name].problems(generate.get(group(name), {}))
+    words = [] if mixers is None or name == "full" else [word.strip() for word in mixers.split(",")]
+    if words and not any(getattr(MIXERS[word], "grows", False) for word in words):
+        yield (
+            f"generate.memory={name!r} chooses among the keys of attention, and model.mixer={mixers!r} keeps none; use "
+            "generate.memory='full'."
+        )
 
 
 def _control_problems(control: str) -> Iterator[str]:
@@ -184,6 +200,7 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
     facts = Facts(*(groups[name] for name in ("model", "data", "mesh", "sharding", "objective")))
     yield from preflight_objectives.problems(config, facts)
     yield from preflight_parts.problems(config, facts)
+    yield from memory_problems(groups["generate"], config.model.mixer)
     yield from preflight_sizes.problems(config)
     yield from preflight_experts.problems(config)
     yield from preflight_optimizer.problems(config)

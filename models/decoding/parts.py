@@ -10,7 +10,7 @@ from models.decoding.control import CONTROLS, Control
 from models.decoding.drafts import DRAFTERS
 from models.decoding.stream import Parts
 from models.decoding.verify import VERIFIERS
-from models.mixers.memory import Policy
+from models.mixers.memory import Policy, group
 
 SAMPLING = ("temperature", *sampling.RULES)
 
@@ -39,11 +39,11 @@ def make(
       shared: the settings that the parts are made of; None: those of the first request.
     """
     first = requests[0] if shared is None else shared
-    group = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
+    options = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
     greedy = all(request["temperature"] == 0 for request in requests)
     chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]
     for name in order(first["control"]):
-        part = CONTROLS[name](**group(name))
+        part = CONTROLS[name](**options(name))
         off = bool(part.dials) and all(
             _at(request, dial) == _at(defaults, dial) for request in requests for dial in part.dials
         )
@@ -53,8 +53,8 @@ def make(
     verifier = "greedy" if greedy else first["verifier"]  # At temperature 0 every rule keeps the likeliest token.
     return Parts(
         memory=Policy.of(first),
-        drafter=(first["drafter"], DRAFTERS[first["drafter"]](**group(first["drafter"]))),
-        verifier=VERIFIERS[verifier](**group(verifier)),
+        drafter=(first["drafter"], DRAFTERS[first["drafter"]](**options(first["drafter"]))),
+        verifier=VERIFIERS[verifier](**options(verifier)),
         control=tuple(chosen),
         eos=eos,
     )
@@ -82,7 +82,7 @@ def kept_apart(asked: Mapping[str, Any], shared: Mapping[str, Any], parts: Parts
             return socket
     free = {dial for _, part in parts.control for dial in part.dials}
     free |= {f"{name}.{field}" for name, part in parts.control for field in part.own}
-    for name in (parts.memory.name, parts.drafter[0], asked["verifier"], *(name for name, _ in parts.control)):
+    for name in (group(parts.memory.name), parts.drafter[0], asked["verifier"], *(name for name, _ in parts.control)):
         theirs, ours = asked.get(name), shared.get(name)
         if isinstance(ours, Mapping) and theirs != ours:
             differ = [f"{name}.{key}" for key in ours if theirs[key] != ours[key]]

@@ -1,5 +1,6 @@
 """Attention as mixers use it: over the row itself in training, over what a memory shows while a text is decoded."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,16 @@ import jax.numpy as jnp
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache, attend_looked
+from kernels.column_sums import Noise, column_sums, row_lse
 from kernels.context_attention import context_attention
 from models.mixers.context import Context
-from models.mixers.memory import Looks, Memory, View
+from models.mixers.memory import Looks, Memory, Sums, View
 from models.mixers.slots import own_path
 from models.partition import Partition
 
 HEADS = ("batch", None, "heads", None)
+ROWS = ("batch", "heads", None)
+LONG = 1024  # From so many first tokens on, memories that look are given sums: all weights take T x S numbers.
 
 
 def attend(
@@ -95,7 +99,7 @@ def recall(
     stored = memory.rotary == "stored"
     if stored:
         q, k = rotate(q, context.positions), rotate(k, context.positions)
-    memory, view = memory.read(q, k, v, context)
+    memory, view = memory.read(q, k, v, context if stored else dataclasses.replace(context, rotate=rotate))
     keys = view.k
     if not stored:
         q, keys = rotate(q, view.query_place), rotate(keys, view.key_place)
@@ -112,6 +116,16 @@ def recall(
             "a memory that chooses tokens by their scores does not see model.attention.softcap and sink_scores; use a "
             "memory that keeps everything."
         )
+    if memory.sums and context.fresh and q.shape[1] >= LONG:
+        return _summed(partition, q, keys, view, context, mask, memory, implementation)
+    out, looks = _looked(partition, q, keys, view, context, mask)
+    return out, memory.looked(looks, context) if memory.looks else memory
+
+
+def _looked(
+    partition: Partition, q: jax.Array, keys: jax.Array, view: View, context: Context, mask: masks.Mask
+) -> tuple[jax.Array, Looks]:
+    """Attention of the queries, and what each of them made of each key."""
     seen = visible(view, context, mask)
     bias = view.bias if view.bias is None else view.bias[:, :, None]
     rows = lambda x: None if x is None else ("batch", "heads" if x.shape[1] > 1 else None, None, None, None)  # noqa: E731
@@ -119,7 +133,49 @@ def recall(
         attend_looked, (q, keys, view.v, seen, bias), (HEADS, HEADS, HEADS, rows(seen), rows(bias)),
         (HEADS, *[("batch", "heads", None, None, None)] * 2),
     )  # fmt: skip
-    return out, memory.looked(Looks(weights, logits), context) if memory.looks else memory
+    return out, Looks(weights, logits)
+
+
+def _summed(
+    partition: Partition,
+    q: jax.Array,
+    keys: jax.Array,
+    view: View,
+    context: Context,
+    mask: masks.Mask,
+    memory: Memory,
+    implementation: str | None,
+) -> tuple[jax.Array, Memory]:
+    """Attention of a first piece of many tokens by the kernel, and the memory after sums over its queries.
+
+    In a first pass all heads see the same keys, those of the pass.
+    """
+    at = context.positions
+    rule = masks.Positions(at, at, rule=mask)
+    cut = jax.tree.map(lambda x: ("batch" if x.shape[0] == q.shape[0] else None, *(None,) * (x.ndim - 1)), rule)
+
+    def attended(q, k, v, rule):
+        return attention(q, k, v, mask=rule, return_lse=True, implementation=implementation)
+
+    out, lse = partition.run(attended, (q, keys, view.v, rule), (HEADS, HEADS, HEADS, cut), (HEADS, ROWS))
+
+    def columns(weights: jax.Array, noise: Noise | None = None) -> jax.Array:
+        def added(q, k, lse, rule, weights):
+            lse = lse if noise is None else row_lse(q, k, mask=rule, noise=noise)
+            return column_sums(q, k, lse, mask=rule, weights=weights, noise=noise)
+
+        if noise is not None and partition.ways("heads") > 1:  # A device would count its heads from 0.
+            whole = partition.without("heads")
+            return whole.run(added, (q, keys, lse, rule, weights), (HEADS, HEADS, ROWS, cut, ("batch", None)), ROWS)
+        return partition.run(added, (q, keys, lse, rule, weights), (HEADS, HEADS, ROWS, cut, ("batch", None)), ROWS)
+
+    def rows(which: jax.Array) -> Looks:
+        index = jnp.maximum(which, 0)
+        some = jnp.take_along_axis(q, index[..., None, None], axis=1)
+        place = jnp.where(which >= 0, jnp.take_along_axis(at, index, axis=1), -1)
+        return _looked(partition, some, keys, view, dataclasses.replace(context, positions=place), mask)[1]
+
+    return out, memory.summed(Sums(columns, rows), context)
 
 
 def visible(view: View, context: Context, mask: masks.Mask) -> jax.Array:

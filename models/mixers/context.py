@@ -42,6 +42,8 @@ class Context:
     flow: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)  # name -> [B, T, ...] of the layer before
     taps: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})  # sites that the report shows
     edits: tuple[tuple[str, Edit], ...] = dataclasses.field(default=(), metadata={"static": True})  # (site, edit)
+    # Decoding, of memories that keep keys unrotated: (x [B, T, N|K, H], positions [B, T]) -> x.
+    rotate: Callable[..., jax.Array] | None = dataclasses.field(default=None, metadata={"static": True})
 
     def at(self, site: str, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`x` at a site after its edits, and the entry of the report where the site is tapped."""

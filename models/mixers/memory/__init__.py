@@ -19,7 +19,7 @@ of a prompt is read by a row's first round, T = 1: `context.asked.prompt` says w
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -39,6 +39,7 @@ class Sizes:
       dtype: of keys and values.
       slots: of a policy that keeps every token: at first fewer than `length`, where rows are moved as they grow.
       layer: which of the `layers` layers of the model, from the first.
+      drawn: of a policy that says so (`draws`), the tokens that are drawn behind a prompt at most.
     """
 
     batch: int
@@ -50,6 +51,7 @@ class Sizes:
     slots: int
     layer: int = 0
     layers: int = 1
+    drawn: int = 0
 
 
 class View(NamedTuple):
@@ -79,6 +81,13 @@ class Looks(NamedTuple):
     logits: jax.Array  # [B, K, G, T, S] before it, -inf where a key is not seen
 
 
+class Sums(NamedTuple):
+    """What `looked` needs of a first pass over many tokens, without the weights of all T x S pairs."""
+
+    columns: Callable[..., jax.Array]  # (weights [B, T], noise=None) -> [B, K, S], see kernels.column_sums
+    rows: Callable[[jax.Array], Looks]  # (which [B, W] of the T queries, -1 = none) -> what these made of the keys
+
+
 class Memory:
     """Base of all policies: the members below, with what holds for a policy that says nothing else.
 
@@ -86,20 +95,26 @@ class Memory:
       rotary: "stored": `read` is given rotated queries and keys; "slot": it is given them unrotated, and the view says
         where they stand (StreamingLLM: ranks in the cache).
       looks: whether `looked` is called. Attention then forms all weights, [B, K, G, T, S] numbers.
+      sums: whether `summed` can take the place of `looked` where the first pass of a row has many tokens.
       rewinds: whether `commit` can drop drafts that were not accepted. Of a model with a state that cannot, the engine
         reads the accepted drafts again from the state before.
       settles: whether `settle` is called.
       pieces: whether a prompt may be read in any pieces without a change. Where not, the engine reads each in one pass,
         but for its last token, and shares no beginnings.
       alone: whether text is drawn one token a pass, without drafts: what stays depends on the order of the passes.
+      draws: whether `Sizes.drawn` matters.
+      group: of its knobs, "generate.GROUP", where that is not its name.
     """
 
     rotary: ClassVar[str] = "stored"
     looks: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
     rewinds: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     pieces: ClassVar[bool] = True
     alone: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    group: ClassVar[str] = ""
 
     @classmethod
     def empty(cls, sizes: Sizes, **options: Any) -> Self:
@@ -110,11 +125,12 @@ class Memory:
         """Takes in the T new tokens of each row.
 
         Args:
-          q: `[B, T, N, H]`; k, v: `[B, T, K, H]`.
+          q: `[B, T, N, H]`; k, v: `[B, T, K, H]`; q and k rotated where `rotary` is "stored".
           context: `positions [B, T]` (-1 = padding, which enters nothing), `slots` and `start` (which token stands in
             which slot, once per model, for policies that keep all of them; the new ones included), `fresh` (static: no
             token came before these), `parents` (drafts as a tree), `asked` (tokens of each row's prompt, and its
-            key; None outside the engine).
+            key; None outside the engine), `rotate` (where `rotary` is "slot": the layer's rotary positions,
+            `(x [B, T, N|K, H], positions [B, T]) -> x`).
 
         Returns:
           the memory that holds them, and the view of these queries.
@@ -124,6 +140,10 @@ class Memory:
     def looked(self, looks: Looks, context: Context) -> Self:
         """The memory after attention, e.g. with C of its C + T tokens; called where `looks` is True."""
         return self
+
+    def summed(self, sums: Sums, context: Context) -> Self:
+        """As `looked`, of a first pass over many tokens; called where `looks` and `sums` are True."""
+        raise NotImplementedError
 
     def commit(self, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Self:
         """The memory with the accepted ones of the T tokens that the last `read` took in.
@@ -145,13 +165,18 @@ class Memory:
         """
         return layers
 
+    @classmethod
+    def problems(cls, options: Mapping[str, Any]) -> Iterator[str]:
+        """What is wrong with the options, a sentence each, with a value that works."""
+        return iter(())
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """A name of `MEMORIES` and its options: hashable, so that a jitted function takes it as static.
 
-    `layer` and `layers` are set by the stack, which makes a state for each of its layers. `slots`: see `Sizes`; 0: as
-    many as a row may have tokens.
+    `layer` and `layers` are set by the stack, which makes a state for each of its layers. `slots`, `drawn`: see
+    `Sizes`; 0 slots: as many as a row may have tokens.
     """
 
     name: str = "full"
@@ -159,17 +184,24 @@ class Policy:
     slots: int = 0
     layer: int = 0
     layers: int = 1
+    drawn: int = 0
 
     @classmethod
     def of(cls, generate: Mapping[str, Any]) -> "Policy":
         """What `config.generate`, as a plain dict, asks for."""
         name = generate["memory"]
-        return cls(name, tuple(sorted(generate.get(name, {}).items())))
+        drawn = generate["max_tokens"] if MEMORIES[name].draws else 0
+        return cls(name, tuple(sorted(generate.get(group(name), {}).items())), drawn=drawn)
 
     def empty(self, batch: int, length: int, *, N: int, K: int, H: int, dtype: Any) -> Memory:
         """The memory of this layer before the first token."""
-        sizes = Sizes(batch, length, N, K, H, dtype, self.slots or length, self.layer, self.layers)
+        sizes = Sizes(batch, length, N, K, H, dtype, self.slots or length, self.layer, self.layers, self.drawn)
         return MEMORIES[self.name].empty(sizes, **dict(self.options))
+
+
+def group(name: str) -> str:
+    """The group of the knobs of a memory: generate.GROUP."""
+    return MEMORIES[name].group or name
 
 
 def settled(policy: Policy, layers: Any, ended: jax.Array) -> Any:
@@ -186,4 +218,4 @@ def settled(policy: Policy, layers: Any, ended: jax.Array) -> Any:
 
 MEMORIES: dict[str, type[Memory]] = tables.found(__name__)
 
-__all__ = ["MEMORIES", "Context", "Looks", "Memory", "Policy", "Sizes", "View", "settled"]
+__all__ = ["MEMORIES", "Context", "Looks", "Memory", "Policy", "Sizes", "Sums", "View", "group", "settled"]

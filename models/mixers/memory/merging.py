@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from models.mixers.memory.scores import keep_best
 
+_FAR = jnp.iinfo(jnp.int32).max  # from what is no anchor
+
 
 def merge(
     x: jax.Array, classes: jax.Array, places: int, counts: jax.Array | None = None
@@ -34,15 +36,17 @@ def kept_classes(kept: jax.Array) -> jax.Array:
     return jnp.where(kept, jnp.cumsum(kept, axis=-1), 0)
 
 
-def nearest(kept: jax.Array, anchors: jax.Array, moved: jax.Array) -> jax.Array:
+def nearest(kept: jax.Array, anchors: jax.Array, moved: jax.Array, position: jax.Array | None = None) -> jax.Array:
     """`[..., n]`: the index of the anchor nearest to each moved token by place; itself where kept; -1 elsewhere.
 
-    Of two equally near anchors the earlier one. All are bool `[..., n]`; anchors are kept tokens.
+    Of two equally near anchors the earlier one. All are bool `[..., n]`; anchors are kept tokens. `position [..., n]`:
+    the places, the indices unless given.
     """
-    place = jnp.arange(kept.shape[-1])
-    far = jnp.abs(place[:, None] - place[None, :]) + jnp.where(anchors, 0, kept.shape[-1])[..., None, :]
-    target = jnp.where(moved, jnp.argmin(far, axis=-1), -1)
-    return jnp.where(kept, place, target)
+    index = jnp.arange(kept.shape[-1])
+    position = index if position is None else position
+    far = jnp.abs(position[..., :, None] - position[..., None, :])
+    target = jnp.where(moved, jnp.argmin(jnp.where(anchors[..., None, :], far, _FAR), axis=-1), -1)
+    return jnp.where(kept, index, target)
 
 
 def to_classes(target: jax.Array, kept: jax.Array) -> jax.Array:
@@ -51,17 +55,20 @@ def to_classes(target: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.where(target >= 0, found, 0)
 
 
-def elastic(score: jax.Array, forget: int, sinks: int = 4) -> tuple[jax.Array, jax.Array]:
+def elastic(
+    score: jax.Array, forget: jax.Array | int, sinks: int = 4, position: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """(kept bool `[n]`, target `[n]`) of Elastic Cache's prompt (Liu et al. 2024, arXiv:2407.18121), as intended.
 
     Kept are the sinks, the last token, and the best of the rest, n - forget in all; each of the others is averaged into
-    the kept token that is nearest by position. `score [n]`: column sums of the mean over heads.
+    the kept token that is nearest by position. `score [n]`: column sums of the mean over heads. `position [n]`: of
+    each, -1 = no token, in any order; 0 .. n - 1 unless given. Those that are not there had their turn.
     """
-    n = score.shape[-1]
-    place = jnp.arange(n)
-    middle = (place >= sinks) & (place < n - 1)
-    kept = ~middle | keep_best(score, middle, max(n - sinks - 1 - forget, 0))
-    return kept, nearest(kept, kept, ~kept)
+    position = jnp.arange(score.shape[-1]) if position is None else position
+    held, newest = position >= 0, position.max(-1)
+    middle = held & (position >= sinks) & (position < newest)
+    kept = (held & ~middle) | keep_best(score, middle, jnp.maximum(newest - sinks - forget, 0), position)
+    return kept, nearest(kept, kept, held & ~kept, position)
 
 
 def elastic_released(score: jax.Array, forget: int, sinks: int = 4) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -82,6 +89,28 @@ def elastic_released(score: jax.Array, forget: int, sinks: int = 4) -> tuple[jax
     return kept, thrown, anchors
 
 
+def elastic_released_targets(
+    score: jax.Array, forget: jax.Array | int, sinks: int = 4, count: jax.Array | int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`elastic_released` with shapes that do not depend on the scores: (kept bool `[n]`, target `[n]`).
+
+    Target: which anchor each thrown token is added to, -1: none. The tokens are the first `count` of `score [n]`, all
+    unless given. An anchor that is thrown, too, is added to itself.
+    """
+    n = score.shape[-1]
+    index = jnp.arange(n)
+    count = n if count is None else count
+    size = count - sinks - 1
+    middle = jnp.where(index < size, score[jnp.minimum(index + sinks, n - 1)], jnp.inf)
+    order = jnp.argsort(middle, stable=True)
+    inside = (index >= sinks) & (index < count - 1)
+    chosen = inside & (order[jnp.maximum(index - sinks, 0)] > forget)
+    thrown = (index < size) & (order <= forget)
+    target = nearest(chosen, chosen, ~chosen)
+    kept = chosen | (index < sinks) | (index == count - 1)
+    return kept & (index < count), jnp.where(thrown, target, -1)
+
+
 def elastic_released_means(x: jax.Array, thrown: jax.Array, anchors: jax.Array) -> jax.Array:
     """`x [n, H]` with each anchor the mean of itself and of the thrown rows that go to it, unweighted."""
     x = jnp.asarray(x)
@@ -90,22 +119,32 @@ def elastic_released_means(x: jax.Array, thrown: jax.Array, anchors: jax.Array) 
     return sums / counts[:, None]
 
 
-def ems(score: jax.Array, k: jax.Array, *, budget: int, recent: int, least: float = 0.5) -> tuple[jax.Array, jax.Array]:
+def ems(
+    score: jax.Array,
+    k: jax.Array,
+    *,
+    budget: jax.Array | int,
+    recent: jax.Array | int,
+    least: float = 0.5,
+    position: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """(kept bool `[n]`, target `[n]`) of one key head's prompt, evict then merge (Li et al. 2024, arXiv:2412.08521).
 
     The instantiation that we fix, since the paper's constants are not public. Important: the `recent` last tokens and
     the best of the rest, `budget` in all. Of the others the better half (rounded down) is to be merged, each into the
     kept token whose key has the largest cosine with its own, where that is at least `least`; all else is class zero.
-    `score [n]` is `scores.ems`, `k [n, H]` the keys.
+    `score [n]` is `scores.ems`, `k [n, H]` the keys, `position [n]` of each, -1 = no token, in any order; 0 .. n - 1
+    unless given.
     """
-    n = score.shape[-1]
-    place = jnp.arange(n)
-    near = place >= n - recent
-    kept = near | keep_best(score, ~near, max(budget - min(recent, n), 0))
-    others = n - kept.sum()
-    moved = keep_best(score, ~kept, others // 2)
+    index = jnp.arange(score.shape[-1])
+    position = index if position is None else position
+    held = position >= 0
+    near = held & (position > position.max() - recent)
+    kept = near | keep_best(score, held & ~near, jnp.maximum(budget - near.sum(), 0), position)
+    others = held & ~kept
+    moved = keep_best(score, others, others.sum() // 2, position)
     target, cosine = most_similar(k, k, kept)
-    return kept, jnp.where(kept, place, jnp.where(moved & (cosine >= least), target, -1))
+    return kept, jnp.where(kept, index, jnp.where(moved & (cosine >= least), target, -1))
 
 
 def most_similar(k: jax.Array, centres: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:

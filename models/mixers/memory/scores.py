@@ -48,7 +48,11 @@ def a2sf(score: jax.Array, row: jax.Array, alpha: float) -> jax.Array:
 
 def a2sf_weights(alpha: float, count: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """`[count]`: alpha^(count-1-i), with 0^0 = 1, so that `column_sums(p, weights)` is `a2sf` after `count` rows."""
-    age = jnp.arange(count - 1, -1, -1)
+    return a2sf_decay(alpha, jnp.arange(count - 1, -1, -1), dtype)
+
+
+def a2sf_decay(alpha: float, age: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """alpha^age of the ages of rows, in steps, with 0^0 = 1; the shape of `age`."""
     return jnp.where(age == 0, 1.0, jnp.asarray(alpha, dtype) ** age).astype(dtype)
 
 
@@ -146,6 +150,11 @@ def keep_best(score: jax.Array, candidates: jax.Array, count: jax.Array | int, p
     return candidates & (rank >= S - jnp.asarray(count)[..., None])
 
 
+def protected(position: jax.Array, newest: jax.Array | int, recent: jax.Array | int, sinks: int = 0) -> jax.Array:
+    """bool `[..., S]`: the `recent` last tokens and the first `sinks`; arguments as in `keep`."""
+    return (position > newest - recent) | (position < sinks)
+
+
 def keep(
     score: jax.Array, position: jax.Array, newest: jax.Array | int, *, budget: jax.Array | int, recent: int, sinks=0
 ) -> jax.Array:
@@ -160,8 +169,33 @@ def keep(
       sinks: how many of the first tokens are not.
     """
     held = position >= 0
-    sure = held & ((position > newest - recent) | (position < sinks))
+    sure = held & protected(position, newest, recent, sinks)
     return sure | keep_best(score, held & ~sure, jnp.maximum(budget - sure.sum(-1), 0), position)
+
+
+def weakest(score: jax.Array, candidates: jax.Array, position: jax.Array) -> jax.Array:
+    """bool `[..., S]`: the candidate that `keep_best` drops first: the lowest score, of equal ones the earliest.
+
+    Nothing is sorted. No entry holds where there is no candidate. Arguments as in `keep_best`, each `[..., S]`.
+    """
+    lowest = jnp.min(jnp.where(candidates, score, jnp.inf), axis=-1, keepdims=True)
+    equal = candidates & (score <= lowest)
+    # A compiler may compute the scores a second time and round them otherwise, so that none is the lowest.
+    near = candidates & (score <= lowest + 64 * jnp.finfo(score.dtype).eps * jnp.abs(lowest))
+    equal = jnp.where(jnp.any(equal, axis=-1, keepdims=True), equal, near)
+    first = jnp.min(jnp.where(equal, position, jnp.iinfo(position.dtype).max), axis=-1, keepdims=True)
+    return equal & (position == first)
+
+
+def keep_but_one(
+    score: jax.Array, position: jax.Array, newest: jax.Array | int, *, budget: jax.Array | int, recent: int, sinks=0
+) -> jax.Array:
+    """bool `[..., S]`: `keep` where at most one token is too many, as after each new token: no sort. Arguments of
+    `keep`."""
+    held = position >= 0
+    sure = held & protected(position, newest, recent, sinks)
+    over = (held.sum(-1) > jnp.maximum(budget, sure.sum(-1)))[..., None]
+    return held & ~(weakest(score, held & ~sure, position) & over)
 
 
 def kept_mass(p: jax.Array, kept: jax.Array) -> jax.Array:

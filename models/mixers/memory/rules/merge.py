@@ -68,12 +68,7 @@ class Elastic(PrefixKV):
     def as_released(self, s, a, forget):
         """The released rule has shapes that depend on the scores; here the same as masks and one-hot sums."""
         n, place = s.n, jnp.arange(s.n)
-        size = n - self.sinks - 1
-        order = jnp.pad(jnp.argsort(a[self.sinks : n - 1], stable=True), (self.sinks, 1), constant_values=-1)
-        chosen = (order > forget) & (place >= self.sinks) & (place < n - 1)
-        thrown = jnp.pad(order[self.sinks : n - 1] <= forget, (0, n - size))  # without the shift by the sinks
-        target = jnp.where(thrown, merging.nearest(chosen, chosen, jnp.ones(n, bool) & ~chosen), -1)
-        target = jnp.where(thrown & chosen, place, target)
+        held, target = merging.elastic_released_targets(a, forget, self.sinks)
         added = (target[:, None] == place[None, :]).astype(a.dtype)  # [thrown, anchor]
 
         def means(x):
@@ -81,7 +76,6 @@ class Elastic(PrefixKV):
                 (x[:, :n] + jnp.einsum("ts,kth->ksh", added, x[:, :n])) / (1 + added.sum(0))[None, :, None]
             )
 
-        held = chosen | (place < self.sinks) | (place == n - 1)
         return held, s.k if self.values_only else means(s.k), means(s.v)
 
 

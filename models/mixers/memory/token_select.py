@@ -1,0 +1,142 @@
+"""Memory `token_select`: nothing leaves; a query reads the first tokens, the last ones and those of the most votes.
+
+Wu et al. 2024 (TokenSelect, arXiv:2411.02886).
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from models.mixers import slots
+from models.mixers.context import Context
+from models.mixers.memory import Memory, Sizes, View, budgets, selection
+from models.mixers.memory.kept import budget_problems, of_prompt, whole
+from models.mixers.memory.rules.select import TokenSelect as Rule
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenSelect(Memory):
+    """Every token in its slot. A single query reads `initial` + budget + `local` of them; pieces of a prompt read all.
+
+    Attributes:
+      k, v: unrotated keys, and values, `[B, K, S, H]`; their positions stand in `context.slots`.
+      asked: `[B, N, H]` the query whose choice was used last; chosen: `[B, most]` its slots, -1 = none.
+      prompt: `[B]` tokens that were read in pieces.
+      rule: static; limit: static: tokens that a row may come to have.
+    """
+
+    rotary: ClassVar[str] = "slot"
+    alone: ClassVar[bool] = True
+    name: ClassVar[str] = "token_select"
+
+    k: jax.Array
+    v: jax.Array
+    asked: jax.Array
+    chosen: jax.Array
+    prompt: jax.Array
+    rule: Rule = dataclasses.field(metadata={"static": True})
+    limit: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def empty(cls, sizes: Sizes, **options: Any) -> Self:
+        """S = `sizes.slots` empty slots a row."""
+        rule = Rule(**{name: whole(value) for name, value in options.items()})
+        shape = (sizes.batch, sizes.K, sizes.slots, sizes.H)
+        most = min(budgets.tokens(rule.budget, sizes.length), sizes.length)
+        return cls(
+            jnp.zeros(shape, sizes.dtype),
+            jnp.zeros(shape, sizes.dtype),
+            jnp.zeros((sizes.batch, sizes.N, sizes.H), sizes.dtype),
+            jnp.full((sizes.batch, most), -1, jnp.int32),
+            jnp.zeros((sizes.batch,), jnp.int32),
+            rule, sizes.length,
+        )  # fmt: skip
+
+    def read(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> tuple[Self, View]:
+        """See `Memory.read`."""
+        T = k.shape[1]
+        positions = jnp.broadcast_to(context.positions, k.shape[:2]).astype(jnp.int32)
+        write = lambda old, new: slots.put(old, new.swapaxes(1, 2), context.start, axis=2)  # noqa: E731
+        new = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
+        after = dataclasses.replace(
+            self, k=write(self.k, k), v=write(self.v, v), prompt=self.prompt + (new if T > 1 else 0)
+        )
+        if T == 1:
+            return after._chosen(q, positions, context)
+        keys = (k, v, positions) if context.fresh else (
+            after.k.swapaxes(1, 2), after.v.swapaxes(1, 2), context.slots.position
+        )  # fmt: skip
+        return after, View(*keys, context.start, key_place=jnp.maximum(keys[2], 0), query_place=positions)
+
+    def _chosen(self, q: jax.Array, positions: jax.Array, context: Context) -> tuple[Self, View]:
+        rule, S = self.rule, self.k.shape[2]
+        asking = context.rotate(q, jnp.full_like(positions, rule.local))[:, 0]
+        count = jnp.broadcast_to(of_prompt(rule.budget, self.prompt, self.limit), positions[:, 0].shape)
+        size = min(rule.initial + self.chosen.shape[1] + rule.local, S)
+        pick = lambda *row: self._picked(*row, size=size)  # noqa: E731
+        slot, asked, chosen = jax.vmap(pick)(asking, self.k, positions[:, 0], count, self.asked, self.chosen)
+        idle = positions < 0
+        after = dataclasses.replace(
+            self,
+            asked=jnp.where(idle[..., None], self.asked, asked.astype(self.asked.dtype)),
+            chosen=jnp.where(idle, self.chosen, chosen),
+        )
+        index = jnp.maximum(slot, 0)
+        taken = lambda x: jnp.take_along_axis(x, index[:, None, :, None], axis=2).swapaxes(1, 2)  # noqa: E731
+        seen = slot >= 0
+        rank = selection.ranks(seen)
+        last = jnp.sum(seen, axis=1, keepdims=True) - 1
+        held = jnp.where(seen, jnp.take_along_axis(context.slots.position, index, axis=1), -1)
+        places = {"key_place": rank, "query_place": jnp.maximum(last, 0)}
+        return after, View(taken(self.k), taken(self.v), held, jnp.zeros_like(slot[:, 0]), **places)
+
+    def _picked(self, q, k, t, count, asked, before, *, size):
+        """(slots that a query at position t reads `[size]` in order, -1 behind them; query; chosen `[most]`) of a
+        row."""
+        rule, S, most = self.rule, k.shape[1], before.shape[0]
+        place = jnp.arange(S)
+        candidates = (place >= rule.initial) & (place <= t - rule.local)
+        kw = {"smooth": rule.smooth, "released": rule.released, "dtype": jnp.bfloat16 if rule.narrow else None}
+        votes = selection.token_select_votes(q, k.swapaxes(0, 1), candidates, **kw)
+        chosen = best_slots(votes, candidates, most, count)
+        if rule.least < 1:
+            again = (before >= 0).any() & selection.same_query(q, asked, rule.least)
+            chosen, q = jnp.where(again, before, chosen), jnp.where(again, asked, q)
+        few = rule.initial + count + rule.local >= t + 1
+        near = t - rule.local + 1 + jnp.arange(rule.local)
+        parts = [jnp.arange(rule.initial), jnp.where(chosen >= 0, chosen, S), near]
+        ordered = jnp.sort(jnp.concatenate(parts))[:size]
+        some = jnp.where(ordered < S, ordered, -1)
+        all_of_them = jnp.where(jnp.arange(size) <= t, jnp.arange(size), -1)
+        return jnp.where(few, all_of_them, some), jnp.where(few, asked, q), jnp.where(few, before, chosen)
+
+    @classmethod
+    def problems(cls, options: Mapping[str, Any]) -> Iterator[str]:
+        """See `Memory.problems`."""
+        yield from budget_problems(cls.name, {"budget": options["budget"]})
+
+
+def best_slots(score: jax.Array, candidates: jax.Array, most: int, count: jax.Array | int) -> jax.Array:
+    """`[most]` indices, ascending, of the `count` candidates that `scores.keep_best` keeps; -1 where there are fewer.
+
+    Args:
+      score: `[S]`.
+      candidates: bool `[S]`.
+      most: static.
+      count: at most `most`.
+    """
+    S = score.shape[0]
+    most_of = min(most, S)
+    ordered = jnp.where(candidates, score, -jnp.inf)[::-1]  # of equal ones the latest first
+    value, index = jax.lax.top_k(ordered, most_of)
+    real = (jnp.arange(most_of) < count) & candidates[::-1][index]
+    slot = jnp.sort(jnp.where(real, S - 1 - index, S))
+    slot = jnp.pad(slot, (0, most - most_of), constant_values=S)
+    return jnp.where(slot < S, slot, -1)
+
+
+PARTS = {"token_select": TokenSelect}
