@@ -211,6 +211,10 @@ def evaluate(flags: Any, changes: Changes) -> None:
         print(held_out.evaluated(model, made.generate.to_dict(), named.workdir(flags) if flags.workdir else None))
     if model.config.eval.texts:
         other_texts.show(model, step, workdir=flags.workdir and place, output=getattr(flags, "output", ""))
+    if made.generate.memory != "full":
+        from experiments.generation import memories
+
+        print(memories.of_run(model, named.workdir(flags) if flags.workdir else None))
 
 
 def prompts(flags: Any) -> list[str]:

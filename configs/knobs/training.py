@@ -105,6 +105,13 @@ evaluation.texts = texts(
     "many whole ones as eval.rows allow (0 = all).",
     before=(),
 )
+evaluation.prompt = whole(
+    0,
+    "Tokens of a row that are read at once where generate.memory keeps a part; 0 = half of it.",
+    least=0,
+    small=8,
+    before=0,
+)
 evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
 evaluation.trace = whole(

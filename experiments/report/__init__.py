@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import workdir as files
-from experiments.report import data, page, plots
+from experiments.report import data, kept, page, plots
 
 __all__ = ["compare", "write"]
 
@@ -41,6 +41,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         *([page.section("texts", "Other texts", *texts)] if (texts := _texts(run)) else []),
         page.section("samples", "Samples over training", *_samples(run)),
         *([page.section("drafts", "Drafts", *drafts)] if (drafts := _drafts(run)) else []),
+        *([page.section("kept", "What attention kept", *cached)] if (cached := kept.section(run.path)) else []),
         page.section("configuration", "Configuration", _configuration(run)),
         page.section("environment", "Data and environment", _environment(run)),
     ]

@@ -43,6 +43,7 @@ METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
 SAMPLES = "samples.jsonl"
 DRAFTS = "drafts.jsonl"
+MEMORIES = "memories"  # a folder: evaluations with a policy of generate.memory
 RESULT = "result.json"
 REPORT = "report.html"
 TEXTS = "texts.json"  # The last evaluation of other texts.

@@ -1,0 +1,229 @@
+"""What a policy of `generate.memory` costs and keeps: held-out rows, token by token, beside the full cache.
+
+A row is read as one text: its first part in one pass, as a prompt, the rest token by token, each token scored. Results
+of every batch are lines of a file of the workdir, so that a killed evaluation goes on where it stopped.
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import preflight
+from experiments import workdir as files
+from experiments.program import Program, inputs
+from experiments.settings import processes
+from experiments.settings.errors import ConfigError, Refused
+from experiments.training.evaluate import ratio_standard_error
+from kernels import masks
+from models.mixers.memory import Policy
+from models.mixers.memory.shadow import shadowed, watched
+
+SUMS = ("nats", "full_nats", "bytes", "tokens", "mass", "best", "steps")
+
+
+def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callable:
+    """Jitted `(params, tokens [B, T], targets, scored) -> dict`: `nats [B, T - prompt]` of the targets behind a prompt.
+
+    With `watch` also `mass`, `best` and `steps`, `[L, B]`, and `seen [L, B, T]`, of `models.mixers.memory.shadow`.
+    """
+
+    def run(params: Any, tokens: jax.Array, targets: jax.Array, scored: jax.Array) -> dict[str, jax.Array]:
+        model = program.decoder(params).for_decoding()
+        B, T = tokens.shape
+        state = model.init_state(B, T, policy)
+        if watch:
+            state = state | {"layers": shadowed(state["layers"], T)}
+        where = lambda first, count: jnp.broadcast_to(first + jnp.arange(count), (B, count))  # noqa: E731
+        take = lambda x, t: jax.lax.dynamic_slice_in_dim(x, t, 1, axis=1)  # noqa: E731
+        rule = {"mask": masks.Causal()}
+        state = model(tokens[:, :prompt], positions=where(0, prompt), state=state, fresh=True, **rule).state
+
+        def step(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+            made = model(take(tokens, t), positions=where(t, 1), state=state, **rule)
+            logits = jax.nn.log_softmax(model.logits(made.features)[:, 0], axis=-1)
+            nats = -jnp.take_along_axis(logits, take(targets, t), axis=1)[:, 0]
+            return made.state, jnp.where(take(scored, t)[:, 0], nats, 0)
+
+        state, nats = jax.lax.scan(step, state, jnp.arange(prompt, T))
+        found = {"nats": nats.T}
+        if watch:
+            layers = watched(state["layers"])
+            found |= {name: jnp.stack([getattr(x, name) for x in layers]) for name in ("mass", "best", "steps", "seen")}
+        return found
+
+    return jax.jit(run)
+
+
+def state_bytes(program: Program, params: Any, policy: Policy, rows: int, length: int) -> int:
+    """Bytes of the decoding state that a compiled step takes beside the parameters and the tokens."""
+
+    def step(params: Any, state: Any, tokens: jax.Array) -> Any:
+        model = program.decoder(params).for_decoding()
+        made = model(tokens, mask=masks.Causal(), positions=state["slots"].length[:, None], state=state)
+        return model.logits(made.features), made.state
+
+    decoder = lambda params: program.decoder(params).for_decoding().init_state(rows, length, policy)  # noqa: E731
+    state = jax.eval_shape(decoder, params)
+    tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32)
+    size = lambda tree: sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+    kept = jax.jit(step, keep_unused=True).lower(params, state, tokens).compile().memory_analysis()
+    return kept.argument_size_in_bytes - size(params) - size(tokens)
+
+
+def evaluate(
+    program: Program,
+    params: Any,
+    batches: Iterable[dict],
+    token_bytes: np.ndarray,
+    generate: Mapping[str, Any],
+    *,
+    prompt: int = 0,
+    folder: pathlib.Path | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A policy against the full cache on held-out rows.
+
+    Args:
+      program, params: of the model, on one process.
+      batches: of held-out rows, numpy.
+      token_bytes: `[V]` bytes of text behind each token id.
+      generate: `config.generate` as a plain dict.
+      prompt: tokens of a row that are read at once; 0: half of it.
+      folder: where results of batches are kept; None: nowhere.
+      about: what else the results depend on, e.g. the checkpoint.
+
+    Returns:
+      `memory/...`: bits_per_byte and full_bits_per_byte behind the prompts, difference_se over rows, kept_mass and
+      best_mass (0..1, of the attention of the full cache, by what was seen and by the best as many), state_bytes and
+      full_state_bytes of a batch, tokens_per_second and full_tokens_per_second of a warm batch, rows, prompt; `seen`:
+      [L, T] shares of the heads that saw each token of the first row at its end.
+    """
+    policy, full = Policy.of(generate), Policy()
+    told = {"policy": [policy.name, [list(o) for o in policy.options]], "prompt": prompt, **(about or {})}
+    path, done = _results(folder, policy.name, told)
+    runs, shape = {}, None
+    for number, batch in enumerate(batches):
+        tokens = np.asarray(batch["tokens"])
+        shape, cut = tokens.shape, prompt or tokens.shape[1] // 2
+        if number in done:
+            continue
+        given = (params, *(jnp.asarray(batch[name]) for name in ("tokens", "targets", "scored")))
+        if not runs:
+            runs = {"": scored(program, policy, cut, watch=True), "full_": scored(program, full, cut, watch=False)}
+        found = {name: jax.device_get(run(*given)) for name, run in runs.items()}
+        row = _row(batch, found, token_bytes, cut)
+        if number == 0:
+            row["seen"] = np.round(found[""]["seen"][:, 0], 3).tolist()
+            row |= _costs(program, given, {"": policy, "full_": full}, cut)
+        done[number] = row
+        if path is not None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"batch": number, **row}) + "\n")
+    found = _summary(done, prompt or shape[1] // 2)
+    if path is not None:
+        files.write_file(path.with_suffix(".json"), json.dumps({"about": told, **found}).encode())
+    return found
+
+
+def of_run(model: Any, workdir: pathlib.Path | None) -> str:
+    """`evaluate` of a trained model (`experiments.workdir.trained.Trained`) on its held-out rows, in words.
+
+    Errors: ConfigError for a policy that the model cannot have; Refused where many processes evaluate.
+    """
+    config, options = model.config, model.config.generate.to_dict()
+    if processes.many():
+        raise Refused("generate.memory other than 'full' is evaluated by one process; leave --num_processes away.")
+    preflight.check_generation(options, tables=True)
+    if problems := list(preflight.memory_problems(options, config.model.mixer)):
+        raise ConfigError(problems)
+    found = evaluate(
+        model.program,
+        model.params,
+        inputs.eval_batches(config, model.corpus, model.program.rows),
+        model.tokenizer.token_bytes,
+        options,
+        prompt=config.eval.prompt,
+        folder=None if workdir is None else workdir / files.MEMORIES,
+        about={"step": model.step, "rows": config.eval.rows, "batch": config.eval.batch_size},
+    )
+    return said(found, options["memory"])
+
+
+def said(found: Mapping[str, Any], name: str) -> str:
+    """The result in a few lines."""
+    of = lambda key: found[f"memory/{key}"]  # noqa: E731
+    return (
+        f"generate.memory={name}, behind prompts of {of('prompt')} tokens, {of('rows')} rows: "
+        f"{of('bits_per_byte'):.4f} bits per byte, {of('full_bits_per_byte'):.4f} with the full cache (standard error "
+        f"of the difference {of('difference_se'):.4f})\n"
+        f"kept attention {of('kept_mass'):.4f} (at best {of('best_mass'):.4f} with as many tokens); state "
+        f"{of('state_bytes'):,} bytes a batch, {of('full_state_bytes'):,} with the full cache; "
+        f"{of('tokens_per_second'):,.0f} tokens/s, {of('full_tokens_per_second'):,.0f} with the full cache"
+    )
+
+
+def _results(folder: pathlib.Path | None, name: str, told: Mapping[str, Any]) -> tuple[pathlib.Path | None, dict]:
+    """The file of these results and what it holds: batch -> row. A line that was cut off is made again."""
+    if folder is None:
+        return None, {}
+    text = json.dumps(told, sort_keys=True)
+    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps({"about": told}) + "\n", encoding="utf-8")
+        return path, {}
+    lines = path.read_text("utf-8").split("\n")
+    whole = [line for line in lines[:-1] if line]
+    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    rows = [json.loads(line) for line in whole[1:]]
+    return path, {row.pop("batch"): row for row in rows}
+
+
+def _row(batch: Mapping[str, Any], found: Mapping[str, dict], token_bytes: np.ndarray, cut: int) -> dict[str, Any]:
+    """Sums of each row of a batch, as lists; rows of padding have no tokens."""
+    valid = np.asarray(batch["scored"])[:, cut:]
+    sizes = np.asarray(token_bytes)[np.minimum(np.asarray(batch["targets"]), len(token_bytes) - 1)][:, cut:]
+    sums = {
+        "nats": found[""]["nats"].astype(np.float64).sum(1), "full_nats": found["full_"]["nats"].astype(float).sum(1),
+        "tokens": valid.sum(1), "bytes": np.where(valid, sizes, 0).sum(1),
+        **{name: found[""][name].astype(np.float64).mean(0) for name in ("mass", "best", "steps")},
+    }  # fmt: skip
+    return {name: value.tolist() for name, value in sums.items()}
+
+
+def _costs(program: Program, given: tuple, policies: Mapping[str, Policy], cut: int) -> dict[str, Any]:
+    """Bytes of the state of a batch, and tokens per second, of each policy."""
+    costs, (params, tokens, *_) = {}, given
+    for name, policy in policies.items():
+        run = scored(program, policy, cut, watch=False)
+        jax.block_until_ready(run(*given))
+        start = time.perf_counter()
+        jax.block_until_ready(run(*given))
+        costs[f"{name}tokens_per_second"] = tokens[:, cut:].size / (time.perf_counter() - start)
+        costs[f"{name}state_bytes"] = state_bytes(program, params, policy, *tokens.shape)
+    return costs
+
+
+def _summary(done: Mapping[int, dict], prompt: int) -> dict[str, Any]:
+    """What all batches together say."""
+    parts = [done[number] for number in sorted(done)]
+    of = {name: np.concatenate([np.asarray(row[name], np.float64) for row in parts]) for name in SUMS}
+    of = {name: value[of["tokens"] > 0] for name, value in of.items()}
+    bits = {name: of[name] / math.log(2) for name in ("nats", "full_nats")}
+    share = lambda name: float(of[name].sum() / of["steps"].sum())  # noqa: E731
+    found = {
+        "bits_per_byte": float(bits["nats"].sum() / of["bytes"].sum()),
+        "full_bits_per_byte": float(bits["full_nats"].sum() / of["bytes"].sum()),
+        "difference_se": ratio_standard_error(bits["nats"] - bits["full_nats"], of["bytes"]),
+        "kept_mass": share("mass"), "best_mass": share("best"), "rows": len(of["tokens"]), "prompt": prompt,
+    }  # fmt: skip
+    costs = {name: value for name, value in parts[0].items() if name not in SUMS and name != "seen"}
+    return {f"memory/{name}": value for name, value in (found | costs).items()} | {"seen": parts[0]["seen"]}

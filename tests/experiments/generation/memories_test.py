@@ -1,0 +1,100 @@
+"""Evaluation under a policy: bits per byte against the whole forward pass, what is kept, bytes, and going on."""
+
+import functools
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.generation import memories
+from experiments.report import kept
+from kernels import masks
+from tests.experiments.generation.generate_test import OPTIONS, made
+
+T, CUT = 24, 10
+BYTES = np.full(259, 1)
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        text = rng.integers(0, 256, (2, T + 1)).astype(np.int32)
+        scored = np.ones((2, T), bool)
+        if i == 1:
+            scored[1] = False  # a row of padding
+        yield {"tokens": text[:, :-1], "targets": text[:, 1:], "scored": scored}
+
+
+def asked(name, **options):
+    return OPTIONS | {"memory": name, name: OPTIONS[name] | options}
+
+
+@functools.cache
+def full_bits():
+    """Of the targets behind the prompts, by one forward pass and numpy."""
+    program, params = made()
+
+    @jax.jit
+    def logits(tokens):
+        model = program.merge(params)
+        return model.logits(model(tokens, mask=masks.Causal()).features)
+
+    nats = count = 0
+    for batch in batches():
+        x = np.asarray(logits(batch["tokens"]), np.float64)
+        x = x - x.max(-1, keepdims=True)
+        law = x - np.log(np.exp(x).sum(-1, keepdims=True))
+        each = -np.take_along_axis(law, batch["targets"][..., None], axis=-1)[:, CUT:, 0]
+        nats += each[batch["scored"][:, CUT:]].sum()
+        count += batch["scored"][:, CUT:].sum()
+    return nats / math.log(2) / count
+
+
+def test_a_policy_is_compared_with_the_full_cache_and_an_evaluation_goes_on(tmp_path):
+    program, params = made()
+    run = functools.partial(memories.evaluate, program, params, token_bytes=BYTES, prompt=CUT)
+    options = asked("h2o", budget=4.0, recent=2.0)
+    whole = run(batches=batches(), generate=options)
+    # 42 logits of float32 sums of width 32: far below a thousandth of a bit
+    assert whole["memory/full_bits_per_byte"] == pytest.approx(full_bits(), abs=1e-4)
+    assert abs(whole["memory/bits_per_byte"] - full_bits()) > 1e-3
+    assert 0.1 < whole["memory/kept_mass"] < whole["memory/best_mass"] < 1
+    assert whole["memory/rows"] == 3 and whole["memory/prompt"] == CUT
+    assert whole["memory/state_bytes"] < whole["memory/full_state_bytes"]
+
+    def killed():
+        yield next(batches())
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "memories"
+    with pytest.raises(KeyboardInterrupt):
+        run(batches=killed(), generate=options, folder=folder)
+    (path,) = folder.glob("*.jsonl")
+    path.write_text(path.read_text() + '{"batch": 1, "nats": [')  # the line that it was writing
+    again = run(batches=batches(), generate=options, folder=folder)
+    for name in ("bits_per_byte", "full_bits_per_byte", "kept_mass", "best_mass", "difference_se", "rows"):
+        assert again[f"memory/{name}"] == whole[f"memory/{name}"], name
+    assert len(path.read_text().splitlines()) == 3
+    assert json.loads(path.with_suffix(".json").read_text())["seen"] == whole["seen"]
+    page = "".join(kept.section(tmp_path))
+    assert page.count("<figure>") == 1 and "h2o: " in page and page.count("layer ") == len(whole["seen"])
+
+
+def test_a_budget_of_the_whole_text_costs_nothing():
+    program, params = made()
+    found = memories.evaluate(
+        program, params, batches(), BYTES, asked("h2o", budget=64.0, recent=2.0), prompt=CUT
+    )  # fmt: skip
+    assert found["memory/bits_per_byte"] == pytest.approx(full_bits(), abs=1e-4)
+    assert found["memory/kept_mass"] == pytest.approx(1, abs=1e-5) == found["memory/best_mass"]
+    assert all(share == 1 for layer in found["seen"] for share in layer)
+
+
+def test_a_picture_has_a_rectangle_for_each_run_of_equal_shares():
+    drawn = kept.picture([[0, 1, 1, 0.5, 0], [1, 1, 1, 1, 1]], prompt=2)
+    assert drawn.count("<rect") == 3 and drawn.count("<text") == 2
+    assert 'x="192.00" y="1" width="264.00"' in drawn and 'opacity="0.5"' in drawn
+    assert kept.section(pathlib.Path("nowhere")) == []
