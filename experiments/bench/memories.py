@@ -1,0 +1,143 @@
+"""Bench rows of `generate.memory`: a decoding step of shape b at long contexts, full cache and policies.
+
+    memory/b/equal    all hold 511 tokens: what a policy costs beside attention to as many
+    memory/b/8192     a context of 8,192 tokens, of which policies keep or read 512
+    memory/b/65536    the same at 65,536
+
+Caches are filled with random keys and values, not by reading. `state bytes` are those that the compiled program takes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import training
+from experiments.bench.comparison import Comparison, Planned
+from experiments.generation.memories import state_bytes
+from kernels import masks
+from models.mixers.memory import Policy
+from models.mixers.memory.full import Full
+from models.mixers.memory.kept import Kept
+from models.mixers.memory.quest import Quest
+from models.mixers.memory.selection import quest_pages
+from models.mixers.memory.streaming import Streaming
+from models.mixers.memory.token_select import TokenSelect
+from models.mixers.slots import Slots
+
+BUDGET, TOKENS, ROOM = 512, 8, 1024  # tokens that stay, tokens of a call, slots behind the context
+POLICIES = {
+    "streaming": {"sinks": 4}, "h2o": {"recent": 256}, "a2sf": {"recent": 256}, "keyformer": {"recent": 256},
+    "scissorhands": {"recent": 256}, "tova": {}, "snap": {"window": 64}, "pyramid": {"window": 64}, "prefix_kv": {},
+    "elastic": {}, "ems": {"recent": 256}, "random": {"recent": 256}, "token_select": {"initial": 4, "local": 64},
+    "quest": {},
+}  # fmt: skip
+CONTEXTS = (8192, 65536)
+
+
+def planned() -> Iterator[Planned]:
+    """All rows of this module."""
+    yield Planned("memory/b/equal", functools.partial(_row, "memory/b/equal", BUDGET - 1, BUDGET - 1))
+    for context in CONTEXTS:
+        name = f"memory/b/{context}"
+        yield Planned(name, functools.partial(_row, name, context, BUDGET))
+
+
+def policies(context: int, budget: int) -> dict[str, Policy]:
+    """The full cache and every policy with so many tokens, for a context that is as long or longer."""
+    slots, made = context + ROOM, {"full": Policy(slots=context + ROOM)}
+    for name, options in POLICIES.items():
+        share = {"ratio": 1 - budget / slots} if name in ("prefix_kv", "elastic") else {"budget": budget}
+        more = {"token_select": {"budget": max(1, budget - 68)}, "quest": {"page": 16}}.get(name, {})
+        made[name] = Policy(name, tuple(sorted((options | share | more).items())), slots=slots, drawn=64)
+    return made
+
+
+def filled(memory: Any, context: int, key: jax.Array) -> Any:
+    """An empty memory as it is after `context` tokens, with random keys and values."""
+    ks = jax.random.split(key)
+    k, v = (jax.random.normal(one, memory.k.shape, memory.k.dtype) for one in ks)
+    count = jnp.full((memory.k.shape[0],), context, jnp.int32)
+    memory = dataclasses.replace(memory, k=k, v=v)
+    S = k.shape[2]
+    if isinstance(memory, Kept):
+        held = min(memory.most, context, memory.rule.budget if hasattr(memory.rule, "budget") else S)
+        position = np.full(S, -1, np.int32)
+        position[:held] = np.arange(context - held, context)
+        return dataclasses.replace(
+            memory, position=jnp.broadcast_to(position, memory.position.shape), length=count, prompt=count
+        )
+    if isinstance(memory, Streaming):
+        s, ring = memory.rule.sinks, S - 1 - memory.rule.sinks
+        position = np.full(S, -1, np.int32)
+        for p in (*range(s), *range(max(s, context - ring + 1), context)):
+            position[p if p < s else s + (p - s) % ring] = p
+        return dataclasses.replace(
+            memory, position=jnp.broadcast_to(position, memory.position.shape), length=count, prompt=count
+        )
+    if isinstance(memory, Quest):
+        position = jnp.where(jnp.arange(S) < context, jnp.arange(S), -1).astype(jnp.int32)
+        low, high = quest_pages(k[0].swapaxes(0, 1), position >= 0, memory.rule.page)
+        return dataclasses.replace(
+            memory, position=jnp.broadcast_to(position, memory.position.shape), low=low[None], high=high[None],
+            prompt=count,
+        )  # fmt: skip
+    if isinstance(memory, TokenSelect):
+        return dataclasses.replace(memory, prompt=count)
+    assert isinstance(memory, Full)
+    return memory
+
+
+def _row(name: str, context: int, budget: int) -> Comparison:
+    made = training.program_of("b")
+    params = made.init()["params"]
+    asked = policies(context, budget)
+    length = context + ROOM
+
+    def decode(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
+        model = made.decoder(params).for_decoding()
+
+        def step(_: Any, carry: tuple) -> tuple:
+            state, token = carry
+            out = model(token[:, None], mask=masks.Causal(), positions=state["slots"].length[:, None], state=state)
+            return out.state, jnp.argmax(model.logits(out.features)[:, 0], axis=-1).astype(jnp.int32)
+
+        return jax.lax.fori_loop(0, TOKENS, step, (state, token))
+
+    run = jax.jit(decode, donate_argnums=1)
+
+    def begin(policy: Policy) -> Any:
+        def build(params: Any) -> Any:
+            state = made.decoder(params).for_decoding().init_state(1, length, policy)
+            keys = iter(jax.random.split(jax.random.key(0), len(state["layers"])))
+            layers = tuple(
+                {block: filled(memory, context, next(keys)) for block, memory in layer.items()}
+                for layer in state["layers"]
+            )
+            slots = jnp.where(jnp.arange(length) < context, jnp.arange(length), -1).astype(jnp.int32)
+            return {"slots": Slots(slots[None], jnp.full((1,), context, jnp.int32)), "layers": layers}
+
+        return jax.jit(build)(params)
+
+    def candidate(policy: Policy) -> Any:
+        kept = {"state": None}
+
+        def call() -> Any:
+            if kept["state"] is None:
+                kept["state"] = begin(policy), jnp.zeros((1,), jnp.int32)
+            kept["state"] = run(params, *kept["state"])
+            return kept["state"][1]
+
+        return call
+
+    return Comparison(
+        name=name,
+        candidates={policy: candidate(each) for policy, each in asked.items()},
+        baseline="full",
+        work=(TOKENS, "tokens"),
+        counted=("state bytes", {n: state_bytes(made, params, each, 1, length) for n, each in asked.items()}),
+    )
