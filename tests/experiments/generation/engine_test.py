@@ -177,13 +177,13 @@ def test_a_trace_of_64_requests_on_four_devices_is_each_request_alone():
 def test_rows_that_are_not_named_wait_and_rows_that_leave_come_back():
     engine = Engine(trained(), lanes=3, capacity=192)
     asked = {"seed": 5, "max_tokens": 24, "temperature": OPTIONS["temperature"]}
-    first, second = (engine.admit(p, **asked) for p in PROMPTS[:2])
+    first, second, third = (engine.admit(p, **asked) for p in PROMPTS[:3])
     engine.step(StepPlan(admit=(first, second), chunks={first: 99, second: 99}, decodes=(), rounds=3))
     assert [len(r.tokens) for r in engine.running.values()] == [0, 0]
     engine.step(StepPlan(decodes=(second,), rounds=3))
     assert [len(engine.running[i].tokens) for i in (first, second)] == [0, 3]
     engine.step(StepPlan(preempt=(second,), rounds=5))
-    assert list(engine.running) == [first] and [r.id for r in engine.waiting] == [second]
+    assert list(engine.running) == [first] and [r.id for r in engine.waiting] == [second, third]
     assert len(engine.running[first].tokens) == 5 and len(engine.waiting[0].tokens) == 3
     engine.step(StepPlan(admit=(second,), rounds=1))
     assert [len(engine.running[i].tokens) for i in (first, second)] == [6, 4]
