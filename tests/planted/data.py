@@ -228,4 +228,32 @@ BUGS = (
         "dropped=new.dropped, cut=",
         ("tests/data/division_test.py",),
     ),
+    Bug(
+        "folders: a link before the file itself",
+        "data/folders.py",
+        "(os.path.islink(of(f.name)), f.name)",
+        "f.name",
+        ("tests/data/formats_test.py::test_each_file_is_read_once_and_loops_end",),
+    ),
+    Bug(
+        "mixtures: every period begins the parts anew",
+        "data/order.py",
+        "return chosen, period * np.asarray(weights, np.int64)[chosen] + rank[turn]",
+        "return chosen, rank[turn]",
+        ("tests/data/order_test.py",),
+    ),
+    Bug(
+        "division: a cut inside a character",
+        "data/division.py",
+        "content[cut] & 0xC0 == 0x80",
+        "content[cut] & 0xC0 == 0xC0",
+        ("tests/data/division_test.py::test_where_a_document_is_cut",),
+    ),
+    Bug(
+        "theory: a switching source follows the newest symbol",
+        "data/tokenizers/theory.py",
+        "oldest = state // S ** (k - 1)",
+        "oldest = state % S",
+        ("tests/data/tokenizers/mixture_test.py::test_a_switching_source_looks_random_and_is_not",),
+    ),
 )

@@ -324,4 +324,11 @@ BUGS = (
         "known[specials[1][: len(specials[0])]] = specials[0][: len(specials[1])][::-1]",
         ("tests/models/transplant_test.py",),
     ),
+    Bug(
+        "reports: losses by layers and not by tokens",
+        "models/reports.py",
+        "found[name] = jnp.sum(value) / tokens",
+        "found[name] = jnp.mean(value) / tokens",
+        ("tests/models/report_test.py::test_means_add_before_they_are_divided",),
+    ),
 )
