@@ -31,9 +31,7 @@ def load(config, tokenizer: str = "", expected: str = "") -> data.Corpus:
 
     Errors: ConfigError with one sentence.
     """
-    arguments = _arguments(config)
-    if tokenizer and config.data.tokenizer != "bytes":
-        arguments |= {"tokenizer": tokenizer, "vocab_size": 0}
+    arguments = _arguments(config, tokenizer if config.data.tokenizer != "bytes" else "")
     try:
         corpus = data.load(**arguments, expected=expected)
     except (ValueError, FileNotFoundError) as error:
@@ -102,15 +100,15 @@ def sizes(corpus: data.Corpus) -> str:
     return "; ".join(parts)
 
 
-def _arguments(config) -> dict[str, Any]:
-    """`config.data` as `data.load` takes it."""
+def _arguments(config, tokenizer: str = "") -> dict[str, Any]:
+    """`config.data` as `data.load` takes it; with a path, that tokenizer stands in, and the config's is not read."""
     c = config.data
     return {
         "source": c.source,
         "path": c.path,
         "name": c.name,
-        "tokenizer": gguf_tokenizer.load(c.tokenizer) if c.tokenizer.endswith(".gguf") else c.tokenizer,
-        "vocab_size": c.vocab_size,
+        "tokenizer": tokenizer or (gguf_tokenizer.load(c.tokenizer) if c.tokenizer.endswith(".gguf") else c.tokenizer),
+        "vocab_size": 0 if tokenizer else c.vocab_size,
         "tokenizer_sample": c.tokenizer_sample,
         "validation": c.validation,
         "columns": c.columns,

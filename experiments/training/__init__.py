@@ -65,6 +65,7 @@ def train(
     named = "" if overwrite else vocabulary.of_run(workdir, about)
     expected = "" if overwrite else about.get("corpus") or inputs.began_with(workdir)
     corpus = processes.main_first("corpus", lambda: inputs.load(config, tokenizer=named, expected=expected))
+    template = vocabulary.template_hash(config.data.template)
     preflight_corpus.check_corpus(config, corpus)
     mesh = sharding.make_mesh(config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=mesh)
@@ -81,7 +82,7 @@ def train(
         stack.push(lambda kind, error, trace: None if processes.abandoned(error) else saves.close())
         first, state, about = starting.state(config, workdir, program, corpus, saves, overwrite=overwrite)
         start = first or 0
-        agreement.check_start(corpus=corpus.hash, tokenizer=corpus.tokenizer.hash, first_step=start)
+        agreement.check_start(corpus=corpus.hash, tokenizer=corpus.tokenizer.hash, template=template, first_step=start)
         read = companions.load(program, workdir, tokenizer=corpus.tokenizer, params=state["params"], about=about)
         beside = [read.params] if read.params else []  # what a step reads beside state and batch
 
@@ -162,7 +163,7 @@ def train(
                     measure(step)
                 if due["save"]:
                     loss = last_eval["eval/loss"] if due["evaluate"] else None
-                    saves.save(step, state, _about(config, corpus, read.facts), loss=loss)
+                    saves.save(step, state, _about(config, corpus, template, read.facts), loss=loss)
                 clock.resume()
             if stop.requested:
                 saves.close()
@@ -218,13 +219,17 @@ def _sample(generator: Any, params: Any, config) -> str:
     return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
 
 
-def _about(config, corpus: Any, companions: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself beside its arrays; `companions`: see `companions.Read.facts`."""
+def _about(config, corpus: Any, template: str, companions: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself beside its arrays; `companions`: see `companions.Read.facts`.
+
+    template: the hash of the chat template, "" where it is no file.
+    """
     return {
         "config": files.plain(config.to_dict()),
         "versions": {"jax": jax.__version__},
         "corpus": corpus.hash,
         "tokenizer": corpus.tokenizer.hash,
+        **({"template": template} if template else {}),
         **({"companions": companions} if companions else {}),
     }
 

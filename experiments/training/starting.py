@@ -126,6 +126,7 @@ def state(
     if restored:
         step, found, about = restored
         vocabulary.check_same_corpus(about, corpus, workdir)
+        vocabulary.check_template(about, config.data.template, workdir)
         logging.info("resuming %s at step %d", workdir, step)
         return step, found, about
     if not overwrite:

@@ -36,6 +36,7 @@ class Trained:
     @functools.cached_property
     def corpus(self) -> Any:
         """The corpus that the run was trained on. Raises ConfigError if the files at its path have changed since."""
+        vocabulary.check_template(self.about, self.config.data.template, self.workdir)
         named = vocabulary.of_run(self.workdir, self.about)
         corpus = processes.main_first(
             "corpus", lambda: inputs.load(self.config, tokenizer=named, expected=self.about.get("corpus", ""))
@@ -75,4 +76,6 @@ def load(workdir: str | os.PathLike, config: Any = None, *, step: str = "") -> T
     program = build(config, vocab_size=tokenizer.vocab_size, mesh=sharding.make_mesh(config))
     found, params, about = saves.read_parameters(program, step=chosen)
     vocabulary.check_tokenizer(about, tokenizer, workdir)
+    if config.generate.chat:
+        vocabulary.check_template(about, config.data.template, workdir)
     return Trained(config, program, params, tokenizer, workdir, found, about)

@@ -1,10 +1,12 @@
-"""The tokenizer of a run is the one in its workdir, and its corpus the one that it began with."""
+"""The tokenizer of a run is the one in its workdir; its corpus and chat template are those that it began with."""
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from data import conversations
 from data.saved_tokenizers import load_tokenizer
 from experiments import workdir as files
 from experiments.settings.errors import CheckpointError, ConfigError
@@ -55,3 +57,23 @@ def check_same_corpus(about: Mapping[str, Any], corpus: Any, workdir: pathlib.Pa
                 "bring the old files back, or start again in a new folder; --mode=evaluate measures other text with "
                 "--config.eval.texts=NAME=PATH."
             ])  # fmt: skip
+
+
+def template_hash(named: str) -> str:
+    """The hash of the file that `data.template` names, "" where it names none. ValueError where it cannot be read."""
+    text = conversations.template_of(named)
+    return "" if text == named else hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_template(about: Mapping[str, Any], named: str, workdir: pathlib.Path) -> None:
+    """Raises ConfigError when the file of `data.template` says something else than it did to a model, or is gone."""
+    was = about.get("template", "")
+    try:
+        now = template_hash(named) if was else ""
+    except ValueError:
+        now = "nothing"
+    if was != now:
+        raise ConfigError([
+            f"data.template={named!r} had the hash {was[:12]} when --workdir={workdir} began and has {now[:12]} now; "
+            "bring the old file back, or start again in a new folder."
+        ])  # fmt: skip

@@ -21,7 +21,9 @@ _NAME = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LARGEST = 2**31 - 1  # `step` is an int32.
 _ABOUT = os.path.join("about", "metadata")
-_KINDS = {"step": int, "taken": int, "config": dict, "corpus": str, "tokenizer": str, "companions": dict}  # If there.
+_KINDS = {  # If there.
+    "step": int, "taken": int, "config": dict, "corpus": str, "tokenizer": str, "template": str, "companions": dict
+}  # fmt: skip
 _COMPANION = {"workdir": str, "step": int, "checksum": str}
 
 

@@ -1,5 +1,6 @@
 """How a run begins, begins again, goes on elsewhere, and what is read of it when its data are gone."""
 
+import json
 import shutil
 import signal
 
@@ -340,3 +341,29 @@ def _closing_terminals():
             assert not stop.requested
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_chat_template_is_the_one_that_a_run_began_with(tmp_path):
+    pytest.importorskip("jinja2")
+    lines = [{"instruction": f"say {i}", "output": "x" * (i % 9 + 1)} for i in range(80)]
+    talks, template = tmp_path / "talks.jsonl", tmp_path / "t.jinja"
+    talks.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    good = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    good += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    template.write_text(good)
+    chat = {"data__source": "chat", "data__path": str(talks), "data__template": str(template), "data__length": 64}
+    config = lambda steps: tiny.config(tmp_path, **chat, train__steps=steps)  # noqa: E731
+    train(config(2), tmp_path / "run", quiet=True)
+    template.write_text(good.replace("<", "["))
+    with pytest.raises(ConfigError, match=r"data.template=.* had the hash \w{12} when .* began and has \w{12} now"):
+        train(config(3), tmp_path / "run", quiet=True)
+    template.unlink()
+    model = trained.load(tmp_path / "run")  # Nothing of it is read.
+    with pytest.raises(ConfigError, match=r"and has nothing now; bring the old file back"):
+        model.corpus  # noqa: B018
+    asked = saved.saved_config(tmp_path / "run").copy_and_resolve_references()
+    asked.generate.chat = True
+    with pytest.raises(ConfigError, match=r"and has nothing now; bring the old file back"):
+        trained.load(tmp_path / "run", asked)
+    template.write_text(good)
+    assert train(config(3), tmp_path / "run", quiet=True)["step"] == 3
