@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import pretrained
 from experiments.pretrained import names, reading, writing
 from kernels import masks
+from kernels.cross_entropy.reference import shape_logits
 from models.lm import LM
 from models.spec import Spec
 from tests.experiments.pretrained import cases
@@ -31,7 +33,8 @@ def wide(monkeypatch):
     import torch
 
     before = torch.get_default_dtype()
-    monkeypatch.setattr(torch, "float32", torch.float64)
+    for name in ("float32", "float"):
+        monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield torch
@@ -45,12 +48,20 @@ def test_logits_and_gradients_in_float64(name, tmp_path, x64, wide):
     weights = np.random.default_rng(5).normal(size=(*cases.IDS.shape, 29))
     theirs = model(torch.from_numpy(cases.IDS)).logits
     (theirs * torch.from_numpy(weights)).sum().backward()
-    want, logits, params = theirs.detach().numpy(), *read(tmp_path, "float64")
+    want, params = theirs.detach().numpy(), read(tmp_path, "float64")[1]
+    config = pretrained.get_config(str(tmp_path)).model
+    config.dtype = config.param_dtype = "float64"
+    spec = Spec.from_config(config.to_dict(), vocab_size=config.vocab_size)
+    graph = nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0))), nnx.Param)[0]
+
+    def logits(params, ids):  # `LM.logits` rounds to float32.
+        model = nnx.merge(graph, params)
+        found = model(ids, mask=masks.Causal()).features @ model.head_weights().T
+        return shape_logits(found, spec.logit_scale, spec.softcap)
+
     loss = lambda p: (jnp.sum(logits(p, cases.IDS) * weights), logits(p, cases.IDS))  # noqa: E731
     gradients, got = jax.jit(jax.grad(loss, has_aux=True))(params)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
-    config = pretrained.get_config(str(tmp_path)).model
-    spec = Spec.from_config(config.to_dict(), vocab_size=config.vocab_size)
     flat = {path: np.asarray(value) for path, value in reading.flatten(gradients).items()}
     named = writing.theirs(spec, flat, names.HUGGING_FACE[model.config.model_type])
     wanted = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
@@ -78,8 +89,6 @@ def test_greedy_text_is_theirs(name, tmp_path, x64, wide):
 
 def greedy(spec, params, ids, count):
     """`count` tokens behind `ids` [B, P], one at a time on the decoding state, `[B, count]`."""
-    from flax import nnx
-
     graph = nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0))), nnx.Param)[0]
     model = nnx.merge(graph, params).for_decoding()
     B, P = ids.shape

@@ -1,0 +1,59 @@
+"""A real model, read from its file: its logits and text are what they should be, and what decoding has runs on it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import finetune, pretrained
+from experiments import generation
+from experiments.pretrained import loaded
+from kernels import masks
+from tests.experiments.pretrained import real
+
+pytestmark = real.needed
+
+
+@functools.cache
+def model():
+    return loaded.load(pretrained.get_config(real.path()))
+
+
+def test_logits_are_those_of_transformers():
+    def logits(params, ids):
+        made = model().program.merge(params)
+        return made.logits(made(ids, mask=masks.Causal()).features)
+
+    kept, got = np.load(real.LOGITS), jax.jit(logits)(model().params, jnp.asarray(real.IDS))
+    got = np.asarray(got)[0, list(real.PLACES), real.COLUMNS]
+    np.testing.assert_allclose(got, kept["logits"], rtol=0, atol=5e-5 * kept["most"])
+
+
+def written(prompt, **options):
+    made = generation.make(model().program, model().tokenizer)
+    settings = model().config.generate.to_dict() | {"max_tokens": 24, "temperature": 0.0} | options
+    return made(model().params, [prompt], settings, seed=0)[0]
+
+
+def test_it_knows_the_capital_of_germany():
+    assert written("The capital of Germany is", max_tokens=3).startswith(" Berlin.")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [{"drafter": "lookup"}, {"memory": "window"}])
+def test_drafts_and_memories_leave_greedy_text_as_it_is(options):
+    """A window of 1,024 tokens holds all of this text, and checked drafts change nothing."""
+    prompt = "one two three four one two three four one two three"
+    assert written(prompt, **options) == written(prompt)
+
+
+def test_it_is_tuned_with_its_own_template(tmp_path):
+    config = finetune.get_config(real.path())
+    config.generate.chat = True
+    made = generation.make(model().program, model().tokenizer)
+    assert made.encode("a")[0] != model().tokenizer.encode("<")[0]
+    chatting = generation.Chat(model().tokenizer, "")
+    said = "".join(chatting.decode([i]) or f"[{i}]" for i in chatting.encode("What is 2 + 2?"))
+    assert said.endswith("user\nWhat is 2 + 2?[2]\n[1]assistant\n") and not chatting.add_bos
