@@ -32,7 +32,7 @@ def write(config: Any, record: Mapping[str, Any], parameters: Sequence[Sequence[
         f"<h1>{page.escape(record['topology'])}</h1>",
         f'<p class="sub"><span>{record["devices"]} devices</span><span>{page.escape(mesh)}</span></p>',
         f'<div class="tiles">{"".join(tiles)}</div>',
-        *(page.note(page.escape(line)) for line in text.answer(config, record)[1:] if line),
+        *(page.note(line) for line in text.answer(config, record)[1:] if line),
         page.section("memory", "Memory of each device", *_memory(record)),
         page.section("transfers", "Transfers", *_transfers(asked)),
         page.section("time", "Time of a step", *_time(record)),

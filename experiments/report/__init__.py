@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import workdir as files
-from experiments.report import data, kept, page, plots
+from experiments.report import data, kept, more, page, plots
 
 __all__ = ["compare", "write"]
 
@@ -38,7 +38,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         _header(run),
         page.section("curves", "Learning curves", *_curves(run)),
         page.section("training", "Training", *_training(run)),
-        *([page.section("texts", "Other texts", *texts)] if (texts := _texts(run)) else []),
+        *([page.section("texts", "Other texts", *texts)] if (texts := more.texts(run)) else []),
         page.section("samples", "Samples over training", *_samples(run)),
         *([page.section("drafts", "Drafts", *drafts)] if (drafts := _drafts(run)) else []),
         *([page.section("kept", "What attention kept", *cached)] if (cached := kept.section(run.path)) else []),
@@ -153,7 +153,7 @@ def _curves(run: data.Run) -> list[str]:
         curves = [*_trained(run, "train/loss", key), plots.Curve(x_eval, y_eval, held_out, 1, points=True)]
         y = plots.Axis("Loss, nats per token", "plain", x.log)
         references = data.references(run, "loss")
-        loss.append((key, plots.chart(f"loss-{key}", curves, x, y, references=references)))
+        loss.append((key, plots.charts(f"loss-{key}", curves, x, y, references=references)))
 
         x_eval, y_eval = data.series(run, data.BITS, key)
         x_error, error = data.series(run, f"{data.BITS}_se", key)
@@ -164,7 +164,7 @@ def _curves(run: data.Run) -> list[str]:
         ]
         y = plots.Axis("Bits per byte", "plain", x.log)
         references = data.references(run, "bits_per_byte")
-        drawn = plots.chart(f"bits-{key}", curves, x, y, references=references) if run.last(data.BITS) else ""
+        drawn = plots.charts(f"bits-{key}", curves, x, y, references=references) if run.last(data.BITS) else ""
         bits.append((key, drawn))
     if not any(svg for _, svg in loss + bits):
         return [page.note("No losses have been logged yet.")]
@@ -194,10 +194,14 @@ def _training(run: data.Run) -> list[str]:
     listed = {key for key, *_ in _SMALL}
     keys = dict.fromkeys(key for row in run.metrics for key, value in row.items() if not isinstance(value, str))
     others = [key for key in keys if key not in listed | _DRAWN][:_MAX_OTHER]
-    wanted = [*_SMALL, *((key, False, plots.Axis(key, "plain")) for key in others)]
-    charts = []
+    wanted = [*_SMALL, *((key, False, plots.Axis(more.named(key), "plain")) for key in others)]
+    charts, constant = [], []
     for i, (key, timing, axis) in enumerate(wanted):
         curve = plots.Curve(*data.series(run, key, timing=timing))
+        values = curve.y[np.isfinite(curve.y)]
+        if len(values) > 1 and np.ptp(values) == 0:
+            constant.append(f"{axis.label} {plots.tick_text(float(values[0]), axis.kind)}")
+            continue
         svg = plots.chart(f"small-{i}", [curve], plots.horizontal("step"), axis, width=350, height=180)
         if svg:
             charts.append(f"<figure>{svg}</figure>")
@@ -205,28 +209,8 @@ def _training(run: data.Run) -> list[str]:
         return [page.note("Nothing has been logged yet.")]
     restarts = len(run.starts) - 1
     text = f"The run was started {restarts + 1} times; wall time counts training only." if restarts > 0 else ""
-    return [f'<div class="pair">{"".join(charts)}</div>', page.note(text) if text else ""]
-
-
-def _texts(run: data.Run) -> list[str]:
-    """The table of the last evaluation of other texts, where there was one."""
-    try:
-        found = files.read_json(run.path / files.TEXTS) or {}
-        rows = [
-            [
-                page.escape(text["name"]),
-                page.bits({data.BITS: text["bits_per_byte"], f"{data.BITS}_se": text["se"], "eval/kind": text["kind"]}),
-                f"{text['documents']:,}" + (f" of {text['of']:,}" if text["documents"] < text["of"] else ""),
-                f"{text['bytes']:,}",
-                page.escape(text["path"]),
-            ]
-            for text in found.get("texts", [])
-        ]
-        said = f"Step {found['step']:,}; each document by itself, from its beginning." if rows else ""
-    except (ValueError, TypeError, KeyError, AttributeError):  # Somebody else's file.
-        return [page.note(f"{files.TEXTS} cannot be read; --mode=evaluate writes it anew.")]
-    head = ["Text", "Bits per byte", "Documents", "Bytes", "Path"]
-    return [page.table(head, rows, numeric=(1, 2, 3)), page.note(said)] if rows else []
+    same = f"Constant: {'; '.join(constant)}." if constant else ""
+    return [f'<div class="pair">{"".join(charts)}</div>', *(page.note(said) for said in (same, text) if said)]
 
 
 def _samples(run: data.Run) -> list[str]:
@@ -298,8 +282,8 @@ def _environment(run: data.Run) -> str:
         if isinstance(tree, dict) and tree
     ]
     if not tables:
-        return page.note(f"{files.RUN} says nothing about the environment.")
-    return f'<div class="settings">{"".join(tables)}</div>'
+        return more.downloads(run) + page.note(f"{files.RUN} says nothing about the environment.")
+    return f'{more.downloads(run)}<div class="settings">{"".join(tables)}</div>'
 
 
 def _title(runs: Sequence[data.Run]) -> str:
@@ -361,7 +345,7 @@ def _overlays(groups: Sequence[data.Group]) -> list[str]:
             y = plots.Axis(label, "plain", x.log)
             name = f"{key.replace('/', '-')}-{axis}"
             height = max(290.0, 60 + 13.0 * (len(curves) + len(levels)))  # room for a label at the end of each line
-            charts.append((axis, plots.chart(name, curves, x, y, references=levels, height=height)))
+            charts.append((axis, plots.charts(name, curves, x, y, references=levels, height=height)))
         text = "Lines: mean over seeds. Bands: lowest to highest seed."
         figures.append(page.figure(1 + sum(map(bool, figures)), heading, text, charts))
     if not any(figures):

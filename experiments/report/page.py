@@ -96,7 +96,9 @@ h1{font-size:29px}}
 .prose tr{padding:12px 0;border-bottom:1px solid var(--grid)}
 .prose tbody tr:last-child>*{border:0}.prose .n{text-align:left;white-space:normal}
 .prose td::before{content:attr(data-head) ": ";color:var(--muted);font-size:13px}}
-@media (max-width:760px){.by{overflow-x:auto}.by .chart{min-width:600px}}
+.small{display:none}
+@media (max-width:760px){.wide{display:none}.small{display:block}.tiles{grid-template-columns:1fr 1fr;gap:20px 14px}
+.tile b{font-size:21px}}
 @media print{main{padding:0;max-width:none}.switch+label,.tip{display:none}figure,.tile,.sample{break-inside:avoid}}
 """
 

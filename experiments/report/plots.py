@@ -170,6 +170,21 @@ def chart(
         return _inline(buffer.getvalue(), name, description, axes, curves, x, y, width, height)
 
 
+def charts(
+    name: str,
+    curves: Sequence[Curve],
+    x: Axis,
+    y: Axis,
+    *,
+    references: Sequence[tuple[str, float]] = (),
+    height: float = 290,
+) -> str:
+    """A chart for the width of a page and one for that of a phone, of which the page shows the one that fits."""
+    wide = chart(name, curves, x, y, references=references, height=height)
+    small = chart(f"{name}-small", curves, x, y, references=references, width=350, height=max(230.0, 0.8 * height))
+    return f'<div class="wide">{wide}</div><div class="small">{small}</div>' if wide else ""
+
+
 def _unit(kind: str, largest: float) -> tuple[float, str]:
     """The divisor and the unit in which values up to `largest` read well."""
     steps = {

@@ -1,6 +1,9 @@
 """The reports: built from made-up but realistic workdirs, parsed as HTML, drawn by a browser where one is installed."""
 
+import base64
+import csv
 import html
+import io
 import json
 import re
 import shutil
@@ -26,7 +29,7 @@ def test_a_finished_run_of_5000_steps(finished):
     found = read(path)
     assert found.ids("section") == SECTIONS
     # Two figures by four axes, and six small charts.
-    assert found.count("chart") == 14 and [found.count(f"by-{axis}") for axis in data.AXES] == [2, 2, 2, 2]
+    assert found.count("chart") == 22 and [found.count(f"by-{axis}") for axis in data.AXES] == [2, 2, 2, 2]
     last = data.load(finished).last(data.BITS)
     for wanted in (
         "finished at step 5,000",
@@ -185,7 +188,7 @@ def test_a_comparison_groups_seeds_and_shows_only_what_differs(seeds, tmp_path):
     mean, half = data.mean_interval(finals[0])
     assert page.with_error(mean, half).replace("<small>", "").replace("</small>", "") in found.text
     curves = [attributes["data-label"] for _, attributes in found.tags if attributes.get("class") == "curve"]
-    assert curves == ["attention", "ttt_linear"] * 8
+    assert curves == ["attention", "ttt_linear"] * 16  # For a page and for a phone.
     for path in seeds:
         assert path.name in found.text
 
@@ -230,10 +233,24 @@ document.title = JSON.stringify({visible: visible.length, tip, shown, wide: docu
 </script>"""
 
 
+def test_constants_are_told_measures_have_names_and_numbers_can_be_taken_away(tmp_path):
+    path = make_workdir(tmp_path / "run", steps=1000)
+    lines = (path / files.METRICS).read_text().splitlines()
+    rows = [json.loads(line) | {"train/nll": 1.0 + i, "train/report/load": 0.25} for i, line in enumerate(lines)]
+    (path / files.METRICS).write_bytes(b"".join(map(files.line, rows)))
+    made = report.write(path).read_text()
+    assert "Negative log-likelihood, nats per token" in made and "train/nll<" not in made
+    assert "Constant: training: load 0.25." in made
+    found = dict(re.findall(r'download="run\.(csv|json)" href="data:text/\w+;base64,([^"]+)"', made))
+    assert json.loads(base64.b64decode(found["json"])) == rows
+    table = list(csv.DictReader(io.StringIO(base64.b64decode(found["csv"]).decode())))
+    assert [float(row["train/nll"]) for row in table] == [row["train/nll"] for row in rows]
+
+
 def test_a_real_browser_draws_the_page_if_one_is_installed(finished, tmp_path):
     """Charts have a size, the switch switches, pointing at a curve reads its value. Without a browser: parsed only."""
     path = report.write(finished)
-    assert read(path).count("chart") == 14
+    assert read(path).count("chart") == 22
     if shutil.which("chromium"):
         probe = tmp_path / "probe.html"
         probe.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
@@ -243,6 +260,10 @@ def test_a_real_browser_draws_the_page_if_one_is_installed(finished, tmp_path):
         out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         seen = json.loads(html.unescape(re.search("<title>(.*?)</title>", out)[1]))
         assert seen["visible"] == 8 and seen["shown"] and not seen["wide"]
+        command = [word.replace("1200,900", "500,900") for word in command]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        phone = json.loads(html.unescape(re.search("<title>(.*?)</title>", out)[1]))
+        assert phone["visible"] == 8 and phone["shown"] and not phone["wide"]
         step, training, *_ = (line.split() for line in seen["tip"].split("\n"))
         assert step[:2] == ["training", "step"] and training[0] == "training"
         x, y = data.series(data.load(finished), "train/loss")

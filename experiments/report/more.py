@@ -1,0 +1,66 @@
+"""What stands beside the curves of a report: measures by their names, other texts, and the numbers to take away."""
+
+import base64
+import csv
+import io
+import json
+
+from experiments import workdir as files
+from experiments.report import data, page
+
+_MAX_DOWNLOAD = 1 << 18  # bytes that a page carries so
+_NAMES = {
+    "train/nll": "Negative log-likelihood, nats per token",
+    "eval/tokens": "Held-out tokens",
+    "train/accuracy": "Share of tokens predicted",
+}
+
+
+def named(key: str) -> str:
+    """A logged measure in words: "train/report/load" is "training: load"."""
+    split, _, name = key.partition("/")
+    where = {"train": "training: ", "eval": "held out: "}.get(split)
+    if key in _NAMES or where is None:
+        return _NAMES.get(key, key)
+    return where + name.removeprefix("report/").replace("_", " ").replace("/", ", ")
+
+
+def texts(run: data.Run) -> list[str]:
+    """The table of the last evaluation of other texts, where there was one."""
+    try:
+        found = files.read_json(run.path / files.TEXTS) or {}
+        rows = [
+            [
+                page.escape(text["name"]),
+                page.bits({data.BITS: text["bits_per_byte"], f"{data.BITS}_se": text["se"], "eval/kind": text["kind"]}),
+                f"{text['documents']:,}" + (f" of {text['of']:,}" if text["documents"] < text["of"] else ""),
+                f"{text['bytes']:,}",
+                page.escape(text["path"]),
+            ]
+            for text in found.get("texts", [])
+        ]
+        said = f"Step {found['step']:,}; each document by itself, from its beginning." if rows else ""
+    except (ValueError, TypeError, KeyError, AttributeError):  # Somebody else's file.
+        return [page.note(f"{files.TEXTS} cannot be read; --mode=evaluate writes it anew.")]
+    head = ["Text", "Bits per byte", "Documents", "Bytes", "Path"]
+    return [page.table(head, rows, numeric=(1, 2, 3)), page.note(said)] if rows else []
+
+
+def downloads(run: data.Run) -> str:
+    """The logged numbers as files that the page carries, where they are not too many."""
+    if not run.metrics:
+        return ""
+    keys = list(dict.fromkeys(key for row in run.metrics for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(run.metrics)
+    made = {"csv": text.getvalue().encode(), "json": json.dumps(run.metrics).encode()}
+    if sum(map(len, made.values())) > _MAX_DOWNLOAD:
+        return page.note(f"The logged numbers are in {files.METRICS}.")
+    links = [
+        f'<a download="{page.escape(run.name)}.{kind}" href="data:text/{kind};base64,'
+        f'{base64.b64encode(content).decode()}">{kind.upper()}</a>'
+        for kind, content in made.items()
+    ]
+    return f'<p class="note">The logged numbers: {", ".join(links)}.</p>'
