@@ -369,4 +369,32 @@ BUGS = (
         "if False:",
         ("tests/experiments/sweep/sweep_test.py::test_a_search_that_is_killed_asks_the_same_again",),
     ),
+    Bug(
+        "FLOPs: the copies of a row that an objective makes pass once",
+        COUNTING,
+        "matmul = 3 * (copies * each + ",
+        "matmul = 3 * (each + ",
+        ("tests/experiments/program/counting_test.py::test_flops_of_an_objective_agree_with_the_compiler",),
+    ),
+    Bug(
+        "FLOPs: a companion passes backward, too",
+        COUNTING,
+        'matmul += flops["matmul"] / 3',
+        'matmul += flops["matmul"]',
+        ("tests/experiments/program/counting_test.py::test_flops_of_an_objective_agree_with_the_compiler",),
+    ),
+    Bug(
+        "training: metrics of a step are written twice",
+        "experiments/training/running.py",
+        "self.pending, config = None, self.parts.config",
+        "config = self.parts.config",
+        ("tests/experiments/training/train_test.py",),
+    ),
+    Bug(
+        "training: a state is saved before the metrics that led to it",
+        "experiments/training/running.py",
+        "        self.write_pending()\n        self.clock.pause()",
+        "        self.clock.pause()",
+        ("tests/experiments/training/train_test.py",),
+    ),
 )

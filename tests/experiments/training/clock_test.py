@@ -5,7 +5,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from experiments import training
+from experiments.training.clock import Clock
 
 
 def test_time_and_rates_of_training_alone(monkeypatch):
@@ -15,7 +15,7 @@ def test_time_and_rates_of_training_alone(monkeypatch):
     def later(seconds):
         now[0] += seconds
 
-    clock = training._Clock(50.0, 1000, 1e-6)  # 50 s of an earlier start, 1000 tokens a step, 1e-6 s a token at best
+    clock = Clock(50.0, 1000, 1e-6)  # 50 s of an earlier start, 1000 tokens a step, 1e-6 s a token at best
     later(7)
     clock.first_step(3, jnp.zeros(()))  # which compiles
     later(2)

@@ -11,6 +11,7 @@ import pytest
 from experiments import modes, training
 from experiments import workdir as files
 from experiments.generation import make as make_generator
+from experiments.program import Program
 from experiments.settings import identity
 from experiments.settings.errors import CheckpointError, ConfigError, TrainingDiverged
 from experiments.training import stopping, train
@@ -115,7 +116,7 @@ def test_a_folder_that_another_run_took_meanwhile_is_left_to_it(finished, tmp_pa
 def test_a_nan_of_the_last_update_is_no_success(finished, tmp_path, monkeypatch):
     folder, _ = finished
     config = tiny.config(folder, checkpoint__every=1, eval__every=0, train__steps=3)
-    honest = training.Program.step
+    honest = Program.step
 
     def poisoned(self, state, batch):
         new, metrics = honest(self, state, batch)
@@ -124,7 +125,7 @@ def test_a_nan_of_the_last_update_is_no_success(finished, tmp_path, monkeypatch)
         new["params"] = new["params"] | {"embedding": embedding.at[0, 0].set(jnp.where(last, jnp.nan, embedding[0, 0]))}
         return new, metrics
 
-    monkeypatch.setattr(training.Program, "step", poisoned)
+    monkeypatch.setattr(Program, "step", poisoned)
     for _ in range(2):  # The start after it falls back, and ends in the same words.
         with pytest.raises(TrainingDiverged, match=r"\['params'\]\['embedding'\] .*not finite at step 3; .* is step 2"):
             train(config, tmp_path / "run", quiet=True)
@@ -134,8 +135,8 @@ def test_a_nan_of_the_last_update_is_no_success(finished, tmp_path, monkeypatch)
 
 def test_an_evaluation_that_is_not_finite_ends_the_run(finished, tmp_path, monkeypatch):
     folder, config = finished
-    honest = training.evaluate.evaluate
-    monkeypatch.setattr(training.evaluate, "evaluate", lambda *a: honest(*a) | {"eval/loss": float("inf")})
+    honest = training.running.evaluate.evaluate
+    monkeypatch.setattr(training.running.evaluate, "evaluate", lambda *a: honest(*a) | {"eval/loss": float("inf")})
     with pytest.raises(TrainingDiverged, match="eval/loss=inf at step 2; the last good checkpoint is step none"):
         train(config, tmp_path / "run", quiet=True)
     assert Checkpoints(tmp_path / "run").steps() == []
