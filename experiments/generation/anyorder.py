@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.generation.canvas import Filler, plain_work
+from experiments.generation.canvas import Filler, Request, Work, plain_work
 from models.decoding import keys as key_scheme
 from models.decoding.canvas import assd, insertion, neodiff
 
@@ -17,9 +17,10 @@ class AnySubsetFiller(Filler):
         """The arguments of `assd.sample` that `config.generate` names, hashable."""
         return (("temperature", options["temperature"]), ("draft", options["draft"]))
 
-    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+    def _run(self, params: Any, request: Request, *, settings: Any) -> tuple[jax.Array, Work]:
         """Filled tokens `[B, T]` and `Work`."""
         model, goal = self.program.decoder(params), self.program.objective
+        canvas, segments, key, rows = request
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
         logits = goal.conditionals(model, canvas, segments)
         kw = {"order": jnp.arange(canvas.shape[1]), "prompt": canvas, "batch": canvas.shape[0], "requests": rows}
@@ -31,13 +32,14 @@ class AnySubsetFiller(Filler):
 class Inserter(Filler):
     """Inserts up to max_tokens between a prompt and a suffix, one a call, until the model stops."""
 
-    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
-        """The arguments of `insertion.sample` that `config.generate` names, hashable."""
-        chosen = tuple((key, options["insertion"][key]) for key in ("stop", "threshold"))
-        return (("temperature", options["temperature"]), ("room", options["max_tokens"]), *chosen)
+    def settings(self, options: dict) -> insertion.Settings:
+        """What `config.generate` says of insertion."""
+        chosen = options["insertion"]
+        return insertion.Settings(chosen["stop"], chosen["threshold"], options["temperature"], options["max_tokens"])
 
-    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+    def _run(self, params: Any, request: Request, *, settings: Any) -> tuple[jax.Array, Work]:
         """`canvas [B, T]` with its masks replaced by what was inserted and, behind that, ends; and `Work`."""
+        canvas, segments, key, rows = request
         model, goal, (B, T) = self.program.decoder(params), self.program.objective, canvas.shape
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
         open_ = canvas == goal.mask_id
@@ -50,10 +52,9 @@ class Inserter(Filler):
             return slots.at[..., never].set(-jnp.inf), stop
 
         pad, index = goal.mask_id + 1, jnp.arange(T)
-        tokens, calls = insertion.sample(
-            insert, key, batch=B, length=T, vocab_size=goal.mask_id, init=jnp.where(index < given[:, None], init, pad),
-            given=given, prefix=prefix, suffix=given - prefix, requests=rows, **dict(settings),
-        )  # fmt: skip
+        start = insertion.Start(jnp.where(index < given[:, None], init, pad), prefix, given - prefix, given)
+        size = {"batch": B, "length": T, "vocab_size": goal.mask_id}
+        tokens, calls = insertion.sample(insert, key, **size, settings=settings, start=start, requests=rows)
         new = (tokens != pad).sum(-1) - given
         inserted = jnp.where(index < (prefix + new)[:, None], tokens, self.tokenizer.eos)
         return jnp.where(open_, inserted, canvas), plain_work(calls, canvas)
@@ -66,8 +67,9 @@ class Refiner(Filler):
         """The steps (20 if none are named) and the temperature of the tokens, hashable."""
         return (("temperature", options["temperature"]), ("steps", options["diffusion"]["steps"] or 20))
 
-    def _run(self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings):
+    def _run(self, params: Any, request: Request, *, settings: Any) -> tuple[jax.Array, Work]:
         """Filled tokens `[B, T]` and `Work`."""
+        canvas, segments, key, rows = request
         model, goal, settings = self.program.decoder(params), self.program.objective, dict(settings)
         never = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad])
         fixed, row, K = canvas != goal.mask_id, {"segment_ids": segments}, goal.levels

@@ -6,6 +6,7 @@ are filled from left to right: those of a block diffusion model, else of `genera
 blocks stay masked meanwhile. What a row gets depends on no other row, nor on how far the canvas is padded.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from experiments.preflight import objectives as preflight_objectives
 from experiments.program import Program
 from experiments.settings.errors import ConfigError
 from kernels import masks
+from models.decoding import keys as key_scheme
 from models.decoding.canvas import caches, diffusion, features, network
+from models.decoding.canvas.canvas import Canvas
 from models.objectives import schedules
 
 # What a method takes beside temperature and guidance.
@@ -36,6 +39,65 @@ class Work(NamedTuple):
     calls: Any
     fed: Any
     guided: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `config.generate` says of filling in; hashable.
+
+    Args:
+      sampler: the rule, with a cache (`caches.Settings`) or without. Its steps and blocks are set when rows are known.
+      steps: calls that `count` masks are worth, shared out among the blocks.
+      count: masks of a row.
+      by: size of blocks where the model has none of its own; 0 = none.
+      by_from: "row": blocks are counted from the first token of a row; "prompt": from its first mask (LLaDA).
+      temperature: of the drawn tokens.
+      rule: of a guide, see `models.decoding.canvas.guided`.
+      plan: of policy adaptive: prompt_every, answer_every, share.
+      sides: adaptive: most tokens of a row before its first mask, and from it on.
+      start: by_from="prompt" with a cache: where the first mask of all these rows is.
+    """
+
+    sampler: diffusion.Settings | caches.Settings
+    steps: int
+    count: int
+    by: int = 0
+    by_from: str = "row"
+    temperature: float = 1.0
+    rule: str = "match"
+    plan: tuple[tuple[str, Any], ...] = ()
+    sides: tuple[int, int] = (0, 0)
+    start: int = 0
+
+    @property
+    def cached(self) -> bool:
+        """Whether keys and values, or features, are kept between calls."""
+        return isinstance(self.sampler, caches.Settings)
+
+    def share(self, size: int) -> int:
+        """Calls of a block of `size` positions."""
+        return max(1, -(-self.steps * min(size, self.count) // self.count))
+
+
+class Request(NamedTuple):
+    """Rows to be filled in.
+
+    Args:
+      tokens: `[B, T]` ids, `mask_id` where tokens are wanted.
+      segments: `[B, T]`, 0 = padding.
+      key: of the request's seed.
+      rows: `[B]` numbers from which the rows' own keys are folded.
+    """
+
+    tokens: jax.Array
+    segments: jax.Array
+    key: jax.Array
+    rows: jax.Array
+
+    def canvas(self, mask_id: int, key: jax.Array | None = None, tokens: jax.Array | None = None) -> Canvas:
+        """For a sampler; with another key or other tokens where these are given."""
+        key, tokens = self.key if key is None else key, self.tokens if tokens is None else tokens
+        return Canvas(jnp.asarray(tokens), key_scheme.row_keys(key, len(tokens), self.rows), mask_id, mask_id)
 
 
 class Filler:
@@ -81,21 +143,21 @@ class Filler:
         """`canvas [B, T]` with its masks filled in, and what that cost. `segments [B, T]`: 0 = padding."""
         settings, guide, key = self.settings(options), self._guide(options), jax.random.key(seed)
         extra = {} if guide is None else {"guide": guide.params}
-        chosen, open_ = dict(settings), canvas == self._mask_id
-        if chosen.get("policy") == "adaptive":
+        open_, cached = canvas == self._mask_id, isinstance(settings, Settings) and settings.cached
+        if cached and settings.sampler.policy == "adaptive":
             sides = features.sides(np.where(segments != 0, 0, -1), open_)
-            settings += (("sides", tuple(int(side.sum(1).max()) for side in sides)),)
+            settings = dataclasses.replace(settings, sides=tuple(int(side.sum(1).max()) for side in sides))
 
-        def run(some: np.ndarray | slice, settings: tuple) -> tuple[np.ndarray, Work]:
-            parts = (canvas[some], segments[some], key, rows[some])
-            return jax.tree.map(np.asarray, self._fill(params, *parts, settings=settings, **extra))
+        def run(some: np.ndarray | slice, settings: Any) -> tuple[np.ndarray, Work]:
+            request = Request(canvas[some], segments[some], key, rows[some])
+            return jax.tree.map(np.asarray, self._fill(params, request, settings=settings, **extra))
 
-        if "policy" not in chosen or chosen["by_from"] == "row" or not chosen["by"]:
+        if not cached or settings.by_from == "row" or not settings.by:
             return run(slice(None), settings)
         # Windows of a cache are the same in all rows: rows whose blocks begin together go together.
         starts = np.argmax(open_, 1)
         groups = [np.flatnonzero(starts == start) for start in np.unique(starts)]
-        done = [run(group, (*settings, ("start", int(starts[group[0]])))) for group in groups]
+        done = [run(group, dataclasses.replace(settings, start=int(starts[group[0]]))) for group in groups]
         back = np.argsort(np.concatenate(groups))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *done)
 
@@ -108,7 +170,7 @@ class Filler:
         return tokens, work.calls
 
     def answered(self, params: Any, batch: dict, options: dict, *, seed: int = 0) -> tuple[np.ndarray, Work]:
-        """The same, with all that it cost."""
+        """As `answers`, with the whole `Work` instead of calls alone."""
         canvas = np.where(batch["scored"], self._mask_id, batch["tokens"]).astype(np.int32)
         options = {**options, "max_tokens": max(1, int(batch["scored"].sum(1).max()))}
         return self.work(params, canvas, batch["segment_ids"], jnp.arange(len(canvas)), options, seed=seed)
@@ -151,27 +213,22 @@ class Filler:
             ])  # fmt: skip
         return made
 
-    def _run(
-        self, params: Any, canvas: jax.Array, segments: jax.Array, key: jax.Array, rows: jax.Array, *, settings,
-        guide: Any = None,
-    ):  # fmt: skip
+    def _run(self, params: Any, request: Request, *, settings: Settings, guide: Any = None) -> tuple[jax.Array, Work]:
         """Filled tokens `[B, T]` and `Work`."""
-        model, goal, settings = self.program.decoder(params), self.program.objective, dict(settings)
+        model, goal = self.program.decoder(params), self.program.objective
         never, block = jnp.asarray([self.tokenizer.bos, self.tokenizer.pad]), getattr(goal, "block", 0)
-        if "policy" in settings:
-            settings["never"] = never
-            if guide is not None:
-                settings["guide"] = self.guide.program.decoder(guide)
-            tokens, work = fill_cached(
-                model, goal.mask, key, canvas, segments, rows, mask_id=goal.mask_id, block=block, **settings
-            )
+        if settings.cached:
+            judge = None if guide is None else self.guide.program.decoder(guide)
+            reader = Reader(model, goal.mask, goal.mask_id, never)
+            tokens, work = fill_cached(reader, request, settings, block=block, guide=judge)
             return self.program.spec.partition.constrain(tokens, (None, None)), work
 
         def predict(z: jax.Array, t: jax.Array) -> jax.Array:
-            out = model(z, mask=goal.mask, segment_ids=segments, time=t)
+            out = model(z, mask=goal.mask, segment_ids=request.segments, time=t)
             return model.logits(out.features)[..., : goal.mask_id]
 
-        open_, held, method = canvas == goal.mask_id, (segments != 0).sum(-1), settings["method"]
+        canvas, method = request.tokens, settings.sampler.method
+        open_, held = canvas == goal.mask_id, (request.segments != 0).sum(-1)
 
         def denoise(z: jax.Array, rate: jax.Array) -> jax.Array:
             # Samplers that fill masks run on the linear schedule, whose time is the rate of masks: in those without a
@@ -181,19 +238,18 @@ class Filler:
             return predict(z, schedules.get(goal.schedule).time(rate)).at[..., never].set(-jnp.inf)
 
         def log_score(z: jax.Array, t: jax.Array) -> jax.Array:
-            return goal.log_score(predict(z, t), t, z, temperature).at[..., never].set(-jnp.inf)
+            return goal.log_score(predict(z, t), t, z, settings.temperature).at[..., never].set(-jnp.inf)
 
-        scores = method in preflight_objectives.SCORE_METHODS
-        if scores:
-            temperature = settings.pop("temperature")
-            settings |= {"schedule": goal.schedule, "graph": goal.graph}
-        source = log_score if scores else denoise
-        tokens, calls = fill(source, key, canvas, rows, mask_id=goal.mask_id, block=block, **settings)
+        source = denoise
+        if method in preflight_objectives.SCORE_METHODS:
+            sampler = dataclasses.replace(settings.sampler, schedule=goal.schedule, graph=goal.graph)
+            source, settings = log_score, dataclasses.replace(settings, sampler=sampler)
+        tokens, calls = fill(source, request, settings, mask_id=goal.mask_id, block=block)
         tokens = self.program.spec.partition.constrain(tokens, (None, None))  # Whole: the host reads it.
         return tokens, plain_work(calls, canvas)
 
-    def settings(self, options: dict) -> tuple[tuple[str, Any], ...]:
-        """The arguments of `fill` that `config.generate` names, hashable."""
+    def settings(self, options: dict) -> Any:
+        """What `config.generate` says of filling in, hashable."""
         return settings(options, self.program.config.objective)
 
     def _text(self, tokens: np.ndarray, stop: tuple[str, ...]) -> str:
@@ -203,69 +259,57 @@ class Filler:
         return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))]
 
 
-def settings(options: dict, objective: str = "masked_diffusion") -> tuple[tuple[str, Any], ...]:
-    """The arguments of `fill` that `config.generate` names, hashable."""
+def settings(options: dict, objective: str = "masked_diffusion") -> Settings:
+    """What `config.generate` says of filling in."""
     chosen = options["diffusion"]
     method = preflight_objectives.method(objective, chosen["method"])
-    names = TAKES.get(method, ())
-    more: tuple[tuple[str, Any], ...] = ()
-    if chosen["cache"] or method == "guided":
-        names = (*names, "commit", "refresh")
-        more = (("policy", chosen["cache"] or "none"), ("plan", tuple(chosen["adaptive"].items())))
-    elif method not in preflight_objectives.SCORE_METHODS:
-        names = ("guidance", *names)
-    return (
-        ("method", method),
-        ("steps", chosen["steps"] or options["max_tokens"]),
-        ("count", options["max_tokens"]),
-        ("by", chosen["block"]),
-        ("by_from", chosen["block_from"]),
-        ("temperature", options["temperature"]),
-        *((name, chosen[name]) for name in names),
-        *more,
-    )
+    names, temperature, more = TAKES.get(method, ()), options["temperature"], {}
+    cached, scores = chosen["cache"] or method == "guided", method in preflight_objectives.SCORE_METHODS
+    if cached:
+        more = {"plan": tuple(chosen["adaptive"].items())} | {key: chosen[key] for key in names if key == "rule"}
+        keeps = {"policy": chosen["cache"] or "none", "commit": chosen["commit"], "refresh": chosen["refresh"] or None}
+        own = {key: chosen[key] for key in names if key != "rule"}
+        sampler = caches.Settings(0, method, temperature=temperature, **keeps, **own)
+    else:
+        own = {} if scores else {"temperature": temperature, "guidance": chosen["guidance"]}
+        sampler = diffusion.METHODS[method](method, None, **own, **{key: chosen[key] for key in names})
+    steps, count = chosen["steps"] or options["max_tokens"], options["max_tokens"]
+    return Settings(sampler, steps, count, chosen["block"], chosen["block_from"], temperature, **more)
 
 
 def fill(
     denoise: Callable[[jax.Array, jax.Array], jax.Array],
-    key: jax.Array,
-    canvas: jax.Array,
-    rows: jax.Array,
+    request: Request,
+    settings: Settings,
     *,
     mask_id: int,
-    count: int,
-    steps: int,
     block: int = 0,
-    by: int = 0,
-    by_from: str = "row",
-    **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Fills the masks of `canvas [B, T]`: tokens `[B, T]` and calls of the model `[B]`. Safe under jit.
+    """Fills the masks of a request: tokens `[B, T]` and calls of the model `[B]`. Safe under jit.
 
     Args:
       denoise: `(z [B, T], t [B]) -> logits [B, T, mask_id]`.
-      key: of the request's seed; `rows [B]`: numbers from which the rows' own keys are folded.
-      count: masks of a row; steps: calls that they are worth, shared out among the blocks.
-      block: the model's own blocks, 0 for none; by: those to use else. The model's are counted from the first token of
-        a row, the others from there or, with by_from="prompt", from its first mask (LLaDA).
-      **options: of `diffusion.sample`: method, temperature, ...
+      request: the rows.
+      settings: how; its sampler is one without a cache.
+      mask_id: V, id of the mask token.
+      block: the model's own blocks, counted from the first token of a row; 0 for none.
     """
-    B, T = canvas.shape
-    sample = lambda denoise, key, init, steps: diffusion.sample(  # noqa: E731
-        denoise, key, batch=B, length=T, vocab_size=mask_id, steps=steps, init=init, requests=rows, **options
-    )
-    size = block or by
+    (B, T), canvas = request.tokens.shape, request.tokens
+    size = block or settings.by
+    share = settings.share(size) if size else settings.steps
+    sampler = dataclasses.replace(settings.sampler, steps=share)
     if not size:
-        return sample(denoise, key, canvas, steps)
-    index, share, masked = jnp.arange(T), _share(steps, size, count), canvas == mask_id
-    start = jnp.argmax(masked, -1)[:, None] if by_from == "prompt" and not block else 0
+        return sampler.run(denoise, request.canvas(mask_id))
+    index, masked = jnp.arange(T), canvas == mask_id
+    start = jnp.argmax(masked, -1)[:, None] if settings.by_from == "prompt" and not block else 0
 
     def one(b: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         z, calls = state
         # To the sampler the masks of later blocks are tokens that stand; the model sees them as the masks they are.
         later = (index >= start + (b + 1) * size) & (z == mask_id)
         seen = lambda z, t: denoise(jnp.where(later, mask_id, z), t)  # noqa: E731
-        filled, more = sample(seen, jax.random.fold_in(key, b), jnp.where(later, 0, z), share)
+        open_ = request.canvas(mask_id, jax.random.fold_in(request.key, b), jnp.where(later, 0, z))
+        filled, more = sampler.run(seen, open_)
         # A row with nothing to fill in this block is there because of others.
         return jnp.where(later, mask_id, filled), calls + more * ((z == mask_id) & ~later).any(-1)
 
@@ -274,73 +318,53 @@ def fill(
     return jax.lax.fori_loop(first, last + 1, one, (jnp.asarray(canvas), jnp.zeros(B, int)))
 
 
-def _share(steps: int, size: int, count: int) -> int:
-    """Calls of a block of `size` positions, where `steps` are for `count` masks."""
-    return max(1, -(-steps * min(size, count) // count))
+class Reader(NamedTuple):
+    """A model that fills a canvas: an `LM`, its objective's mask, V (the id of the mask token), ids never drawn."""
+
+    model: Any
+    mask: masks.Mask
+    mask_id: int
+    never: jax.Array | None = None
 
 
 def fill_cached(
-    model: Any,
-    mask: masks.Mask,
-    key: jax.Array,
-    canvas: jax.Array,
-    segments: jax.Array,
-    rows: jax.Array,
-    *,
-    mask_id: int,
-    count: int,
-    steps: int,
-    policy: str,
-    method: str,
-    plan: tuple = (),
-    sides: tuple[int, int] = (0, 0),
-    block: int = 0,
-    by: int = 0,
-    by_from: str = "row",
-    start: int = 0,
-    never: jax.Array | None = None,
-    guide: Any = None,
-    rule: str = "match",
-    commit: bool = True,
-    refresh: int = 0,
-    **options: Any,
+    reader: Reader, request: Request, settings: Settings, *, block: int = 0, guide: Any = None
 ) -> tuple[jax.Array, Work]:
     """The same as `fill` by rules that reveal the surest, with a cache of `models.decoding.canvas.{caches,features}`.
 
     Args:
-      model, mask: an `LM` and what its objective sees; segments `[B, T]`: 0 = padding.
-      policy: none, prefix, dual, free; or adaptive, as `plan` says (prompt_every, answer_every, share), in one block.
-      sides: adaptive: most tokens of a row before its first mask, and from it on.
-      start: by_from="prompt": where the first mask of all these rows is, from which blocks of `by` are counted.
-      guide: an autoregressive `LM` for method "guided", and `rule`: see `models.decoding.canvas.guided`.
-      others: as of `fill` and `caches.decode`; refresh 0: never.
+      reader: the model.
+      request: the rows.
+      settings: how; its sampler is one with a cache. Policy adaptive fills the canvas in one block.
+      block: the model's own blocks, 0 for none.
+      guide: an autoregressive `LM` for method "guided".
     """
-    B, T = canvas.shape
-    index = jnp.arange(T)
-    places = jnp.where(segments != 0, index, -1)
-    start = start if by_from == "prompt" and by and not block else 0
-    size = min(block or by or T, T - start)
-    if policy == "adaptive":
-        how = features.Renewal(*sides, **dict(plan))
-        run, cache = features.of_model(model, mask, places, canvas == mask_id, how, mask_id)
-        policy = "none"
+    (B, T), mask_id, sampler = request.tokens.shape, reader.mask_id, settings.sampler
+    places = jnp.where(request.segments != 0, jnp.arange(T), -1)
+    start = settings.start if settings.by_from == "prompt" and settings.by and not block else 0
+    size = min(block or settings.by or T, T - start)
+    canvas = request.canvas(mask_id)
+    if sampler.policy == "adaptive":
+        how = features.Renewal(*settings.sides, **dict(settings.plan))
+        run, cache = features.of_model(reader.model, reader.mask, places, canvas.masked, how, mask_id)
+        sampler = dataclasses.replace(sampler, policy="none")
     else:
-        run, cache = network.cached(model, mask, places, mask_id), network.empty(model, B, T)
+        run = network.cached(reader.model, reader.mask, places, mask_id)
+        cache = network.empty(reader.model, B, T)
 
     def allowed(tokens: jax.Array, positions: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         logits, cache = run(tokens, positions, cache)
-        return logits if never is None else logits.at[..., never].set(-jnp.inf), cache
+        return logits if reader.never is None else logits.at[..., reader.never].set(-jnp.inf), cache
 
     judge = None
     if guide is not None:
         reads = network.cached(guide, masks.Causal(), places, mask_id)
-        judge = caches.Guide(reads, network.empty(guide, B, T), rule)
-    blocks, share = -(-(T - start) // size), _share(steps, size, count)
-    found = caches.decode(
-        allowed, cache, key, init=canvas, block=size, mask_id=mask_id, policy=policy, commit=commit,
-        refresh=refresh or None, method=method, steps=blocks * share, guide=judge, prompt_length=start,
-        prefill=blocks > 1, requests=rows, **options,
-    )  # fmt: skip
+        judge = caches.Guide(reads, network.empty(guide, B, T), settings.rule)
+    blocks = -(-(T - start) // size)
+    sampler = dataclasses.replace(
+        sampler, block=size, steps=blocks * settings.share(size), prompt_length=start, prefill=blocks > 1
+    )
+    found = caches.decode(allowed, cache, canvas, sampler, judge)
     fed = found.cache.fed if isinstance(found.cache, features.Features) else found.fed
     return found.tokens, Work(found.calls, fed, found.guided)
 

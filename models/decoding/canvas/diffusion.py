@@ -5,15 +5,16 @@ Rows of a batch are independent: each has its own keys, its own progress and its
 
 from __future__ import annotations
 
-import functools
-import inspect
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from models.decoding import keys as key_scheme
 from models.decoding.canvas import reveal
+from models.decoding.canvas.canvas import Canvas, begin, fill
 from models.decoding.canvas.laws import exact_law as exact_law
 from models.objectives import schedules, score_entropy
 from models.objectives.schedules import Schedule
@@ -54,7 +55,7 @@ def sample(
           the model's law.
         threshold, factor: each call reveals all tokens whose confidence suffices: threshold=0.9 or factor=1.0,
           confidence="max_prob", block.
-        analytic, euler, released: score models, whose `denoise` returns log-scores: see `_by_score`.
+        analytic, euler, released: score models, whose `denoise` returns log-scores: see `Score`.
           schedule="loglinear", graph.
         All but the score models: temperature=1.0 (0 is argmax), guidance=0.0 (classifier-free; a call then counts
           twice).
@@ -70,20 +71,13 @@ def sample(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; use one of {', '.join(METHODS)}")
-    mask_id = vocab_size if mask_id is None else mask_id
-    canvas = jnp.full((length,), mask_id) if init is None else jnp.asarray(init)
-    if canvas.shape[-1] != length:
-        raise ValueError(f"init has {canvas.shape[-1]} positions; give it length={length}")
-    canvas = jnp.broadcast_to(canvas, (batch, length))
-    keys = key_scheme.row_keys(key, batch, requests)
-    run = METHODS[method]
-    known = [
-        name for name, p in inspect.signature(run).parameters.items() if p.default is not p.empty and name != "kind"
-    ]
+    settings = METHODS[method]
+    known = [field.name for field in dataclasses.fields(settings) if field.name not in ("method", "steps")]
     for name in options:
         if name not in known:
             raise ValueError(f"method {method!r} has no option {name!r}; it takes {', '.join(known)}")
-    return run(denoise, keys, canvas, vocab_size=vocab_size, mask_id=mask_id, steps=steps, **options)
+    canvas = begin(key, (batch, length), vocab_size, mask_id, init, requests)
+    return settings(method, steps, **options).run(denoise, canvas)
 
 
 def time_grid(
@@ -110,66 +104,72 @@ def reverse_rates(now: Array, then: Array, remask: float = 0.0) -> tuple[Array, 
     return (now - then + sigma * keep) / now, sigma
 
 
-def _on_grid(
-    denoise,
-    keys,
-    canvas,
-    *,
-    vocab_size,
-    mask_id,
-    steps,
-    kind,
-    schedule="linear",
-    grid="linear",
-    remask=0.0,
-    early_stop=False,
-    temperature=1.0,
-    guidance=0.0,
-):
-    del vocab_size
-    times, rates = time_grid(schedule, steps, grid)
-    prompt = canvas != mask_id
-    predict = reveal.predictor(denoise, mask_id, guidance, prompt)
-    cost = 1 if guidance == 0 else 2
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all methods are told: which one it is, and T, the steps."""
 
-    def body(state):
-        i, z, calls, logits, stale = state
-        masked = z == mask_id
-        needs = masked.any(-1) if early_stop and not remask else jnp.ones(z.shape[:1], bool)
-        if kind == "cached":
-            needs = needs & stale
-            logits = jax.lax.cond(needs.any(), lambda: predict(z, times[i]), lambda: logits)
-        else:
-            logits = predict(z, times[i])
-        up, down = (r.astype(logits.dtype) for r in reverse_rates(rates[i], rates[i + 1], remask))
-        log_p = jax.nn.log_softmax(logits / (temperature or 1.0), -1)
-        token_keys, reveal_keys = (
-            key_scheme.fold(keys, i, key_scheme.TOKEN),
-            key_scheme.fold(keys, i, key_scheme.REVEAL),
-        )
-        if kind == "ancestral_two_step" or temperature == 0:
-            drawn = key_scheme.sample(token_keys, log_p, 0 if temperature == 0 else 1)
-            shown = key_scheme.uniform(reveal_keys, z.shape[1:], logits.dtype) < up
-        else:
-            stay = jnp.broadcast_to(jnp.log1p(-up), (*z.shape, 1))
-            drawn = key_scheme.sample(token_keys, jnp.concatenate([log_p + jnp.log(up), stay], -1))
-            shown = drawn < log_p.shape[-1]
-        new = jnp.where(masked & shown, drawn.astype(z.dtype), z)
-        if remask:
-            noise = key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.REMASK), z.shape[1:], logits.dtype)
-            new = jnp.where(~masked & ~prompt & (noise < down), mask_id, new)
-        return i + 1, new, calls + cost * needs, logits, (new != z).any(-1)
+    method: str
+    steps: int | None
 
-    def unfinished(state):
-        i, z = state[:2]
-        done = ~(z == mask_id).any() if early_stop and not remask else False
-        return (i < steps) & ~jnp.asarray(done)
 
-    rows = canvas.shape[0]
-    blank = jax.eval_shape(predict, canvas, times[0])
-    start = (0, canvas, jnp.zeros(rows, int), jnp.zeros(blank.shape, blank.dtype), jnp.ones(rows, bool))
-    _, z, calls, _, _ = jax.lax.while_loop(unfinished, body, start)
-    return z, calls
+@dataclasses.dataclass(frozen=True)
+class Ancestral(Settings):
+    """Steps down a time grid: ancestral, ancestral_two_step, cached. Options: see `sample`."""
+
+    schedule: Schedule | str = "linear"
+    grid: str | Sequence[float] = "linear"
+    remask: float = 0.0
+    early_stop: bool = False
+    temperature: float = 1.0
+    guidance: float = 0.0
+
+    def run(self, denoise: Callable, canvas: Canvas) -> tuple[Array, Array]:
+        """Tokens [B, T] and calls [B]."""
+        keys, mask_id, steps, remask = canvas.keys, canvas.mask_id, self.steps, self.remask
+        times, rates = time_grid(self.schedule, steps, self.grid)
+        prompt = ~canvas.masked
+        predict = reveal.predictor(denoise, mask_id, self.guidance, prompt)
+        stops = self.early_stop and not remask
+
+        def step(i, z, own):
+            logits, stale = own
+            masked = z == mask_id
+            needs = masked.any(-1) if stops else jnp.ones(z.shape[:1], bool)
+            if self.method == "cached":
+                needs = needs & stale
+                logits = jax.lax.cond(needs.any(), lambda: predict(z, times[i]), lambda: logits)
+            else:
+                logits = predict(z, times[i])
+            up, down = (r.astype(logits.dtype) for r in reverse_rates(rates[i], rates[i + 1], remask))
+            drawn, shown = self._draw(keys, i, logits, up)
+            new = jnp.where(masked & shown, drawn.astype(z.dtype), z)
+            if remask:
+                noise = key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.REMASK), z.shape[1:], logits.dtype)
+                new = jnp.where(~masked & ~prompt & (noise < down), mask_id, new)
+            return new, _cost(self.guidance) * needs, (logits, (new != z).any(-1))
+
+        def unfinished(i, z):
+            return (i < steps) & ~jnp.asarray(~(z == mask_id).any() if stops else False)
+
+        blank = jax.eval_shape(predict, canvas.tokens, times[0])
+        own = (jnp.zeros(blank.shape, blank.dtype), jnp.ones(len(canvas.tokens), bool))
+        return fill(canvas, step, own, unfinished)
+
+    def _draw(self, keys: Array, i: Array, logits: Array, up: Array) -> tuple[Array, Array]:
+        """The token of every position [B, T], and whether it is shown; `up`: the chance of that."""
+        log_p = jax.nn.log_softmax(logits / (self.temperature or 1.0), -1)
+        token_keys, reveal_keys = (key_scheme.fold(keys, i, of) for of in (key_scheme.TOKEN, key_scheme.REVEAL))
+        if self.method == "ancestral_two_step" or self.temperature == 0:
+            drawn = key_scheme.sample(token_keys, log_p, 0 if self.temperature == 0 else 1)
+            return drawn, key_scheme.uniform(reveal_keys, logits.shape[1:2], logits.dtype) < up
+        stay = jnp.broadcast_to(jnp.log1p(-up), (*logits.shape[:2], 1))
+        drawn = key_scheme.sample(token_keys, jnp.concatenate([log_p + jnp.log(up), stay], -1))
+        return drawn, drawn < log_p.shape[-1]
+
+
+def _cost(guidance: float) -> int:
+    """Evaluations of the model in a call: classifier-free guidance asks twice."""
+    return 1 if guidance == 0 else 2
 
 
 def next_hitting_rate(u: Array, rate: Array, masks: Array) -> Array:
@@ -177,38 +177,31 @@ def next_hitting_rate(u: Array, rate: Array, masks: Array) -> Array:
     return rate * u ** (1 / jnp.maximum(masks, 1))
 
 
-def _first_hitting(
-    denoise,
-    keys,
-    canvas,
-    *,
-    vocab_size,
-    mask_id,
-    steps,
-    schedule="linear",
-    temperature=1.0,
-    guidance=0.0,
-):
-    del vocab_size, steps
-    schedule = schedules.resolve(schedule)
-    predict = reveal.predictor(denoise, mask_id, guidance, canvas != mask_id)
+@dataclasses.dataclass(frozen=True)
+class FirstHitting(Settings):
+    """One token a call at the exact times of the continuous process. Options: see `sample`."""
 
-    def body(state):
-        i, z, rate, calls = state
-        masked = z == mask_id
-        left = masked.sum(-1)
-        u = 1 - key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.REVEAL), dtype=rate.dtype)
-        rate = next_hitting_rate(u, rate, left)
-        logits = predict(z, schedule.time(rate))
-        place = key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.PLACE), z.shape[1:])
-        drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), logits, temperature)
-        new = jnp.where(reveal.choose(place, masked, jnp.minimum(left, 1)), drawn.astype(z.dtype), z)
-        return i + 1, new, rate, calls + (1 if guidance == 0 else 2) * (left > 0)
+    schedule: Schedule | str = "linear"
+    temperature: float = 1.0
+    guidance: float = 0.0
 
-    rows = canvas.shape[0]
-    start = (0, canvas, jnp.ones(rows, jnp.result_type(float)), jnp.zeros(rows, int))
-    _, z, _, calls = jax.lax.while_loop(lambda s: (s[1] == mask_id).any(), body, start)
-    return z, calls
+    def run(self, denoise: Callable, canvas: Canvas) -> tuple[Array, Array]:
+        """Tokens [B, T] and calls [B]."""
+        keys, schedule = canvas.keys, schedules.resolve(self.schedule)
+        predict = reveal.predictor(denoise, canvas.mask_id, self.guidance, ~canvas.masked)
+
+        def step(i, z, rate):
+            masked = z == canvas.mask_id
+            left = masked.sum(-1)
+            u = 1 - key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.REVEAL), dtype=rate.dtype)
+            rate = next_hitting_rate(u, rate, left)
+            logits = predict(z, schedule.time(rate))
+            place = key_scheme.uniform(key_scheme.fold(keys, i, key_scheme.PLACE), z.shape[1:])
+            drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), logits, self.temperature)
+            new = jnp.where(reveal.choose(place, masked, jnp.minimum(left, 1)), drawn.astype(z.dtype), z)
+            return new, _cost(self.guidance) * (left > 0), rate
+
+        return fill(canvas, step, jnp.ones(len(canvas.tokens), jnp.result_type(float)))
 
 
 def block_steps(length: int, block: int | None, prompt_length: int, steps: int | None) -> int:
@@ -219,60 +212,68 @@ def block_steps(length: int, block: int | None, prompt_length: int, steps: int |
     return steps // blocks
 
 
-def _by_confidence(
-    denoise,
-    keys,
-    canvas,
-    *,
-    vocab_size,
-    mask_id,
-    steps,
-    kind,
-    block=None,
-    prompt_length=0,
-    counts="even",
-    threshold=0.9,
-    factor=1.0,
-    confidence="max_prob",
-    position_temperature=0.0,
-    temperature=1.0,
-    guidance=0.0,
-):
-    del vocab_size
-    rows, length = canvas.shape
-    parallel = kind in ("threshold", "factor")
-    owner = reveal.block_of(length, block, prompt_length)
-    pick, limit = (reveal.threshold_count, threshold) if kind == "threshold" else (reveal.factor_count, factor)
-    if counts not in ("even", "dream") or (counts == "dream" and block):
-        raise ValueError(f"counts={counts!r} with block={block}: use even, or dream without blocks")
-    each = 0 if parallel else block_steps(length, block, prompt_length, steps)
-    predict = reveal.predictor(denoise, mask_id, guidance, canvas != mask_id)
-    grid = dream_grid(steps) if counts == "dream" and not parallel else None
+@dataclasses.dataclass(frozen=True)
+class Confident(Settings):
+    """The most confident tokens first: the rules of `reveal`, threshold, factor. Options: see `sample`."""
 
-    plan = _planner(parallel, grid, owner if block else None, each)
+    block: int | None = None
+    prompt_length: int = 0
+    counts: str = "even"
+    threshold: float = 0.9
+    factor: float = 1.0
+    confidence: str = "max_prob"
+    position_temperature: float = 0.0
+    temperature: float = 1.0
+    guidance: float = 0.0
 
-    def body(state):
-        i, z, calls, total = state
-        masked = z == mask_id
-        allowed, count, total = plan(i, masked, total)
-        logits = predict(z, masked.mean(-1) if grid is None else grid[i])
-        drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), logits, temperature)
-        places = key_scheme.fold(keys, i, key_scheme.PLACE)
-        rule = confidence if parallel else kind
-        conf = reveal.confidence(rule, logits, temperature, candidates=drawn, keys=places)
-        if parallel:
-            count = pick(jnp.where(allowed, conf, -jnp.inf), limit)
-        if position_temperature:
-            noisy = key_scheme.fold(keys, i, key_scheme.REVEAL)
-            conf = conf / position_temperature + jax.vmap(lambda k: key_scheme.gumbel(k, (length,), conf.dtype))(noisy)
-        new = jnp.where(reveal.choose(conf, allowed, count), drawn.astype(z.dtype), z)
-        return i + 1, new, calls + (1 if guidance == 0 else 2) * (count > 0) * allowed.any(-1), total
+    @property
+    def parallel(self) -> bool:
+        """Whether confidences decide how many tokens a call reveals."""
+        return self.method in ("threshold", "factor")
 
-    def unfinished(state):
-        return (state[1] == mask_id).any() & (parallel | (state[0] < (steps or 0)))
+    def run(self, denoise: Callable, canvas: Canvas) -> tuple[Array, Array]:
+        """Tokens [B, T] and calls [B]."""
+        keys, steps, (rows, length) = canvas.keys, self.steps, canvas.tokens.shape
+        grid, plan = self._plan(length)
+        predict = reveal.predictor(denoise, canvas.mask_id, self.guidance, ~canvas.masked)
 
-    none = jnp.zeros(rows, int)
-    return jax.lax.while_loop(unfinished, body, (0, canvas, none, none))[1:3]
+        def step(i, z, total):
+            masked = z == canvas.mask_id
+            allowed, count, total = plan(i, masked, total)
+            logits = predict(z, masked.mean(-1) if grid is None else grid[i])
+            drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), logits, self.temperature)
+            places = key_scheme.fold(keys, i, key_scheme.PLACE)
+            rule = self.confidence if self.parallel else self.method
+            conf = reveal.confidence(rule, logits, self.temperature, candidates=drawn, keys=places)
+            if self.parallel:
+                count = self._count(jnp.where(allowed, conf, -jnp.inf))
+            if self.position_temperature:
+                noisy = key_scheme.fold(keys, i, key_scheme.REVEAL)
+                noise = jax.vmap(lambda k: key_scheme.gumbel(k, (length,), conf.dtype))(noisy)
+                conf = conf / self.position_temperature + noise
+            new = jnp.where(reveal.choose(conf, allowed, count), drawn.astype(z.dtype), z)
+            return new, _cost(self.guidance) * (count > 0) * allowed.any(-1), total
+
+        def unfinished(i, z):
+            return (z == canvas.mask_id).any() & (self.parallel | (i < (steps or 0)))
+
+        return fill(canvas, step, jnp.zeros(rows, int), unfinished)
+
+    def _count(self, conf: Array) -> Array:
+        """How many tokens suffice [B], of confidences [B, T]."""
+        if self.method == "threshold":
+            return reveal.threshold_count(conf, self.threshold)
+        return reveal.factor_count(conf, self.factor)
+
+    def _plan(self, length: int) -> tuple[Array | None, Callable]:
+        """Dream's times (None without them) and what `_planner` gives."""
+        dream, block = self.counts == "dream", self.block
+        if self.counts not in ("even", "dream") or (dream and block):
+            raise ValueError(f"counts={self.counts!r} with block={block}: use even, or dream without blocks")
+        each = 0 if self.parallel else block_steps(length, block, self.prompt_length, self.steps)
+        grid = dream_grid(self.steps) if dream and not self.parallel else None
+        owner = reveal.block_of(length, block, self.prompt_length) if block else None
+        return grid, _planner(self.parallel, grid, owner, each)
 
 
 def _planner(parallel: bool, grid: Array | None, owner: Array | None, each: int) -> Callable:
@@ -306,9 +307,8 @@ def dream_count(masks: Array, grid: Array, step: Array | int) -> Array:
     return jnp.where(step == grid.shape[0] - 2, masks, share)
 
 
-def _by_score(
-    denoise, keys, canvas, *, vocab_size, mask_id, steps, kind, schedule="loglinear", graph="absorb", grid="linear"
-):
+@dataclasses.dataclass(frozen=True)
+class Score(Settings):
     """Score models (SEDD): `denoise(z, t)` returns log-scores; z starts all masked, or uniform on the uniform graph.
 
     Every call reveals or moves tokens by the noise sigma(t) - sigma(s); the last step of the absorbing graph goes to
@@ -317,35 +317,45 @@ def _by_score(
     bends up (on the log-linear schedule the first of T steps is 999 / T, where the noise is 6.9 in all). Its grid is
     ours; the released one stops at t = 1e-5 and adds a call that removes the rest.
     """
-    times, _ = time_grid(schedule, steps, grid)
-    schedule = schedules.resolve(schedule)
-    sigma = schedule.sigma(times).at[-1].set(0.0)
-    lengths = sigma[:-1] - sigma[1:]
-    if kind == "released":
-        lengths = (times[:-1] - times[1:]) * schedule.dsigma(times[:-1])
-    fixed = canvas != mask_id
-    move = score_entropy.analytic_step if kind == "analytic" else score_entropy.euler_step
-    if graph == "uniform":
-        noise = key_scheme.uniform(key_scheme.fold(keys, 0, key_scheme.START), canvas.shape[1:])
-        canvas = jnp.where(fixed, canvas, jnp.minimum((noise * vocab_size).astype(canvas.dtype), vocab_size - 1))
 
-    def body(i, z):
-        law = move(denoise(z, jnp.broadcast_to(times[i], z.shape[:1])), z, lengths[i], graph, mask_id)
-        if graph == "absorb":
-            keep = (jnp.arange(law.shape[-1]) != mask_id) | (i < steps - 1)
-            law = jnp.where(keep | fixed[..., None], law, 0.0)
-        drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), jnp.log(law))
-        return jnp.where(fixed, z, drawn.astype(z.dtype))
+    schedule: Schedule | str = "loglinear"
+    graph: str = "absorb"
+    grid: str | Sequence[float] = "linear"
 
-    if graph == "uniform":
-        mask_id = None
-    z = jax.lax.fori_loop(0, steps, body, canvas)
-    return z, jnp.full(canvas.shape[0], steps)
+    def run(self, denoise: Callable, canvas: Canvas) -> tuple[Array, Array]:
+        """Tokens [B, T] and calls [B]."""
+        keys, steps, graph, size = canvas.keys, self.steps, self.graph, canvas.vocab_size
+        times, lengths = self._lengths()
+        fixed, z = ~canvas.masked, canvas.tokens
+        move = score_entropy.analytic_step if self.method == "analytic" else score_entropy.euler_step
+        mask_id = None if graph == "uniform" else canvas.mask_id
+        if graph == "uniform":
+            noise = key_scheme.uniform(key_scheme.fold(keys, 0, key_scheme.START), z.shape[1:])
+            z = jnp.where(fixed, z, jnp.minimum((noise * size).astype(z.dtype), size - 1))
+
+        def body(i, z):
+            law = move(denoise(z, jnp.broadcast_to(times[i], z.shape[:1])), z, lengths[i], graph, mask_id)
+            if graph == "absorb":
+                keep = (jnp.arange(law.shape[-1]) != mask_id) | (i < steps - 1)
+                law = jnp.where(keep | fixed[..., None], law, 0.0)
+            drawn = key_scheme.sample(key_scheme.fold(keys, i, key_scheme.TOKEN), jnp.log(law))
+            return jnp.where(fixed, z, drawn.astype(z.dtype))
+
+        return jax.lax.fori_loop(0, steps, body, z), jnp.full(z.shape[0], steps)
+
+    def _lengths(self) -> tuple[Array, Array]:
+        """Times [T + 1] and the noise of each step [T]."""
+        times, _ = time_grid(self.schedule, self.steps, self.grid)
+        schedule = schedules.resolve(self.schedule)
+        if self.method == "released":
+            return times, (times[:-1] - times[1:]) * schedule.dsigma(times[:-1])
+        sigma = schedule.sigma(times).at[-1].set(0.0)
+        return times, sigma[:-1] - sigma[1:]
 
 
-METHODS = {
-    **{name: functools.partial(_on_grid, kind=name) for name in ("ancestral", "ancestral_two_step", "cached")},
-    "first_hitting": _first_hitting,
-    **{name: functools.partial(_by_confidence, kind=name) for name in (*reveal.CONFIDENCES, "threshold", "factor")},
-    **{name: functools.partial(_by_score, kind=name) for name in ("analytic", "euler", "released")},
+METHODS: dict[str, Any] = {
+    **dict.fromkeys(("ancestral", "ancestral_two_step", "cached"), Ancestral),
+    "first_hitting": FirstHitting,
+    **dict.fromkeys((*reveal.CONFIDENCES, "threshold", "factor"), Confident),
+    **dict.fromkeys(("analytic", "euler", "released"), Score),
 }

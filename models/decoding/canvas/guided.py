@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from models.decoding import keys as key_scheme
+from models.decoding.canvas.canvas import begin, fill
 from models.objectives.masked_diffusion import mask_logits
 
 Array = jax.Array
@@ -56,22 +57,16 @@ def decode(
         raise ValueError(f"rule={rule!r} is unknown; use one of {', '.join(RULES)}")
     if rule == "sample" and key is None:
         raise ValueError("key=None cannot serve rule='sample'; give jax.random.key(0), for example")
-    mask_id = vocab_size if mask_id is None else mask_id
-    canvas = jnp.full((length,), mask_id) if init is None else jnp.asarray(init)
-    canvas = jnp.broadcast_to(canvas, (batch, length))
-    keys = key_scheme.row_keys(jax.random.key(0) if key is None else key, batch, requests)
+    canvas = begin(jax.random.key(0) if key is None else key, (batch, length), vocab_size, mask_id, init, requests)
 
-    def body(state):
-        i, z, calls = state
-        masked = z == mask_id
-        drafts = jnp.argmax(mask_logits(denoise(z, masked.mean(-1)), mask_id), -1).astype(z.dtype)
+    def step(i, z, own):
+        masked = z == canvas.mask_id
+        drafts = jnp.argmax(mask_logits(denoise(z, masked.mean(-1)), canvas.mask_id), -1).astype(z.dtype)
         filled = jnp.where(masked, drafts, z)
-        good = accepts(rule, guide(filled), filled, keys, i, top_k=top_k, threshold=threshold, ratio=ratio)
-        return i + 1, jnp.where(kept(good, masked), drafts, z), calls + masked.any(-1)
+        good = accepts(rule, guide(filled), filled, canvas.keys, i, top_k=top_k, threshold=threshold, ratio=ratio)
+        return jnp.where(kept(good, masked), drafts, z), masked.any(-1), own
 
-    start = (0, canvas, jnp.zeros(batch, int))
-    _, z, calls = jax.lax.while_loop(lambda s: (s[1] == mask_id).any(), body, start)
-    return z, calls
+    return fill(canvas, step, ())
 
 
 def kept(good: Array, masked: Array) -> Array:

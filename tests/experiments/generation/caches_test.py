@@ -10,7 +10,7 @@ from flax import nnx
 
 from experiments.generation import canvas as denoise
 from kernels import masks
-from models.decoding.canvas import caches, features, guided, network
+from models.decoding.canvas import caches, diffusion, features, guided, network
 from tests.models.objectives.diffusion_test import V, make
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -22,6 +22,7 @@ CANVAS = jnp.where(
     jax.random.randint(jax.random.key(0), (ROWS, LENGTH), 0, V), V,
 )  # fmt: skip
 COUNT = 6
+REQUEST = denoise.Request(CANVAS, SEGMENTS, jax.random.key(0), jnp.arange(ROWS))
 
 
 @functools.cache
@@ -32,15 +33,14 @@ def models(layers=2):
 
 def filled(mask=masks.Full(), layers=2, guide=False, **kw):  # noqa: B008
     (graph, params), (judge, weights) = models(layers)
-    settings = {"policy": "none", "method": "margin", "steps": COUNT, "temperature": 0.0, "by": BLOCK, **kw}
+    chosen = {"method": "margin", "policy": "none", **kw}
+    own = {key: chosen.pop(key) for key in ("method", "policy", "commit", "refresh") if key in chosen}
+    settings = denoise.Settings(caches.Settings(0, temperature=0.0, **own), COUNT, COUNT, **{"by": BLOCK, **chosen})
 
     @jax.jit
     def run(params, weights):
-        more = {"guide": nnx.merge(judge, weights)} if guide else {}
-        return denoise.fill_cached(
-            nnx.merge(graph, params), mask, jax.random.key(0), CANVAS, SEGMENTS, jnp.arange(ROWS), mask_id=V,
-            count=COUNT, **settings, **more,
-        )  # fmt: skip
+        reader = denoise.Reader(nnx.merge(graph, params), mask, V)
+        return denoise.fill_cached(reader, REQUEST, settings, guide=nnx.merge(judge, weights) if guide else None)
 
     return jax.tree.map(np.asarray, run(params, weights))
 
@@ -53,8 +53,9 @@ def plain(mask=masks.Full(), layers=2, **kw):  # noqa: B008
     def run(params):
         model = nnx.merge(graph, params)
         logits = lambda z, t: model.logits(model(z, mask=mask, segment_ids=SEGMENTS)[0])[..., :V]  # noqa: E731
-        settings = {"method": "margin", "steps": COUNT, "temperature": 0.0, "by": BLOCK, **kw}
-        return denoise.fill(logits, jax.random.key(0), CANVAS, jnp.arange(ROWS), mask_id=V, count=COUNT, **settings)
+        sampler = diffusion.Confident("margin", None, temperature=0.0)
+        settings = denoise.Settings(sampler, COUNT, COUNT, **{"by": BLOCK, **kw})
+        return denoise.fill(logits, REQUEST, settings, mask_id=V)
 
     return jax.tree.map(np.asarray, jax.jit(run)(params))
 
@@ -160,9 +161,9 @@ def test_a_guide_with_a_cache_judges_as_one_that_reads_everything():
         whole = guided.decode(logits, before, **kw)
         run, reads = network.cached(nnx.merge(graph, params), masks.Full(), places, V), jnp.zeros((ROWS, LENGTH), int)
         empty = network.empty(nnx.merge(graph, params), ROWS, LENGTH)
-        kw = {"init": CANVAS, "block": BLOCK, "mask_id": V, "policy": "dual", "method": "guided", "prefill": True}
+        settings = caches.Settings(BLOCK, "guided", "dual", prefill=True)
         guide = caches.Guide(keeps_tokens, reads, "ratio")
-        return whole, caches.decode(run, empty, jax.random.key(0), guide=guide, **kw)
+        return whole, caches.decode(run, empty, REQUEST.canvas(V), settings, guide)
 
     (tokens, calls), want = by_reading(params, weights)
     got, work = filled(guide=True, method="guided", rule="ratio", by=0)

@@ -1,6 +1,5 @@
 """Diffusion objectives in the loop: the same numbers however a step is cut, learning, filling in, refusals."""
 
-import functools
 import itertools
 
 import jax
@@ -105,6 +104,11 @@ def test_what_is_given_stays_and_no_mask_is_left(filler, other):
     assert made(params, ["é", "é"], options, seed=5)[0] == texts[1] != made(params, ["é"], options, seed=6)[0]
 
 
+def request(canvas, key):
+    """Rows without padding, numbered from 0."""
+    return denoise.Request(canvas, jnp.ones_like(canvas), key, jnp.arange(len(canvas)))
+
+
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_filling_by_blocks_has_the_law_of_their_orders(block):
     """A table whose law depends on the order, one token a call: the mean over all orders that respect the blocks."""
@@ -113,17 +117,10 @@ def test_filling_by_blocks_has_the_law_of_their_orders(block):
     block_of = np.arange(length) // (block or length)
     orders = [o for o in itertools.permutations(range(length)) if (np.diff(block_of[list(o)]) >= 0).all()]
     law = np.mean([tiny_laws.order_law(table, order) for order in orders], axis=0)
-    fill = functools.partial(
-        denoise.fill,
-        tiny_laws.denoiser(table, jnp.float32),
-        mask_id=size,
-        count=length,
-        steps=length,
-        by=block,
-        method="first_hitting",
-    )
-    canvas = jnp.full((draws, length), size)
-    tokens, calls = jax.jit(lambda key: fill(key, canvas, jnp.arange(draws)))(jax.random.key(0))
+    settings = denoise.Settings(sampling.FirstHitting("first_hitting", None), length, length, block)
+    canvas, model = jnp.full((draws, length), size), tiny_laws.denoiser(table, jnp.float32)
+    fill = lambda key: denoise.fill(model, request(canvas, key), settings, mask_id=size)  # noqa: E731
+    tokens, calls = jax.jit(fill)(jax.random.key(0))
     assert (np.asarray(calls) == length).all()
     statistic, limit = tiny_laws.chi_square(tiny_laws.histogram(tokens, size), law)
     assert statistic < limit and tiny_laws.power(size**length, draws) > 0.99
@@ -142,22 +139,19 @@ def test_blocks_are_counted_from_the_row_or_from_the_prompt(by_from, want):
         drawn = (canvas == 10).sum(-1) - (z == 10).sum(-1)
         return jax.nn.one_hot(drawn, 10)[:, None] * (1 + jnp.arange(5.0))[None, :, None]
 
-    tokens, calls = denoise.fill(
-        logits, jax.random.key(0), canvas, jnp.arange(2), mask_id=10, count=4, steps=4, by=2, by_from=by_from,
-        method="max_prob", temperature=0.0,
-    )  # fmt: skip
+    settings = denoise.Settings(sampling.Confident("max_prob", None, temperature=0.0), 4, 4, 2, by_from)
+    tokens, calls = denoise.fill(logits, request(canvas, jax.random.key(0)), settings, mask_id=10)
     assert tokens.tolist() == want and calls.tolist() == [4, 2]
 
 
 def test_a_block_wider_than_the_answer_has_the_calls_of_the_answer():
     """Four calls for eight masks are four, wherever the blocks lie; shared out where there are many."""
-    assert denoise._share(4, 32, 8) == 4 and denoise._share(8, 2, 8) == 2 and denoise._share(3, 2, 8) == 1
-    options = {"mask_id": 3, "count": 8, "steps": 4, "method": "ancestral"}
-    canvas = jnp.full((2, 8), 3)
+    sampler = sampling.Ancestral("ancestral", None)
+    assert [denoise.Settings(sampler, steps, 8).share(size) for steps, size in ((4, 32), (8, 2), (3, 2))] == [4, 2, 1]
+    rows = request(jnp.full((2, 8), 3), jax.random.key(0))
     for by in (0, 8, 100):
-        _, calls = denoise.fill(
-            lambda z, t: jnp.zeros((2, 8, 3)), jax.random.key(0), canvas, jnp.arange(2), by=by, **options
-        )
+        settings = denoise.Settings(sampler, 4, 8, by)
+        _, calls = denoise.fill(lambda z, t: jnp.zeros((2, 8, 3)), rows, settings, mask_id=3)
         assert calls.tolist() == [4, 4]
 
 
@@ -170,10 +164,8 @@ def test_names_of_methods_and_options_are_those_of_the_samplers():
     logits = jnp.zeros((2, 6, 3))
     for method in set(methods) - {"", "guided", *decoding.SCORE_METHODS}:
         options["diffusion"]["method"], options["max_tokens"] = method, 6
-        tokens, _ = denoise.fill(
-            lambda z, t: logits, jax.random.key(0), jnp.full((2, 6), 3), jnp.arange(2), mask_id=3,
-            **dict(denoise.settings(options)),
-        )  # fmt: skip
+        rows = request(jnp.full((2, 6), 3), jax.random.key(0))
+        tokens, _ = denoise.fill(lambda z, t: logits, rows, denoise.settings(options), mask_id=3)
         assert (tokens < 3).all(), method
 
 

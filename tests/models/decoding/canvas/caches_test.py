@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.decoding.canvas import caches, diffusion
+from models.decoding.canvas.canvas import begin
 
 # The programs are tiny and many: most of the time would go into optimising them.
 
@@ -48,18 +49,10 @@ def run(depth, causal, policy, commit=True, refresh=None, method="max_prob", tem
         lambda key: caches.decode(
             forward,
             empty,
-            key,
-            init=INIT,
-            block=BLOCK,
-            mask_id=SIZE,
-            policy=policy,
-            commit=commit,
-            refresh=refresh,
-            prompt_length=2,
-            method=method,
-            steps=steps,
-            threshold=0.7,
-            temperature=temperature,
+            begin(key, INIT.shape, SIZE, init=INIT),
+            caches.Settings(
+                BLOCK, method, policy, commit, refresh, 2, steps=steps, threshold=0.7, temperature=temperature
+            ),
         )
     )
     return jax.tree.map(np.asarray, call(jax.random.key(0)))
@@ -142,16 +135,8 @@ def test_parallel_rules_leave_finished_rows_alone():
         lambda key: caches.decode(
             forward,
             few,
-            key,
-            init=INIT[:3],
-            block=BLOCK,
-            mask_id=SIZE,
-            policy="free",
-            commit=False,
-            prompt_length=2,
-            method="threshold",
-            threshold=0.7,
-            requests=pick,
+            begin(key, (3, LENGTH), SIZE, init=INIT[:3], requests=pick),
+            caches.Settings(BLOCK, "threshold", "free", commit=False, prompt_length=2, threshold=0.7),
         )
     )(jax.random.key(0))
     np.testing.assert_array_equal(alone.tokens, got.tokens[pick])
@@ -161,6 +146,7 @@ def test_parallel_rules_leave_finished_rows_alone():
 def test_refusals():
     forward, empty = network(1)
     with pytest.raises(ValueError, match="steps=3"):
-        caches.decode(forward, empty, jax.random.key(0), init=INIT, block=2, mask_id=SIZE, prompt_length=2, steps=3)
+        canvas = begin(jax.random.key(0), INIT.shape, SIZE, init=INIT)
+        caches.decode(forward, empty, canvas, caches.Settings(2, prompt_length=2, steps=3))
     with pytest.raises(ValueError, match="policy='duel'"):
         caches.windows("duel", 8, 0, 2)

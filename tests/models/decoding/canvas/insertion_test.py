@@ -96,8 +96,7 @@ def test_draws_follow_the_exact_law(stop):
         batch=batch,
         length=LENGTH,
         vocab_size=SIZE,
-        stop=stop,
-        threshold=0.3,
+        settings=insertion.Settings(stop, threshold=0.3),
     )
     tokens, calls = map(np.asarray, jax.jit(run)(jax.random.key(0)))
     lengths = (tokens < SIZE).sum(1)
@@ -115,11 +114,12 @@ def test_draws_follow_the_exact_law(stop):
 def test_infilling_keeps_prefix_and_suffix_and_requests():
     insert = optimum(variable_law())
     init = jnp.array([1, 0])
-    options = {"length": LENGTH, "vocab_size": SIZE, "stop": "never", "init": init, "prefix": 1, "suffix": 1}
+    start, settings = insertion.Start(init, prefix=1, suffix=1), insertion.Settings("never")
+    options = {"length": LENGTH, "vocab_size": SIZE, "settings": settings, "start": start}
     f32 = lambda z, c: insert(z, c, jnp.float32)  # noqa: E731
     tokens, calls = insertion.sample(f32, jax.random.key(0), batch=16, **options)
     assert (np.asarray(tokens)[:, 0] == 1).all() and (np.asarray(tokens)[:, 2] == 0).all() and (calls == 1).all()
     some, _ = insertion.sample(f32, jax.random.key(0), batch=2, requests=jnp.array([11, 4]), **options)
     np.testing.assert_array_equal(some, np.asarray(tokens)[[11, 4]])
     with pytest.raises(ValueError, match="stop='soon'"):
-        insertion.sample(f32, jax.random.key(0), batch=1, length=2, vocab_size=2, stop="soon")
+        insertion.Settings("soon")
