@@ -167,7 +167,7 @@ def chart(
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         description = f"{y.label} against {x.label}"
-        return _inline(buffer.getvalue(), name, description, axes, curves, x, y, width, height)
+        return _inline(buffer.getvalue(), name, description, axes, x, y, width, height)
 
 
 def charts(
@@ -319,7 +319,7 @@ def _label_ends(axes, ends: Sequence[tuple[str, float | None, float, str]]) -> N
         )
 
 
-def _inline(svg: bytes, name: str, description: str, axes, curves, x: Axis, y: Axis, width, height) -> str:
+def _inline(svg: bytes, name: str, description: str, axes, x: Axis, y: Axis, width, height) -> str:
     """matplotlib's file as a bare element: no namespaces, metadata or global style, unique ids, CSS colours."""
     root = ElementTree.fromstring(svg)
     used = set(re.findall(rb'(?:url\(#|href="#)([^)"]+)', svg))

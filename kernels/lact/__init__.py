@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from kernels.checks import check_shapes
 from kernels.lact import chunked
 from kernels.lact import reference as ref
 from kernels.lact.chunked import LactState
@@ -77,7 +78,12 @@ def lact(
 
     Source: "Test-Time Training Done Right" (LaCT), the released language-model layer; gradients as in its appendix.
     """
-    _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids, lengths)
+    rows, tokens = q.shape[:2], q.shape[:3]
+    check_shapes(
+        q, k=(k, q.shape), v=(v, q.shape), lr=(lr, (*tokens, 3)), momentum=(momentum, tokens),
+        segment_ids=(segment_ids, rows), lengths=(lengths, rows[:1]),
+    )  # fmt: skip
+    _check(q, weights, chunk_size, normalize, order)
     _check_state(state, q, chunk_size, momentum, order)
     if implementation not in IMPLEMENTATIONS:
         reason = "the chunk loop is made of batched matmuls for XLA and has no hand-written kernel"
@@ -147,21 +153,9 @@ def _share(chunk_size, axis, state, lengths):
     return chunk_size // size
 
 
-def _check(q, k, v, lr, weights, chunk_size, momentum, normalize, order, segment_ids, lengths):
-    """Raises ValueError for the first argument that does not fit, naming what would."""
-    if q.ndim != 4 or 0 in q.shape:
-        raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
+def _check(q, weights, chunk_size, normalize, order):
+    """Raises ValueError for the first of these that does not fit, naming what would."""
     batch, length, heads, width = q.shape
-    wanted = {"k": (k, q.shape), "v": (v, q.shape), "lr": (lr, (*q.shape[:3], 3))}
-    if momentum is not None:
-        wanted["momentum"] = (momentum, q.shape[:3])
-    if segment_ids is not None:
-        wanted["segment_ids"] = (segment_ids, q.shape[:2])
-    if lengths is not None:
-        wanted["lengths"] = (lengths, q.shape[:1])
-    for name, (array, shape) in wanted.items():
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}; q of shape {q.shape} needs {shape}.")
     hidden = weights[0].shape[2] if weights[0].ndim == 4 else 0
     for i, w in enumerate(weights):
         shape = (heads, width, hidden) if i == 1 else (heads, hidden, width)

@@ -8,13 +8,22 @@ each step from the carry before it.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 # body(params, carry, flag, chunk) -> (carry, y); it must not close over traced values.
 Body = Callable[[Any, Any, Any, tuple], tuple[Any, jax.Array]]
+
+
+class Walk(NamedTuple):
+    """The static arguments of `chunk_scan`."""
+
+    body: Body
+    sizes: tuple[int, ...]
+    steps: int
+    length: int
 
 
 def chunk_scan(
@@ -31,7 +40,7 @@ def chunk_scan(
     Memory of the backward pass: the carry before each step where all of them are no larger than xs, otherwise before
     every sqrt(steps)-th step at the price of one more forward pass.
     """
-    return _scan(body, sizes, steps, length, params, carry, flags, xs)
+    return _scan(Walk(body, sizes, steps, length), params, carry, flags, xs)
 
 
 def _nbytes(tree: Any) -> int:
@@ -55,8 +64,9 @@ def _at(flags: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), flags)
 
 
-def _forward(body, sizes, steps, length, params, carry, flags, xs, group):
+def _forward(walk, params, carry, flags, xs, group):
     """(carry, out, the carry before every `group`-th step or None when group is 0)."""
+    body, sizes, steps, length = walk
     shape = jax.eval_shape(body, params, carry, _at(flags, 0), _take(xs, 0, sizes))[1]
     out = jnp.zeros((shape.shape[0], length, *shape.shape[2:]), shape.dtype)
 
@@ -83,21 +93,21 @@ def _when(condition: jax.Array, run: Callable, state: Any, uneven: int) -> Any:
     return jax.lax.cond(condition, run, lambda s: s, state) if uneven else run(state)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _scan(body, sizes, steps, length, params, carry, flags, xs):
-    carry, out, _ = _forward(body, sizes, steps, length, params, carry, flags, xs, 0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(walk, params, carry, flags, xs):
+    carry, out, _ = _forward(walk, params, carry, flags, xs, 0)
     return carry, out
 
 
-def _scan_fwd(body, sizes, steps, length, params, carry, flags, xs):
-    few = steps * _nbytes(carry) <= _nbytes(xs)
-    group = 1 if few else max(1, math.isqrt(steps))
-    carry, out, kept = _forward(body, sizes, steps, length, params, carry, flags, xs, group)
+def _scan_fwd(walk, params, carry, flags, xs):
+    few = walk.steps * _nbytes(carry) <= _nbytes(xs)
+    group = 1 if few else max(1, math.isqrt(walk.steps))
+    carry, out, kept = _forward(walk, params, carry, flags, xs, group)
     return (carry, out), (params, kept, flags, xs)
 
 
-def _scan_bwd(body, sizes, steps, length, residuals, cotangents):
-    params, kept, flags, xs = residuals
+def _scan_bwd(walk, residuals, cotangents):
+    (body, sizes, steps, _), (params, kept, flags, xs) = walk, residuals
     d_carry, d_out = cotangents
     group = -(-steps // jax.tree.leaves(kept)[0].shape[0])
     uneven = steps % group

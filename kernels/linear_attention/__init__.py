@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kernels.checks import check_shapes
 from kernels.lact.schedule import boundaries
 from kernels.linear_attention.chunked import chunked
 from kernels.linear_attention.reference import recurrent
@@ -64,7 +65,8 @@ def linear_attention(
 
     Source: Katharopoulos et al. 2020, "Transformers are RNNs"; decay as in Dao & Gu 2024 (Mamba-2, scalar per head).
     """
-    return _run(q, k, v, None, decay, chunk_size, state, segment_ids, axis, implementation)
+    form = _form(chunk_size, implementation)
+    return _run(Tokens(q, k, v, None, decay), form, state, segment_ids, axis)
 
 
 def gated_delta_rule(
@@ -87,11 +89,36 @@ def gated_delta_rule(
 
     Source: Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"; the chunk's triangular system is its WY form.
     """
-    return _run(q, k, v, beta, decay, chunk_size, state, segment_ids, axis, implementation)
+    form = _form(chunk_size, implementation)
+    return _run(Tokens(q, k, v, beta, decay), form, state, segment_ids, axis)
 
 
-def _run(q, k, v, beta, decay, chunk_size, state, segment_ids, axis, implementation):
-    _check(q, k, v, beta, decay, chunk_size, segment_ids, implementation)
+class Tokens(NamedTuple):
+    """What each token brings: q, k `[B, T, N, H]`, v `[B, T, N, P]`, beta and decay `[B, T, N]` or None."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    beta: jax.Array | None
+    decay: jax.Array | None
+
+
+def _form(chunk_size: int, implementation: str | None) -> Callable:
+    """The function that computes outputs and the last memory."""
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} is not positive; use e.g. 64.")
+    if implementation not in IMPLEMENTATIONS:
+        raise NotImplementedError(f"implementation={implementation!r} is not offered; use one of {IMPLEMENTATIONS}.")
+    return recurrent if implementation == "reference" else functools.partial(chunked, chunk_size=chunk_size)
+
+
+def _run(tokens: Tokens, form: Callable, state: LinearState | None, segment_ids: Any, axis: str | None):
+    q, k, v, beta, decay = tokens
+    rates = q.shape[:3]
+    check_shapes(
+        q, k=(k, q.shape), v=(v, (*rates, v.shape[-1])), beta=(beta, rates), decay=(decay, rates),
+        segment_ids=(segment_ids, rates[:2]),
+    )  # fmt: skip
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
     if axis is not None and state is not None:
@@ -105,7 +132,6 @@ def _run(q, k, v, beta, decay, chunk_size, state, segment_ids, axis, implementat
     if segment_ids is not None:
         last = last if axis is None else _before(segment_ids, axis)
         begins, segment = boundaries(segment_ids, last), segment_ids[:, -1].astype(jnp.int32)
-    form = recurrent if implementation == "reference" else functools.partial(chunked, chunk_size=chunk_size)
     q, k, values = (x.astype(dtype) for x in (q, k, v))
     memory = state.memory
     if axis is not None:
@@ -137,18 +163,3 @@ def _entering(after: Callable, v: jax.Array, memory: jax.Array, axis: str) -> ja
         grown = jnp.einsum("bnhi,bnip->bnhp", kept, memory, precision=jax.lax.Precision.HIGHEST) + added
         memory = jnp.where(i < rank, grown, memory)
     return memory
-
-
-def _check(q, k, v, beta, decay, chunk_size, segment_ids, implementation):
-    """Raises ValueError for the first argument that does not fit."""
-    if q.ndim != 4 or 0 in q.shape:
-        raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
-    wanted = {"k": (k, q.shape), "v": (v, (*q.shape[:3], v.shape[-1])), "beta": (beta, q.shape[:3])}
-    wanted |= {"decay": (decay, q.shape[:3]), "segment_ids": (segment_ids, q.shape[:2])}
-    for name, (array, shape) in wanted.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}; q of shape {q.shape} needs {shape}.")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} is not positive; use e.g. 64.")
-    if implementation not in IMPLEMENTATIONS:
-        raise NotImplementedError(f"implementation={implementation!r} is not offered; use one of {IMPLEMENTATIONS}.")

@@ -9,7 +9,18 @@ from jax import Array
 from kernels.pattention import xla
 from kernels.pattention.dispatch import IMPLEMENTATIONS, explain, select
 from kernels.pattention.reference import pattention_reference
-from kernels.pattention.rules import GELUS, NORMALIZATIONS, Rule, accumulator, inverse, row_factor, vary_over, varying
+from kernels.pattention.rules import (
+    GELUS,
+    NORMALIZATIONS,
+    Given,
+    Returned,
+    Rule,
+    accumulator,
+    inverse,
+    row_factor,
+    vary_over,
+    varying,
+)
 
 __all__ = ["explain", "pattention", "pattention_reference"]
 
@@ -59,7 +70,8 @@ def pattention(
 
     Source: TokenFormer (arXiv:2410.23168), section 3.1, and its released code.
     """
-    _check(x, keys, values, normalization, tau, gelu, mask, implementation, axis_name)
+    rule = Rule(normalization, gelu, implementation, axis_name, interpret)
+    _check(x, keys, values, mask, tau, rule)
     dtype = jnp.result_type(x, keys, values)
     x, keys, values = (array.astype(dtype) for array in (x, keys, values))
     if tau is None:
@@ -75,17 +87,16 @@ def pattention(
     if single:
         x, mask = x[None], None if mask is None else mask[None]
     x, keys, values, mask, tau = _vary_alike(axis_name, x, keys, values, mask, tau)
-    rule = Rule(normalization, gelu, implementation, axis_name, interpret)
     out = _pattention(rule, x, keys, values, mask, tau)
     if axis_name is not None:
         out = jax.lax.psum(out, axis_name).astype(dtype)
     return out[0] if single else out
 
 
-def _check(x, keys, values, normalization, tau, gelu, mask, implementation, axis_name) -> None:
+def _check(x, keys, values, mask, tau, rule: Rule) -> None:
     """Refuses what does not fit, in one sentence."""
-    choices = [("normalization", normalization, NORMALIZATIONS), ("gelu", gelu, GELUS)]
-    choices += [("implementation", implementation, IMPLEMENTATIONS)] * (implementation is not None)
+    choices = [("normalization", rule.normalization, NORMALIZATIONS), ("gelu", rule.gelu, GELUS)]
+    choices += [("implementation", rule.implementation, IMPLEMENTATIONS)] * (rule.implementation is not None)
     for name, value, allowed in choices:
         if value not in allowed:
             raise ValueError(f"pattention: {name}={value!r} is unknown; use one of {', '.join(allowed)}.")
@@ -108,7 +119,7 @@ def _check(x, keys, values, normalization, tau, gelu, mask, implementation, axis
         fits = fits and all(m in (1, n) for m, n in zip(mask.shape[::-1], whole[::-1], strict=False))
         if not fits or mask.shape[-1:] != whole[-1:] or mask.dtype != jnp.bool_:
             raise ValueError(f"pattention: mask is {mask.dtype} {mask.shape}; use bool [{whole[-1]}] or {list(whole)}.")
-    if axis_name is not None and implementation == "reference":
+    if rule.axis_name is not None and rule.implementation == "reference":
         raise NotImplementedError(
             "pattention: implementation='reference' has no sharded form; use 'xla' with axis_name."
         )
@@ -135,11 +146,10 @@ def _pattention(rule: Rule, x: Array, keys: Array, values: Array, mask: Array | 
 def _forward(rule: Rule, x: Array, keys: Array, values: Array, mask: Array | None, tau: Array) -> tuple[Array, tuple]:
     wide, axis, stat = accumulator(x.dtype), rule.axis_name, None
     if axis is not None and rule.normalization == "l2_gelu":
-        stat = jnp.sqrt(jax.lax.psum(jnp.square(xla.statistic(x, keys, mask, rule=rule)), axis))
+        stat = jnp.sqrt(jax.lax.psum(jnp.square(xla.statistic(Given(x, mask), keys, rule=rule)), axis))
         stat = vary_over(stat, varying(x))
-    args = (x, keys, values, mask, tau, stat)
-    out_dtype = x.dtype if axis is None else wide
-    out, n = select("forward", rule.implementation, rule.interpret, args, rule=rule, out_dtype=out_dtype)
+    args = (Given(x, mask, stat), keys, values, tau)
+    out, n = select("forward", rule, args, out_dtype=x.dtype if axis is None else wide)
     if axis is not None and rule.normalization == "gelu_l2":
         local, n = n, jnp.sqrt(jax.lax.psum(n * n, axis))
         out = out * (local * inverse(n))
@@ -165,8 +175,8 @@ def _backward(rule: Rule, saved: tuple, dout: Array) -> tuple:
         power = 1 if rule.normalization == "gelu_l2" else 2
         coupling = total(inner) / tau**power * (inverse(n) if power == 1 else 1)
         dtau = power * jnp.sum(inner) / tau
-    args = (x, keys, values, mask, dout.astype(x.dtype), r, coupling)
-    dx, dkeys, dvalues, c = select("backward", rule.implementation, rule.interpret, args, rule=rule, total=total)
+    args = (Returned(x, mask, dout.astype(x.dtype), r, coupling), keys, values)
+    dx, dkeys, dvalues, c = select("backward", rule, args, total=total)
     if rule.normalization == "l2_gelu":
         dtau = jnp.sum(c)  # d out / d tau is along a / n
     return dx, dkeys, dvalues, None, dtau

@@ -4,10 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from kernels.lowering import by_platform
 from kernels.pattention import gpu, tpu, xla
+from kernels.pattention.rules import Given, Returned, Rule
 
 IMPLEMENTATIONS = ("reference", "xla", "tpu", "gpu")
 CPU_CHUNK_BYTES = 4 * 2**20  # of scores: a chunk that stays in a core's cache
@@ -27,13 +29,17 @@ def explain(implementation: str | None, dtype: jnp.dtype, platform: str) -> str:
     }.get(platform, "xla: the formulas in jnp, in chunks of tokens")
 
 
-def select(kind: str, implementation: str | None, interpret: bool, args: tuple, **static: Any) -> Any:
-    """Runs `forward` or `backward` (kind) of the implementation that fits the platform in the making."""
+def select(kind: str, rule: Rule, args: tuple, **static: Any) -> Any:
+    """Runs `forward` or `backward` (kind) of the implementation that fits the platform in the making.
+
+    args: what each token brings (`Given` or `Returned`), keys, values and, forward, tau.
+    """
+    implementation, dtype, static = rule.implementation, args[0].x.dtype, {"rule": rule, **static}
     plain = functools.partial(getattr(xla, kind), **static)
     kernels = {
         name: functools.partial(_flat, getattr(room, kind), **static) for name, room in (("tpu", tpu), ("gpu", gpu))
     }
-    if implementation == "xla" or (implementation is None and args[0].dtype == jnp.float64):
+    if implementation == "xla" or (implementation is None and dtype == jnp.float64):
         return plain(*args)
     if implementation is None:
         return by_platform(
@@ -43,9 +49,9 @@ def select(kind: str, implementation: str | None, interpret: bool, args: tuple, 
             cuda=plain if kind == "backward" else kernels["gpu"],  # as measured on an H100: docs/LEDGER.md
             default=plain,
         )
-    if interpret:
+    if rule.interpret:
         return kernels[implementation](*args)
-    if args[0].dtype == jnp.float64:
+    if dtype == jnp.float64:
         raise NotImplementedError(
             f"pattention: implementation={implementation!r} computes in float32, not float64; use 'xla'."
         )
@@ -57,18 +63,9 @@ def select(kind: str, implementation: str | None, interpret: bool, args: tuple, 
     return by_platform(*args, default=reason, **{_PLATFORMS[implementation]: kernels[implementation]})
 
 
-def _flat(fn: Callable, *args: Any, **static: Any) -> Any:
-    """Calls a kernel with the token axes of x, and of all arrays with its rows, joined to one; splits the results."""
-    lead = args[0].shape[:-1]
-
-    def down(leaf):
-        return leaf.reshape(-1, leaf.shape[-1]) if leaf.ndim > 1 and leaf.shape[:-1] == lead else leaf
-
-    rows = args[0].size // args[0].shape[-1]
-    flat = [None if leaf is None else leaf if at in (1, 2) else down(leaf) for at, leaf in enumerate(args)]
-    results = fn(*flat, **static)
-    keep = (1, 2) if len(results) == 4 else ()  # dkeys and dvalues are no rows
-    return tuple(
-        leaf if at in keep else leaf.reshape(*lead, leaf.shape[-1]) if leaf.shape[0] == rows else leaf
-        for at, leaf in enumerate(results)
-    )
+def _flat(fn: Callable, rows: Given | Returned, *args: Any, **static: Any) -> Any:
+    """Calls a kernel with the token axes of `rows` joined to one, and splits those of the results."""
+    lead = rows.x.shape[:-1]
+    results = fn(jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rows), *args, **static)
+    keep = (1, 2) if isinstance(rows, Returned) else ()  # dkeys and dvalues are no rows
+    return tuple(leaf if at in keep else leaf.reshape(*lead, leaf.shape[-1]) for at, leaf in enumerate(results))

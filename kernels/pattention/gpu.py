@@ -23,6 +23,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from kernels.pattention.rules import (
+    Given,
+    Returned,
     Rule,
     accumulator,
     dot,
@@ -123,8 +125,8 @@ def _scores_body(x, keys, *refs, rule: Rule, tiles: tuple, masked: bool, given: 
         plgpu.store(partial.at[here], jnp.sum(a * a, axis=1), mask=rows[1])
 
 
-def _gradients_body(x, keys, values, dout, r, coupling, *refs, rule: Rule, tiles: tuple, masked: bool):
-    refs = list(refs)
+def _gradients_body(*refs, rule: Rule, tiles: tuple, masked: bool):
+    x, keys, values, dout, r, coupling, *refs = refs
     mask = refs.pop(0) if masked else None
     s_out, da_out = refs[:2]
     rows, columns = _sides(s_out.shape, tiles)
@@ -190,23 +192,15 @@ def _limits(x: Array, keys: Array) -> tuple[int, int]:
 
 
 def forward(
-    x: Array,
-    keys: Array,
-    values: Array,
-    mask: Array | None,
-    tau: Array,
-    stat: Array | None,
-    *,
-    rule: Rule,
-    out_dtype: jnp.dtype,
+    rows: Given, keys: Array, values: Array, tau: Array, *, rule: Rule, out_dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """x [T, D] -> out [T, V] and the row statistic [T, 1]; a statistic that is given (l2_gelu) is used as it is."""
+    """Tokens [T, D] -> out [T, V] and the row statistic [T, 1]."""
 
     def chunk(rows):
-        if rows["stat"] is not None:
-            s, _ = _scores(rows["x"], keys, rows["mask"], row_factor(rows["stat"], tau, rule), rule)
-            return (dot(s, values, "nn").astype(out_dtype), rows["stat"]), ()
-        a, *parts = _scores(rows["x"], keys, rows["mask"], None, rule)
+        if rows.stat is not None:
+            s, _ = _scores(rows.x, keys, rows.mask, row_factor(rows.stat, tau, rule), rule)
+            return (dot(s, values, "nn").astype(out_dtype), rows.stat), ()
+        a, *parts = _scores(rows.x, keys, rows.mask, None, rule)
         n = _statistic(parts, rule)
         r = row_factor(n, tau, rule)
         if rule.normalization == "gelu_l2":
@@ -214,27 +208,18 @@ def forward(
         s = weights(a.astype(n.dtype), r, rule).astype(values.dtype)
         return (dot(s, values, "nn").astype(out_dtype), n), ()
 
-    return over_chunks(chunk, {"x": x, "mask": mask, "stat": stat}, *_limits(x, keys))[0]
+    return over_chunks(chunk, rows, *_limits(rows.x, keys))[0]
 
 
 def backward(
-    x: Array,
-    keys: Array,
-    values: Array,
-    mask: Array | None,
-    dout: Array,
-    r: Array,
-    coupling: Array,
-    *,
-    rule: Rule,
-    total: Callable = lambda c: c,
+    rows: Returned, keys: Array, values: Array, *, rule: Rule, total: Callable = lambda c: c
 ) -> tuple[Array, Array, Array, Array]:
     """As `xla.backward`, for two-dimensional x [T, D]."""
-    two, wide, tiles, size = rule.normalization == "l2_gelu", r.dtype, _tiles(x.dtype), keys.shape[0]
+    two, wide, tiles, size = rule.normalization == "l2_gelu", rows.r.dtype, _tiles(rows.x.dtype), keys.shape[0]
 
     def chunk(rows):
-        x, dout, r, mask = rows["x"], rows["dout"], rows["r"], rows["mask"]
-        inputs = [x, keys, values, dout, r[:, 0], rows["b"][:, 0]]
+        x, mask, dout, r, coupling = rows
+        inputs = [x, keys, values, dout, r[:, 0], coupling[:, 0]]
         if mask is not None:
             inputs.append(mask.astype(jnp.int8))
         shape = (x.shape[0], size)
@@ -249,6 +234,5 @@ def backward(
             da = r * (da.astype(wide) - rest[0].astype(wide) * total(c))
         return row_products(x, keys, dout, s, da, c)
 
-    rows = {"x": x, "mask": mask, "dout": dout, "r": r, "b": coupling}
-    (dx, c), (dkeys, dvalues) = over_chunks(chunk, rows, *_limits(x, keys))
+    (dx, c), (dkeys, dvalues) = over_chunks(chunk, rows, *_limits(rows.x, keys))
     return dx, dkeys.astype(keys.dtype), dvalues.astype(values.dtype), c

@@ -37,6 +37,36 @@ class Rule(NamedTuple):
     interpret: bool = False
 
 
+class Given(NamedTuple):
+    """What the forward pass reads of each token; chunks of tokens are cut from it as a whole.
+
+    x: [.., T, D].
+    mask: None, or bool [.., T, P].
+    stat: None, or the row statistic [.., T, 1], then used as it is.
+    """
+
+    x: Array
+    mask: Array | None
+    stat: Array | None = None
+
+
+class Returned(NamedTuple):
+    """What the backward pass reads of each token; chunks of tokens are cut from it as a whole.
+
+    x: [.., T, D].
+    mask: None, or bool [.., T, P].
+    dout: [.., T, V].
+    r: [.., T, 1], the row factor.
+    coupling: [.., T, 1], b; for l2_gelu 1 / n.
+    """
+
+    x: Array
+    mask: Array | None
+    dout: Array
+    r: Array
+    coupling: Array
+
+
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     """Sums are float32, or float64 when the inputs are."""
     return jnp.promote_types(dtype, jnp.float32)

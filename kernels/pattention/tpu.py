@@ -22,6 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.pattention.rules import (
+    Given,
+    Returned,
     Rule,
     accumulator,
     dot,
@@ -79,10 +81,8 @@ def _finish(n: Array, peak: Array, tau: Array, rule: Rule) -> tuple[Array, Array
     return n, 1
 
 
-def _forward_body(
-    tau, x, keys, values, *refs, rule: Rule, size: int, phases: int, masked: bool, given: bool, kept: bool
-):
-    refs = list(refs)
+def _forward_body(*refs, rule: Rule, size: int, phases: int, masked: bool, given: bool, kept: bool):
+    tau, x, keys, values, *refs = refs
     mask = refs.pop(0) if masked else None
     stat = refs.pop(0) if given else None
     out, n_out, total, n, peak = refs[:5]
@@ -137,17 +137,10 @@ def _forward_body(
 
 
 def forward(
-    x: Array,
-    keys: Array,
-    values: Array,
-    mask: Array | None,
-    tau: Array,
-    stat: Array | None,
-    *,
-    rule: Rule,
-    out_dtype: jnp.dtype,
+    rows: Given, keys: Array, values: Array, tau: Array, *, rule: Rule, out_dtype: jnp.dtype
 ) -> tuple[Array, Array]:
-    """x [T, D] -> out [T, V] and the row statistic [T, 1]; a statistic that is given (l2_gelu) is used as it is."""
+    """Tokens [T, D] -> out [T, V] and the row statistic [T, 1]."""
+    x, mask, stat = rows
     (length, width), (size, depth), wide = x.shape, values.shape, accumulator(x.dtype)
     two = rule.normalization == "l2_gelu" and stat is None
     bt, bp = _tile(length, x.dtype.itemsize), _tile(size, x.dtype.itemsize)
@@ -190,8 +183,8 @@ def forward(
     return _call(body, (pl.cdiv(length, bt), 1 + two, tiles), inputs, outputs, scratch, rule.interpret, cost)
 
 
-def _rows_body(x, keys, values, dout, r, coupling, *refs, rule: Rule, size: int, masked: bool):
-    refs = list(refs)
+def _rows_body(*refs, rule: Rule, size: int, masked: bool):
+    x, keys, values, dout, r, coupling, *refs = refs
     mask = refs.pop(0) if masked else None
     two = rule.normalization == "l2_gelu"
     j = pl.program_id(1)
@@ -226,8 +219,8 @@ def _rows_body(x, keys, values, dout, r, coupling, *refs, rule: Rule, size: int,
             ref[...] = total[...].astype(ref.dtype)
 
 
-def _parameters_body(x, keys, values, dout, r, coupling, *refs, rule: Rule, length: int, masked: bool):
-    refs = list(refs)
+def _parameters_body(*refs, rule: Rule, length: int, masked: bool):
+    x, keys, values, dout, r, coupling, *refs = refs
     mask = refs.pop(0) if masked else None
     dkeys, dvalues, dkeys_sum, dvalues_sum = refs
     i = pl.program_id(1)
@@ -256,61 +249,70 @@ def _parameters_body(x, keys, values, dout, r, coupling, *refs, rule: Rule, leng
         dvalues[...] = dvalues_sum[...].astype(dvalues.dtype)
 
 
-def _rows(x, keys, values, mask, dout, r, coupling, rule: Rule) -> list[Array]:
+def _inputs(rows: Returned, keys: Array, values: Array, tiles: tuple[int, int], *, by_parameters: bool) -> list:
+    """What both backward kernels read, for `_call`.
+
+    Args:
+      tiles: tokens and parameter tokens of a tile.
+      by_parameters: the grid is (P tiles, token tiles), and numbers of a token lie along lanes; else the other way.
+    """
+    x, mask, dout, r, coupling = rows
+    (width, depth), (bt, bp) = (keys.shape[1], values.shape[1]), tiles
+
+    def at(index: Callable) -> Callable:
+        """An index map from one of (token tile, P tile)."""
+        return (lambda j, i: index(i, j)) if by_parameters else index
+
+    row, column = at(lambda i, j: (i, 0)), at(lambda i, j: (j, 0))
+    inputs = [(x, (bt, width), row), (keys, (bp, width), column), (values, (bp, depth), column)]
+    inputs.append((dout, (bt, depth), row))
+    if by_parameters:
+        inputs += [(number.T, (1, bt), at(lambda i, j: (0, i))) for number in (r, coupling)]
+    else:
+        inputs += [(number, (bt, 1), row) for number in (r, coupling)]
+    if mask is not None:
+        mask, block = (mask.T, (bp, bt)) if by_parameters else (mask, (bt, bp))
+        inputs.append((mask.astype(jnp.int8), block, lambda one, two: (one, two)))
+    return inputs
+
+
+def _rows(rows: Returned, keys: Array, values: Array, rule: Rule) -> list[Array]:
     """dx; or, for l2_gelu, dz K, (a / n) K and <a, dz> / n, all in the accumulator's type."""
+    x, masked = rows.x, rows.mask is not None
     (length, width), (size, depth), wide = x.shape, values.shape, accumulator(x.dtype)
     two = rule.normalization == "l2_gelu"
     bt, bp = _tile(length, x.dtype.itemsize), _tile(size, x.dtype.itemsize)
-    row, column = (lambda i, j: (i, 0)), (lambda i, j: (j, 0))
-    inputs = [(x, (bt, width), row), (keys, (bp, width), column), (values, (bp, depth), column)]
-    inputs += [(dout, (bt, depth), row), (r, (bt, 1), row), (coupling, (bt, 1), row)]
-    if mask is not None:
-        inputs.append((mask.astype(jnp.int8), (bt, bp), lambda i, j: (i, j)))
+    inputs = _inputs(rows, keys, values, (bt, bp), by_parameters=False)
     widths = [width, width, 1] if two else [width]
-    outputs = [(shape_like(x, (length, w), wide if two else x.dtype), (bt, w), row) for w in widths]
+    outputs = [(shape_like(x, (length, w), wide if two else x.dtype), (bt, w), lambda i, j: (i, 0)) for w in widths]
     scratch = [pltpu.VMEM((bt, w), wide) for w in widths]
-    body = functools.partial(_rows_body, rule=rule, size=size, masked=mask is not None)
+    body = functools.partial(_rows_body, rule=rule, size=size, masked=masked)
     cost = 2 * length * size * (width * (2 + two) + depth)
     return _call(body, (pl.cdiv(length, bt), pl.cdiv(size, bp)), inputs, outputs, scratch, rule.interpret, cost)
 
 
-def _parameters(x, keys, values, mask, dout, r, coupling, rule: Rule) -> list[Array]:
+def _parameters(rows: Returned, keys: Array, values: Array, rule: Rule) -> list[Array]:
     """dkeys and dvalues, the coupling b known for every normalisation."""
+    x, masked = rows.x, rows.mask is not None
     (length, width), (size, depth), wide = x.shape, values.shape, accumulator(x.dtype)
     bt, bp = _tile(length, x.dtype.itemsize), _tile(size, x.dtype.itemsize)
-    row, column, number = (lambda j, i: (i, 0)), (lambda j, i: (j, 0)), (lambda j, i: (0, i))
-    inputs = [(x, (bt, width), row), (keys, (bp, width), column), (values, (bp, depth), column)]
-    inputs += [(dout, (bt, depth), row), (r.T, (1, bt), number), (coupling.T, (1, bt), number)]
-    if mask is not None:
-        inputs.append((mask.T.astype(jnp.int8), (bp, bt), lambda j, i: (j, i)))
-    outputs = [
-        (shape_like(x, keys.shape, keys.dtype), (bp, width), column),
-        (shape_like(x, values.shape, values.dtype), (bp, depth), column),
-    ]
+    inputs = _inputs(rows, keys, values, (bt, bp), by_parameters=True)
+    outputs = [(shape_like(x, y.shape, y.dtype), (bp, y.shape[1]), lambda j, i: (j, 0)) for y in (keys, values)]
     scratch = [pltpu.VMEM((bp, width), wide), pltpu.VMEM((bp, depth), wide)]
-    body = functools.partial(_parameters_body, rule=rule, length=length, masked=mask is not None)
+    body = functools.partial(_parameters_body, rule=rule, length=length, masked=masked)
     cost = 4 * length * size * (width + depth)
     return _call(body, (pl.cdiv(size, bp), pl.cdiv(length, bt)), inputs, outputs, scratch, rule.interpret, cost)
 
 
 def backward(
-    x: Array,
-    keys: Array,
-    values: Array,
-    mask: Array | None,
-    dout: Array,
-    r: Array,
-    coupling: Array,
-    *,
-    rule: Rule,
-    total: Callable = lambda c: c,
+    rows: Returned, keys: Array, values: Array, *, rule: Rule, total: Callable = lambda c: c
 ) -> tuple[Array, Array, Array, Array]:
     """As `xla.backward`, for two-dimensional x [T, D]."""
-    rows = _rows(x, keys, values, mask, dout, r, coupling, rule)
+    sums = _rows(rows, keys, values, rule)
     if rule.normalization != "l2_gelu":
-        return (*rows, *_parameters(x, keys, values, mask, dout, r, coupling, rule), jnp.zeros_like(r))
-    direct, along, c = rows
+        return (*sums, *_parameters(rows, keys, values, rule), jnp.zeros_like(rows.r))
+    direct, along, c = sums
     summed = total(c)
-    dx = (r * (direct - along * summed)).astype(x.dtype)
-    dkeys, dvalues = _parameters(x, keys, values, mask, dout, r, coupling * summed, rule)
+    dx = (rows.r * (direct - along * summed)).astype(rows.x.dtype)
+    dkeys, dvalues = _parameters(rows._replace(coupling=rows.coupling * summed), keys, values, rule)
     return dx, dkeys, dvalues, c

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels.pattention.rules import (
+    Given,
+    Returned,
     Rule,
     accumulator,
     dot,
@@ -71,46 +73,40 @@ def scores(x: Array, keys: Array, mask: Array | None) -> Array:
     return a if mask is None else jnp.where(mask, a, 0)
 
 
-def statistic(x: Array, keys: Array, mask: Array | None, *, rule: Rule, limit: int = CHUNK_BYTES) -> Array:
+def statistic(rows: Given, keys: Array, *, rule: Rule, limit: int = CHUNK_BYTES) -> Array:
     """The row statistic alone, [.., 1]."""
 
     def chunk(rows):
-        return row_statistic(scores(rows["x"], keys, rows["mask"]), rule), ()
+        return row_statistic(scores(rows.x, keys, rows.mask), rule), ()
 
-    return over_chunks(chunk, {"x": x, "mask": mask}, score_bytes(x, keys), limit)[0]
+    return over_chunks(chunk, rows, score_bytes(rows.x, keys), limit)[0]
 
 
 def forward(
-    x: Array,
+    rows: Given,
     keys: Array,
     values: Array,
-    mask: Array | None,
     tau: Array,
-    stat: Array | None,
     *,
     rule: Rule,
     out_dtype: jnp.dtype,
     limit: int = CHUNK_BYTES,
 ) -> tuple[Array, Array]:
-    """x [.., T, D] -> out [.., T, V] and the row statistic [.., T, 1]; a statistic that is given is used as it is."""
+    """Tokens [.., T, D] -> out [.., T, V] and the row statistic [.., T, 1]."""
 
     def chunk(rows):
-        a = scores(rows["x"], keys, rows["mask"])
-        n = row_statistic(a, rule) if rows["stat"] is None else rows["stat"]
+        a = scores(rows.x, keys, rows.mask)
+        n = row_statistic(a, rule) if rows.stat is None else rows.stat
         s = weights(a, row_factor(n, tau, rule), rule).astype(values.dtype)
         return (dot(s, values, "nn").astype(out_dtype), n), ()
 
-    return over_chunks(chunk, {"x": x, "mask": mask, "stat": stat}, score_bytes(x, keys), limit)[0]
+    return over_chunks(chunk, rows, score_bytes(rows.x, keys), limit)[0]
 
 
 def backward(
-    x: Array,
+    rows: Returned,
     keys: Array,
     values: Array,
-    mask: Array | None,
-    dout: Array,
-    r: Array,
-    coupling: Array,
     *,
     rule: Rule,
     total: Callable = lambda c: c,
@@ -118,12 +114,12 @@ def backward(
 ) -> tuple[Array, Array, Array, Array]:
     """dx [.., T, D], dkeys [P, D], dvalues [P, V] and, for l2_gelu, <a, dz> / n [.., T, 1] (else zeros).
 
-    `coupling` is b for gelu_l2 and softmax; for l2_gelu it is 1 / n, and `total` adds the row sum over shards of P.
+    `total` adds a row sum over shards of P.
     """
 
     def chunk(rows):
-        x, dout, r, b = rows["x"], rows["dout"], rows["r"], rows["b"]
-        a = scores(x, keys, rows["mask"])
+        x, mask, dout, r, b = rows
+        a = scores(x, keys, mask)
         ds = dot(dout, values, "nt")
         if rule.normalization == "l2_gelu":
             s, dz = weights_and_slope(a, r, ds, rule)
@@ -133,12 +129,11 @@ def backward(
         else:
             s, da = weights_and_gradient(a, r, ds, b, rule)
             c = jnp.zeros_like(r)
-        if rows["mask"] is not None:
-            da = jnp.where(rows["mask"], da, 0)
+        if mask is not None:
+            da = jnp.where(mask, da, 0)
         return row_products(x, keys, dout, s, da, c)
 
-    rows = {"x": x, "mask": mask, "dout": dout, "r": r, "b": coupling}
-    (dx, c), (dkeys, dvalues) = over_chunks(chunk, rows, score_bytes(x, keys), limit)
+    (dx, c), (dkeys, dvalues) = over_chunks(chunk, rows, score_bytes(rows.x, keys), limit)
     return dx, dkeys.astype(keys.dtype), dvalues.astype(values.dtype), c
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from kernels.checks import check_shapes
 from kernels.ttt import chunked
 from kernels.ttt import reference as ref
 from kernels.ttt.chunked import TTTState
@@ -46,7 +47,8 @@ def ttt_linear(
 
     Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", section 2.
     """
-    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, 1)
+    _check(q, params, mini_batch, depth=1)
+    return _ttt(q, (k, v, eta), params, state, segment_ids, lengths)
 
 
 def ttt_mlp(
@@ -62,7 +64,8 @@ def ttt_mlp(
     lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, TTTState]:
     """As `ttt_linear` with f(x) = x + LN(gelu(x W1 + b1) W2 + b2), gelu in its tanh form; F = 4H as published."""
-    return _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, 2)
+    _check(q, params, mini_batch, depth=2)
+    return _ttt(q, (k, v, eta), params, state, segment_ids, lengths)
 
 
 def init_state(
@@ -79,8 +82,12 @@ def _start(params, batch, wide):
     return jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(wide), params.layers)
 
 
-def _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, depth):
-    _check(q, k, v, eta, params, mini_batch, segment_ids, lengths, depth)
+def _ttt(q, tokens, params, state, segment_ids, lengths):
+    (k, v, eta), mini_batch = tokens, params.position.shape[0]
+    check_shapes(
+        q, k=(k, q.shape), v=(v, q.shape), eta=(eta, q.shape[:3]), segment_ids=(segment_ids, q.shape[:2]),
+        lengths=(lengths, q.shape[:1]),
+    )  # fmt: skip
     dtype = jnp.result_type(q, k, v)
     wide = jnp.promote_types(dtype, jnp.float32)
     batch = q.shape[0]
@@ -100,25 +107,16 @@ def _ttt(q, k, v, eta, params, mini_batch, state, segment_ids, lengths, depth):
     return out.astype(v.dtype), state
 
 
-def _check(q, k, v, eta, params, mini_batch, segment_ids, lengths, depth):
-    """Raises ValueError for the first argument that does not fit."""
-    if q.ndim != 4 or 0 in q.shape:
-        raise ValueError(f"q has shape {q.shape}; use [B, T, N, H] with no empty axis.")
+def _check(q, params, mini_batch, *, depth):
+    """Raises ValueError for the first parameter that does not fit q."""
     if mini_batch < 1:
         raise ValueError(f"mini_batch={mini_batch} is not positive; use 16.")
+    check_shapes(q)
     batch, _, heads, width = q.shape
-    wanted = {
-        "k": (k, q.shape),
-        "v": (v, q.shape),
-        "eta": (eta, q.shape[:3]),
-        "segment_ids": (segment_ids, q.shape[:2]),
-        "lengths": (lengths, q.shape[:1]),
-    }
-    wanted |= {"params.scale": (params.scale, (heads, width)), "params.shift": (params.shift, (heads, width))}
-    wanted["params.position"] = (params.position, (mini_batch,))
-    for name, (array, shape) in wanted.items():
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}; q of shape {q.shape} needs {shape}.")
+    check_shapes(
+        q, params__scale=(params.scale, (heads, width)), params__shift=(params.shift, (heads, width)),
+        params__position=(params.position, (mini_batch,)),
+    )  # fmt: skip
     if len(params.layers) != depth:
         raise ValueError(f"params.layers has {len(params.layers)} linear maps; this inner model has {depth}.")
     hidden = width if depth == 1 else params.layers[0][1].shape[-1]

@@ -205,7 +205,7 @@ BUGS = (
     Bug(
         "pattention: what the router dropped has a gradient",
         "kernels/pattention/xla.py",
-        'da = jnp.where(rows["mask"], da, 0)',
+        "da = jnp.where(mask, da, 0)",
         "da = da * 1",
         PATTENTION,
     ),
