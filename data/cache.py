@@ -91,7 +91,7 @@ def begun(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     made, lock = folder.with_name(f"{folder.name}{_BEGUN}"), folder.with_name(f"{folder.name}{_BEGUN}.lock")
     with _writing(folder):
-        made.parent.mkdir(parents=True, exist_ok=True)
+        disk.folder(made.parent)
         held = disk.hold(lock)
     if held is None:
         with private(folder) as elsewhere:
@@ -99,13 +99,12 @@ def begun(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         return
     with held, _writing(folder):
         _sweep(folder.parent)
-        made.mkdir(exist_ok=True)
+        disk.own_folder(made)
         try:
             yield made
             disk.remove_folder(made)  # Where another process has published the result before.
         finally:
-            with contextlib.suppress(OSError):
-                made.rmdir()  # What holds something stays.
+            disk.remove_empty(made)
             disk.remove(lock)
 
 

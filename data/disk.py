@@ -5,6 +5,7 @@ operating system, which `data.cache` puts into words. (`experiments/workdir/disk
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -64,6 +65,26 @@ def new_folder(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
     path.mkdir(parents=True)
     return path
+
+
+def folder(path: str | os.PathLike) -> pathlib.Path:
+    """The folder at `path`, made with those above it where there is none."""
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def own_folder(path: str | os.PathLike) -> pathlib.Path:
+    """As `folder`; FileExistsError where a link stands at `path`."""
+    if os.path.islink(path):
+        raise FileExistsError(errno.EEXIST, "a link stands there", os.fspath(path))
+    return folder(path)
+
+
+def remove_empty(path: str | os.PathLike) -> None:
+    """Removes a folder, if it is there and holds nothing."""
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:

@@ -10,7 +10,7 @@ from experiments import workdir as files
 from experiments.generation import drafted, requests
 from experiments.generation.drafted import Drafted
 from experiments.program import inputs
-from experiments.workdir import trained
+from experiments.workdir import trained, writers
 
 ROWS = 8  # Prompts at most.
 
@@ -20,8 +20,7 @@ def evaluated(model: trained.Trained, options: dict[str, Any], workdir: pathlib.
     asked = prompts(model, inputs.eval_batches(model.config, model.corpus, (0, 1)))
     found, plain = measure(model, asked, options)
     if workdir is not None:
-        with open(workdir / files.DRAFTS, "ab") as lines:
-            lines.write(files.line(record(options, model.step, found, plain)))
+        writers.add_line(workdir / files.DRAFTS, record(options, model.step, found, plain))
     return f"{options['drafter']}: {drafted.line(found, plain)}"
 
 

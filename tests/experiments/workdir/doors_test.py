@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from data import cache
 from data import disk as data_disk
 from experiments import workdir as files
 from experiments.workdir import saved
@@ -13,6 +14,7 @@ from tests.environment import ROOT
 DOORS = {"experiments/workdir/disk.py": "workdirs", "data/disk.py": "caches, on the ground floor"}
 APART = {
     "experiments/settings/page.py": "writes a page of this repository, and stands below the workdir",
+    "data/places.py": "opens files of a store, to read",
     "experiments/settings/agreement.py": "makes a file with a random name of its own, and removes it",
 }
 # Methods and functions that write, make, move or remove, whatever they belong to.
@@ -115,3 +117,15 @@ def test_a_cache_is_written_whole_and_through_no_link(tmp_path):
         file.write(b"whole")
     assert outside.read_text() == "precious" and not link.is_symlink() and link.read_bytes() == b"whole"
     assert isinstance(pathlib.Path(link), pathlib.Path) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_gone_on_with_in_a_cache_is_no_link(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "cache" / "corpora" / "abc"
+    outside.mkdir()
+    (outside / "precious").write_text("x")
+    with cache.begun(folder) as made:
+        assert made.is_dir()
+    made.symlink_to(outside)
+    with pytest.raises(OSError, match="cannot be written"), cache.begun(folder):
+        raise AssertionError("it is given away")
+    assert (outside / "precious").read_text() == "x" and made.is_symlink()

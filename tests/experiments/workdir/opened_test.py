@@ -15,6 +15,23 @@ from tests import environment
 from tests.experiments import tiny
 
 
+def test_a_line_is_added_whole_and_through_no_link(tmp_path):
+    victim, path = tmp_path / "victim", tmp_path / files.DRAFTS
+    victim.write_bytes(b"precious")
+    path.symlink_to(victim)
+    with pytest.raises(files.WorkdirError, match="it is a link"):
+        writers.add_line(path, {"step": 1})
+    assert victim.read_bytes() == b"precious"
+    path.unlink()
+    writers.add_line(path, {"step": 2})
+    path.write_bytes(path.read_bytes() + b'{"st')  # A kill, in the middle of a line.
+    writers.add_line(path, {"step": 1})
+    assert files.read_lines(path) == ([{"step": 2}, {"step": 1}], [])
+    os.link(path, tmp_path / "copy")
+    writers.add_line(path, {"step": 3})
+    assert len(files.read_lines(path)[0]) == 3 and len(files.read_lines(tmp_path / "copy")[0]) == 2
+
+
 @pytest.mark.parametrize("name", [files.METRICS, files.TIMING, files.SAMPLES])
 def test_lines_are_never_written_through_a_link(tmp_path, name):
     victim = tmp_path / "victim"
