@@ -112,13 +112,10 @@ def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | Non
 
     Errors: as `load`.
     """
-    a = {**load.__kwdefaults__, **arguments}
-    names = ("path", "name", "vocab_size", "max_files", "size", "seed")
-    request = Request(*(a[name] for name in names), tuple(a["columns"]))
+    request, rest = _asked(arguments)
     if source.startswith("task:"):
-        return _task(source, request, a["tokenizer"]).tokenizer
-    keys = ("tokenizer", "tokenizer_sample", "validation", "template", "cache_dir", "components")
-    wanted = _wanted(source, request, *(a[key] for key in keys))
+        return _task(source, request, rest["tokenizer"]).tokenizer
+    wanted = _wanted(source, request, **rest)
     reading = wanted.reading("bytes", None)
     if reading.parts and _is_trained(wanted.tokenizer):
         if not reading.known:
@@ -129,17 +126,23 @@ def known_tokenizer(source: str = "stdlib", **arguments: Any) -> Tokenizer | Non
     return _tokenizer(wanted, reading)
 
 
+def _asked(arguments: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:
+    """(the request to a source, what else `_wanted` takes) of arguments of `load`; those not given are its defaults."""
+    a = {**load.__kwdefaults__, **arguments}
+    names = ("path", "name", "vocab_size", "max_files", "size", "seed")
+    keys = ("tokenizer", "tokenizer_sample", "validation", "template", "cache_dir", "components")
+    return Request(*(a[name] for name in names), tuple(a["columns"])), {key: a[key] for key in keys}
+
+
 def listed_size(source: str = "stdlib", **arguments: Any) -> int:
     """Bytes on disk of the files that `load` would read for the same arguments, without reading them; 0: not known.
 
     Errors: as `load`.
     """
-    a = {**load.__kwdefaults__, **arguments}
     if source.startswith("task:"):
         return 0
-    request = Request(a["path"], a["name"], a["vocab_size"], a["max_files"], a["size"], a["seed"])
-    keys = ("tokenizer", "tokenizer_sample", "validation", "cache_dir", "components")
-    parts = _wanted(source, request, *(a[key] for key in keys)).parts
+    request, rest = _asked(arguments)
+    parts = _wanted(source, request, **rest).parts
     sizes = [part.size if isinstance(part, Texts) else 0 for part in parts]
     return sum(sizes) if all(sizes) else 0
 
@@ -148,7 +151,7 @@ def _wanted(
     source: str,
     request: Request,
     tokenizer: str | os.PathLike | Tokenizer,
-    sample: int,
+    tokenizer_sample: int,
     validation: float,
     template: str,
     cache_dir: str,
@@ -157,8 +160,8 @@ def _wanted(
     """The sources and the settings of the corpus, or an error that names the argument that does not fit."""
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation!r} is not a share; use 0 <= validation < 1, such as 0.05.")
-    if sample < 0:
-        raise ValueError(f"tokenizer_sample={sample!r} is not a number of bytes; use {SAMPLE}, or 0 for all.")
+    if tokenizer_sample < 0:
+        raise ValueError(f"tokenizer_sample={tokenizer_sample!r} is not a number of bytes; use {SAMPLE}, or 0 for all.")
     if components and source != "mixture":
         raise ValueError(f"components are given with source={source!r}; use source='mixture' with components.")
     if source == "mixture":
@@ -166,7 +169,7 @@ def _wanted(
     else:
         parts, names, weights = [_source(source, request)], [source], None
     cached_in = pathlib.Path(cache_dir).expanduser()
-    sized = (request.vocab_size, sample, validation, template)
+    sized = (request.vocab_size, tokenizer_sample, validation, template)
     return _Wanted(tuple(parts), tuple(names), weights, tokenizer, *sized, cached_in)
 
 
