@@ -120,8 +120,9 @@ def _split(
                 files[name].write(data)  # tofile would hide that the disk is full.
                 files[name].flush()
                 crc = zlib.crc32(data, crc)
-            line = {name: files[name].tell() for name in names}
-            _say(journal, {"split": split, "documents": first, "bytes": size, "content": content, "crc": crc, **line})
+            line = {"split": split, "documents": first, "bytes": size, "content": content}
+            line |= {name: files[name].tell() for name in names}
+            _say(journal, {**line, "crc": _with_facts(crc, line)})
             told(content)
     taken = np.fromfile(folder / f"{split}.lengths.bin", np.int64)
     with disk.create(folder / f"{split}.starts.npy") as file:
@@ -170,7 +171,7 @@ def _begun(folder: pathlib.Path, hashed: str) -> dict[str, list[dict]]:
     path, found = folder / _JOURNAL, {}
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     good = 0
-    with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
         if lines and json.loads(lines[0]) == {"hash": hashed}:
             good = len(lines[0])
             for text in lines[1:]:
@@ -185,7 +186,7 @@ def _begun(folder: pathlib.Path, hashed: str) -> dict[str, list[dict]]:
 
 
 def _crc(folder: pathlib.Path, line: dict[str, Any], before: dict[str, Any]) -> int:
-    """The CRC-32 of what a chunk added, as it stands on the disk."""
+    """The CRC-32 of what a chunk added, as it stands on the disk, and of its line."""
     crc = 0
     for name in ("tokens", "lengths", "scored"):
         if name in line:
@@ -195,4 +196,9 @@ def _crc(folder: pathlib.Path, line: dict[str, Any], before: dict[str, Any]) -> 
             if len(data) != line[name] - before.get(name, 0):
                 return -1
             crc = zlib.crc32(data, crc)
-    return crc
+    return _with_facts(crc, line)
+
+
+def _with_facts(crc: int, line: dict[str, Any]) -> int:
+    """The CRC-32 of what a chunk added, carried on over what its line says."""
+    return zlib.crc32(json.dumps({name: value for name, value in line.items() if name != "crc"}).encode(), crc)

@@ -28,7 +28,7 @@ def corpus(tmp_path, name="cache"):
     return data.load("text", path=str(path), cache_dir=str(tmp_path / name), validation=0.2)
 
 
-@pytest.mark.parametrize("damage", ["none", "torn line", "torn file", "flipped"])
+@pytest.mark.parametrize("damage", ["none", "torn line", "torn file", "flipped", "a fact", "deep"])
 def test_a_build_that_was_killed_is_gone_on_from(damage, tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "_CHUNK_BYTES", 10_000)
     want, texts, asked = corpus(tmp_path, "other"), encoding.texts, []
@@ -57,10 +57,17 @@ def test_a_build_that_was_killed_is_gone_on_from(damage, tmp_path, monkeypatch):
         raw = bytearray(tokens.read_bytes())
         raw[30_000] ^= 1
         tokens.write_bytes(bytes(raw))
+    elif damage == "a fact":  # One document more than there is would leave one out.
+        lines = journal.read_bytes().splitlines(keepends=True)
+        count = json.loads(lines[2])["documents"]
+        lines[2] = lines[2].replace(b'"documents": %d' % count, b'"documents": %d' % (count + 1))
+        journal.write_bytes(b"".join(lines))
+    elif damage == "deep":
+        journal.write_bytes(journal.read_bytes() + b"[" * 100_000 + b"\n")
     first, asked[:] = list(asked), []
     monkeypatch.setattr(encoding, "texts", lambda kind: counted(kind, 1000))
     got = corpus(tmp_path)
-    kept = {"none": 5, "torn line": 4, "torn file": 4, "flipped": 1}[damage]
+    kept = {"none": 5, "torn line": 4, "torn file": 4, "flipped": 1, "a fact": 1, "deep": 5}[damage]
     assert sum(asked) == 120 - sum(first[:kept])
     for a, b in ((got.train, want.train), (got.valid, want.valid)):
         np.testing.assert_array_equal(a.tokens, b.tokens)
