@@ -124,6 +124,7 @@ def arrow(file: BinaryIO, path: str, pick: Pick) -> Iterator[bytes]:
 def _records(batches: Any, path: str, pick: Pick) -> Iterator[bytes]:
     number = 0
     for batch in batches:
+        batch.validate(full=True)  # Arrow believes what a file says of places and characters: damage may read anything.
         chosen = batch.select(list(pick.columns)) if pick.columns else batch
         for first in range(0, chosen.num_rows, _ROWS):
             for record in chosen.slice(first, _ROWS).to_pylist():

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import random
 
 import fsspec
 import pytest
@@ -142,3 +143,22 @@ def test_fields_of_csv_may_be_long(tmp_path):
 
 def test_a_pick_names_what_it_reads():
     assert tables.text(()).columns == ("text",) and tables.talk(()).columns == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.parquet", "parquet"), ("a.arrow", "stream"), ("b.arrow", "file"), ("c.jsonl.zst", "zst")]
+)
+def test_a_damaged_file_is_one_sentence_whatever_is_flipped_or_lost(name, kind, tmp_path):
+    path, rng = tmp_path / name, random.Random(0)
+    write(path, kind)
+    whole = path.read_bytes()
+    damaged = [whole[:size] for size in range(8, len(whole) - 1, len(whole) // 20)]
+    for i in range(60):  # In the middle, and where tables say what lies where.
+        place = rng.choice([rng.randrange(len(whole)), rng.randrange(400), len(whole) - 1 - rng.randrange(400)])
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << i % 8]) + whole[place + 1 :])
+    for changed in damaged:
+        path.write_bytes(changed)
+        try:
+            texts(tmp_path, path)
+        except ValueError as error:
+            assert str(error).startswith("path=") and "\n" not in str(error), error
