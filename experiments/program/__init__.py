@@ -153,7 +153,7 @@ class Program:
         new = {"step": state["step"] + 1, "rng": state["rng"], "params": self._stored(wide, params, key)}
         new["optimizer"] = optimizer
         if "master" in state:
-            new["master"] = wide
+            new["master"] = freezing.trained(self.fixed, wide)
         if "ema" in state:
             average, more = optimizers.average(self.config.optimizer, state["ema"], state.get("averaged"), wide)
             new |= {"ema": optimizers.keep_untrained(self.untrained, average, wide), **more}
