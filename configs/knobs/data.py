@@ -24,7 +24,7 @@ data.columns = texts(
 data.template = text(
     "",
     'chat: the template of conversations: "" = the tokenizer\'s own, chatml, or a .jinja file.',
-    of="data.source=chat",
+    of="data.source=chat or generate.chat=*",
     before="",
 )
 data.name = text(
