@@ -220,8 +220,12 @@ class Group:
 
 
 def seeds(run: Run) -> tuple:
-    """All values of a run's config whose key is `seed`, in order of their keys."""
-    return tuple(json.dumps(value) for key, value in sorted(run.config.items()) if key.split(".")[-1] == "seed")
+    """All values of a run's config whose key is `seed`, in order of their keys, but for those of generation."""
+    return tuple(json.dumps(value) for key, value in sorted(run.config.items()) if _is_seed(key))
+
+
+def _is_seed(key: str) -> bool:
+    return key.split(".")[-1] == "seed" and not key.startswith("generate.")
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
@@ -231,10 +235,10 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """
     found: dict[str, list[Run]] = {}
     for i, run in enumerate(runs):
-        rest = {key: value for key, value in run.config.items() if key.split(".")[-1] != "seed"}
+        rest = {key: value for key, value in run.config.items() if not _is_seed(key)}
         found.setdefault(files.digest(rest) if rest else f"alone {i}", []).append(run)
     parts = list(found.values())
-    differing = [key for key in differences([part[0] for part in parts]) if key.split(".")[-1] != "seed"]
+    differing = [key for key in differences([part[0] for part in parts]) if not _is_seed(key)]
     labels = []
     for part in parts:
         words = [_setting(key, part[0].config.get(key)) for key in differing if key in part[0].config]
