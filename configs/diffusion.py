@@ -79,7 +79,7 @@ PRESETS = {
     ),
     "insertion": made(
         {"objective": "insertion", "data": {"isolate": False}},
-        says="Inserts tokens anywhere between those that stand, until it chooses to stop",
+        says="Inserts tokens anywhere in the text until it chooses to stop",
         source="Patel et al. 2025, arXiv:2505.05755",
         claim="insertion_planning",
     ),

@@ -23,6 +23,7 @@ PRESETS = {
         {"num_layers": 1, "width": 64, "num_heads": 2},
         says="A Transformer of one layer learns from the tiny one, whose predictions it sees beside the text",
         source="Hinton et al. 2015, arXiv:1503.02531",
+        needs="python main.py --config=configs/transformer.py:tiny --workdir=runs/tiny",
     ),
 }
 

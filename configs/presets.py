@@ -12,15 +12,16 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """`changes`: what the file's own `get_config` reads; the other three are for readers, see `preset`."""
+    """`changes`: what the file's own `get_config` reads; the others are for readers, see `preset`."""
 
     changes: Any
     says: str
     source: str
     claim: str = ""
+    needs: str = ""
 
 
-def preset(changes: Any, *, says: str, source: str, claim: str = "") -> Preset:
+def preset(changes: Any, *, says: str, source: str, claim: str = "", needs: str = "") -> Preset:
     """A record of `PRESETS`.
 
     Args:
@@ -28,10 +29,11 @@ def preset(changes: Any, *, says: str, source: str, claim: str = "") -> Preset:
       says: one sentence without its full stop, on one line.
       source: "Author et al. 2023, arXiv:...", or where else the numbers are from.
       claim: the name of a file of docs/claims (without .json) that tests it, "" where there is none.
+      needs: the command of a run that must be there before, such as a teacher's; "" where none is read.
 
     Errors: ValueError where a sentence is missing, or does not stand on one line.
     """
     for name, text in (("says", says), ("source", source)):
         if not text or text != " ".join(text.split()) or text.endswith("."):
             raise ValueError(f"{name}={text!r} must be one sentence on one line, without its full stop.")
-    return Preset(changes, says, source, claim)
+    return Preset(changes, says, source, claim, needs)

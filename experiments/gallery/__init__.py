@@ -20,9 +20,14 @@ _KINDS = {"": ("get_config", ""), "sweeps": ("get_sweep", "--mode=sweep "), "cla
 class Entry:
     """One thing to run.
 
-    `family`: the file within configs/, "diffusion" or "sweeps/scaling". `title`: the first sentence of its docstring.
-    `preset`: a name, or "" where the file has none. `says` and `source`: as in `configs.presets`. `claim`: the name of
-    its evidence or "". `verdicts`: how many rows of that evidence have each verdict. `command`: what runs it.
+    family: the file within configs/, "diffusion" or "sweeps/scaling".
+    title: the first sentence of its docstring.
+    preset: a name, or "" where the file has none.
+    says, source: as in `configs.presets`.
+    claim: the name of its evidence or "".
+    verdicts: how many rows of that evidence have each verdict.
+    command: what runs it.
+    needs: the command of a run that it reads, to be run before; "" where it reads none.
     """
 
     family: str
@@ -33,6 +38,7 @@ class Entry:
     claim: str
     verdicts: dict[str, int]
     command: str
+    needs: str = ""
 
 
 def entries(evidence: pathlib.Path = EVIDENCE) -> list[Entry]:
@@ -59,7 +65,8 @@ def _entries(folder: str, path: pathlib.Path, evidence: pathlib.Path) -> Iterato
         run = f"runs/{'claims/' if folder == 'claims' else ''}{path.stem}{'-' if name else ''}{name}"
         jobs = " --jobs=2" if mode else ""
         command = f"python main.py {mode}--config={config} --workdir={run}{jobs}"
-        yield Entry(family, title, name, made.says, made.source, made.claim, verdicts(made.claim, evidence), command)
+        found = verdicts(made.claim, evidence)
+        yield Entry(family, title, name, made.says, made.source, made.claim, found, command, made.needs)
 
 
 def _records(folder: str, module: ModuleType, title: str) -> dict[str, Preset]:

@@ -43,7 +43,8 @@ def _family(entries: list[Entry]) -> str:
     """A heading, the command of the first preset, and a line for each."""
     first = entries[0]
     link = f"[configs/{first.family}.py](../configs/{first.family}.py)"
-    lines = [f"### {first.family}", "", f"{inline(first.title)} ({link}).", "", "```", first.command, "```", ""]
+    run = [f"{first.needs}  # a run that the next one reads"] * bool(first.needs) + [first.command]
+    lines = [f"### {first.family}", "", f"{inline(first.title)} ({link}).", "", "```", *run, "```", ""]
     lines += [row(["preset", "what it is", "source", "evidence: verdicts"]), "|---|---|---|---|"]
     for entry in entries:
         name = code(entry.preset) if entry.preset else "no name"

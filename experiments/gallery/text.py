@@ -62,6 +62,8 @@ def _entries(entries: list[Entry], width: int) -> str:
         name = f"  {entry.preset}: " if entry.preset else f"{entry.family}: "
         lines += _wrapped(entry.says, name, width, "      ")
         lines += _wrapped("; ".join(filter(None, [entry.source, gallery.judged(entry)])), "      ", width, "      ")
+        if entry.needs:
+            lines += ["      first:", *_command(entry.needs, width), "      then:"]
         lines += _command(entry.command, width)
     return "\n".join(lines[1:])
 

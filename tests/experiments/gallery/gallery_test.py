@@ -50,6 +50,25 @@ def test_every_entry_says_what_it_is_and_its_command_is_one():
     assert mdlm.command == "python main.py --config=configs/diffusion.py:mdlm --workdir=runs/diffusion-mdlm"
 
 
+def test_a_preset_that_reads_another_run_says_how_that_is_made():
+    """Its companions' and its start's workdirs are those of the command that comes first."""
+    needing = set()
+    for entry in gallery.entries():
+        if "/" in entry.family:
+            continue
+        config = overrides.load(ROOT / shlex.split(entry.command)[2].removeprefix("--config="), "get_config", object)
+        flat = keys.flatten(config.to_dict())
+        read = [value for key, value in flat.items() if key.startswith("companions.") and key.endswith(".workdir")]
+        read += [flat["init.warm_start"], flat["init.grow_from"], flat["init.transplant"]]
+        read = {value for value in read if value not in ("", "self")}
+        made = {word.removeprefix("--workdir=") for word in shlex.split(entry.needs) if word.startswith("--workdir=")}
+        assert made == read, entry
+        if read:
+            needing.add(entry.family)
+            assert entry.needs in page.markdown() and entry.needs.split("--")[1].strip() in text.listing(entry.preset)
+    assert "distillation" in needing
+
+
 def test_verdicts_are_counted_from_the_evidence(tmp_path):
     rows = [{"verdict": verdict} for verdict in ("holds", "undecided", "holds")]
     (tmp_path / "toy_likelihood.json").write_text(json.dumps({"rows": rows}))
