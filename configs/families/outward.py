@@ -33,18 +33,18 @@ def hugging_face_config(
 
     Errors: Unreadable with one sentence that names the part that no family has.
     """
-    wanted = resolved(model)
-    tried = {}
+    wanted, tried, failed = resolved(model), {}, None
     for family, write in WRITERS.items():
         fields = {"model_type": family, **write(model, wanted, longest)}
         try:
             told = hugging_face.describe(fields, family)[1]
-        except Unreadable:
+        except Unreadable as error:
+            failed = error
             continue
         tried[family] = differences(wanted, resolved(merged(base, told)))
         if not tried[family]:
             return family, fields
-    raise Unreadable(_refusal(tried))
+    raise Unreadable(_refusal(tried) if tried else f"the model cannot be exported: {failed}")
 
 
 def gguf_fields_of(

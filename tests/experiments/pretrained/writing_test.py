@@ -67,6 +67,6 @@ def test_transformers_computes_the_same_from_what_was_written(name, tmp_path):
 )
 def test_what_no_family_computes_is_refused_by_name(changes, said):
     config = base.get_config().model
-    config.update_from_flattened_dict({"channel": "swiglu", **changes})
+    config.update_from_flattened_dict({"channel": "swiglu", "vocab_size": 29, **changes})
     with pytest.raises(families.Unreadable, match=said):
         outward.hugging_face_config(config.to_dict(), knobs.defaults()["model"], longest=64)
