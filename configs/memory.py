@@ -7,6 +7,10 @@
 
 Training is that of `tiny` whatever the preset: a policy is of drawing and evaluation, and any trained run can be read
 with any of them. Budgets are 64 tokens a layer; formulas, options and what differs from released code: docs/cache.md.
+
+Expected: more bits than the full cache, and of policies that evict at equal budgets `random` loses most. Seen on the
+run of configs/quickstart.py (64 rows, prompts of 64 tokens, 32 tokens kept, 16 of them recent): full 2.113 bits per
+byte, h2o 2.132, random 2.141 (standard errors of the differences to full 0.005 and 0.006).
 """
 
 from configs import base, transformer

@@ -39,8 +39,9 @@ def test_it_passes_the_preflight_and_says_what_to_expect(module, preset):
 
 
 def different():
-    """Of `house()`, one of those that shrink to the same config."""
-    return {repr(smoke.shrink(make(*case.values)).to_dict()): case for case in house()}.values()
+    """Of `house()`, one of those that shrink to the same config; how text is drawn does not count, as none is."""
+    shrunk = lambda case: smoke.shrink(make(*case.values)).to_dict() | {"generate": None}  # noqa: E731
+    return {repr(shrunk(case)): case for case in house()}.values()
 
 
 @pytest.mark.parametrize(("module", "preset"), different())
