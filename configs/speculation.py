@@ -6,9 +6,9 @@
 
 | preset    | drafts come from                                    | expected                                   |
 |-----------|-----------------------------------------------------|--------------------------------------------|
-| recycling | each token's latest likeliest successors, as a tree | more than one token a call: docs/claims    |
-| trie      | what followed in the prompt and in outputs          | more than one token a call: docs/claims    |
-| exit      | the model's own first layer                         | more than one token a call: docs/claims    |
+| recycling | each token's latest likeliest successors, as a tree | not run                                    |
+| trie      | what followed in the prompt and in outputs          | not run                                    |
+| exit      | the model's own first layer                         | not run                                    |
 | heads     | the model's heads of tokens ahead (multi_token)     | not run                                    |
 | eagle     | a head that predicts the features of a frozen model | not run                                    |
 
