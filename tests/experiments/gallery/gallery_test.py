@@ -85,7 +85,7 @@ def test_lines_fit_and_commands_can_be_copied(width):
     assert all(len(line) <= width or " " not in line.strip().removesuffix(" \\") for line in shown.splitlines())
     lines = [line.strip() for line in shown.replace(" \\\n", " ").splitlines()]
     commands = [" ".join(shlex.split(line)) for line in lines if line.startswith("python main.py")]
-    assert commands == [entry.command for entry in gallery.entries()]
+    assert commands == [command for entry in gallery.entries() for command in (entry.needs, entry.command) if command]
 
 
 def test_a_filter_finds_presets_knobs_or_says_that_there_is_nothing():
