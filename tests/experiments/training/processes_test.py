@@ -12,6 +12,7 @@ from experiments import workdir as files
 from experiments.settings import processes
 from experiments.settings.errors import Refused
 from experiments.training import train
+from experiments.workdir.checkpoints import Checkpoints
 from tests import many_processes
 from tests.experiments import tiny
 
@@ -60,6 +61,29 @@ def test_one_of_two_processes_is_killed_and_one_process_goes_on(tmp_path):
     said, silent = run(killed, "--mode=evaluate", processes=2)
     bits = float(re.search(r"held-out bits per byte = ([0-9.]+)", said)[1])
     assert abs(bits - one[STEPS, "eval/bits_per_byte"]) < 6e-4 and "held-out" not in silent
+
+
+def test_two_processes_learn_from_one_teacher(tmp_path):
+    """Its parameters lie over both. The losses and the teacher's checksum are those of one process, before and after
+    both start again."""
+    train(tiny.config(tmp_path, train__steps=2, eval__every=0, model__width=48), tmp_path / "teacher", quiet=True)
+    settings = SETTINGS | {
+        "train__steps": 4, "checkpoint__every": 2, "objective": "distillation",
+        "companions__teacher__workdir": str(tmp_path / "teacher"),
+    }  # fmt: skip
+    config = tiny.config(tmp_path, **settings)
+    for steps in (4, 6):  # A schedule follows the length, so both runs are made longer.
+        flags = many_processes.training(config.data.path, config.data.cache_dir, **settings | {"train__steps": steps})
+        run(tmp_path / "both", *flags, processes=2)
+        made = tiny.config(tmp_path, **settings | {"mesh__data": 2, "train__steps": steps})
+        train(made, tmp_path / "alone", quiet=True)  # On the eight devices here.
+
+    one, other = losses(tmp_path / "alone"), losses(tmp_path / "both")
+    assert one.keys() == other.keys() and {step for step, _ in one} == set(range(1, 7))
+    for key, value in one.items():
+        np.testing.assert_allclose(other[key], value, rtol=1e-5, err_msg=str(key))
+    told = [Checkpoints(tmp_path / name).about(6)["companions"]["teacher"] for name in ("alone", "both")]
+    assert told[0] == told[1] and told[0]["step"] == 2
 
 
 @pytest.mark.parametrize("lost", [0, 1])
