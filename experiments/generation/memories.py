@@ -7,8 +7,10 @@ of every batch are lines of a file of the workdir, so that a killed evaluation g
 import hashlib
 import json
 import math
+import os
 import pathlib
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from experiments.program import Program, inputs
 from experiments.settings import processes
 from experiments.settings.errors import ConfigError, Refused
 from experiments.training.evaluate import ratio_standard_error
+from experiments.workdir import disk
 from kernels import masks
 from models.mixers.memory import Policy
 from models.mixers.memory.shadow import shadowed, watched
@@ -126,8 +129,8 @@ def evaluate(
             row |= _costs(program, given, {"": policy, "full_": full}, cut)
         done[number] = row
         if path is not None:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"batch": number, **row}) + "\n")
+            with os.fdopen(disk.open_to_append(path), "ab") as file:
+                file.write(_line({"batch": number, **row}))
     found = _summary(done, prompt or shape[1] // 2)
     if path is not None:
         files.write_file(path.with_suffix(".json"), json.dumps({"about": told, **found}).encode())
@@ -177,15 +180,24 @@ def _results(folder: pathlib.Path | None, name: str, told: Mapping[str, Any]) ->
         return None, {}
     text = json.dumps(told, sort_keys=True)
     path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(json.dumps({"about": told}) + "\n", encoding="utf-8")
-        return path, {}
-    lines = path.read_text("utf-8").split("\n")
-    whole = [line for line in lines[:-1] if line]
-    path.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-    rows = [json.loads(line) for line in whole[1:]]
+    disk.own_folder(folder)
+    rows = [row for line in (disk.read_bytes(path) or b"").split(b"\n")[1:] if (row := _whole(line))]
+    disk.write_file(path, json.dumps({"about": told}).encode() + b"\n" + b"".join(map(_line, rows)))
     return path, {row.pop("batch"): row for row in rows}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A line of a file of results: the row, and the checksum of what it says."""
+    return json.dumps({**row, "crc": zlib.crc32(json.dumps(row).encode())}).encode() + b"\n"
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """The row of a line; None where it was cut off or is damaged."""
+    try:
+        row = disk.parsed(line)
+        return row if isinstance(row, dict) and row.pop("crc", None) == zlib.crc32(json.dumps(row).encode()) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _row(batch: Mapping[str, Any], found: Mapping[str, dict], token_bytes: np.ndarray, cut: int) -> dict[str, Any]:

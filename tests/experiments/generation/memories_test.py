@@ -74,6 +74,10 @@ def test_a_policy_is_compared_with_the_full_cache_and_an_evaluation_goes_on(tmp_
         run(batches=killed(), generate=options, folder=folder)
     (path,) = folder.glob("*.jsonl")
     path.write_text(path.read_text() + '{"batch": 1, "nats": [')  # the line that it was writing
+    first = path.read_bytes().index(b'"nats": [') + len(b'"nats": [')
+    with_another_digit = path.read_bytes()
+    digit = bytes([with_another_digit[first] ^ 1])
+    path.write_bytes(with_another_digit[:first] + digit + with_another_digit[first + 1 :])  # Its batch is made again.
     again = run(batches=batches(), generate=options, folder=folder)
     for name in ("bits_per_byte", "full_bits_per_byte", "kept_mass", "best_mass", "difference_se", "rows"):
         assert again[f"memory/{name}"] == whole[f"memory/{name}"], name
