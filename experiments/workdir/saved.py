@@ -15,8 +15,6 @@ from experiments.settings.errors import ConfigError
 from experiments.settings.keys import assign, flatten, shape_problems, short, tidy
 from experiments.workdir import disk, vouched
 
-_SHOWN = 6  # Settings that a sentence names; of others it says the number.
-
 
 def holds_checkpoint(workdir: str) -> bool:
     """Whether `workdir` holds a checkpoint."""
@@ -171,9 +169,7 @@ def _cache(saved: str, usual: str) -> str:
 
 def _tell(workdir: pathlib.Path, what: str, settings: Mapping[str, Any]) -> None:
     if settings:
-        told = [f"{key}={short(value)}" for key, value in settings.items()]
-        more = [f"{len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
-        _once(f"--workdir={workdir} {what} {', '.join([*told[:_SHOWN], *more])}.")
+        _once(f"--workdir={workdir} {what} {', '.join(f'{key}={short(value)}' for key, value in settings.items())}.")
 
 
 @functools.cache
