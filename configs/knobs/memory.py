@@ -56,7 +56,7 @@ pyramid = _policy("pyramid", "As snap, with budgets that fall with depth; the bu
 for _each in (snap, pyramid):
     _each.window = whole(16, "Queries at the end of the prompt; their tokens stay.", least=1, small=4, before=16)
     _each.kernel = whole(5, "Keys over which attention is pooled; odd.", least=1, before=5)
-    _each.pooling = one_of("mean", ("mean", "max"), "How.", before="mean")
+    _each.pooling = one_of("mean", ("mean", "max"), "Its mean over them, or its maximum.", before="mean")
 pyramid.beta = whole(20, "The last layer has a share 1 / beta of the mean.", least=1, before=20)
 
 prefix_kv = _policy("prefix_kv", "The best of each layer's prompt, then one place leaves a step.", None, None, 4)
