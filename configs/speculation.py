@@ -6,9 +6,9 @@
 
 | preset    | drafts come from                                    | expected                                   |
 |-----------|-----------------------------------------------------|--------------------------------------------|
-| recycling | each token's latest likeliest successors, as a tree | not run                                    |
-| trie      | what followed in the prompt and in outputs          | not run                                    |
-| exit      | the model's own first layer                         | not run                                    |
+| recycling | each token's latest likeliest successors, as a tree | 2.29 tokens a call on code: docs/claims    |
+| trie      | what followed in the prompt and in outputs          | 3.29 tokens a call on code: docs/claims    |
+| exit      | the model's own first layer                         | 2.72 tokens a call on code: docs/claims    |
 | heads     | the model's heads of tokens ahead (multi_token)     | not run                                    |
 | eagle     | a head that predicts the features of a frozen model | not run                                    |
 
@@ -26,16 +26,19 @@ PRESETS = {
         {"drafter": "recycling"},
         says="Drafts a tree from a table of each token's latest likeliest successors, without a draft model",
         source="Luo et al. 2024, arXiv:2408.08696",
+        claim="speculation",
     ),
     "trie": made(
         {"drafter": "trie"},
         says="Drafts what followed the last tokens before, from a trie of prompts and outputs on the host",
         source="Zhao et al. 2023, arXiv:2312.12728",
+        claim="speculation",
     ),
     "exit": made(
         {"drafter": "exit"},
         says="Drafts with the model's own first layers, and verifies with all of them",
         source="Zhang et al. 2023, arXiv:2309.08168; Elhoushi et al. 2024, arXiv:2404.16710",
+        claim="speculation",
     ),
     "heads": made(
         {"drafter": "heads"},
