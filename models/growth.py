@@ -70,7 +70,7 @@ def problems(old: Spec, new: Spec) -> list[str]:
             "grow a model with model.projection='pattention'."
         ]
     found = []
-    for key, was, wanted in _differences(old, new):
+    for key, was, wanted in differences(old, new):
         found.append(f"{key}={wanted!r} was {was!r}; growth changes only parameter tokens, use {key}={was!r}.")
     options = new.options["pattention"]
     if options["normalization"] == "softmax":
@@ -100,12 +100,12 @@ def problems(old: Spec, new: Spec) -> list[str]:
     return found
 
 
-def _differences(old: Spec, new: Spec) -> list[tuple[str, Any, Any]]:
-    """(key of the config, old, new) of everything that decides the function, parameter tokens left out."""
+def differences(old: Spec, new: Spec, free: frozenset[str] = frozenset()) -> list[tuple[str, Any, Any]]:
+    """(key of the config, old, new) of everything that decides the function, parameter tokens and `free` left out."""
     pairs = [
         (KEYS.get(f.name, f"model.{f.name}"), getattr(old, f.name), getattr(new, f.name))
         for f in dataclasses.fields(Spec)
-        if f.name not in FREE
+        if f.name not in FREE | free
     ]
     for group in sorted({*old.options, *new.options}):
         before, after = old.options.get(group, {}), new.options.get(group, {})
