@@ -191,7 +191,7 @@ def evaluate(flags: Any, changes: Changes) -> None:
     _jax(flags)
     from experiments.program import inputs
     from experiments.training import evaluate as evaluation
-    from experiments.training import other_texts
+    from experiments.training import other_texts, traced
 
     other_texts.check(made)
     place = named.workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
@@ -205,6 +205,9 @@ def evaluate(flags: Any, changes: Changes) -> None:
         raise Refused(f"{wrong} for checkpoint {model.step}: the model overflows on this text; try --step=best.")
     if processes.is_main():
         print(_likelihood(found))
+    if model.config.eval.trace:
+        rows = inputs.eval_batches(model.config, model.corpus, model.program.rows)
+        traced.write(model.program, model.params, rows, place)
     if made.generate.drafter != "none" and model.program.objective.generator == "autoregressive":
         from experiments.generation import held_out
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import workdir as files
-from experiments.report import data, kept, more, page, plots
+from experiments.report import data, kept, more, page, plots, routing
 
 __all__ = ["compare", "write"]
 
@@ -34,11 +34,13 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     Raises ValueError if `workdir` holds no run, `experiments.workdir.WorkdirError` (an OSError) on a full disk.
     """
     run = data.load(workdir)
+    experts = routing.parts(run, str(run.path / files.ROUTING))
     body = [
         _header(run),
         page.section("curves", "Learning curves", *_curves(run)),
         page.section("training", "Training", *_training(run)),
         *([page.section("texts", "Other texts", *texts)] if (texts := more.texts(run)) else []),
+        *([page.section("routing", "Experts", *experts)] if experts else []),
         page.section("samples", "Samples over training", *_samples(run)),
         *([page.section("drafts", "Drafts", *drafts)] if (drafts := _drafts(run)) else []),
         *([page.section("kept", "What attention kept", *cached)] if (cached := kept.section(run.path)) else []),
@@ -193,7 +195,7 @@ def _trained(run: data.Run, key: str, axis: str) -> list[plots.Curve]:
 def _training(run: data.Run) -> list[str]:
     listed = {key for key, *_ in _SMALL}
     keys = dict.fromkeys(key for row in run.metrics for key, value in row.items() if not isinstance(value, str))
-    others = [key for key in keys if key not in listed | _DRAWN][:_MAX_OTHER]
+    others = [key for key in keys if key not in listed | _DRAWN and not key.startswith(routing.PREFIX)][:_MAX_OTHER]
     wanted = [*_SMALL, *((key, False, plots.Axis(more.named(key), "plain")) for key in others)]
     charts, constant = [], []
     for i, (key, timing, axis) in enumerate(wanted):

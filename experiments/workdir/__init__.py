@@ -47,6 +47,7 @@ MEMORIES = "memories"  # a folder: evaluations with a policy of generate.memory
 RESULT = "result.json"
 REPORT = "report.html"
 TEXTS = "texts.json"  # The last evaluation of other texts.
+ROUTING = "routing.npz"  # The experts of some held-out tokens, where they were asked for.
 TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"

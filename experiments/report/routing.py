@@ -1,0 +1,94 @@
+"""The section of a report about experts: loads over experts and layers, and what else layers tell of themselves.
+
+It reads `train/layers/NAME/LAYER` of metrics.jsonl and, where a trace was written, how experts follow each other.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.report import data, page, plots
+from experiments.routing import traces
+from experiments.settings.errors import Refused
+
+PREFIX = "train/layers/"
+DRAWN = {
+    "max_violation": "MaxViolation: largest load / mean load - 1",
+    "entropy": "Entropy of the router, nats",
+    "costly": "Experts of a token that cost something",
+    "dropped": "Share of the choices dropped",
+}
+MOST = 8  # lines of a chart
+
+
+def parts(run: data.Run, trace: str) -> list[str]:
+    """HTML of the section, [] where the run has no experts; `trace`: where its trace would lie."""
+    charts = []
+    for name, label in DRAWN.items():
+        layers = _layers(run, name)
+        if curves := [_curve(run, name, layer, i) for i, layer in enumerate(_spread(layers))]:
+            axis = plots.Axis(label, "plain", zero=True)
+            svg = plots.chart(f"routing-{name}", curves, plots.horizontal("step"), axis, width=480, height=230)
+            charts.append(f"<figure>{svg}</figure>" if svg else "")
+    if not any(charts):
+        return []
+    load = loads(run)
+    table = [_table(load)] if load.size else []
+    return [*table, f'<div class="pair">{"".join(charts)}</div>', *_followed(trace)]
+
+
+def loads(run: data.Run) -> np.ndarray:
+    """Shares of the choices at the last logged step, `[L, E]`; `[0, 0]` where the metrics do not hold them."""
+    last = run.last(f"{PREFIX}load/00/00") or {}
+    places = {tuple(int(i) for i in key.split("/")[-2:]): key for key in last if key.startswith(f"{PREFIX}load/")}
+    if not places:
+        return np.zeros((0, 0))
+    found = np.full(np.max(list(places), axis=0) + 1, np.nan)
+    for at, key in places.items():
+        found[at] = data.number(last, key)
+    return found
+
+
+def _layers(run: data.Run, name: str) -> list[str]:
+    keys = {key for row in run.metrics for key in row if key.startswith(f"{PREFIX}{name}/")}
+    return sorted(key.rpartition("/")[2] for key in keys)
+
+
+def _spread(layers: list[str]) -> list[str]:
+    """At most `MOST` of them, evenly over the depth, first and last included."""
+    at = np.unique(np.linspace(0, len(layers) - 1, min(MOST, len(layers))).round().astype(int)) if layers else []
+    return [layers[i] for i in at]
+
+
+def _curve(run: data.Run, name: str, layer: str, colour: int) -> plots.Curve:
+    return plots.Curve(*data.series(run, f"{PREFIX}{name}/{layer}"), label=f"layer {int(layer)}", colour=colour)
+
+
+def _table(load: np.ndarray) -> str:
+    """A table of percentages; the deeper a cell is shaded, the larger the share."""
+    top = np.nanmax(load)
+    rows = [[f"layer {i}", *(_cell(share, share / top if top else 0.0) for share in row)] for i, row in enumerate(load)]
+    head = ["Share of the choices, %", *(f"{e}" for e in range(load.shape[1]))]
+    return page.table(head, rows, numeric=range(1, load.shape[1] + 1), kind="narrow")
+
+
+def _cell(share: float, depth: float) -> str:
+    shade = f"background:color-mix(in srgb,var(--s0) {round(70 * depth)}%,transparent)"
+    return f'<span style="{shade};padding:2px 5px">{100 * share:.1f}</span>'
+
+
+def _followed(path: str) -> list[str]:
+    """For each layer of a trace the pair of experts that follow each other most often for their number."""
+    try:
+        trace, experts = traces.read(path)
+    except Refused:
+        return []
+    if trace.shape[1] < 2:
+        return []
+    found = traces.affinity(traces.transitions(trace, experts))
+    rows: list[list[Any]] = []
+    for layer, each in enumerate(found):
+        a, b = np.unravel_index(np.argmax(each), each.shape)
+        rows.append([f"layer {layer} to {layer + 1}", f"{a} to {b}", page.percent(float(each[a, b]))])
+    text = page.note(f"From the trace of {len(trace):,} held-out tokens: the surest step from layer to layer.")
+    return [text, page.table(["Layers", "Experts", "Probability"], rows, numeric=(2,), kind="narrow")]

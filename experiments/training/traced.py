@@ -1,0 +1,61 @@
+"""The trace of a trained model: which experts its tokens go to, written to a file that the policies read."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import workdir as files
+from experiments.program import Program, global_batch, sharding
+from experiments.routing import traces
+from experiments.settings import processes
+from models.experts.options import Options
+from models.mixers.context import EXPERTS
+
+
+def record(program: Program, params: Any, batches: Iterable[dict], tokens: int) -> np.ndarray:
+    """Experts of the first `tokens` tokens of `batches` that are no padding, in a plain pass: `[N, L, K]`, -1 = none.
+
+    Args:
+      program: of a model whose channel is `moe`.
+      params: on the program's mesh.
+      batches: this process's rows of each global batch (numpy).
+      tokens: N, fewer where the batches hold fewer.
+    """
+
+    def step(params: Any, batch: dict) -> jax.Array:
+        told = {name: batch.get(name) for name in ("positions", "segment_ids")}
+        report = program.merge(params)(batch["tokens"], mask=program.objective.mask, taps=(EXPERTS,), **told).report
+        return report[EXPERTS]
+
+    run = jax.jit(step, out_shardings=sharding.replicated(program.mesh))
+    found, count = [], 0
+    for batch in batches:
+        if count >= tokens:
+            break
+        placed = global_batch(batch, program)
+        index = np.moveaxis(np.asarray(run(params, placed)), 0, 2)  # [B, T, L, K]
+        ids = placed.get("segment_ids")
+        there = np.ones(index.shape[:2], bool) if ids is None else _whole(ids, program) != 0
+        found.append(index[there])
+        count += len(found[-1])
+    return np.concatenate(found)[:tokens]
+
+
+def _whole(array: jax.Array, program: Program) -> np.ndarray:
+    return np.asarray(jax.jit(lambda x: x, out_shardings=sharding.replicated(program.mesh))(array))
+
+
+def write(program: Program, params: Any, batches: Iterable[dict], workdir: pathlib.Path) -> None:
+    """Writes the trace of `eval.trace` held-out tokens to WORKDIR/routing.npz and says so.
+
+    Every process takes part; the first one writes.
+    """
+    trace = record(program, params, batches, program.config.eval.trace)
+    experts = Options.of(program.spec.options["moe"]).kinds.total
+    if processes.is_main():
+        path = pathlib.Path(workdir) / files.ROUTING
+        traces.save(str(path), trace, experts)
+        print(f"experts of {len(trace)} tokens in {trace.shape[1]} layers, {trace.shape[2]} of {experts} each: {path}")
