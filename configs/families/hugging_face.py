@@ -147,7 +147,7 @@ def gemma2(f: Fields) -> dict[str, Any]:
 def gemma3(f: Fields) -> dict[str, Any]:
     """Gemma 3 (text): norms of q and k; five layers of six with a window and wavelengths of their own."""
     found = _gemma(f, soft_caps=(None, None))
-    found["attention"] |= {"qk_norm": True}
+    found["attention"] |= {"qk_norm": True, "softcap": 0.0}  # Its attn_logit_softcapping is told and never applied.
     pattern = f("sliding_window_pattern", 6)
     types = f("layer_types", None) or [
         "full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(found["num_layers"])
