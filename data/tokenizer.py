@@ -224,7 +224,7 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty for specials and in the middle of a character."""
-        if isinstance(self._tokenizer, ByteLevel):
+        if hasattr(self._tokenizer, "decode_bytes"):
             return self._utf8.decode(self._tokenizer.decode_bytes([int(token)]))
         word = self._tokenizer.decode([int(token)])
         self._words += bool(word)
