@@ -1,7 +1,7 @@
 """The backbone that every objective trains: embedding, a stack of layers, a final norm, a head.
 
-Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hidden` (F), `tokens` (P), `layers`
-(the stack).
+Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hidden` (F), `tokens` (P),
+`experts` (E), `layers` (the stack).
 """
 
 import functools

@@ -99,7 +99,7 @@ def _smaller(config: Any, mesh: dict[str, int], devices: list[Any]) -> list[dict
     if config.model.remat != "full":
         changes = {**changes, "model.remat": "full"}
         steps.append(changes)
-    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"])
+    rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"] * mesh["expert"])
     for factor in (2, 4, 8):
         accumulation = config.train.accumulation * factor
         if rows % accumulation == 0:
@@ -114,15 +114,17 @@ def _smaller(config: Any, mesh: dict[str, int], devices: list[Any]) -> list[dict
 
 
 def _meshes(config: Any, devices: list[Any]) -> list[dict[str, Any]]:
-    """Other ways to lay the devices along data, fsdp and tensor that pass the preflight, at most five."""
+    """Other ways to lay the devices along data, fsdp, tensor and expert that pass the preflight, at most five."""
     count = len(devices)
     now = sharding.mesh_shape(config.mesh, count)
     divisors = [n for n in range(1, count + 1) if count % n == 0]
     found = []
-    for fsdp, tensor in itertools.product(reversed(divisors), (1, 2, 4, 8)):
-        if count % (fsdp * tensor):
+    experts = (1, 2, 4, 8) if config.model.channel == "moe" else (1,)
+    for fsdp, tensor, expert in itertools.product(reversed(divisors), (1, 2, 4, 8), experts):
+        if count % (fsdp * tensor * expert):
             continue
-        mesh = {"data": count // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor, "context": 1}
+        data = count // (fsdp * tensor * expert)
+        mesh = {"data": data, "fsdp": fsdp, "tensor": tensor, "context": 1, "expert": expert}
         changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
         if mesh != now and _possible(_changed(config, changes), devices):
             found.append(changes)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models import parameters
@@ -141,7 +142,7 @@ class MoE(nnx.Module):
         o, partition = self.options, self.partition
         cut = not partition.trivial and partition.ways("experts") > 1
         form = o.dispatch or ("alltoall" if cut else "sorted")
-        places = limit(o, length) if o.capacity else 0
+        places = int(limits(o, length)[0]) if o.capacity else 0
         return parallel.Plan(form, count, places, o.activation, o.implementation or None, partition)
 
     def advance(self, old: dict[str, jax.Array], report: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -172,10 +173,16 @@ def _accumulates(options: Options) -> bool:
     return bool(options.balance) and options.balance_scope == "accumulated"
 
 
-def limit(options: Options, length: int) -> int:
-    """Places of an expert in a row of `length` tokens: capacity K T / E, at least 1 and at most T."""
-    count = capacity.switch(length, options.kinds.total, options.k, options.capacity)
-    return min(length, max(1, count))
+def limits(options: Options, length: int) -> np.ndarray:
+    """Places of each expert in a row of `length` tokens, `[E]`, at least 1 and at most T.
+
+    capacity K T / E; with `eta` those of MoE++: an expert that costs something has eta times the places of another.
+    """
+    free = told.free(options.kinds)
+    share = options.eta if options.balance and options.eta else 1.0
+    sizes = int(np.sum(~free)), int(np.sum(free))
+    each = capacity.moepp(options.k * length, sizes, options.capacity, share)
+    return np.clip(np.where(free, int(each[1]), int(each[0])), 1, length)
 
 
 def within(options: Options, made: routing.Routing, length: int) -> jax.Array:
@@ -183,5 +190,5 @@ def within(options: Options, made: routing.Routing, length: int) -> jax.Array:
     if not options.capacity:
         return made.index
     places = jax.vmap(capacity.ORDERS[options.capacity_order])(made.index, made.gate)
-    most = limit(options, length)
+    most = limits(options, length)
     return jax.vmap(lambda index, places: capacity.keep(index, places, most))(made.index, places)

@@ -177,6 +177,11 @@ def problems(told: Mapping[str, Any], facts: Facts) -> Iterator[str]:
             f"model.moe.capacity={told['capacity']} drops tokens where the load is even, too; use e.g. "
             "model.moe.capacity=1.25, or 0 to drop none."
         )
+    if told["capacity"] and rule.every:
+        yield (
+            f"model.moe.capacity={told['capacity']} is a share of k experts a token, and model.moe.router={router!r} "
+            "gives a token any number; use model.moe.capacity=0."
+        )
     if told["null"] and router != "null":
         yield f"model.moe.null={told['null']} is for model.moe.router='null'; use model.moe.null=0, or zero experts."
     if router == "moepp" and not told["zero"]:

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.experts import balance, capacity, sparsity
-from models.experts.options import Options
+from models.experts.options import Kinds, Options
 from models.experts.routing import Routing
 from models.reports import Mean
 
 
-def eta(options: Options) -> jax.Array:
-    """The weight of each expert in the balance loss, `[E]`: 1, and `eta` for those that cost nothing."""
-    kinds = options.kinds
-    costly = kinds.ffn + kinds.small + kinds.null
+def free(kinds: Kinds) -> np.ndarray:
+    """Which experts cost nothing and balance by `eta`, `[E]` bool: constants, copies and zeros, but not nulls."""
     order = np.arange(kinds.total)
-    free = (order >= kinds.first("constant")) & (order < kinds.first("null"))
-    assert costly + free.sum() == kinds.total
-    return jnp.where(free, options.eta, 1.0)
+    return (order >= kinds.first("constant")) & (order < kinds.first("null"))
+
+
+def eta(options: Options) -> np.ndarray:
+    """The weight of each expert in the balance loss, `[E]`: 1, and `eta` for those that cost nothing."""
+    return np.where(free(options.kinds), options.eta, 1.0)
 
 
 def product(options: Options, probs: jax.Array, index: jax.Array, valid: jax.Array, before: Any = 0.0) -> jax.Array:
@@ -39,7 +40,7 @@ def product(options: Options, probs: jax.Array, index: jax.Array, valid: jax.Arr
 
 
 def balanced(options: Options, routing: Routing, valid: jax.Array, before: jax.Array | None) -> jax.Array:
-    """The balance loss of a pass in its scope, at most 1 number: `[B, T, ...]` arrays, `before [E]` counts."""
+    """The balance loss of a pass in its scope, a number a token; arrays `[B, T, ...]`, counts `before [E]`."""
     arrays = routing.probs, routing.index, valid
     scope = options.balance_scope
     if scope in ("global", "accumulated"):
@@ -147,4 +148,4 @@ def figures(told: Mapping[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-__all__ = ["advance", "balanced", "eta", "figures", "product", "report", "schedule"]
+__all__ = ["advance", "balanced", "eta", "figures", "free", "product", "report", "schedule"]

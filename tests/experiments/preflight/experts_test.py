@@ -16,6 +16,7 @@ WRONG = [
     ({"router": "group_sigmoid", "groups": 4, "kept_groups": 5}, "kept_groups=5 is more than model.moe.groups=4"),
     ({"router": "group_softmax", "groups": 4, "k": 3}, "model.moe.k=3 is more than the 2 experts of 1 kept groups"),
     ({"capacity": 0.5}, "model.moe.capacity=0.5 drops tokens where the load is even, too; use e.g. model.moe.capacity"),
+    ({"router": "relu", "capacity": 1.5}, "model.moe.router='relu' gives a token any number; use model.moe.capacity=0"),
     ({"router": "expert_choice"}, "model.moe.router='expert_choice' looks at later tokens, and objective="),
     ({"router": "graph"}, "model.moe.router='graph' looks at later tokens"),
     ({"router": "duo"}, "model.moe.k=2: model.moe.router='duo' chooses one module for a token; use model.moe.k=1."),

@@ -8,7 +8,7 @@ from flax import nnx
 
 from kernels import masks
 from models.channels import CHANNELS
-from models.experts import capacity
+from models.experts import capacity, channel
 from models.experts.options import ROUTERS
 from models.mixers import Context
 from tests.plain import experts as plain
@@ -124,6 +124,14 @@ def test_a_capacity_drops_within_each_row_and_never_in_decoding(order):
     assert 0 < lost == told["dropped"].total and told["dropped"].weight == B * T * 2
     decoding = run(lambda module, x: module(x, context(slots=jnp.zeros(())))[0], X)
     np.testing.assert_allclose(decoding, [plain.layer(p, row, "softmax_after", options)[0] for row in X], **CLOSE)
+
+
+def test_places_are_those_of_moepp_where_experts_without_cost_weigh_less():
+    """gamma tau K T / (tau N_F + N_Z) and gamma K T / (tau N_F + N_Z): 1.25 x 2 x 8 / (0.75 x 3 + 3) = 3.81."""
+    of, _ = made("softmax_after", "free", k=2, eta=0.75, capacity=1.25)
+    options = nnx.eval_shape(lambda: CHANNELS["moe"](of, rngs=nnx.Rngs(0))).options
+    assert channel.limits(options, 8).tolist() == [2, 2, 2, 3, 3, 3]
+    assert channel.limits(options, 1).tolist() == [1] * 6
 
 
 def test_padding_goes_nowhere_and_counts_for_nothing():
