@@ -68,7 +68,7 @@ class Block(nnx.Module):
     def __init__(self, spec: Spec, mixer: str, *, rngs: nnx.Rngs):
         before, after = NORM_PLACES[spec.norm_place]
         self.mixer_norm = norms.make(spec, rngs=rngs) if before else same
-        self.mixer = MIXERS[mixer](spec, rngs=rngs)
+        self.mixer = MIXERS[mixer](spec, rngs=rngs)  # ty: ignore
         self.mixer_out_norm = norms.make(spec, rngs=rngs) if after else same
         self.channel_norm = norms.make(spec, rngs=rngs) if before else same
         self.channel = CHANNELS[spec.channel](spec, rngs=rngs)

@@ -102,7 +102,7 @@ class LM(nnx.Module):
         check_sites(tuple(taps), edits)
         shown = {"layers": layers or {}, "taps": tuple(taps), "edits": tuple(edits.items())}
         if state is None:
-            x, _, report = self.stack(x, Context(positions, segment_ids, mask, **shown))
+            x, _, report = self.stack(x, Context(positions, segment_ids, mask, **shown))  # ty: ignore
             return Pass(self.norm(x), None, report)
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)

@@ -48,7 +48,7 @@ class Layer:
         model.update({"width": self.D, "num_heads": self.N, "dtype": self.dtype, "param_dtype": "float32"})
         model.update({self.mixer: dict(self.options)})
         spec = Spec.from_config(model.to_dict(), vocab_size=1)
-        return nnx.split(MIXERS[self.mixer](spec, rngs=nnx.Rngs(0)))
+        return nnx.split(MIXERS[self.mixer](spec, rngs=nnx.Rngs(0)))  # ty: ignore
 
     def forward(self) -> ops.Forward:
         """`(parameters, x) -> out`, causal."""

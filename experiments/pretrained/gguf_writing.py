@@ -49,7 +49,7 @@ def save(trained: Any, path: pathlib.Path) -> int:
             failed = error
     try:
         if not made:
-            raise failed
+            raise failed  # ty: ignore
         shapes = {name: {key: value.shape for key, value in tensors.items()} for name, tensors in made.items()}
         longest = spec.positions or trained.config.data.length
         family, fields = outward.gguf_fields_of(model, knobs.defaults()["model"], shapes, factors, longest=longest)

@@ -76,7 +76,7 @@ class Cores(NamedTuple):
 
     def load(self, ref: Any, where: tuple, layout: Any = WGMMA) -> jax.Array:
         """Registers read from device memory."""
-        return ref[where] if self.simulated else plgpu.load(ref.at[where], *_WHOLE, layout=layout, optimized=False)
+        return ref[where] if self.simulated else plgpu.load(ref.at[where], *_WHOLE, layout=layout, optimized=False)  # ty: ignore
 
     def full(self, shape: tuple, value: Any, layout: Any = WGMMA) -> jax.Array:
         """float32 registers that all hold `value`."""

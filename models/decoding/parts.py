@@ -41,7 +41,7 @@ def make(
     first = requests[0] if shared is None else shared
     options = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
     greedy = all(request["temperature"] == 0 for request in requests)
-    chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]
+    chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]  # ty: ignore
     for name in order(first["control"]):
         part = CONTROLS[name](**options(name))
         off = bool(part.dials) and all(

@@ -124,7 +124,7 @@ def _recall(
         op = kernel.linear_attention if beta is None else kernel.gated_delta_rule
         options = {name: kept.get(name) for name in ("segment_ids", "state")}
         options["axis"] = fast.shared_by(mixer.partition)
-        out, after = op(*args, decay=decay, chunk_size=mixer.chunk_size, **options)
+        out, after = op(*args, decay=decay, chunk_size=mixer.chunk_size, **options)  # ty: ignore
         return out, None if kept["state"] is None else after
 
     state_axes = None if state is None else STATE_AXES
