@@ -9,6 +9,9 @@ Expect: every one exact. Cost: 10 CPU seconds; nothing is trained.
 """
 
 LAWS = (
+    "control.budget",
+    "control.constraint",
+    "control.guided",
     "decoding.any_subset",
     "diffusion.schedule_free_bound",
     "drafts.best_first",

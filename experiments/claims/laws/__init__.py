@@ -5,12 +5,15 @@
 docstring states it: the law first, then how it is tried, then "Source: ...".
 """
 
-from experiments.claims.laws import decoding, diffusion, drafts, growth, mixers, parallel, scaling, tokenizers
+from experiments.claims.laws import control, decoding, diffusion, drafts, growth, mixers, parallel, scaling, tokenizers
 from experiments.claims.laws.law import Law, stated
 
 __all__ = ["LAWS", "Law", "stated"]
 
 LAWS = {
+    "control.budget": control.budget,
+    "control.constraint": control.constraint,
+    "control.guided": control.guided,
     "decoding.any_subset": decoding.any_subset,
     "diffusion.schedule_free_bound": diffusion.schedule_free_bound,
     "drafts.best_first": drafts.best_first,

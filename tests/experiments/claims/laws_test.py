@@ -9,6 +9,7 @@ from experiments.claims import laws
 from experiments.claims.laws import (
     LAWS,
     Law,
+    control,
     decoding,
     diffusion,
     drafts,
@@ -45,6 +46,9 @@ def wrong_laws(ways):
 
 
 WRONG = {  # name: (module, attribute, what is wrong with it)
+    "control.budget": (control.budgets, "stops_within", lambda within: within[::-1]),
+    "control.constraint": (control.conditional, "log_mass", lambda mass: 0 * mass),
+    "control.guided": (control.gedi, "log_posterior", lambda log_p: log_p / 4),
     "decoding.any_subset": (decoding.assd, "exact_law", lambda found: (found[0][::-1], found[1])),
     "diffusion.schedule_free_bound": (
         diffusion.masked_diffusion, "set_weights", lambda weights: weights * np.arange(len(weights)),
