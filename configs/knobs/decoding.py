@@ -139,6 +139,106 @@ generate.typical = typical = group("Typical acceptance.", of="generate.verifier=
 typical.epsilon = number(0.3, "A draft stays above this, or above delta exp(-entropy).", least=0, most=1, before=0.3)
 typical.delta = number(0.09, "Of the entropy's bound.", least=0, before=0.09)
 
+generate.penalties = penalties = group("Of tokens that came.", of="generate.control=penalties")
+penalties.repetition = number(
+    1.0, "Divides positive logits of tokens of prompt and answer, multiplies others; 1 = off.", least=1e-3, before=1.0
+)
+penalties.presence = number(0.0, "Taken off logits of tokens of the answer.", before=0.0)
+penalties.frequency = number(0.0, "Taken off logits of tokens of the answer, each time.", before=0.0)
+
+generate.min_length = min_length = group("When the answer may end.", of="generate.control=min_length")
+min_length.tokens = whole(0, "No end before so many tokens of the answer.", least=0, before=0)
+
+generate.no_repeat_ngram = no_repeat = group("What is not written twice.", of="generate.control=no_repeat_ngram")
+no_repeat.n = whole(0, "No n-gram of prompt and answer again; 0 = off.", least=0, most=8, before=0)
+
+generate.dry = dry = group("Don't repeat yourself.", of="generate.control=dry")
+dry.multiplier = number(0.0, "Of base^(repeated tokens - allowed), taken off logits; 0 = off.", least=0, before=0.0)
+dry.base = number(1.75, "How fast it grows.", least=1, before=1.75)
+dry.allowed = whole(2, "So many repeated tokens cost the multiplier, fewer nothing.", least=1, before=2)
+
+generate.typical_p = typical_p = group("Tokens of typical surprise.", of="generate.control=typical_p")
+typical_p.mass = number(
+    1.0, "Only those nearest to the entropy, of this probability; 1 = off.", least=1e-6, most=1, before=1.0
+)
+
+generate.top_n_sigma = top_n_sigma = group("Logits near the largest.", of="generate.control=top_n_sigma")
+top_n_sigma.n = number(0.0, "Within so many deviations of it; 0 = off.", least=0, before=0.0)
+
+generate.mirostat = mirostat = group("Mirostat 2.", of="generate.control=mirostat")
+mirostat.tau = number(0.0, "The surprise to be held, in bits; 0 = off.", least=0, before=0.0)
+mirostat.rate = number(0.1, "How fast the bound follows.", least=0, most=1, before=0.1)
+
+generate.logit_bias = logit_bias = group("Numbers added to logits.", of="generate.control=logit_bias")
+logit_bias.ids = text("", 'Ids and numbers: "50:-2.5, 13:-inf".', before="")
+
+generate.constraint = constraint = group(
+    "What the answer must be; one of the first three.", of="generate.control=constraint"
+)
+constraint.pattern = text("", "A regular expression that the whole answer matches.", before="")
+constraint.schema = text("", "A JSON schema, as JSON; without references that come back to themselves.", before="")
+constraint.choices = text("", 'Answers, "|" between them.', before="")
+constraint.states = whole(1024, "The largest automaton: states.", least=2, small=64, before=1024)
+constraint.classes = whole(256, "The largest automaton: kinds of tokens.", least=2, small=64, before=256)
+
+generate.r2r = r2r = group("A larger run for uncertain tokens.", of="generate.control=r2r")
+r2r.workdir = text("", "The workdir of the other run; it has the same tokenizer.", before="")
+r2r.threshold = number(
+    1000.0, "Uncertainty at which the other run writes; 1000 = off.", least=0, most=1000, before=1000.0
+)
+r2r.measure = one_of("entropy", ("entropy", "aleatoric"), "Of the law, or of its ten largest logits.", before="entropy")
+
+generate.nudging = nudging = group("Words of a helper where the model is unsure.", of="generate.control=nudging")
+nudging.workdir = text("", "The workdir of the helper; it has the same tokenizer.", before="")
+nudging.threshold = number(0.0, "Largest probability below which it writes a word; 0 = off.", least=0, before=0.0)
+
+generate.gedi = gedi = group("A class-conditional run as guide.", of="generate.control=gedi")
+gedi.workdir = text("", "The workdir of the guide; it has the same tokenizer.", before="")
+gedi.weight = number(0.0, "Of log P(wanted class); 0 = off, 1 = Bayes, 30 = as released.", least=0, before=0.0)
+gedi.form = one_of("exact", ("exact", "released"), "Bayes, or divided by the length and filtered.", before="exact")
+gedi.filter_p = number(0.8, "Guided probability that the filter takes at most.", least=0, most=1, before=0.8)
+gedi.target_p = number(0.8, "P(wanted) from which no token is taken.", least=0, most=1, before=0.8)
+gedi.wanted = text("", "The text that names the wanted class, at the start of a document.", before="")
+gedi.other = text("", "The text that names the other class.", before="")
+
+generate.cntp = cntp = group("More trials where the entropy is high.", of="generate.control=cntp")
+cntp.most = whole(1, "Trials at the highest entropy; 1 = off.", least=1, before=1)
+cntp.low = number(0.01, "Entropy in nats up to which there is one.", least=0, before=0.01)
+cntp.high = number(1.5, "Entropy from which there are most.", least=0, before=1.5)
+cntp.stops = text(".,\n?!:;)]}", "Characters that end a trial.", before=".,\n?!:;)]}")
+cntp.places = whole(8, "Trials that there is room for.", least=1, small=4, before=8)
+cntp.length = whole(16, "Tokens of a trial at most.", least=1, small=4, before=16)
+
+generate.adadec = adadec = group("Looks ahead where the entropy is high.", of="generate.control=adadec")
+adadec.threshold = number(1000.0, "Entropy in nats from which it does; 1000 = off.", least=0, most=1000, before=1000.0)
+adadec.candidates = whole(3, "Tokens that are tried.", least=1, small=3, before=3)
+adadec.length = whole(5, "Tokens behind each.", least=0, small=2, before=5)
+
+generate.beam = beam = group("Beam search.", of="generate.control=beam")
+beam.beams = whole(1, "Texts that are kept; 1 = off.", least=1, small=3, before=1)
+beam.alpha = number(1.0, "The best score / length^alpha is written.", least=0, before=1.0)
+
+generate.best_of_n = best_of_n = group("The likeliest of n texts.", of="generate.control=best_of_n")
+best_of_n.n = whole(1, "Texts that are drawn; 1 = off.", least=1, small=3, before=1)
+
+generate.json = json = group("Answers that are JSON of any depth.", of="generate.control=json")
+json.on = switch(False, "Whether this answer is; the host looks at the row between two rounds.", before=False)
+
+generate.swi = swi = group("Thinks in embeddings while the entropy is falling.", of="generate.control=swi")
+swi.steps = whole(0, "Tokens over which blends fade; 0 = off, max_tokens as released.", least=0, before=0)
+swi.window = whole(512, "Steps that thinking in words lasts at least.", least=0, before=512)
+swi.alpha = number(1.0, "Share of the expected embedding where soft thinking begins.", least=0, most=1, before=1.0)
+swi.beta = number(0.7, "Share of the expected embedding where it ends.", least=0, most=1, before=0.7)
+swi.begin = text("<think>", "Its first token is mixed in where soft thinking begins.", before="<think>")
+swi.end = text(
+    "</think>", "Its first token is mixed in where soft thinking ends; drawn, it is the last.", before="</think>"
+)
+
+generate.vectors = vectors = group("In-context vectors.", of="generate.control=vectors")
+vectors.path = text("", "A .npy file of [layers, width].", before="")
+vectors.strength = number(0.0, "How much of it; 0 = off.", before=0.0)
+vectors.form = one_of("added", ("added", "released"), "Added, or turned at constant length.", before="added")
+
 generate.insertion = insertion = group("When insertion ends.", of="objective=insertion")
 insertion.stop = one_of(
     "sample",

@@ -23,7 +23,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "control": tuple(f"{DECODING}.control.{name}" for name in (
         "gedi", "budget", "semantic", "routing", "rollouts", "search", "superposed", "thinking", "penalties", "repeats",
-        "cuts", "regex", "automata", "schema", "predicates", "conditional", "depth", "sets", "steering",
+        "cuts", "regex", "automata", "schema", "nested", "predicates", "conditional", "depth", "sets", "steering",
     )),
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations", "experiments.pretrained.copying"),
     "speculation": (

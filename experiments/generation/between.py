@@ -1,4 +1,5 @@
-"""What controls do on the host between two rounds of a row (`Control.between`), e.g. the mask of a grammar."""
+"""What controls do on the host: once for a request (`Control.given`), e.g. the tables of a constraint, and between two
+rounds of a row (`Control.between`), e.g. the mask of a grammar."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +8,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from models.decoding.control import Host
+from experiments.settings.errors import ConfigError
+from models.decoding.control import Control, Host
 from models.decoding.stream import Parts, Progress
+
+Given = Mapping[str, Mapping[str, Any]]
+"""By control and entry of its side: what a request's row starts with."""
+
+
+def given(parts: Parts, options: Mapping[str, Any], tokenizer: Any, sides: Mapping[str, Any]) -> Given:
+    """What the controls make of a request with `config.generate` = options; sides: shapes of their sides.
+
+    Errors: ConfigError with the sentence of a control that cannot do what is asked.
+    """
+    made = {}
+    for name, part in parts.control:
+        if type(part).given is not Control.given:
+            try:
+                made[name] = part.given(options, tokenizer, sides[name])
+            except ValueError as error:
+                raise ConfigError([str(error)]) from error
+    return {name: entries for name, entries in made.items() if entries}
+
+
+def started(p: Progress, entries: Given) -> Progress:
+    """`p` with these entries in the sides of all its rows."""
+    if not entries:
+        return p
+
+    def whole(old: Any, new: Any) -> Any:
+        return jax.device_put(np.broadcast_to(new, old.shape).astype(old.dtype), old.sharding)
+
+    side = dict(p.side)
+    for name, mine in entries.items():
+        side[name] = side[name] | {key: whole(side[name][key], value) for key, value in mine.items()}
+    return dataclasses.replace(p, side=side)
 
 
 def hosted(parts: Parts, options: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
 from models.decoding import stream
 from models.decoding.commit import rewinds
+from models.decoding.control import Control
 from models.decoding.drafts import Drafter
 from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
@@ -91,6 +92,16 @@ class Decoder:
         length = self.program.config.data.length
         state = lambda params: self.program.decoder(params).for_decoding().init_state(1, length, parts.memory)  # noqa: E731
         return jax.eval_shape(state, self.program.abstract["params"])
+
+    def sides(self, weights: Mapping[str, Any], parts: Parts, width: int) -> dict[str, Any]:
+        """Shapes of what controls that say what a request's row starts with keep of it, for texts of `width` tokens."""
+        mine = [(name, part) for name, part in parts.control if type(part).given is not Control.given]
+
+        def made(weights: Mapping[str, Any]) -> dict[str, Any]:
+            models = self.models(weights)
+            return {name: part.init(models, 1, width) for name, part in mine}
+
+        return jax.eval_shape(made, weights) if mine else {}
 
     def weights(self, params: Any, parts: Parts) -> dict[str, Any]:
         """Parameters for the functions below: those of the model, and of the models that the parts read."""

@@ -36,7 +36,12 @@ def problems(parts: Parts, asked: Mapping[str, Any], program: Program, rewinds: 
             f"generate.verifier={rule!r} needs children that are drawn independently, and those of "
             f"generate.drafter={name!r} differ; use generate.verifier='recursive'."
         )
-    if drafter.nodes > 1 and MEMORIES[parts.memory.name].alone:
+    if drafter.nodes > 1 and (one := [key for key, part in parts.control if part.alone]):
+        yield (
+            f"generate.control={one[0]!r} decides one token a pass, and generate.drafter={name!r} reads several; use "
+            "generate.drafter='none'."
+        )
+    elif drafter.nodes > 1 and MEMORIES[parts.memory.name].alone:
         yield (
             f"generate.drafter={name!r} reads several tokens in one pass, and what generate.memory="
             f"{parts.memory.name!r} keeps would depend on how many; use generate.drafter='none'."

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import drafting, requests
-from experiments.generation.between import between, hosted
+from experiments.generation.between import between, given, hosted, started
 from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
@@ -33,6 +33,9 @@ from models.decoding.control import Host
 from models.decoding.rows import take
 from models.decoding.stream import Parts, Progress
 from models.mixers.memory import MEMORIES
+
+NOT_FINITE = "the model's numbers are not finite"
+NO_TOKEN = f"its controls leave no token, or {NOT_FINITE}"
 
 
 class Engine:
@@ -69,6 +72,7 @@ class Engine:
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
         self._whole = not MEMORIES[self._parts.memory.name].pieces
         self.weights = self.decoder.weights(trained.params, self._parts)
+        self._sides = self.decoder.sides(self.weights, self._parts, 1)
         capacity = capacity or trained.config.data.length
         for name, value, least in (("lanes", lanes, 1), ("chunk", chunk, 1), ("rounds", rounds, 1)):
             if value < least:
@@ -219,7 +223,8 @@ class Engine:
         key = jax.random.key_data(key_scheme.row_keys(key, 1, jnp.asarray([number], jnp.uint32))[0])
         reader = requests.RowText(self.tokenizer, tuple(options["stop"]))
         self._next += 1
-        return Request(self._next - 1, ids, options, np.asarray(key), reader, length=len(ids))
+        own = given(self._parts, options, self.tokenizer, self._sides)
+        return Request(self._next - 1, ids, options, np.asarray(key), reader, length=len(ids), given=own)
 
     def _need(self, request: Request) -> int:
         """Tokens that its row is to hold after the next step."""
@@ -251,9 +256,9 @@ class Engine:
             capacity=slots,
         )
         if found is None:
-            return one
+            return started(one, request.given)
         kept = self.decoder.moved(self.weights, found, np.zeros(1, np.int32), parts=self._parts, capacity=slots)
-        return dataclasses.replace(one, state=kept.state, side=kept.side)
+        return started(dataclasses.replace(one, state=kept.state, side=kept.side), request.given)
 
     def _width(self) -> int:
         """Tokens of the text of a row, the padding of its prompt's last piece included."""
@@ -373,7 +378,7 @@ class Engine:
             reason = ""
             if done[row]:
                 ended = len(new) and new[-1] == self.tokenizer.eos
-                reason = "the model's numbers are not finite" if failed[row] else "end" if ended else "limit"
+                reason = (NO_TOKEN if request.given else NOT_FINITE) if failed[row] else "end" if ended else "limit"
                 del self.running[request.id]
             self._unsaid.append((request, new, reason))
 

@@ -70,6 +70,7 @@ class Request:
     read: int = 0  # tokens of the prompt in `one`
     row: int = -1  # its lane
     length: int = 0  # tokens of its text
+    given: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # see `between.given`
     prefix: tuple[int, ...] = ()  # the beginning of its prompt that others share
     calls: int = 0
     over: bool = False

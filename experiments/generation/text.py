@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import drafting, requests
-from experiments.generation.between import between, hosted
+from experiments.generation.between import between, given, hosted, started
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.drafted import Drafted
 from experiments.program import Program
@@ -66,6 +66,8 @@ class Generator:
             weights, text, length, length + max_new, key_data(prompts, seed), dials,
             parts=parts, size=size, capacity=width,
         )  # fmt: skip
+        sides = self.decoder.sides(weights, parts, width)
+        p = started(p, given(parts, options, self.tokenizer, sides))
         readers = [requests.RowText(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen, rounds, waits = length, 1, hosted(parts, options)
         self.drafted, seconds, timed = None, 0.0, 0

@@ -1,5 +1,6 @@
 """The parts of a round that a config names, and the settings of requests as arrays."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ def make(
 ) -> Parts:
     """Parts for requests that are served together: `config.generate` of each, as plain dicts.
 
-    Sockets and groups of options are the same for all of them; dials are each request's own. An entry whose dials are
-    off for all is left out, and where every temperature is 0 no random number is drawn.
+    Sockets and groups of options are the same for all of them; dials and `Control.own` are each request's. An entry
+    whose dials and own fields are off for all is left out, and where every temperature is 0 no random number is drawn.
 
     Args:
       requests: at least one.
@@ -43,10 +44,9 @@ def make(
     greedy = all(request["temperature"] == 0 for request in requests)
     chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]  # ty: ignore
     for name in order(first["control"]):
-        part = CONTROLS[name](**options(name))
-        off = bool(part.dials) and all(
-            _at(request, dial) == _at(defaults, dial) for request in requests for dial in part.dials
-        )
+        part = control(name, options(name), eos)
+        turned = (*part.dials, *(f"{name}.{field}" for field in part.own if name in defaults))
+        off = bool(turned) and all(_at(request, key) == _at(defaults, key) for request in requests for key in turned)
         idle = greedy or (off and name != "temperature") if name in SAMPLING else off
         if every or not idle:
             chosen.append((name, part))
@@ -58,6 +58,19 @@ def make(
         control=tuple(chosen),
         eos=eos,
     )
+
+
+def control(name: str, group: Mapping[str, Any], eos: int) -> Control:
+    """An entry made of its group; what requests set for themselves is not in it, so that it is one part for all."""
+    made = CONTROLS[name]
+    mine = {f"{name}.{key}": key for key in group}
+    free = {mine.get(dial) for dial in getattr(made, "dials", ())} | set(getattr(made, "own", ()))
+    fixed = {key: value for key, value in group.items() if key not in free or not _has_default(made, key)}
+    return made(**fixed, **({"eos": eos} if "eos" in getattr(made, "__dataclass_fields__", {}) else {}))
+
+
+def _has_default(made: Any, key: str) -> bool:
+    return made.__dataclass_fields__[key].default is not dataclasses.MISSING
 
 
 def order(control: str) -> tuple[str, ...]:

@@ -54,8 +54,10 @@ class Control:
       pure: whether logits are all that `process` reads, besides dials: it then also warps the law of a drafter's model.
       taps: see `Drafter.taps`.
       feeds: whether `soft` is called.
-      own: fields that each request may set for itself, as `hosts` and `between` find them in its options. Nothing else
-        may read them: a part is made once for all requests.
+      own: fields that each request may set for itself, as `given`, `hosts` and `between` find them in its options.
+        Nothing else may read them: a part is made once for all requests. An entry whose dials and own fields are at
+        their defaults in all rows is left out of the program.
+      alone: whether it reads one token a pass, so that drafts are refused.
     """
 
     dials: ClassVar[tuple[str, ...]] = ()
@@ -64,6 +66,7 @@ class Control:
     taps: ClassVar[tuple[str, ...]] = ()
     feeds: ClassVar[bool] = False
     own: ClassVar[tuple[str, ...]] = ()
+    alone: ClassVar[bool] = False
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """The side of `batch` rows without a token: a pytree with the batch in front."""
@@ -107,6 +110,19 @@ class Control:
         The text holds the token all the same. Of several entries that feed a row the last one is heard.
         """
         raise NotImplementedError
+
+    def given(self, options: Mapping[str, Any], tokenizer: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """On the host, once for a request: entries of its side at the start (numpy, without the batch), in place of
+        those of `init`, e.g. the tables of a constraint.
+
+        Args:
+          options: `config.generate` of the request.
+          tokenizer: of the model.
+          sizes: the side of `init`, of any number of rows.
+
+        Errors: ValueError, one sentence: the request is refused with it.
+        """
+        return {}
 
     def hosts(self, options: Mapping[str, Any]) -> bool:
         """Whether `between` is to be called for a request with `config.generate` = options. Such a row makes one round

@@ -57,7 +57,9 @@ def _pattern(part: Mapping[str, Any], root: Mapping[str, Any], inside: tuple[str
 
 def _referred(name: str, root: Mapping[str, Any], inside: tuple[str, ...]) -> Mapping[str, Any]:
     if name in inside:
-        raise ValueError(f"the schema's {name!r} contains itself, which is not regular; use generate.grammar for it.")
+        raise ValueError(
+            f"the schema's {name!r} contains itself, which is not regular; use generate.control='json' for it."
+        )
     at: Any = root
     try:
         for step in name.removeprefix("#").strip("/").split("/"):

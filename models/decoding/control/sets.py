@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kernels import masks
+
 Array = jax.Array
 SYSTEM, USER, DATA, OUTPUT = range(4)  # Roles of segments, the more trusted first.
 Part = Sequence[int] | Sequence[Sequence[int]]
@@ -65,6 +67,22 @@ def visible(set_: np.ndarray, member: np.ndarray) -> np.ndarray:
     same_set = (set_[:, None] == set_[None]) & (set_[:, None] >= 0)
     other = same_set & (member[:, None] != member[None])
     return np.tril(np.ones((T, T), bool)) & ~other
+
+
+def mask_of(set_: np.ndarray, member: np.ndarray) -> masks.Mask:
+    """`visible` in the house's mask algebra, for a pass of the model: causal, and not in one set, or in one member."""
+    ours = np.where(set_ >= 0, set_ * (np.max(member, initial=0) + 1) + member + 1, 0)
+    return masks.Causal() & (~masks.Segments(jnp.asarray(set_ + 1)) | masks.Segments(jnp.asarray(ours)))
+
+
+def ordered(parts: Sequence[Part]) -> list[Part]:
+    """The parts with the members of each set in the order of their tokens.
+
+    With it the numbers of a model do not depend on the members' order in the last bit either: a mask alone leaves the
+    order of its sums.
+    """
+    a_set = lambda part: len(part) > 0 and not np.isscalar(part[0])  # noqa: E731
+    return [sorted(map(list, part)) if a_set(part) else part for part in parts]
 
 
 def roles(lengths: Sequence[int], which: Sequence[int]) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels import masks
 from models.decoding.control import depth, sets, steering
+from tests.models.lm_test import make
 from tests.plain import control as plain
 
 PARTS = [[1, 2], [[3, 4, 5], [6], [7, 8]], [9], [[1, 1], [2]], [3, 4]]
@@ -43,6 +46,30 @@ def test_what_a_member_sees_does_not_depend_on_the_order():
             for i, row in enumerate(made.mask)
         })  # fmt: skip
     assert all(one == seen[0] for one in seen)
+
+
+def test_the_mask_of_a_pass_is_the_mask_and_a_model_does_not_see_the_order():
+    """Positions and the mask make it 0 up to the order of sums, sorted members make it exactly 0."""
+    made = sets.layout(PARTS)
+    T = len(made.tokens)
+    assert (np.asarray(sets.mask_of(made.set_, made.member).dense(T, T)).reshape(T, T) == made.mask).all()
+    network = make(init_std=0.5, num_layers=2, dtype="float64", param_dtype="float64")
+
+    @jax.jit
+    def logits(tokens, positions, mask):
+        return network.logits(network(tokens[None], mask=masks.Dense(mask), positions=positions[None]).features)[0, -1]
+
+    def read(parts, order):
+        made = sets.layout([parts[0], [parts[1][i] for i in order], *parts[2:]])
+        return np.asarray(logits(jnp.asarray(made.tokens), jnp.asarray(made.positions), jnp.asarray(made.mask)))
+
+    first = read(PARTS, (0, 1, 2))
+    for order in itertools.permutations(range(3)):
+        np.testing.assert_allclose(read(PARTS, order), first, rtol=1e-5, atol=1e-6)  # float32 logits.
+        moved = [PARTS[0], [PARTS[1][i] for i in order], *PARTS[2:]]
+        assert (read(sets.ordered(moved), (0, 1, 2)) == read(sets.ordered(PARTS), (0, 1, 2))).all()
+    plainly = [sum(PARTS[1], []) if i == 1 else part for i, part in enumerate(PARTS)]
+    assert np.abs(read([plainly[0], [plainly[1]], *plainly[2:]], (0,)) - first).max() > 1e-3
 
 
 def test_plain_text_is_plain():
