@@ -232,6 +232,7 @@ def test_what_a_generator_looks_at_may_be_set(name):
 def test_the_group_of_a_part_is_read_by_the_part_of_its_name():
     """Of every socket: the table's name, the group's name and the reader say the same."""
     from models.channels import CHANNELS
+    from models.decoding.control import CONTROLS
     from models.mixers import MIXERS
 
     for socket, table, prefix in (
@@ -245,7 +246,8 @@ def test_the_group_of_a_part_is_read_by_the_part_of_its_name():
                 flat = keys.flatten(keys.base()) | {socket: name}
                 also = {"model.projection": name} if name == "pattention" else {}  # With one group of options.
                 for way in (way for ways in knobs.KNOBS[key].of for way in ways if way.key in own):  # Of its own group.
-                    also[way.key] = 1 if way.names == ("*",) else way.names[0]
+                    other = [n for n in preflight.names(knobs.KNOBS[way.key]) if n not in way.names] if way.but else []
+                    also[way.key] = 1 if way.names == ("*",) else [*other, *way.names][0]
                 assert not knobs.without(knobs.KNOBS[key], flat | also), key
                 others = [n for n in table if n != name]
                 assert knobs.without(knobs.KNOBS[key], flat | {socket: others[0]}), key
@@ -253,6 +255,7 @@ def test_the_group_of_a_part_is_read_by_the_part_of_its_name():
         for way in (way for ways in knob.of for way in ways):
             assert way.key in knobs.KNOBS
             known = {*preflight.names(knobs.KNOBS[way.key]), "task", *MIXERS, *data.TOKENIZERS, "float32", "float64"}
+            known |= {*CONTROLS} if way.key == "generate.control" else set()
             assert way.names == ("*",) or set(way.names) <= known, way
 
 
