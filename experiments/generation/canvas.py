@@ -268,7 +268,7 @@ def settings(options: dict, objective: str = "masked_diffusion") -> Settings:
     if cached:
         more = {"plan": tuple(chosen["adaptive"].items())} | {key: chosen[key] for key in names if key == "rule"}
         keeps = {"policy": chosen["cache"] or "none", "commit": chosen["commit"], "refresh": chosen["refresh"] or None}
-        own = {key: chosen[key] for key in names if key != "rule"}
+        own = {key: chosen[key] for key in names if key in ("threshold", "factor")}  # Others take no cache.
         sampler = caches.Settings(0, method, temperature=temperature, **keeps, **own)
     else:
         own = {} if scores else {"temperature": temperature, "guidance": chosen["guidance"]}
