@@ -27,7 +27,9 @@ swiglu.bias = switch(False, "Bias in all three maps.")
 ROUTER = "model.moe.router"
 moe = group("Mixture of experts: docs/moe.md.", of="model.channel=moe")
 moe.experts = whole(8, "Feed-forward experts that tokens are routed to.", least=1, before=8)
-moe.k = whole(2, "Experts of a token, those that cost nothing included.", least=1, before=2, of=f"{ROUTER}!=relu")
+moe.k = whole(
+    2, "Experts of a token, those that cost nothing included; with relu of `hidden` alone.", least=1, before=2
+)
 moe.hidden = whole(
     0, "F of an expert; 0 = 8D/3k up to a multiple of 64: k experts cost a token a SwiGLU.", least=0, small=32, before=0
 )
