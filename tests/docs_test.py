@@ -123,7 +123,7 @@ ADDED = {
     "A channel": (3, "bilinear", ("bilinear_test", "lm_test", "counting_test", "sharded_test")),
     "An objective": (3, "smoothed", ("smoothed_test", "report_test", "objectives_test", "sharded_test", "knobs_test")),
     "A rule of sampling": (3, "epsilon", ("sampling_test",)),
-    "A control of decoding": (3, "recency", ("recency_test", "knobs_test")),
+    "A control of decoding": (3, "recency", ("recency_test",)),
 }  # fmt: skip
 # What a part may turn red beside the tests that bear its name: those of whole tables, of pages, of every preset.
 BESIDE = (

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import base
 from models.decoding import parts as sockets
 from models.decoding import stream
 from models.decoding.drafts import model_tree, templates, trees
+from tests.models.decoding import stream_test
 from tests.models.decoding.tables import Table
 
 V = 6
@@ -64,6 +66,42 @@ def test_eagle2_is_the_beam_of_the_host():
         assert tree.token[row, 1:].tolist() == wanted.token[1:].tolist()
         assert tree.parent[row].tolist() == wanted.parent.tolist() and tree.valid[row].all()
     assert tree.q is None
+
+
+def test_a_tree_of_a_model_with_a_cache_is_that_of_its_whole_forward_pass():
+    """Rows of other lengths; each node's law is that of its own path, at its own position."""
+    options = DEFAULTS["model_tree"] | {
+        "workdir": "w",
+        "builder": "eagle2",
+        "size": 8,
+        "levels": 4,
+        "width": 3,
+        "beam": 3,
+    }
+    asked = DEFAULTS | {"temperature": 0.0, "drafter": "model_tree", "model_tree": options}
+    parts = sockets.make([asked], DEFAULTS, vocab_size=stream_test.V)
+    graphdef, params = stream_test.model("attention")
+
+    @jax.jit
+    def go(params):
+        model = nnx.merge(graphdef, params).for_decoding()
+        models = {"model": model, "model_tree.workdir": model}
+        given = (stream_test.prompts(), jnp.asarray(stream_test.LENGTH), jnp.asarray(stream_test.LIMIT))
+        p = stream.begin(models, parts, *given, stream_test.key_data(), {}, capacity=40)
+        return parts.drafter[1].propose(models, stream.read(models, p, parts, 17, fresh=True), parts)[0]
+
+    tree, texts = jax.tree.map(np.asarray, go(params)), np.asarray(stream_test.prompts())
+    for row, n in enumerate(stream_test.LENGTH):
+
+        def law(path, row=row, n=n):
+            text = texts[:1].copy()
+            text[0, : n + len(path)] = [*texts[row, :n], *path]
+            logits = np.asarray(stream_test.forward("attention")(jnp.asarray(text)), np.float64)[0, n + len(path) - 1]
+            return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+        wanted = trees.eagle2(law, depth=3, top_k=3, nodes=8)
+        assert tree.token[row, 1:].tolist() == wanted.token[1:].tolist()
+        assert tree.parent[row].tolist() == wanted.parent.tolist()
 
 
 def test_certain_choices_hold_the_largest_path_products():
