@@ -12,8 +12,9 @@ A model of four layers and one of a tenth of its FLOPs learn the default corpus,
 follow held-out prompts. Counted are tokens for each call of the model, which is what a drafter can change; times depend
 on the machine and on what drafting costs (`--mode=evaluate`). Sampled settings draw at temperature 1.
 
-Seen: 3.29 tokens a call from the trie, 2.29 from recycling, 1.01 from random drafts, greedy texts of models of 3.5 bits
-per byte, which repeat themselves much; among sampled trees nothing is decided with three seeds (kseq 3.07, token 2.63).
+Expect, as seen: 3.29 tokens a call from the trie, 2.29 from recycling, 1.01 from random drafts, for greedy texts of
+models of 3.5 bits per byte, which repeat themselves much; among sampled trees nothing is decided with three seeds (kseq
+3.07, token 2.63).
 """
 
 from configs.claims import small

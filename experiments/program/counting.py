@@ -61,6 +61,10 @@ def flops_per_token(program: Any) -> dict[str, float]:
     # What is held has no gradient of its own: two products of three.
     matmul -= copies * each * sum(size for size, held in multiplied if held) / max(kernels, 1)
     matmul -= head * bool(program.fixed["embedding" if spec.tied else "head"])
+    if own := getattr(program.objective, "matmul_flops", None):  # A model that is frozen, and a head that learns.
+        found = zip(*map(jax.tree.leaves, (sizes["heads"], program.roles["heads"])), strict=True)
+        heads = sum(size for size, role in found if role in MULTIPLIED)
+        matmul, parts = own(spec, each - 2 * heads, heads), {kind: flops / 3 for kind, flops in parts.items()}
     for companion in program.companions.values():
         flops = flops_per_token(dataclasses.replace(companion, objective=next_token, companions={}))
         matmul += flops["matmul"] / 3

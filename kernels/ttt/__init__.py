@@ -48,7 +48,7 @@ def ttt_linear(
     Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", section 2.
     """
     _check(q, params, mini_batch, depth=1)
-    return _ttt(q, (k, v, eta), params, state, segment_ids, lengths)
+    return _ttt(q, (k, v, eta), params, mini_batch, state, segment_ids, lengths)
 
 
 def ttt_mlp(
@@ -65,7 +65,7 @@ def ttt_mlp(
 ) -> tuple[jax.Array, TTTState]:
     """As `ttt_linear` with f(x) = x + LN(gelu(x W1 + b1) W2 + b2), gelu in its tanh form; F = 4H as published."""
     _check(q, params, mini_batch, depth=2)
-    return _ttt(q, (k, v, eta), params, state, segment_ids, lengths)
+    return _ttt(q, (k, v, eta), params, mini_batch, state, segment_ids, lengths)
 
 
 def init_state(
@@ -82,8 +82,8 @@ def _start(params, batch, wide):
     return jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(wide), params.layers)
 
 
-def _ttt(q, tokens, params, state, segment_ids, lengths):
-    (k, v, eta), mini_batch = tokens, params.position.shape[0]
+def _ttt(q, tokens, params, mini_batch, state, segment_ids, lengths):
+    k, v, eta = tokens
     check_shapes(
         q, k=(k, q.shape), v=(v, q.shape), eta=(eta, q.shape[:3]), segment_ids=(segment_ids, q.shape[:2]),
         lengths=(lengths, q.shape[:1]),

@@ -116,6 +116,12 @@ class Eagle:
         """Nats of each row's valid next tokens under the model itself, `[B]`."""
         return next_token.row_nll(model, batch, key)
 
+    def matmul_flops(self, spec: Spec, forward: float, head: int) -> float:
+        """FLOPs of a step's products, a token: the model forward, three passes of the `head` numbers of the head's
+        kernels, but no gradient to what its first map reads, and three products of the vocabulary: both laws, and the
+        gradient of one to its feature."""
+        return forward + 6 * head - 2 * 2 * spec.D * spec.D + 3 * 2 * spec.V * spec.D
+
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """The sum of the formula above over the scored tokens of a batch.
 

@@ -81,7 +81,8 @@ def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(name):
     if claim["check"] == "law":
         return
     assert len(claim["seeds"]) >= 2
-    arms = claim.get("small", []) + claim.get("large", []) or claim.get("arms") or table.cells(claim)
+    runs = {"model": {}, "draft": claim["draft"]} if claim["check"] == "drafts" else claim.get("arms")
+    arms = claim.get("small", []) + claim.get("large", []) or runs or table.cells(claim)
     if claim["check"] == "growth":
         made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
     else:

@@ -9,6 +9,7 @@ import pytest
 
 from configs import finetune, pretrained
 from experiments import generation
+from experiments.generation import chatting
 from experiments.pretrained import loaded
 from kernels import masks
 from tests.experiments.pretrained import real
@@ -54,6 +55,6 @@ def test_it_is_tuned_with_its_own_template(tmp_path):
     config.generate.chat = True
     made = generation.make(model().program, model().tokenizer)
     assert made.encode("a")[0] != model().tokenizer.encode("<")[0]
-    chatting = generation.Chat(model().tokenizer, "")
-    said = "".join(chatting.decode([i]) or f"[{i}]" for i in chatting.encode("What is 2 + 2?"))
-    assert said.endswith("user\nWhat is 2 + 2?[2]\n[1]assistant\n") and not chatting.add_bos
+    chat = chatting.Chat(model().tokenizer, "")
+    said = "".join(chat.decode([i]) or f"[{i}]" for i in chat.encode("What is 2 + 2?"))
+    assert said.endswith("user\nWhat is 2 + 2?[2]\n[1]assistant\n") and not chat.add_bos

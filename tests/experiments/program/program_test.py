@@ -120,7 +120,7 @@ def test_weight_decay_touches_kernels_and_not_norms(name):
 
 
 def test_a_mesh_that_does_not_fit_names_one_that_does():
-    mesh = {"data": 3, "fsdp": 1, "tensor": 1, "context": 1}
+    mesh = {"data": 3, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1}
     with pytest.raises(ValueError, match="data=3 needs 3 devices and 8 are here; use e.g. mesh.data=-1"):
         mesh_shape(mesh, 8)
     assert mesh_shape({**mesh, "data": -1, "fsdp": 4}, 8)["data"] == 2

@@ -9,7 +9,7 @@ from tests.experiments.training.train_test import assert_same_bits, final_state
 
 MOE = {
     "model__channel": "moe", "model__num_layers": 1, "model__moe__experts": 4, "model__moe__hidden": 8,
-    "train__accumulation": 2, "model__moe__balance_scope": "accumulated",
+    "train__accumulation": 2, "model__moe__balance_scope": "accumulated", "data__batch_size": 16,
 }  # fmt: skip
 KINDS = {
     "bias": {"model__moe__router": "sigmoid_bias"},
