@@ -61,6 +61,7 @@ KNOWN = (
     "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "output", "runs",
     "jobs", "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
+SIMULATED = ("cpu", "a100", "h100", "h200")  # Topologies of CPU devices, before jax may be imported.
 NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 
 
@@ -123,7 +124,7 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
         hint = f"--mode={words[0]}" if words[0] in MODES else f"--{words[0].lstrip('-')}"
         fail(f"{words[0]!r} is not a flag; did you mean {hint}?")
     kind, _, count = FLAGS.topology.partition(":")
-    if FLAGS.mode == "plan" and kind in ("cpu", "a100", "h100", "h200") and count.isdigit():
+    if FLAGS.mode == "plan" and kind in SIMULATED and count.isdigit():
         FLAGS.simulate = int(count)
     if not 0 <= FLAGS.simulate <= 1024:
         fail(f"--simulate={FLAGS.simulate} must be from 0 to 1024 devices, e.g. --simulate=8.")

@@ -15,40 +15,18 @@ import jax.numpy as jnp
 
 from models.block import Pass
 from models.decoding import keys
-from models.decoding.drafts import Drafter, Seen, Tree, templates
+from models.decoding.drafts import Seen, Tree, templates
 from models.decoding.drafts.model import warped
 from models.decoding.drafts.none import last_token
-from models.decoding.drafts.trees import Template
+from models.decoding.drafts.templated import Templated
 
 
 @dataclasses.dataclass(frozen=True)
-class Ahead(Drafter):
+class Ahead(Templated):
     """See the module's docstring. `template`: the tree (`templates.named`), as deep as there are heads.
 
     The side is the feature `[B, D]` of the token before the last one; zeros where there is none.
     """
-
-    template: str
-
-    @property
-    def tree(self) -> Template:
-        """The tree of the drafts."""
-        return templates.named(self.template)
-
-    @property
-    def branches(self) -> bool:
-        """Whether the template is more than a chain."""
-        return not templates.is_chain(self.tree)
-
-    @property
-    def nodes(self) -> int:
-        """The last token and the drafts."""
-        return len(self.tree.parent)
-
-    @property
-    def depth(self) -> int:
-        """See `Drafter`."""
-        return int(self.tree.depth.max()) + 1
 
     def problems(self, config: Any) -> Iterator[str]:
         """See `Drafter.problems`."""

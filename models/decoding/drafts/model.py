@@ -6,7 +6,7 @@ with the keys of the request couples the two models: a draft is the token itself
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,36 @@ from models.decoding.commit import rewinds
 from models.decoding.drafts import Drafter, Tree
 from models.decoding.drafts.none import last_token
 
-NAME = "model_draft"
-
 
 @dataclasses.dataclass(frozen=True)
-class ModelDraft(Drafter):
-    """See the module's docstring.
+class ByModel(Drafter):
+    """Drafts of the run in `workdir`, which `NAME` (of the drafter) leads to.
 
     The side is the smaller model's decoding state. It holds the text as far as it stands, so that nothing has to be
     taken back: drafts are written from a state that is dropped.
     """
 
+    NAME: ClassVar[str]
     runs = ("workdir",)
-    draws = True
 
     workdir: str
+
+    def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
+        """See `Drafter.init`."""
+        return models[f"{self.NAME}.workdir"].init_state(batch, capacity)
+
+    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
+        """See `Drafter.read`."""
+        return models[f"{self.NAME}.workdir"](tokens, mask=masks.Causal(), positions=positions, state=side).state
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDraft(ByModel):
+    """See the module's docstring."""
+
+    NAME = "model_draft"
+    draws = True
+
     length: int
 
     @property
@@ -40,17 +55,9 @@ class ModelDraft(Drafter):
         """The last token and the drafts."""
         return self.length + 1
 
-    def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
-        """See `Drafter.init`."""
-        return models[f"{NAME}.workdir"].init_state(batch, capacity)
-
-    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
-        """See `Drafter.read`."""
-        return models[f"{NAME}.workdir"](tokens, mask=masks.Causal(), positions=positions, state=side).state
-
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
         """See `Drafter.propose`. First the smaller model reads what the last round wrote."""
-        model, state, feature = caught_up(models[f"{NAME}.workdir"], p, p.side[NAME], self.depth)
+        model, state, feature = caught_up(models[f"{self.NAME}.workdir"], p, p.side[self.NAME], self.depth)
         tree, going = written(models, p, parts, model, state, feature, self.length)
         # What was written behind the text has no position in these slots: the state is as it was, and is not copied.
         side = {"slots": state["slots"], "layers": going["layers"]} if rewinds(state) else state
@@ -114,4 +121,4 @@ def warped(models: Mapping[str, Any], logits: jax.Array, p: Any, parts: Any) -> 
     return logits
 
 
-PARTS = {NAME: ModelDraft}
+PARTS = {ModelDraft.NAME: ModelDraft}

@@ -16,15 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels import masks
-from models.block import Pass
 from models.decoding import keys
-from models.decoding.drafts import Drafter, Tree, templates
-from models.decoding.drafts.model import caught_up, fitted, warped
+from models.decoding.drafts import Tree, templates
+from models.decoding.drafts.model import ByModel, caught_up, fitted, warped
 from models.decoding.drafts.none import last_token
 from models.decoding.verify.siblings import without_replacement
 from models.mixers.slots import depths
-
-NAME = "model_tree"
 
 
 class Children(NamedTuple):
@@ -82,17 +79,16 @@ def best_nodes(priority: jax.Array, parent: jax.Array, count: int) -> tuple[jax.
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelTree(Drafter):
+class ModelTree(ByModel):
     """See the module's docstring.
 
     `template`: of the builder of that name (`templates.named`); the others have `size` nodes in `levels` levels, at
     most `width` children a node. `independent_draws`: children of a node are drawn each by itself, as k-SEQ needs it.
     """
 
-    runs = ("workdir",)
+    NAME = "model_tree"
     branches = True
 
-    workdir: str
     builder: str
     template: str
     size: int
@@ -129,24 +125,16 @@ class ModelTree(Drafter):
     def problems(self, config: Any) -> Iterator[str]:
         """See `Drafter.problems`."""
         if self.builder == "template":
-            yield from templates.problems(f"generate.{NAME}.template", self.template)
+            yield from templates.problems(f"generate.{self.NAME}.template", self.template)
         elif self.size < self.levels + self.width - 1:
             yield (
-                f"generate.{NAME}.size={self.size} nodes hold no path of {self.levels} and {self.width} children; use "
-                f"generate.{NAME}.size={self.levels + self.width - 1}."
+                f"generate.{self.NAME}.size={self.size} nodes hold no path of {self.levels} and {self.width} children; "
+                f"use generate.{self.NAME}.size={self.levels + self.width - 1}."
             )
-
-    def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
-        """See `Drafter.init`."""
-        return models[f"{NAME}.workdir"].init_state(batch, capacity)
-
-    def read(self, models: Mapping[str, Any], side: Any, tokens: jax.Array, positions: jax.Array, made: Pass) -> Any:
-        """See `Drafter.read`."""
-        return models[f"{NAME}.workdir"](tokens, mask=masks.Causal(), positions=positions, state=side).state
 
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
         """See `Drafter.propose`."""
-        model, state, feature = caught_up(models[f"{NAME}.workdir"], p, p.side[NAME], self.depth)
+        model, state, feature = caught_up(models[f"{self.NAME}.workdir"], p, p.side[self.NAME], self.depth)
         reader = _Reader(models, model, p, parts, state, feature)
         below = self._template(reader) if self.builder == "template" else self._grown(reader)
         token = jnp.concatenate([last_token(p.text, p.length), below.token], axis=1)
@@ -252,4 +240,4 @@ class _Reader:
         return self._logits(features[:, -last:])
 
 
-PARTS = {NAME: ModelTree}
+PARTS = {ModelTree.NAME: ModelTree}

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoding.drafts import Drafter, Seen, Tree, templates
+from models.decoding.drafts import Seen, Tree, templates
 from models.decoding.drafts.none import last_token
-from models.decoding.drafts.trees import Template
+from models.decoding.drafts.templated import Templated
 
 Array = jax.Array
 
@@ -61,7 +61,7 @@ def refreshed(matrix: Array, token: Array, logits: Array, valid: Array) -> Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Recycling(Drafter):
+class Recycling(Templated):
     """Drafter `recycling`: see the module's docstring.
 
     `template`: the tree (`templates.named`). `shared`: rows that are under way together write into one matrix, which
@@ -69,28 +69,7 @@ class Recycling(Drafter):
     was written, `[B]`.
     """
 
-    template: str
     shared: bool
-
-    @property
-    def tree(self) -> Template:
-        """The tree of the drafts."""
-        return templates.named(self.template)
-
-    @property
-    def branches(self) -> bool:
-        """Whether the template is more than a chain."""
-        return not templates.is_chain(self.tree)
-
-    @property
-    def nodes(self) -> int:
-        """The last token and the drafts."""
-        return len(self.tree.parent)
-
-    @property
-    def depth(self) -> int:
-        """See `Drafter`."""
-        return int(self.tree.depth.max()) + 1
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """See `Drafter.init`."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import main
 from configs import tokenformer, transformer
 from experiments import planning
 from experiments.planning import chips, compiled, hlo, machines, text
@@ -214,6 +215,10 @@ def test_what_all_steps_cost_by_hand():
         config.plan.price = 0.5
     program = build(config.lock(), vocab_size=259, mesh=sharding.make_mesh(config))
     assert compiled.roofline(program, found, chip)["price"] == pytest.approx(hours / 2)
+
+
+def test_the_command_pretends_as_many_devices_as_these_topologies_have():
+    assert main.SIMULATED == machines.SIMULATED
 
 
 def test_a_plan_for_gpus_is_of_the_cut_program_and_says_so(tmp_path):
