@@ -13,6 +13,8 @@ BUGS = (
         "(jnp.asarray(steps)[..., None, None] + 1)", "(jnp.asarray(steps)[..., None, None] + 2)", GUIDES),
     Bug("the bias of a class goes to the other", f"{CONTROL}/gedi.py",
         "score.at[..., 0].add(class_bias)", "score.at[..., 1].add(class_bias)", GUIDES),
+    Bug("GeDi forgets the tokens that it guided", f"{CONTROL}/guides.py",
+        "+ jnp.where(counts, own, 0) + heard.likelihood", "+ heard.likelihood", SECOND),
     Bug("GeDi's filter begins with the likeliest of the class", f"{CONTROL}/gedi.py",
         "order = jnp.argsort(log_desired, axis=-1)", "order = jnp.argsort(-log_desired, axis=-1)", GUIDES),
     Bug("a budget is not a number of tokens more than none", f"{CONTROL}/budget.py",
@@ -92,5 +94,5 @@ BUGS = (
         "winner = jnp.argmin(jnp.where(valid, jnp.exp(mean), jnp.inf), axis=1)",
         "winner = jnp.argmax(jnp.where(valid, jnp.exp(mean), -jnp.inf), axis=1)", SECOND),
     Bug("a blend counts from the first step of the prompt", f"{CONTROL}/states.py",
-        'share = lambda a: (a + (1 - a) * side["at"]', 'share = lambda a: (a + (1 - a) * (side["at"] + 7)', SECOND),
+        'step, most = side["at"][:, None],', 'step, most = side["at"][:, None] + 7,', SECOND),
 )  # fmt: skip

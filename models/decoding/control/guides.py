@@ -143,6 +143,7 @@ class GeDi(Control):
             "many": jnp.zeros((batch, 2), jnp.int32),
             "first": jnp.zeros((batch,), jnp.int32),
             "history": jnp.zeros((batch, 2)),
+            "following": jnp.zeros((batch, 2, models["model"].head_weights().shape[0])),
         }
 
     def given(self, options: Mapping[str, Any], tokenizer: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -171,19 +172,25 @@ class GeDi(Control):
         for i in range(2):
             many, first = side["many"][:, i], side["first"]
             tokens_at = coded(second.plain(p), side["code"][:, i], many, first)
-            heard = second.hear(guide, side["states"][i], tokens_at, p.length + many, asked, first + many, V)
+            length, read = p.length + many, side["states"][i]["slots"].length
+            # The first token that is read now follows what was read before, whose law the side kept.
+            own = jnp.take_along_axis(side["following"][:, i], tokens_at(read[:, None]), axis=1)[:, 0]
+            counts = asked & (read > 0) & (read >= first + many) & (read < length)
+            heard = second.hear(guide, side["states"][i], tokens_at, length, asked, first + many, V)
             states.append(heard.state)
-            history.append(side["history"][:, i] + heard.likelihood)
+            history.append(side["history"][:, i] + jnp.where(counts, own, 0) + heard.likelihood)
             following.append(heard.logits)
         history, following = jnp.stack(history, axis=1), jnp.stack(following, axis=1)
+        log_following = jax.nn.log_softmax(following, axis=-1)
         if self.form == "exact":
             log_p = jax.nn.log_softmax(logits[:, 0], axis=-1)
-            guided = gedi.exact(log_p, history, jax.nn.log_softmax(following, axis=-1), jnp.zeros(2), 0, weight)
+            guided = gedi.exact(log_p, history, log_following, jnp.zeros(2), 0, weight)
         else:
             desired = gedi.released_log_desired(history, following, p.length - side["first"])
             guided = gedi.released(logits[:, 0], desired, weight[:, None], self.filter_p, self.target_p)
         logits = jnp.where(asked[:, None, None], guided[:, None].astype(logits.dtype), logits)
-        return logits, side | {"states": states, "history": history}
+        kept = jnp.where(asked[:, None, None], log_following, side["following"])
+        return logits, side | {"states": states, "history": history, "following": kept}
 
     def commit(self, models: Mapping[str, Any], side: Any, made: Any, seen: Seen) -> Any:
         """See `Control.commit`."""

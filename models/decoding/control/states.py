@@ -73,12 +73,14 @@ class Swi(Control):
         table = model.embed(jnp.arange(law.shape[-1])[None])[0]
         expected = law.astype(table.dtype) @ table
         marks = model.embed(side["marks"])
-        share = lambda a: (a + (1 - a) * side["at"] / jnp.maximum(steps, 1))[:, None].astype(table.dtype)  # noqa: E731
-        alpha, beta = share(self.alpha), share(self.beta)
+        step, most = side["at"][:, None], jnp.maximum(steps, 1)[:, None]
         to_soft, to_words = ~first & changed.to_soft, ~first & changed.to_explicit
         soft = thinking.reads(after)
-        vector = jnp.where(to_soft[:, None], alpha * expected + (1 - alpha) * marks[:, 0], expected)
-        vector = jnp.where(to_words[:, None], beta * expected + (1 - beta) * marks[:, 1], vector)
+        softened, worded = (
+            thinking.blended(expected, marks[:, i], share, step, most)
+            for i, share in enumerate((self.alpha, self.beta))
+        )
+        vector = jnp.where(to_words[:, None], worded, jnp.where(to_soft[:, None], softened, expected))
         new = after._asdict() | {
             "at": side["at"] + 1, "marks": side["marks"], "vector": vector.astype(side["vector"].dtype),
             "on": soft | to_words, "turned": side["turned"] + (to_soft | to_words),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from kernels import masks
 from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets
 from models.decoding import stream
-from models.decoding.control import steering
+from models.decoding.control import states, steering, thinking
 from tests.models.decoding.stream_test import DEFAULTS, LENGTH, V, key_data, model, prompts
 from tests.plain import control as plain
 
@@ -179,6 +180,11 @@ def test_gedi_guides_by_a_run_that_reads_the_names_of_the_classes(form):
 
     assert text(p) == written(choose)
     assert text(off) == best(0) and text(p) != text(off)
+    for row, tokens in enumerate(text(p)):  # Of all but the token drawn last; the names of the classes do not count.
+        for i, code in enumerate(codes):
+            log_p = law(1, [tokens[0], *code, *tokens[1:]])[len(code) :]
+            said = sum(log_p[at, token] for at, token in enumerate(tokens[1:-1]))
+            np.testing.assert_allclose(p.side["gedi"]["history"][row, i], said, rtol=1e-5)
 
 
 def test_adadec_writes_the_candidate_with_the_best_continuation():
@@ -308,6 +314,31 @@ def test_swi_reasoning_reads_expected_embeddings_while_it_thinks():
         out.append(tokens)
     assert text(p) == out and {"soft", "explicit"} <= turned
     assert text(p) != best(0) == text(run(GREEDY | {"control": "swi", "swi": group | {"steps": 0}}, given))
+
+
+def test_a_change_of_thinking_reads_the_blend_of_its_step():
+    """Step 5 of 8; a row that turns to words, one that turns to soft inputs, one that stays: by hand in float64."""
+    table, marks = np.random.default_rng(3).normal(size=(V, 4)).astype(np.float32), np.array([[1, 7]] * 3)
+    peaked, flat = np.eye(V)[2] * 0.9 + 0.1 / V, np.full(V, 1 / V)
+    law = jnp.asarray(np.stack([peaked, flat, peaked]), jnp.float32)
+    side = thinking.Thinking(
+        soft=jnp.array([True, False, False]), stayed=jnp.full(3, 9), reference=jnp.array([9.0, 0.0, 0.0]),
+        locked=jnp.array([False, False, True]), switches=jnp.zeros(3, jnp.int32),
+    )._asdict()  # fmt: skip
+    side |= {"at": jnp.full(3, 5), "marks": jnp.asarray(marks), "vector": jnp.zeros((3, 4)), "on": jnp.zeros(3, bool)}
+    side["turned"] = jnp.zeros(3, jnp.int32)
+    seen = types.SimpleNamespace(count=jnp.ones(3, jnp.int32), token=jnp.array([[3]] * 3))
+    models = {"model": types.SimpleNamespace(embed=lambda ids: jnp.asarray(table)[ids])}
+    made = (law, jnp.full(3, 8), jnp.ones(3))
+    after = states.Swi(alpha=0.6, beta=0.7).commit(models, side, made, seen)
+    words, soft = 0.7 + 0.3 * 5 / 8, 0.6 + 0.4 * 5 / 8
+    want = [
+        words * peaked @ table + (1 - words) * table[7],
+        soft * flat @ table + (1 - soft) * table[1],
+        peaked @ table,
+    ]
+    np.testing.assert_allclose(after["vector"], want, rtol=1e-5, atol=1e-6)
+    assert after["on"].tolist() == [True, True, False] and after["turned"].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("form", ["added", "released"])
