@@ -117,9 +117,9 @@ def trace(count=64):
     """Prompts of 0 to 40 bytes, some with a common beginning, and what is asked for each."""
     rng = np.random.default_rng(0)
     words = lambda n: "".join(map(chr, rng.integers(97, 105, n)))  # noqa: E731
-    begun = words(36)
+    begun = words(31)  # With the start of the document one whole block of `prefixes`: what follows it differs.
     prompts = [
-        begun + words(int(rng.integers(1, 5))) if i % 8 == 0 else words(int(rng.integers(0, 30))) for i in range(count)
+        begun + words(int(rng.integers(3, 7))) if i % 8 == 0 else words(int(rng.integers(0, 30))) for i in range(count)
     ]
     asked = [
         {"max_tokens": int(rng.integers(1, 13)), "temperature": float(rng.choice([0.0, 0.7, 1.2]))} for _ in prompts
@@ -191,6 +191,23 @@ def test_rows_that_are_not_named_wait_and_rows_that_leave_come_back():
     found = {result.id: result.text for result in engine.results()}
     alone_ = [maker(params, [p], OPTIONS, seed=5)[0] for p in PROMPTS[:2]]
     assert [found[first], found[second]] == alone_
+
+
+def test_rows_that_stay_are_moved_together_when_those_before_them_have_ended():
+    """The first lane is left, and what stays needs more slots than it has."""
+    engine, maker = Engine(trained(), lanes=3, capacity=192, rounds=4), generator()
+    many = [4, 70, 66]
+    asked = {"seed": 5, "temperature": OPTIONS["temperature"]}
+    ids = [engine.admit(p, max_tokens=n, **asked) for p, n in zip(PROMPTS, many, strict=False)]
+    found, rows = {}, {}
+    while len(found) < 3:
+        engine.step()
+        found |= {result.id: result.text for result in engine.ended()}
+        for i, request in engine.running.items():
+            rows[i] = (*rows.get(i, ()), (request.row, engine.pool.slots(request.length)))
+    assert rows[ids[1]][0] == (1, 64) and rows[ids[1]][-1] == (0, 128)
+    for i, prompt, n in zip(ids, PROMPTS, many, strict=False):
+        assert found[i] == maker[0](maker[1], [prompt], OPTIONS | {"max_tokens": n}, seed=5)[0]
 
 
 def test_the_second_call_of_shapes_seen_before_compiles_nothing(caplog):

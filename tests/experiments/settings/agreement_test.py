@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import jax
 import pytest
 
 from configs import knobs
@@ -95,6 +96,21 @@ def test_process_0_waits_until_all_have_heard_why_they_end():
     order.append("left")
     done.join()
     assert order == ["heard", "left"]
+
+
+def test_a_process_says_why_it_ends_when_process_0_is_gone_before_it_answers():
+    """The coordinator takes the last word of a process and ends: its reply never comes."""
+    store = Words()
+    put = store.set
+
+    def torn(key, value):
+        put(key, value)
+        if "/heard/" in key:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed")
+
+    store.set = torn
+    said = exchanged([{"--seed": "1"}, {"--seed": "2"}], store=store)
+    assert set(said) == {0, 1} and len(set(said.values())) == 1 and "process 1: --seed=2" in said[1]
 
 
 MAIN = {"--config.seed": "1", "file models/lm.py": "0a1b2c3d", "jax": "0.10.2", "corpus": "c0ffee"}
