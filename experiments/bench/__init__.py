@@ -23,6 +23,7 @@ from experiments.bench import (
     memories,
     mixers,
     pattention,
+    storage,
     timing,
     training,
 )
@@ -71,6 +72,7 @@ def planned(platform: str) -> list[Planned]:
         *memories.planned(),
         *training.planned(),
         *checks.planned(),
+        *storage.planned(),
         *drafts.planned(),
         *decoding.planned(),
     ]
