@@ -1,4 +1,7 @@
-"""Chat templates see the messages and nothing else of Python or of the machine."""
+"""Chat templates see the messages and nothing else of Python or of the machine, and end."""
+
+import os
+import time
 
 import pytest
 
@@ -40,3 +43,62 @@ def test_messages_are_as_they_were_said():
     assert chat.render(template, SAID, answer=False, bos_token="") == "# USER: hello\n"
     with pytest.raises(ValueError, match='not an object with texts in "role" and "content"'):
         chat.render(template, [{"role": "user", "content": 3}])
+
+
+LOOP = "{% for a in range(100000) %}{% for b in range(100000) %}"
+ENDLESS = {
+    "a power": "{{ 10 ** (10 ** 10) }}",
+    "loops in loops": f"{LOOP}x{{% endfor %}}{{% endfor %}}",
+    "loops without a word": f"{LOOP}{{% endfor %}}{{% endfor %}}",
+    "calls in calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "recursive loops": "{% set l = [1, 1] %}{% for a in l recursive %}{% if loop.depth < 60 %}{{ loop(l) }}"
+    "{% endif %}{% endfor %}",
+}
+LARGE = {
+    "doubled": "{% set n = namespace(t='x' * 1000) %}{% for i in range(60) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "repeated": "{{ 'x' * 10 ** 12 }}", "padded": "{{ '%99999999999d' % 1 }}",
+    "centred": "{{ 'x' | center(10 ** 11) }}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ENDLESS, *LARGE])
+def test_a_template_that_works_on_or_fills_the_memory_ends_in_a_sentence(name, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.5)
+    start = time.process_time()
+    with pytest.raises(ValueError, match="the chat template refuses these messages") as caught:
+        chat.render((ENDLESS | LARGE)[name], SAID)
+    told = "longer than 0.5 seconds" if name in ENDLESS else ("more than 1024 MiB", "longer than", "digits", "width")
+    assert any(words in str(caught.value) for words in ([told] if isinstance(told, str) else told)), caught.value
+    assert time.process_time() - start < 1  # All of it was done elsewhere.
+    assert chat.render("{{ messages[0].content }}", SAID) == "hello"  # By a new process, or the same one.
+
+
+def test_the_time_of_a_template_is_its_own(monkeypatch):
+    """Many texts may take longer together than one of them may."""
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
+    for _ in range(3):
+        chat.render("{% for a in range(1000) %}{% for b in range(1500) %}{% endfor %}{% endfor %}", SAID)
+
+
+def test_a_forked_process_and_text_of_any_kind(monkeypatch):
+    odd = [{"role": "user", "content": "\udcff \u2028 \0 " + "x" * 300_000}]
+    assert chat.render("{{ messages[0].content }}", odd) == odd[0]["content"]
+    mine = chat._worker(os.getpid())
+    monkeypatch.setattr(chat.os, "getpid", lambda: -1)  # As in a process that was forked: it shares no pipe.
+    assert chat.render("{{ messages | length }}", SAID) == "1"
+    assert chat._worker(-1) is not mine and chat._worker(-1)._process.pid != mine._process.pid
+
+
+def test_what_interrupts_a_text_costs_the_next_one_nothing(monkeypatch):
+    """Ctrl-C while a worker renders: its answer is to nobody's question."""
+    worker, told = chat._worker(os.getpid()), chat._Worker._told
+
+    def interrupted(process, request):
+        told(process, request | {"seconds": 1.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat._Worker, "_told", staticmethod(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        chat.render("first", SAID)
+    monkeypatch.setattr(chat._Worker, "_told", staticmethod(told))
+    assert worker._process is None and chat.render("second", SAID) == "second"
