@@ -6,11 +6,12 @@ Their ids are their own: starts, ends and other specials stand anywhere in the v
 
 import base64
 import binascii
+import contextlib
 import functools
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ class LibraryTokenizer(ByteLevel):
         self._library.encode_special_tokens = True  # As the text that it is.
         runs = [list(utf8_runs(text)) for text in texts]
         valid = [run for row in runs for run in row if isinstance(run, str)]
-        found = iter(self._library.encode_batch_fast(valid, add_special_tokens=False))
+        with _cut():
+            found = iter(self._library.encode_batch_fast(valid, add_special_tokens=False))
         return [
             np.concatenate(
                 [np.empty(0, np.int32)]
@@ -100,7 +102,8 @@ class LibraryTokenizer(ByteLevel):
     def encode_marked(self, text: str) -> np.ndarray:
         """Ids of a text in which the specials stand by their names, as a chat template writes them; `[n]` int32."""
         self._library.encode_special_tokens = False
-        return np.asarray(self._library.encode(text, add_special_tokens=False).ids, np.int32)
+        with _cut():
+            return np.asarray(self._library.encode(text, add_special_tokens=False).ids, np.int32)
 
     def encode_placed(self, text: str, *, specials: bool) -> tuple[np.ndarray, np.ndarray]:
         """Ids of a text, `[n]` int32, and the character of it at which each begins, `[n]` int64.
@@ -108,7 +111,8 @@ class LibraryTokenizer(ByteLevel):
         specials: whether their names stand for them, as a chat template writes them.
         """
         self._library.encode_special_tokens = not specials
-        made = self._library.encode(text, add_special_tokens=False)
+        with _cut():
+            made = self._library.encode(text, add_special_tokens=False)
         return np.asarray(made.ids, np.int32), np.asarray([first for first, _ in made.offsets], np.int64)
 
     def _bytes(self, run: bytes) -> list[int]:
@@ -127,6 +131,17 @@ class LibraryTokenizer(ByteLevel):
         """The names of start and end, which chat templates ask for."""
         by_id = {i: name for name, i in self.specials.items()}
         return {"bos_token": by_id.get(self.bos, ""), "eos_token": by_id.get(self.eos, "")}
+
+
+@contextlib.contextmanager
+def _cut() -> Iterator[None]:
+    """Where a pattern of the definition would try for ever how to cut a text, the library panics: no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer's definition cannot cut this text ({error}); use another tokenizer.") from None
 
 
 def _pieces(library: Any, told: Mapping[str, Any]) -> list[bytes]:

@@ -30,6 +30,22 @@ def chatting():
     return library_tokenizer.LibraryTokenizer(definition, 262, 261, 262, False, "chatml")
 
 
+def test_a_pattern_that_would_try_for_ever_is_a_sentence():
+    """A foreign definition is a program, too: its regular expressions take exponential time for some texts."""
+    told = json.loads(chatting().definition)
+    split = {"type": "Split", "pattern": {"Regex": r"(.*a){25}$"}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    told["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+    slow = library_tokenizer.LibraryTokenizer(json.dumps(told), 262, 261, 262, False, "chatml")
+    assert slow.decode(slow.encode("one two")) == "one two"
+    text = "a" * 400 + "b"
+    for read in (slow.encode, slow.encode_marked, lambda text: slow.encode_placed(text, specials=True)):
+        with pytest.raises(
+            ValueError, match="the tokenizer's definition cannot cut this text .*; use another tokenizer"
+        ):
+            read(text)
+
+
 def shown(tokenizer, ids, scored):
     """The text of ids, what is scored between brackets; specials by name."""
     names = {i: name for name, i in getattr(tokenizer, "specials", {}).items()}
