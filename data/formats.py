@@ -179,8 +179,8 @@ def _check_text(path: str, head: bytes, compressed: bool) -> None:
         name = next((n for offset, magic, n in _PRINTABLE if head.startswith(magic, offset)), "")
         raise NotText(f"a {name} file" if name else "a binary file")
     named = suffix(path)
-    if named in _NAMES:
-        raise NotText(f"named as a {_NAMES[named]} file and does not begin as one")
+    if named in (*_NAMES, *tables.PARQUET):
+        raise NotText(f"named as a {_NAMES.get(named, 'Parquet')} file and does not begin as one")
     if named not in _KNOWN and not is_utf8:
         raise NotText("of no known format, by its name or by its first bytes")
 

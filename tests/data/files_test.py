@@ -109,6 +109,12 @@ def test_a_file_that_is_cut_off_is_told(kind, tmp_path):
         texts(tmp_path, tmp_path / name)
 
 
+def test_text_that_is_named_as_an_arrow_file_is_none(tmp_path):
+    (tmp_path / "a.arrow").write_text("plain text")
+    with pytest.raises(ValueError, match=r"path='.*a.arrow' is not a whole Arrow file"):
+        texts(tmp_path, tmp_path / "a.arrow")
+
+
 def test_a_store_is_read_as_a_folder_is(tmp_path):
     store = fsspec.filesystem("memory")
     for k in range(2):

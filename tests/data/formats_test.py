@@ -88,6 +88,9 @@ REFUSED = {
     "p.txt.xz": (gzip.compress(b"text"), "named .xz and begins as a gzip file"),
     "q.lzma": (lzma.compress(b"text" * 99, lzma.FORMAT_ALONE), "a LZMA file"),
     "r.py": (NOISE[:200].replace(b"\x00", b""), "a binary file"),
+    "s.parquet": (b"plain text", "named as a Parquet file and does not begin as one"),
+    "s.PARQUET.gz": (gzip.compress(b'{"text": "a"}'), "named as a Parquet file and does not begin as one"),
+    "t.parquet": (b"", "named as a Parquet file and does not begin as one"),
 }
 
 
