@@ -34,22 +34,32 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     Raises ValueError if `workdir` holds no run, `experiments.workdir.WorkdirError` (an OSError) on a full disk.
     """
     run = data.load(workdir)
-    experts = routing.parts(run, str(run.path / files.ROUTING))
+    texts, experts, drafts, cached = _evaluated(run)
     body = [
         _header(run),
         page.section("curves", "Learning curves", *_curves(run)),
         page.section("training", "Training", *_training(run)),
-        *([page.section("texts", "Other texts", *texts)] if (texts := more.texts(run)) else []),
+        *([page.section("texts", "Other texts", *texts)] if texts else []),
         *([page.section("routing", "Experts", *experts)] if experts else []),
         page.section("samples", "Samples over training", *_samples(run)),
-        *([page.section("drafts", "Drafts", *drafts)] if (drafts := _drafts(run)) else []),
-        *([page.section("kept", "What attention kept", *cached)] if (cached := kept.section(run.path)) else []),
+        *([page.section("drafts", "Drafts", *drafts)] if drafts else []),
+        *([page.section("kept", "What attention kept", *cached)] if cached else []),
         page.section("configuration", "Configuration", _configuration(run)),
         page.section("environment", "Data and environment", _environment(run)),
     ]
     path = run.path / files.REPORT
     files.write_file(path, page.document(f"{run.name} · run report", body).encode("utf-8"))
     return path
+
+
+def _evaluated(run: data.Run) -> list[list[str]]:
+    """The sections of what evaluations left: other texts, experts, drafts, caches. [] where there is nothing."""
+    return [
+        more.readable(files.TEXTS, lambda: more.texts(run)),
+        more.readable(files.ROUTING, lambda: routing.parts(run, run.path / files.ROUTING)),
+        more.readable(files.DRAFTS, lambda: _drafts(run)),
+        more.readable(files.MEMORIES, lambda: kept.section(run.path)),
+    ]
 
 
 def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
@@ -233,7 +243,7 @@ def _samples(run: data.Run) -> list[str]:
 
 def _drafts(run: data.Run) -> list[str]:
     """What drafters were worth behind held-out prompts, each as it was measured last."""
-    records, _ = files.read_lines(run.path / files.DRAFTS)
+    records, damaged = files.read_lines(run.path / files.DRAFTS)
     newest = {
         (row["drafter"], row.get("verifier"), str(row.get("options"))): row for row in records if row.get("wrote")
     }
@@ -241,7 +251,8 @@ def _drafts(run: data.Run) -> list[str]:
     for row in newest.values():
         total = max(1, sum(row["wrote"]))
         bars = "".join(
-            f"<tr><td>{n}</td><td>{page.percent(count / total)}</td><td>{'█' * round(30 * count / total)}</td></tr>"
+            f"<tr><td>{n}</td><td>{page.percent(count / total)}</td><td>{'█' * round(30 * min(1, count / total))}</td>"
+            "</tr>"
             for n, count in enumerate(row["wrote"], start=1)
         )
         plain, fast = row.get("plain_tokens_per_second") or 0, row.get("tokens_per_second") or 0
@@ -253,7 +264,10 @@ def _drafts(run: data.Run) -> list[str]:
             f"<table>{bars}</table>",
         ])  # fmt: skip
     head = ["Drafter", "Verifier", "Tokens a call", "Times plain decoding", "Rounds by tokens written"]
-    return [page.note("Behind held-out prompts; from --mode=evaluate."), page.table(head, rows)] if rows else []
+    left_out = [page.note(f"{files.DRAFTS}: {len(damaged)} unreadable line(s) left out.")] if damaged else []
+    if not rows:
+        return left_out
+    return [page.note("Behind held-out prompts; from --mode=evaluate."), page.table(head, rows), *left_out]
 
 
 def _configuration(run: data.Run) -> str:

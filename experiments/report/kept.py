@@ -1,6 +1,5 @@
 """The report's section on caches: what policies of `generate.memory` cost, and what each layer kept of one text."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,19 +7,18 @@ from typing import Any
 from experiments import workdir as files
 from experiments.report import page
 from experiments.settings.visible import visible
+from experiments.workdir import disk
 
 WIDTH, ROW, LEFT = 720, 14, 60  # of the picture, its rows and the names of the layers, in its own units
 
 
 def results(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What evaluations with `generate.memory` left in a workdir, in the order of their names."""
-    found = []
-    for path in sorted((workdir / files.MEMORIES).glob("*.json")):
-        try:
-            found.append(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError):
-            continue
-    return found
+    """What evaluations with `generate.memory` left in a workdir, in the order of their names.
+
+    Errors: ValueError or WorkdirError for a file that is damaged or none of ours.
+    """
+    folder = workdir / files.MEMORIES
+    return [files.read_json(folder / name) or {} for name in disk.names(folder) if name.endswith(".json")]
 
 
 def section(workdir: pathlib.Path) -> list[str]:

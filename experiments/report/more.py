@@ -4,10 +4,13 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Callable
 
 from experiments import workdir as files
 from experiments.report import data, page
 
+# What somebody else's file, or a damaged one, may make of numbers and texts that are expected.
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 _MAX_DOWNLOAD = 1 << 18  # bytes that a page carries so
 _NAMES = {
     "train/nll": "Negative log-likelihood, nats per token",
@@ -25,23 +28,30 @@ def named(key: str) -> str:
     return where + name.removeprefix("report/").replace("_", " ").replace("/", ", ")
 
 
+def readable(name: str, made: Callable[[], list[str]]) -> list[str]:
+    """What `made` gives of what an evaluation left under `name`; a note in its place where that is damaged."""
+    try:
+        return made()
+    except files.WorkdirError as error:
+        return [page.note(str(error))]
+    except _DAMAGED:
+        return [page.note(f"{name} holds what no evaluation wrote; move it away and evaluate again.")]
+
+
 def texts(run: data.Run) -> list[str]:
     """The table of the last evaluation of other texts, where there was one."""
-    try:
-        found = files.read_json(run.path / files.TEXTS) or {}
-        rows = [
-            [
-                page.escape(text["name"]),
-                page.bits({data.BITS: text["bits_per_byte"], f"{data.BITS}_se": text["se"], "eval/kind": text["kind"]}),
-                f"{text['documents']:,}" + (f" of {text['of']:,}" if text["documents"] < text["of"] else ""),
-                f"{text['bytes']:,}",
-                page.escape(text["path"]),
-            ]
-            for text in found.get("texts", [])
+    found = files.read_json(run.path / files.TEXTS) or {}
+    rows = [
+        [
+            page.escape(text["name"]),
+            page.bits({data.BITS: text["bits_per_byte"], f"{data.BITS}_se": text["se"], "eval/kind": text["kind"]}),
+            f"{text['documents']:,}" + (f" of {text['of']:,}" if text["documents"] < text["of"] else ""),
+            f"{text['bytes']:,}",
+            page.escape(text["path"]),
         ]
-        said = f"Step {found['step']:,}; each document by itself, from its beginning." if rows else ""
-    except (ValueError, TypeError, KeyError, AttributeError):  # Somebody else's file.
-        return [page.note(f"{files.TEXTS} cannot be read; --mode=evaluate writes it anew.")]
+        for text in found.get("texts", [])
+    ]
+    said = f"Step {found['step']:,}; each document by itself, from its beginning." if rows else ""
     head = ["Text", "Bits per byte", "Documents", "Bytes", "Path"]
     return [page.table(head, rows, numeric=(1, 2, 3)), page.note(said)] if rows else []
 

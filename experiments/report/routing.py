@@ -3,10 +3,14 @@
 It reads `train/layers/NAME/LAYER` of metrics.jsonl and, where a trace was written, how experts follow each other.
 """
 
+import math
+import os
+import pathlib
 from typing import Any
 
 import numpy as np
 
+from experiments import workdir as files
 from experiments.report import data, page, plots
 from experiments.routing import traces
 from experiments.settings.errors import Refused
@@ -19,9 +23,10 @@ DRAWN = {
     "dropped": "Share of the choices dropped",
 }
 MOST = 8  # lines of a chart
+CELLS, EXPERTS = 1 << 20, 1024  # of a table of loads; whose every pair is counted
 
 
-def parts(run: data.Run, trace: str) -> list[str]:
+def parts(run: data.Run, trace: pathlib.Path) -> list[str]:
     """HTML of the section, [] where the run has no experts; `trace`: where its trace would lie."""
     charts = []
     for name, label in DRAWN.items():
@@ -41,9 +46,10 @@ def loads(run: data.Run) -> np.ndarray:
     """Shares of the choices at the last logged step, `[L, E]`; `[0, 0]` where the metrics do not hold them."""
     last = run.last(f"{PREFIX}load/00/00") or {}
     places = {tuple(int(i) for i in key.split("/")[-2:]): key for key in last if key.startswith(f"{PREFIX}load/")}
-    if not places:
-        return np.zeros((0, 0))
-    found = np.full(np.max(list(places), axis=0) + 1, np.nan)
+    size = np.max(list(places), axis=0) + 1 if places else np.zeros(2, int)
+    if min(size) < 0 or math.prod(map(int, size)) > CELLS:  # A damaged line may ask for any number of places.
+        raise ValueError(f"{files.METRICS} has loads of {size} layers and experts")
+    found = np.full(size, np.nan)
     for at, key in places.items():
         found[at] = data.number(last, key)
     return found
@@ -77,13 +83,15 @@ def _cell(share: float, depth: float) -> str:
     return f'<span style="{shade};padding:2px 5px">{100 * share:.1f}</span>'
 
 
-def _followed(path: str) -> list[str]:
+def _followed(path: pathlib.Path) -> list[str]:
     """For each layer of a trace the pair of experts that follow each other most often for their number."""
-    try:
-        trace, experts = traces.read(path)
-    except Refused:
+    if not os.path.lexists(path):
         return []
-    if trace.shape[1] < 2:
+    try:
+        trace, experts = traces.read(str(path))
+    except Refused as error:
+        return [page.note(str(error))]
+    if trace.shape[1] < 2 or experts > EXPERTS:
         return []
     found = traces.affinity(traces.transitions(trace, experts))
     rows: list[list[Any]] = []

@@ -75,7 +75,7 @@ def save(path: str, trace: Any, experts: int) -> None:
 def read(path: str) -> tuple[np.ndarray, int]:
     """`(trace [N, L, K] int64, experts)` of a file of `save`. Refused where the file is none."""
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with files.disk.open_to_read(path) as file, np.load(file, allow_pickle=False) as held:
             return checked(held["trace"], int(held["experts"])), int(held["experts"])
     except Exception as error:  # What a damaged zip file raises is not one class: also NotImplementedError, EOFError.
         raise Refused(f"{path} is no trace of routing ({error}); traces.write makes one.") from None
