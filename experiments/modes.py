@@ -279,7 +279,7 @@ def export(flags: Any, changes: Changes) -> None:
     model = _trained(flags, made)
     form = getattr(flags, "format", "safetensors")
     if form != "safetensors":
-        place = workdir / {"hf": "hf", "gguf": gguf_writing.FILE}[form]
+        place = workdir / files.EXPORTS[form]
         count = {"hf": writing.hugging_face, "gguf": gguf_writing.save}[form](model, place)
         print(f"{count:,} parameters: {place}")
         return

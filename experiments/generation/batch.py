@@ -11,19 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from data import conversations
 from experiments.generation import requests
 from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.engine import Engine
 from experiments.generation.request import Result
 from experiments.settings.errors import ConfigError, Refused
-from experiments.workdir import disk
+from experiments.workdir import disk, states
 
 FIELDS = {"index": int, "prompt": str, "text": str, "reason": str, "tokens": int, "calls": int, "settings": str}
 _BEGIN = b'{"index": '  # Of every line: a file that ends in anything else is somebody's, and is left as it is.
@@ -43,7 +43,7 @@ def write(trained: Any, prompts: Sequence[str], output: str) -> int:
     Errors: ConfigError before anything is read for a prompt that does not fit; Refused for an output of something else.
     """
     engine = made(trained, prompts)
-    with contextlib.closing(Rows(output, prompts, digest(trained))) as rows:
+    with contextlib.closing(Rows(output, prompts, digest(trained, engine))) as rows:
         left = [i for i in range(len(prompts)) if i not in rows.finished]
         for index, result in _ended(engine, prompts, left, "resumed, " if rows.finished else ""):
             rows.add(index, result)
@@ -89,13 +89,19 @@ def _ended(engine: Engine, prompts: Sequence[str], chosen: Sequence[int], how: s
             shown.update(engine.drawn)
 
 
-def digest(trained: Any) -> str:
-    """12 hex digits of what a text depends on, beside its prompt: settings, seed, tokenizer, and the parameters."""
+def digest(trained: Any, engine: Engine) -> str:
+    """12 hex digits of what a text depends on, beside its prompt: settings, seed, tokenizer, the parameters of the
+    model and of those that are read beside it, and the files that settings name."""
     generate = {key: value for key, value in trained.config.generate.to_dict().items() if key != "engine"}
     said = json.dumps([generate, trained.config.seed, trained.tokenizer.hash, int(trained.step)], sort_keys=True)
-    made = hashlib.sha256(said.encode())
-    for leaf in jax.tree.leaves(trained.params):
-        made.update(np.asarray(leaf.ravel()[:16]).tobytes())
+    made = hashlib.sha256(said.encode() + states.marks(trained.params))
+    for name in sorted(engine.weights.keys() - {"model"}):
+        made.update(name.encode() + states.marks(engine.weights[name]))
+    if "vectors" in generate["control"] and (vectors := generate["vectors"]["path"]):
+        with contextlib.suppress(OSError):  # Whoever reads it says so.
+            made.update(pathlib.Path(vectors).read_bytes())
+    if generate["chat"] and (template := trained.config.data.template):
+        made.update(conversations.template_of(template).encode())
     return made.hexdigest()[:12]
 
 

@@ -24,7 +24,7 @@ from experiments.program import Program, inputs
 from experiments.settings import processes
 from experiments.settings.errors import ConfigError, Refused
 from experiments.training.evaluate import ratio_standard_error
-from experiments.workdir import disk
+from experiments.workdir import disk, states
 from kernels import masks
 from models.mixers.memory import Policy
 from models.mixers.memory.shadow import shadowed, watched
@@ -132,6 +132,8 @@ def evaluate(
             with os.fdopen(disk.open_to_append(path), "ab") as file:
                 file.write(_line({"batch": number, **row}))
     found = _summary(done, prompt or shape[1] // 2)
+    if not math.isfinite(found["memory/bits_per_byte"] + found["memory/full_bits_per_byte"]):
+        raise Refused(f"generate.memory={policy.name}: bits per byte are not finite on this text; try --step=best.")
     if path is not None:
         files.write_file(path.with_suffix(".json"), json.dumps({"about": told, **found}).encode())
     return found
@@ -156,7 +158,13 @@ def of_run(model: Any, workdir: pathlib.Path | None) -> str:
         options,
         prompt=config.eval.prompt,
         folder=None if workdir is None else workdir / files.MEMORIES,
-        about={"step": model.step, "rows": config.eval.rows, "batch": config.eval.batch_size},
+        about={
+            "step": model.step,
+            "rows": config.eval.rows,
+            "batch": config.eval.batch_size,
+            "parameters": hashlib.sha256(states.marks(model.params)).hexdigest()[:12],
+            "corpus": model.corpus.hash,
+        },
     )
     return said(found, options["memory"])
 
@@ -195,9 +203,12 @@ def _whole(line: bytes) -> dict[str, Any] | None:
     """The row of a line; None where it was cut off or is damaged."""
     try:
         row = disk.parsed(line)
-        return row if isinstance(row, dict) and row.pop("crc", None) == zlib.crc32(json.dumps(row).encode()) else None
     except (ValueError, RecursionError):
         return None
+    if not isinstance(row, dict) or row.pop("crc", None) != zlib.crc32(json.dumps(row).encode()):
+        return None
+    needed = {"batch", *SUMS} | ({"seen"} if row.get("batch") == 0 else set())
+    return row if row.keys() >= needed and all(isinstance(row[name], list) for name in SUMS) else None
 
 
 def _row(batch: Mapping[str, Any], found: Mapping[str, dict], token_bytes: np.ndarray, cut: int) -> dict[str, Any]:

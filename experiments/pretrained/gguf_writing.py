@@ -22,7 +22,7 @@ from experiments.pretrained import gguf_tokenizer, names, reading, writing
 from experiments.settings.errors import ConfigError
 from models import rope_scaling
 
-FILE, ALIGN = "model.gguf", 32
+ALIGN = 32
 _FACTORS = "rope_freqs.weight"
 _NUMBERS = {"uint32": (4, "I"), "int32": (5, "i"), "float32": (6, "f"), "bool": (7, "?")}
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 30}

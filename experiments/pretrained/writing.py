@@ -44,7 +44,7 @@ def hugging_face(trained: Any, folder: pathlib.Path) -> int:
     kept = trained.tokenizer
     told |= {"bos_token_id": kept.bos, "eos_token_id": kept.eos, "pad_token_id": kept.pad}
     told |= {"architectures": [ARCHITECTURES[family]], "torch_dtype": str(model["param_dtype"])}
-    disk.folder(folder)
+    disk.own_folder(folder)
     files.write_file(folder / "model.safetensors", serialize(tensors, metadata={"format": "pt"}))
     files.write_file(folder / "config.json", (json.dumps(told, indent=2) + "\n").encode())
     for name, text in tokenizer_files(kept).items():

@@ -19,8 +19,9 @@ from experiments.workdir.checkpoints import Checkpoints
 
 # What a run leaves in its workdir, and what moves aside when another one takes its place.
 LEAVES = (
-    files.CONFIG, files.RUN, files.METRICS, files.TIMING, files.SAMPLES, files.DRAFTS, files.RESULT, files.REPORT,
-    files.TOKENIZER, files.TENSORBOARD, files.CHECKPOINTS, files.START, provenance.DIFF, "profile",
+    files.CONFIG, files.RUN, files.METRICS, files.TIMING, files.SAMPLES, files.DRAFTS, files.MEMORIES, files.TEXTS,
+    files.ROUTING, files.RESULT, files.REPORT, files.TOKENIZER, files.TENSORBOARD, files.CHECKPOINTS, files.START,
+    provenance.DIFF, "profile", *files.EXPORTS.values(),
 )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ RESULT = "result.json"
 REPORT = "report.html"
 TEXTS = "texts.json"  # The last evaluation of other texts.
 ROUTING = "routing.npz"  # The experts of some held-out tokens, where they were asked for.
+EXPORTS = {"safetensors": "model.safetensors", "hf": "hf", "gguf": "model.gguf"}  # By --format.
 TOKENIZER = "tokenizer.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"

@@ -13,7 +13,7 @@ from safetensors.numpy import save as serialize
 from configs.knobs import nested
 from experiments import workdir as files
 
-FILE = "model.safetensors"
+FILE = files.EXPORTS["safetensors"]
 
 
 def save(params: Any, config: dict[str, Any], path: str | os.PathLike) -> int:

@@ -116,12 +116,15 @@ class Vectors(Control):
             return {}
         try:
             u = np.load(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"generate.vectors.path={path!r} is no file of numpy.save: {error}") from error
-        if u.shape != shape:
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"generate.vectors.path={path!r} is no file of numpy.save: {error}.") from error
+        if getattr(u, "shape", None) != shape:
             raise ValueError(
-                f"generate.vectors.path={path!r} holds {u.shape}; layers and width of the model are {shape}."
+                f"generate.vectors.path={path!r} holds {getattr(u, 'shape', 'many arrays')}; layers and width of the "
+                f"model are {shape}."
             )
+        if u.dtype.kind not in "fiu" or not np.all(np.isfinite(u)):
+            raise ValueError(f"generate.vectors.path={path!r} holds what is no finite number; make it anew.")
         return {"u": u}
 
     def enters(self, models: Mapping[str, Any], side: Any, p: Any) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -102,6 +103,29 @@ def test_an_output_of_something_else_is_refused(whole, tmp_path):
     with pytest.raises(Refused, match="is being written by another process"):
         batch.Rows(str(path), PROMPTS, "")
     first.close()
+
+
+def test_a_text_depends_on_the_models_that_are_read_beside_and_on_files_of_settings(tmp_path):
+    """A guide that was trained on, a file of vectors written anew: rows of two kinds would stand in one file."""
+    chat, vectors = tmp_path / "a.jinja", tmp_path / "v.npy"
+    chat.write_text("{{ messages[0].content }}")
+    vectors.write_bytes(b"one")
+
+    def digest(scale=1.0, **changes):
+        weights = {"model": {}, "gedi.workdir": {"kernel": np.full(40, scale)}}
+        model = trained(**changes)
+        model.config.data = types.SimpleNamespace(template=str(chat))
+        return batch.digest(model, types.SimpleNamespace(weights=weights))
+
+    plain, named = {}, {"control": "vectors", "vectors": {"path": str(vectors)}}
+    before = [digest(**plain), digest(chat=True), digest(**named)]
+    assert before == [digest(**plain), digest(chat=True), digest(**named)] and len(set(before)) == 3
+    assert digest(2.0) != before[0]
+    chat.write_text("{{ messages[0].content | upper }}")
+    vectors.write_bytes(b"two")
+    assert digest(**plain) == before[0] and digest(chat=True) != before[1] and digest(**named) != before[2]
+    vectors.unlink()
+    digest(**named)  # Whoever reads it says so.
 
 
 def test_a_row_that_fails_is_a_line_with_its_reason(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from experiments.generation import memories
 from experiments.report import kept
+from experiments.settings.errors import Refused
 from kernels import masks
 from tests.experiments.generation.generate_test import OPTIONS, made
 
@@ -102,3 +104,39 @@ def test_a_picture_has_a_rectangle_for_each_run_of_equal_shares():
     assert drawn.count("<rect") == 3 and drawn.count("<text") == 2
     assert 'x="192.00" y="1" width="264.00"' in drawn and 'opacity="0.5"' in drawn
     assert kept.section(pathlib.Path("nowhere")) == []
+
+
+def test_results_are_of_these_parameters_and_of_this_text(monkeypatch):
+    """A run begun anew in its folder comes to the same step with other parameters: what was kept is of the old one."""
+    program, params = made()
+    asked_about = []
+    monkeypatch.setattr(memories, "evaluate", lambda *_, about, **kw: asked_about.append(about))
+    monkeypatch.setattr(memories, "said", lambda *_: "")
+    monkeypatch.setattr(memories.inputs, "eval_batches", lambda *_: ())
+    config = program.config.copy_and_resolve_references().unlock()
+    config.generate.memory = "h2o"
+    for scale, corpus in ((1, "a"), (1, "a"), (1.001, "a"), (1, "b")):
+        model = types.SimpleNamespace(
+            config=config, program=program, params=jax.tree.map(lambda x, s=scale: x * s, params), step=3,
+            tokenizer=types.SimpleNamespace(token_bytes=BYTES), corpus=types.SimpleNamespace(hash=corpus),
+        )  # fmt: skip
+        memories.of_run(model, None)
+    assert asked_about[0] == asked_about[1] and asked_about[0]["step"] == 3
+    assert len({json.dumps(about) for about in asked_about}) == 3
+
+
+def test_numbers_that_are_not_finite_are_no_result(tmp_path):
+    program, params = made()
+    broken = jax.tree.map(lambda x: x * np.float32("nan"), params)
+    with pytest.raises(Refused, match="generate.memory=h2o: bits per byte are not finite"):
+        memories.evaluate(program, broken, batches(), BYTES, asked("h2o"), prompt=CUT, folder=tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_line_that_lacks_what_is_added_up_is_made_again():
+    """Its checksum is right: somebody made it so."""
+    row = {"batch": 0, **{name: [1.0] for name in memories.SUMS}, "seen": [[1]]}
+    assert memories._whole(memories._line(row)) == row
+    for key in row:
+        assert memories._whole(memories._line({k: v for k, v in row.items() if k != key})) is None, key
+    assert memories._whole(memories._line(row | {"nats": 1.0})) is None

@@ -72,10 +72,16 @@ def test_a_run_of_another_config_makes_way_when_asked(finished, run):
     other = tiny.config(folder, seed=1, train__steps=1)
     with pytest.raises(ConfigError, match="add --overwrite to move that run aside"):
         train(other, run, quiet=True)
+    evaluated = (files.DRAFTS, files.TEXTS, files.ROUTING, f"{files.MEMORIES}/h2o.jsonl", "model.safetensors", "hf/a")
+    for name in evaluated:  # What was found out of the old run's parameters says nothing of the new one's.
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("of the old one")
     train(other, run, quiet=True, overwrite=True)
     assert files.read_json(run / files.CONFIG)["config"]["seed"] == 1
     (aside,) = run.glob("replaced-*")
     assert files.read_json(aside / files.CONFIG)["config"]["seed"] == 0
+    assert all((aside / name).read_text() == "of the old one" for name in evaluated)
+    assert not any((run / name).exists() for name in evaluated)
 
 
 def test_nothing_is_written_before_the_run_stands(finished, tmp_path, monkeypatch):
