@@ -12,6 +12,7 @@ may change, and whatever ends a command is one sentence.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import random
@@ -27,6 +28,16 @@ from tests import environment, kill_anywhere
 from tests.experiments import tiny
 
 STEPS = 12
+# Commands that leave something in a workdir after training, by what they leave.
+AFTER = {
+    "drafts.jsonl": ("--mode=evaluate", "--config.generate.drafter=lookup", "--config.generate.max_tokens=8"),
+    "memories": ("--mode=evaluate", "--config.generate.memory=streaming"),
+    "texts.json": ("--mode=evaluate", "--config.eval.texts=('own={folder}/texts/0.txt',)"),
+    "model.safetensors": ("--mode=export",),
+    "hf": ("--mode=export", "--format=hf"),
+    "out.jsonl": ("--mode=generate", "--prompts={folder}/prompts.txt", "--output={workdir}/out.jsonl",
+                  "--config.generate.max_tokens=4"),
+}  # fmt: skip
 
 
 class Skipped(Exception):
@@ -61,12 +72,34 @@ class World:
         )  # fmt: skip
 
     @contextlib.contextmanager
-    def copy(self) -> Iterator[pathlib.Path]:
-        """A copy of the finished run, and a folder beside it that stands for everything outside."""
+    def copy(self, *, evaluated: bool = False) -> Iterator[pathlib.Path]:
+        """A copy of the finished run, and a folder beside it that stands for everything outside.
+
+        `evaluated`: with what evaluations, exports and a file of prompts leave.
+        """
         with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
             workdir = pathlib.Path(temporary) / "run"
-            shutil.copytree(self.alone, workdir)
+            shutil.copytree(self.evaluated if evaluated else self.alone, workdir)
             yield workdir
+
+    @functools.cached_property
+    def evaluated(self) -> pathlib.Path:
+        """The run, with a file or folder of every kind that is written after training."""
+        made = self.folder / "evaluated"
+        shutil.copytree(self.alone, made)
+        for mode in AFTER:
+            done = self.after(mode, made)
+            assert done.returncode == 0, done.stderr
+        return made
+
+    def after(self, name: str, workdir: pathlib.Path) -> subprocess.CompletedProcess:
+        """The command `AFTER[name]`, or the mode of that name, on a trained run."""
+        (self.folder / "prompts.txt").write_text("abc\nde\n")
+        given = [word.format(workdir=workdir, folder=self.folder) for word in AFTER.get(name, (f"--mode={name}",))]
+        return subprocess.run(
+            [sys.executable, "main.py", *given, f"--workdir={workdir}"], cwd=environment.ROOT,
+            env=environment.child(), capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
 
 
 def world(folder: pathlib.Path, seed: int = 0) -> World:
@@ -154,18 +187,12 @@ def damaged(made: World, share: float) -> Iterator[str]:
         "deep": b"[" * 50_000, "rubbish": bytes(range(256)), "not text": b"\xff\xfe\x00", "torn": None,
         "a folder": "folder", "a pipe": "pipe",
     }  # fmt: skip
-    names = [
-        "config.json",
-        "run.json",
-        "result.json",
-        "tokenizer.json",
-        "metrics.jsonl",
-        "timing.jsonl",
-        "samples.jsonl",
-    ]
+    names = ["config.json", "run.json", "result.json", "tokenizer.json", "metrics.jsonl", "timing.jsonl",
+             "samples.jsonl", "drafts.jsonl", "texts.json", "out.jsonl",
+             *(f"memories/{path.name}" for path in sorted((made.evaluated / "memories").iterdir()))]  # fmt: skip
     cases = [(name, kind) for name in names for kind in kinds]
     for name, kind in made.rng.sample(cases, max(1, round(len(cases) * share))):
-        with made.copy() as workdir:
+        with made.copy(evaluated=True) as workdir:
             path, data = workdir / name, kinds[kind]
             whole = path.read_bytes() if path.exists() else b'{"step": 1}\n'
             before = snapshot(workdir)
@@ -176,15 +203,12 @@ def damaged(made: World, share: float) -> Iterator[str]:
                 os.mkfifo(path)
             else:
                 path.write_bytes(whole[: len(whole) // 2] if data is None else data)
-            for mode in ("train", "evaluate", "report"):
-                done = made.run(workdir, f"--mode={mode}", "--config.checkpoint.keep_last=3") if mode == "train" else (
-                    subprocess.run(
-                        [sys.executable, "main.py", f"--mode={mode}", f"--workdir={workdir}"], cwd=environment.ROOT,
-                        env=environment.child(), capture_output=True, text=True, timeout=600,
-                    )
-                )  # fmt: skip
+            own = name.split("/")[0]
+            for mode in (own, "report") if own in AFTER else ("train", "evaluate", "report"):
+                more = ("--config.checkpoint.keep_last=3",)
+                done = made.run(workdir, *more) if mode == "train" else made.after(mode, workdir)
                 for problem in (*told(done.returncode, done.stderr), *lost(before, workdir)):
-                    yield f"{name} as {kind}, --mode={mode}: {problem}"
+                    yield f"{name} as {kind}, {mode}: {problem}"
 
 
 # ==================== No room, no rights ====================
@@ -321,14 +345,16 @@ def kills(made: World, share: float) -> Iterator[str]:
 
 def links(made: World, share: float) -> Iterator[str]:
     """Every name of a run as a link to somebody's file or folder: neither is read as ours, written, cut or removed."""
-    files = ["config.json", "run.json", "metrics.jsonl", "timing.jsonl", "samples.jsonl", "result.json", "report.html",
-             "tokenizer.json", ".lock", "model.safetensors"]  # fmt: skip
-    folders = ["checkpoints", "tensorboard", "checkpoints/99", "checkpoints/99.saving", "checkpoints/99.deleted"]
+    begun = sorted(f"memories/{path.name}" for path in (made.evaluated / "memories").iterdir())
+    files = ["config.json", "run.json", "code.diff", "metrics.jsonl", "timing.jsonl", "samples.jsonl", "result.json",
+             "report.html", "tokenizer.json", ".lock", "routing.npz", "drafts.jsonl", "texts.json", "out.jsonl",
+             "model.safetensors", *begun]  # fmt: skip
+    folders = ["checkpoints", "tensorboard", "checkpoints/99", "checkpoints/99.saving", "checkpoints/99.deleted",
+               "memories", "hf"]  # fmt: skip
     for name in made.rng.sample([*files, *folders], max(1, round(len([*files, *folders]) * share))):
-        with made.copy() as workdir:
-            outside = workdir.parent / "outside"
+        with made.copy(evaluated=True) as workdir:
+            outside, path = workdir.parent / "outside", workdir / name
             outside.mkdir()
-            path = workdir / name
             victim = outside / ("folder" if name in folders else "file")
             if name in folders:
                 (victim / "7").mkdir(parents=True)
@@ -343,15 +369,13 @@ def links(made: World, share: float) -> Iterator[str]:
                 path.unlink(missing_ok=True)
             path.symlink_to(victim)
             was = snapshot(outside)
-            for mode in ("train", "evaluate", "export", "report"):
-                done = subprocess.run(
-                    [sys.executable, "main.py", f"--mode={mode}", f"--workdir={workdir}"], cwd=environment.ROOT,
-                    env=environment.child(), capture_output=True, text=True, timeout=600,
-                )  # fmt: skip
+            own = name.split("/")[0]
+            for mode in ("train", "evaluate", "export", *([own] if own in AFTER else []), "report"):
+                done = made.after(mode, workdir)
                 for problem in told(done.returncode, done.stderr):
-                    yield f"{name} is a link, --mode={mode}: {problem}"
+                    yield f"{name} is a link, {mode}: {problem}"
                 if snapshot(outside) != was:
-                    yield f"{name} is a link, --mode={mode}: what it points to changed"
+                    yield f"{name} is a link, {mode}: what it points to changed"
 
 
 ATTACKS = {attack.__name__: attack for attack in (flips, damaged, full_disk, rights, signals, two_starts, kills, links)}
