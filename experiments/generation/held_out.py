@@ -1,5 +1,6 @@
 """A drafter on held-out prompts: `--mode=evaluate --config.generate.drafter=NAME` measures and writes what it found."""
 
+import itertools
 import pathlib
 from typing import Any
 
@@ -26,7 +27,8 @@ def evaluated(model: trained.Trained, options: dict[str, Any], workdir: pathlib.
 
 def prompts(model: trained.Trained, batches: Any) -> list[str]:
     """The first halves of the first held-out rows, as text."""
-    tokens = np.asarray(next(iter(batches))["tokens"])[:ROWS]
+    rows = (row for batch in batches for row in np.asarray(batch["tokens"])[np.asarray(batch["scored"]).any(1)])
+    tokens = list(itertools.islice(rows, ROWS))
     special = (model.tokenizer.bos, model.tokenizer.eos, model.tokenizer.pad)
     halves = [row[: len(row) // 2] for row in tokens]
     return [model.tokenizer.decode([int(i) for i in row if i not in special]) for row in halves]

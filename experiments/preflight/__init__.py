@@ -222,4 +222,5 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
         if start and not holds_checkpoint(start):
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)
+    yield from preflight_experts.start_problems(config)
     yield from preflight_pretrained.problems(config)

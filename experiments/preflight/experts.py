@@ -26,13 +26,12 @@ def problems(config: Any) -> Iterator[str]:
             f"train.accumulation={pieces} shows a layer a part of the batch at a time, and "
             "model.moe.balance_scope='global' is of all of it; use model.moe.balance_scope='accumulated'."
         )
-    yield from _start_problems(config)
 
 
-def _start_problems(config: Any) -> Iterator[str]:
+def start_problems(config: Any) -> Iterator[str]:
     """A dense model that cannot begin as this mixture; of its run the config alone is read."""
     start = config.init.upcycle_from
-    if not start:
+    if not start or config.model.channel != "moe":
         return
     if other := [name for name in ("warm_start", "grow_from", "transplant", "pretrained") if config.init[name]]:
         yield f"init.upcycle_from={start!r} and init.{other[0]} both start the run; use init.{other[0]}=''."

@@ -143,3 +143,18 @@ def test_a_recurrence_reads_no_tree_and_lanes_have_room_for_drafts():
         Generator(one.program, one.tokenizer)(one.params, PROMPTS, options("recycling"))
     with pytest.raises(ConfigError, match="a row has slots for 70; draft at most 70"):
         Engine(made(), lanes=1, capacity=70, drafter="recycling", recycling={"template": "recycling"})
+
+
+def test_prompts_are_the_same_held_out_rows_for_any_batch_size():
+    rng = np.random.default_rng(0)
+    rows, real = rng.integers(97, 123, (11, 8)).astype(np.int32), np.ones((11, 8), bool)
+    real[2] = False  # A row of padding, as they stand at the end of a batch.
+    model = types.SimpleNamespace(tokenizer=data.ByteTokenizer())
+
+    def asked(size):
+        return held_out.prompts(
+            model, ({"tokens": rows[at : at + size], "scored": real[at : at + size]} for at in range(0, 11, size))
+        )
+
+    halves = ["".join(map(chr, row[:4])) for row in rows]
+    assert asked(1) == asked(3) == asked(11) == [*halves[:2], *halves[3 : held_out.ROWS + 1]]

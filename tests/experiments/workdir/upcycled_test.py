@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import knobs
 from experiments import preflight
 from experiments.settings.errors import ConfigError
 from experiments.training import train
@@ -93,3 +94,16 @@ def test_what_would_not_begin_as_the_dense_model_is_refused(dense, changes, sent
     with pytest.raises(ConfigError) as caught:
         preflight.check(tiny.config(dense.parent, **given), num_devices=1)
     assert sentence in str(caught.value) and len(caught.value.problems) == 1
+
+
+STARTS = [key for key, knob in knobs.KNOBS.items() if key.startswith("init.") and knob.default == ""]
+
+
+@pytest.mark.parametrize("key", STARTS)
+def test_a_run_that_has_saved_does_not_ask_for_what_it_was_started_from(tmp_path, key):
+    """Every way to start: its source may be gone, as none of it is read again."""
+    needs = {"init.upcycle_from": {"model__channel": "moe"}, "init.grow_from": {"model__projection": "pattention"}}
+    config = tiny.config(tmp_path, **{key.replace(".", "__"): "/nowhere"}, **needs.get(key, {}))
+    with pytest.raises(ConfigError, match="/nowhere"):
+        preflight.check(config, num_devices=1)
+    preflight.check(config, num_devices=1, begun=True)
