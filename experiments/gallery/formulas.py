@@ -25,6 +25,9 @@ PAGES: dict[str, tuple[str, ...]] = {
         "gedi", "budget", "semantic", "routing", "rollouts", "search", "superposed", "thinking", "penalties", "repeats",
         "cuts", "regex", "automata", "schema", "nested", "predicates", "conditional", "depth", "sets", "steering",
     )),
+    "serving": tuple(f"{SERVING}.{name}" for name in (
+        "sarathi", "past_future", "batchllm", "prepacking", "splitwise", "lamina", "flover", "plan",
+    )),
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations", "experiments.pretrained.copying"),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),

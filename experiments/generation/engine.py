@@ -25,7 +25,8 @@ from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
 from experiments.generation.prefixes import Prefixes, padded, pieces, shared
-from experiments.generation.request import Request, Result, StepPlan, changed
+from experiments.generation.request import Request, Result, changed
+from experiments.generation.serving.plan import StepPlan
 from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets

@@ -1,4 +1,4 @@
-"""A request of the engine: what was asked, how far it is, what came of it; and the plan of a step."""
+"""A request of the engine: what was asked, how far it is, what came of it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,27 +10,6 @@ from experiments.generation import requests
 from experiments.settings import keys as settings_keys
 from experiments.settings.errors import ConfigError
 from models.decoding.stream import Progress
-
-
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """One step of the engine, by the ids of requests; the steps of `serving` are made of the same.
-
-    Attributes:
-      preempt: running ones that leave their lanes; what they have is kept.
-      admit: waiting ones whose prompts are begun, and preempted ones that come back.
-      chunks: id -> tokens of its prompt that are read now.
-      decodes: running ones that get tokens; None: all.
-      rounds: passes of the model for them.
-      ends: stops before that where so many of them have ended.
-    """
-
-    preempt: tuple[int, ...] = ()
-    admit: tuple[int, ...] = ()
-    chunks: Mapping[int, int] = dataclasses.field(default_factory=dict)
-    decodes: tuple[int, ...] | None = None
-    rounds: int = 16
-    ends: int = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
