@@ -139,9 +139,9 @@ def _local(node: Node) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def ratio(prompts: Sequence[int], answers: Sequence[int], group: Group) -> float:
-    """sum of answers / tokens read, of a group: prompts, answers are lengths, `[n]`."""
+    """sum of answers / tokens read, of a group: prompts, answers are lengths, `[n]`; inf where nothing is read."""
     read = group.prefix + sum(prompts[i] - group.prefix for i in group.prompts)
-    return sum(answers[i] for i in group.prompts) / read
+    return sum(answers[i] for i in group.prompts) / read if read else float("inf")
 
 
 def group_order(prompts: Sequence[int], answers: Sequence[int], groups: Sequence[Group]) -> list[int]:

@@ -13,10 +13,19 @@ NAMES = ("step", "token", "decode_context", "chunk_area", "row")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """decodes: tokens in memory of each row that draws; chunks: (tokens, tokens in memory before) of each prompt."""
+    """What a step does.
+
+    Attributes:
+      decodes: tokens in memory of each row that draws.
+      chunks: (tokens, tokens in memory before) of each prompt that is read.
+      joins: tokens in memory of each row whose prompt ends here.
+      moves: rows that leave or come back with their memory.
+    """
 
     decodes: tuple[int, ...] = ()
     chunks: tuple[tuple[int, int], ...] = ()
+    joins: tuple[int, ...] = ()
+    moves: int = 0
 
     @property
     def tokens(self) -> int:

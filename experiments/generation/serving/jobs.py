@@ -70,18 +70,22 @@ class Job:
 
     @property
     def context(self) -> int:
-        """read + since - lag: tokens in memory that are read, from which its next pass goes on."""
+        """read + max(0, since - lag): tokens that its next pass sees before what it reads."""
         return self.read + max(0, self.since - self.lag)
 
     @property
     def held(self) -> int:
-        """prompt + since - lag - shared: tokens for which it has memory of its own, the whole prompt from the start."""
-        return self.prompt - self.shared + max(0, self.since - self.lag)
+        """Tokens for which it has memory of its own, all of its prompt from the start.
+
+        lag 1: prompt - shared + max(0, since - 1). lag 0: prompt - shared + 1 + since, the text, as the engine counts.
+        """
+        return self.prompt - self.shared + (max(0, self.since - 1) if self.lag else self.since + 1)
 
     @property
     def grown(self) -> int:
-        """Tokens for which it needs memory of its own when the next step has drawn for it."""
-        return self.prompt - self.shared + self.since + 1 - self.lag
+        """Tokens for which it needs memory of its own when the next step has drawn for it: one more than `held`, but
+        with lag 1 no more for the first."""
+        return self.prompt - self.shared + (self.since if self.lag else self.since + 2)
 
     @property
     def first_prompt(self) -> int:

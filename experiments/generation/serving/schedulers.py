@@ -22,7 +22,8 @@ def within(plan: StepPlan, seen: Seen) -> StepPlan:
 
     def fits() -> bool:
         there = [*stay, *(waiting[id] for id in admit)]
-        return seen.memory.used([job.grown if job.id in decodes else job.held for job in there]) is not None
+        ready = lambda job: job.read + chunks.get(job.id, 0) >= job.prompt  # noqa: E731
+        return seen.memory.used([job.grown if ready(job) else job.held for job in there]) is not None
 
     while not fits() and len(stay) + len(admit) > 1:
         last = admit.pop() if admit else stay.pop().id
@@ -97,7 +98,7 @@ class Sarathi:
         limits = dataclasses.replace(self.limits, block=block, total=seen.memory.total)
 
         def row(job: Job, held: int) -> sarathi.Row:
-            written = job.since + 1 - job.lag if job.ready else 0
+            written = job.since + 2 * (1 - job.lag) if job.ready else 0
             own = {"prompt": job.prompt - job.shared, "read": job.read - job.shared}
             return sarathi.Row(job.id, job.arrival, **own, written=written, blocks=sarathi.blocks_of(held, block))
 

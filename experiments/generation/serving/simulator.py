@@ -251,7 +251,12 @@ class _Run:
         decodes = [machine.active[id] for id in plan.decodes or ()]
         if any(not job.ready for job in decodes) or len({job.id for job in decodes}) < len(decodes):
             raise ValueError(f"decodes={plan.decodes}: a row draws once, when its prompt is read.")
-        return Work(tuple(job.context for job in decodes), tuple(chunks))
+        ends = {id: job.read + plan.chunks.get(id, 0) for id, job in machine.active.items()}
+        fresh = [job for job in machine.active.values() if not job.ready or (job.id in plan.admit and not job.since)]
+        joins = tuple(ends[job.id] for job in fresh if ends[job.id] >= job.prompt)
+        moves = sum(machine.active[id].since > 0 for id in plan.admit)
+        moves += sum(job.id in plan.preempt and job.kept for job in machine.waiting)
+        return Work(tuple(job.context for job in decodes), tuple(chunks), joins, moves)
 
     def _apply(self, machine: Machine, plan: StepPlan) -> list[int]:
         """What the step leaves in memory; who gets a token at its end."""

@@ -56,7 +56,7 @@ def test_memory_of_a_row_follows_its_rules():
     assert (new.held, new.grown, new.context, new.ready) == (10, 10, 0, False)
     assert (old.held, old.grown, old.context, old.ready) == (12, 13, 12, True)
     apart = dataclasses.replace(old, lag=0)
-    assert (apart.held, apart.grown, apart.context) == (13, 14, 13)
+    assert (apart.held, apart.grown, apart.context) == (14, 15, 13)
     again = old.preempted(keeps=False)
     assert (again.prompt, again.read, again.since, again.done, again.first_prompt) == (13, 0, 0, 3, 10)
     back = old.preempted(keeps=True)
@@ -107,7 +107,7 @@ def replay(log, requests, memory, lag, keeps):
             assert read[id] <= text[id]
             if lag and read[id] == text[id]:
                 wrote[id], fresh[id] = wrote[id] + 1, fresh[id] + 1
-        needs = [text[id] + max(0, fresh[id] - lag) for id in there]
+        needs = [text[id] + (max(0, fresh[id] - 1) if lag else fresh[id] + 1) for id in there]
         used = memory.used(needs)
         assert used is not None and used == step.used <= memory.total
         there = [id for id in there if wrote[id] < asked[id].output]
