@@ -57,14 +57,15 @@ class StepCost:
 
 
 def nonnegative(design: np.ndarray, seconds: Sequence[float]) -> np.ndarray:
-    """argmin over c >= 0 of sum_i ((design c - seconds)_i / seconds_i)^2 `[terms]`; design `[steps, terms]`.
+    """argmin over c >= 0 of sum_i (design c - seconds)_i^2 / seconds_i `[terms]`; design `[steps, terms]`.
 
-    Relative errors, so that short steps count as long ones. Columns are scaled first: their sizes differ by 10^6.
+    The weights are those of times that vary as sums of many parts do. Columns are scaled first: their sizes differ by
+    10^6.
     """
-    seconds = np.asarray(seconds, np.float64)
-    design = np.asarray(design, np.float64) / seconds[:, None]
+    root = np.sqrt(np.asarray(seconds, np.float64))
+    design = np.asarray(design, np.float64) / root[:, None]
     scale = np.maximum(np.abs(design).max(axis=0), np.finfo(float).tiny)
-    return optimize.nnls(design / scale, np.ones(len(seconds)))[0] / scale
+    return optimize.nnls(design / scale, root)[0] / scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,9 @@ class Driven:
         prompt, done = len(request.ids) - 1, len(request.tokens)
         read = prompt if kept or request.row >= 0 else min(request.read, prompt)
         ids = tuple(int(i) for i in request.ids[:-1])
+        cache = getattr(self.engine, "cache", None)
+        if cache is not None and request.one is None and request.row < 0:  # It begins with what is there.
+            read = len(cache.find(request.ids.tolist())) * cache.block
         most, arrival = request.options["max_tokens"], self.arrivals.get(request.id, 0.0)
         return Job(request.id, arrival, prompt, most, read, done, done, 0, kept, ids=ids)
 

@@ -1,0 +1,171 @@
+"""The simulator of serving beside the engine: costs fitted to measured steps, then the same traces on both.
+
+    python -m experiments.bench.serving --shape=a --scheduler=sarathi
+
+The engine serves a trace of calibration; its steps' CPU seconds give `costs.fit` (with the error on held-out steps).
+Three other traces, at a rate near what the engine can do and with a pool smaller than the load, run twice on the engine
+and once in the simulator. The table has the makespan, the median time to the first token and the median gap. Seconds
+are the process's CPU time: the machine may be busy. Runs in which something was compiled do not count.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import types
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+import data
+from experiments import program
+from experiments.bench.training import config
+from experiments.generation.engine import Engine
+from experiments.generation.pool import Pool
+from experiments.generation.prefixes import padded, pieces
+from experiments.generation.serving import costs, traces
+from experiments.generation.serving.costs import Fitted, Work
+from experiments.generation.serving.driven import Prompt, serve
+from experiments.generation.serving.jobs import Asked, Scheduler, Slots
+from experiments.generation.serving.report import Report, report
+from experiments.generation.serving.schedulers import SCHEDULERS
+from experiments.generation.serving.simulator import Log, Machine, simulate
+from experiments.program import sharding
+
+TRACES: dict[str, Callable[[float, int, int], list[float]]] = {
+    "poisson": traces.poisson,
+    "bursts": traces.bursts,
+    "even": lambda rate, count, seed: [i / rate for i in range(count)],
+}
+FIGURES: dict[str, Callable[[Report], float]] = {
+    "makespan": lambda r: r.makespan,
+    "first token": lambda r: r.first[0],
+    "gap": lambda r: r.gap[0],
+}
+
+
+def engine_terms(pool: Pool, chunk: int) -> Callable[[Work], np.ndarray]:
+    """Terms of a step of the engine: what its static shapes make of the work.
+
+    (1, a pass of decoding, its rows, rows x slots, pieces of prompts, their tokens with padding, these x slots of the
+    row, prompts that end, slots of the rows that are moved) `[9]`.
+    """
+
+    def terms(work: Work) -> np.ndarray:
+        needs = [context + 2 for context in (*work.decodes, *work.joins)]
+        shape = pool.shape(len(needs), max(needs)) if needs else None
+        rows, slots = (shape.rows, shape.slots) if shape else (0, 0)
+        sizes = [(size, before + n) for n, before in work.chunks for _, size in pieces(n, chunk)]
+        area = sum(size * pool.room(padded(end)) for size, end in sizes)
+        moved = (len(work.joins) + work.moves) * slots
+        read = sum(size for size, _ in sizes)
+        passes = float(bool(work.decodes))
+        return np.array([1, passes, rows, rows * slots, len(sizes), read, area, len(work.joins), moved], np.float64)
+
+    return terms
+
+
+def made_engine(shape: str, *, lanes: int, capacity: int, pool: int, chunk: int) -> Engine:
+    """An engine on a bench shape's Transformer, not trained: what a step costs does not depend on the numbers."""
+    made_config = config(shape)
+    tokenizer = copy.copy(data.ByteTokenizer())
+    tokenizer.eos = -1  # No text ends before its length.
+    mesh = sharding.make_mesh(made_config, jax.devices()[:1])
+    made = program.build(made_config, vocab_size=tokenizer.vocab_size, mesh=mesh)
+    params = made.init()["params"]
+    trained = types.SimpleNamespace(config=made_config, program=made, params=params, tokenizer=tokenizer)
+    return Engine(trained, lanes=lanes, capacity=capacity, pool=pool, chunk=chunk, rounds=1, temperature=0.0)
+
+
+def drawn(count: int, seed: int, capacity: int) -> tuple[list[str], list[int]]:
+    """Prompts and lengths of answers for a trace, together within `capacity`."""
+    rng = np.random.default_rng(seed)
+    prompts = traces.lengths(capacity / 5, 0.7, count, seed, most=capacity // 2)
+    outputs = traces.lengths(capacity / 8, 0.7, count, seed + 1, most=capacity // 2 - 2)
+    return ["".join(map(chr, rng.integers(97, 123, n))) for n in prompts], outputs
+
+
+def on_engine(engine: Engine, make: Callable[[], Scheduler], arrivals: Sequence[float], seed: int) -> Log:
+    """A trace of `drawn` requests on the engine."""
+    prompts, outputs = drawn(len(arrivals), seed, engine.pool.capacity)
+    asked = zip(prompts, arrivals, outputs, strict=True)
+    return serve(engine, make(), [Prompt(p, a, {"max_tokens": n}, number=0) for p, a, n in asked])[0]
+
+
+def settled(
+    engine: Engine, make: Callable[[], Scheduler], arrivals: Sequence[float], seed: int, runs: int
+) -> list[Log]:
+    """Logs of so many runs in which nothing was compiled: which shapes come depends on the times, so some need more."""
+    found: list[Log] = []
+    for _ in range(8 + runs):
+        before = COMPILED[0]
+        log = on_engine(engine, make, arrivals, seed)
+        if COMPILED[0] == before:
+            found.append(log)
+        if len(found) == runs:
+            return found
+    raise RuntimeError("something compiles in every run; give the engine fewer shapes, e.g. a smaller capacity.")
+
+
+COMPILED = [0]  # what was traced or compiled so far
+
+
+def _count(event: str, seconds: float, **_: object) -> None:
+    COMPILED[0] += event.startswith("/jax/core/compile")
+
+
+def in_simulator(engine: Engine, make: Callable[[], Scheduler], requests: Sequence[Asked], fitted: Fitted) -> Log:
+    """The same requests in the simulator."""
+    return simulate(requests, [Machine(make(), fitted.cost, Slots(engine.pool), lag=0, keeps=True)])
+
+
+def within(engine: float, again: float, simulated: float) -> bool:
+    """Whether the simulator is within 10 % of the mean of two runs, or as near to it as these are to each other."""
+    mean = (engine + again) / 2
+    return abs(simulated - mean) <= max(0.1 * mean, abs(engine - again))
+
+
+def run(shape: str, scheduler: str, count: int, *, lanes: int = 8, capacity: int = 320, load: float = 0.9) -> dict:
+    """Fits, compares, prints; see the module."""
+    jax.monitoring.register_event_duration_secs_listener(_count)
+    engine = made_engine(shape, lanes=lanes, capacity=capacity, pool=lanes * capacity // 2, chunk=128)
+    make = SCHEDULERS[scheduler]
+    rate = load * count / settled(engine, make, [0.0] * count, 0, 1)[0].makespan
+    measured = []
+    for number, arrive in enumerate(TRACES.values()):
+        for seed in (10 + number, 20 + number):
+            measured += settled(engine, make, arrive(rate, count, seed), seed, 1)[0].steps
+    fitted = costs.fit(
+        [step.work for step in measured], [step.seconds for step in measured], engine_terms(engine.pool, engine.chunk)
+    )
+    mean = statistics.mean(step.seconds for step in measured)
+    print(f"{len(measured)} steps of {mean:.4f} CPU seconds; error on held-out steps {fitted.error:.1%}")
+    found = {"shape": shape, "scheduler": scheduler, "steps": len(measured), "error": fitted.error, "traces": {}}
+    for number, (name, arrive) in enumerate(TRACES.items()):
+        logs = settled(engine, make, arrive(rate, count, 100 + number), 100 + number, 2)
+        logs.append(in_simulator(engine, make, [served.asked for served in logs[0].served.values()], fitted))
+        found["traces"][name] = {figure: [of(report(log)) for log in logs] for figure, of in FIGURES.items()}
+        for figure, (one, two, made) in found["traces"][name].items():
+            off, mark = 2 * made / (one + two) - 1, "" if within(one, two, made) else "  beyond 10 % and the spread"
+            print(f"{name:8} {figure:12} engine {one:.4f} {two:.4f}  simulator {made:.4f} {off:+.1%}{mark}")
+        found["traces"][name]["preempted"] = [report(log).preempted for log in logs]
+    return found
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="a", choices=("a", "b"))
+    parser.add_argument("--scheduler", default="sarathi", choices=sorted(SCHEDULERS))
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--json", default="", help="a file for the figures")
+    given = parser.parse_args()
+    found = run(given.shape, given.scheduler, given.count)
+    if given.json:
+        with open(given.json, "w") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
