@@ -98,6 +98,13 @@ evaluation.rows = whole(
     smoke=16,
     before=320,
 )
+evaluation.skip = whole(
+    0,
+    "Held-out rows before the first that is evaluated, e.g. as many as other runs are judged by.",
+    least=0,
+    small=16,
+    before=0,
+)
 evaluation.batch_size = whole(0, "0 = data.batch_size / train.accumulation.", least=0, smoke=8)
 evaluation.texts = texts(
     (),

@@ -1,7 +1,8 @@
 """Claims: one statement of one paper, re-tested at the scale at hand with seeds and intervals, and a row that says so.
 
 A file of configs/claims has `get_claim() -> dict` with the keys `statement`, `source` (paper and place), `published`
-(what it found, as it says it), `check` (a name in `CHECKS`), and what that check reads: configs, arms, seeds.
+(what it found, as it says it), `check` (a name in `CHECKS`), and what that check reads: configs, arms, seeds. How it is
+decided stands in `experiments.claims.method`, how its arms are tuned in `experiments.claims.tuning`.
 """
 
 import datetime
@@ -13,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments import workdir as files
-from experiments.claims.evidence import Evidence
+from experiments.claims import method
+from experiments.claims.evidence import RUNS, TUNING, UNDECIDED
 from experiments.settings import overrides
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
@@ -61,8 +63,12 @@ def run(
       jobs: runs that train side by side.
       quiet: whether nothing is shown.
     """
+    from experiments.claims import tuning
+
     check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
-    rows: list[Evidence] = check.run(claim, workdir, jobs=jobs, quiet=quiet)
+    method.of(claim)  # What cannot be decided is refused before anything is trained.
+    claim, tuned = tuning.tuned(claim, workdir, jobs=jobs, quiet=quiet)
+    rows = _looks(check, claim, workdir, jobs=jobs, quiet=quiet)
     record = {
         "claim": name,
         "source": claim["source"],
@@ -70,10 +76,44 @@ def run(
         f"{name.replace('.py', '').replace(':', '_')} --jobs={jobs}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": _machine(),
-        "rows": [row.to_dict() for row in rows],
+        "rows": rows,
     }
+    if tuned:
+        record["tuned"] = tuned
     files.write_json(workdir / FILE, record)
     return record
+
+
+def _looks(check: Any, claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[dict]:
+    """The rows of a claim, each as at the look that decided it: its verdict stays, whatever later looks show.
+
+    A claim without a method has one look, at all its seeds.
+    """
+    looks = method.of(claim).looks if method.of(claim) else (len(claim.get("seeds", ())),)
+    pairs = claim.get("pairs") or claim.get("contrasts") or ()
+    decided: dict[int, dict] = {}
+    for count, following in zip(looks, (*looks[1:], None), strict=True):
+        found = check.run(method.first(claim, count), workdir, jobs=jobs, quiet=quiet)
+        hours, before = hours_of(workdir), hours_of(workdir / TUNING)
+        for k, row in enumerate(row.to_dict() for row in found):
+            made = method.of(claim, pairs[k] if k < len(pairs) else None)
+            if made is None or "deviation" not in row["numbers"]:  # an exact row of a claim that also trains
+                decided.setdefault(k, row)
+                continue
+            more = following is not None and before + hours * following / count <= made.hours
+            verdict, said, numbers = method.final(made, row, hours=hours, more=more)
+            if verdict != UNDECIDED and k not in decided:
+                row |= {"verdict": verdict, "measured": row["measured"] + said, "numbers": row["numbers"] | numbers}
+                decided[k] = row
+        if len(decided) == len(found):
+            return [decided[k] for k in range(len(found))]
+    raise AssertionError("the last look decides every row")
+
+
+def hours_of(workdir: pathlib.Path) -> float:
+    """Hours of all finished runs of a claim, as they took them."""
+    results = (files.read_json(path) or {} for path in workdir.glob(f"{RUNS}/*/{files.RESULT}"))
+    return sum(float(result.get("seconds", 0.0)) for result in results) / 3600
 
 
 def _machine() -> str:

@@ -7,11 +7,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import sweep
+from experiments.claims.evidence import RUNS
 from experiments.program import build, counting, inputs, sharding
 from experiments.settings.errors import Refused
 from experiments.sweep import table, trials
-
-RUNS = "runs"
 
 
 def train(

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from experiments import generation
-from experiments.claims import arms
-from experiments.claims.evidence import DOES_NOT, EXACT, Evidence, above, interval
+from experiments.claims import arms, method
+from experiments.claims.evidence import DOES_NOT, EXACT, Evidence
 from experiments.claims.laws import decoding
 from experiments.workdir import trained
 
@@ -62,7 +62,8 @@ def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: 
             spent = drafter.fill(model.params, claim["prompts"], options, seed=seed)[1]
             share[str(draft)].append(float(np.mean(spent)) / count)
     best = min(share, key=lambda draft: np.mean(share[draft]))
-    mean, low, high = interval(share[best])
+    judged = method.judge(claim, [1 - each for each in share[best]])
+    mean, low, high = 1 - judged.mean, 1 - judged.high, 1 - judged.low
     shown = ", ".join(f"{np.mean(values):.3f} with drafts of {draft}" for draft, values in share.items())
     published = claim["trained"]
     return Evidence(
@@ -70,6 +71,6 @@ def calls(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: 
         published=published["published"],
         measured=f"calls a token {shown}; the least {mean:.3f} [{low:.3f}, {high:.3f}]",
         scale=f"{arms.scale(found, seeds)}; {len(claim['prompts'])} texts of {count} tokens",
-        verdict=above(1 - high, 1 - low),
-        numbers={"seeds": list(seeds), "calls": share, "mean": mean, "low": low, "high": high},
+        verdict=judged.verdict,
+        numbers={**judged.numbers, "seeds": list(seeds), "calls": share, "mean": mean, "low": low, "high": high},
     )

@@ -10,13 +10,13 @@ Keys of the claim:
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from data import tasks
-from experiments.claims import arms
-from experiments.claims.evidence import Evidence, above, interval
-from experiments.claims.measures import Measure, measure
+from experiments.claims import arms, method
+from experiments.claims.evidence import Evidence
+from experiments.claims.measures import measure
 from experiments.settings.errors import Refused
 
 
@@ -44,24 +44,26 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         figures[key] = {arm: [row[key] for row in rows] for arm, rows in found.items()}
     figures |= _known(claim["base"].data)
     scale = arms.scale(found, seeds)
-    return [_row(pair, name, score, figures, shown, scale, seeds) for pair in claim.get("pairs", [claim])]
+    return [_row(claim, pair, name, figures, shown, scale) for pair in claim.get("pairs", [claim])]
 
 
 def _row(
-    pair: Mapping[str, Any], name: str, score: Measure, figures: Mapping[str, Any], shown: Mapping[str, str],
-    scale: str, seeds: Sequence[int],
+    claim: Mapping[str, Any], pair: Mapping[str, Any], name: str, figures: Mapping[str, Any],
+    shown: Mapping[str, str], scale: str,
 ) -> Evidence:  # fmt: skip
     """One comparison, by how much better is better."""
     values, better, worse = figures[name], pair["better"], pair["worse"]
-    ends = interval([score.sign * (b - w) for b, w in zip(values[better], values[worse], strict=True)])
-    by = score.difference.format(*ends) + _between(name, figures)
+    score = measure(name, "score")
+    differences = [score.sign * (b - w) for b, w in zip(values[better], values[worse], strict=True)]
+    judged = method.judge(claim, differences, pair=pair)
+    by = score.difference.format(*judged.ends) + _between(name, figures)
     return Evidence(
         statement=pair["statement"],
         published=pair["published"],
         measured=f"{shown[better]}, {shown[worse]}; better by {by}",
         scale=scale,
-        verdict=above(*ends[1:]),
-        numbers={"seeds": list(seeds), "mean": ends[0], "low": ends[1], "high": ends[2], **figures},
+        verdict=judged.verdict,
+        numbers={"seeds": list(claim["seeds"]), **judged.to_dict(), **figures},
     )
 
 

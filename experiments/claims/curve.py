@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import answers, arms
-from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, interval
+from experiments.claims import answers, arms, method
+from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence
 from experiments.generation.canvas import Filler
 from experiments.program import counting, inputs
 from experiments.settings.errors import Refused
@@ -42,8 +42,9 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     curve = {name: [spent(*pair, changes) for pair in pairs] for name, changes in settings.items()}
     figures = {name: {key: [row[key] for row in rows] for key in FIGURES} for name, rows in curve.items()}
     fast, plain = (figures[claim[name]] for name in ("fast", "plain"))
-    ratio = interval(np.divide(plain[cost], fast[cost]).tolist())
-    gain = interval(np.subtract(fast["exact"], plain["exact"]).tolist())
+    judged = method.judge(claim, np.divide(plain[cost], fast[cost]).tolist(), bound=claim["times"])
+    ratio = judged.ends
+    gain = method.judge(claim, np.subtract(fast["exact"], plain["exact"]).tolist()).ends
     if not np.isfinite([*plain[cost], *fast[cost]]).all():
         raise Refused(f"cost={cost!r} is not counted for objective={models[0].config.objective!r}; use cost='calls'.")
     base = np.mean(plain[cost])
@@ -60,7 +61,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
             f"{100 * gain[0]:+.1f} points [{100 * gain[1]:+.1f}, {100 * gain[2]:+.1f}]; {shown}",
             scale=arms.scale(found, seeds),
             verdict=verdict(ratio, gain, claim["times"], claim["within"]),
-            numbers={"seeds": list(seeds), "ratio": ratio, "gain": gain, "curve": figures},
+            numbers={**judged.numbers, "seeds": list(seeds), "ratio": ratio, "gain": gain, "curve": figures},
         )
     ]
 

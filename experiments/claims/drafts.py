@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import generation
-from experiments.claims import arms
+from experiments.claims import arms, method
 from experiments.claims.curve import merged
-from experiments.claims.evidence import Evidence, above, interval
+from experiments.claims.evidence import Evidence
 from experiments.generation import drafted, held_out
 from experiments.generation.drafted import Drafted
 from experiments.program import inputs
@@ -35,7 +35,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
             maker(model.params, asked, options, seed=model.config.seed)
             values[name].append(maker.drafted)
     scale = f"{arms.scale(found, seeds)}; texts behind {held_out.ROWS} held-out prompts"
-    return [_row(contrast, values, scale, seeds) for contrast in claim["contrasts"]]
+    return [_row(claim, contrast, values, scale) for contrast in claim["contrasts"]]
 
 
 def with_run(changes: Mapping[str, Any], workdir: str) -> dict[str, Any]:
@@ -48,12 +48,13 @@ def with_run(changes: Mapping[str, Any], workdir: str) -> dict[str, Any]:
 
 
 def _row(
-    contrast: Mapping[str, Any], values: Mapping[str, Sequence[Drafted]], scale: str, seeds: Sequence[int]
+    claim: Mapping[str, Any], contrast: Mapping[str, Any], values: Mapping[str, Sequence[Drafted]], scale: str
 ) -> Evidence:
+    seeds = claim["seeds"]
     better, worse = ([each.per_call for each in values[name]] if name else [1.0] * len(seeds) for name in (
         contrast["better"], contrast["worse"],
     ))  # fmt: skip
-    mean, low, high = interval([a - b for a, b in zip(better, worse, strict=True)])
+    judged = method.judge(claim, [a - b for a, b in zip(better, worse, strict=True)], pair=contrast)
     shown = "; ".join(
         f"{name} {sum(each.per_call for each in values[name]) / len(seeds):.2f}"
         for name in (contrast["better"], contrast["worse"])
@@ -63,11 +64,12 @@ def _row(
     return Evidence(
         statement=contrast["statement"],
         published=contrast["published"],
-        measured=f"tokens a call: {shown}; difference {mean:.2f} [{low:.2f}, {high:.2f}]",
+        measured=f"tokens a call: {shown}; difference {judged.mean:.2f} "
+        f"[{judged.low:.2f}, {judged.high:.2f}]",
         scale=scale,
-        verdict=above(low, high),
+        verdict=judged.verdict,
         numbers={
-            "seeds": list(seeds), "better": better, "worse": worse, "mean": mean, "low": low, "high": high,
-            "stays_by_depth": stays,
+            "seeds": list(seeds), "better": better, "worse": worse, **judged.to_dict(), "stays_by_depth": stays,
+            "tokens_a_call": {name: [each.per_call for each in some] for name, some in values.items()},
         },
     )  # fmt: skip

@@ -7,8 +7,10 @@ from typing import Any
 from experiments.report.data import mean_interval
 from experiments.settings.errors import Refused
 
+RUNS, TUNING = "runs", "tuning"  # folders of the workdir of a claim
 EXACT, HOLDS, DOES_NOT, UNDECIDED, NOT_HERE = "exact", "holds", "does not", "undecided", "not testable here"
-VERDICTS = (EXACT, HOLDS, DOES_NOT, UNDECIDED, NOT_HERE)
+EQUAL, COST, CONTROL_FAILED = "equal within the effect", "cost too high", "control failed"
+VERDICTS = (EXACT, HOLDS, DOES_NOT, EQUAL, COST, CONTROL_FAILED, UNDECIDED, NOT_HERE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Evidence:
     measured: what was measured here, with its interval.
     scale: size, data and seeds.
     verdict: one of VERDICTS.
-    numbers: the figures behind it, plain JSON."""
+    numbers: the figures behind it, plain JSON.
+    """
 
     statement: str
     published: str
@@ -31,6 +34,30 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A difference with its interval and verdict.
+
+    mean, low, high: of the differences by seed.
+    verdict: one of VERDICTS.
+    numbers: what a row keeps beside them.
+    """
+
+    mean: float
+    low: float
+    high: float
+    verdict: str
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        return self.mean, self.low, self.high
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a row keeps: the interval and the numbers."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, **self.numbers}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

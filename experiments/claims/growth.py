@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import arms
-from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, interval
+from experiments.claims import arms, method
+from experiments.claims.evidence import Evidence
 from experiments.program import inputs
 from experiments.training import evaluate
 from experiments.workdir import grown, trained
@@ -42,12 +42,12 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     changed = max(map(change_by_growth, found["small"], found["grown"]))
     spent = {name: found[name][0]["flops"] / flops for name in claim["rivals"]}
     return [
-        _row(statement, published, name, found, arms.scale(found, seeds), {
+        _row(claim, name, arms.scale(found, seeds), {
             "seeds": list(seeds), "steps": list(steps), "flops_over_grown": spent[name],
             "change_of_loss_by_growth": changed,
             "losses": {arm: [row["loss"] for row in rows] for arm, rows in found.items()},
         })
-        for name, (statement, published) in claim["rivals"].items()
+        for name in claim["rivals"]
     ]  # fmt: skip
 
 
@@ -64,16 +64,17 @@ def change_by_growth(small: Mapping[str, Any], large: Mapping[str, Any]) -> floa
     return abs(values[1] / values[0] - 1)
 
 
-def _row(statement: str, published: str, rival: str, found: Mapping, scale: str, numbers: dict[str, Any]) -> Evidence:
+def _row(claim: Mapping[str, Any], rival: str, scale: str, numbers: dict[str, Any]) -> Evidence:
     """Mean difference in nats, grown minus rival, paired by seed."""
     losses = numbers["losses"]
-    mean, low, high = interval(np.subtract(losses["grown"], losses[rival]).tolist())
+    judged = method.judge(claim, np.subtract(losses[rival], losses["grown"]).tolist())
+    statement, published = claim["rivals"][rival]
     return Evidence(
         statement=statement,
         published=published,
-        measured=f"{mean:+.4f} nats [{low:+.4f}, {high:+.4f}]; growth alone moves the loss by "
+        measured=f"{-judged.mean:+.4f} nats [{-judged.high:+.4f}, {-judged.low:+.4f}]; growth alone moves the loss by "
         f"{numbers['change_of_loss_by_growth']:.0e} of it",
         scale=scale,
-        verdict=HOLDS if high < 0 else DOES_NOT if low > 0 else UNDECIDED,
-        numbers=numbers | {"mean": mean, "low": low, "high": high},
+        verdict=judged.verdict,
+        numbers=numbers | judged.numbers | {"mean": -judged.mean, "low": -judged.high, "high": -judged.low},
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from experiments import scaling
-from experiments.claims import arms
-from experiments.claims.evidence import Evidence, above, interval
+from experiments.claims import arms, method
+from experiments.claims.evidence import Evidence
 
 
 def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
@@ -23,7 +23,8 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     found = arms.train(claim["base"], runs, seeds, workdir, jobs=jobs, quiet=quiet)
     fits = [_predicted(claim["law"], {arm: rows[k] for arm, rows in found.items()}) for k in range(len(seeds))]
     errors = [float(np.mean(np.abs(error))) for _, error in fits]
-    mean, low, high = interval(errors)
+    judged = method.judge(claim, [-error for error in errors], bound=-claim["within"])  # Reliable: below the bound.
+    mean, low, high = -judged.mean, -judged.high, -judged.low
     small, large = ([row for arm, rows in found.items() if arm.startswith(kind) for row in rows] for kind in _KINDS)
     beyond = min(row["flops"] for row in large) / max(row["flops"] for row in small)
     ratio = max(row["tokens"] / row["parameters"] for row in large)
@@ -34,11 +35,10 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
             measured=f"mean relative error {100 * mean:.2f}% [{100 * low:.2f}, {100 * high:.2f}] on "
             f"{len(claim['large'])} runs of {beyond:.1f} times the compute, up to {ratio:.0f} tokens per parameter",
             scale=arms.scale(found, seeds),
-            # Reliable means an error below the bound.
-            verdict=above(-high, -low, -claim["within"]),
+            verdict=judged.verdict,
             numbers={
-                "seeds": list(seeds), "errors": [error.tolist() for _, error in fits], "mean": mean, "low": low,
-                "high": high, "within": claim["within"], "law": claim["law"], "beyond": beyond,
+                **judged.numbers, "seeds": list(seeds), "errors": [error.tolist() for _, error in fits], "mean": mean,
+                "low": low, "high": high, "within": claim["within"], "law": claim["law"], "beyond": beyond,
                 "values": [fitted.values for fitted, _ in fits],
             },
         )

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import arms
-from experiments.claims.evidence import Evidence, above, interval
+from experiments.claims import arms, method
+from experiments.claims.evidence import Evidence
 from experiments.claims.measures import MEASURES, measure, program
 from experiments.claims.measures import values as measured
 from experiments.program import counting
@@ -41,7 +41,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     }
     scale, rows = arms.scale(found, seeds), []
     for contrast in claim["contrasts"]:  # The first one of a measure shows its whole table, the others their two cells.
-        rows.append(_row(contrast, table, scale, numbers, whole=contrast["measure"] in measures))
+        rows.append(_row(claim, contrast, table, scale, numbers, whole=contrast["measure"] in measures))
         measures.pop(contrast["measure"], None)
     return rows
 
@@ -57,21 +57,22 @@ def _names(claim: Mapping[str, Any]) -> list[Cell]:
 
 
 def _row(
-    contrast: Mapping[str, Any], table: Mapping[str, Mapping[Cell, list]], scale: str, numbers: dict, *, whole: bool
-) -> Evidence:
+    claim: Mapping[str, Any], contrast: Mapping[str, Any], table: Mapping[str, Mapping[Cell, list]], scale: str,
+    numbers: dict, *, whole: bool,
+) -> Evidence:  # fmt: skip
     name, (better, worse) = contrast["measure"], (tuple(contrast[side]) for side in ("better", "worse"))
     a, b = (np.asarray(table[name][cell]) for cell in (better, worse))
-    mean, low, high = interval((MEASURES[name].sign * (a - b)).tolist())
+    judged = method.judge(claim, (MEASURES[name].sign * (a - b)).tolist(), pair=contrast)
     shown = table[name] if whole else (better, worse)
     values = "; ".join(f"{', '.join(cell)}: {np.mean(table[name][cell]):.3f}" for cell in shown)
     return Evidence(
         statement=contrast["statement"],
         published=contrast["published"],
         measured=f"{MEASURES[name].label} by cell: {values}. {', '.join(better)} ahead of {', '.join(worse)} by "
-        f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]",
+        f"{judged.mean:+.3f} [{judged.low:+.3f}, {judged.high:+.3f}]",
         scale=scale,
-        verdict=above(low, high),
-        numbers=numbers | {"mean": mean, "low": low, "high": high},
+        verdict=judged.verdict,
+        numbers=numbers | judged.to_dict(),
     )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from data.tasks import Markov
 from experiments import workdir as files
-from experiments.claims import arms
-from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, interval
+from experiments.claims import arms, method
+from experiments.claims.evidence import DOES_NOT, HOLDS, UNDECIDED, Evidence, Judged
 
 TEXTS = "texts"
 
@@ -31,7 +31,8 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     arms.compare(found, workdir)
     rate, chance = source.best_loss / math.log(2), source.chance_loss / math.log(2)
     bits = {arm: [row["eval/bits_per_byte"] for row in rows] for arm, rows in found.items()}
-    learned = {arm: interval([(chance - b) / (chance - rate) for b in by_seed]) for arm, by_seed in bits.items()}
+    judged = {arm: method.judge(claim, [(chance - b) / (chance - rate) for b in bits[arm]]) for arm in bits}
+    learned = {arm: each.ends for arm, each in judged.items()}
     shares = "; ".join(
         f"{arm} {np.mean(bits[arm]):.3f} bits a character, {100 * mean:.0f}% of the way "
         f"[{100 * low:.0f}, {100 * high:.0f}]"
@@ -44,9 +45,21 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
             measured=f"{shares} (frequencies {chance:.3f}, entropy rate {rate:.3f})",
             scale=arms.scale(found, seeds),
             verdict=verdict(learned["characters"], learned["tokens"], claim["learned"]),
-            numbers={"seeds": list(seeds), "bits": bits, "learned": learned, "rate": rate, "chance": chance},
+            numbers={
+                **_widest(judged),
+                "seeds": list(seeds),
+                "bits": bits,
+                "learned": learned,
+                "rate": rate,
+                "chance": chance,
+            },
         )
     ]
+
+
+def _widest(judged: Mapping[str, Judged]) -> dict[str, Any]:
+    """The numbers of the arm that varies most: what more seeds have to narrow."""
+    return max((each.numbers for each in judged.values()), key=lambda numbers: numbers.get("deviation", 0.0))
 
 
 def verdict(characters: tuple, tokens: tuple, bound: float) -> str:

@@ -29,6 +29,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "sarathi", "past_future", "batchllm", "prepacking", "splitwise", "lamina", "flover", "plan",
         "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "driven", "cached",
     )),
+    "evidence": ("experiments.claims.statistics",),
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations", "experiments.pretrained.copying"),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),

@@ -141,22 +141,30 @@ def eval_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> 
 
 
 def eval_batches(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> Iterator[dict]:
-    """`eval.rows` held-out rows (0: all) in batches: the same rows for any batch size, accumulation and devices.
+    """`eval.rows` held-out rows (0: all) behind the first `eval.skip`, in batches: the same rows for any batch size,
+    accumulation and devices.
 
-    The last batch is filled with rows of padding, which are not scored; `rows` as in `train_loader`.
+    The other rows of the first and last batch are padding, which is not scored; `rows` as in `train_loader`. Errors:
+    ConfigError where nothing is left to evaluate.
     """
     loader = eval_loader(config, corpus, rows)
-    count = min(loader.num_rows, config.eval.rows or loader.num_rows)
-    yield from _first(config, corpus, loader, count, rows)
+    first = config.eval.skip
+    if first >= loader.num_rows:
+        raise ConfigError([f"eval.skip={first} leaves none of {loader.num_rows} held-out rows; use e.g. eval.skip=0."])
+    count = min(loader.num_rows - first, config.eval.rows or loader.num_rows)
+    yield from _some(config, corpus, loader, (first, first + count), rows)
 
 
-def _first(config, corpus: data.Corpus, loader: data.Loader, count: int, rows: tuple[int, int]) -> Iterator[dict]:
-    """The first `count` rows of all parts, in batches; the last is filled with rows of padding."""
-    for step in range(-(-count // loader.batch_size)):
+def _some(
+    config, corpus: data.Corpus, loader: data.Loader, span: tuple[int, int], rows: tuple[int, int]
+) -> Iterator[dict]:
+    """Rows `span[0]` to `span[1]` - 1 of all parts, in batches; what else is in these batches is padding."""
+    for step in range(span[0] // loader.batch_size, -(-span[1] // loader.batch_size)):
         batch = loader.batch(step)
         mine = len(batch["tokens"])
-        left = count - step * loader.batch_size - rows[0] * mine  # Rows of this part that are asked for.
-        yield prepare(config, corpus, batch if left >= mine else _emptied(batch, max(left, 0), corpus.tokenizer.pad))
+        begin, end = (min(max(edge - step * loader.batch_size - rows[0] * mine, 0), mine) for edge in span)
+        whole = (begin, end) == (0, mine)
+        yield prepare(config, corpus, batch if whole else _emptied(batch, begin, end, corpus.tokenizer.pad))
 
 
 def text_batches(config, corpus: data.Corpus, count: int, rows: tuple[int, int] = (0, 1)) -> Iterator[dict]:
@@ -165,15 +173,16 @@ def text_batches(config, corpus: data.Corpus, count: int, rows: tuple[int, int] 
     size = config.eval.batch_size or config.data.batch_size // config.train.accumulation
     whole = {"epochs": 1, "shuffle": False, "packing": "alone"}
     loader = _loader(config, corpus, corpus.train, rows, batch_size=size, **whole)
-    yield from _first(config, corpus, loader, count, rows)
+    yield from _some(config, corpus, loader, (0, count), rows)
 
 
-def _emptied(batch: dict, left: int, pad: int) -> dict:
-    """A batch of a loader whose rows from `left` on are padding, as the loader itself fills up its last one."""
+def _emptied(batch: dict, begin: int, end: int, pad: int) -> dict:
+    """A batch of a loader whose rows before `begin` and from `end` on are padding, as the loader itself fills up its
+    last one."""
     fills = {"tokens": pad, "targets": pad}
     emptied = {name: array.copy() for name, array in batch.items()}
     for name, array in emptied.items():
-        array[left:] = fills.get(name, 0)
+        array[:begin] = array[end:] = fills.get(name, 0)
     return emptied
 
 

@@ -137,7 +137,7 @@ def _features_power(flops: np.ndarray) -> np.ndarray:
 
 
 def _evaluate_downstream(theta: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    gamma = math.exp(theta[2])
+    gamma = np.exp(theta[2])  # inf, as in other laws, where a wild step overflows
     gain = np.exp(theta[1] - gamma * loss)
     return theta[0] - gain, np.stack([np.ones_like(loss), -gain, gain * gamma * loss], axis=1)
 
