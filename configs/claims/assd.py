@@ -28,6 +28,7 @@ def get_claim():
         "statement": "Any-subset speculative decoding draws the sequential law in no more calls than tokens",
         "source": "Guo and Ermon 2025, arXiv:2504.20456",
         "published": "equal laws; at most as many calls as tokens",
+        "family": "decoding",
         "check": "assd",
         "tables": {"symbols": 3, "length": 4, "count": 3},
         "orders": ((0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0)),

@@ -42,6 +42,7 @@ def get_claim():
         "diffusion model, at equal accuracy",
         "source": "Hu et al. 2025, arXiv:2505.21467",
         "published": "GSM8K, Dream-7B: 17.8 times faster, 79.68 to 80.33%",
+        "family": "decoding",
         "check": "curve",
         "base": config,
         "arms": {

@@ -25,6 +25,7 @@ def get_claim():
         "statement": "Addition is learned better when the sum is written ones first than as we write it",
         "source": "Lee et al. 2023, arXiv:2307.03381, section 3",
         "published": "reversed sums improve accuracy and sample complexity (NanoGPT, 3 digits)",
+        "family": "order and format of data",
         "check": "contrast",
         "base": config,
         "arms": {

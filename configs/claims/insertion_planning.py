@@ -34,6 +34,7 @@ def get_claim():
         "statement": "Insertion finds paths in star graphs that other models do not",
         "source": "Patel et al. 2025, arXiv:2505.05755",
         "published": "hard: insertion 99.1%, masked diffusion 21.0%, autoregressive 23.0%",
+        "family": "objectives",
         "check": "contrast",
         "base": config,
         "arms": {

@@ -27,6 +27,7 @@ def get_claim():
         "statement": "Whether two sets meet, linear attention tells by their order, and from reading twice",
         "source": "Arora et al. 2024, arXiv:2407.05483",
         "published": "see pairs",
+        "family": "mixers and memory",
         "check": "contrast",
         "base": config,
         "arms": {

@@ -29,6 +29,7 @@ def get_claim():
     cells = {"better": ("LaCT", str(CHUNKS[-1])), "worse": ("LaCT", str(CHUNKS[0]))}
     return {
         "source": "Zhang et al. 2025, Test-Time Training Done Right",
+        "family": "mixers and memory",
         "check": "table",
         "statement": "Large chunks use the machine better than small ones and cost no quality",
         "published": "up to 70% of the peak of an A100 in large chunks, below 5% in chunks of 16 to 64",

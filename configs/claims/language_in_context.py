@@ -25,6 +25,7 @@ def get_claim():
         "statement": "Attention learns regular languages in context better than mixers with a memory of fixed size",
         "source": "Akyurek et al. 2024, arXiv:2401.12973",
         "published": "see pairs",
+        "family": "mixers and memory",
         "check": "contrast",
         "score": "loss",
         "base": config,

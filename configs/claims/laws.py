@@ -39,6 +39,7 @@ def get_claim():
         "statement": "Identities that the parts of the house stand on hold to rounding",
         "source": "the papers named under published",
         "published": "exact",
+        "family": "laws",
         "check": "law",
         "laws": LAWS,
     }

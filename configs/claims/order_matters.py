@@ -22,6 +22,7 @@ def get_claim():
         "statement": "A set is learned better written in ascending order than from its middle outwards",
         "source": "Vinyals et al. 2016, arXiv:1511.06391",
         "published": "output order matters significantly (recurrent networks; no figure for this pair)",
+        "family": "order and format of data",
         "check": "contrast",
         "base": config,
         "arms": {

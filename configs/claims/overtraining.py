@@ -31,6 +31,7 @@ def get_claim():
         "statement": "The loss of over-trained runs follows from a law fitted to runs of an eighth of their compute",
         "source": "Gadre et al. 2024, arXiv:2403.08540, section 3",
         "published": "1.4B at 640 tokens per parameter predicted from 300 times less compute",
+        "family": "scaling",
         "check": "overtraining",
         "base": config,
         "small": [_run(config, size, flops) for size in SIZES for flops in SMALL],

@@ -37,6 +37,7 @@ def get_claim():
         "statement": "A canvas padded by one end token spoils answers, a cycle of pads does not",
         "source": "Kim et al. 2025, arXiv:2510.03680",
         "published": "MATH 17.1 to 2.9% from length 128 to 256; 0.6 to 32.6% with seven pads",
+        "family": "decoding",
         "check": "contrast",
         "base": config,
         "arms": ends | pads,

@@ -50,6 +50,7 @@ def get_claim():
     grows = "recall grows with the size of the state"
     return {
         "source": "Arora et al. 2024, arXiv:2402.18668",
+        "family": "mixers and memory",
         "check": "table",
         "statement": "What a mixer recalls is bounded by its state",
         "published": grows,

@@ -34,6 +34,7 @@ def get_claim():
         "source": "Sun et al. 2023, arXiv:2310.15141; Xiong et al. 2024, arXiv:2410.11744; Luo et al. 2024, "
         "arXiv:2408.08696; Zhao et al. 2023, arXiv:2312.12728",
         "published": "1.37 times over one draft a node; 2 times; 2.06 to 3.92 times",
+        "family": "decoding",
         "check": "drafts",
         "base": config,
         "draft": {"model.num_layers": 1, "model.width": 64},

@@ -24,6 +24,7 @@ def get_claim():
         "statement": "Grown from a smaller model, a TokenFormer is better at equal compute",
         "source": "Wang et al. 2024, arXiv:2410.23168, figure 1",
         "published": "1.4B: perplexity 11.8 at a third of the TPU hours",
+        "family": "growth",
         "check": "growth",
         "arms": {name: _arm(name) for name in ("small", "large", "transformer")},
         "rivals": {

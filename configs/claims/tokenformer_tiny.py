@@ -28,6 +28,7 @@ def get_claim():
         "statement": "A tiny TokenFormer has a lower loss than a Transformer of as many parameters after as many steps",
         "source": "Wang et al. 2024, arXiv:2410.23168, table 2",
         "published": "on a par: Pile perplexity 10.45 at 150M, 8.28 at 450M",
+        "family": "growth",
         "check": "contrast",
         "score": "loss",
         "base": config,

@@ -23,6 +23,7 @@ def get_claim():
         "statement": "A transformer learns a 2nd-order Markov source from BPE tokens and not from characters",
         "source": "Rajaraman et al. 2024, arXiv:2404.08335",
         "published": "characters stay at the unigram loss, tokens come near the entropy rate",
+        "family": "order and format of data",
         "check": "tokenization",
         "source_settings": {"order": 2, "symbols": 2, "kind": "switching", "flip": 0.1},
         "documents": 1000,

@@ -47,6 +47,7 @@ def get_claim():
         "statement": "Likelihoods at equal compute rank as published",
         "source": "Arriola et al. 2025, arXiv:2503.09573; Schiff et al. 2025; Patel et al. 2025, arXiv:2505.05755",
         "published": "autoregressive before block before masked before score entropy and uniform diffusion",
+        "family": "objectives",
         "check": "contrast",
         "score": "bits_per_byte",
         "base": config,

@@ -1,7 +1,7 @@
-"""The ledger: stored rows of claims, the table of docs/LEDGER.md between two markers, and the same as a page.
+"""The ledger: stored rows of claims, their pages, and the counts in docs/LEDGER.md between two markers.
 
 docs/claims holds one small JSON file for each claim, as `experiments.claims.run` wrote it: committed evidence with the
-command, the date and the machine. The tables are made from these files and nothing else.
+command, the date and the machine. All tables are made of these files, pages also of the claims' own (`pages`).
 """
 
 import pathlib
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import workdir as files
-from experiments.claims import FILE
+from experiments.claims import FILE, interval_plot, pages
 from experiments.claims.evidence import VERDICTS
 from experiments.gallery import page as gallery
 from experiments.report import page
-from experiments.report.markdown import code, inline
+from experiments.report.markdown import inline
 from experiments.report.markdown import row as markdown_row
 from experiments.settings.errors import Refused
 
@@ -34,13 +34,15 @@ def store(workdirs: Sequence[pathlib.Path], docs: pathlib.Path = DOCS) -> None:
             raise Refused(f"--runs={workdir} holds no {FILE}; give the --workdir of a --mode=claim that finished.")
         records.append(_checked(record, workdir / FILE))
     for record in records:
-        files.write_json(docs / STORE / f"{_stem(record['claim'])}.json", record)
+        files.write_json(docs / STORE / f"{pages.stem(record['claim'])}.json", record)
 
 
 def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) -> tuple[pathlib.Path, pathlib.Path]:
-    """Rewrites the claims table of LEDGER.md, GALLERY.md and ledger.html; returns the paths of the first and the last.
+    """Rewrites the counts of LEDGER.md, the pages of claims, GALLERY.md and ledger.html; returns the paths of the first
+    and the last.
 
-    The markers of LEDGER.md are lines of their own; what stands before the first and behind the last is kept.
+    The markers of LEDGER.md are lines of their own; what stands before the first and behind the last is kept. HTML goes
+    to `page_folder`, or else to `docs`.
     """
     paths = sorted((docs / STORE).glob("*.json"))
     records = [_checked(files.read_json(path), path) for path in paths]
@@ -51,10 +53,30 @@ def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) ->
         raise Refused(f"{LEDGER} needs the lines {BEGIN!r} and {END!r} once each; put them where the table belongs.")
     text = "\n".join([*lines[: begin + 1], f"{markdown(records)}{END}", *lines[end + 1 :]])
     files.write_file(ledger, text.encode())
+    written = written_pages(records)
+    for name, text in written.items():
+        files.write_file(docs / STORE / name, text.encode())
+    for path in (docs / STORE).iterdir():  # of claims whose evidence is gone
+        if path.suffix in (".md", ".svg") and path.name not in written:
+            path.unlink()
+    for record in records:
+        out = (page_folder or docs) / STORE / f"{pages.stem(record['claim'])}.html"
+        files.write_file(out, pages.html(record).encode())
     gallery.write(docs, docs / STORE)
     out = (page_folder or docs) / PAGE
     files.write_file(out, _page(records).encode())
     return ledger, out
+
+
+def written_pages(records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The Markdown pages and figures of docs/claims, text by name."""
+    made = {pages.README: pages.readme(records)}
+    for record in records:
+        name = pages.stem(record["claim"])
+        made[f"{name}.md"] = pages.markdown(record)
+        if figure := interval_plot.draw(record["rows"]):
+            made[f"{name}.svg"] = figure + "\n"
+    return made
 
 
 def _checked(record: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -80,32 +102,27 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _stem(claim: str) -> str:
-    return claim.replace(".py", "").replace(":", "_")
-
-
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """The table, one line per row, and the commands below it."""
+    """What LEDGER.md says of the claims: how many rows have each verdict, by family, and where they are."""
     if not records:
         return "\nNo claim has been run yet.\n\n"
-    lines = ["", f"| {' | '.join(_HEADS)} |", "|" + "---|" * len(_HEADS)]
-    for record in records:
-        for row in record["rows"]:
-            claim = f"{row['statement']} ({record['source']})"
-            cells = (claim, row["published"], row["measured"], row["scale"], row["verdict"])
-            lines.append(markdown_row([inline(text) for text in cells]))
-    lines.append("")
-    for record in records:
-        lines.append(f"- {inline(record['date'])}, {inline(record['machine'])}: {code(record['command'])}")
-    return "\n".join([*lines, "", ""])
+    total = pages.counts(records)
+    heads = list(total)
+    lines = ["", markdown_row(["family", "rows", *map(inline, heads)]), "|---" * (len(heads) + 2) + "|"]
+    for family, some in pages.by_family(records).items():
+        found = pages.counts(some)
+        cells = [inline(family), str(sum(found.values())), *(str(found.get(head, 0)) for head in heads)]
+        lines.append(markdown_row(cells))
+    lines.append(markdown_row(["all", str(sum(total.values())), *map(str, total.values())]))
+    return "\n".join([*lines, "", f"Every row, by family: [claims/{pages.README}](claims/{pages.README}).", "", ""])
 
 
 def _page(records: Sequence[dict[str, Any]]) -> str:
     """The ledger as one page that needs nothing else."""
     rows = [
-        [page.escape(text) for text in (
-            f"{row['statement']} ({record['source']})", row["published"], row["measured"], row["scale"], row["verdict"],
-        )]
+        [f'<a href="{STORE}/{page.escape(pages.stem(record["claim"]))}.html">{page.escape(row["statement"])}</a> '
+         f"({page.escape(record['source'])})"]
+        + [page.escape(row[key]) for key in _ROW[1:]]
         for record in records for row in record["rows"]
     ]  # fmt: skip
     heads = [head.capitalize() for head in _HEADS]

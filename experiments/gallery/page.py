@@ -13,8 +13,8 @@ _HEAD = """# Gallery
 
 What this house can run: every preset, sweep and claim, with its source and what was found here. `python main.py
 --mode=list` prints the same, `--filter=WORDS` what the words find, and the settings beside it. `--mode=ledger` writes
-this page from the records in [configs](../configs) and the evidence in [docs/claims](claims); the rows of that evidence
-are in [LEDGER.md](LEDGER.md).
+this page from the records in [configs](../configs) and the evidence in [docs/claims](claims/README.md), where each
+claim has a page.
 """
 _PARTS = (("", "Models"), ("sweeps", "Sweeps"), ("claims", "Claims"))
 

@@ -2,12 +2,15 @@
 
 import json
 import re
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 from experiments import claims
 from experiments import workdir as files
-from experiments.claims import ledger
+from experiments.claims import interval_plot, ledger, pages
+from experiments.report import markdown
+from experiments.report.markdown import code
 from experiments.settings.errors import Refused
 
 RECORD = {
@@ -28,9 +31,16 @@ def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tm
     ledger.write(docs)
     first = (docs / "LEDGER.md").read_text()
     assert first.startswith("before\n") and first.endswith("\nafter\n") and "old" not in first
-    assert "| A \\| B (Author 2020) | 1 < 2 | 3 | 4 | does not |" in first and RECORD["command"] in first
+    assert "| family | rows | does not |" in first and "| other | 1 | 1 |" in first and "| all | 1 | 1 |" in first
+    named = (docs / "claims" / "README.md").read_text()
+    assert "## other" in named and "| A \\| B | does not | see its page | [a](a.md) |" in named
+    its = (docs / "claims" / "a.md").read_text()
+    assert "**does not**: A \\| B" in its and "published: 1 < 2" in its and f"`{RECORD['command']}`" in its
+    assert not (docs / "claims" / "a.svg").exists()  # no interval, no figure
+    (docs / "claims" / "gone.md").write_text("of a claim whose evidence is gone")
     ledger.write(docs)
-    assert (docs / "LEDGER.md").read_text() == first
+    assert (docs / "LEDGER.md").read_text() == first and not (docs / "claims" / "gone.md").exists()
+    assert "1 &lt; 2" in (docs / "claims" / "a.html").read_text()
     shown = (docs / "ledger.html").read_text()
     assert "1 &lt; 2" in shown and RECORD["command"] in shown
     for key, value in (
@@ -68,22 +78,83 @@ def test_text_of_a_claim_stays_in_its_cell_and_the_next_run_is_not_blocked(tmp_p
     ledger.store([run], docs)
     ledger.write(docs)
     first = (docs / "LEDGER.md").read_text()
-    table = first.removeprefix(f"before\n{ledger.BEGIN}\n").removesuffix(f"{ledger.END}\nafter\n")
-    assert len(table) < len(first) - 20
-    lines = [line for line in table.splitlines() if line]
-    assert [line[:2] for line in lines] == ["| ", "|-", "| ", "- "]  # Head, rule, one row, one command.
-    assert len(re.findall(r"(?<!\\)\|", lines[2])) == 6
-    unfenced = lines[2] + lines[3].partition("`")[0]
-    assert not re.search(r"<[a-z/!]|\]\(|\u202e", unfenced)
+    assert first.startswith(f"before\n{ledger.BEGIN}\n") and first.endswith(f"{ledger.END}\nafter\n")
+    assert first.count(ledger.END) == 1 and "| all | 1 | 1 |" in first
+    for name in ("README.md", "a.md"):
+        text = (docs / "claims" / name).read_text()
+        unfenced = text.replace(code(evil), "")
+        assert not re.search(r"<[a-z/!]|\]\(http|\u202e|^# head", unfenced, re.MULTILINE), name
+    (row,) = [line for line in (docs / "claims" / "README.md").read_text().splitlines() if line.startswith("| x")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5
     ledger.write(docs)
     assert (docs / "LEDGER.md").read_text() == first
-    shown = (docs / "ledger.html").read_text()
-    assert "\u202e" not in shown and "alert(1)</script>" not in shown
+    for page in ("ledger.html", "claims/a.html"):
+        shown = (docs / page).read_text()
+        assert "\u202e" not in shown and "alert(1)</script>" not in shown
 
 
-def test_the_ledger_of_the_house_is_up_to_date(tmp_path):
-    """Its table says what docs/claims holds, no more and no less."""
+def house():
+    """The evidence of the house."""
+    return [json.loads(path.read_text()) for path in sorted((ledger.DOCS / ledger.STORE).glob("*.json"))]
+
+
+def test_the_ledger_of_the_house_is_up_to_date():
+    """Its counts and pages say what docs/claims holds, no more and no less: `python main.py --mode=ledger`."""
     text = (ledger.DOCS / ledger.LEDGER).read_text("utf-8")
-    paths = sorted((ledger.DOCS / ledger.STORE).glob("*.json"))
-    table = text.split(ledger.BEGIN)[1].split(ledger.END)[0]
-    assert table == "\n" + ledger.markdown([json.loads(path.read_text()) for path in paths])
+    assert text.split(ledger.BEGIN)[1].split(ledger.END)[0] == "\n" + ledger.markdown(house())
+    folder, made = ledger.DOCS / ledger.STORE, ledger.written_pages(house())
+    assert {path.name for path in folder.iterdir() if path.suffix in (".md", ".svg")} == {*made}
+    for name, page in made.items():
+        assert (folder / name).read_text("utf-8") == page, name
+
+
+def test_every_row_of_the_house_is_on_its_page_under_a_family():
+    """The page of a claim has its rows, arms, command, seeds and caveats; the counts are those of the rows."""
+    records, made = house(), ledger.written_pages(house())
+    assert pages.OTHER not in pages.by_family(records)
+    assert sum(pages.counts(records).values()) == sum(len(record["rows"]) for record in records)
+    table = made[pages.README]
+    for record in records:
+        name = pages.stem(record["claim"])
+        text = made[f"{name}.md"]
+        assert table.count(f"[{name}]({name}.md)") == len(record["rows"])
+        for row in record["rows"]:
+            assert markdown.inline(row["statement"]) in text and markdown.inline(row["measured"]) in text
+            assert markdown.inline(row["statement"]) in table
+        assert record["command"] in text and "## Caveats" in text and "## Why, and what to expect" in text
+        arms = pages.stated(record["claim"])[1].get("arms", {})
+        assert all(f"| {markdown.inline(arm)} |" in text for arm in (arms if isinstance(arms, dict) else ()))
+    assert max(len(line) for line in table.splitlines()) < 300  # one readable line a row
+
+
+def test_a_figure_shows_each_interval_on_its_own_scale():
+    def row(mean, low, high, **more):
+        return {"statement": "s", "verdict": "holds", "numbers": {"mean": mean, "low": low, "high": high, **more}}
+
+    drawn = interval_plot.draw([row(0.5, 0.25, 0.75), row(-2.0, -4.0, 0.0, effect=1.0), {"numbers": {"error": 0.0}}])
+    tree = ElementTree.fromstring(drawn)
+    rest = "{http://www.w3.org/2000/svg}"
+    circles = [float(each.get("cx")) for each in tree.iter(f"{rest}circle")]
+    lines = [(float(each.get("x1")), float(each.get("x2"))) for each in tree.iter(f"{rest}line")]
+    zero, half = 200.0, 192 / 1.15  # the middle of 8 to 392; the largest end lies at 1 / 1.15 of the half width
+    assert circles == [round(zero + half * 2 / 3, 1), round(zero - half / 2, 1)]
+    assert lines[0] == lines[2] == (zero, zero)
+    assert lines[1] == (round(zero + half / 3, 1), round(zero + half, 1))
+    assert lines[3] == (round(zero - half, 1), zero)
+    (band,) = tree.iter(f"{rest}rect")
+    assert float(band.get("x")) == round(zero - half / 4, 1)
+    assert float(band.get("width")) == pytest.approx(half / 2, abs=0.11)
+    assert interval_plot.draw([{"numbers": {"mean": float("nan"), "low": 0, "high": 1}}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ({"mean": 0.12345, "low": -1, "high": 2.5}, "0.123 [-1, 2.5]"),
+        ({"ratio": [8.1, 8.0, 8.2], "mean": 1, "low": 0, "high": 2}, "8.1 [8, 8.2]"),
+        ({"error": 1.2e-16}, "largest error 1e-16"),
+        ({}, "see its page"),
+    ],
+)
+def test_what_was_found_is_shown_short(numbers, text):
+    assert pages.number({"numbers": numbers}) == text

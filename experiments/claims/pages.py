@@ -1,0 +1,205 @@
+"""The ledger as pages: docs/claims/README.md with one line a row, by family, and a page for each claim.
+
+A page is made of the stored evidence and of the claim's file in configs/claims: its docstring says why and what to
+expect, its `family` where it stands.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.claims import interval_plot
+from experiments.claims.evidence import CONTROL_FAILED, COST, EQUAL, UNDECIDED
+from experiments.report import page
+from experiments.report.markdown import code, inline
+from experiments.report.markdown import row as markdown_row
+
+README = "README.md"
+OTHER = "other"
+_HEAD = """# Claims of papers, re-tested
+
+One line a row, from the evidence beside this page; each claim has a page with its arms, figure, command, seeds and
+caveats. How a verdict comes about: [evidence.md](../evidence.md). `python main.py --mode=ledger` writes these pages.
+"""
+_CAVEATS = {
+    COST: "The budget did not decide: the row says what a decision would cost.",
+    CONTROL_FAILED: "The control did not reach its level: this run tests nothing of the statement.",
+    EQUAL: "Any difference is smaller than the smallest effect of interest.",
+    UNDECIDED: "The 95% interval over seeds holds both answers.",
+}
+
+
+def stem(name: str) -> str:
+    """The name of a claim's files, of the config file that it was run from."""
+    return name.replace(".py", "").replace(":", "_")
+
+
+def stated(name: str) -> tuple[str, Mapping[str, Any]]:
+    """(docstring, claim) of the file in configs/claims; ("", {}) where the house has none of that name."""
+    module = f"configs.claims.{name.partition(':')[0].removesuffix('.py')}"
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        return "", {}
+    made = importlib.import_module(module)
+    return inspect.getdoc(made) or "", made.get_claim()
+
+
+def by_family(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The records by the family that their claims name, in the order of the names."""
+    found: dict[str, list] = {}
+    for record in records:
+        found.setdefault(stated(record["claim"])[1].get("family", OTHER), []).append(record)
+    return dict(sorted(found.items()))
+
+
+def number(row: Mapping[str, Any]) -> str:
+    """What was found, short: a mean with its interval, a ratio, or the largest error."""
+    numbers = row.get("numbers", {})
+    for key in ("ratio", None):
+        ends = numbers.get(key) if key else [numbers.get(name) for name in ("mean", "low", "high")]
+        if isinstance(ends, Sequence) and len(ends) == 3 and all(isinstance(end, int | float) for end in ends):
+            return "{:.3g} [{:.3g}, {:.3g}]".format(*ends)
+    for key, text in (("error", "largest error"), ("total_variation", "total variation")):
+        if isinstance(numbers.get(key), int | float):
+            return f"{text} {numbers[key]:.0e}"
+    return "see its page"
+
+
+def readme(records: Sequence[Mapping[str, Any]]) -> str:
+    """The table of all rows by family, as Markdown."""
+    parts = [_HEAD]
+    for family, some in by_family(records).items():
+        parts += [f"## {family}\n", markdown_row(["claim", "verdict", "found", "page"]), "|---|---|---|---|"]
+        for record in some:
+            name = stem(record["claim"])
+            for row in record["rows"]:
+                cells = [inline(row["statement"]), inline(row["verdict"]), inline(number(row)), f"[{name}]({name}.md)"]
+                parts.append(markdown_row(cells))
+        parts.append("")
+    return "\n".join(parts)
+
+
+def counts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many rows have each verdict, the most frequent first."""
+    found: dict[str, int] = {}
+    for record in records:
+        for row in record["rows"]:
+            found[row["verdict"]] = found.get(row["verdict"], 0) + 1
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def caveats(record: Mapping[str, Any], claim: Mapping[str, Any]) -> list[str]:
+    """What a reader should not take the rows for."""
+    said = [_CAVEATS[verdict] for verdict in _CAVEATS if any(row["verdict"] == verdict for row in record["rows"])]
+    judged = [row for row in record["rows"] if "seeds" in row.get("numbers", {})]
+    for seeds in sorted({len(row["numbers"]["seeds"]) for row in judged}):
+        said.append(f"{seeds} seeds on a small scale: it may be otherwise at the scale of the paper.")
+    if judged and not any("control" in row["numbers"] for row in judged):
+        said.append("No positive control and no smallest effect of interest were stated when this was run.")
+    if "tuned" not in record and len(claim.get("arms", ())) > 1 and judged:
+        said.append("All arms have the rates of the config; they were not tuned for each arm.")
+    return said
+
+
+def _costs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    hours = [row["numbers"]["hours"] for row in record["rows"] if "hours" in row.get("numbers", {})]
+    taken = f"{max(hours):.2g} hours of runs" if hours else "not recorded; see the text of the claim"
+    seeds = sorted({len(row["numbers"]["seeds"]) for row in record["rows"] if "seeds" in row.get("numbers", {})})
+    return [
+        ("run on", f"{record['date']}, {record['machine']}"),
+        ("seeds", ", ".join(map(str, seeds)) or "none: nothing is drawn by seed"),
+        ("cost", taken),
+    ]
+
+
+def _arms(claim: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, what it sets) of each arm, line, point or setting of the claim."""
+    made = []
+    for group in ("arms", "lines", "points", "settings"):
+        some = claim.get(group)
+        if isinstance(some, Mapping):
+            for name, values in some.items():
+                chosen = record.get("tuned", {}).get(name, {}).get("chosen", {})
+                flat = {**values, **chosen} if isinstance(values, dict) else {}
+                said = ", ".join(f"{key} = {_short(value)}" for key, value in flat.items())
+                made.append((f"{name}", said or ("its own config" if not isinstance(values, dict) else "the base")))
+    return made
+
+
+def _short(value: Any) -> str:
+    text = repr(value).replace("'", "")
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The page of one claim as Markdown; its figure stands beside it as NAME.svg."""
+    doc, claim = stated(record["claim"])
+    name, title = stem(record["claim"]), claim.get("statement") or record["rows"][0]["statement"]
+    lines = [
+        f"# {inline(title)}",
+        "",
+        f"Source: {inline(record['source'])}. [All claims](README.md)",
+        "",
+        "## What",
+        "",
+    ]
+    for row in record["rows"]:
+        lines += [
+            f"- **{inline(row['verdict'])}**: {inline(row['statement'])}",
+            f"  - published: {inline(row['published'])}",
+            f"  - measured here: {inline(row['measured'])}",
+            f"  - scale: {inline(row['scale'])}",
+        ]
+    if interval_plot.draw(record["rows"]):
+        lines += ["", "## Figure", "", f"![Differences with their intervals, a row each]({name}.svg)"]
+    if doc:
+        lines += ["", "## Why, and what to expect", "", *_paragraphs(doc)]
+    if arms := _arms(claim, record):
+        lines += ["", "## Arms", "", markdown_row(["arm", "what it sets"]), "|---|---|"]
+        lines += [markdown_row([inline(arm), inline(said)]) for arm, said in arms]
+    lines += ["", "## Cost and seeds", ""]
+    lines += [f"- {key}: {inline(value)}" for key, value in _costs(record)]
+    lines += [f"- command: {code(record['command'])}", "", "## Caveats", ""]
+    lines += [f"- {inline(text)}" for text in caveats(record, claim)] or ["- None beside its scale."]
+    return "\n".join([*lines, ""])
+
+
+def _paragraphs(doc: str) -> list[str]:
+    """The docstring of a claim's file without its command, as paragraphs."""
+    made = [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
+    return [line for text in made for line in (inline(text), "")][:-1]
+
+
+def html(record: Mapping[str, Any]) -> str:
+    """The page of one claim as HTML that needs nothing else."""
+    doc, claim = stated(record["claim"])
+    title = claim.get("statement") or record["rows"][0]["statement"]
+    heads = ["Statement", "Published", "Measured here", "Scale", "Verdict"]
+    keys = ("statement", "published", "measured", "scale", "verdict")
+    rows = [[page.escape(row[key]) for key in keys] for row in record["rows"]]
+    figure = interval_plot.draw(record["rows"])
+    body = [
+        f'<header><p class="kicker">{page.escape(record["source"])}</p><h1>{page.escape(title)}</h1></header>',
+        page.section("what", "What", page.table(heads, rows, kind="prose")),
+    ]
+    if figure:
+        caption = "<figcaption>Differences with their intervals, a row each, every row to its own scale.</figcaption>"
+        body.append(page.section("figure", "Figure", f"<figure>{figure}{caption}</figure>"))
+    if doc:
+        texts = [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
+        body.append(page.section("why", "Why, and what to expect", *(f"<p>{page.escape(text)}</p>" for text in texts)))
+    if arms := _arms(claim, record):
+        table = page.table(["Arm", "What it sets"], [[page.escape(a), page.escape(b)] for a, b in arms], kind="prose")
+        body.append(page.section("arms", "Arms", table))
+    costs = [[page.escape(key), page.escape(value)] for key, value in _costs(record)]
+    command = f"<pre>{page.escape(record['command'])}</pre>"
+    body.append(page.section("cost", "Cost and seeds", page.table(["", ""], costs, kind="narrow prose"), command))
+    said = caveats(record, claim) or ["None beside its scale."]
+    items = "".join(f"<li>{page.escape(text)}</li>" for text in said)
+    body.append(page.section("caveats", "Caveats", f"<ul>{items}</ul>"))
+    return page.document(title, body)
