@@ -18,8 +18,10 @@ from experiments.bench.comparison import Comparison, Planned
 from experiments.bench.training import SHAPES, config, from_plain, program_of
 from experiments.generation.decoder import Decoder
 from experiments.generation.engine import Engine
+from experiments.generation.text import Generator
 from experiments.program import sharding
 from kernels import masks
+from kernels.attention.cached import attend_cache
 
 GREEDY = base.get_config().generate.to_dict() | {"temperature": 0.0}
 
@@ -30,6 +32,7 @@ def planned() -> Iterator[Planned]:
         for batch in (1, 8):
             yield Planned(f"decode/{shape}/batch{batch}", functools.partial(_decode, shape, batch))
     yield Planned("lanes/a", functools.partial(_lanes, "a"))
+    yield Planned("blocks/b", functools.partial(_blocks, "b"))
     yield Planned("first/124m", _first)
 
 
@@ -86,7 +89,11 @@ def passes(lengths: Sequence[int], lanes: int) -> dict[str, int]:
 
 
 def _lanes(shape: str, count: int = 64, lanes: int = 8, prompt: int = 8) -> Comparison:
-    """Requests of 16 to 512 tokens over lanes, and in batches of as many rows that wait for their longest."""
+    """Requests of 16 to 512 tokens over lanes, and in batches of as many rows that wait for their longest.
+
+    "fixed" are batches in the same engine, whose slots grow with the batch; "generate" is a call a batch, which has
+    room for its longest text from the start.
+    """
     config_ = config(shape)
     mesh = sharding.make_mesh(config_, jax.devices()[:1])
     tokenizer = copy.copy(data.ByteTokenizer())
@@ -98,6 +105,7 @@ def _lanes(shape: str, count: int = 64, lanes: int = 8, prompt: int = 8) -> Comp
     params = made.init()["params"]
     trained = types.SimpleNamespace(config=config_, program=made, params=params, tokenizer=tokenizer)
     engine = Engine(trained, lanes=lanes, capacity=prompt + 1 + 512, temperature=0.0)
+    generator = Generator(made, tokenizer)
     least = passes(lengths, lanes)
 
     def texts(some: slice) -> list[str]:
@@ -112,14 +120,63 @@ def _lanes(shape: str, count: int = 64, lanes: int = 8, prompt: int = 8) -> Comp
     def in_batches() -> list[str]:
         return [text for i in range(0, count, lanes) for text in texts(slice(i, i + lanes))]
 
+    def by_calls() -> list[str]:
+        made = []
+        for i in range(0, count, lanes):
+            asked = GREEDY | {"max_tokens": max(lengths[i : i + lanes])}
+            made += generator(params, prompts[i : i + lanes], asked)
+        return made
+
     return Comparison(
         name=f"lanes/{shape}",
-        candidates={"lanes": over_lanes, "fixed": in_batches},
+        candidates={"lanes": over_lanes, "fixed": in_batches, "generate": by_calls},
         baseline="fixed",
         check=lambda: "" if over_lanes() == in_batches() else "texts over lanes differ from those in batches",
         work=(sum(lengths), "tokens"),
-        counted=("passes", least),
+        counted=("passes", least | {"generate": least["fixed"]}),
         rounds=3,
+    )
+
+
+def _blocks(shape: str, batch: int = 8, slots: int = 512, block: int = 64) -> Comparison:
+    """One token's attention in a layer, slots side by side, or gathered from a pool by a table of blocks.
+
+    "moved" is the copy of all slots that rows side by side need when they go to another shape.
+    """
+    D, _, N, *_ = SHAPES[shape]
+    H, count = D // N, slots // block
+    shapes = [(batch, 1, N, H), *[(batch, N, slots, H)] * 2]
+    q, *cache = (jax.random.normal(jax.random.key(i), size) for i, size in enumerate(shapes))
+    table = jax.random.permutation(jax.random.key(3), batch * count).reshape(batch, count)
+    cut = lambda x: x.reshape(batch, N, count, block, H).swapaxes(1, 2).reshape(batch * count, N, block, H)  # noqa: E731
+    pool = [jnp.zeros_like(cut(x)).at[table.reshape(-1)].set(cut(x)) for x in cache]
+
+    @jax.jit
+    def beside(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask=masks.Causal())
+
+    @jax.jit
+    def by_table(q: jax.Array, table: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        whole = lambda x: x[table].swapaxes(1, 2).reshape(batch, N, slots, H)  # noqa: E731
+        return beside(q, whole(k), whole(v))
+
+    moved, rows = jax.jit(lambda k, v, rows: (k[rows], v[rows])), jnp.arange(batch)[::-1]
+
+    def check() -> str:
+        far = float(jnp.max(jnp.abs(beside(q, *cache) - by_table(q, table, *pool))))
+        return "" if far < 1e-6 else f"the two differ by {far:.1e}"
+
+    return Comparison(
+        name=f"blocks/{shape}",
+        candidates={
+            "beside": lambda: beside(q, *cache),
+            "table": lambda: by_table(q, table, *pool),
+            "moved": lambda: moved(*cache, rows),
+        },
+        baseline="beside",
+        check=check,
+        work=(batch, "tokens"),
+        calls=20,
     )
 
 

@@ -1,4 +1,4 @@
-"""Cached beginnings: texts and states are those without the cache, for slots and for states that are more than slots."""
+"""Cached beginnings: texts and states are those without the cache, for slots and for states that hold more."""
 
 import jax
 import numpy as np
