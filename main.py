@@ -21,6 +21,7 @@ MODES = {
     "plan": "print parameters, shardings, FLOPs and memory of --config; train nothing",
     "evaluate": "held-out likelihood of the newest checkpoint in --workdir",
     "generate": "continue --prompt, or each line of --prompts, with the model in --workdir",
+    "serve": "put the model in --workdir behind HTTP, as OpenAI's interface has it, with a page",
     "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
     "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
@@ -46,6 +47,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string("prompt", None, "generate: the text to continue.")
 flags.DEFINE_string("prompts", None, "generate: a file with one prompt a line; blank lines are skipped.")
 flags.DEFINE_string("output", "", "generate: a JSONL file for the texts of --prompts; what stands in it is kept.")
+flags.DEFINE_integer("port", 8000, "serve: where it listens; 0 takes any that is free.")
+flags.DEFINE_string("host", "127.0.0.1", "serve: an address beyond this machine, e.g. 0.0.0.0, lets others in.")
+flags.DEFINE_integer("lanes", 0, "serve: texts under way together; 0 takes generate.engine.lanes.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
 flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting; tokenize: names.")
@@ -60,9 +64,10 @@ FLAGS = flags.FLAGS
 KNOWN = (
     "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "output", "runs",
     "jobs", "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
+    "port", "host", "lanes",
 )  # fmt: skip
 SIMULATED = ("cpu", "a100", "h100", "h200")  # Topologies of CPU devices, before jax may be imported.
-NUMBERS = {"simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
+NUMBERS = {"port": 8000, "lanes": 8, "simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 
 
 def usage() -> str:
@@ -71,9 +76,8 @@ def usage() -> str:
     # absl puts the choices of a flag before its sentence; those of --mode stand above.
     described = {f"--{name}": re.sub(r"^<.*?>: ", "", FLAGS[name].help) for name in KNOWN}
     described["--config.KEY=VALUE"] = "Change one setting, e.g. --config.train.steps=500; docs/knobs.md lists all."
-    described["--helpfull"] = "The flags of every library too."
     rows = [f"  {name:<18} {text}" for name, text in described.items()]
-    return "\n".join([__doc__.strip(), "", "Modes (the first is the default):", *modes, "", "Flags:", *rows])
+    return "\n".join([__doc__.strip(), "Modes (the first is the default):", *modes, "", "Flags:", *rows])
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -4,10 +4,12 @@ What a person can have got wrong is found before anything heavy is imported: jax
 stand, checkpoints and plots only in the mode that needs them.
 """
 
+import functools
 import os
 import pathlib
 import shlex
 import sys
+import types
 from typing import Any
 
 from experiments import preflight
@@ -27,7 +29,7 @@ def run(flags: Any, changes: Changes) -> None:
     {
         "train": train, "evaluate": evaluate, "generate": generate, "export": export, "plan": plan, "report": report,
         "bench": bench, "sweep": sweep, "claim": claim, "ledger": ledger, "list": listing,
-        "tokenize": tokenize,
+        "tokenize": tokenize, "serve": serve,
     }[flags.mode](flags, changes)  # fmt: skip
 
 
@@ -220,32 +222,9 @@ def evaluate(flags: Any, changes: Changes) -> None:
         print(memories.of_run(model, named.workdir(flags) if flags.workdir else None))
 
 
-def prompts(flags: Any) -> list[str]:
-    """The prompts that the command line names; bytes that are not UTF-8 stay what they are."""
-    if (flags.prompt is None) == (flags.prompts is None):
-        raise Refused('generate needs either --prompt="text" or --prompts=FILE with one prompt a line.')
-    if flags.output and flags.prompt is not None:
-        raise Refused(f"--output={flags.output} goes with --prompts=FILE; with --prompt the text is printed.")
-    if flags.prompt == "":
-        raise Refused('--prompt="" is empty; give the text to continue, e.g. --prompt="def main(".')
-    if flags.prompt is not None:
-        return [flags.prompt]
-    try:
-        text = pathlib.Path(flags.prompts).expanduser().read_text("utf-8", "surrogateescape")
-    except (OSError, RuntimeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise Refused(
-            f"--prompts={flags.prompts} cannot be read: {reason}; give a file with one prompt a line."
-        ) from None
-    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
-    if not lines:
-        raise Refused(f"--prompts={flags.prompts} is empty; give a file with one prompt a line.")
-    return lines
-
-
 def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
-    asked, made = prompts(flags), _readable(flags, changes)
+    asked, made = named.prompts(flags), _readable(flags, changes)
     _jax(flags)
     from experiments import generation
     from experiments.generation import batch, requests
@@ -267,6 +246,28 @@ def generate(flags: Any, changes: Changes) -> None:
         return
     generator = generation.make(model.program, model.tokenizer)
     requests.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
+
+
+def serve(flags: Any, changes: Changes) -> None:
+    """Puts the model behind HTTP; it is loaded in another process, so that this one imports no jax."""
+    from experiments.serving import server
+
+    made = _readable(flags, changes)
+    name = server.model_name(named.workdir(flags).resolve().name if flags.workdir else made.init.pretrained)
+    lanes = flags.lanes or made.generate.engine.lanes
+    serving = server.Serving(name, flags.host, flags.port, lanes, made.generate.engine.queue)
+    server.check(serving)
+    keep = types.SimpleNamespace(
+        **{key: getattr(flags, key) for key in ("mode", "workdir", "config", "step", "coordinator", "num_processes")},
+        process_id=flags.process_id,
+    )
+    server.serve(functools.partial(_loaded, keep, made), serving)
+
+
+def _loaded(flags: Any, made: Any) -> Any:
+    """The model of `serve`, in the process of its engine."""
+    _jax(flags)
+    return _trained(flags, made)
 
 
 def export(flags: Any, changes: Changes) -> None:

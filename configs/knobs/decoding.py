@@ -61,6 +61,10 @@ engine.capacity = whole(
     0, "Tokens of a prompt and its text, at most; 0 = what the longest of the file needs.", least=0, before=0
 )
 
+engine.queue = whole(
+    64, "Texts that may wait for a lane of --mode=serve; more are asked to come again.", least=0, before=64
+)
+
 generate.window = window = group("The last tokens alone.", of="generate.memory=window")
 window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)
 

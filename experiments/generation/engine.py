@@ -127,11 +127,13 @@ class Engine:
 
     # The four verbs.
 
-    def admit(self, prompt: str, *, seed: int | None = None, number: int | None = None, **settings: Any) -> int:
+    def admit(
+        self, prompt: str | np.ndarray, *, seed: int | None = None, number: int | None = None, **settings: Any
+    ) -> int:
         """Hands a request in and returns its id.
 
         Args:
-          prompt: its text.
+          prompt: its text; or its ids `[n]`, the start of a document included, which go with a `number`.
           seed: of its randomness; None: the run's.
           number: tells requests of one seed apart; None: from the prompt, and how often it was asked before.
           **settings: of `config.generate`.
@@ -213,8 +215,8 @@ class Engine:
             ])  # fmt: skip
         return options
 
-    def _request(self, prompt: str, options: dict[str, Any], seed: int | None, number: int) -> Request:
-        ids = requests.encode(self.tokenizer, prompt)
+    def _request(self, prompt: str | np.ndarray, options: dict[str, Any], seed: int | None, number: int) -> Request:
+        ids = requests.encode(self.tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32)
         if len(ids) + options["max_tokens"] > self.pool.capacity:
             raise ConfigError([
                 f"a prompt of {len(ids)} tokens with generate.max_tokens={options['max_tokens']} does not fit "

@@ -1,4 +1,4 @@
-"""Folders of this machine that flags name: the workdir, and the runs that are compared."""
+"""What flags name: folders of this machine (the workdir, the runs that are compared), and prompts."""
 
 import glob
 import os
@@ -54,3 +54,26 @@ def local(flag: str, name: str) -> pathlib.Path:
         return pathlib.Path(name).expanduser()
     except RuntimeError:
         raise Refused(f"--{flag}={name} names no home folder; try --{flag}=runs/first.") from None
+
+
+def prompts(flags: Any) -> list[str]:
+    """The prompts that the command line names; bytes that are not UTF-8 stay what they are."""
+    if (flags.prompt is None) == (flags.prompts is None):
+        raise Refused('generate needs either --prompt="text" or --prompts=FILE with one prompt a line.')
+    if flags.output and flags.prompt is not None:
+        raise Refused(f"--output={flags.output} goes with --prompts=FILE; with --prompt the text is printed.")
+    if flags.prompt == "":
+        raise Refused('--prompt="" is empty; give the text to continue, e.g. --prompt="def main(".')
+    if flags.prompt is not None:
+        return [flags.prompt]
+    try:
+        text = pathlib.Path(flags.prompts).expanduser().read_text("utf-8", "surrogateescape")
+    except (OSError, RuntimeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise Refused(
+            f"--prompts={flags.prompts} cannot be read: {reason}; give a file with one prompt a line."
+        ) from None
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise Refused(f"--prompts={flags.prompts} is empty; give a file with one prompt a line.")
+    return lines

@@ -56,8 +56,9 @@ def load(workdir: str | os.PathLike, config: Any = None, *, step: str = "") -> T
     Errors: ConfigError or CheckpointError in one sentence.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    config = (config or saved_config(workdir)).copy_and_resolve_references()
-    saves = Checkpoints(workdir, config=config.to_dict())
+    saved = saved_config(workdir)
+    config = (config or saved).copy_and_resolve_references()
+    saves = Checkpoints(workdir, config=config.to_dict() | {"seed": saved.seed})  # A reader may draw with another.
     if not saves.steps():
         raise CheckpointError(f"--workdir={workdir} holds no finished checkpoint; train it first, then read it.")
     chosen = saves.named(step)
