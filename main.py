@@ -21,7 +21,7 @@ MODES = {
     "plan": "print parameters, shardings, FLOPs and memory of --config; train nothing",
     "evaluate": "held-out likelihood of the newest checkpoint in --workdir",
     "generate": "continue --prompt, or each line of --prompts, with the model in --workdir",
-    "serve": "put the model in --workdir behind HTTP, as OpenAI's interface has it, with a page",
+    "serve": "put the model in --workdir behind HTTP, as OpenAI's interface has it",
     "export": "write the parameters in --workdir to --workdir/model.safetensors",
     "report": "rebuild report.html in --workdir, or compare --runs",
     "sweep": "run every trial of the sweep --config, then its table, comparison and fit",

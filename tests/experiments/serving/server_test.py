@@ -12,7 +12,7 @@ from experiments import modes
 from experiments import workdir as files
 from tests.experiments.cli_test import flags
 from tests.experiments.serving import servers
-from tests.experiments.serving.servers import LANES, TOKENS
+from tests.experiments.serving.servers import LANES, TOKENS, ask, busy, text
 
 httpx = pytest.importorskip("httpx")
 PROMPTS = ["a", "def main(", "x" * 37, "say 3", "ä€", "hello world " * 5, "say 4", "b"]
@@ -35,16 +35,6 @@ def written(workdir, one_device):
             count = seen[line["prompt"]] = seen.get(line["prompt"], -1) + 1
             made[line["prompt"], count, chat] = line["text"]
     return made
-
-
-def ask(server, path="/v1/completions", **body):
-    return httpx.post(f"{server.url}{path}", json=body, timeout=120)
-
-
-def text(server, prompt, **more):
-    answer = ask(server, **{"prompt": prompt, "seed": 7} | more)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]["text"]
 
 
 def events(server, path="/v1/completions", **body):
@@ -118,13 +108,6 @@ def test_texts_are_the_same_among_32_clients_that_come_and_go(server, written):
     assert len(made) == 48
     assert all(told == written[prompt, 0, False] for prompt, told in made)
     servers.until(lambda: busy(server) == (0, 0))
-
-
-def busy(server):
-    """(texts in lanes, texts under way) by the server's figures."""
-    page = httpx.get(f"{server.url}/metrics").text
-    value = lambda name: int(page.split(f"\ntessera_{name} ")[1].split("\n")[0])  # noqa: E731
-    return value("texts_running"), value("texts_under_way")
 
 
 def test_settings_of_a_request_are_its_own(server):

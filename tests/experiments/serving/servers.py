@@ -72,3 +72,26 @@ def until(true, seconds: float = 30.0) -> None:
 def children(pid: int) -> list[int]:
     """Processes that a process has started."""
     return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ask(server: Server, path: str = "/v1/completions", **body):
+    """The answer to a body."""
+    import httpx
+
+    return httpx.post(f"{server.url}{path}", json=body, timeout=120)
+
+
+def text(server: Server, prompt, **more) -> str:
+    """The text behind a prompt, of seed 7."""
+    answer = ask(server, **{"prompt": prompt, "seed": 7} | more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
+
+
+def busy(server: Server) -> tuple[int, int]:
+    """(texts in lanes, texts under way) by the server's figures."""
+    import httpx
+
+    page = httpx.get(f"{server.url}/metrics").text
+    value = lambda name: int(page.split(f"\ntessera_{name} ")[1].split("\n")[0])  # noqa: E731
+    return value("texts_running"), value("texts_under_way")
