@@ -90,7 +90,8 @@ def serve(load: Callable[[], Any], serving: Serving) -> None:
 def listening(serving: Serving) -> socket.socket:
     """The socket. Errors: Refused where the place is taken or is none of this machine's."""
     family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once only over what calls itself TCP; else each answer but the first waits 40 ms for a receipt.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((serving.host, serving.port))
