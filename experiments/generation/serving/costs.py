@@ -113,7 +113,7 @@ class Offloaded:
       attention: seconds a token of context on the attention workers.
       traffic: bytes a token between the two.
       bandwidth: bytes a second.
-      batches: that rotate; a step of all rows takes as many intervals (`lamina.interval`).
+      batches: that rotate, equal parts of the work; a step of all rows takes as many intervals (`lamina.interval`).
     """
 
     model: StepCost
@@ -126,7 +126,7 @@ class Offloaded:
         """Seconds."""
         n = self.batches
         part = [Work(work.decodes[i::n], work.chunks[i::n]) for i in range(n)]
-        model = max(self.model(dataclasses.replace(p, decodes=(0,) * len(p.decodes))) for p in part)
-        attention = max(self.attention * sum(p.decodes) for p in part)
-        exchange = max(p.tokens for p in part) * self.traffic / self.bandwidth
+        model = sum(self.model(dataclasses.replace(p, decodes=(0,) * len(p.decodes))) for p in part) / n
+        attention = self.attention * sum(work.decodes) / n
+        exchange = work.tokens / n * self.traffic / self.bandwidth
         return n * lamina.interval(model, attention, exchange, n)

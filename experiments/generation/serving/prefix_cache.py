@@ -6,8 +6,9 @@ Only whole blocks are shared, and never the last token of a prompt: a row's next
 
 import dataclasses
 import hashlib
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from experiments.generation.serving.jobs import Job
@@ -45,21 +46,21 @@ class PrefixCache:
         self.block, self.most = block, most
         self.blocks: OrderedDict[bytes, Block] = OrderedDict()  # the one unused for longest first
         self.rows: dict[int, list[bytes]] = {}  # what each row refers to
+        self._used = 0
         self.hits = self.misses = 0  # tokens of prompts that were found, and that were not
+        self._keys: dict[int, tuple[Sequence[int], list[bytes]]] = {}  # of jobs that wait, so that each is hashed once
 
     @property
     def referenced(self) -> int:
         """Blocks in use."""
-        return sum(block.references > 0 for block in self.blocks.values())
+        return self._used
 
     def find(self, ids: Sequence[int]) -> list[bytes]:
         """The longest run of blocks from the beginning that are there; the last token is in none of them."""
-        found = []
-        for key in chain(ids[:-1], self.block):
-            if key not in self.blocks:
-                break
-            found.append(key)
-        return found
+        return self._there(chain(ids[:-1], self.block))
+
+    def _there(self, keys: Iterable[bytes]) -> list[bytes]:
+        return list(itertools.takewhile(self.blocks.__contains__, keys))
 
     def take(self, row: int, ids: Sequence[int]) -> list[Any]:
         """Values of the blocks that `find` finds, referred to by `row` until `release`."""
@@ -93,6 +94,7 @@ class PrefixCache:
         """`row` refers to nothing any more; what nobody refers to is kept until its room is needed."""
         for key in reversed(self.rows.pop(row, [])):  # The last block goes first: without it the others are of use.
             self.blocks[key].references -= 1
+            self._used -= self.blocks[key].references == 0
             self.blocks.move_to_end(key)
 
     def shrink(self, most: int) -> None:
@@ -101,6 +103,7 @@ class PrefixCache:
             pass
 
     def _refer(self, row: int, key: bytes) -> None:
+        self._used += self.blocks[key].references == 0
         self.blocks[key].references += 1
         self.blocks.move_to_end(key)
         self.rows[row].append(key)
@@ -119,7 +122,11 @@ class PrefixCache:
         """A waiting job as it would begin now: what is found is read, and shared where another row uses it."""
         if job.kept or not job.ids:
             return job
-        keys = self.find(job.ids)
+        known, keys = self._keys.get(job.id, ((), []))
+        if known is not job.ids:
+            keys = list(chain(job.ids[:-1], self.block))
+            self._keys[job.id] = job.ids, keys
+        keys = self._there(keys)
         used = sum(self.blocks[key].references > 0 for key in keys)
         return dataclasses.replace(job, read=len(keys) * self.block, shared=used * self.block)
 
@@ -127,6 +134,7 @@ class PrefixCache:
         """A job that begins: what is found is read and shared."""
         if not job.ids:
             return job
+        self._keys.pop(job.id, None)
         tokens = len(self.take(job.id, job.ids)) * self.block
         return dataclasses.replace(job, read=tokens, shared=tokens)
 

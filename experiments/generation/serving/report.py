@@ -15,7 +15,7 @@ class Report:
 
     Attributes:
       tokens: written a second.
-      goodput: requests a second that met both limits.
+      goodput: requests a second that met all limits.
       met: their share.
       preempted: preemptions in all; again: tokens read a second time.
       read: tokens of prompts that were read.
@@ -33,16 +33,16 @@ class Report:
     read: int
 
 
-def meets(served: Served, first: float, gap: float) -> bool:
-    """Whether a request kept both limits: its first token within `first`, its mean gap within `gap`."""
+def meets(served: Served, first: float, gap: float, stall: float = float("inf")) -> bool:
+    """Whether a request kept all limits: its first token in `first`, its mean gap in `gap`, every gap in `stall`."""
     gaps = served.gaps
-    return served.first <= first and (not gaps or sum(gaps) / len(gaps) <= gap)
+    return served.first <= first and (not gaps or sum(gaps) / len(gaps) <= gap and max(gaps) <= stall)
 
 
-def report(log: Log, *, first: float = float("inf"), gap: float = float("inf")) -> Report:
-    """The figures of a log; `first` and `gap`: limits in seconds that good requests keep (SLO)."""
+def report(log: Log, *, first: float = float("inf"), gap: float = float("inf"), stall: float = float("inf")) -> Report:
+    """The figures of a log; `first`, `gap`, `stall`: limits in seconds that good requests keep (SLO), see `meets`."""
     served = list(log.served.values())
-    good = sum(meets(s, first, gap) for s in served)
+    good = sum(meets(s, first, gap, stall) for s in served)
     gaps = [x for s in served for x in s.gaps]
     return Report(
         makespan=log.makespan,

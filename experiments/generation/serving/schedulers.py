@@ -130,17 +130,19 @@ class PastFuture:
     Attributes:
       kind: "past_future", "aggressive" or "conservative".
       longest: what every request is taken to write before anything has ended.
+      past: lengths of answers that ended before the first request came.
       rows: at most.
       seed: of the samples.
     """
 
     kind: str = "past_future"
     longest: int = 1024
+    past: Sequence[int] = ()
     rows: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.history = past_future.first_history(self.longest)
+        self.history = past_future.recorded(past_future.first_history(self.longest), self.past)
         self._random = np.random.default_rng(self.seed)
 
     def step(self, seen: Seen) -> StepPlan:

@@ -240,9 +240,9 @@ def test_padded_packed_and_offloaded_steps():
     work = Work((5, 7), ((4, 0), (9, 0), (5, 0)))
     assert padded(work).chunks == ((9, 0),) * 3 and padded(work).decodes == (5, 7)
     assert packed(work).chunks == ((9, 0),) * 2 and packed(Work()).chunks == ()
-    # Two batches of two rows: contexts 20 + 40 at 0.1 are 6 s, the model takes 5 s, 2 tokens of 8 bytes at 4 a second.
+    # Two batches of two rows: contexts 50 each at 0.1 are 5 s, the model takes 5 s, 2 tokens of 8 bytes at 4 a second.
     cost = Offloaded(StepCost((5.0, 0, 1.0, 0, 0)), 0.1, traffic=8.0, bandwidth=4.0)
-    assert cost(Work((10, 20, 30, 40))) == 2 * max((5 + 10) / 2, 6 + 4, 5)
+    assert cost(Work((10, 20, 30, 40))) == 2 * max((5 + 9) / 2, 5 + 4, 5)
     alone = dataclasses.replace(cost, batches=1)
     assert alone(Work((10, 20, 30, 40))) == 5 + 10 + 8 == lamina.interval(5, 10, 8, 1)
 
@@ -254,6 +254,7 @@ def test_reports():
     found = report(log, first=1.5, gap=1.0)
     assert found.makespan == 5 and found.met == pytest.approx(2 / 3) and found.goodput == pytest.approx(2 / 5)
     assert found.first == (1.0, pytest.approx(1 + 0.98 * 3)) and found.gap == (1, 1) and found.queued[0] == 0
+    assert report(log, stall=1.0).met == 1 and report(log, stall=0.99).met == 0
     assert report(log, first=9, gap=0.9).met == 0 and report(log).met == 1 and found.preempted == 0
 
 
