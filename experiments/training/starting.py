@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from data import conversations
 from experiments import workdir as files
 from experiments.pretrained import loaded
 from experiments.program import Program, build, optimizers
@@ -20,8 +21,8 @@ from experiments.workdir.checkpoints import Checkpoints
 # What a run leaves in its workdir, and what moves aside when another one takes its place.
 LEAVES = (
     files.CONFIG, files.RUN, files.METRICS, files.TIMING, files.SAMPLES, files.DRAFTS, files.MEMORIES, files.TEXTS,
-    files.ROUTING, files.RESULT, files.REPORT, files.TOKENIZER, files.TENSORBOARD, files.CHECKPOINTS, files.START,
-    provenance.DIFF, "profile", *files.EXPORTS.values(),
+    files.ROUTING, files.RESULT, files.REPORT, files.TOKENIZER, files.TEMPLATE, files.TENSORBOARD, files.CHECKPOINTS,
+    files.START, provenance.DIFF, "profile", *files.EXPORTS.values(),
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ class Place:
             if start is not None:
                 saves.forget_after(start)
             _save_tokenizer(corpus.tokenizer, self.workdir)
+            _save_template(config.data.template, self.workdir)
             command = command or f"train(config, {str(self.workdir)!r})"
             files.write_config(self.workdir, config.to_dict(), command, keys.base())
             writers.truncate(self.workdir, -1 if start is None else start, config.train.steps)
@@ -95,6 +97,16 @@ def _save_tokenizer(tokenizer: Any, workdir: pathlib.Path) -> None:
     disk.remove(private)
     if data != disk.read_bytes(workdir / files.TOKENIZER):
         disk.write_file(workdir / files.TOKENIZER, data)
+
+
+def _save_template(named: str, workdir: pathlib.Path) -> None:
+    """Keeps the file of `data.template`: chats with a model that was copied elsewhere are said as they were learned."""
+    try:
+        text = conversations.template_of(named)
+    except ValueError:  # The file is gone, and the run goes on with its own copy.
+        return
+    if text != named:
+        disk.write_file(workdir / files.TEMPLATE, text.encode())
 
 
 def move_aside(workdir: pathlib.Path) -> pathlib.Path | None:

@@ -12,6 +12,7 @@
     drafts.jsonl    {"step", "drafter", "wrote": [rounds of 1, 2, .. tokens], "calls", ..} of --mode=evaluate
     result.json     the summary of a finished run; absent while the run is under way
     tokenizer.json  what turns the model's ids into text
+    template.jinja  the chat template, where data.template names a file
     start/          the parameters that the run began with, where it is its own companion
     report.html     built from the files above at any time
 
@@ -50,6 +51,7 @@ TEXTS = "texts.json"  # The last evaluation of other texts.
 ROUTING = "routing.npz"  # The experts of some held-out tokens, where they were asked for.
 EXPORTS = {"safetensors": "model.safetensors", "hf": "hf", "gguf": "model.gguf"}  # By --format.
 TOKENIZER = "tokenizer.json"
+TEMPLATE = "template.jinja"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 START = "start"  # The parameters that a run began with, where it is its own companion.

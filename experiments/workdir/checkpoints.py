@@ -278,7 +278,8 @@ class Checkpoints:
             _same(about["arrays"], wanted, "another model than the config describes")
             return states.read(folder, target)
 
-        return self._newest_good(self.present()[::-1] if step is None else [step], read)
+        way = ", start again in a new --workdir, or add --overwrite to move them aside"
+        return self._newest_good(self.present()[::-1] if step is None else [step], read, way)
 
     def parameters(self, program: Any, *, step: int | None = None) -> Any:
         """The parameters (the averaged ones where a run keeps an average) of the newest good checkpoint, or of `step`.
@@ -317,10 +318,10 @@ class Checkpoints:
         step, read_back, about = found
         return step, read_back["params"], about
 
-    def _newest_good(self, candidates: Sequence[int], read: Read) -> tuple[int, Any, dict] | None:
+    def _newest_good(self, candidates: Sequence[int], read: Read, way: str = "") -> tuple[int, Any, dict] | None:
         """The first of the candidates that is good, as `(step, what was read, about)`; None where there are none.
 
-        Process 0 looks at the files, for all; all read.
+        Process 0 looks at the files, for all; all read. `way`: what else helps where none is good.
         """
         rejected: dict[int, str] = {}
 
@@ -349,9 +350,8 @@ class Checkpoints:
         steps = ", ".join(map(str, sorted(rejected)))
         newest = max(rejected, default=0)
         raise CheckpointError(
-            f"every checkpoint in {self.root} is damaged or of another run (steps {steps}); start again in a new "
-            "--workdir, restore the folder from a copy, or add --overwrite to move them aside and start over.\n"
-            f"  checkpoint {newest}: {rejected.get(newest, '')}"
+            f"every checkpoint in {self.root} is damaged or of another run (steps {steps}); restore the folder from a "
+            f"copy{way}.\n  checkpoint {newest}: {rejected.get(newest, '')}"
         )
 
     def _read(self, step: int, read: Read) -> tuple[str, Any, dict]:

@@ -66,8 +66,9 @@ def load(workdir: str | os.PathLike, config: Any = None, *, step: str = "") -> T
     config.mesh.update({"data": jax.device_count(), "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
     size, parts = config.eval.batch_size or config.data.batch_size // config.train.accumulation, jax.device_count()
     config.eval.batch_size = max(1, size // parts) * parts
-    config.lock()
     about = saves.newest_about() if chosen is None else saves.about(chosen)
+    config.data.template = vocabulary.template_now(about, config.data.template, workdir)
+    config.lock()
     tokenizer = vocabulary.load(workdir)
     if tokenizer is None:  # It was lost: the corpus, where it is still the same, makes it anew.
         tokenizer = processes.main_first(

@@ -65,11 +65,17 @@ def template_hash(named: str) -> str:
     return "" if text == named else hashlib.sha256(text.encode()).hexdigest()
 
 
+def template_now(about: Mapping[str, Any], named: str, workdir: pathlib.Path) -> str:
+    """`data.template` as it can be read: the path of the workdir's own copy where the file that it names is gone."""
+    kept = workdir / files.TEMPLATE
+    return str(kept) if about.get("template") and not os.path.exists(named) and disk.is_file(kept) else named
+
+
 def check_template(about: Mapping[str, Any], named: str, workdir: pathlib.Path) -> None:
     """Raises ConfigError when the file of `data.template` says something else than it did to a model, or is gone."""
     was = about.get("template", "")
     try:
-        now = template_hash(named) if was else ""
+        now = template_hash(template_now(about, named, workdir)) if was else ""
     except ValueError:
         now = "nothing"
     if was != now:

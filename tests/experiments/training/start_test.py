@@ -11,6 +11,7 @@ import pytest
 from experiments import modes, training
 from experiments import workdir as files
 from experiments.generation import make as make_generator
+from experiments.generation.chatting import spoken_to
 from experiments.program import Program
 from experiments.settings import identity
 from experiments.settings.errors import CheckpointError, ConfigError, TrainingDiverged
@@ -364,13 +365,24 @@ def test_a_chat_template_is_the_one_that_a_run_began_with(tmp_path):
     template.write_text(good.replace("<", "["))
     with pytest.raises(ConfigError, match=r"data.template=.* had the hash \w{12} when .* began and has \w{12} now"):
         train(config(3), tmp_path / "run", quiet=True)
-    template.unlink()
-    model = trained.load(tmp_path / "run")  # Nothing of it is read.
-    with pytest.raises(ConfigError, match=r"and has nothing now; bring the old file back"):
-        model.corpus  # noqa: B018
     asked = saved.saved_config(tmp_path / "run").copy_and_resolve_references()
     asked.generate.chat = True
-    with pytest.raises(ConfigError, match=r"and has nothing now; bring the old file back"):
+    with pytest.raises(ConfigError, match=r"and has \w{12} now"):
         trained.load(tmp_path / "run", asked)
+    template.unlink()  # The run has its own.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    model = trained.load(tmp_path / "moved", asked)
+    said = spoken_to(model.tokenizer, True, model.config.data.template)
+    assert said.decode(said.encode("one")) == "<user>one\n<assistant>" and model.corpus.hash
+    assert train(config(3), tmp_path / "moved", quiet=True)["step"] == 3
+    assert files.read_json(tmp_path / "moved" / files.CONFIG)["config"]["data"]["template"] == str(template)
+    kept = tmp_path / "moved" / files.TEMPLATE
+    assert kept.read_text() == good
+    for harm in (lambda: kept.write_text("other"), lambda: kept.unlink(), lambda: kept.symlink_to(talks)):
+        harm()  # As of a run that an older house began.
+        with pytest.raises(ConfigError, match=r"and has \w+ now; bring the old file back"):
+            trained.load(tmp_path / "moved", asked)
+    with pytest.raises(ConfigError, match=r"and has nothing now; bring the old file back"):
+        trained.load(tmp_path / "moved").corpus  # noqa: B018
     template.write_text(good)
-    assert train(config(3), tmp_path / "run", quiet=True)["step"] == 3
+    assert train(config(4), tmp_path / "moved", quiet=True)["step"] == 4 and kept.read_text() == good
