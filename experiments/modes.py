@@ -196,6 +196,7 @@ def evaluate(flags: Any, changes: Changes) -> None:
     from experiments.training import other_texts, traced
 
     other_texts.check(made)
+    other_texts.check_output(getattr(flags, "output", "") if made.eval.texts else "")
     place = named.workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
     agreement.check_command("evaluate", made.to_dict(), place, step=_step(flags))
     model = _trained(flags, made)

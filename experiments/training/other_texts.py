@@ -15,7 +15,11 @@ from data.packing import Alone
 from experiments import workdir as files
 from experiments.program import inputs
 from experiments.settings import processes
-from experiments.settings.errors import ConfigError
+from experiments.settings.errors import ConfigError, Refused
+from experiments.settings.visible import visible
+from experiments.workdir import disk
+
+FIELDS = ("text", "document", "sha256", "begins", "bytes", "tokens", "bits", "bits_per_byte", "kind")
 from experiments.training import evaluate as evaluation
 
 
@@ -107,7 +111,7 @@ def show(model: Any, step: Callable, *, workdir: pathlib.Path | str, output: str
     for found in evaluate(model, step):
         kept.append(found)
         if processes.is_main():
-            print(line(found), flush=True)
+            print(visible(line(found)), flush=True)
     if not processes.is_main():
         return
     if workdir:
@@ -117,6 +121,19 @@ def show(model: Any, step: Callable, *, workdir: pathlib.Path | str, output: str
         lines = [json.dumps(each) for found in kept for each in each_document(found, model.tokenizer)]
         files.write_file(pathlib.Path(output).expanduser(), "".join(f"{text}\n" for text in lines).encode())
         print(f"{len(lines):,} documents: {output}")
+
+
+def check_output(output: str) -> None:
+    """Raises Refused where something else than records of documents stands in the file `output` ("": none)."""
+    if not output:
+        return
+    held = disk.read_bytes(pathlib.Path(output).expanduser())
+    try:
+        first = disk.parsed(held.split(b"\n")[0]) if held else dict.fromkeys(FIELDS)
+    except (ValueError, RecursionError):
+        first = None
+    if not isinstance(first, dict) or tuple(first) != FIELDS:
+        raise Refused(f"--output={output} holds what no evaluation of texts wrote; give a new file.")
 
 
 def line(found: Found) -> str:

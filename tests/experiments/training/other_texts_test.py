@@ -10,7 +10,7 @@ import pytest
 
 from experiments import modes, report
 from experiments import workdir as files
-from experiments.settings.errors import ConfigError
+from experiments.settings.errors import ConfigError, Refused
 from experiments.training import evaluate, other_texts, train
 from experiments.workdir import trained
 from kernels import masks
@@ -89,7 +89,19 @@ def test_the_command_prints_lines_and_the_report_has_a_table(run, capsys):
     page = report.write(run).read_text()
     assert "Other texts" in page and str(run.parent / "new") in page
     (run / files.TEXTS).write_text('{"texts": [3]}')
-    assert "cannot be read; --mode=evaluate writes it anew" in report.write(run).read_text()
+    assert f"{files.TEXTS} holds what no evaluation wrote" in report.write(run).read_text()
+    other_texts.check_output(str(run.parent / "each.jsonl"))  # It may be written anew.
+
+
+@pytest.mark.parametrize("held", [b"my diary\n", b'{"text": "a corpus"}\n', b"[1]\n", b"[" * 50_000, b"7"])
+def test_a_file_of_something_else_is_not_written_over(held, tmp_path):
+    path = tmp_path / "each.jsonl"
+    other_texts.check_output(str(path))
+    path.write_bytes(held)
+    with pytest.raises(Refused, match="--output=.* holds what no evaluation of texts wrote; give a new file"):
+        other_texts.check_output(str(path))
+    path.write_bytes(b"")
+    other_texts.check_output(str(path))
 
 
 @pytest.mark.parametrize(
