@@ -17,10 +17,10 @@ from experiments.program import inputs
 from experiments.settings import processes
 from experiments.settings.errors import ConfigError, Refused
 from experiments.settings.visible import visible
+from experiments.training import evaluate as evaluation
 from experiments.workdir import disk
 
 FIELDS = ("text", "document", "sha256", "begins", "bytes", "tokens", "bits", "bits_per_byte", "kind")
-from experiments.training import evaluate as evaluation
 
 
 @dataclasses.dataclass(frozen=True)
