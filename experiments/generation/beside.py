@@ -26,6 +26,11 @@ def load(program: Program, tokenizer: Any, runs: Mapping[str, str]) -> tuple[dic
         if not workdir:
             raise ConfigError([f"generate.{name}='' names no run; give the --workdir of a smaller trained model."])
         programs[name] = companions.structure(program, f"generate.{name}=", workdir, tokenizer.vocab_size)
+        if not programs[name].objective.causal:
+            raise ConfigError([
+                f"{key} was trained with objective={programs[name].config.objective!r}, which sees both sides of a "
+                "token, and is asked for the next one; give a run with objective='next_token'."
+            ])  # fmt: skip
         saves = Checkpoints(pathlib.Path(workdir).expanduser())
         if not saves.steps():
             raise CheckpointError(f"{key} holds no finished checkpoint; give the workdir of a trained model.")

@@ -73,6 +73,11 @@ def test_a_template_that_works_on_or_fills_the_memory_ends_in_a_sentence(name, m
     assert chat.render("{{ messages[0].content }}", SAID) == "hello"  # By a new process, or the same one.
 
 
+def test_the_memory_of_a_template_has_a_limit_by_itself():
+    with pytest.raises(ValueError, match="it needs more than 1024 MiB"):
+        chat.render("{{ (('x' * 600000000) ~ ('y' * 600000000)) | length }}", SAID)
+
+
 def test_the_time_of_a_template_is_its_own(monkeypatch):
     """Many texts may take longer together than one of them may."""
     monkeypatch.setattr(chat, "SECONDS", 0.3)

@@ -117,7 +117,9 @@ class Vectors(Control):
         try:
             u = np.load(path)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"generate.vectors.path={path!r} is no file of numpy.save: {error}.") from error
+            raise ValueError(
+                f"generate.vectors.path={path!r} is no file of numpy.save: {str(error).rstrip('.')}."
+            ) from error
         if getattr(u, "shape", None) != shape:
             raise ValueError(
                 f"generate.vectors.path={path!r} holds {getattr(u, 'shape', 'many arrays')}; layers and width of the "

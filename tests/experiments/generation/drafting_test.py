@@ -11,7 +11,7 @@ import data
 from configs import base, transformer
 from experiments import report
 from experiments import workdir as files
-from experiments.generation import drafted, held_out, requests
+from experiments.generation import beside, drafted, held_out, requests
 from experiments.generation.drafted import Drafted
 from experiments.generation.engine import Engine
 from experiments.generation.text import Generator
@@ -158,3 +158,12 @@ def test_prompts_are_the_same_held_out_rows_for_any_batch_size():
 
     halves = ["".join(map(chr, row[:4])) for row in rows]
     assert asked(1) == asked(3) == asked(11) == [*halves[:2], *halves[3 : held_out.ROWS + 1]]
+
+
+def test_a_run_that_sees_both_sides_of_a_token_is_no_guide(monkeypatch):
+    theirs = types.SimpleNamespace(
+        objective=types.SimpleNamespace(causal=False), config=types.SimpleNamespace(objective="masked_diffusion")
+    )
+    monkeypatch.setattr(beside.companions, "structure", lambda *_: theirs)
+    with pytest.raises(ConfigError, match="generate.r2r.workdir=runs/b was trained with objective='masked_diffusion'"):
+        beside.load(None, data.ByteTokenizer(), {"r2r.workdir": "runs/b"})

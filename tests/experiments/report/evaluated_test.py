@@ -125,10 +125,13 @@ def test_a_folder_of_results_that_is_a_link_is_not_read(run):
     assert shown(run)[3] == []
 
 
-def test_a_line_of_loads_asks_for_no_more_places_than_a_table_has(run):
-    with writers.Writer(run, tensorboard=False) as writer:
-        writer.scalars(22, {"train/layers/load/00/00": 1.0, "train/layers/load/9999999/9999999": 1.0, "tokens": 22})
-    assert "holds what no evaluation wrote" in shown(run)[1][0]
+def test_a_line_of_loads_asks_for_no_more_places_than_a_table_has(run, monkeypatch):
+    monkeypatch.setattr(routing, "CELLS", 8)
+    for layers, good in ((2, True), (3, False)):  # Of four experts each.
+        with writers.Writer(run, tensorboard=False) as writer:
+            cells = {f"train/layers/load/{i:02}/{e:02}": 0.25 for i in range(layers) for e in range(4)}
+            writer.scalars(20 + layers, cells | {"tokens": 22})
+        assert ("holds what no evaluation wrote" not in shown(run)[1][0]) == good
 
 
 def test_a_trace_of_more_experts_than_pairs_are_counted_of_is_left_out(run):
