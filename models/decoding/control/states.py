@@ -115,15 +115,15 @@ class Vectors(Control):
         if not path:
             return {}
         try:
-            u = np.load(path)
-        except (OSError, ValueError, EOFError) as error:
+            with open(path, "rb") as file:
+                u = np.lib.format.read_array(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"generate.vectors.path={path!r} is no file of numpy.save: {str(error).rstrip('.')}."
             ) from error
-        if getattr(u, "shape", None) != shape:
+        if u.shape != shape:
             raise ValueError(
-                f"generate.vectors.path={path!r} holds {getattr(u, 'shape', 'many arrays')}; layers and width of the "
-                f"model are {shape}."
+                f"generate.vectors.path={path!r} holds {u.shape}; layers and width of the model are {shape}."
             )
         if u.dtype.kind not in "fiu" or not np.all(np.isfinite(u)):
             raise ValueError(f"generate.vectors.path={path!r} holds what is no finite number; make it anew.")
