@@ -171,10 +171,10 @@ BUGS = (
         CACHED,
     ),
     Bug(
-        "states that are not slots are those of the first block",
+        "blocks are kept before they have ended",
         f"{ROOM}/cached.py",
-        "[jnp.copy(x) for x in pieces[-1].rest])",
-        "[jnp.copy(x) for x in pieces[0].rest])",
+        "        whole = request.read // self.cache.block\n",
+        "        whole = -(-request.read // self.cache.block)\n",
         CACHED,
     ),
 )

@@ -63,7 +63,8 @@ class Served:
     """What became of a request: times in seconds.
 
     Attributes:
-      arrival, admitted: when it came, and when its prompt was begun.
+      asked: as it came.
+      admitted: when its prompt was begun.
       times: of its tokens.
       preempted: how often.
       again: tokens that were read a second time.
@@ -119,7 +120,7 @@ class Log:
         return max((s.times[-1] for s in self.served.values() if s.times), default=0.0)
 
 
-def everything_here(machines: Sequence[Machine], request: Asked) -> int:
+def emptiest(machines: Sequence[Machine], request: Asked) -> int:
     """The machine with the fewest pending tokens, the first of equal ones."""
     return min(range(len(machines)), key=lambda i: machines[i].pending)
 
@@ -128,7 +129,7 @@ def simulate(
     requests: Sequence[Asked],
     machines: Sequence[Machine],
     *,
-    route: Callable[[Sequence[Machine], Asked], int] = everything_here,
+    route: Callable[[Sequence[Machine], Asked], int] = emptiest,
     onward: Callable[[Sequence[Machine], Job], int] | None = None,
     transfer: Callable[[Job], float] = lambda job: 0.0,
 ) -> Log:
@@ -155,7 +156,14 @@ def _token_pool(machines: Sequence[Machine], job: Job) -> int:
 class _Run:
     """A simulation under way: the heap of events, and what is known of requests."""
 
-    def __init__(self, requests, machines, route, onward, transfer):
+    def __init__(
+        self,
+        requests: Sequence[Asked],
+        machines: Sequence[Machine],
+        route: Callable[[Sequence[Machine], Asked], int],
+        onward: Callable[[Sequence[Machine], Job], int],
+        transfer: Callable[[Job], float],
+    ):
         self.machines, self.route, self.onward, self.transfer = machines, route, onward, transfer
         self.log = Log(served={r.id: Served(r) for r in requests})
         if len(self.log.served) != len(requests):

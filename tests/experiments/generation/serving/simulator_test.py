@@ -158,6 +158,16 @@ def test_long_prompts_do_not_starve():
         assert log.served[10].admitted <= log.served[11].admitted
 
 
+def test_who_was_preempted_is_not_overtaken():
+    """Rows of 4 and 4 tokens in memory for 10: the second leaves, and a request of one token does not pass it."""
+    requests = [Asked(0, 0.0, 4, 6), Asked(1, 0.0, 4, 6), Asked(2, 1.5, 1, 1)]
+    for keeps in (True, False):
+        log = simulate(requests, [Machine(FirstCome(), ONE, Blocks(10), keeps=keeps)])
+        plans = [(s.start, s.plan.preempt, s.plan.admit) for s in log.steps if s.plan.preempt or s.plan.admit]
+        assert plans == [(0, (), (0, 1)), (2, (1,), ()), (6, (), (1, 2))]
+        assert log.served[1].preempted == 1 and log.served[1].again == (0 if keeps else 5)
+
+
 def test_what_cannot_be_is_an_error():
     with pytest.raises(RuntimeError, match="request 0 is never served"):
         simulate([Asked(0, 0.0, 101, 2)], [Machine(Sarathi(), ONE, Blocks(100))])
