@@ -37,6 +37,7 @@ def get_claim():
         "arXiv:2412.03594; Zhao et al. 2024, arXiv:2404.09529; Patel et al. 2023, arXiv:2311.18677; Chen et al. 2024, "
         "arXiv:2405.01814; Yao et al. 2023, arXiv:2305.13484",
         "published": "2.6 times the capacity; 2 to 3 times the goodput; 1.1 to 2 times as fast; 1.4 times; 1.48 times",
+        "family": "serving",
         "check": "serving",
         "common": {"cost": COST, "blocks": 6000},
         "trace": {
