@@ -51,11 +51,13 @@ def test_two_runs_of_one_config_are_bit_identical(tmp_path):
 
 def test_training_learns(tmp_path):
     config = tiny.config(
-        tmp_path, train__steps=60, optimizer__learning_rate=1e-2, train__log_every=1, checkpoint__every=0, eval__every=0
-    )
+        tmp_path, train__steps=60, optimizer__learning_rate=1e-2, train__log_every=1, checkpoint__every=20,
+        eval__every=0,
+    )  # fmt: skip
     train(config, tmp_path / "run", quiet=True)
     lines, _ = files.read_lines(tmp_path / "run" / files.METRICS)
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 61))  # Saves write none again.
     # Eight letters and a blank are at most log(9) = 2.2 nats; the untrained model has log(259) = 5.6.
     assert np.mean(losses[-10:]) < np.log(9) < 5.0 < losses[0]
 
