@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments.scaling.fit import Residuals
 from experiments.scaling.laws import FLOPS_PER_PARAMETER_TOKEN, positive
 
 
@@ -58,7 +59,8 @@ def isoflop(
     """Minima over budgets of `columns` `parameters`, `flops`, `loss`, `[R]` each, and their power laws in compute.
 
     Budgets with fewer than 4 sizes, or whose parabola has no minimum among the sizes tried, are left out. `bootstrap`
-    resamples the runs within each budget. Errors: ValueError where fewer than two budgets have a minimum.
+    resamples residuals, relative to the parabolas and of all budgets together, as `fit` does. Errors: ValueError where
+    fewer than two budgets have a minimum.
     """
     size, flops, loss = (positive(columns, name, "isoflop") for name in ("parameters", "flops", "loss"))
     budget = budgets_of(flops, tolerance)
@@ -77,14 +79,10 @@ def isoflop(
     (a, n), best = _power_law(logs, curves)
     intervals = {}
     if bootstrap:
-        rng, drawn = np.random.default_rng(seed), []
-        while len(drawn) < bootstrap:
-            picked = [rng.choice(rows, len(rows)) for _, rows in groups]
-            again = [i for i, rows in enumerate(picked) if not _reason(np.log(size[rows]), loss[rows])]
-            if len(again) >= 2:
-                some = np.array([np.polyfit(np.log(size[picked[i]]), loss[picked[i]], 2) for i in again])
-                drawn.append(_power_law(logs[again], some)[0][0])
-        low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+        rows = [rows for _, rows in groups]
+        low, high = _resampled(
+            logs, [np.log(size[r]) for r in rows], [loss[r] for r in rows], float(a), bootstrap, seed
+        )
         intervals = {"a": (low, high), "b": (1 - high, 1 - low)}
     return IsoFLOP(
         np.exp(logs), np.exp(best), np.exp(logs - best) / flops_per,
@@ -92,6 +90,29 @@ def isoflop(
         {"a": float(a), "b": float(1 - a)}, {"n": float(np.exp(n)), "d": float(np.exp(-n) / flops_per)},
         intervals, tuple(left_out),
     )  # fmt: skip
+
+
+def _resampled(
+    logs: np.ndarray, sizes: list[np.ndarray], losses: list[np.ndarray], slope: float, count: int, seed: int
+) -> tuple[float, float]:
+    """The 95% interval of the exponent a: `count` slopes of losses made anew, studentised as in `fit`."""
+    rng, drawn = np.random.default_rng(seed), []
+    fitted = [np.polyval(np.polyfit(x, y, 2), x) for x, y in zip(sizes, losses, strict=True)]
+    relative = np.concatenate([y / f - 1 for y, f in zip(losses, fitted, strict=True)])
+    noise = Residuals(relative, np.arange(len(relative)), 3 * len(fitted))
+    own, ends = np.mean(np.abs(relative)), np.cumsum([len(f) for f in fitted])[:-1]
+    while len(drawn) < count:
+        parts = np.split(noise.draw(rng), ends)
+        again = [f * (1 + e) for f, e in zip(fitted, parts, strict=True)]
+        kept = [i for i, x in enumerate(sizes) if not _reason(x, again[i])]
+        if len(kept) < 2:
+            continue
+        curves = np.array([np.polyfit(sizes[i], again[i], 2) for i in kept])
+        far = [again[i] / np.polyval(c, sizes[i]) - 1 for i, c in zip(kept, curves, strict=True)]
+        theirs = np.mean(np.abs(np.concatenate(far)))
+        drawn.append(slope + (own / theirs if theirs > 0 else 1.0) * (_power_law(logs[kept], curves)[0][0] - slope))
+    low, high = np.quantile(drawn, [0.025, 0.975], method="weibull")
+    return float(low), float(high)
 
 
 def _reason(log_size: np.ndarray, loss: np.ndarray) -> str:

@@ -31,7 +31,7 @@ def least_squares(columns, weights=None):
 def test_resamples_are_spread_for_the_parameters(groups):
     """n groups, P = 2: each resample stands sqrt(n / (n - 2)) as far from the fit as its own least squares."""
     columns, count = runs(8), 40
-    found = scaling.fit(LINE, columns, delta=math.inf, bootstrap=count, groups=groups, seed=3)
+    found = scaling.fit(LINE, columns, delta=math.inf, bootstrap=count, resample="runs", groups=groups, seed=3)
     best = least_squares(columns)
     np.testing.assert_allclose([found.values["a"], found.values["b"]], best, rtol=1e-7)
     labels = np.arange(8) if groups is None else np.array(groups)
@@ -42,10 +42,56 @@ def test_resamples_are_spread_for_the_parameters(groups):
             want.append(best + math.sqrt(n / (n - 2)) * (least_squares(columns, weights) - best))
     np.testing.assert_allclose(found.samples, want, rtol=1e-5, atol=1e-5)
     low, high = found.intervals(0.9)["b"]
-    np.testing.assert_allclose([low, high], np.percentile(np.array(want)[:, 1], [5, 95]), atol=1e-5)
+    ordered = np.sort(np.array(want)[:, 1])  # The ends are the 0.05 and 0.95 of 41 steps between and around 40 draws.
+    ends = [np.interp(q * (count + 1), np.arange(1, count + 1), ordered) for q in (0.05, 0.95)]
+    np.testing.assert_allclose([low, high], ends, atol=1e-5)
     residual = columns["y"] - best[0] - best[1] * columns["x"]
     assert found.residual == pytest.approx(math.sqrt((residual**2).mean()), rel=1e-6)
     assert found.runs == 8
+
+
+@pytest.mark.parametrize("groups", [None, [0, 0, 1, 2, 2, 3, 3, 4], [4, 4, 4, 0, 1, 2, 3, 3]])
+def test_residuals_are_drawn_smoothed_and_studentised(groups):
+    """Each step by hand, with loops: pool, bandwidth, the group that a group takes, the scale, the ratio."""
+    columns, count = runs(8), 30
+    found = scaling.fit(LINE, columns, delta=math.inf, bootstrap=count, groups=groups, seed=3)  # 8 < 40 x 2: residuals
+    x, y, best = columns["x"], columns["y"], least_squares(columns)
+    line = best[0] + best[1] * x
+    pool = y - line - np.median(y - line)
+    labels = list(range(8)) if groups is None else groups
+    n = max(labels) + 1
+    spread = math.sqrt(np.mean((pool - pool.mean()) ** 2))
+    low, high = np.percentile(pool, [25, 75])
+    h = min(spread, (high - low) / 1.349)
+    rng, want = np.random.default_rng(3), []
+    for _ in range(count):
+        source, z = rng.integers(0, n, n), rng.normal(size=n)
+        again = np.empty(8)
+        for i in range(8):
+            theirs = [k for k in range(8) if labels[k] == source[labels[i]]]
+            nth = [k for k in range(8) if labels[k] == labels[i]].index(i)
+            noise = pool[theirs[nth % len(theirs)]] + h * z[labels[i]]
+            again[i] = line[i] + noise * math.sqrt(n / (n - 2)) / math.sqrt(1 + h**2 / spread**2)
+        a, b = least_squares({"x": x, "y": again})
+        ratio = np.mean(np.abs(y - line)) / np.mean(np.abs(again - a - b * x))
+        want.append(best + ratio * (np.array([a, b]) - best))
+    np.testing.assert_allclose(found.samples, want, rtol=1e-5, atol=1e-5)
+
+
+def test_runs_are_drawn_where_there_are_many_for_each_parameter():
+    for n, resample in ((79, "residuals"), (80, "runs")):  # 40 for each of two
+        columns = runs(n)
+        auto = scaling.fit(LINE, columns, delta=math.inf, bootstrap=3)
+        named = scaling.fit(LINE, columns, delta=math.inf, bootstrap=3, resample=resample)
+        np.testing.assert_array_equal(auto.samples, named.samples)
+    grouped = scaling.fit(LINE, columns, delta=math.inf, bootstrap=3, groups=np.arange(80) // 2)
+    named = scaling.fit(LINE, columns, delta=math.inf, bootstrap=3, groups=np.arange(80) // 2, resample="residuals")
+    np.testing.assert_array_equal(grouped.samples, named.samples)  # 40 groups are no 80 runs
+    with pytest.raises(ValueError, match="resample='pairs' is unknown; use one of auto, residuals, runs"):
+        scaling.fit(LINE, columns, resample="pairs")
+    exact = {"x": columns["x"], "y": 5 + 2 * columns["x"]}
+    still = scaling.fit(LINE, exact, delta=math.inf, bootstrap=5, resample="residuals")
+    np.testing.assert_allclose(still.samples, [[5, 2]] * 5, atol=1e-5)  # without noise every resample is the fit
 
 
 @pytest.mark.parametrize("delta", [0.02, 0.3])
