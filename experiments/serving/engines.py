@@ -128,8 +128,9 @@ class Engines:
             self.restarts += 1
             await self.start()
         except Refused as refused:
-            self.problem = str(refused)
-            self.broken.set()
+            if not self._stopping:
+                self.problem = str(refused)
+                self.broken.set()
 
     async def begin(self, messages: Sequence[Mapping[str, Any]]) -> Texts:
         """Hands texts to the engine, all or none. Errors: Wrong with 429 where the queue is full, 503 without engine.

@@ -101,18 +101,25 @@ def connected(server):
     return socket.create_connection((host, int(port)), timeout=30)
 
 
+def drawn(server):
+    """Tokens that the engine has drawn."""
+    return int(httpx.get(f"{server.url}/metrics").text.split("\ntessera_drawn_total ")[1].split("\n")[0])
+
+
 def test_half_a_body_and_a_client_that_hangs_up_leave_nothing_behind(server):
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += b"Content-Length: %d\r\n\r\n"
-    body = json.dumps({"prompt": "b", "max_tokens": 150, "logit_bias": {"98": 100}}).encode()
+    asked = {"prompt": "b", "max_tokens": 150, "logit_bias": {"98": 100}, "n": 32}
     with connected(server) as line:
+        body = json.dumps(asked).encode()
         line.sendall(head % len(body) + body[:20])
-    for more in ({}, {"stream": True}, {"n": LANES}):
-        sent = json.dumps(json.loads(body) | more).encode()
+    for more in ({}, {"stream": True}):
+        body, before = json.dumps(asked | more).encode(), drawn(server)
         with connected(server) as line:
-            line.sendall(head % len(sent) + sent)
-            servers.until(lambda: busy(server)[0] > 0)
+            line.sendall(head % len(body) + body)
+            servers.until(lambda before=before: drawn(server) > before)
         servers.until(lambda: busy(server) == (0, 0), 10)
+        assert drawn(server) - before < 32 * 150  # They were not written to their ends for nobody.
     with connected(server) as line:  # No HTTP at all.
         line.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)))
         assert line.recv(100).startswith(b"HTTP/1.1 400")

@@ -75,8 +75,8 @@ def test_a_refusal_is_shown_and_stop_frees_the_lane(page, server):
     wait(page, "!!document.querySelector('.wrong')")
     assert "use a shorter prompt" in page.run("document.querySelector('.wrong').textContent")
     page.run("clear(); $('prompt').value = 'a'; $('max_tokens').value = 180; $('send').click()")
-    wait(page, "document.querySelectorAll('.t').length > 0")
-    page.run("$('stop').click()")
+    page.run("""new Promise(done => { const look = setInterval(() => {
+        if (document.querySelector('.t')) { clearInterval(look); $('stop').click(); done(); } }, 1); })""")
     wait(page, "!state.going")
     assert page.run("document.querySelector('.after').textContent").endswith("tokens · stopped")
     servers.until(lambda: servers.busy(server) == (0, 0), 10)

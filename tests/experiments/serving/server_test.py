@@ -132,7 +132,7 @@ def test_the_http_process_imports_no_jax(server):
 def test_a_killed_engine_ends_its_texts_with_a_sentence_and_is_started_again(server, written):
     (child,) = servers.children(server.process.pid)
     with concurrent.futures.ThreadPoolExecutor(LANES + 4) as pool:
-        asked = [pool.submit(ask, server, prompt=["say 1", "say 2"], max_tokens=150, n=3) for _ in range(3)]
+        asked = [pool.submit(ask, server, prompt=f"say {i}", max_tokens=150, n=11) for i in range(3)]
         streamed = pool.submit(
             lambda: httpx.post(f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 150, "stream": True})
         )
@@ -140,8 +140,8 @@ def test_a_killed_engine_ends_its_texts_with_a_sentence_and_is_started_again(ser
         os.kill(child, signal.SIGKILL)
         answers = [each.result(60) for each in asked]
         streamed.result(60)
-    assert {answer.status_code for answer in answers} <= {500, 503}
-    for answer in answers:
+    assert 500 in {answer.status_code for answer in answers} <= {200, 500, 503}  # 200: written before.
+    for answer in (answer for answer in answers if answer.status_code != 200):
         assert "ask" in answer.json()["error"]["message"] and answer.json()["error"]["type"] == "server_error"
     assert httpx.get(f"{server.url}/health").status_code in (503, 200)
     servers.until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
