@@ -23,10 +23,10 @@ KEY = "a key of ä"
 
 @pytest.fixture(scope="module")
 def locked(workdir):
-    """A server with a key."""
+    """A server with a key, whose engine drafts."""
     for name in ("starlette", "uvicorn"):
         pytest.importorskip(name)
-    made = servers.started(workdir, "--lanes=2", TESSERA_API_KEY=KEY)
+    made = servers.started(workdir, "--lanes=2", "--config.generate.drafter=lookup", TESSERA_API_KEY=KEY)
     yield made
     if made.process.poll() is None:
         made.end()
@@ -44,10 +44,25 @@ def test_without_the_key_nothing_is_said_of_the_model(locked):
     assert httpx.get(f"{locked.url}/health").status_code == httpx.get(f"{locked.url}/").status_code == 200
 
 
-def test_sigterm_finishes_what_is_under_way_and_takes_no_more(locked):
-    body = {"prompt": "a", "max_tokens": 150, "logit_bias": {"97": 100}, "stream": True}
-    (child,) = servers.children(locked.process.pid)
+def test_a_text_says_which_of_its_tokens_were_drafted(locked):
+    body = {"prompt": "say aaaa", "max_tokens": 40, "logit_bias": {"97": 100}, "logprobs": 1}
     right = {"authorization": f"Bearer {KEY}".encode()}
+    made = httpx.post(f"{locked.url}/v1/completions", json=body, headers=right, timeout=60).json()["choices"][0]
+    told = httpx.post(
+        f"{locked.url}/v1/completions", json=body | {"return_drafts": True}, headers=right, timeout=60
+    ).json()["choices"][0]
+    assert told["text"] == made["text"] == "a" * 40 and "drafted" not in made
+    assert len(told["drafted"]) == len(told["logprobs"]["tokens"]) == 40
+    # The latest place that looks like the end of "aaaa" has one token behind it: a draft and an own token each round.
+    assert told["drafted"] == [True, False] * 20
+
+
+def test_sigterm_finishes_what_is_under_way_and_takes_no_more(locked):
+    body = {"prompt": "a", "max_tokens": 150, "logit_bias": {"257": -100}, "seed": 7, "temperature": 1.5}
+    right = {"authorization": f"Bearer {KEY}".encode()}
+    whole = httpx.post(f"{locked.url}/v1/completions", json=body, headers=right, timeout=60).json()["choices"][0]
+    body["stream"] = True
+    (child,) = servers.children(locked.process.pid)
     with httpx.stream("POST", f"{locked.url}/v1/completions", json=body, headers=right, timeout=60) as answer:
         lines = answer.iter_lines()
         first = next(lines)
@@ -55,7 +70,7 @@ def test_sigterm_finishes_what_is_under_way_and_takes_no_more(locked):
         servers.until(lambda: not listens(locked.url))
         rest = [line for line in lines if line]
     told = [json.loads(line.removeprefix("data: ")) for line in (first, *rest[:-1])]
-    assert "".join(piece["choices"][0]["text"] for piece in told) == "a" * 150 and rest[-1] == "data: [DONE]"
+    assert "".join(piece["choices"][0]["text"] for piece in told) == whole["text"] and rest[-1] == "data: [DONE]"
     assert locked.process.wait(30) == 0
     servers.until(lambda: not os.path.exists(f"/proc/{child}"))
 
