@@ -26,7 +26,7 @@ MODES = {
     "report": "rebuild report.html in --workdir, or compare --runs",
     "sweep": "run every trial of the sweep --config, then its table, comparison and fit",
     "claim": "re-test the claim --config of a paper and write its row to --workdir/claim.json",
-    "ledger": "rewrite the pages of docs/claims and the counts of docs/LEDGER.md, after adding --runs",
+    "ledger": "rewrite pages of docs/claims and counts of docs/LEDGER.md, after adding --runs",
     "list": "print presets, sweeps and claims, or what --filter finds of them and of settings",
     "tokenize": "learn the tokenizers that --filter names (all), compare them on the corpus",
     "bench": "time this machine's kernels, training step, decoder and data path",
