@@ -180,7 +180,7 @@ def test_the_parts_that_are_added_pass_every_test_of_their_sockets(tmp_path):
     run("-m", "experiments.settings.page")
     run("-c", "import pathlib; from experiments.gallery import page; page.write(pathlib.Path('docs'))")
     chosen = " or ".join([*(part for _, part, _ in ADDED.values()), *BESIDE])
-    told = run("-m", "pytest", "-p", "no:cacheprovider", "-rp", *HELD, "-k", chosen)
+    told = run("-m", "pytest", "-p", "no:cacheprovider", "-rpf", *HELD, "-k", chosen)
     passed = [line.removeprefix("PASSED ") for line in told.splitlines() if line.startswith("PASSED ")]
     for _, part, files in ADDED.values():
         of_it = [test for test in passed if part in test]
