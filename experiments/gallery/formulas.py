@@ -27,7 +27,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     )),
     "serving": tuple(f"{SERVING}.{name}" for name in (
         "sarathi", "past_future", "batchllm", "prepacking", "splitwise", "lamina", "flover", "plan",
-        "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "driven", "cached",
+        "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "driven", "cached", "apart",
     )),
     "evidence": ("experiments.claims.statistics",),
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations", "experiments.pretrained.copying"),
