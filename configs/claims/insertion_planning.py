@@ -56,5 +56,9 @@ def get_claim():
             }
             for worse, (name, published) in rivals.items()
         ],
-        "seeds": (0, 1, 2),
+        "effect": 0.05,
+        "control": {"says": "insertion answers, share", "reads": ("exact", "insertion"), "least": 0.9},
+        "looks": (3, 6),
+        "hours": 1.0,
+        "seeds": tuple(range(12)),
     }

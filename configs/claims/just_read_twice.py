@@ -49,5 +49,9 @@ def get_claim():
                 "worse": "large set first",
             },
         ],
-        "seeds": (0, 1, 2),
+        "effect": 0.05,
+        "control": {"says": "small set first, share right", "reads": ("exact", "small set first"), "least": 0.9},
+        "looks": (3, 6),
+        "hours": 1.0,
+        "seeds": tuple(range(12)),
     }

@@ -58,5 +58,9 @@ def get_claim():
                 for k in PADS
             ),
         ],
-        "seeds": (0, 1, 2),
+        "effect": 0.1,
+        "control": {"says": "answers on the short canvas, share", "reads": ("exact", "end, 6"), "least": 0.75},
+        "looks": (3, 6),
+        "hours": 1.0,
+        "seeds": tuple(range(12)),
     }

@@ -78,5 +78,13 @@ def get_claim():
                 ("gated_delta, 8 heads", MANY),
             ),
         ],
-        "seeds": (0, 1, 2),
+        "effect": 0.05,
+        "control": {
+            "says": "attention over 4 pairs, share right",
+            "reads": ("accuracy", "attention", "4"),
+            "least": 0.9,
+        },
+        "looks": (3, 6),
+        "hours": 1.0,
+        "seeds": tuple(range(12)),
     }

@@ -35,7 +35,11 @@ def get_claim():
         "arms": {"tokenformer": _values(tokenformer.get_config("tiny")), "transformer": _values(config)},
         "better": "tokenformer",
         "worse": "transformer",
-        "seeds": (0, 1, 2),
+        "effect": 0.05,
+        "control": {"says": "the Transformer's nats a byte", "reads": ("loss", "transformer"), "most": 2.5},
+        "looks": (3, 6),
+        "hours": 1.0,
+        "seeds": tuple(range(12)),
     }
 
 

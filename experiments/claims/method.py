@@ -7,7 +7,8 @@ A claim with a method states, beside what its check reads:
   control: {"says", "reads", "least" or "most"}: what must have worked for the claim to test anything. `reads` is the
     path to values by seed within the numbers of a row, e.g. ("exact", "reversed"); their mean is held to the bound. A
     pair may have its own.
-  looks: numbers of seeds at which all is judged, rising, e.g. (3, 6, 12); the last is the budget of `seeds`.
+  looks: numbers of seeds at which all is judged before the last look, rising, e.g. (3, 6); the last is at all `seeds`,
+    which are the budget.
   hours: the budget of computing, summed over runs; no look begins that would go beyond it.
 
 Arms are paired: the runs of one seed share the order of their data, and their initial values as far as shapes agree.
@@ -65,15 +66,14 @@ def of(claim: Mapping[str, Any], pair: Mapping[str, Any] | None = None) -> Metho
     if all(value is None for value in stated.values()):
         return None
     example = {"effect": 0.05, "control": {"says": "..", "reads": ("exact", "plain"), "least": 0.9}}
-    example |= {"looks": (3, 6, 12), "hours": 1.0}
+    example |= {"looks": (3, 6), "hours": 1.0}
     for key, value in stated.items():
         if value is None:
             raise Refused(f"the claim states its method but not its {key}; add e.g. {key}={example[key]!r}.")
-    looks, seeds = tuple(stated["looks"]), claim["seeds"]
-    if len(looks) < 1 or looks[0] < 2 or any(b <= a for a, b in zip(looks, looks[1:], strict=False)):
+    looks, budget = tuple(stated["looks"]), claim.get("budgeted", len(claim["seeds"]))
+    if any(b <= a for a, b in zip((1, *looks), looks, strict=False)):
         raise Refused(f"looks={looks!r} must rise from 2 or more; use e.g. {example['looks']}.")
-    if looks[-1] != claim.get("budgeted", len(seeds)):
-        raise Refused(f"looks={looks!r} end at {looks[-1]}, but there are {len(seeds)} seeds; let them be as many.")
+    looks = (*(look for look in looks if look < budget), budget)
     for key in ("effect", "hours"):
         if not stated[key] > 0:
             raise Refused(f"{key}={stated[key]!r} must be positive; use e.g. {example[key]!r}.")
@@ -170,7 +170,7 @@ def final(made: Method, row: Mapping[str, Any], *, hours: float, more: bool) -> 
     bound = f">= {control['least']:g}" if "least" in control else f"<= {control['most']:g}"
     said = f"; control: {control['says']} {control['value']:.4g} ({bound} asked for)"
     seeds = len(numbers["seeds"])
-    kept = {"control": control | {"reached": reached}, "hours": hours}
+    kept: dict[str, Any] = {"control": control | {"reached": reached}, "hours": hours}
     if not reached:
         return CONTROL_FAILED, said, kept
     if row["verdict"] not in (UNDECIDED, COST) or (row["verdict"] == UNDECIDED and more):

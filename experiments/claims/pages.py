@@ -101,6 +101,8 @@ def caveats(record: Mapping[str, Any], claim: Mapping[str, Any]) -> list[str]:
         said.append(f"{seeds} seeds on a small scale: it may be otherwise at the scale of the paper.")
     if judged and not any("control" in row["numbers"] for row in judged):
         said.append("No positive control and no smallest effect of interest were stated when this was run.")
+    if record.get("judged_anew"):
+        said.append("Control and effect were stated after these runs: the stored numbers were judged anew.")
     if "tuned" not in record and len(claim.get("arms", ())) > 1 and judged:
         said.append("All arms have the rates of the config; they were not tuned for each arm.")
     return said

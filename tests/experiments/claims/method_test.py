@@ -11,7 +11,7 @@ from scipy import stats
 from configs.claims import digits_reversed
 from experiments import claims
 from experiments import workdir as files
-from experiments.claims import arms, method, statistics, tuning
+from experiments.claims import arms, method, rejudge, statistics, tuning
 from experiments.claims.evidence import UNDECIDED, Evidence
 from experiments.program import inputs
 from experiments.settings.errors import ConfigError, Refused
@@ -24,7 +24,7 @@ CONTROL = {"says": "easy", "reads": ("exact", "easy"), "least": 0.9}
 def stated(looks=(3, 6, 12), effect=1.0, hours=1e9, **more):
     """A claim with a method and nothing to train."""
     made = {"statement": "s", "source": "a", "published": "p", "check": "contrast", "seeds": tuple(range(looks[-1]))}
-    return made | {"looks": looks, "effect": effect, "hours": hours, "control": CONTROL} | more
+    return made | {"looks": looks[:-1], "effect": effect, "hours": hours, "control": CONTROL} | more
 
 
 def made_up(draws, easy=1.0):
@@ -178,7 +178,6 @@ def test_no_look_begins_that_the_hours_do_not_allow(tmp_path):
         ({"effect": 0.0}, "effect=0.0 must be positive"),
         ({"looks": (1, 12)}, "must rise from 2"),
         ({"looks": (6, 3, 12)}, "must rise"),
-        ({"looks": (3, 6)}, "end at 6, but there are 12 seeds"),
         ({"control": {"says": "a", "reads": ("x",)}}, "needs says, reads, and least or most"),
         ({"control": {**CONTROL, "most": 1.0}}, "needs says, reads, and least or most"),
     ],
@@ -186,6 +185,12 @@ def test_no_look_begins_that_the_hours_do_not_allow(tmp_path):
 def test_a_method_that_cannot_decide_is_refused(changes, message):
     with pytest.raises(Refused, match=message):
         method.of(stated() | changes)
+
+
+def test_the_last_look_is_at_all_seeds():
+    assert method.of(stated()).looks == (3, 6, 12) and method.of(stated() | {"looks": ()}).looks == (12,)
+    assert method.of(stated() | {"seeds": (0, 1)}).looks == (2,)  # fewer than the looks name
+    assert method.of(method.first(stated(), 3)).looks == (3, 6, 12)  # at a look the budget stays what it was
 
 
 def test_a_control_is_read_by_its_path_and_a_pair_may_have_its_own():
@@ -271,3 +276,28 @@ def test_skipped_rows_are_those_that_others_read(tmp_path):
     np.testing.assert_array_equal(rows(rows=4, skip=8), every[8:12])
     with pytest.raises(ConfigError, match="leaves none of"):
         rows(skip=10**9)
+
+
+def test_stored_evidence_is_judged_by_what_its_claim_states_today():
+    values = np.array([0.5, 0.9, 1.6])
+    half = stats.t.isf(0.025, 2) * values.std(ddof=1) / math.sqrt(3)
+    numbers = {"seeds": [0, 1, 2], "mean": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
+    numbers["exact"] = {"easy": [1.0, 0.95, 0.9]}
+    row = {"statement": "s", "measured": "m", "verdict": "undecided", "numbers": numbers}
+    record = {"claim": "a.py", "rows": [row, {"verdict": "exact", "numbers": {"error": 0.0}}]}
+    found = rejudge.rejudged(record, stated())
+    one, exact = found["rows"]
+    fresh = method.judge(method.first(stated(), 3), values)
+    assert one["numbers"]["deviation"] == pytest.approx(values.std(ddof=1))
+    assert (one["numbers"]["low"], one["numbers"]["high"]) == pytest.approx(fresh.ends[1:])
+    needed = statistics.seeds_for_width(1.0, values.std(ddof=1), fresh.numbers["level_of_a_look"])
+    assert one["numbers"]["needs"] == {"seeds": needed} and 6 < needed <= 12 and one["verdict"] == "undecided"
+    assert one["measured"].endswith(f"a decision within 1 needs about {needed} seeds") and exact == record["rows"][1]
+    again = rejudge.rejudged(found, stated())["rows"][0]  # as often as one likes
+    assert again["measured"] == one["measured"] and again["verdict"] == one["verdict"]
+    assert again["numbers"]["low"] == pytest.approx(one["numbers"]["low"], rel=1e-12)
+    dear = rejudge.rejudged(record, stated() | {"effect": 0.1})["rows"][0]
+    assert dear["verdict"] == "cost too high" and dear["numbers"]["needs"]["seeds"] > 12
+    lost = rejudge.rejudged(record, stated() | {"control": {**CONTROL, "least": 0.96}})["rows"][0]
+    assert lost["verdict"] == "control failed" and "easy 0.95 (>= 0.96 asked for)" in lost["measured"]
+    assert rejudge.rejudged(record, {"seeds": (0, 1, 2)}) == record

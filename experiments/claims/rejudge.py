@@ -1,0 +1,58 @@
+"""Stored evidence judged by what its claim states today, without a run: python -m experiments.claims.rejudge.
+
+Of a row with an interval the deviation over seeds is known, and so what the rule of `method` says of it at a look of so
+many seeds. A row that this look leaves open is at a cost too high where the seeds that a decision needs are more than
+the budget, and undecided where they are not. Hours are those that the record has; older records have none.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from scipy import stats
+
+from experiments import workdir as files
+from experiments.claims import ledger, method, pages
+from experiments.claims.evidence import COST, UNDECIDED
+
+MARK = "; control: "  # begins what `method.final` adds to a row
+
+
+def rejudged(record: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the verdicts of today; as it is where the claim states no method."""
+    made = copy.deepcopy(dict(record))
+    pairs = claim.get("pairs") or claim.get("contrasts") or ()
+    for k, row in enumerate(made["rows"]):
+        stated, numbers = method.of(claim, pairs[k] if k < len(pairs) else None), row["numbers"]
+        if stated is None or not {"mean", "low", "high", "seeds"} <= {*numbers}:
+            continue
+        seeds = len(numbers["seeds"])
+        level = numbers.get("level_of_a_look", method.LEVEL)
+        half = (numbers["high"] - numbers["low"]) / 2
+        deviation = half * math.sqrt(seeds) / float(stats.t.isf(level / 2, seeds - 1))
+        judged = method.summary(numbers["mean"], deviation, seeds, stated)
+        row["numbers"] = numbers | judged.to_dict()
+        row["measured"] = row["measured"].partition(MARK)[0]
+        open_row = {**row, "verdict": judged.verdict}
+        verdict, said, kept = method.final(stated, open_row, hours=numbers.get("hours", 0.0), more=False)
+        if verdict == COST and kept["needs"]["seeds"] <= stated.looks[-1]:
+            verdict = UNDECIDED
+        if "hours" not in numbers:  # no time was kept
+            kept.pop("hours")
+            said = said.replace(f" seeds, {kept['needs']['hours']:.2g} hours", " seeds") if "needs" in kept else said
+            kept.get("needs", {}).pop("hours", None)
+        made["judged_anew"] = True
+        row |= {"verdict": verdict, "measured": row["measured"] + said, "numbers": row["numbers"] | kept}
+    return made
+
+
+if __name__ == "__main__":
+    for path in sorted((ledger.DOCS / ledger.STORE).glob("*.json")):
+        before = files.read_json(path) or {}
+        after = rejudged(before, pages.stated(before["claim"])[1])
+        files.write_json(path, after)
+        for old, new in zip(before["rows"], after["rows"], strict=True):
+            if old["verdict"] != new["verdict"]:
+                print(f"{path.stem}: {new['statement']}: {old['verdict']} -> {new['verdict']}")
+    ledger.write()

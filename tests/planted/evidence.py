@@ -1,0 +1,37 @@
+"""How claims are decided, their pages, and the intervals of fits."""
+
+from tests.planted import Bug
+
+STATISTICS, METHOD, TUNING = (f"experiments/claims/{name}.py" for name in ("statistics", "method", "tuning"))
+CLAIMS, FIT, ISOFLOP = "experiments/claims/__init__.py", "experiments/scaling/fit.py", "experiments/scaling/isoflop.py"
+PLOT, REJUDGE = "experiments/claims/interval_plot.py", "experiments/claims/rejudge.py"
+VALUES = ("tests/experiments/claims/statistics_test.py",)
+DECIDED = ("tests/experiments/claims/method_test.py",)
+PAGES = ("tests/experiments/claims/ledger_test.py",)
+FITS = ("tests/experiments/scaling/values_test.py",)
+MINIMA = ("tests/experiments/scaling/calibration_test.py::test_isoflop_intervals_cover_and_are_not_wide",)
+
+BUGS = (
+    Bug("crossing: drift by the whole time", STATISTICS, "places + drift * (t - before)", "places + drift * t", VALUES),
+    Bug("crossing: one side only", STATISTICS, " + stats.norm.cdf((-end - mean) / sd)))", "))", VALUES),
+    Bug("a look at one side's level", STATISTICS, "float(2 * stats.norm.sf(pocock", "float(stats.norm.sf(pocock", VALUES),
+    Bug("power: n degrees of freedom", STATISTICS, "seeds - 1)), seeds - 1", "seeds - 1)), seeds", VALUES),
+    Bug("half an interval for a whole one", STATISTICS, "2 * half_width(deviation, n, level) < effect", "half_width(deviation, n, level) < effect", VALUES),
+    Bug("equal by one end", METHOD, "if -effect < low and high < effect:", "if -effect < low or high < effect:", DECIDED),
+    Bug("early looks are taken at once", METHOD, "if last or high - low < effect or abs(mean) >= effect:", "if True:", DECIDED),
+    Bug("every look has the whole level", METHOD, "return _level(self.looks)", "return LEVEL", DECIDED),
+    Bug("the bound is not taken off the interval", METHOD, "ends[0] - bound, ends[1] - bound", "ends[0], ends[1]", DECIDED),
+    Bug("a control at most is held at least", METHOD, 'else value <= stated["most"]', 'else value >= stated["most"]', DECIDED),
+    Bug("a verdict is forgotten at the next look", CLAIMS, "if verdict != UNDECIDED and k not in decided:", "if verdict != UNDECIDED:", DECIDED),
+    Bug("what tuning took is not counted", CLAIMS, "more = following is not None and before + hours", "more = following is not None and hours", DECIDED),
+    Bug("arms are tuned on the verdict's rows", TUNING, "base.eval.skip = base.eval.rows", "base.eval.skip = 0", DECIDED),
+    Bug("the worst rate is taken", TUNING, "np.argmax([score.sign * value", "np.argmax([-score.sign * value", DECIDED),
+    Bug("skipped rows are scored", "experiments/program/inputs.py", "array[:begin] = array[end:] =", "array[end:] =", DECIDED),
+    Bug("a deviation of the mean", REJUDGE, "deviation = half * math.sqrt(seeds)", "deviation = half", DECIDED),
+    Bug("the interval of a figure is turned", PLOT, "value / span * (_RIGHT - _LEFT) / 2, 1)", "-value / span * (_RIGHT - _LEFT) / 2, 1)", PAGES),
+    Bug("residuals are not smoothed", FIT, "self.smooth * rng.normal(size=groups)", "0 * rng.normal(size=groups)", FITS),
+    Bug("the ratio of residuals upside down", FIT, "(own / theirs if theirs > 0 else 1.0) * (found - theta)", "(theirs / own if theirs > 0 else 1.0) * (found - theta)", FITS),
+    Bug("degrees of freedom dropped", FIT, "widened = groups / max(groups - free, 1)", "widened = 1.0", FITS),
+    Bug("smoothing widens", FIT, "math.sqrt(widened / (1 + (self.smooth / spread) ** 2))", "math.sqrt(widened)", FITS),
+    Bug("isoFLOP: b is not the rest", ISOFLOP, '"b": (1 - high, 1 - low)}', '"b": (1 - low, 1 - high)}', MINIMA),
+)  # fmt: skip
