@@ -214,7 +214,7 @@ BUGS = (
         "minlength=groups)[np.arange(len(labels)) % groups].astype(float)",
         FITS,
     ),
-    Bug("intervals of half the level", FIT, "tail = 50 * (1 - level)", "tail = 100 * (1 - level)", FITS),
+    Bug("intervals of half the level", FIT, "tail = (1 - level) / 2", "tail = 1 - level", FITS),
     Bug(
         "Huber: linear from twice delta on",
         FIT,
