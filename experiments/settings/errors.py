@@ -1,7 +1,9 @@
 """Exceptions about a mistake of the user; the text of each is the sentence to show. Imports nothing of the house."""
 
+import _thread
 import pathlib
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -30,7 +32,13 @@ class TrainingDiverged(RuntimeError):
 
 
 def unraisable(args: Any) -> None:
-    """For `sys.unraisablehook`: without what a library's thread says to an event loop that a failure has closed."""
+    """For `sys.unraisablehook`: without what a library's thread says to an event loop that a failure has closed; and
+    Ctrl-C in the middle of a finalizer, where Python would forget it, is asked for once more."""
+    if isinstance(args.exc_value, KeyboardInterrupt):
+        again = threading.Timer(0.01, _thread.interrupt_main)  # Not now: it would end in this function.
+        again.daemon = True
+        again.start()
+        return
     if isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed":
         return
     sys.__unraisablehook__(args)
