@@ -32,6 +32,7 @@ from experiments.generation.serving.report import Report, report
 from experiments.generation.serving.schedulers import SCHEDULERS
 from experiments.generation.serving.simulator import Log, Machine, simulate
 from experiments.program import sharding
+from experiments.workdir import disk
 
 TRACES: dict[str, Callable[[float, int, int], list[float]]] = {
     "poisson": traces.poisson,
@@ -163,8 +164,7 @@ def main() -> None:
     given = parser.parse_args()
     found = run(given.shape, given.scheduler, given.count)
     if given.json:
-        with open(given.json, "w") as file:
-            json.dump(found, file, indent=1)
+        disk.write_file(given.json, json.dumps(found, indent=1).encode())
 
 
 if __name__ == "__main__":

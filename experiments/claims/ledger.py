@@ -17,6 +17,7 @@ from experiments.report import page
 from experiments.report.markdown import inline
 from experiments.report.markdown import row as markdown_row
 from experiments.settings.errors import Refused
+from experiments.workdir import disk
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 BEGIN, END = "<!-- claims: written by --mode=ledger -->", "<!-- end of claims -->"
@@ -58,7 +59,7 @@ def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) ->
         files.write_file(docs / STORE / name, text.encode())
     for path in (docs / STORE).iterdir():  # of claims whose evidence is gone
         if path.suffix in (".md", ".svg") and path.name not in written:
-            path.unlink()
+            disk.remove(path)
     for record in records:
         out = (page_folder or docs) / STORE / f"{pages.stem(record['claim'])}.html"
         files.write_file(out, pages.html(record).encode())

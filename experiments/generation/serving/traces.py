@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from experiments.generation.serving.jobs import Asked
+from experiments.workdir import disk
 
 
 def poisson(rate: float, count: int, seed: int) -> list[float]:
@@ -64,4 +65,4 @@ EXAMPLE = '{"arrival": 0.5, "prompt": 200, "output": 30}'
 def write(path: str | pathlib.Path, requests: Iterable[Asked]) -> None:
     """A trace as `read` reads it."""
     rows = ({"arrival": r.arrival, "prompt": r.prompt, "output": r.output, "most": r.most} for r in requests)
-    pathlib.Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    disk.write_file(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

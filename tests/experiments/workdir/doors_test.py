@@ -15,6 +15,7 @@ DOORS = {"experiments/workdir/disk.py": "workdirs", "data/disk.py": "caches, on 
 APART = {
     "experiments/settings/page.py": "writes a page of this repository, and stands below the workdir",
     "data/places.py": "opens files of a store, to read",
+    "experiments/bench/storage.py": "times numpy's own way to write, in a temporary folder",
     "experiments/settings/agreement.py": "makes a file with a random name of its own, and removes it",
 }
 # Methods and functions that write, make, move or remove, whatever they belong to.
