@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import scaling
+from experiments.scaling.fit import Residuals
 from experiments.scaling.laws import Law
 
 LINE = Law(
@@ -140,3 +141,16 @@ def test_compute_optimal_sizes_by_hand():
     np.testing.assert_allclose(0.4 * 400 * N**-0.4, 0.3 * 900 * D**-0.3, rtol=1e-9)
     np.testing.assert_allclose(found["loss"], 1 + 400 * N**-0.4 + 900 * D**-0.3, rtol=1e-12)
     assert found["a"] == pytest.approx(3 / 7) and found["b"] == pytest.approx(4 / 7)
+
+
+def test_drawn_noise_has_the_variance_before_the_fit():
+    """n residuals after P parameters are too small by sqrt(n / (n - P)); smoothing leaves their variance as it is."""
+    residuals = np.array([0.3, -0.1, 0.2, -0.5, 0.1, 0.05, -0.2, 0.4, -0.3, 0.15])
+    noise = Residuals(residuals, np.arange(10), 3)
+    rng = np.random.default_rng(0)
+    draws = np.concatenate([noise.draw(rng) for _ in range(20_000)])
+    centred = residuals - np.median(residuals)
+    wanted = np.mean(centred**2) - np.mean(centred) ** 2
+    # 200,000 draws know a variance to 0.3%, twice that with heavier tails; the factor of P = 3 is 43%.
+    assert np.var(draws) == pytest.approx(wanted * 10 / 7, rel=0.02)
+    assert len(np.unique(draws)) == len(draws)
