@@ -19,10 +19,10 @@ from tests import environment
 
 
 def command(workdir: pathlib.Path, texts: pathlib.Path, cache: pathlib.Path, steps: int) -> list[str]:
-    """The run: a tiny model, a save and a line of metrics after every step."""
+    """The run: a tiny model that other libraries have a form of, a save and a line of metrics after every step."""
     settings = {
         "data.source": "text", "data.path": texts, "data.cache_dir": cache, "train.steps": steps, "train.log_every": 1,
-        "checkpoint.every": 1, "eval.every": 7, "eval.sample_tokens": 8,
+        "checkpoint.every": 1, "eval.every": 7, "eval.sample_tokens": 8, "model.channel": "swiglu",
     }  # fmt: skip
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     config = environment.ROOT / "tests" / "kill_config.py"

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 def trained(seed=5, **changes):
     maker, params = generator()
-    had, options = maker.program.config, OPTIONS | {"engine": {"lanes": 2, "capacity": 0}} | changes
+    had, options = maker.program.config, OPTIONS | {"engine": OPTIONS["engine"] | {"lanes": 2}} | changes
     generate = types.SimpleNamespace(to_dict=lambda: options)
     config = types.SimpleNamespace(seed=seed, data=had.data, generate=generate)
     return types.SimpleNamespace(
