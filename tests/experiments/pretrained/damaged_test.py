@@ -1,6 +1,5 @@
 """Foreign files that are damaged, or made to do harm: one sentence each, and nothing read that is not theirs."""
 
-import copy
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from experiments.pretrained import gguf_tokenizer, loaded, tensors
 from experiments.settings.errors import CheckpointError
 from tests.experiments.pretrained import cases, gguf_files
 from tests.experiments.pretrained.pretrained_test import FIXTURES, copied
+from tests.json_places import changed, places
 
 VALUES = (
     None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**30, "", "\u202e", [], [[]], ["x"], {}, {"a": 1}, 2**33
@@ -27,22 +27,6 @@ def holds_or_says(read, what):
         assert "\n" not in str(error) and "\u202e" not in str(error), (what, error)
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__} {error}") from error
-
-
-def places(told, at=()):
-    """Every place in a JSON value, as a path of keys and indices."""
-    for key, value in told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ():
-        yield (*at, key)
-        yield from places(value, (*at, key))
-
-
-def changed(told, at, value):
-    told = copy.deepcopy(told)
-    inner = told
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = value
-    return told
 
 
 @pytest.mark.parametrize("name", cases.FIXTURES)

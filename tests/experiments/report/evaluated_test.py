@@ -1,6 +1,5 @@
 """What evaluations left in a workdir may hold anything, in any place: the page is written all the same."""
 
-import copy
 import json
 import os
 
@@ -13,6 +12,7 @@ from experiments.report import data, kept, more, routing
 from experiments.routing import traces
 from experiments.workdir import writers
 from tests.experiments.report.made_up import make_workdir, read
+from tests.json_places import changed, places
 
 VALUES = (None, True, -1, 1.5, "NaN", "Infinity", 10**400, "", "<b>\u202e", [], [[]], ["x"], {}, {"a": 1}, 2**63)
 TEXT = {
@@ -58,22 +58,6 @@ def run(tmp_path):
 
 def shown(path):
     return report._evaluated(data.load(path))
-
-
-def places(told, at=()):
-    """Every place in a JSON value, as a path of keys and indices."""
-    for key, value in told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ():
-        yield (*at, key)
-        yield from places(value, (*at, key))
-
-
-def changed(told, at, value):
-    told = copy.deepcopy(told)
-    inner = told
-    for key in at[:-1]:
-        inner = inner[key]
-    inner[at[-1]] = value
-    return told
 
 
 def test_every_section_is_there(run):
