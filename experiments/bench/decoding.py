@@ -88,24 +88,29 @@ def passes(lengths: Sequence[int], lanes: int) -> dict[str, int]:
     return {"lanes": max(free), "fixed": fixed}
 
 
+def endless(shape: str) -> Any:
+    """A bench shape's Transformer over bytes, not trained, as `trained.load` returns one; no text ends before its
+    length."""
+    made_config, tokenizer = config(shape), copy.copy(data.ByteTokenizer())
+    tokenizer.eos = -1
+    mesh = sharding.make_mesh(made_config, jax.devices()[:1])
+    made = program.build(made_config, vocab_size=tokenizer.vocab_size, mesh=mesh)
+    params = made.init()["params"]
+    return types.SimpleNamespace(config=made_config, program=made, params=params, tokenizer=tokenizer)
+
+
 def _lanes(shape: str, count: int = 64, lanes: int = 8, prompt: int = 8) -> Comparison:
     """Requests of 16 to 512 tokens over lanes, and in batches of as many rows that wait for their longest.
 
     "fixed" are batches in the same engine, whose slots grow with the batch; "generate" is a call a batch, which has
     room for its longest text from the start.
     """
-    config_ = config(shape)
-    mesh = sharding.make_mesh(config_, jax.devices()[:1])
-    tokenizer = copy.copy(data.ByteTokenizer())
-    tokenizer.eos = -1  # No text ends before its length.
-    made = program.build(config_, vocab_size=tokenizer.vocab_size, mesh=mesh)
+    trained = endless(shape)
     rng = np.random.default_rng(0)
     lengths = rng.integers(16, 513, count).tolist()
     prompts = ["".join(map(chr, rng.integers(97, 123, prompt))) for _ in range(count)]
-    params = made.init()["params"]
-    trained = types.SimpleNamespace(config=config_, program=made, params=params, tokenizer=tokenizer)
     engine = Engine(trained, lanes=lanes, capacity=prompt + 1 + 512, temperature=0.0)
-    generator = Generator(made, tokenizer)
+    generator = Generator(trained.program, trained.tokenizer)
     least = passes(lengths, lanes)
 
     def texts(some: slice) -> list[str]:
@@ -124,7 +129,7 @@ def _lanes(shape: str, count: int = 64, lanes: int = 8, prompt: int = 8) -> Comp
         made = []
         for i in range(0, count, lanes):
             asked = GREEDY | {"max_tokens": max(lengths[i : i + lanes])}
-            made += generator(params, prompts[i : i + lanes], asked)
+            made += generator(trained.params, prompts[i : i + lanes], asked)
         return made
 
     return Comparison(

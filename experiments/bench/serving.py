@@ -9,18 +9,14 @@ are the process's CPU time: the machine may be busy. Runs in which something was
 """
 
 import argparse
-import copy
 import json
 import statistics
-import types
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-import data
-from experiments import program
-from experiments.bench.training import config
+from experiments.bench.decoding import endless
 from experiments.generation.engine import Engine
 from experiments.generation.pool import Pool
 from experiments.generation.prefixes import padded, pieces
@@ -31,7 +27,6 @@ from experiments.generation.serving.jobs import Asked, Scheduler, Slots
 from experiments.generation.serving.report import Report, report
 from experiments.generation.serving.schedulers import SCHEDULERS
 from experiments.generation.serving.simulator import Log, Machine, simulate
-from experiments.program import sharding
 from experiments.workdir import disk
 
 TRACES: dict[str, Callable[[float, int, int], list[float]]] = {
@@ -69,14 +64,7 @@ def engine_terms(pool: Pool, chunk: int) -> Callable[[Work], np.ndarray]:
 
 def made_engine(shape: str, *, lanes: int, capacity: int, pool: int, chunk: int) -> Engine:
     """An engine on a bench shape's Transformer, not trained: what a step costs does not depend on the numbers."""
-    made_config = config(shape)
-    tokenizer = copy.copy(data.ByteTokenizer())
-    tokenizer.eos = -1  # No text ends before its length.
-    mesh = sharding.make_mesh(made_config, jax.devices()[:1])
-    made = program.build(made_config, vocab_size=tokenizer.vocab_size, mesh=mesh)
-    params = made.init()["params"]
-    trained = types.SimpleNamespace(config=made_config, program=made, params=params, tokenizer=tokenizer)
-    return Engine(trained, lanes=lanes, capacity=capacity, pool=pool, chunk=chunk, rounds=1, temperature=0.0)
+    return Engine(endless(shape), lanes=lanes, capacity=capacity, pool=pool, chunk=chunk, rounds=1, temperature=0.0)
 
 
 def drawn(count: int, seed: int, capacity: int) -> tuple[list[str], list[int]]:
