@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def rotate(
@@ -34,7 +35,8 @@ def rotate(
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     factor = 1.0
     if scaling is None:
-        frequency = theta ** (-jnp.arange(0, R, 2, dtype=dtype) / R)
+        with jax.ensure_compile_time_eval():  # a constant: equal tables of several layers are then computed once
+            frequency = np.asarray(theta ** (-jnp.arange(0, R, 2, dtype=dtype) / R))
     else:
         frequency, factor = scaling(R, theta, positions)
         frequency = jnp.asarray(frequency, dtype)
@@ -53,5 +55,5 @@ def _kept(table: jax.Array) -> jax.Array:
     XLA fuses cos and sin into each loop that reads them, and so evaluates them for every row, head and layer, forward
     and backward; on CPUs `optimization_barrier` does not stop it. It fuses no product, and merges equal ones.
     """
-    eye = jnp.eye(table.shape[-1], dtype=table.dtype)
+    eye = np.eye(table.shape[-1], dtype=table.dtype)
     return jnp.matmul(table, eye, precision=jax.lax.Precision.HIGHEST)

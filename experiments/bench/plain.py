@@ -116,10 +116,12 @@ def decode(params: dict, prompt: jax.Array, *, N: int, max_new: int) -> jax.Arra
     """Greedy: prompt `[B, T]` -> `[B, max_new]` with a preallocated cache and one `while_loop`."""
     B, T = prompt.shape
     D = params["embedding"].shape[1]
-    S = T + max_new
-    slots = [jnp.zeros((2, B, N, S, D // N)) for _ in params["layers"]]
-
-    cos, sin = turns(S, D // N)
+    S, H = T + max_new, D // N
+    # One row without its dimension, keys as the rows of the product: so XLA reads each cache where it lies.
+    rows, b, scores, keys = ((), "", "nst", -2) if B == 1 else ((B,), "b", "bnts", -1)
+    slots = [(jnp.zeros((*rows, N, S, H)), jnp.zeros((*rows, N, S, H))) for _ in params["layers"]]
+    cos, sin = turns(S, H)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=-2)
 
     def forward(tokens: jax.Array, start: jax.Array, slots: list) -> tuple[jax.Array, list]:
         t = tokens.shape[1]
@@ -127,13 +129,12 @@ def decode(params: dict, prompt: jax.Array, *, N: int, max_new: int) -> jax.Arra
         turn = [jax.lax.dynamic_slice_in_dim(y, start, t) for y in (cos, sin)]
         new = []
         for layer, slot in zip(params["layers"], slots, strict=True):
-            q, k, v = project(x, layer, (B, t, N, D // N))
-            kv = jnp.stack([rotary(k, *turn), v]).transpose(0, 1, 3, 2, 4)
-            slot = jax.lax.dynamic_update_slice(slot, kv, (0, 0, 0, start, 0))
-            s = jnp.einsum("btnh,bnsh->bnts", rotary(q, *turn), slot[0]) / math.sqrt(D // N)
+            q, k, v = project(x, layer, (*rows, t, N, H))
+            slot = put(slot[0], rotary(k, *turn).swapaxes(-3, -2), start), put(slot[1], v.swapaxes(-3, -2), start)
+            s = jnp.einsum(f"{b}nsh,{b}tnh->{scores}", slot[0], rotary(q, *turn)) / math.sqrt(H)
             seen = start + jnp.arange(t)[:, None] >= jnp.arange(S)
-            p = jax.nn.softmax(jnp.where(seen, s, -1e30), axis=-1)
-            out = jnp.einsum("bnts,bnsh->btnh", p, slot[1])
+            p = jax.nn.softmax(jnp.where(seen.T if B == 1 else seen, s, -1e30), axis=keys)
+            out = jnp.einsum(f"{scores},{b}nsh->{b}tnh", p, slot[1])
             x = x + out.reshape(B * t, D) @ layer["o"]
             x = x + jax.nn.gelu(rms_norm(x, layer["norm2"]) @ layer["up"]) @ layer["down"]
             new.append(slot)

@@ -35,19 +35,29 @@ def attend_cache(
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
     if implementation is not None or T > FEW_QUERIES:
         return attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks, implementation=implementation)
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(B, T, K, N // K, H)
-    score = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=dtype) / math.sqrt(H)
-    seen = mask.traced(T, S)[:, :, None]
+    dtype, G = jnp.promote_types(q.dtype, jnp.float32), N // K
+    grouped = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    # Keys as the rows of the product: XLA on a CPU then reads the cache where it lies. Else it first turns the values
+    # over, each token, but where every row has one query: then only where there is one row.
+    keys_first = B == 1 or G * T > 1
+    scores, keys = ("bskh,bkmh->bksm", 2) if keys_first else ("bskh,bkmh->bkms", 3)
+    score = jnp.einsum(scores, k, grouped, preferred_element_type=dtype) / math.sqrt(H)
     if softcap is not None:
         score = softcap * jnp.tanh(score / softcap)
-    score = jnp.where(seen, score, jnp.finfo(dtype).min)
+    score = jnp.where(_beside(mask.traced(T, S), G, keys_first), score, jnp.finfo(dtype).min)
     if sinks is not None:
-        sink = jnp.broadcast_to(sinks.astype(dtype).reshape(K, N // K, 1, 1), (*score.shape[:-1], 1))
-        score = jnp.concatenate([score, sink], axis=-1)
-    weight = jax.nn.softmax(score, axis=-1)[..., :S]
-    out = jnp.einsum("bkgts,bskh->btkgh", weight.astype(v.dtype), v, preferred_element_type=dtype)
-    return out.reshape(B, T, N, H).astype(q.dtype)
+        sink = jnp.repeat(sinks.astype(dtype).reshape(K, G), T, axis=1)
+        sink = jnp.expand_dims(jnp.broadcast_to(sink, (B, K, G * T)), keys)
+        score = jnp.concatenate([score, sink], axis=keys)
+    weight = jax.lax.slice_in_dim(jax.nn.softmax(score, axis=keys), 0, S, axis=keys).astype(v.dtype)
+    out = jnp.einsum(f"{scores[-4:]},bskh->bkmh", weight, v, preferred_element_type=dtype)
+    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q.dtype)
+
+
+def _beside(seen: jax.Array, G: int, keys_first: bool) -> jax.Array:
+    """`[1|B, 1|K, S, G * T]` of seen `[1|B, 1|K, T, S]`, or `[1|B, 1|K, G * T, S]` where keys are not first."""
+    seen = jnp.concatenate([seen] * G, axis=2)
+    return seen.swapaxes(2, 3) if keys_first else seen
 
 
 def attend_looked(

@@ -1,5 +1,6 @@
 """Rows of a decoding state: every leaf has the batch in front, whatever the mixer, so that one map does for all."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,3 +49,14 @@ def choose(which: jax.Array, state: Any, other: Any) -> Any:
     """Rows of `state` where `which [B]` holds, else those of `other`."""
     pick = lambda a, b: jnp.where(which.reshape(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
     return jax.tree.map(pick, state, other)
+
+
+def single(state: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """A state of one row without the row's dimension, and what puts it back; a state of more rows as it is.
+
+    For the carry of a loop: XLA on a CPU copies a cache of one row three times in each turn where the loop carries it
+    with that dimension, since the products of attention read it without.
+    """
+    if jax.tree.leaves(state)[0].shape[0] != 1:
+        return state, lambda x: x
+    return jax.tree.map(lambda x: x[0], state), lambda carried: jax.tree.map(lambda x: x[None], carried)

@@ -24,6 +24,7 @@ from models.decoding import keys
 from models.decoding.commit import commit
 from models.decoding.control import Control, Feed
 from models.decoding.drafts import Drafter, Seen, Tree
+from models.decoding.rows import single
 from models.decoding.verify import Verifier
 from models.mixers.context import Asked, Edit
 from models.mixers.memory import Policy, settled
@@ -261,15 +262,17 @@ def extend(
     step = functools.reduce(lambda inner, part: part[1].step(inner), reversed(parts.control), round_)
     before = jnp.sum(p.done)
 
+    carried, rows = single(p)
+
     def goes_on(carry: tuple) -> jax.Array:
-        turn, p = carry
+        turn, p = carry[0], rows(carry[1])
         return (turn < rounds) & jnp.any(live(p)) & (jnp.sum(p.done) - before < ends)
 
     def turned(carry: tuple) -> tuple:
-        turn, p = carry
-        return turn + 1, step(models, p, parts, live(p))
+        turn, p = carry[0], rows(carry[1])
+        return turn + 1, single(step(models, p, parts, live(p)))[0]
 
-    return jax.lax.while_loop(goes_on, turned, (jnp.int32(0), p))[1]
+    return rows(jax.lax.while_loop(goes_on, turned, (jnp.int32(0), carried))[1])
 
 
 def following_tokens(token: jax.Array, path: jax.Array, count: jax.Array, following: jax.Array) -> jax.Array:

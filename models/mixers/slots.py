@@ -34,6 +34,8 @@ class Slots:
 def put(slots: jax.Array, new: jax.Array, start: jax.Array, axis: int = 1) -> jax.Array:
     """Writes `new` into each row of `slots` along `axis`, row b from slot `start[b]` on; B is the first dimension."""
     new = new.astype(slots.dtype)
+    if slots.shape[0] == 1:  # without the row's dimension: see `models.decoding.rows.single`
+        return jax.lax.dynamic_update_slice_in_dim(slots[0], new[0], start[0], axis - 1)[None]
     if slots.shape[0] > LOOPED_ROWS:
         update = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
         return jax.vmap(update)(slots, new, start)
