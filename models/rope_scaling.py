@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 KINDS = ("none", "linear", "dynamic", "yarn", "llama3", "longrope")
+STEADY = ("none", "linear", "llama3")  # Rates that depend on no length, with cos and sin as they are.
 
 
 def rates(R: int, theta: float) -> np.ndarray:
@@ -105,6 +106,11 @@ class Scaling:
     def of(cls, options: Mapping[str, Any]) -> "Scaling | None":
         """From the option group; None where nothing is scaled."""
         return None if options["kind"] == "none" else cls(options["kind"], dict(options))
+
+    @property
+    def steady(self) -> bool:
+        """Whether a token is turned by its position times rates that no text changes, and by nothing else."""
+        return self.kind in STEADY
 
     def __call__(self, R: int, theta: float, positions: jax.Array) -> tuple[Any, float]:
         """(rates [R/2], what multiplies cos and sin) for tokens at `positions`.

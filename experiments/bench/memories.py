@@ -1,6 +1,7 @@
 """Bench rows of `generate.memory`: a decoding step of shape b at long contexts, full cache and policies.
 
     memory/b/equal    all hold 511 tokens: what a policy costs beside attention to as many
+    memory/b/equal8   the same for eight texts at once
     memory/b/8192     a context of 8,192 tokens, of which policies keep or read 512
     memory/b/65536    the same at 65,536
 
@@ -40,7 +41,8 @@ CONTEXTS = (8192, 65536)
 
 def planned() -> Iterator[Planned]:
     """All rows of this module."""
-    yield Planned("memory/b/equal", functools.partial(_row, "memory/b/equal", BUDGET - 1, BUDGET - 1))
+    for name, rows in {"memory/b/equal": 1, "memory/b/equal8": 8}.items():
+        yield Planned(name, functools.partial(_row, name, BUDGET - 1, BUDGET - 1, rows))
     for context in CONTEXTS:
         name = f"memory/b/{context}"
         yield Planned(name, functools.partial(_row, name, context, BUDGET))
@@ -80,10 +82,10 @@ def filled(memory: Any, context: int, key: jax.Array) -> Any:
         )
     if isinstance(memory, Quest):
         position = jnp.where(jnp.arange(S) < context, jnp.arange(S), -1).astype(jnp.int32)
-        low, high = quest_pages(k[0].swapaxes(0, 1), position >= 0, memory.rule.page)
+        pages = lambda k: quest_pages(k.swapaxes(0, 1), position >= 0, memory.rule.page)  # noqa: E731
+        low, high = jax.vmap(pages)(k)
         return dataclasses.replace(
-            memory, position=jnp.broadcast_to(position, memory.position.shape), low=low[None], high=high[None],
-            prompt=count,
+            memory, position=jnp.broadcast_to(position, memory.position.shape), low=low, high=high, prompt=count,
         )  # fmt: skip
     if isinstance(memory, TokenSelect):
         return dataclasses.replace(memory, prompt=count)
@@ -91,7 +93,7 @@ def filled(memory: Any, context: int, key: jax.Array) -> Any:
     return memory
 
 
-def _row(name: str, context: int, budget: int) -> Comparison:
+def _row(name: str, context: int, budget: int, rows: int = 1) -> Comparison:
     made = training.program_of("b")
     params = made.init()["params"]
     asked = policies(context, budget)
@@ -108,15 +110,16 @@ def _row(name: str, context: int, budget: int) -> Comparison:
         return jax.lax.fori_loop(0, TOKENS, step, (state, token))
 
     def begin(policy: Policy, params: Any) -> Any:
-        state = made.decoder(params).for_decoding().init_state(1, length, policy)
+        state = made.decoder(params).for_decoding().init_state(rows, length, policy)
         keys = iter(jax.random.split(jax.random.key(0), len(state["layers"])))
         layers = tuple(
             {block: filled(memory, context, next(keys)) for block, memory in layer.items()} for layer in state["layers"]
         )
         slots = jnp.where(jnp.arange(length) < context, jnp.arange(length), -1).astype(jnp.int32)
-        return {"slots": Slots(slots[None], jnp.full((1,), context, jnp.int32)), "layers": layers}
+        stand = jnp.broadcast_to(slots, (rows, length))
+        return {"slots": Slots(stand, jnp.full((rows,), context, jnp.int32)), "layers": layers}
 
-    token, compiled = jnp.zeros((1,), jnp.int32), {}
+    token, compiled = jnp.zeros((rows,), jnp.int32), {}
     for policy, each in asked.items():
         state = jax.eval_shape(functools.partial(begin, each), params)
         compiled[policy] = jax.jit(decode, donate_argnums=1).lower(params, state, token).compile()
@@ -138,6 +141,6 @@ def _row(name: str, context: int, budget: int) -> Comparison:
         name=name,
         candidates={policy: candidate(policy) for policy in asked},
         baseline="full",
-        work=(TOKENS, "tokens"),
+        work=(TOKENS * rows, "tokens"),
         counted=("state bytes", size),
     )

@@ -4,6 +4,7 @@ A row is read as one text: its first part in one pass, as a prompt, the rest tok
 of every batch are lines of a file of the workdir, so that a killed evaluation goes on where it stopped.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -30,13 +31,35 @@ from models.mixers.memory import Policy
 from models.mixers.memory.shadow import shadowed, watched
 
 ROUNDS = 3  # of a warm batch, of which the fastest counts
-SUMS = ("nats", "full_nats", "bytes", "tokens", "mass", "best", "steps")
+SUMS = ("nats", "full_nats", "right", "full_right", "exact", "full_exact", "bytes", "tokens", "mass", "best", "steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Held-out rows as one model reads them.
+
+    Attributes:
+      program, params: of the model, on one process.
+      batches: of held-out rows, numpy; read once by each evaluation.
+      token_bytes: `[V]` bytes of text behind each token id.
+      prompt: tokens of a row that are read at once; 0: half of it.
+      full: what the full cache gave, by batch, which evaluations of the same rows share.
+    """
+
+    program: Program
+    params: Any
+    batches: Iterable[dict]
+    token_bytes: np.ndarray
+    prompt: int = 0
+    full: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
 
 def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callable:
-    """Jitted `(params, tokens [B, T], targets, scored) -> dict`: `nats [B, T - prompt]` of the targets behind a prompt.
+    """Jitted `(params, tokens [B, T], targets, scored) -> dict` of the targets behind a prompt, `[B, T - prompt]` each.
 
-    With `watch` also `mass`, `best` and `steps`, `[L, B]`, and `seen [L, B, T]`, of `models.mixers.memory.shadow`.
+    `nats`, and `right`: whether the target is the likeliest token; 0 where it is not scored. A row whose targets are
+    all right is one whose answers would be drawn exactly. With `watch` also `mass`, `best` and `steps`, `[L, B]`, and
+    `seen [L, B, T]`, of `models.mixers.memory.shadow`.
     """
 
     def run(params: Any, tokens: jax.Array, targets: jax.Array, scored: jax.Array) -> dict[str, jax.Array]:
@@ -50,14 +73,16 @@ def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callab
         rule = {"mask": masks.Causal()}
         state = model(tokens[:, :prompt], positions=where(0, prompt), state=state, fresh=True, **rule).state
 
-        def step(state: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+        def step(state: Any, t: jax.Array) -> tuple[Any, tuple]:
             made = model(take(tokens, t), positions=where(t, 1), state=state, **rule)
             logits = jax.nn.log_softmax(model.logits(made.features)[:, 0], axis=-1)
-            nats = -jnp.take_along_axis(logits, take(targets, t), axis=1)[:, 0]
-            return made.state, jnp.where(take(scored, t)[:, 0], nats, 0)
+            target, counts = take(targets, t), take(scored, t)[:, 0]
+            nats = -jnp.take_along_axis(logits, target, axis=1)[:, 0]
+            right = jnp.argmax(logits, axis=-1) == target[:, 0]
+            return made.state, (jnp.where(counts, nats, 0), counts & right)
 
-        state, nats = jax.lax.scan(step, state, jnp.arange(prompt, T))
-        found = {"nats": nats.T}
+        state, (nats, right) = jax.lax.scan(step, state, jnp.arange(prompt, T))
+        found = {"nats": nats.T, "right": right.T}
         if watch:
             layers = watched(state["layers"])
             found |= {name: jnp.stack([getattr(x, name) for x in layers]) for name in ("mass", "best", "steps", "seen")}
@@ -83,50 +108,49 @@ def state_bytes(program: Program, params: Any, policy: Policy, rows: int, length
 
 
 def evaluate(
-    program: Program,
-    params: Any,
-    batches: Iterable[dict],
-    token_bytes: np.ndarray,
+    rows: Rows,
     generate: Mapping[str, Any],
     *,
-    prompt: int = 0,
     folder: pathlib.Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A policy against the full cache on held-out rows.
 
     Args:
-      program, params: of the model, on one process.
-      batches: of held-out rows, numpy.
-      token_bytes: `[V]` bytes of text behind each token id.
+      rows: what is read, and by what.
       generate: `config.generate` as a plain dict.
-      prompt: tokens of a row that are read at once; 0: half of it.
       folder: where results of batches are kept; None: nowhere.
       about: what else the results depend on, e.g. the checkpoint.
 
     Returns:
-      `memory/...`: bits_per_byte and full_bits_per_byte behind the prompts, difference_se over rows, kept_mass and
-      best_mass (0..1, of the attention of the full cache, by what was seen and by the best as many), state_bytes and
-      full_state_bytes of a batch, tokens_per_second and full_tokens_per_second of a warm batch, rows, prompt; `seen`:
-      [L, T] shares of the heads that saw each token of the first row at its end.
+      `memory/...`: bits_per_byte and full_bits_per_byte behind the prompts, difference_se over rows, accuracy and
+      full_accuracy (0..1, of the scored tokens behind the prompts), exact and full_exact (of the rows, those without a
+      wrong one), kept_mass and best_mass (0..1, of the attention of the full cache, by what was seen and by the best as
+      many), state_bytes and full_state_bytes of a batch, tokens_per_second and full_tokens_per_second of a warm batch,
+      rows, prompt; `seen`: [L, T] shares of the heads that saw each token of the first row at its end.
     """
-    policy, full = Policy.of(generate), Policy()
+    policy, prompt = Policy.of(generate), rows.prompt
     told = {"policy": [policy.name, [list(o) for o in policy.options]], "prompt": prompt, **(about or {})}
     path, done = _results(folder, policy.name, told)
     runs, shape = {}, None
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(rows.batches):
         tokens = np.asarray(batch["tokens"])
         shape, cut = tokens.shape, prompt or tokens.shape[1] // 2
         if number in done:
             continue
-        given = (params, *(jnp.asarray(batch[name]) for name in ("tokens", "targets", "scored")))
-        if not runs:
-            runs = {"": scored(program, policy, cut, watch=True), "full_": scored(program, full, cut, watch=False)}
-        found = {name: jax.device_get(run(*given)) for name, run in runs.items()}
-        row = _row(batch, found, token_bytes, cut)
+        given = (rows.params, *(jnp.asarray(batch[name]) for name in ("tokens", "targets", "scored")))
+        runs = runs or {"": scored(rows.program, policy, cut, watch=True)}
+        if number not in rows.full:
+            runs.setdefault("full", scored(rows.program, Policy(), cut, watch=False))
+            rows.full[number] = jax.device_get(runs["full"](*given))
+        found = jax.device_get(runs[""](*given))
+        row = _row(batch, {"": found, "full_": rows.full[number]}, rows.token_bytes, cut)
         if number == 0:
-            row["seen"] = np.round(found[""]["seen"][:, 0], 3).tolist()
-            row |= _costs(program, given, {"": policy, "full_": full}, cut)
+            if "costs" not in rows.full:
+                rows.full["costs"] = _costs(rows.program, given, Policy(), cut)
+            row["seen"] = np.round(found["seen"][:, 0], 3).tolist()
+            row |= _costs(rows.program, given, policy, cut)
+            row |= {f"full_{name}": value for name, value in rows.full["costs"].items()}
         done[number] = row
         if path is not None:
             with os.fdopen(disk.open_to_append(path), "ab") as file:
@@ -144,29 +168,42 @@ def of_run(model: Any, workdir: pathlib.Path | None) -> str:
 
     Errors: ConfigError for a policy that the model cannot have; Refused where many processes evaluate.
     """
-    config, options = model.config, model.config.generate.to_dict()
+    options = model.config.generate.to_dict()
+    check(model, options)
+    found = evaluate(rows_of(model), options, **kept_in(model, workdir))
+    return said(found, options["memory"])
+
+
+def check(model: Any, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a policy that the model cannot have, Refused where many processes evaluate."""
     if processes.many():
         raise Refused("generate.memory other than 'full' is evaluated by one process; leave --num_processes away.")
     preflight.check_generation(options, tables=True)
-    if problems := list(preflight.memory_problems(options, config.model.mixer)):
+    if problems := list(preflight.memory_problems(options, model.config.model.mixer)):
         raise ConfigError(problems)
-    found = evaluate(
-        model.program,
-        model.params,
-        inputs.eval_batches(config, model.corpus, model.program.rows),
-        model.tokenizer.token_bytes,
-        options,
-        prompt=config.eval.prompt,
-        folder=None if workdir is None else workdir / files.MEMORIES,
-        about={
+
+
+def rows_of(model: Any) -> Rows:
+    """The held-out rows of a trained model's config."""
+    batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
+    return Rows(
+        model.program, model.params, list(batches), model.tokenizer.token_bytes, model.config.eval.prompt
+    )  # fmt: skip
+
+
+def kept_in(model: Any, workdir: pathlib.Path | None) -> dict[str, Any]:
+    """`folder` and `about` of evaluations of a trained model."""
+    config = model.config
+    return {
+        "folder": None if workdir is None else workdir / files.MEMORIES,
+        "about": {
             "step": model.step,
             "rows": config.eval.rows,
             "batch": config.eval.batch_size,
             "parameters": hashlib.sha256(states.marks(model.params)).hexdigest()[:12],
             "corpus": model.corpus.hash,
         },
-    )
-    return said(found, options["memory"])
+    }
 
 
 def said(found: Mapping[str, Any], name: str) -> str:
@@ -176,6 +213,8 @@ def said(found: Mapping[str, Any], name: str) -> str:
         f"generate.memory={name}, behind prompts of {of('prompt')} tokens, {of('rows')} rows: "
         f"{of('bits_per_byte'):.4f} bits per byte, {of('full_bits_per_byte'):.4f} with the full cache (standard error "
         f"of the difference {of('difference_se'):.4f})\n"
+        f"right are {of('accuracy'):.2%} of the scored tokens ({of('full_accuracy'):.2%} with the full cache) and all "
+        f"of them in {of('exact'):.1%} of the rows ({of('full_exact'):.1%})\n"
         f"kept attention {of('kept_mass'):.4f} (at best {of('best_mass'):.4f} with as many tokens); state "
         f"{of('state_bytes'):,} bytes a batch, {of('full_state_bytes'):,} with the full cache; "
         f"{of('tokens_per_second'):,.0f} tokens/s, {of('full_tokens_per_second'):,.0f} with the full cache"
@@ -216,23 +255,23 @@ def _row(batch: Mapping[str, Any], found: Mapping[str, dict], token_bytes: np.nd
     valid = np.asarray(batch["scored"])[:, cut:]
     sizes = np.asarray(token_bytes)[np.minimum(np.asarray(batch["targets"]), len(token_bytes) - 1)][:, cut:]
     sums = {
-        "nats": found[""]["nats"].astype(np.float64).sum(1), "full_nats": found["full_"]["nats"].astype(float).sum(1),
+        **{f"{by}nats": said["nats"].astype(np.float64).sum(1) for by, said in found.items()},
+        **{f"{by}right": said["right"].sum(1) for by, said in found.items()},
+        **{f"{by}exact": (said["right"] == valid).all(1).astype(int) for by, said in found.items()},
         "tokens": valid.sum(1), "bytes": np.where(valid, sizes, 0).sum(1),
         **{name: found[""][name].astype(np.float64).mean(0) for name in ("mass", "best", "steps")},
     }  # fmt: skip
     return {name: value.tolist() for name, value in sums.items()}
 
 
-def _costs(program: Program, given: tuple, policies: Mapping[str, Policy], cut: int) -> dict[str, Any]:
-    """Bytes of the state of a batch, and tokens per second, of each policy."""
-    costs, (params, tokens, *_) = {}, given
-    for name, policy in policies.items():
-        run = scored(program, policy, cut, watch=False)
-        jax.block_until_ready(run(*given))
-        seconds = min(_seconds(run, given) for _ in range(ROUNDS))
-        costs[f"{name}tokens_per_second"] = tokens[:, cut:].size / seconds
-        costs[f"{name}state_bytes"] = state_bytes(program, params, policy, *tokens.shape)
-    return costs
+def _costs(program: Program, given: tuple, policy: Policy, cut: int) -> dict[str, Any]:
+    """Bytes of the state of a batch, and tokens per second, of a policy."""
+    params, tokens, *_ = given
+    run = scored(program, policy, cut, watch=False)
+    jax.block_until_ready(run(*given))
+    seconds = min(_seconds(run, given) for _ in range(ROUNDS))
+    size = state_bytes(program, params, policy, *tokens.shape)
+    return {"tokens_per_second": tokens[:, cut:].size / seconds, "state_bytes": size}
 
 
 def _seconds(run: Callable, given: tuple) -> float:
@@ -252,6 +291,8 @@ def _summary(done: Mapping[int, dict], prompt: int) -> dict[str, Any]:
         "bits_per_byte": float(bits["nats"].sum() / of["bytes"].sum()),
         "full_bits_per_byte": float(bits["full_nats"].sum() / of["bytes"].sum()),
         "difference_se": ratio_standard_error(bits["nats"] - bits["full_nats"], of["bytes"]),
+        **{f"{by}accuracy": float(of[f"{by}right"].sum() / of["tokens"].sum()) for by in ("", "full_")},
+        **{f"{by}exact": float(of[f"{by}exact"].mean()) for by in ("", "full_")},
         "kept_mass": share("mass"), "best_mass": share("best"), "rows": len(of["tokens"]), "prompt": prompt,
     }  # fmt: skip
     costs = {name: value for name, value in parts[0].items() if name not in SUMS and name != "seen"}

@@ -14,6 +14,7 @@ from kernels.attention import attention
 from kernels.masks import Mask
 
 FEW_QUERIES = 16
+KEYS_FIRST = "bksm"
 
 
 def attend_cache(
@@ -32,32 +33,88 @@ def attend_cache(
     to `attention`. Returns [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]`
     as in `attention`.
     """
-    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    T, K = q.shape[1], k.shape[2]
     if implementation is not None or T > FEW_QUERIES:
         return attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks, implementation=implementation)
-    dtype, G = jnp.promote_types(q.dtype, jnp.float32), N // K
-    grouped = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    # Keys as the rows of the product: XLA on a CPU then reads the cache where it lies. Else it first turns the values
-    # over, each token, but where every row has one query: then only where there is one row.
-    keys_first = B == 1 or G * T > 1
-    scores, keys = ("bskh,bkmh->bksm", 2) if keys_first else ("bskh,bkmh->bkms", 3)
-    score = jnp.einsum(scores, k, grouped, preferred_element_type=dtype) / math.sqrt(H)
+    rows = _rows(q, K)
+    order = _order(rows)
+    return _weighed(_products(rows, k, order), order, v, mask, T, softcap, sinks).astype(q.dtype)
+
+
+def attend_turned(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    turn: jax.Array,
+    *,
+    mask: Mask,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """As `attend_cache`, where every query comes in P forms and each key reads one of them.
+
+    score_ts = q_(t, turn_s) . k_s / sqrt(H). Keys whose rotary positions change together, such as all those before a
+    token that left, need not be rotated again: the query is turned the other way. All keys are read once, as by
+    `attend_cache`.
+
+    Args:
+      q: [B, T, N, P * H], the forms of a query side by side.
+      k, v: [B, S, K, H], finite in every slot.
+      turn: [B, S] int32 within 0 .. P - 1.
+      mask: of the T queries.
+      softcap, sinks: as in `attention`.
+
+    Returns:
+      [B, T, N, H] in q's type.
+    """
+    (B, T, N, _), (K, H) = q.shape, k.shape[2:]
+    forms = [_rows(form, K) for form in jnp.unstack(q.reshape(B, T, N, -1, H), axis=3)]
+    order = _order(forms[0])
+    turn = turn[:, None, :, None] if order == KEYS_FIRST else turn[:, None, None]
+    # One product of all forms is slower on a CPU: it lays the keys out anew.
+    score = sum(jnp.where(turn == p, _products(form, k, order), 0) for p, form in enumerate(forms))
+    return _weighed(score, order, v, mask, T, softcap, sinks).astype(q.dtype)
+
+
+def _rows(q: jax.Array, K: int) -> jax.Array:
+    """q [B, T, N, H] as the M = N / K * T rows that read each key head: [B, K, M, H]."""
+    B, T, N, H = q.shape
+    return q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+
+
+def _order(rows: jax.Array) -> str:
+    """How scores of rows [B, K, M, H] lie: S keys first, or last.
+
+    XLA on a CPU reads the cache where it lies if its keys are the rows of the product; else it turns the values over,
+    each token. Where each of several texts has one query it does not, and the softmax is faster along the last axis.
+    """
+    B, _, M, _ = rows.shape
+    return KEYS_FIRST if B == 1 or M > 1 else "bkms"
+
+
+def _products(rows: jax.Array, k: jax.Array, order: str) -> jax.Array:
+    """q . k / sqrt(H) of rows [B, K, M, H] and k [B, S, K, H], in float32 or wider."""
+    dtype = jnp.promote_types(rows.dtype, jnp.float32)
+    return jnp.einsum(f"bskh,bkmh->{order}", k, rows, preferred_element_type=dtype) / math.sqrt(rows.shape[-1])
+
+
+def _weighed(
+    score: jax.Array, order: str, v: jax.Array, mask: Mask, T: int, softcap: float | None, sinks: jax.Array | None
+) -> jax.Array:
+    """Values by the softmax of scores that lie in `order` over the keys that are seen: [B, T, N, H], score's type."""
+    (B, S, K, H), dtype, keys = v.shape, score.dtype, order.index("s")
+    G = score.size // (B * S * K * T)
     if softcap is not None:
         score = softcap * jnp.tanh(score / softcap)
-    score = jnp.where(_beside(mask.traced(T, S), G, keys_first), score, jnp.finfo(dtype).min)
+    seen = jnp.concatenate([mask.traced(T, S)] * G, axis=2)  # [1|B, 1|K, M, S]
+    score = jnp.where(seen.swapaxes(2, 3) if order == KEYS_FIRST else seen, score, jnp.finfo(dtype).min)
     if sinks is not None:
         sink = jnp.repeat(sinks.astype(dtype).reshape(K, G), T, axis=1)
         sink = jnp.expand_dims(jnp.broadcast_to(sink, (B, K, G * T)), keys)
         score = jnp.concatenate([score, sink], axis=keys)
     weight = jax.lax.slice_in_dim(jax.nn.softmax(score, axis=keys), 0, S, axis=keys).astype(v.dtype)
-    out = jnp.einsum(f"{scores[-4:]},bskh->bkmh", weight, v, preferred_element_type=dtype)
-    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H).astype(q.dtype)
-
-
-def _beside(seen: jax.Array, G: int, keys_first: bool) -> jax.Array:
-    """`[1|B, 1|K, S, G * T]` of seen `[1|B, 1|K, T, S]`, or `[1|B, 1|K, G * T, S]` where keys are not first."""
-    seen = jnp.concatenate([seen] * G, axis=2)
-    return seen.swapaxes(2, 3) if keys_first else seen
+    out = jnp.einsum(f"{order},bskh->bkmh", weight, v, preferred_element_type=dtype)
+    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, H)
 
 
 def attend_looked(

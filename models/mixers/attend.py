@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kernels import masks
 from kernels.attention import attention
-from kernels.attention.cached import attend_cache, attend_looked
+from kernels.attention.cached import attend_cache, attend_looked, attend_turned
 from kernels.column_sums import Noise, column_sums, row_lse
 from kernels.context_attention import context_attention
 from models.mixers.context import Context
@@ -79,6 +79,7 @@ def recall(
     memory: Memory,
     *,
     rotate: Callable[[jax.Array, jax.Array], jax.Array],
+    steady: bool = False,
     implementation: str | None = None,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
@@ -92,6 +93,7 @@ def recall(
       mask: what a token may see, by positions.
       memory: of this layer; its class says what becomes of the tokens.
       rotate: `(x [B, T, N|K, H], positions [B, T]) -> x`, the layer's rotary positions.
+      steady: whether turns by `rotate` add up, whatever the text.
       implementation: of the attention kernel.
       softcap: cap * tanh(score / cap), for memories that keep everything in sight; others do not look through it.
       sinks: `[N]` scores of virtual keys; likewise.
@@ -99,8 +101,12 @@ def recall(
     stored = memory.rotary == "stored"
     if stored:
         q, k = rotate(q, context.positions), rotate(k, context.positions)
-    memory, view = memory.read(q, k, v, context if stored else dataclasses.replace(context, rotate=rotate))
+    turning = {"rotate": rotate, "steady": steady and implementation is None}
+    memory, view = memory.read(q, k, v, context if stored else dataclasses.replace(context, **turning))
     keys = view.k
+    if view.turns is not None:
+        rule = masks.Positions(context.positions, view.position, rule=mask)
+        return _turned(partition, q, view, rule, rotate, softcap=softcap, sinks=sinks), memory
     if not stored:
         q, keys = rotate(q, view.query_place), rotate(keys, view.key_place)
     if view.window:
@@ -120,6 +126,28 @@ def recall(
         return _summed(partition, q, keys, view, context, mask, memory, implementation)
     out, looks = _looked(partition, q, keys, view, context, mask)
     return out, memory.looked(looks, context) if memory.looks else memory
+
+
+def _turned(
+    partition: Partition,
+    q: jax.Array,
+    view: View,
+    rule: masks.Mask,
+    rotate: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    softcap: float | None,
+    sinks: jax.Array | None,
+) -> jax.Array:
+    """Attention to keys that are rotated already, each of which reads one of the turns of a query."""
+    turned = jnp.concatenate([rotate(q, place) for place in jnp.unstack(view.turns, axis=2)], axis=-1)
+    B = len(turned)
+    cut = jax.tree.map(lambda x: ("batch" if x.shape[0] == B else None, *(None,) * (x.ndim - 1)), rule)
+
+    def run(q, k, v, turn, rule, sinks):
+        return attend_turned(q, k, v, turn, mask=rule, softcap=softcap, sinks=sinks)
+
+    axes = (HEADS, HEADS, HEADS, ("batch", None), cut, None if sinks is None else ("heads",))
+    return partition.run(run, (turned, view.k, view.v, view.turn, rule, sinks), axes, HEADS)
 
 
 def _looked(

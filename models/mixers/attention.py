@@ -52,6 +52,7 @@ class Attention(nnx.Module):
         self.N, self.K, self.H, self.dtype, self.q_width = N, K, H, spec.dtype, N * H
         self.theta, self.fraction = options["rope_theta"], options["rope_fraction"]
         self.scaling = Scaling.of(options["rope_scaling"])
+        self.steady = self.scaling is None or self.scaling.steady
         self.window, self.sinks = options["window"], options["sinks"]
         self.partition, self.softcap = spec.partition, options["softcap"] or None
         self.score_scale = spec.sizes.scores * (options["scale"] * math.sqrt(H) if options["scale"] else 1.0)
@@ -65,7 +66,9 @@ class Attention(nnx.Module):
             out = attend_row(self.partition, q, k, v, context, mask, **options)
         else:
             q, k, v = self.heads(x)
-            out, state = recall(self.partition, q, k, v, context, mask, state, rotate=self.rotate, **options)
+            out, state = recall(
+                self.partition, q, k, v, context, mask, state, rotate=self.rotate, steady=self.steady, **options
+            )
         return self.out(out.reshape(*out.shape[:2], -1)), state
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

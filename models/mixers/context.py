@@ -44,6 +44,8 @@ class Context:
     edits: tuple[tuple[str, Edit], ...] = dataclasses.field(default=(), metadata={"static": True})  # (site, edit)
     # Decoding, of memories that keep keys unrotated: (x [B, T, N|K, H], positions [B, T]) -> x.
     rotate: Callable[..., jax.Array] | None = dataclasses.field(default=None, metadata={"static": True})
+    # With it: whether rotate(rotate(x, a), b) is rotate(x, a + b) whatever the text.
+    steady: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def at(self, site: str, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`x` at a site after its edits, and the entry of the report where the site is tapped."""

@@ -132,7 +132,7 @@ class Lact(nnx.Module):
             mask = context.mask & masks.Window(near - 1, near - 1)
             out = attend_row(self.partition, q, k, v, context, mask)
         else:
-            out, state = recall(self.partition, q, k, v, context, context.mask, state, rotate=self._rotate)
+            out, state = recall(self.partition, q, k, v, context, context.mask, state, rotate=self._rotate, steady=True)
         return out.reshape(*out.shape[:2], -1), state
 
     def _far(self, x, q, k, v, context: Context, state):

@@ -7,6 +7,41 @@ TESTS = ("tests/models/memory",)
 
 BUGS = (
     Bug(
+        "streaming: a query's turn past the ring is one short",
+        f"{FOLDER}/streaming.py",
+        "home + trash - s], axis=2)",
+        "home + trash - s - 1], axis=2)",
+        TESTS,
+    ),
+    Bug(
+        "streaming: the slot of the query itself reads the turn of older ones",
+        f"{FOLDER}/streaming.py",
+        "jnp.where(slot <= home, 1, 2)",
+        "jnp.where(slot < home, 1, 2)",
+        TESTS,
+    ),
+    Bug(
+        "streaming: keys that have a turn are turned as if they had none",
+        f"{FOLDER}/streaming.py",
+        "view = view._replace(key_place=view.key_place - had)",
+        "view = view._replace(key_place=view.key_place)",
+        TESTS,
+    ),
+    Bug(
+        "streaming: sinks read the query at its own slot",
+        f"{FOLDER}/streaming.py",
+        "turn = jnp.where(slot < s, 0,",
+        "turn = jnp.where(slot < s - 1, 0,",
+        TESTS,
+    ),
+    Bug(
+        "attention to turned keys: forms are not scaled",
+        "kernels/attention/cached.py",
+        'made = jnp.einsum("btkgh,bskh->bkgts", form, k, preferred_element_type=dtype) / math.sqrt(H)',
+        'made = jnp.einsum("btkgh,bskh->bkgts", form, k, preferred_element_type=dtype)',
+        ("tests/kernels/cached_test.py",),
+    ),
+    Bug(
         "keyformer: the temperature falls",
         f"{FOLDER}/scores.py",
         "return start + jnp.asarray(step) * ((end - start) / steps)",

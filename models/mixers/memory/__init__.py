@@ -72,6 +72,9 @@ class View(NamedTuple):
     # With rotary = "slot": where keys [B, S] and queries [B, T] stand for the rotary positions.
     key_place: jax.Array | None = None
     query_place: jax.Array | None = None
+    # In their place, of keys that are rotated already: the query is turned by each of P places, and a key reads one.
+    turns: jax.Array | None = None  # [B, T, P] places
+    turn: jax.Array | None = None  # [B, S] which of the P
 
 
 class Looks(NamedTuple):
@@ -130,7 +133,8 @@ class Memory:
             which slot, once per model, for policies that keep all of them; the new ones included), `fresh` (static: no
             token came before these), `parents` (drafts as a tree), `asked` (tokens of each row's prompt, and its
             key; None outside the engine), `rotate` (where `rotary` is "slot": the layer's rotary positions,
-            `(x [B, T, N|K, H], positions [B, T]) -> x`).
+            `(x [B, T, N|K, H], positions [B, T]) -> x`), `steady` (with it: whether turns add up, so that a view may
+            have `turns`).
 
         Returns:
           the memory that holds them, and the view of these queries.

@@ -23,7 +23,8 @@ class Streaming(Memory):
     """Token p lies in slot p where it is a sink, else in s + (p - s) mod (S - 1 - s); the last slot is for padding.
 
     Attributes:
-      k, v: unrotated keys, and values, `[B, K, S, H]`.
+      k, v: keys and values, `[B, K, S, H]`. Where turns add up (`Context.steady`), keys are rotated by their slots:
+        whoever leaves, a key keeps its turn, and the query is turned the other way. Else they are unrotated.
       position: `[B, S]` int32, -1 = an empty slot.
       length: `[B]` tokens so far; prompt: `[B]` those of them that were read in pieces.
       rule: static: `sinks`, `budget` tokens in all, and whether eviction is "before" or "after" a pass.
@@ -69,8 +70,9 @@ class Streaming(Memory):
         positions = jnp.broadcast_to(context.positions, (B, T)).astype(jnp.int32)
         new = jnp.sum(positions >= 0, axis=1, dtype=jnp.int32)
         length, prompt = self.length + new, self.prompt + (new if T > 1 else 0)
-        k, v = (x.swapaxes(1, 2).astype(self.k.dtype) for x in (k, v))
-        after = self._written(k, v, positions, length)
+        home = context.rotate(k, self._home(positions)) if context.steady else k
+        k, v, home = (x.swapaxes(1, 2).astype(self.k.dtype) for x in (k, v, home))
+        after = self._written(home, v, positions, length)
         budget = of_prompt(self.rule.budget, prompt, self.limit)
         stays = after._held(after.position, length, budget)
         kept = dataclasses.replace(
@@ -79,24 +81,35 @@ class Streaming(Memory):
         if T == 1:
             one = 0 if self.rule.evict == "before" else 1
             seen = after._held(after.position, length, budget + one)
-            return kept, self._view(after.k, after.v, jnp.where(seen, after.position, -1), positions, length)
+            held = jnp.where(seen, after.position, -1)
+            view = self._turned if context.steady else self._view
+            return kept, view(after.k, after.v, held, positions, length)
         if context.fresh:
             return kept, self._view(k, v, positions, positions, length)
         join = lambda old, new: jnp.concatenate([old, new], axis=2)  # noqa: E731
         held = jnp.concatenate([self.position, positions], axis=1)
-        return kept, self._view(join(self.k, k), join(self.v, v), held, positions, length)
+        view = self._view(join(self.k, k), join(self.v, v), held, positions, length)
+        if context.steady:  # Stored keys have a turn already.
+            had = jnp.concatenate([self._home(self.position), jnp.zeros_like(positions)], axis=1)
+            view = view._replace(key_place=view.key_place - had)
+        return kept, view
 
     def _held(self, position: jax.Array, length: jax.Array, budget: jax.Array | int) -> jax.Array:
         """Which of the tokens are sinks or among the last budget - sinks."""
         near = jnp.maximum(jnp.broadcast_to(budget, length.shape) - self.rule.sinks, 0)
         return (position >= 0) & ((position < self.rule.sinks) | (position >= (length - near)[:, None]))
 
+    def _home(self, positions: jax.Array) -> jax.Array:
+        """The slots of tokens, whether they are kept or not; 0 of padding."""
+        s, ring = self.rule.sinks, self.position.shape[1] - 1 - self.rule.sinks
+        return jnp.maximum(jnp.where(positions < s, positions, s + (positions - s) % ring), 0)
+
     def _written(self, k: jax.Array, v: jax.Array, positions: jax.Array, length: jax.Array) -> Self:
         """The slots with T new tokens, of which the last ones take the places of older ones."""
         s, trash = self.rule.sinks, self.position.shape[1] - 1
         ring = trash - s
         stays = (positions >= 0) & ((positions < s) | (positions >= (length - ring)[:, None]))
-        slot = jnp.where(stays, jnp.where(positions < s, positions, s + (positions - s) % ring), trash)
+        slot = jnp.where(stays, self._home(positions), trash)
         marked = jnp.where(slot < trash, positions, -1)
         if positions.shape[1] == 1:
             at = slot[:, 0]
@@ -114,6 +127,21 @@ class Streaming(Memory):
         place = lambda at: jnp.maximum(jnp.where(at < self.rule.sinks, at, at - gap[:, None]), 0)  # noqa: E731
         keys = {"key_place": place(held), "query_place": place(query)}
         return View(k.swapaxes(1, 2), v.swapaxes(1, 2), held, jnp.zeros_like(length), **keys)
+
+    def _turned(self, k: jax.Array, v: jax.Array, held: jax.Array, query: jax.Array, length: jax.Array) -> View:
+        """As `_view` of one query and of keys that are rotated by their slots.
+
+        The query's three places: among the tokens that are held, for the sinks; its own slot, for what stands before it
+        in the ring; and one ring further, for what stands behind it and is older.
+        """
+        s, trash = self.rule.sinks, self.position.shape[1] - 1
+        gap = length - jnp.sum(held >= 0, axis=1, dtype=jnp.int32)
+        home = self._home(query)
+        turns = jnp.stack([query - gap[:, None], home, home + trash - s], axis=2)
+        slot = jnp.arange(trash + 1)
+        turn = jnp.where(slot < s, 0, jnp.where(slot <= home, 1, 2))
+        places = {"turns": jnp.maximum(turns, 0), "turn": turn.astype(jnp.int32)}
+        return View(k.swapaxes(1, 2), v.swapaxes(1, 2), held, jnp.zeros_like(length), **places)
 
     @classmethod
     def problems(cls, options: Mapping[str, Any]) -> Iterator[str]:

@@ -57,7 +57,10 @@ def full_bits():
 
 def test_a_policy_is_compared_with_the_full_cache_and_an_evaluation_goes_on(tmp_path):
     program, params = made()
-    run = functools.partial(memories.evaluate, program, params, token_bytes=BYTES, prompt=CUT)
+
+    def run(batches, **more):
+        return memories.evaluate(memories.Rows(program, params, batches, BYTES, CUT), **more)
+
     options = asked("h2o", budget=4.0, recent=2.0)
     whole = run(batches=batches(), generate=options)
     # 42 logits of float32 sums of width 32: far below a thousandth of a bit
@@ -92,7 +95,7 @@ def test_a_policy_is_compared_with_the_full_cache_and_an_evaluation_goes_on(tmp_
 def test_a_budget_of_the_whole_text_costs_nothing():
     program, params = made()
     found = memories.evaluate(
-        program, params, batches(), BYTES, asked("h2o", budget=64.0, recent=2.0), prompt=CUT
+        memories.Rows(program, params, batches(), BYTES, CUT), asked("h2o", budget=64.0, recent=2.0)
     )  # fmt: skip
     assert found["memory/bits_per_byte"] == pytest.approx(full_bits(), abs=1e-4)
     assert found["memory/kept_mass"] == pytest.approx(1, abs=1e-5) == found["memory/best_mass"]
@@ -129,7 +132,7 @@ def test_numbers_that_are_not_finite_are_no_result(tmp_path):
     program, params = made()
     broken = jax.tree.map(lambda x: x * np.float32("nan"), params)
     with pytest.raises(Refused, match="generate.memory=h2o: bits per byte are not finite"):
-        memories.evaluate(program, broken, batches(), BYTES, asked("h2o"), prompt=CUT, folder=tmp_path)
+        memories.evaluate(memories.Rows(program, broken, batches(), BYTES, CUT), asked("h2o"), folder=tmp_path)
     assert not list(tmp_path.glob("*.json"))
 
 

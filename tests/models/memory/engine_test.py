@@ -20,6 +20,7 @@ from models.mixers.memory.replay import replay
 from models.mixers.memory.shadow import Shadow
 from models.mixers.slots import Slots
 from models.partition import Partition
+from models.rope_scaling import KINDS, Scaling
 
 N, K, H, THETA = 4, 2, 8, 50.0
 PROMPT, T = (16, 11, 14), (30, 27, 21)  # of three rows in one batch
@@ -84,7 +85,9 @@ def streams(seed=0, alike=False):
     return (q + alike * 3 * q[:, :1], k, v)
 
 
-def run(policy, options, *, sizes=(SIZE,), rows=(0, 1, 2), layer=0, layers=1, seed=0, alike=False, watch=False):
+def run(
+    policy, options, *, sizes=(SIZE,), rows=(0, 1, 2), layer=0, layers=1, seed=0, alike=False, watch=False, steady=True
+):
     """Outputs `[R, B, N, H]`, and the memory and what was seen after each pass; the prompt's last output first."""
     q, k, v = (jnp.asarray(x)[np.array(rows)] for x in streams(seed, alike))
     prompt, total = (jnp.asarray(x)[np.array(rows)] for x in (PROMPT, T))
@@ -98,7 +101,7 @@ def run(policy, options, *, sizes=(SIZE,), rows=(0, 1, 2), layer=0, layers=1, se
         take = lambda x: jnp.take_along_axis(x, jnp.minimum(at, LONGEST - 1)[..., None, None], axis=1)  # noqa: E731
         context = Context(position, None, masks.Causal(), slots.append(position), slots.length, fresh=fresh)
         out, memory = recall(
-            Partition(), take(q), take(k), take(v), context, context.mask, memory, rotate=rotate
+            Partition(), take(q), take(k), take(v), context, context.mask, memory, rotate=rotate, steady=steady
         )  # fmt: skip
         return (memory, context.slots), out
 
@@ -158,6 +161,32 @@ def test_a_memory_is_replay_at_every_step_of_ragged_rows(name):
                 assert sorted(held) == sorted(kept), (row, record, head)
                 if policy != "streaming":
                     np.testing.assert_allclose([held[p] for p in kept], list(kept.values()), atol=1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("streaming")])
+@pytest.mark.parametrize("sizes", [(SIZE,), (5, 4, 9)])
+def test_keys_that_keep_their_turns_give_what_keys_that_are_rotated_anew_do(name, sizes):
+    """The first form is that of the test above; the second is for rotary positions whose turns do not add up."""
+    options = options_of(*CASES[name])
+    (memory, kept), (other, anew) = (run("streaming", options, sizes=sizes, steady=steady) for steady in (True, False))
+    np.testing.assert_allclose(kept, anew, atol=1e-11)
+    np.testing.assert_array_equal(memory.position, other.position)
+    assert np.abs(memory.k[-1] - other.k[-1]).max() > 0.1  # What is stored differs.
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_turns_add_up_where_a_scaling_is_called_steady(kind):
+    options = {
+        "kind": kind, "factor": 4.0, "original": 16, "length": 0, "attention_factor": 0.0, "low": 1.0, "high": 4.0,
+        "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "mscale": 0.0, "mscale_all_dim": 0.0,
+        "short_factors": ("1", "2", "3", "4"), "long_factors": ("2", "3", "4", "5"),
+    }  # fmt: skip
+    scaling = Scaling.of(options)
+    turn = lambda x, at: rope.rotate(x, jnp.asarray([[at]]), theta=THETA, scaling=scaling)  # noqa: E731
+    x = jnp.asarray(streams()[0][:1, :1])
+    assert np.allclose(turn(turn(x, 30), 40), turn(x, 70), atol=1e-12) == scaling.steady
 
 
 LONG = ("h2o", "a2sf", "keyformer", "keyformer-plain", "scissorhands", "tova", "snap", "prefix_kv", "elastic", "ems")
