@@ -217,6 +217,14 @@ def evaluate(flags: Any, changes: Changes) -> None:
         print(held_out.evaluated(model, made.generate.to_dict(), named.workdir(flags) if flags.workdir else None))
     if model.config.eval.texts:
         other_texts.show(model, step, workdir=flags.workdir and place, output=getattr(flags, "output", ""))
+    if made.eval.memories:
+        from experiments.generation import budgets
+
+        print(budgets.of_run(model, named.workdir(flags) if flags.workdir else None))
+    if made.eval.patterns:
+        from experiments.generation import patterns
+
+        print(patterns.of_run(model, named.workdir(flags) if flags.workdir else None))
     if made.generate.memory != "full":
         from experiments.generation import memories
 

@@ -119,6 +119,23 @@ evaluation.prompt = whole(
     small=8,
     before=0,
 )
+evaluation.memories = text(
+    "",
+    "--mode=evaluate: policies of generate.memory to compare at eval.budgets, a comma list or 'all'; \"\" = none.",
+    before="",
+)
+evaluation.budgets = text(
+    "16, 32, 64",
+    "Tokens a layer that they keep, a comma list; below 1: shares of the prompt.",
+    of="eval.memories=*",
+    before="16, 32, 64",
+)
+evaluation.patterns = text(
+    "",
+    "--mode=evaluate: patterns of sparse prefill among which each head's best is searched on one held-out row, a comma "
+    "list of KIND:FIRST:SECOND, or 'minference' for its own; \"\" = none.",
+    before="",
+)
 evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
 evaluation.trace = whole(

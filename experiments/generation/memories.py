@@ -44,6 +44,7 @@ class Rows:
       token_bytes: `[V]` bytes of text behind each token id.
       prompt: tokens of a row that are read at once; 0: half of it.
       full: what the full cache gave, by batch, which evaluations of the same rows share.
+      timed: whether bytes of the state and seconds are measured, too.
     """
 
     program: Program
@@ -52,6 +53,7 @@ class Rows:
     token_bytes: np.ndarray
     prompt: int = 0
     full: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    timed: bool = True
 
 
 def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callable:
@@ -146,11 +148,8 @@ def evaluate(
         found = jax.device_get(runs[""](*given))
         row = _row(batch, {"": found, "full_": rows.full[number]}, rows.token_bytes, cut)
         if number == 0:
-            if "costs" not in rows.full:
-                rows.full["costs"] = _costs(rows.program, given, Policy(), cut)
             row["seen"] = np.round(found["seen"][:, 0], 3).tolist()
-            row |= _costs(rows.program, given, policy, cut)
-            row |= {f"full_{name}": value for name, value in rows.full["costs"].items()}
+            row |= _both_costs(rows, given, policy, cut) if rows.timed else {}
         done[number] = row
         if path is not None:
             with os.fdopen(disk.open_to_append(path), "ab") as file:
@@ -175,9 +174,15 @@ def of_run(model: Any, workdir: pathlib.Path | None) -> str:
 
 
 def check(model: Any, options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a policy that the model cannot have, Refused where many processes evaluate."""
+    """Raises ConfigError for a policy that the model cannot have, Refused for one that writes no text by tokens and
+    where many processes evaluate."""
     if processes.many():
         raise Refused("generate.memory other than 'full' is evaluated by one process; leave --num_processes away.")
+    if model.program.objective.generator != "autoregressive":
+        raise Refused(
+            f"objective={model.config.objective!r} writes no text token by token, which generate.memory is about; use "
+            "generate.memory='full' and eval.memories=''."
+        )
     preflight.check_generation(options, tables=True)
     if problems := list(preflight.memory_problems(options, model.config.model.mixer)):
         raise ConfigError(problems)
@@ -262,6 +267,14 @@ def _row(batch: Mapping[str, Any], found: Mapping[str, dict], token_bytes: np.nd
         **{name: found[""][name].astype(np.float64).mean(0) for name in ("mass", "best", "steps")},
     }  # fmt: skip
     return {name: value.tolist() for name, value in sums.items()}
+
+
+def _both_costs(rows: Rows, given: tuple, policy: Policy, cut: int) -> dict[str, Any]:
+    """`_costs` of a policy and, `full_...`, of the full cache."""
+    if "costs" not in rows.full:
+        rows.full["costs"] = _costs(rows.program, given, Policy(), cut)
+    full = {f"full_{name}": value for name, value in rows.full["costs"].items()}
+    return _costs(rows.program, given, policy, cut) | full
 
 
 def _costs(program: Program, given: tuple, policy: Policy, cut: int) -> dict[str, Any]:

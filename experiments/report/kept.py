@@ -1,5 +1,6 @@
 """The report's section on caches: what policies of `generate.memory` cost, and what each layer kept of one text."""
 
+import base64
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from experiments.report import page
 from experiments.settings.visible import visible
 from experiments.workdir import disk
 
+FEW = 4  # pictures that are shown without being asked for
 WIDTH, ROW, LEFT = 720, 14, 60  # of the picture, its rows and the names of the layers, in its own units
 
 
@@ -18,7 +20,8 @@ def results(workdir: pathlib.Path) -> list[dict[str, Any]]:
     Errors: ValueError or WorkdirError for a file that is damaged or none of ours.
     """
     folder = workdir / files.MEMORIES
-    return [files.read_json(folder / name) or {} for name in disk.names(folder) if name.endswith(".json")]
+    names = [name for name in disk.names(folder) if name.endswith(".json") and name != f"{files.BUDGETS}.json"]
+    return [files.read_json(folder / name) or {} for name in names]
 
 
 def section(workdir: pathlib.Path) -> list[str]:
@@ -27,8 +30,8 @@ def section(workdir: pathlib.Path) -> list[str]:
     if not found:
         return []
     head = [
-        "Policy", "Bits per byte", "Full cache", "Kept attention", "At best", "State", "Full cache", "Tokens/s",
-        "Full cache",
+        "Policy", "Bits per byte", "Full cache", "Right tokens", "Full cache", "Kept attention", "At best", "State",
+        "Full cache", "Tokens/s", "Full cache",
     ]  # fmt: skip
     rows = [_row(result) for result in found]
     table = page.table(head, rows, numeric=range(1, len(head)))
@@ -38,7 +41,22 @@ def section(workdir: pathlib.Path) -> list[str]:
         "ends the prompt.</figcaption></figure>"
         for result in found
     ]
-    return [table, *pictures]
+    if len(pictures) > FEW:
+        pictures = [f"<details><summary>What each layer kept</summary>{''.join(pictures)}</details>"]
+    return [*_budgets(workdir), table, *pictures]
+
+
+def _budgets(workdir: pathlib.Path) -> list[str]:
+    """The figure of a sweep over budgets."""
+    drawn = disk.read_bytes(workdir / files.MEMORIES / f"{files.BUDGETS}.png")
+    if drawn is None:
+        return []
+    data = base64.b64encode(drawn).decode()
+    return [
+        f'<figure><img src="data:image/png;base64,{data}" style="width:100%" alt="policies at several budgets">'
+        "<figcaption>Policies at several budgets, against the bytes of a row's state; dashed: the full cache."
+        "</figcaption></figure>"
+    ]
 
 
 def _name(result: dict[str, Any]) -> str:
@@ -47,12 +65,14 @@ def _name(result: dict[str, Any]) -> str:
 
 
 def _row(result: dict[str, Any]) -> list[str]:
-    of = lambda name: result[f"memory/{name}"]  # noqa: E731
+    """Older results say nothing of right tokens, and those of claims nothing of bytes and seconds."""
+    of = lambda name, show: show(result[key]) if (key := f"memory/{name}") in result else "–"  # noqa: E731
+    both = lambda name, show: (of(name, show), of(f"full_{name}", show))  # noqa: E731
+    bits = "{:.4f}".format
     return [
-        page.escape(_name(result)), f"{of('bits_per_byte'):.4f}", f"{of('full_bits_per_byte'):.4f}",
-        page.percent(of("kept_mass")), page.percent(of("best_mass")), page.memory(of("state_bytes")),
-        page.memory(of("full_state_bytes")), page.count(of("tokens_per_second")),
-        page.count(of("full_tokens_per_second")),
+        page.escape(_name(result)), *both("bits_per_byte", bits), *both("accuracy", page.percent),
+        of("kept_mass", page.percent), of("best_mass", page.percent), *both("state_bytes", page.memory),
+        *both("tokens_per_second", page.count),
     ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""A memory that is watched: beside it stand the keys of all tokens, so that what it keeps can be weighed.
+"""Memories that tell: `Shadow` has the keys of all tokens beside a policy, so that what it keeps can be weighed, and
+`Recorder` the queries and keys of a pass.
 
 For evaluation alone; no name of `generate.memory`.
 """
@@ -102,3 +103,28 @@ def watched(layers: Any) -> list[Shadow]:
     """The watched memories of a decoding state, in order of depth."""
     leaves = jax.tree.leaves(layers, is_leaf=lambda leaf: isinstance(leaf, Shadow))
     return [leaf for leaf in leaves if isinstance(leaf, Shadow)]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recorder(Memory):
+    """Of one fresh pass the queries `q [B, T, N, H]` and keys `k [B, T, K, H]`, rotated at their places."""
+
+    q: jax.Array
+    k: jax.Array
+
+    def read(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> tuple[Self, View]:
+        """See `Memory.read`."""
+        return Recorder(q, k), View(k, v, context.positions, jnp.zeros_like(context.start))
+
+
+def recording(layers: Any) -> Any:
+    """The layers of an empty decoding state with a `Recorder` in place of every memory of keys."""
+    make = lambda leaf: Recorder(leaf.k, leaf.k) if isinstance(leaf, Memory) and hasattr(leaf, "k") else leaf  # noqa: E731
+    return jax.tree.map(make, layers, is_leaf=lambda leaf: isinstance(leaf, Memory))
+
+
+def recorded(layers: Any) -> list[Recorder]:
+    """The recorders of a decoding state, in order of depth."""
+    leaves = jax.tree.leaves(layers, is_leaf=lambda leaf: isinstance(leaf, Recorder))
+    return [leaf for leaf in leaves if isinstance(leaf, Recorder)]
