@@ -62,7 +62,7 @@ PRESETS = {
     ),
     "16b": made(
         {"experts": 64, "k": 6, "hidden": 1408, "shared": 2, "router": "softmax_before", "balance": 0.001,
-         "z_loss": 0.0},
+         "balance_scope": "sequence", "z_loss": 0.0},
         says="DeepSeekMoE 16B: 64 experts of which a token has 6, and 2 shared ones, in 28 layers of width 2048",
         source="Dai et al. 2024, arXiv:2401.06066",
     ),

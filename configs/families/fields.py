@@ -22,6 +22,8 @@ class Unreadable(ValueError):
 DAMAGE = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error
 )  # fmt: skip
+# What trains a mixture of experts and changes no logit; a run may set it otherwise.
+TRAINING = ("moe.balance", "moe.normalise_k", "moe.z_loss")
 LAYERS, SIZE = 1 << 14, 1 << 31  # What no model reaches: more layers, or a larger number of anything, is damage.
 
 

@@ -19,7 +19,7 @@ IGNORED = (
     "summary_proj_to_labels", "summary_first_dropout", "reorder_and_upcast_attn", "n_ctx", "gradient_checkpointing",
     "cache_implementation", "transformers.js_config", "is_llama_config", "return_dict_in_generate", "output_scores",
     "cross_attention_hidden_size", "decoder_start_token_id", "tf_legacy_loss", "pruned_heads", "use_bfloat16",
-    "bad_words_ids", "sep_token_id",
+    "bad_words_ids", "sep_token_id", "output_router_logits", "router_jitter_noise",
 )  # fmt: skip
 
 
@@ -29,6 +29,8 @@ def describe(told: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(name, str) or name not in FAMILIES:
         raise Unreadable(f"{where} has model_type={name!r}, which is unknown; known are {', '.join(FAMILIES)}.")
     f = Fields(told, where)
+    if (name, (told.get("quantization_config") or {}).get("quant_method")) == ("gpt_oss", "mxfp4"):
+        f("quantization_config")
     f.only("quantization_config", None)
     found = FAMILIES[name](f)
     f.done(IGNORED)
@@ -132,6 +134,85 @@ def _qwen(f: Fields, found: dict, attention: dict) -> dict[str, Any]:
     L = found["num_layers"]
     types = ["sliding_attention" if window is not None and i >= first else "full_attention" for i in range(L)]
     return found | {"attention": attention} | by_layer(_windows(f("layer_types", None) or types, window, f, L))
+
+
+def mixtral(f: Fields) -> dict[str, Any]:
+    """Mixtral: a Mistral whose channel is a mixture of experts, a softmax over the chosen ones."""
+    f.left.setdefault("rms_norm_eps", 1e-5)
+    f.left.setdefault("num_key_value_heads", 8)
+    found = _sizes(f, tied=False) | {"channel": "moe"}
+    found["moe"] = _experts(f, "num_local_experts", k=2, L=found["num_layers"]) | {
+        "hidden": f.count("intermediate_size"), "activation": f.choice("hidden_act", "silu", ACTIVATIONS),
+        "router": "softmax_after",
+    }  # fmt: skip
+    window = f("sliding_window", None) or 0
+    found["attention"] = {"window": window, **_rope(f, longest=_longest(f, 131072), theta=1e6)}
+    return found
+
+
+def qwen3_moe(f: Fields) -> dict[str, Any]:
+    """Qwen 3 with experts in every layer; gates of a softmax over all may be divided by their sum."""
+    found = _sizes(f, tied=False) | {"channel": "moe"}
+    f.only("decoder_sparse_step", 1)
+    f.only("mlp_only_layers", None, [])
+    f("intermediate_size", None)  # Of layers without experts.
+    f("max_window_layers", None)  # Of Qwen 3; here a window is that of every layer.
+    name = "num_experts" if "num_experts" in f.left else "num_local_experts"
+    found["moe"] = _experts(f, name, k=8, L=found["num_layers"]) | {
+        "hidden": f.count("moe_intermediate_size", 768), "activation": f.choice("hidden_act", "silu", ACTIVATIONS),
+        "router": "softmax_after" if f("norm_topk_prob", False) else "softmax_before",
+    }  # fmt: skip
+    window, used = f("sliding_window", 4096), f("use_sliding_window", False)
+    found["attention"] = {
+        "qk_norm": True, "bias": bool(f("attention_bias", False)), "window": window or 0 if used else 0,
+        **_rope(f, longest=_longest(f, 32768)),
+    }  # fmt: skip
+    return found
+
+
+GPT_OSS_ROPE = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def gpt_oss(f: Fields) -> dict[str, Any]:
+    """gpt-oss: sinks, biases everywhere, experts with a clamped gate, every other layer with a window."""
+    for field, value in (("rms_norm_eps", 1e-5), ("head_dim", 64), ("num_key_value_heads", 8)):
+        f.left.setdefault(field, value)
+    f.only("hidden_act", "silu")
+    for field in ("experts_per_token", "initial_context_length"):  # Released files say these twice.
+        f(field, None)
+    found = _sizes(f, tied=False) | {"channel": "moe"}
+    found["moe"] = _experts(f, "num_local_experts", k=4, L=found["num_layers"]) | {
+        "hidden": f.count("intermediate_size"), "router": "softmax_after", "bias": True,
+        "limit": float(f.number("swiglu_limit", 7.0)), "alpha": float(f.number("swiglu_alpha", 1.702)),
+    }  # fmt: skip
+    if found["moe"]["limit"] <= 0:
+        raise Unreadable(f"{f.where} has swiglu_limit={found['moe']['limit']!r}, which lets nothing through.")
+    if not (f.left.get("rope_parameters") or f.left.get("rope_scaling")):
+        f.left["rope_parameters"] = GPT_OSS_ROPE
+    found["attention"] = {
+        "bias": bool(f("attention_bias", True)), "sink_scores": True,
+        **_rope(f, longest=_longest(f, 131072), theta=150000.0),
+    }  # fmt: skip
+    L = found["num_layers"]
+    types = f("layer_types", None) or [("sliding_attention", "full_attention")[i % 2] for i in range(L)]
+    return found | by_layer(_windows(types, f("sliding_window", 128), f, L))
+
+
+def _experts(f: Fields, name: str, *, k: int, L: int) -> dict[str, Any]:
+    """How many there are, how many a token has, and the losses that train them.
+
+    The library's balance loss is one of all layers together, at K where the load is even; ours are added up.
+    """
+    experts, k = f.count(name), f.count("num_experts_per_tok", k)
+    if k > experts:
+        raise Unreadable(f"{f.where} gives a token {k} of {experts} experts; num_experts_per_tok is at most {name}.")
+    balance = float(f.number("router_aux_loss_coef", 0.001)) / L
+    if balance < 0:
+        raise Unreadable(f"{f.where} has a router_aux_loss_coef below 0, which drives all tokens to one expert.")
+    return {"experts": experts, "k": k, "balance": balance, "normalise_k": False, "z_loss": 0.0}
 
 
 def gemma2(f: Fields) -> dict[str, Any]:
@@ -268,4 +349,5 @@ FAMILIES: dict[str, Callable[[Fields], dict[str, Any]]] = {
     "llama": llama, "granite": granite,
     "mistral": mistral, "qwen2": qwen2, "qwen3": qwen3, "gemma2": gemma2, "gemma3_text": gemma3,
     "smollm3": smollm3, "olmo2": olmo2, "phi3": phi3, "gpt2": gpt2, "gpt_neox": gpt_neox,
+    "mixtral": mixtral, "qwen3_moe": qwen3_moe, "gpt_oss": gpt_oss,
 }  # fmt: skip

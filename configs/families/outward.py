@@ -163,6 +163,8 @@ def resolved(model: Mapping[str, Any]) -> dict[str, Any]:
     )
     channel = dict(model.get(model["channel"]) or {})
     rule = -(-8 * D // 3 // 64) * 64 if model["channel"] == "swiglu" else 4 * D
+    if model["channel"] == "moe":
+        channel, rule = _experts(channel), -(-8 * D // (3 * channel["k"]) // 64) * 64
     found["hidden"] = channel.pop("hidden", 0) or rule
     found |= {f"{model['channel']}.{name}": value for name, value in channel.items()}
     period = [name.strip() for name in model["mixer"].split(",")]
@@ -175,6 +177,27 @@ def resolved(model: Mapping[str, Any]) -> dict[str, Any]:
         for i in range(model["num_layers"])
     ]
     return found
+
+
+# Of a mixture of experts: what its logits need, in a family that there is.
+_MOE = (
+    "experts", "k", "hidden", "gated", "activation", "bias", "limit", "alpha", "shared", "small", "constant", "copy",
+    "zero", "null", "router", "renormalise", "scale", "residual", "capacity",
+)  # fmt: skip
+
+
+def _experts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that compute the same are the same: a softmax over the chosen is one over all, divided by its sum."""
+    made = {name: options[name] for name in _MOE}
+    if made["router"] == "softmax_before" and made["renormalise"]:
+        made["router"] = "softmax_after"
+    if made["router"] == "softmax_after":
+        made["renormalise"] = False
+    if made["limit"] and made["gated"]:
+        made["activation"] = "silu"
+    else:
+        made |= {"limit": 0.0, "alpha": 0.0}
+    return made
 
 
 def _attention(options: Mapping[str, Any], differs: Mapping[str, Any], H: int) -> dict[str, Any]:
@@ -327,6 +350,33 @@ def _neox(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> 
     return fields | {"layer_norm_eps": model["norm_eps"], "use_parallel_residual": model["parallel"]}
 
 
+def _mixture(model: Mapping[str, Any], fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Fields of a model whose channel are experts, from those of a dense one; `name`: of the number of experts."""
+    moe = model.get("moe") or {}
+    coefficient = moe.get("balance", 0.0) * model["num_layers"]
+    return {**_without(fields, "mlp_bias"), name: moe.get("experts", 1), "num_experts_per_tok": moe.get("k", 1),
+            "router_aux_loss_coef": coefficient}  # fmt: skip
+
+
+def _mixtral(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    fields = _mixture(model, _decoder(model, wanted, longest), "num_local_experts")
+    return _without(fields, "attention_bias") | {"sliding_window": wanted["layers"][0]["window"] or None}
+
+
+def _qwen3_moe(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    window = wanted["layers"][0]["window"] or None
+    return _mixture(model, _decoder(model, wanted, longest), "num_experts") | {
+        "moe_intermediate_size": wanted["hidden"], "norm_topk_prob": wanted.get("moe.router") == "softmax_after",
+        "sliding_window": window, "use_sliding_window": window is not None,
+    }  # fmt: skip
+
+
+def _gpt_oss(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    clamp = {"swiglu_limit": wanted.get("moe.limit", 0.0), "swiglu_alpha": wanted.get("moe.alpha", 0.0)}
+    fields = _mixture(model, _decoder(model, wanted, longest), "num_local_experts")
+    return fields | _types(wanted) | clamp | {"hidden_act": "silu"}
+
+
 def _granite(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
     return _without(_decoder(model, wanted, longest), "head_dim") | {
         "embedding_multiplier": wanted["embedding_scale"], "attention_multiplier": wanted["layers"][0]["scale"],
@@ -350,4 +400,7 @@ WRITERS: dict[str, Writer] = {
     "gpt_neox": _neox,
     "gpt2": _gpt2,
     "granite": _granite,
+    "mixtral": _mixtral,
+    "qwen3_moe": _qwen3_moe,
+    "gpt_oss": _gpt_oss,
 }

@@ -35,6 +35,15 @@ moe.hidden = whole(
 )
 moe.gated = switch(True, "Experts are gated, act(x W_gate) * x W_up (BlockFFN: not).", before=True)
 moe.activation = part("silu", "models.activations:ACTIVATIONS", "Of an expert.", before="silu")
+moe.bias = switch(False, "Bias in the maps of the routed experts, and in the router's (gpt-oss).", before=False)
+moe.limit = number(
+    0.0,
+    "Gate and up are clamped to it and joined as (up + 1) gate sigmoid(alpha gate) (gpt-oss: 7); 0 = act(gate) * up.",
+    least=0,
+    of="model.moe.gated=*",
+    before=0.0,
+)
+moe.alpha = number(1.702, "Of that sigmoid.", least=0, of="model.moe.limit=*", before=1.702)
 moe.shared = whole(0, "Experts of every token, beside the routed ones.", least=0, before=0)
 moe.small = whole(0, "Experts of another hidden width, behind the others (Duo-LLM).", least=0, before=0)
 moe.small_hidden = whole(64, "F of those.", least=1, of="model.moe.small=*", before=64)
@@ -131,9 +140,15 @@ moe.stable = whole(1000, "Steps before its coefficient moves.", least=1, of="mod
 moe.window = whole(100, "Steps between two moves.", least=1, of="model.moe.sparsity=*", before=100)
 moe.dispatch = one_of(
     "",
-    ("", "sorted", "dense", "einsum", "gather", "alltoall"),
-    'How tokens get to experts; "" = sorted, alltoall where mesh.expert cuts the experts.',
+    ("", "sorted", "dense", "einsum", "gather", "alltoall", "weights"),
+    'How tokens get to experts; "" = sorted, alltoall where mesh.expert cuts the experts; weights: they come here.',
     before="",
+)
+moe.share = one_of(
+    "width",
+    ("width", "tokens"),
+    "What the devices of mesh.tensor share: the hidden width of each expert, or the tokens (each gathers the weights).",
+    before="width",
 )
 moe.implementation = part(
     "",

@@ -100,7 +100,7 @@ def _smaller(config: Any, mesh: dict[str, int], devices: list[Any]) -> list[dict
         changes = {**changes, "model.remat": "full"}
         steps.append(changes)
     rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"] * mesh["expert"])
-    for factor in (2, 4, 8):
+    for factor in (2, 4, 8, 16, 32):
         accumulation = config.train.accumulation * factor
         if rows % accumulation == 0:
             steps.append({**changes, "train.accumulation": accumulation})

@@ -102,7 +102,7 @@ def size(shape: str) -> float:
     """Bytes of a shape such as `f32[2,3]{1,0}` or a tuple of them."""
     total = 0.0
     for kind, dims in re.findall(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]", shape):
-        width = _BYTES.get(kind) or int(re.search(r"\d+", kind)[0]) / 8
+        width = _BYTES[kind] if kind in _BYTES else int(re.search(r"\d+", kind)[0]) / 8
         total += width * math.prod(int(d) for d in dims.split(",") if d)
     return total
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from configs import families
+from configs.families.fields import TRAINING
 from experiments.settings.keys import flatten, short
 
-FREE = ("vocab_size",)  # May be larger: more rows, which are zero.
+FREE = ("vocab_size", *TRAINING)  # The first may be larger: more rows, which are zero.
 
 
 def problems(config: Any) -> Iterator[str]:

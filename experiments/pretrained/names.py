@@ -11,10 +11,12 @@ import dataclasses
 class Theirs:
     """A tensor of a foreign file, or a part of one.
 
+    name: with "{i}" the number of a layer, with "{e}" that of an expert: ours are stacked, [E, ...].
     turned: it lies as [out, in]; our kernels are [in, out].
     part: which part of its outputs, of those that `parts` names in their order.
     parts: ("q", "k", "v") or ("gate", "up"): maps that are one tensor there.
     by_head: the parts alternate head by head: [heads, parts, H] outputs (GPT-NeoX).
+    mixed: the parts alternate number by number: [..., F, parts] (gpt-oss).
     pairs: each head's outputs lie as its rotated pairs side by side (GGUF's llama): [heads, H/2, 2].
     """
 
@@ -24,6 +26,12 @@ class Theirs:
     parts: tuple[str, ...] = ()
     by_head: bool = False
     pairs: bool = False
+    mixed: bool = False
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether each expert is a tensor."""
+        return "{e}" in self.name
 
 
 def linear(ours: str, theirs: str, *, turned: bool = True, **how) -> dict[str, Theirs]:
@@ -116,11 +124,42 @@ GPT2 = (
         **linear("channel/down", f"{GPT2_LAYER}mlp.c_proj", turned=False),
     },
 )
+MIXTRAL_EXPERT = f"{LAYER}block_sparse_moe.experts.{{e}}."
+MIXTRAL = {
+    "channel/router": Theirs(f"{LAYER}block_sparse_moe.gate.weight", turned=True),
+    "channel/experts/gate": Theirs(f"{MIXTRAL_EXPERT}w1.weight", turned=True),
+    "channel/experts/up": Theirs(f"{MIXTRAL_EXPERT}w3.weight", turned=True),
+    "channel/experts/down": Theirs(f"{MIXTRAL_EXPERT}w2.weight", turned=True),
+}
+QWEN3_MOE = {
+    "channel/router": Theirs(f"{LAYER}mlp.gate.weight", turned=True),
+    **{
+        f"channel/experts/{part}": Theirs(f"{LAYER}mlp.experts.{{e}}.{part}_proj.weight", turned=True)
+        for part in ("gate", "up", "down")
+    },
+}
+GLU = {"parts": ("gate", "up"), "mixed": True}
+GPT_OSS = {
+    "channel/router": Theirs(f"{LAYER}mlp.router.weight", turned=True),
+    "channel/router_bias": Theirs(f"{LAYER}mlp.router.bias"),
+    **{
+        f"channel/experts/{part}": Theirs(f"{LAYER}mlp.experts.gate_up_proj", part=part, **GLU)
+        for part in ("gate", "up")
+    },
+    **{
+        f"channel/experts/{part}_bias": Theirs(f"{LAYER}mlp.experts.gate_up_proj_bias", part=part, **GLU)
+        for part in ("gate", "up")
+    },
+    "channel/experts/down": Theirs(f"{LAYER}mlp.experts.down_proj"),
+    "channel/experts/down_bias": Theirs(f"{LAYER}mlp.experts.down_proj_bias"),
+}
 # Family -> (the model's own parameters, those of a layer).
 HUGGING_FACE = {
     "llama": LLAMA, "granite": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "smollm3": LLAMA,
     "gemma2": (OUTER, ATTENTION | GATED | SANDWICH), "gemma3_text": (OUTER, ATTENTION | GATED | SANDWICH),
     "olmo2": (OUTER, ATTENTION | GATED | POST), "phi3": PHI3, "gpt_neox": NEOX, "gpt2": GPT2,
+    "mixtral": (OUTER, ATTENTION | MIXTRAL | PRE), "qwen3_moe": (OUTER, ATTENTION | QWEN3_MOE | PRE),
+    "gpt_oss": (OUTER, ATTENTION | GPT_OSS | PRE),
 }  # fmt: skip
 
 

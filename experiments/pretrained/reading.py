@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +20,22 @@ STACK = "stack/period/"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a parameter of ours is from: one tensor for each layer that it stacks, `(None,)` where it stacks none."""
+    """Where a parameter of ours is from: one tensor for each layer that it stacks, `(None,)` where it stacks none.
+
+    experts: E where each layer has as many tensors, else 0.
+    """
 
     theirs: Theirs
     layers: tuple[int | None, ...]
+    experts: int = 0
 
-    def name(self, layer: int | None) -> str:
-        return self.theirs.name if layer is None else self.theirs.name.replace("{i}", str(layer))
+    def name(self, layer: int | None, expert: int = 0) -> str:
+        name = self.theirs.name if layer is None else self.theirs.name.replace("{i}", str(layer))
+        return name.replace("{e}", str(expert))
+
+    def names(self) -> list[str]:
+        """Of all its tensors."""
+        return [self.name(layer, expert) for layer in self.layers for expert in range(self.experts or 1)]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -40,12 +49,13 @@ def places(spec: Spec, parameters: Any, tables: tuple[Mapping[str, Theirs], Mapp
     """For every parameter (by path) where a table says that it is from; those of no table are left out."""
     outer, layer = tables
     found, period = {}, len(spec.mixers)
-    for path in flatten(parameters):
+    for path, leaf in flatten(parameters).items():
         if path.startswith(STACK):
             block, _, inner = path.removeprefix(STACK).partition("/")
             first = int(block.split("_")[0])
             if inner in layer:
-                found[path] = Place(layer[inner], tuple(range(first, spec.L, period)))
+                experts = leaf.shape[1] if layer[inner].by_expert else 0
+                found[path] = Place(layer[inner], tuple(range(first, spec.L, period)), experts)
         elif path in outer:
             found[path] = Place(outer[path], (None,))
     return found
@@ -61,6 +71,8 @@ def ours(theirs: Theirs, x: np.ndarray, spec: Spec, F: int) -> np.ndarray:
     if theirs.by_head:
         at, cut = theirs.parts.index(theirs.part), x.reshape(*x.shape[:-1], spec.N, len(theirs.parts), spec.H)
         return cut[..., at, :].reshape(*x.shape[:-1], spec.N * spec.H)
+    if theirs.mixed:
+        return x[..., theirs.parts.index(theirs.part) :: len(theirs.parts)]
     sizes = widths(spec, F)
     first = sum(sizes[part] for part in theirs.parts[: theirs.parts.index(theirs.part)])
     return x[..., first : first + sizes[theirs.part]]
@@ -72,7 +84,10 @@ def widths(spec: Spec, F: int) -> dict[str, int]:
 
 
 def their_shape(theirs: Theirs, shape: tuple[int, ...], spec: Spec, F: int) -> tuple[int, ...]:
-    """The shape that a tensor of theirs has for a parameter of ours of `shape`, without the layers in front."""
+    """The shape that a tensor of theirs has for a parameter of ours of `shape`, without the layers in front.
+
+    Nor the experts, where each is a tensor.
+    """
     if theirs.part:
         shape = (*shape[:-1], sum(widths(spec, F)[part] for part in theirs.parts))
     return shape[::-1] if theirs.turned else shape
@@ -80,12 +95,13 @@ def their_shape(theirs: Theirs, shape: tuple[int, ...], spec: Spec, F: int) -> t
 
 def hidden(parameters: Mapping[str, Any]) -> int:
     """F, from the map up of the first channel; 0 where there is none."""
-    return next((leaf.shape[-1] for path, leaf in parameters.items() if path.endswith("channel/up/kernel")), 0)
+    ends = ("channel/up/kernel", "channel/experts/up")
+    return next((leaf.shape[-1] for path, leaf in parameters.items() if path.endswith(ends)), 0)
 
 
 def _named(source: Tensors, places_: Mapping[str, Place]) -> Callable[[str], str]:
     """How tensors are called in this file: with the model's prefix, or without it, as a bare model is saved."""
-    wanted = {place.name(layer) for place in places_.values() for layer in place.layers}
+    wanted = {name for place in places_.values() for name in place.names()}
     prefixes = {
         name.split(".")[0] + "." for name in wanted if name.split(".")[0] in ("model", "transformer", "gpt_neox")
     }
@@ -122,6 +138,9 @@ class Reader:
         shape = leaf.shape[1:] if stacked else leaf.shape
         cut = tuple(len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True))
         out = copying.empty((len(layers), *cut), leaf.dtype)
+        if place.experts:
+            self._experts(out, place, layers, index)
+            return out
 
         def fill(row: int) -> None:
             x = ours(place.theirs, self.source.read(self.called(place.name(layers[row]))), self.spec, F)
@@ -135,6 +154,17 @@ class Reader:
 
         copying.on_all_cores(fill, len(layers))
         return out if stacked else out[0]
+
+    def _experts(self, out: np.ndarray, place: Place, layers: Sequence[int | None], index: tuple[slice, ...]) -> None:
+        """Fills `out` `[layers, experts, ...]` from a tensor an expert."""
+        wanted = range(*index[0].indices(place.experts))
+
+        def fill(at: int) -> None:
+            row, e = divmod(at, len(wanted))
+            x = self.source.read(self.called(place.name(layers[row], wanted[e])))
+            copying.copy(out[row, e], ours(place.theirs, x, self.spec, 0)[index[1:]])
+
+        copying.on_all_cores(fill, len(layers) * len(wanted))
 
     def parameters(self, shardings: Any, progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
         """The parameters as arrays that lie as `shardings` say; each device reads what it holds.
@@ -174,10 +204,9 @@ def _problems(
 ) -> Iterator[str]:
     used = set()
     for path, place in found.items():
-        shape = flat[path].shape if place.layers == (None,) else flat[path].shape[1:]
-        wanted = their_shape(place.theirs, shape, spec, F)
-        for layer in place.layers:
-            name = called(place.name(layer))
+        stacked = (place.layers != (None,)) + (place.experts > 0)
+        wanted = their_shape(place.theirs, flat[path].shape[stacked:], spec, F)
+        for name in map(called, place.names()):
             used.add(name)
             there = source.shapes.get(name)
             if there is None:

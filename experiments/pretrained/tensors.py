@@ -14,11 +14,13 @@ import numpy as np
 
 from configs.families import Unreadable, gguf_header, kind
 from configs.families.fields import whole
+from experiments.pretrained import packed
 
 # Of safetensors: name in the header -> type. What is not here is refused.
 TYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
 }  # fmt: skip
+BYTES = {"U8": np.uint8}  # Of packed tensors alone.
 _HEADER = 100 << 20  # Bytes of a header, at most: the library's own limit.
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -80,12 +82,13 @@ class Safetensors:
             raise Unreadable(
                 f"{self.where} is damaged: its header says no place for {name!r}; bring it back from a copy."
             )
-        if not isinstance(type_, str) or type_ not in TYPES:
+        types = TYPES | BYTES if name.endswith(packed.ENDS) else TYPES
+        if not isinstance(type_, str) or type_ not in types:
             raise Unreadable(
                 f"{self.where}: tensor {name!r} has the type {type_!r}, which is not handled; handled are "
                 f"{', '.join(TYPES)}."
             )
-        dtype = np.dtype(TYPES[type_])
+        dtype = np.dtype(types[type_])
         if last - first != math.prod(shape) * dtype.itemsize:
             raise Unreadable(f"{self.where} is damaged: tensor {name!r} has another size than its shape {shape} says.")
         if last > room:
@@ -192,4 +195,7 @@ def open_tensors(path: str | os.PathLike) -> Tensors:
     """The tensors at `path`, a folder or a .gguf file. Errors: Unreadable."""
     path = pathlib.Path(path).expanduser()
     with whole(path):
-        return Gguf(path) if kind(path) == "gguf" else Shards(path)
+        if kind(path) == "gguf":
+            return Gguf(path)
+        found = Shards(path)
+        return packed.Packed(found) if any(name.endswith(packed.ENDS[0]) for name in found.shapes) else found

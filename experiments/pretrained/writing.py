@@ -74,6 +74,7 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "granite": "GraniteForCausalLM", "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "olmo2": "Olmo2ForCausalLM",
+    "mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM", "gpt_oss": "GptOssForCausalLM",
     "phi3": "Phi3ForCausalLM", "gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM",
 }  # fmt: skip
 
@@ -90,7 +91,9 @@ def theirs(
         value = np.asarray(params[path])
         for row, layer in enumerate(place.layers):
             each = value if layer is None else value[row]
-            parts.setdefault(place.name(layer), {})[place.theirs.part] = place.theirs, each
+            for expert in range(place.experts or 1):
+                one = each[expert] if place.experts else each
+                parts.setdefault(place.name(layer, expert), {})[place.theirs.part] = place.theirs, one
     return {name: joined(each, spec) for name, each in parts.items()}
 
 
@@ -101,6 +104,8 @@ def joined(parts: Mapping[str, tuple[Theirs, np.ndarray]], spec: Spec) -> np.nda
     if how.by_head:
         cut = [x.reshape(*x.shape[:-1], spec.N, spec.H) for x in given]
         x = np.stack(cut, axis=-2).reshape(*given[0].shape[:-1], -1)
+    elif how.mixed:
+        x = np.stack(given, axis=-1).reshape(*given[0].shape[:-1], -1)
     else:
         x = np.concatenate(given, axis=-1) if len(given) > 1 else given[0]
     if how.pairs:

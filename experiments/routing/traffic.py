@@ -59,6 +59,34 @@ def tutel(r: int, shards: int, capacity: int, experts: int, d: int, s: int, loca
     return float(2 * r * capacity * experts * d * s), float((shards // r - 1) * local * s)
 
 
+def layout(r: int, t: int, k: int, experts: int, mesh: tuple[int, int], d: int, s: int, local: int) -> tuple[int, int]:
+    """(bytes of tokens, bytes of weights) that the layer of `models.experts.parallel` moves in Tutel's layout r.
+
+    With n = ceil(t / S) tokens of a device where S of them share tokens, m = min(K, E / EP):
+    r = 0: (S - 1) n d s and (EP S - 1) local s; r = 1: 2 (EP - 1) n m d s + (S - 1) n d s and (S - 1) local s;
+    r = S: 2 (EP - 1) t m d s + 2 (S - 1) t d s / S and 0.
+
+    Args:
+      r: 0, 1 or S.
+      t: tokens that the S devices of an expert have in common.
+      k: K.
+      experts: E.
+      mesh: (EP, S): devices that share the experts, and those that share each of them.
+      d: width.
+      s: bytes of a number.
+      local: parameters of the experts on one device.
+    """
+    ep, S = mesh
+    if r not in (0, 1, S):
+        raise ValueError(f"r={r} is no layout of {S} shards here; use 0, 1 or {S}.")
+    most, n = min(k, experts // ep), -(-t // S)
+    if r == 0:
+        return (S - 1) * n * d * s, (ep * S - 1) * local * s
+    if r == S:
+        return 2 * (ep - 1) * t * most * d * s + 2 * (S - 1) * t * d * s // S, 0
+    return 2 * (ep - 1) * n * most * d * s + (S - 1) * n * d * s, (S - 1) * local * s
+
+
 def sent(index: Any, home: Any, placement: Any, devices: int) -> np.ndarray:
     """Token copies sent from device to device, `[G, G]`, the diagonal those that stay: `index [T, K]`, `home [T]`."""
     index, home, placement = (np.asarray(x) for x in (index, home, placement))

@@ -1,6 +1,5 @@
 """Experts as functions of arrays: feed-forward ones, stacked `[E, ...]`, and those that cost (nearly) nothing."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,48 +10,98 @@ from kernels.grouped_matmul import grouped_matmul
 from models.experts import routing
 from models.experts.routing import wide
 
+Map = Any  # [E, in, out], or that and a bias [E, out].
 
-def ffn(x: Any, up: Any, down: Any, activation: Callable = jax.nn.silu, gate: Any = None) -> jax.Array:
+
+def ffn(
+    x: Any,
+    up: Map,
+    down: Map,
+    activation: Callable = jax.nn.silu,
+    gate: Map = None,
+    *,
+    join: Callable | None = None,
+) -> jax.Array:
     """act(x W_up) W_down of every expert on every token, or (act(x W_gate) * x W_up) W_down.
 
     Args:
       x: `[T, D]`, or `[E, C, D]`: every expert its own tokens.
-      up: `[E, D, F]`.
-      down: `[E, F, D]`.
+      up: `[E, D, F]`, or a pair of it and a bias `[E, F]`.
+      down: `[E, F, D]`, or a pair of it and a bias `[E, D]`.
       activation: elementwise.
-      gate: `[E, D, F]`, or None for experts that are not gated (BlockFFN: gating destroys the router's sparsity).
+      gate: as `up`, or None for experts that are not gated (BlockFFN: gating destroys the router's sparsity).
+      join: what the gate and the other half become, in place of act(gate) * up: `clamped_glu`.
 
     Returns:
       `[E, T, D]`, or `[E, C, D]`.
     """
     x = jnp.asarray(x)
     form = "td,edf->etf" if x.ndim == 2 else "ecd,edf->ecf"
-    product = lambda w: jnp.einsum(form, x, jnp.asarray(w))  # noqa: E731
-    hidden = activation(product(up)) if gate is None else activation(product(gate)) * product(up)
-    return jnp.einsum("etf,efd->etd", hidden, jnp.asarray(down))
+
+    def product(form: str, x: jax.Array, map_: Map) -> jax.Array:
+        w, bias = _parts(map_)
+        y = jnp.einsum(form, x, w)
+        return y if bias is None else y + bias[:, None]
+
+    halves = [product(form, x, map_) for map_ in (gate, up) if map_ is not None]
+    return product("etf,efd->etd", _joined(activation, join)(*halves), down)
+
+
+def _parts(map_: Map) -> tuple[jax.Array, jax.Array | None]:
+    """The matrices and the biases of a map."""
+    w, bias = map_ if isinstance(map_, tuple) else (map_, None)
+    return jnp.asarray(w), None if bias is None else jnp.asarray(bias)
+
+
+def _joined(activation: Callable, join: Callable | None) -> Callable:
+    """The hidden numbers of an expert from one product, or from the gate and the other half."""
+    both = join or (lambda gate, up: activation(gate) * up)
+    return lambda *halves: both(*halves) if len(halves) > 1 else activation(*halves)
+
+
+def clamped_glu(gate: Any, up: Any, limit: float = 7.0, alpha: float = 1.702) -> jax.Array:
+    """(clip(up, -limit, limit) + 1) g sigmoid(alpha g), g = min(gate, limit); arrays `[..., F]`.
+
+    Source: gpt-oss (OpenAI 2025, arXiv:2508.10925).
+    """
+    gate, up = jnp.minimum(jnp.asarray(gate), limit), jnp.clip(jnp.asarray(up), -limit, limit)
+    return (up + 1) * gate * jax.nn.sigmoid(alpha * gate)
 
 
 def grouped_ffn(
     x: Any,
     sizes: Any,
-    up: Any,
-    down: Any,
+    up: Map,
+    down: Map,
     activation: Callable = jax.nn.silu,
-    gate: Any = None,
+    gate: Map = None,
     *,
+    join: Callable | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """`ffn` of rows sorted by expert, `[M, D] -> [M, D]`: the first `sizes[0]` rows are expert 0's, and so on.
 
-    The backward pass keeps what goes into the activation and computes the activation again. `implementation`: of
-    `kernels.grouped_matmul`.
+    Rows past the sizes give 0. The backward pass keeps what goes into the activation and computes the activation again.
+    `implementation`: of `kernels.grouped_matmul`.
     """
-    multiply = functools.partial(grouped_matmul, sizes=jnp.asarray(sizes), implementation=implementation)
-    x = jnp.asarray(x)
-    if gate is None:
-        return multiply(jax.checkpoint(activation)(multiply(x, jnp.asarray(up))), jnp.asarray(down))
-    gated = jax.checkpoint(lambda gate, up: activation(gate) * up)
-    return multiply(gated(multiply(x, jnp.asarray(gate)), multiply(x, jnp.asarray(up))), jnp.asarray(down))
+    x, sizes = jnp.asarray(x), jnp.asarray(sizes)
+
+    def multiply(x: jax.Array, map_: Map) -> jax.Array:
+        w, bias = _parts(map_)
+        y = grouped_matmul(x, w, sizes, implementation=implementation)
+        if bias is None:
+            return y
+        # Of each row a 1 at its expert, so that a bias and its gradient are products and no scatter by row.
+        hot = jax.nn.one_hot(_expert_of(sizes, len(x)), len(sizes), dtype=x.dtype)
+        return y + jnp.matmul(hot, bias, precision=jax.lax.Precision.HIGHEST)
+
+    halves = [multiply(x, map_) for map_ in (gate, up) if map_ is not None]
+    return multiply(jax.checkpoint(_joined(activation, join))(*halves), down)
+
+
+def _expert_of(sizes: jax.Array, rows: int) -> jax.Array:
+    """The expert of each row, `[rows]`; E for rows past the sizes."""
+    return jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows), side="right")
 
 
 def zero(x: Any) -> jax.Array:

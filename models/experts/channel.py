@@ -19,21 +19,28 @@ from models.spec import Spec
 
 
 class Experts(nnx.Module):
-    """Feed-forward experts of one width, stacked: `gate` (of gated ones) and `up` `[E, D, F]`, `down [E, F, D]`."""
+    """Feed-forward experts of one width, stacked: `gate` (of gated ones) and `up` `[E, D, F]`, `down [E, F, D]`.
 
-    def __init__(self, spec: Spec, count: int, hidden: int, *, gated: bool, rngs: nnx.Rngs):
+    With `bias` each has one, `gate_bias` `[E, F]` and so on.
+    """
+
+    def __init__(self, spec: Spec, count: int, hidden: int, *, gated: bool, bias: bool, rngs: nnx.Rngs):
         shapes = {"gate": (count, spec.D, hidden), "up": (count, spec.D, hidden), "down": (count, hidden, spec.D)}
         for name, shape in shapes.items():
             if name == "gate" and not gated:
-                self.gate = None
+                self.gate = self.gate_bias = None
                 continue
-            axes = parallel.WEIGHTS[name]
+            axes, made = parallel.WEIGHTS[name], None
             std = parameters.kernel_std(spec, shape[1], axes[1], residual=name == "down")
             setattr(self, name, parameters.param(parameters.normal(std), rngs, shape, axes, "kernel", spec))
+            if bias:
+                size, axes = (count, shape[-1]), parallel.WEIGHTS[f"{name}_bias"]
+                made = parameters.param(parameters.zeros, rngs, size, axes, "bias", spec)
+            setattr(self, f"{name}_bias", made)
 
     def weights(self, dtype: Any) -> dict[str, jax.Array]:
         """By name, in the type of the tokens."""
-        every = {"gate": self.gate, "up": self.up, "down": self.down}
+        every = {name: getattr(self, name) for name in parallel.WEIGHTS}
         return {name: value[...].astype(dtype) for name, value in every.items() if value is not None}
 
 
@@ -74,14 +81,16 @@ class MoE(nnx.Module):
         normal = parameters.normal(parameters.kernel_std(spec, D, "embed", residual=False))
         self.router = parameters.param(normal, rngs, (D, E), ("embed", None), "kernel", spec)
         kw = {"gated": o.gated, "rngs": rngs}
-        self.experts = Experts(spec, o.kinds.ffn, o.hidden_width(D), **kw)
-        self.small_experts = Experts(spec, o.kinds.small, o.small_hidden, **kw) if o.kinds.small else None
+        self.experts = Experts(spec, o.kinds.ffn, o.hidden_width(D), bias=o.bias, **kw)
+        small = o.kinds.small
+        self.small_experts = Experts(spec, small, o.small_hidden, bias=o.bias, **kw) if small else None
         shared = o.shared * o.hidden_width(D)
         self.shared = Shared(spec, shared, activation=o.activation, **kw) if shared else None
         make = lambda init, shape, role: parameters.param(init, rngs, shape, (None,) * len(shape), role, spec)  # noqa: E731
         C = o.kinds.constant
         self.constant_weight = make(normal, (C, D, 2), "kernel") if C else None
         self.constant = make(parameters.zeros, (C, D), "bias") if C else None
+        self.router_bias = make(parameters.zeros, (E,), "bias") if o.bias else None
         self.expert_scale = make(parameters.ones, (E,), "norm") if self.rule.weighted else None
         self.residual = make(parameters.zeros, (E, E), "kernel") if o.residual else None
         self.bias = make(parameters.zeros, (E,), "running") if self.rule.biased else None
@@ -92,7 +101,8 @@ class MoE(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
         o, x = self.options, x.astype(self.dtype)
-        z = by_rows(lambda x: routers.logits(x, self.router[...]), x, self.partition)
+        number = lambda p: None if p is None else p[...]  # noqa: E731
+        z = by_rows(lambda x: routers.logits(x, self.router[...], number(self.router_bias)), x, self.partition)
         if o.residual:
             z = mixed.gating_residual(z, context.flow["router"], self.residual[...])
         present = jnp.broadcast_to(context.positions, x.shape[:2]) >= 0
@@ -101,7 +111,6 @@ class MoE(nnx.Module):
         failed = routing.reported(z) & present
         z = jnp.where(routing.reported(z)[..., None], 0, z)
         valid = present & ~failed
-        number = lambda p: None if p is None else p[...]  # noqa: E731
         given = Given(o, number(self.bias), number(self.expert_scale), x, context.segment_ids)
         made = self.rule.decide(z, given)
         made = made._replace(index=jnp.where(valid[..., None], made.index, -1))
@@ -143,7 +152,9 @@ class MoE(nnx.Module):
         cut = not partition.trivial and partition.ways("experts") > 1
         form = o.dispatch or ("alltoall" if cut else "sorted")
         places = int(limits(o, length)[0]) if o.capacity else 0
-        return parallel.Plan(form, count, places, o.activation, o.implementation or None, partition)
+        return parallel.Plan(
+            form, count, places, o.activation, o.implementation or None, partition, o.limit, o.alpha, o.share
+        )
 
     def advance(self, old: dict[str, jax.Array], report: Mapping[str, Any]) -> dict[str, jax.Array]:
         """See `told.advance`."""

@@ -80,7 +80,11 @@ def problems(old: Spec, new: Spec) -> Iterator[str]:
         if getattr(options, name) != was:
             mine = getattr(options, name)
             yield f"model.moe.{name}={mine!r} and the model has {was!r}; use model.moe.{name}={was!r}."
-    beside = [name for name in ("shared", "small", "constant", "copy", "zero", "null") if getattr(options, name)]
+    beside = [
+        name
+        for name in ("bias", "limit", "shared", "small", "constant", "copy", "zero", "null")
+        if getattr(options, name)
+    ]
     for name in (*beside, *(["residual"] if options.residual else [])):
         value = getattr(options, name)
         yield f"model.moe.{name}={value!r} is not in the dense model; use model.moe.{name}={type(value)()!r}."

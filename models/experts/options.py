@@ -225,7 +225,12 @@ def _place_problems(told: Mapping[str, Any], rule: Rule, facts: Facts) -> Iterat
     if ways > 1 and form in ("dense", "einsum", "sorted"):
         yield (
             f"model.moe.dispatch={form!r} needs all experts on every device, and mesh.expert cuts them; use "
-            "model.moe.dispatch='alltoall' or 'gather'."
+            "model.moe.dispatch='alltoall', 'gather' or 'weights'."
+        )
+    if told["share"] == "tokens" and form == "einsum":
+        yield (
+            "model.moe.share='tokens' divides the tokens of a row, and model.moe.dispatch='einsum' counts them by row; "
+            "use model.moe.dispatch='sorted'."
         )
     reads = [name for name in ("capacity", "locality", "sparsity") if told[name]]
     reads = [name for name in reads if name == "capacity" or router == "relu"]

@@ -5,12 +5,16 @@ Experts lie as `[E, D, F]` over the logical axes `experts`, `embed` and `hidden`
     sorted, dense, einsum    all experts on every device, each device its own tokens
     alltoall                 each device holds E / W experts; a token's vector goes to those of its choice and back
     gather                   each device collects the tokens of all W and computes what its own experts give them
+    weights                  each device collects the experts of all W, and no token moves
 
-Where `hidden` is cut, each device sums over its part of F, and the results are added.
+Where `hidden` is cut over s devices, they share the width of each expert (each sums over its part of F, the results are
+added) or the tokens (each collects all of F). The parameters lie the same way: these are the layouts r = 0 (weights),
+1 (tokens) and s (width) of Tutel (Hwang et al. 2022, arXiv:2206.03382).
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +30,9 @@ WEIGHTS = {
     "gate": ("experts", "embed", "hidden"),
     "up": ("experts", "embed", "hidden"),
     "down": ("experts", "hidden", "embed"),
+    "gate_bias": ("experts", "hidden"),
+    "up_bias": ("experts", "hidden"),
+    "down_bias": ("experts", "embed"),
 }
 TOKENS = ("batch", "sequence", None)
 
@@ -34,7 +41,9 @@ TOKENS = ("batch", "sequence", None)
 class Plan:
     """How one bank of experts is run.
 
-    form: of the dispatch; experts: E; places: of each expert in a row (einsum; 0 = the row's length).
+    form: of the dispatch; experts: E; places: of each expert in a row (einsum; 0 = the row's length); limit, alpha: of
+    `banks.clamped_glu`, which joins gate and up where the limit is not 0; share: of devices that `hidden` is cut over,
+    "width" or "tokens" (always so with the form "weights").
     """
 
     form: str
@@ -43,12 +52,24 @@ class Plan:
     activation: str
     implementation: str | None
     partition: Partition
+    limit: float = 0.0
+    alpha: float = 0.0
+    share: str = "width"
+
+    def gathered(self) -> tuple[str, ...]:
+        """Logical axes of the experts that are whole on a device before it computes."""
+        return ("embed", *(("experts",) * (self.form == "weights")), *(("hidden",) * self.by_tokens))
+
+    @property
+    def by_tokens(self) -> bool:
+        """Whether the devices that `hidden` is cut over share the tokens."""
+        return self.form == "weights" or (self.share == "tokens" and self.form != "einsum")
 
 
 def run(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
     """What the chosen experts give: x `[B, T, D]`, index and gate `[B, T, K]`, -1 for none: `[B, T, D]` like x.
 
-    `weights`: `up`, `down` and for gated experts `gate`, `[E, ...]` in the type of x.
+    `weights`: `up`, `down` and for gated experts `gate`, `[E, ...]` in the type of x, and perhaps `up_bias` and so on.
     """
     axes = {name: WEIGHTS[name] for name in weights}
     local = functools.partial(_local, plan)
@@ -58,30 +79,57 @@ def run(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: di
 def _local(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: dict) -> jax.Array:
     partition = plan.partition
     if not partition.trivial:
-        whole = {name: tuple(axis if axis == "embed" else None for axis in WEIGHTS[name]) for name in weights}
+        whole = {n: tuple(axis if axis in plan.gathered() else None for axis in WEIGHTS[n]) for n in weights}
         weights = {name: partition.gather(w, whole[name]) for name, w in weights.items()}
-    cut = () if partition.trivial else partition.mesh_axes("experts")
+    hidden = () if partition.trivial else partition.mesh_axes("hidden")
     B, T, D = x.shape
     if plan.form == "einsum":
+        weights = _once(weights, hidden)
         y = jax.vmap(functools.partial(_einsum, plan, weights))(x, index, gate)
     else:
         args = x.reshape(B * T, D), index.reshape(B * T, -1), gate.reshape(B * T, -1)
-        form = (
-            {"alltoall": _alltoall, "gather": _gather}[plan.form] if cut else {"dense": _dense}.get(plan.form, _sorted)
-        )
-        y = form(plan, weights, *args, *([cut] if cut else []))
+        if hidden and plan.by_tokens:
+            return _shared(plan, weights, args, hidden).reshape(B, T, D)
+        y = _formed(plan, _once(weights, hidden), *args)
     y = y.astype(x.dtype).reshape(B, T, D)
-    hidden = () if partition.trivial else partition.mesh_axes("hidden")
     return jax.lax.psum(y, hidden) if hidden else y
 
 
+def _once(weights: dict, hidden: tuple[str, ...]) -> dict:
+    """The bias of the map down on one of the devices whose results are added up."""
+    if not hidden or "down_bias" not in weights:
+        return weights
+    return weights | {"down_bias": jnp.where(jax.lax.axis_index(hidden) == 0, weights["down_bias"], 0)}
+
+
+def _formed(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
+    """What the experts give tokens `[N, D]`, by the form of the plan."""
+    cut = () if plan.partition.trivial else plan.partition.mesh_axes("experts")
+    if cut and plan.form in ("alltoall", "gather"):
+        return {"alltoall": _alltoall, "gather": _gather}[plan.form](plan, weights, x, index, gate, cut)
+    return {"dense": _dense}.get(plan.form, _sorted)(plan, weights, x, index, gate)
+
+
+def _shared(plan: Plan, weights: dict, args: tuple, names: tuple[str, ...]) -> jax.Array:
+    """The devices that have the same tokens `[N, D]` compute as many of them each, with whole experts."""
+    ways = math.prod(plan.partition.mesh.shape[name] for name in names)
+    each = -(-len(args[0]) // ways)
+    first = jax.lax.axis_index(names) * each
+
+    def mine(a: jax.Array, unused: int) -> jax.Array:
+        a = jnp.pad(a, ((0, each * ways - len(a)), (0, 0)), constant_values=unused)
+        return jax.lax.dynamic_slice_in_dim(a, first, each)
+
+    y = _formed(plan, weights, *(mine(a, unused) for a, unused in zip(args, (0, -1, 0), strict=True)))
+    return jax.lax.all_gather(y.astype(args[0].dtype), names, axis=0, tiled=True)[: len(args[0])]
+
+
 def _dense(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
-    return dispatch.dense(x, index, gate, functools.partial(_bank(banks.ffn, plan), **weights))
+    return dispatch.dense(x, index, gate, _bank(banks.ffn, plan, weights))
 
 
 def _einsum(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
-    places = capacity.fifo(index)
-    bank = functools.partial(_bank(banks.ffn, plan), **weights)
+    places, bank = capacity.fifo(index), _bank(banks.ffn, plan, weights)
     return dispatch.einsum(x, index, gate, places, plan.places or len(x), plan.experts, bank)
 
 
@@ -89,12 +137,15 @@ def _sorted(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax
     return dispatch.by_sorting(x, index, gate, weights["up"].shape[0], _grouped(plan, weights))
 
 
-def _bank(function: Callable, plan: Plan) -> Callable:
-    return functools.partial(function, activation=ACTIVATIONS[plan.activation])
+def _bank(function: Callable, plan: Plan, weights: dict, **more: Any) -> Callable:
+    names = [name for name in weights if not name.endswith("_bias")]
+    maps = {n: (weights[n], weights[f"{n}_bias"]) if f"{n}_bias" in weights else weights[n] for n in names}
+    join = functools.partial(banks.clamped_glu, limit=plan.limit, alpha=plan.alpha) if plan.limit else None
+    return functools.partial(function, **maps, activation=ACTIVATIONS[plan.activation], join=join, **more)
 
 
 def _grouped(plan: Plan, weights: dict) -> Callable:
-    return functools.partial(_bank(banks.grouped_ffn, plan), implementation=plan.implementation, **weights)
+    return _bank(banks.grouped_ffn, plan, weights, implementation=plan.implementation)
 
 
 def _gather(plan: Plan, weights: dict, x: Any, index: Any, gate: Any, names: tuple[str, ...]) -> jax.Array:

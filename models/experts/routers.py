@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from models.experts.routing import Routing, normalised, select, softmax_at, take, unless_masked, wide
 
 
-def logits(x: Any, weight: Any) -> jax.Array:
-    """z = x W in float32 or wider, x `[..., D]`, W `[D, E]`: `[..., E]`.
+def logits(x: Any, weight: Any, bias: Any = None) -> jax.Array:
+    """z = x W (+ b) in float32 or wider, x `[..., D]`, W `[D, E]`, b `[E]`: `[..., E]`.
 
     The products are not rounded to the type of x: a router in bfloat16 would choose other experts than its float32
     form for the same x.
     """
     x, weight = wide(x), wide(weight)
     dtype = jnp.promote_types(x.dtype, weight.dtype)
-    return jnp.matmul(x.astype(dtype), weight.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+    z = jnp.matmul(x.astype(dtype), weight.astype(dtype), precision=jax.lax.Precision.HIGHEST)
+    return z if bias is None else z + wide(bias)
 
 
 def softmax_before(logits: Any, k: int, *, renormalise: bool = False, scale: float = 1.0) -> Routing:

@@ -126,6 +126,12 @@ def test_a_compiled_plan_counts_what_fsdp_gathers_and_scatters(tmp_path):
     assert "reduce-scatter" in page and "<script src" not in page and "http://" not in page
 
 
+def test_the_bytes_of_shapes():
+    """A token, which orders two operations, holds nothing."""
+    assert hlo.size("(f32[2,3]{1,0}, bf16[5]{0}, pred[4], s4[8], token[])") == 24 + 10 + 4 + 4
+    assert hlo.size("f8e4m3fn[3]") == 3
+
+
 def test_collectives_in_a_loop_count_as_often_as_it_turns():
     mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 

@@ -25,6 +25,7 @@ WRONG = [
     ({"router": "relu", "sparsity": 0.05, "chunk": 60}, "chunk=60 does not divide data.length=256; use e.g."),
     ({"mesh.expert": 4, "experts": 6}, "model.moe.experts=6 does not divide over the 4 devices of sharding.experts;"),
     ({"mesh.expert": 2, "dispatch": "dense"}, "model.moe.dispatch='dense' needs all experts on every device"),
+    ({"share": "tokens", "dispatch": "einsum"}, "model.moe.share='tokens' divides the tokens of a row"),
     ({"mesh.context": 2, "capacity": 1.25}, "model.moe.capacity=1.25 reads the tokens of a row in their order"),
     ({"train.accumulation": 2}, "'global' is of all of it; use model.moe.balance_scope='accumulated'."),
     ({"model.parametrization": "mup"}, "has no rule for the rates of model.channel='moe'"),

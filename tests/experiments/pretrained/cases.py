@@ -23,6 +23,7 @@ T = 24
 IDS = np.random.default_rng(7).integers(3, 29, (2, T))
 THETA = {"rope_theta": 50.0}
 REST = {"num_key_value_heads": 2, "hidden_act": "gelu_new", "rms_norm_eps": 0.02}
+MOE = {"moe_intermediate_size": 12, "num_experts": 6, "num_experts_per_tok": 3}
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
     "original_max_position_embeddings": 16,
@@ -155,10 +156,40 @@ CASES = {
     ),
     "olmo2-rest": ("Olmo2", SIZES | REST),
     "phi3-rest": ("Phi3", SIZES | REST | {"tie_word_embeddings": True}),
+    "mixtral": (
+        "Mixtral",
+        SIZES | GQA | {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 5, "head_dim": 6}
+        | {"rope_parameters": THETA, "router_aux_loss_coef": 0.02},
+    ),
+    "mixtral-rest": (
+        "Mixtral",
+        SIZES | REST | {"num_local_experts": 3, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        SIZES | GQA | MOE | {"norm_topk_prob": True, "head_dim": 6, "rope_parameters": THETA, "rms_norm_eps": 0.02},
+    ),
+    "qwen3-moe-rest": (
+        "Qwen3Moe",
+        SIZES | GQA | {"moe_intermediate_size": 12, "num_local_experts": 6, "num_experts_per_tok": 5}
+        | {"attention_bias": True, "use_sliding_window": True, "sliding_window": 4}
+        | {"hidden_act": "gelu_new", "tie_word_embeddings": True, "router_aux_loss_coef": 0.5},
+    ),
+    "gpt-oss": (
+        "GptOss",
+        SIZES | GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 8, "head_dim": 16}
+        | {"swiglu_limit": 0.7, "swiglu_alpha": 1.1, "num_hidden_layers": 4, "rms_norm_eps": 0.02, "sliding_window": 4}
+        | {"rope_parameters": YARN | {"truncate": False}, "router_aux_loss_coef": 0.3},
+    ),
+    "gpt-oss-rest": (
+        "GptOss",
+        SIZES | GQA | {"num_local_experts": 4, "head_dim": 16, "attention_bias": False, "sliding_window": 5}
+        | {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": True},
+    ),
 }  # fmt: skip
 FIXTURES = (
     "llama3", "llama-yarn-all", "llama-dynamic", "llama-gqa-biases", "mistral", "qwen2-windows", "qwen3", "gemma2",
-    "gemma3", "smollm3", "olmo2", "phi3-long", "gpt2-all", "neox",
+    "gemma3", "smollm3", "olmo2", "phi3-long", "gpt2-all", "neox", "mixtral", "qwen3-moe", "gpt-oss",
 )  # fmt: skip
 
 
@@ -170,7 +201,7 @@ def build(name: str, dtype: str = "float32"):
     class_, fields = CASES[name]
     torch.manual_seed(3)
     config = getattr(transformers, f"{class_}Config")(**fields)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     causal = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(class_, f"{class_}ForCausalLM")
     model = getattr(transformers, causal)(config).eval()
     with torch.no_grad():

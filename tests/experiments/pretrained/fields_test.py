@@ -32,14 +32,25 @@ FIELDS = {
     "Olmo2": f"{GATED} attention_bias", "Phi3": f"{GATED} original_max_position_embeddings sliding_window",
     "GPT2": "activation_function add_cross_attention layer_norm_epsilon n_embd n_head n_inner n_layer n_positions "
             "scale_attn_by_inverse_layer_idx scale_attn_weights tie_word_embeddings vocab_size",
+    "Mixtral": f"{GATED} head_dim num_experts_per_tok num_local_experts router_aux_loss_coef sliding_window",
+    "Qwen3Moe": f"{GATED} attention_bias decoder_sparse_step mlp_only_layers moe_intermediate_size norm_topk_prob "
+                "num_experts_per_tok num_local_experts router_aux_loss_coef sliding_window use_sliding_window",
+    "GptOss": f"{GATED} attention_bias head_dim layer_types num_experts_per_tok num_local_experts router_aux_loss_coef "
+              "sliding_window swiglu_alpha swiglu_limit",
     "GPTNeoX": f"{COMMON} attention_bias hidden_act layer_norm_eps use_parallel_residual",
 }  # fmt: skip
-NAMES = {"Gemma3Text": "gemma3_text", "GPTNeoX": "gpt_neox"}
+NAMES = {"Gemma3Text": "gemma3_text", "GPTNeoX": "gpt_neox", "Qwen3Moe": "qwen3_moe", "GptOss": "gpt_oss"}
 REFUSED = [
     ("Gemma2", "use_bidirectional_attention", True),
     ("Gemma3Text", "use_bidirectional_attention", True),
     ("GPT2", "add_cross_attention", True),
     ("Llama", "hidden_act", "tanh"),
+    ("GptOss", "hidden_act", "relu"),
+    ("GptOss", "swiglu_limit", 0.0),
+    ("Mixtral", "num_experts_per_tok", 6),
+    ("Mixtral", "router_aux_loss_coef", -0.1),
+    ("Qwen3Moe", "decoder_sparse_step", 2),
+    ("Qwen3Moe", "mlp_only_layers", [0]),
     ("Llama", "quantization_config", {"quant_method": "fp8"}),
     ("Llama", "rope_parameters", {"rope_type": "spiral", "rope_theta": 5.0}),
     ("Qwen2", "layer_types", ["chunked_attention"] * 2),
@@ -88,7 +99,7 @@ def test_these_are_the_fields_that_transformers_has(class_):
     assert own == set(FIELDS[class_].split())
 
 
-@pytest.mark.parametrize("name", ["llama3", "gemma3", "gpt2-all", "qwen2-windows", "phi3-long"])
+@pytest.mark.parametrize("name", ["llama3", "gemma3", "gpt2-all", "qwen2-windows", "phi3-long", "gpt-oss"])
 def test_a_damaged_config_is_one_sentence(name, tmp_path):
     """Each field in turn is nothing, a text, a list, too large, too small."""
     whole = json.loads((FIXTURES / name / "config.json").read_text())

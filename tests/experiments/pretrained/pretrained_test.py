@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from configs import families, pretrained
+from experiments.preflight import pretrained as preflight
 from experiments.pretrained import reading
 from kernels import masks
 from models.lm import LM
@@ -120,3 +121,13 @@ def test_a_model_of_another_size_than_its_config_is_refused(tmp_path):
     change(folder, intermediate_size=25)
     with pytest.raises(families.Unreadable, match=r"has the shape .*24.*, and the config asks for .*25"):
         read(folder)
+
+
+def test_the_losses_of_experts_may_be_set_when_a_model_is_trained_on():
+    """They change no logit; what does is refused."""
+    config = pretrained.get_config(str(FIXTURES / "mixtral"))
+    assert config.model.moe.balance == 0.02 / 2 and not config.model.moe.z_loss
+    config.model.moe.update({"balance": 0.0, "z_loss": 0.1})
+    assert not [*preflight.problems(config)]
+    config.model.moe.k = 3
+    assert [said for said in preflight.problems(config) if said.startswith("model.moe.k=3 is 2 in the mixtral at")]

@@ -1,5 +1,6 @@
 """Experts, capacities and upcycling against loops, in float64."""
 
+import functools
 import itertools
 
 import jax
@@ -32,6 +33,33 @@ def test_feed_forward_experts(gate):
     index[3, 1] = -1
     mixed = plain.mixture(X, index, WEIGHT, UP, DOWN, gate)
     np.testing.assert_allclose(banks.mixture(every, index, WEIGHT), mixed, **CLOSE)
+
+
+def test_biases_and_the_clamped_gate():
+    """gpt-oss: (clip(up) + 1) g sigmoid(alpha g), a bias in each map; rows past the sizes give 0."""
+    biases = {"gate": RNG.normal(size=(E, F)), "up": RNG.normal(size=(E, F)), "down": RNG.normal(size=(E, D))}
+    limit, alpha, sizes = 1.1, 1.3, np.array([2, 0, 3, 1, 1])
+
+    def expert(x, e):
+        gate = x @ GATE[e] + biases["gate"][e]
+        up = x @ UP[e] + biases["up"][e]
+        hidden = np.zeros(F)
+        for f in range(F):
+            g, u = min(gate[f], limit), max(-limit, min(up[f], limit))
+            hidden[f] = (u + 1) * g / (1 + np.exp(-alpha * g))
+        return hidden @ DOWN[e] + biases["down"][e]
+
+    join = functools.partial(banks.clamped_glu, limit=limit, alpha=alpha)
+    maps = {name: (w, biases[name]) for name, w in (("gate", GATE), ("up", UP), ("down", DOWN))}
+    every = banks.ffn(X, **maps, join=join)
+    np.testing.assert_allclose(every, [[expert(x, e) for x in X] for e in range(E)], **CLOSE)
+    got = banks.grouped_ffn(X, sizes, **maps, join=join)
+    owners = np.repeat(np.arange(E), sizes)
+    np.testing.assert_allclose(got[:7], [expert(X[m], e) for m, e in enumerate(owners)], **CLOSE)
+    assert len(owners) == 7 and np.all(got[7:] == 0)
+    plain_one = banks.ffn(X, maps["up"], maps["down"])
+    want = silu(X @ UP[1] + biases["up"][1]) @ DOWN[1] + biases["down"][1]
+    np.testing.assert_allclose(plain_one[1], want, **CLOSE)
 
 
 def test_experts_that_cost_nothing():

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.planning import hlo
 from experiments.routing import traffic
-from models.experts import parallel
+from models.experts import banks, parallel
 from models.partition import Partition
 
 B, T, D, F, E, K = 8, 6, 16, 24, 8, 3
@@ -27,6 +27,9 @@ X = RNG.normal(size=(B, T, D))
 WEIGHTS = {
     "gate": RNG.normal(size=(E, D, F)) / 4, "up": RNG.normal(size=(E, D, F)) / 4, "down": RNG.normal(size=(E, F, D)) / 5
 }  # fmt: skip
+BIASES = {
+    "gate_bias": RNG.normal(size=(E, F)), "up_bias": RNG.normal(size=(E, F)), "down_bias": RNG.normal(size=(E, D))
+}  # fmt: skip
 INDEX = np.array([RNG.permutation(E)[:K] for _ in range(B * T)]).reshape(B, T, K)
 INDEX[RNG.random((B, T, K)) < 0.1] = -1
 GATE = RNG.uniform(size=(B, T, K))
@@ -39,9 +42,9 @@ def partition(mesh):
     return Partition(jax.sharding.Mesh(devices, tuple(sizes)), RULES)
 
 
-def step(form, over, dtype=jnp.float64):
+def step(form, over, limit=0.0, share="width"):
     """`(x, gate, weights, index) -> (y, gradients)` of a layer on a mesh."""
-    plan = parallel.Plan(form, E, 0, "silu", None, over)
+    plan = parallel.Plan(form, E, 0, "silu", None, over, limit, 1.702, share)
 
     def run(x, gate, weights, index):
         y, pull = jax.vjp(lambda x, gate, weights: parallel.run(plan, x, index, gate, weights), x, gate, weights)
@@ -65,6 +68,65 @@ def test_devices_that_hold_parts_of_the_experts_give_one_devices_numbers(x64, me
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("form", ["dense", "einsum", "alltoall", "gather"])
+def test_biases_and_a_clamped_gate_are_those_of_one_device(x64, form):
+    """The bias of the map down is added once, where its inputs lie on two devices; unused choices have none."""
+    given = X, GATE, WEIGHTS | BIASES, INDEX
+    over = partition({"fsdp": 2, "tensor": 2, "expert": 2}) if form in ("alltoall", "gather") else Partition()
+    want = jax.device_get(step("sorted", Partition(), 0.7)(*given))
+    maps = {name: (w, BIASES[f"{name}_bias"]) for name, w in WEIGHTS.items()}
+    join = lambda gate, up: banks.clamped_glu(gate, up, 0.7, 1.702)  # noqa: E731
+    every = banks.ffn(X.reshape(-1, D), **maps, join=join)
+    plain = banks.mixture(every, INDEX.reshape(-1, K), GATE.reshape(-1, K)).reshape(B, T, D)
+    np.testing.assert_allclose(want[0], plain, rtol=1e-12, atol=1e-13)
+    for got, each in zip(jax.tree.leaves(step(form, over, 0.7)(*given)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, each, rtol=1e-12, atol=1e-13)
+
+
+TUTEL = {0: ("weights", "width"), 1: ("alltoall", "tokens"), 2: ("alltoall", "width")}
+
+
+@pytest.mark.parametrize("r", TUTEL)
+def test_tutels_layouts_of_the_same_parameters_give_one_devices_numbers(x64, r):
+    """Five tokens a device with two that share them: the last of these has one to itself that is none."""
+    form, share = TUTEL[r]
+    given = X[:, :5], GATE[:, :5], WEIGHTS | BIASES, INDEX[:, :5]
+    want = jax.device_get(step("sorted", Partition())(*given))
+    for mesh in ({"expert": 4, "tensor": 2}, {"fsdp": 2, "expert": 2, "tensor": 2}):
+        got = step(form, partition(mesh), share=share)(*given)
+        for one, each in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(one, each, rtol=1e-12, atol=1e-13)
+
+
+def moved(plan):
+    """What the compiled forward pass of a layer on `plan`'s mesh sends, `[Collective]`."""
+    over = plan.partition
+    wide = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    weights = {name: wide(*w.shape) for name, w in WEIGHTS.items()}
+    index = jax.ShapeDtypeStruct(INDEX.shape, jnp.int32)
+    where = lambda axes: jax.NamedSharding(over.mesh, over.spec(axes))  # noqa: E731
+    placed = {name: w.update(sharding=where(parallel.WEIGHTS[name])) for name, w in weights.items()}
+    rows = where(parallel.TOKENS)
+    x, gate, index = (a.update(sharding=rows) for a in (wide(B, T, D), wide(B, T, K), index))
+    run = jax.jit(functools.partial(parallel.run, plan), out_shardings=rows)
+    text = run.lower(x, index, gate, placed).compile().as_text()
+    return hlo.collectives(hlo.computations(text), dict(over.mesh.shape))
+
+
+@pytest.mark.parametrize("r", TUTEL)
+def test_tutels_layouts_move_the_bytes_of_the_formula(r):
+    """Vectors and weights; beside them the numbers of experts, four bytes each, go with the vectors."""
+    form, share = TUTEL[r]
+    W, S, t = 4, 2, B * T // 4
+    plan = parallel.Plan(form, E, 0, "silu", None, partition({"expert": W, "tensor": S}), share=share)
+    found = moved(plan)
+    tokens, weights = traffic.layout(r, t, K, E, (W, S), D, 4, 3 * D * F * E // (W * S))
+    names = 0 if r == 0 else (W - 1) * parallel.slots(t // S if r == 1 else t, K, E // W) * 4
+    assert sum(each.sent * each.times for each in found) == tokens + weights + names
+    kinds = {0: {"all-gather"}, 1: {"all-gather", "all-to-all"}, 2: {"all-reduce", "all-to-all"}}
+    assert {each.kind for each in found} == kinds[r]
+
+
 def test_a_batch_that_does_not_divide_is_computed_by_all(x64):
     """One row on four devices, as in decoding."""
     run = step("alltoall", partition({"expert": 4}))
@@ -75,18 +137,8 @@ def test_a_batch_that_does_not_divide_is_computed_by_all(x64):
 @pytest.mark.parametrize("form", ["alltoall", "gather"])
 def test_the_compiled_program_moves_the_bytes_of_the_formula(form):
     """Vectors, forward; beside them indices (and gates), four bytes each."""
-    over, W, t, s = partition({"expert": 4}), 4, B * T // 4, 4
-    plan = parallel.Plan(form, E, 0, "silu", None, over)
-    wide = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
-    weights = {name: wide(*w.shape) for name, w in WEIGHTS.items()}
-    index = jax.ShapeDtypeStruct(INDEX.shape, jnp.int32)
-    where = lambda axes: jax.NamedSharding(over.mesh, over.spec(axes))  # noqa: E731
-    placed = {name: w.update(sharding=where(parallel.WEIGHTS[name])) for name, w in weights.items()}
-    rows = where(parallel.TOKENS)
-    x, gate, index = (a.update(sharding=rows) for a in (wide(B, T, D), wide(B, T, K), index))
-    run = jax.jit(functools.partial(parallel.run, plan), out_shardings=rows)
-    text = run.lower(x, index, gate, placed).compile().as_text()
-    found = hlo.collectives(hlo.computations(text), dict(over.mesh.shape))
+    W, t, s = 4, B * T // 4, 4
+    found = moved(parallel.Plan(form, E, 0, "silu", None, partition({"expert": W})))
     sent = sum(each.sent * each.times for each in found)
     if form == "alltoall":
         names = (W - 1) * parallel.slots(t, K, E // W) * 4
