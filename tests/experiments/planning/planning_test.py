@@ -148,6 +148,38 @@ def test_collectives_in_a_loop_count_as_often_as_it_turns():
     assert summed.sent == 2 * 1 / 2 * 64
 
 
+@pytest.mark.parametrize(
+    ("told", "limit", "turns"),
+    [
+        (', backend_config={"known_trip_count":{"n":"7"}}', "constant(3)", 7),
+        ("", "constant(3)", 3),
+        ("", "parameter(1)", 1),
+    ],
+)
+def test_turns_are_read_from_the_condition_where_the_compiler_does_not_say_them(told, limit, turns):
+    """As a TPU program has them; a limit that is no constant is not known."""
+    text = f"""HloModule m
+
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %p = (s32[]{{:T(128)}}, /*index=1*/f32[4]{{0}}) parameter(0)
+  ROOT %next = (s32[], f32[4]{{0}}) tuple(%p, %p)
+}}
+
+%condition (q: (s32[], f32[4])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} {limit}
+  %q = (s32[]{{:T(128)}}, f32[4]{{0}}) parameter(0)
+  %i = s32[]{{:T(128)}} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{{:T(512)}} compare(%i, %limit), direction=LT, metadata={{op_name="while/cond/lt"}}
+}}
+
+ENTRY %main (x: f32[4]) -> f32[4] {{
+  %x = (s32[], f32[4]{{0}}) parameter(0)
+  ROOT %loop = (s32[], f32[4]{{0}}) while(%x), condition=%condition, body=%body{told}
+}}
+"""
+    assert hlo.times(hlo.computations(text))["body"] == turns
+
+
 def test_groups_of_devices_are_read_in_every_way_that_they_are_written():
     def axes(text):
         instruction = hlo._instruction("x", f"f32[2]{{0}} all-reduce(%y), {text}")
