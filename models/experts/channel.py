@@ -73,6 +73,7 @@ class MoE(nnx.Module):
 
     `router [D, E]` gives the logits of all E experts: `experts` (stacked), `small_experts`, constants, copy, zero and
     null ones, in this order. It computes in float32 or wider whatever the type of x.
+    `context.layers["experts"]`, a pair of index and gate `[B, T, K]`, stands in place of its decision.
     """
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
@@ -113,6 +114,9 @@ class MoE(nnx.Module):
         valid = present & ~failed
         given = Given(o, number(self.bias), number(self.expert_scale), x, context.segment_ids)
         made = self.rule.decide(z, given)
+        if EXPERTS in context.layers:
+            index, gate = context.layers[EXPERTS]
+            made = made._replace(index=index, gate=gate)
         made = made._replace(index=jnp.where(valid[..., None], made.index, -1))
         kept = made.index if context.slots is not None else within(o, made, x.shape[1])
         y = self._routed(x, kept, made.gate)
