@@ -51,10 +51,12 @@ class Packed:
         return blocks[0], 32 * blocks[2], blocks[1]
 
     def read(self, name: str) -> np.ndarray:
+        """The tensor `name` as floats."""
         return self._unpacked(name) if name in self._packed else self._source.read(name)
 
     def _unpack(self, name: str) -> np.ndarray:
         return mxfp4(*(self._source.read(f"{name}{end}") for end in ENDS)).swapaxes(-1, -2)
 
     def bytes(self) -> int:
+        """Of all tensors as they lie, packed."""
         return self._source.bytes()
