@@ -30,7 +30,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "driven", "cached", "apart",
     )),
     "evidence": ("experiments.claims.statistics",),
-    "pretrained": ("models.rope_scaling", "models.lora", "data.conversations", "experiments.pretrained.copying", "experiments.pretrained.packed"),
+    "pretrained": ("models.rope_scaling", "models.lora", "data.conversations",
+                   *(f"experiments.pretrained.{name}" for name in ("copying", "packed"))),
     "speculation": (
         *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),
         "models.mixers.slots",

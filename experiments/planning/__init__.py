@@ -100,14 +100,18 @@ def _smaller(config: Any, mesh: dict[str, int], devices: list[Any]) -> list[dict
         changes = {**changes, "model.remat": "full"}
         steps.append(changes)
     rows = config.data.batch_size // (mesh["data"] * mesh["fsdp"] * mesh["expert"])
+    whole = (
+        config.model.channel == "moe" and config.model.moe.balance_scope == "global"
+    )  # No part of a batch knows that.
+    scope = {"model.moe.balance_scope": "accumulated"} if whole else {}
     for factor in (2, 4, 8, 16, 32):
         accumulation = config.train.accumulation * factor
         if rows % accumulation == 0:
-            steps.append({**changes, "train.accumulation": accumulation})
+            steps.append({**changes, **scope, "train.accumulation": accumulation})
     for tensor in (2, 4):
         fsdp = mesh["data"] * mesh["fsdp"] // tensor
         if mesh["tensor"] == 1 and fsdp and config.data.batch_size % fsdp == 0:
-            shared = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+            shared = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, **scope}
             shared["train.accumulation"] = config.data.batch_size // fsdp
             steps.append({**changes, **shared})
     return [changes for changes in steps if _possible(_changed(config, changes), devices)]

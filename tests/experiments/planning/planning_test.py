@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import main
-from configs import tokenformer, transformer
+from configs import moe, tokenformer, transformer
 from experiments import planning
 from experiments.planning import chips, compiled, hlo, machines, text
 from experiments.program import build, counting, inputs, sharding
@@ -124,6 +124,20 @@ def test_a_compiled_plan_counts_what_fsdp_gathers_and_scatters(tmp_path):
     assert asked["fits"] and not asked["roofline"] and "compiled for cpu:8: fits" in said
     page = (tmp_path / planning.PAGE).read_text()
     assert "reduce-scatter" in page and "<script src" not in page and "http://" not in page
+
+
+def test_smaller_steps_of_experts_balance_over_the_step():
+    """A part of a batch does not know the load of all of it; what is tried passes the preflight."""
+    config = moe.get_config("tiny")
+    config.mesh.update({"data": 1, "expert": 4, "fsdp": 2})
+    config.data.batch_size = 64
+    tried = planning._smaller(config, dict(config.mesh), jax.devices())
+    assert [each.get("train.accumulation") for each in tried[:4]] == [None, 2, 4, 8]
+    assert all(each["model.moe.balance_scope"] == "accumulated" for each in tried[1:])
+    config.model.moe.balance_scope = "sequence"
+    assert not any(
+        "model.moe.balance_scope" in each for each in planning._smaller(config, dict(config.mesh), jax.devices())
+    )
 
 
 def test_the_bytes_of_shapes():
