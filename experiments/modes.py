@@ -7,8 +7,6 @@ stand, checkpoints and plots only in the mode that needs them.
 import functools
 import os
 import pathlib
-import shlex
-import sys
 import types
 from typing import Any
 
@@ -137,7 +135,7 @@ def train(flags: Any, changes: Changes) -> None:
     from experiments.training import train as run_training
 
     before = None if overwrite else _finished(workdir)
-    result = run_training(made, workdir, command=shlex.join(["python", *sys.argv]), overwrite=overwrite)
+    result = run_training(made, workdir, command=overrides.command(), overwrite=overwrite)
     if "stopped" in result or not processes.is_main():
         return
     page = reports.write(workdir)
@@ -342,7 +340,7 @@ def sweep(flags: Any, changes: Changes) -> None:
     _jax(flags)
     found = sweeps.run(
         made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
-        command=shlex.join(["python", *sys.argv]),
+        command=overrides.command(),
     )  # fmt: skip
     print(f"\n{table.text(found)}\n\n{table.best(found, workdir)}\ntable: {workdir / table.CSV}")
     if page := table.compare(found, workdir):

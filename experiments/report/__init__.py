@@ -121,6 +121,7 @@ def _tiles(run: data.Run) -> str:
         ("training wall time", page.duration(data.last_timing(run, "seconds"))),
         ("tokens per second, median", page.count(data.median_timing(run, "tokens_per_second"))),
         ("model FLOPs utilisation, median", page.percent(data.median_timing(run, "mfu"))),
+        ("standing still for checkpoints", page.duration(data.last_timing(run, "checkpoint_seconds"))),
         ("peak memory", page.memory(data.last_timing(run, "peak_memory_bytes"))),
         ("decoding state of a sequence", page.memory(data.number(run.run, "state_bytes"))),
     ]

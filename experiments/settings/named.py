@@ -1,9 +1,12 @@
 """What flags name: folders of this machine (the workdir, the runs that are compared), and prompts."""
 
+import contextlib
+import errno
 import glob
 import os
 import pathlib
 import re
+import stat
 from typing import Any
 
 from experiments import workdir as files
@@ -67,7 +70,7 @@ def prompts(flags: Any) -> list[str]:
     if flags.prompt is not None:
         return [flags.prompt]
     try:
-        text = pathlib.Path(flags.prompts).expanduser().read_text("utf-8", "surrogateescape")
+        text = _read(pathlib.Path(flags.prompts).expanduser()).decode("utf-8", "surrogateescape")
     except (OSError, RuntimeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise Refused(
@@ -77,3 +80,16 @@ def prompts(flags: Any) -> list[str]:
     if not lines:
         raise Refused(f"--prompts={flags.prompts} is empty; give a file with one prompt a line.")
     return lines
+
+
+def _read(path: pathlib.Path) -> bytes:
+    """All bytes of a file, or of a pipe that another program writes into; OSError where nobody does."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        first = b""
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            with contextlib.suppress(BlockingIOError):  # Somebody will write.
+                first = os.read(file.fileno(), 1)
+                if not first:
+                    raise OSError(errno.EPIPE, "it is a pipe that nobody writes into")
+            os.set_blocking(file.fileno(), True)
+        return first + file.read()

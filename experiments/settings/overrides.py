@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import shlex
+import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base as base_config
-from experiments.settings.errors import Refused
+from experiments.settings.errors import ROOT, Refused
 from experiments.settings.history import changed, rows_of
 from experiments.settings.keys import assign, flatten
 
@@ -89,6 +90,8 @@ def load(path: str | os.PathLike, function: str = "get_config", kind: type = Con
     """
     name, colon, preset = os.fspath(path).partition(":")
     file = pathlib.Path(name).expanduser()
+    if name and not file.is_file() and (ROOT / name).is_file():
+        file = ROOT / name  # One of ours, asked for from another folder.
     if not name or not file.is_file() or file.suffix != ".py":
         raise Refused(f"--config={path} is not a config file; {_near_file(name)}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
@@ -357,3 +360,8 @@ def _text(error: BaseException) -> str:
         raise
     except BaseException:
         return ""
+
+
+def command(program: str = "python") -> str:
+    """How this process was started, as one would type it again: `python main.py ...` or `tessera ...`."""
+    return shlex.join(sys.argv if sys.argv[0] == "tessera" else [program, *sys.argv])

@@ -163,6 +163,11 @@ def is_main() -> bool:
     return not many() or sys.modules["jax"].process_index() == 0
 
 
+def which() -> tuple[int, int]:
+    """(the number of this process, how many there are)."""
+    return (sys.modules["jax"].process_index(), sys.modules["jax"].process_count()) if many() else (0, 1)
+
+
 def wait_for_all(name: str) -> None:
     """Returns when every process is here; `name` is that of the place, met once in a run."""
     if many():
@@ -253,6 +258,31 @@ def _each(store: Any, key: str, who: Iterable[int], seconds: float) -> dict[int,
 def _silent(who: list[int], seconds: float) -> str:
     named = f"process {who[0]}" if len(who) == 1 else f"processes {', '.join(map(str, who))}"
     return f"{named} did not say within {seconds:g} seconds what it runs; look there, end all, and start them again."
+
+
+def through_main(place: str, mine: Any, decide: Callable[[list], T]) -> T:
+    """What process 0 makes of what each process says: `decide([of process 0, of process 1, ...])`, told to all.
+
+    It goes through the coordinator and not by the devices, so that a thread may ask while the devices train. A process
+    that is lost ends the wait; what `decide` raises, process 0 raises, and the others wait for words that never come
+    until it ends.
+
+    Args:
+      place: a name; all come to it equally often.
+      mine: what this process says, as JSON can hold it.
+      decide: returns what JSON can hold; called in process 0 alone.
+    """
+    if not many():
+        return decide([mine])
+    store, (who, count) = Store(), which()
+    key = f"tessera/through/{place}/{store.count(f'tessera/through/{place}/{who}')}"
+    if who:
+        store.set(f"{key}/{who}", mine)
+        return store.get(f"{key}/outcome", TURN)
+    said = [mine, *_each(store, key, range(1, count), TURN).values()]
+    outcome = decide(said)
+    store.set(f"{key}/outcome", outcome)
+    return outcome
 
 
 def main_first(name: str, make: Callable[[], T]) -> T:

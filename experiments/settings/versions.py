@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import re
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 FOLLOWERS = ("jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 
@@ -11,6 +14,10 @@ def _version(package: str) -> tuple[int, ...] | None:
         text = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+    return _numbers(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", text)[:3])
 
 
@@ -33,3 +40,17 @@ def disagreement(versions: dict[str, tuple[int, ...] | None] | None = None) -> s
                 f'run `pip install -U "jax=={shown}" "{name}=={shown}"`.'
             )
     return "" if versions.get("jaxlib") else f"jaxlib is not installed; run `pip install jaxlib=={shown}`."
+
+
+def outdated(modules: Mapping[str, Any] | None = None) -> str:
+    """One sentence when this process has a library in memory that was replaced on disk since, else "".
+
+    Args:
+      modules: name -> module; None: what this process has loaded.
+    """
+    modules = sys.modules if modules is None else modules
+    for package in ("numpy", "scipy", "jax", "jaxlib", "matplotlib"):
+        loaded, there = getattr(modules.get(package), "__version__", ""), _version(package)
+        if loaded and there and _numbers(loaded) != there:
+            return f"{package} {loaded} is loaded and another one installed; restart the runtime and run this again."
+    return ""

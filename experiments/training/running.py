@@ -184,12 +184,17 @@ class Run:
         finite = math.isfinite(values["train/loss"]) and math.isfinite(values["train/grad_norm"])
         if step % config.train.log_every == 0 or step == config.train.steps or not finite:
             self.writer.scalars(step, {**self._spent(step), **values})
-            timing = self.clock.read(step)
+            timing = self.clock.read(step) | self._stood()
             self.writer.timing(step, timing)
             self.progress.update(step, loss=values["train/loss"], **timing)
         if not finite:
             loss, norm = values["train/loss"], values["train/grad_norm"]
             raise self.diverged(f"train/loss={loss} and train/grad_norm={norm} at step {step}")
+
+    def _stood(self) -> dict[str, float]:
+        """Seconds that this start stood still for its checkpoints, once there are some."""
+        cost = self.parts.saves.cost
+        return {"checkpoint_seconds": cost.stood} if cost.stood else {}
 
     def measure(self, step: int, state: Any) -> None:
         """Evaluates the state of `step`; a number that is not finite ends the run, once it is written."""
@@ -218,7 +223,7 @@ class Run:
 
     def stopped(self, step: int, by: str) -> dict[str, Any]:
         """What `train` returns of a run that was asked to stop."""
-        self.parts.saves.close()
+        self._close()
         self.progress.say(f"stopped by {by} at step {step}; the same command goes on from there.")
         return {"step": step, "stopped": by}
 
@@ -227,7 +232,7 @@ class Run:
         if self.writer is None:  # A run that was finished before: it stands as it is.
             self.stand()
         parts = self.parts
-        parts.saves.close()
+        self._close()
         steps = parts.config.train.steps
         result = {
             "step": steps, **self._spent(steps), "seconds": self.clock.elapsed(),
@@ -236,6 +241,13 @@ class Run:
         if processes.is_main():
             files.write_json(self.workdir / files.RESULT, result)
         return result
+
+    def _close(self) -> None:
+        """Waits until every checkpoint is on disk, and says what they cost."""
+        saves = self.parts.saves
+        saves.close()
+        if saves.cost.saves:
+            self.progress.say(str(saves.cost))
 
     def _spent(self, step: int) -> dict[str, float]:
         """Tokens and FLOPs of the steps before `step`."""

@@ -14,11 +14,11 @@ used. Nothing is deleted but what `retention.kept` of this run's own steps leave
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -26,7 +26,7 @@ from experiments import workdir as files
 from experiments.program import precision
 from experiments.settings import processes
 from experiments.settings.errors import CheckpointError
-from experiments.workdir import disk, retention, states, vouched
+from experiments.workdir import disk, retention, shared, states, vouched
 from experiments.workdir.states import differences, manifest
 
 __all__ = ["CheckpointError", "Checkpoints", "differences", "manifest"]
@@ -37,8 +37,8 @@ Read = Callable[[pathlib.Path, dict], Any]  # (folder of a state, its `about`) -
 class Checkpoints:
     """The checkpoints of one workdir. `close` waits until everything is safe on disk.
 
-    `save` returns at once in a single process. Many processes write together, and return when all are done. With the
-    run's `config`, a plain dict, a checkpoint saved under the config of another run is not good.
+    `save` returns when the state is copied: one process or many write, hash and vouch beside training. With the run's
+    `config`, a plain dict, a checkpoint saved under the config of another run is not good.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Checkpoints:
         self._proved = False
         self._finisher: threading.Thread | None = None
         self._failure: Exception | None = None
+        self.cost = shared.Cost()
 
     # ==================== Saving ====================
 
@@ -70,6 +71,7 @@ class Checkpoints:
         about: what the checkpoint says of itself, plain JSON.
         loss: the held-out loss measured at this step, None if none was.
         """
+        began = time.perf_counter()
         self.wait()
         try:
             self._open()
@@ -83,14 +85,12 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._explained(step, error) from error
-        if processes.many():  # Orbax waits by collectives of all devices, which must not mix with those of training.
-            self._try_to_finish(step, loss, sample)
-            self.wait()
-            return
+        # It may use no collective of the devices: these would mix with those of training.
         self._finisher = threading.Thread(
             target=self._try_to_finish, args=(step, loss, sample), name="checkpoint-finisher"
         )
         self._finisher.start()
+        self.cost.stood += time.perf_counter() - began
 
     @property
     def _path(self) -> pathlib.Path:
@@ -137,25 +137,26 @@ class Checkpoints:
 
     def _finish(self, step: int, loss: float | None) -> None:
         """Makes `step.saving` the checkpoint `step`, then lets go of those that are not kept."""
-        failure = None
-        try:
-            self._saver.wait_until_finished()
-            if processes.is_main():
-                saving, place = self.root / f"{step}.saving", self.root / str(step)
-                if os.path.lexists(place):
-                    self._set_aside(step, "it is not of this run, which has come to that step itself")
-                vouched.write_checksums(self.root, step, saving)
-                disk.rename(saving, place)
-                disk.keep(self.root)
-                self._losses[step] = loss
-                for old in set(self._losses) - retention.kept(self._losses, **self._keep):
-                    self._delete(old)
-        except Exception as error:
-            if not processes.many():
-                raise
-            failure = error
-        if processes.from_main(failure is not None):
-            raise failure or OSError("process 0 could not write it")
+
+        def stand(said: list[dict[str, str]]) -> None:
+            self._stand(step, loss, {name: digest for digests in said for name, digest in digests.items()})
+
+        saving = self.root / f"{step}.saving"
+        shared.together(
+            f"saved/{self.root.name}", lambda: shared.written(saving, self._saver.wait_until_finished, self.cost), stand
+        )
+
+    def _stand(self, step: int, loss: float | None, digests: dict[str, str]) -> None:
+        """Vouches for a save, gives it its name and lets go of what is not kept; in process 0."""
+        saving, place = self.root / f"{step}.saving", self.root / str(step)
+        if os.path.lexists(place):
+            self._set_aside(step, "it is not of this run, which has come to that step itself")
+        vouched.write_checksums(self.root, step, digests)
+        disk.rename(saving, place)
+        disk.keep(self.root)
+        self._losses[step] = loss
+        for old in set(self._losses) - retention.kept(self._losses, **self._keep):
+            self._delete(old)
 
     def _delete(self, step: int) -> None:
         """Removes a step of this run: first from sight, so that no half of one is ever seen."""
@@ -182,8 +183,8 @@ class Checkpoints:
         if isinstance(error, disk.WorkdirError) and str(self.root.parent) in str(error):
             return CheckpointError(f"checkpoint {step} was not written: {error}")
         return CheckpointError(
-            f"checkpoint {step} was not written to {self.root}: {_reason(error)}; free the disk or change --workdir, "
-            "then start the same command again to resume."
+            f"checkpoint {step} was not written to {self.root}: {shared.reason(error)}; free the disk or change "
+            "--workdir, then start the same command again to resume."
         )
 
     def wait(self) -> None:
@@ -321,30 +322,21 @@ class Checkpoints:
     def _newest_good(self, candidates: Sequence[int], read: Read, way: str = "") -> tuple[int, Any, dict] | None:
         """The first of the candidates that is good, as `(step, what was read, about)`; None where there are none.
 
-        Process 0 looks at the files, for all; all read. `way`: what else helps where none is good.
+        Process 0 chooses, for all; each verifies a share of the bytes, then all read. `way`: what else helps where none
+        is good.
         """
         rejected: dict[int, str] = {}
-
-        def reject(step: int, why: str) -> None:
-            rejected[step] = why
-            logging.warning("checkpoint %d is damaged (%s); trying the one before it.", step, why)
-
         left = list(candidates) if processes.is_main() else []
-        while True:
-            good = -1
-            while left and good < 0:
-                candidate = left.pop(0)
-                if why := vouched.problem(self.root, candidate, self._config):
-                    reject(candidate, why)
-                else:
-                    good = candidate
-            good = processes.from_main(good)
-            if good < 0:
-                break
-            why, found, about = self._read(good, read)
-            if _all_processes(not why):
-                return good, found, about
-            reject(good, why or "another process cannot read it")
+        while (step := processes.from_main(left.pop(0) if left else -1)) >= 0:
+            mine = vouched.problem(self.root, step, self._config, part=processes.which())
+            why, found, about = processes.through_main(f"vouched/{self.root.name}", mine, shared.first_said), None, {}
+            if not why:
+                why, found, about = self._read(step, read)
+                if shared.all_processes(not why):
+                    return step, found, about
+            rejected[step] = why or "another process cannot read it"
+            if processes.is_main():
+                logging.warning("checkpoint %d is damaged (%s); trying the one before it.", step, rejected[step])
         if not processes.from_main(len(rejected)):
             return None
         steps = ", ".join(map(str, sorted(rejected)))
@@ -362,7 +354,7 @@ class Checkpoints:
         except CheckpointError as error:
             return str(error), None, {}
         except Exception as error:  # Files can be vouched for and still hold what no library reads.
-            return f"it cannot be read: {_reason(error)}", None, {}
+            return f"it cannot be read: {shared.reason(error)}", None, {}
         # Before it was written down how many steps a state has taken, that was the step it was saved as.
         if int(found["step"]) != about.get("taken", step):
             return f"its state is of step {int(found['step'])}", None, {}
@@ -394,26 +386,3 @@ def averaged(about: Mapping[str, Any]) -> bool:
 def _same(saved: Mapping[str, str], wanted: Mapping[str, str], what: str) -> None:
     if difference := differences(saved, wanted):
         raise CheckpointError(f"it holds {what}:\n" + "\n".join(f"    {line}" for line in difference))
-
-
-def _reason(error: BaseException) -> str:
-    """What a library says of a failure, in one line; a full disk in our words."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
-        return "the disk is full"
-    if "Disk quota exceeded" in text:
-        return "the disk quota is used up"
-    if "File too large" in text:
-        return "the file-size limit is reached"
-    if "PERMISSION_DENIED" in text or "Permission denied" in text:
-        return "permission is denied"
-    return text.rstrip(".") if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _all_processes(good: bool) -> bool:
-    """Whether `good` holds on every process."""
-    if not processes.many():
-        return good
-    from jax.experimental import multihost_utils
-
-    return bool(np.all(multihost_utils.process_allgather(np.int32(good))))

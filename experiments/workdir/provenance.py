@@ -9,13 +9,12 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.settings import agreement, errors
+from experiments.settings import agreement, errors, overrides
 from experiments.workdir import disk
 
 DIFF = "code.diff"
@@ -43,7 +42,7 @@ def facts(root: pathlib.Path = errors.ROOT, text: bytes | None = None) -> dict[s
         if text := difference(root) if text is None else text:
             found["diff"] = hashlib.sha256(text).hexdigest()[:12]
     return found | {
-        "command": shlex.join([os.path.basename(sys.executable or "python"), *sys.argv]),
+        "command": overrides.command(os.path.basename(sys.executable or "python")),
         "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "packages": packages(),
     }

@@ -15,6 +15,8 @@ from experiments.settings.errors import ConfigError
 from experiments.settings.keys import assign, flatten, shape_problems, short, tidy
 from experiments.workdir import disk, vouched
 
+_NAMED = 4  # Settings that a warning names; of more it says how many.
+
 
 def holds_checkpoint(workdir: str) -> bool:
     """Whether `workdir` holds a checkpoint."""
@@ -116,7 +118,12 @@ def saved_config(workdir: pathlib.Path) -> Any:
     config.update(known)
     config.data.cache_dir = _cache(config.data.cache_dir, base_config.get_config().data.cache_dir)
     later, unread = history.later(history.changed(saved)), tidy(config)
-    _tell(workdir, "is older than", later)
+    if later:
+        changed = {key: value for key, value in later.items() if not identity.same(value, knobs.KNOBS[key].default)}
+        _once(
+            f"--workdir={workdir} is older than {len(later)} setting{'s' * (len(later) > 1)}; its model was made with "
+            + (f"{_listed(changed)}, as it stays." if changed else "their values of today.")
+        )
     _tell(workdir, "has settings that nothing reads:", {key: unread[key] for key in unread if key not in later})
     return config
 
@@ -169,7 +176,13 @@ def _cache(saved: str, usual: str) -> str:
 
 def _tell(workdir: pathlib.Path, what: str, settings: Mapping[str, Any]) -> None:
     if settings:
-        _once(f"--workdir={workdir} {what} {', '.join(f'{key}={short(value)}' for key, value in settings.items())}.")
+        _once(f"--workdir={workdir} {what} {_listed(settings)}.")
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    """The first few settings with their values, and how many more there are."""
+    named = [f"{key}={short(value)}" for key, value in list(settings.items())[:_NAMED]]
+    return ", ".join(named) + (f" and {len(settings) - _NAMED} more" if len(settings) > _NAMED else "")
 
 
 @functools.cache

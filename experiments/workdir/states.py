@@ -1,5 +1,6 @@
 """The arrays of a state: their description, whether their numbers are finite, and reading them through Orbax."""
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from etils import epath
 
 from experiments.program import precision
 from experiments.workdir import disk
@@ -71,12 +73,12 @@ def read(folder: pathlib.Path, target: Any) -> Any:
 
 
 def read_part(folder: pathlib.Path, target: Any) -> Any:
-    """The arrays of a state that `target` names."""
+    """The arrays of a state that `target` names; many processes need not read at once."""
     arguments = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(folder, args=arguments)
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(epath.Path(folder), args=arguments)
 
 
 def count(folder: pathlib.Path) -> int:

@@ -19,6 +19,7 @@ from experiments.workdir import disk
 SUFFIX = ".sha256.json"
 _NAME = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PROCESS = re.compile(r"(?<![^/.])process_(0|[1-9][0-9]{0,8})(?![^/])", re.ASCII)  # In a part of a path.
 _LARGEST = 2**31 - 1  # `step` is an int32.
 _ABOUT = os.path.join("about", "metadata")
 _KINDS = {  # If there.
@@ -47,20 +48,25 @@ def finished(root: pathlib.Path) -> list[int]:
     return [s for s in present(root) if disk.is_folder(root / str(s)) and disk.is_file(checksums(root, s))]
 
 
-def problem(root: pathlib.Path, step: int, config: Mapping[str, Any] | None = None) -> str:
+def problem(
+    root: pathlib.Path, step: int, config: Mapping[str, Any] | None = None, *, part: tuple[int, int] = (0, 1)
+) -> str:
     """Why a step cannot be used, or "". With the `config` of a run: also whether the step is that run's own.
 
     A checkpoint is good if every file has the checksum written for it, no file is missing or extra, and its
     description names this step and this run. A file that cannot be read is a problem, not an exception.
+
+    Args:
+      part: (which, of how many) shares of the bytes are read: each of many processes reads one.
     """
     try:
-        found = _files_problem(root / str(step), checksums(root, step))
+        found = _files_problem(root / str(step), checksums(root, step), part)
         return found or own_problem(root, step, config)
     except (OSError, ValueError) as error:
         return f"it cannot be read: {str(error).rstrip('.')}"
 
 
-def _files_problem(folder: pathlib.Path, vouching: pathlib.Path) -> str:
+def _files_problem(folder: pathlib.Path, vouching: pathlib.Path, part: tuple[int, int]) -> str:
     if not disk.is_folder(folder):
         return "it is a link or a file, not a folder"
     try:
@@ -75,7 +81,8 @@ def _files_problem(folder: pathlib.Path, vouching: pathlib.Path) -> str:
     for what, names in (("is missing", set(expected) - set(there)), ("was added", set(there) - set(expected))):
         if names:
             return f"{sorted(names)[0]} {what}"
-    for name, digest in hashes(folder, there).items():
+    sizes = {name: os.lstat(folder / name).st_size for name in there}
+    for name, digest in hashes(folder, shares(sizes, part[1])[part[0]]).items():
         if digest != expected[name]:
             return f"{name} does not match its checksum"
     return ""
@@ -131,18 +138,38 @@ def loss(root: pathlib.Path, step: int) -> float | None:
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
+def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Files, name -> bytes, in `count` shares of about as many bytes each: the largest next goes to the smallest."""
+    found, filled = [[] for _ in range(count)], [0] * count
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        smallest = filled.index(min(filled))
+        found[smallest].append(name)
+        filled[smallest] += sizes[name]
+    return [sorted(share) for share in found]
+
+
+def wrote(name: str, count: int) -> int:
+    """Which of `count` processes wrote a file of a save: Orbax names it, and what it names nobody for is process 0's.
+
+    Args:
+      name: the file's path in the folder of the save.
+      count: of the processes that saved.
+    """
+    told = _PROCESS.search(name)
+    return int(told[1]) if told and int(told[1]) < count else 0
+
+
 def hashes(folder: pathlib.Path, names: list[str]) -> dict[str, str]:
-    """SHA-256 of files below `folder`, as hex; files are read in pieces, two at a time."""
+    """SHA-256 of files below `folder`, as hex; files are read in pieces, up to eight at a time."""
 
     def digest(name: str) -> str:
         with disk.open_to_read(folder / name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(8, max(2, os.cpu_count() or 1))) as pool:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def write_checksums(root: pathlib.Path, step: int, folder: pathlib.Path) -> None:
-    """Vouches for the files in `folder` as those of `step`."""
-    digests = hashes(folder, disk.files_below(folder))
-    disk.write_file(checksums(root, step), json.dumps(digests).encode("ascii"))
+def write_checksums(root: pathlib.Path, step: int, digests: Mapping[str, str]) -> None:
+    """Vouches for files, name -> SHA-256, as those of `step`."""
+    disk.write_file(checksums(root, step), json.dumps(dict(sorted(digests.items()))).encode("ascii"))

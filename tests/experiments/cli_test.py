@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import types
 
 import jax
@@ -250,6 +251,21 @@ def test_a_mode_that_needs_a_workdir_says_so(mode):
 def test_what_may_be_asked_of_a_trained_model(change, told, run):
     (line,) = refusal([change], mode="generate", prompt="x", workdir=str(run))
     assert line.startswith(told)
+
+
+def test_prompts_may_come_through_a_pipe_and_one_that_nobody_writes_into_is_refused_at_once(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(Refused, match="cannot be read: it is a pipe that nobody writes into; give a file"):
+        named.prompts(flags(mode="generate", prompts=str(pipe)))
+    reader, writer = os.pipe()  # As `--prompts=<(command)` hands one over, before and after it has written.
+    late = threading.Timer(0.2, lambda: (os.write(writer, b"one\ntwo\n"), os.close(writer)))
+    late.start()
+    try:
+        assert named.prompts(flags(mode="generate", prompts=f"/dev/fd/{reader}")) == ["one", "two"]
+    finally:
+        late.join()
+        os.close(reader)
 
 
 def test_a_trained_model_is_read_by_every_mode(run, capsys, tmp_path):

@@ -65,9 +65,17 @@ def test_an_older_run_has_the_values_under_which_it_was_made(added, caplog):
     keys.check_keys(config)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2, told  # Once, not at every reading.
-    assert told[0].endswith(
-        "generate.epsilon=0.0, model.attention.sharpness=1.0, model.lact.grown=0, train.rehearsals=0."
+    # Of hundreds of settings those are named that would decide something today, and of these a few.
+    lacks = history.later(history.changed(saved.read_saved(OLD)))
+    assert len(lacks) > 100 and set(ADDED) <= set(lacks)
+    assert told[0].startswith(f"--workdir={OLD} is older than {len(lacks)} settings; its model was made with ")
+    changed = {key: value for key, value in lacks.items() if value != knobs.KNOBS[key].default}
+    assert (
+        told[0].endswith(f" and {len(changed) - 4} more, as it stays.") if len(changed) > 4 else "more" not in told[0]
     )
+    assert all(f"{key}={keys.short(changed[key])}" in told[0] for key in list(changed)[:4]) and len(told[0]) < 400
+    assert changed["model.attention.sharpness"] == 1.0 and changed["model.lact.grown"] == 0
+    assert "generate.epsilon" not in changed and "epsilon" not in told[0]
     assert "model.lact.rank=8" in told[1] and config.model.lact.rank == base.get_config().model.lact.rank
 
 
