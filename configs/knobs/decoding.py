@@ -64,6 +64,29 @@ engine.capacity = whole(
 engine.queue = whole(
     64, "Texts that may wait for a lane of --mode=serve; more are asked to come again.", least=0, before=64
 )
+engine.pool = whole(
+    0, "Slots of all rows of --mode=serve together, at least its capacity; 0 = lanes x capacity.", least=0, before=0
+)
+engine.scheduler = one_of(
+    "first_come",
+    ("first_come", "batches", "sarathi", "past_future", "aggressive", "conservative", "batchllm"),
+    "Who is read and who writes in each step of --mode=serve: experiments.generation.serving.schedulers.",
+    before="first_come",
+)
+engine.budget = whole(
+    64,
+    "Tokens of a step while prompts are read, a token of each row that writes first; more than lanes.",
+    least=2,
+    before=64,
+    of="generate.engine.scheduler=sarathi|batchllm",
+)
+engine.prefix_blocks = whole(
+    128,
+    "Blocks of prompts that --mode=serve keeps for others that begin so: 32 tokens each, or the 512 of a piece where a "
+    "model's state is not slots alone. 0 = none.",
+    least=0,
+    before=128,
+)
 
 generate.window = window = group("The last tokens alone.", of="generate.memory=window")
 window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)

@@ -26,8 +26,9 @@ PAGES: dict[str, tuple[str, ...]] = {
         "cuts", "regex", "automata", "schema", "nested", "predicates", "conditional", "depth", "sets", "steering",
     )),
     "serving": tuple(f"{SERVING}.{name}" for name in (
-        "sarathi", "past_future", "batchllm", "prepacking", "splitwise", "lamina", "flover", "plan",
-        "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "driven", "cached", "apart",
+        "sarathi", "past_future", "batchllm", "prepacking", "splitwise", "cluster", "lamina", "flover", "plan",
+        "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "planned", "driven", "cached",
+        "apart",
     )),
     "evidence": ("experiments.claims.statistics",),
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations",

@@ -150,15 +150,16 @@ class Engine:
     def step(self, plan: StepPlan | None = None) -> None:
         """Preempts, admits, reads and decodes as `plan` says, or as `self.plan()` does."""
         plan = self.plan() if plan is None else plan
+        rounds = min(plan.rounds, self.rounds)
         for id in plan.preempt:
-            self._preempt(self.running[id])
+            self._preempt(self.running.get(id) or self.reading[id])
         for id in plan.admit:
             self._begin(next(request for request in self.waiting if request.id == id))
         for id, count in plan.chunks.items():
             self._read(self.reading[id], count)
         for request in [r for r in self.reading.values() if r.ready]:
-            self._seat(request)
-        self._decode(plan)
+            self._seat(request, rounds)
+        self._decode(plan, rounds)
 
     def free(self, id: int) -> None:
         """Ends a request where it stands."""
@@ -184,9 +185,9 @@ class Engine:
     def plan(self) -> StepPlan:
         """First come first served: whoever waits takes a free lane as long as the pool has room for its text so far."""
         taken, admit, chunks = len(self.running) + len(self.reading), [], {}
-        needs = [self._need(request) for request in (*self.running.values(), *self.reading.values())]
+        needs = [self.need(request, self.rounds) for request in (*self.running.values(), *self.reading.values())]
         for request in self.waiting:
-            needs.append(self._need(request))
+            needs.append(self.need(request, self.rounds))
             if self.pool.shape(taken + 1, max(needs)) is None:
                 break
             admit.append(request.id)
@@ -229,10 +230,10 @@ class Engine:
         own = given(self._parts, options, self.tokenizer, self._sides)
         return Request(self._next - 1, ids, options, np.asarray(key), reader, length=len(ids), given=own)
 
-    def _need(self, request: Request) -> int:
-        """Tokens that its row is to hold after the next step."""
+    def need(self, request: Request, rounds: int) -> int:
+        """Tokens that its row is to hold after so many rounds."""
         drafter = self._parts.drafter[1]
-        return min(request.limit, request.length + self.rounds * drafter.depth)
+        return min(request.limit, request.length + rounds * drafter.depth)
 
     def _begin(self, request: Request) -> None:
         """Takes a request out of the queue: its row begins, with what is there of its prompt, or comes back."""
@@ -245,19 +246,12 @@ class Engine:
 
     def _fresh_row(self, request: Request, found: Progress | None) -> Progress:
         """The row of a request of which nothing is read, or what a prefix holds."""
-        slots = self.pool.room(padded(len(request.ids)))
+        slots = min(self.pool.room(padded(len(request.ids))), self._width())
         text = np.full((1, self._width()), self.tokenizer.pad, np.int32)
         text[0, : len(request.ids)] = request.ids
         given = (np.asarray([len(request.ids)]), np.asarray([request.limit]), request.key[None])
-        one = self.decoder.start(
-            self.weights,
-            text,
-            *given,
-            sockets.dials([request.options], self._parts),
-            parts=self._parts,
-            size=0,
-            capacity=slots,
-        )
+        dials, shape = sockets.dials([request.options], self._parts), {"size": 0, "capacity": slots}
+        one = self.decoder.start(self.weights, text, *given, dials, parts=self._parts, **shape)
         if found is None:
             return started(one, request.given)
         kept = self.decoder.moved(self.weights, found, np.zeros(1, np.int32), parts=self._parts, capacity=slots)
@@ -287,9 +281,9 @@ class Engine:
             if request.prefix and request.read == len(request.prefix):
                 self.prefixes.keep(request.prefix, request.one)
 
-    def _seat(self, request: Request) -> None:
+    def _seat(self, request: Request, rounds: int) -> None:
         """Puts a row into a lane."""
-        needs = {r.id: self._need(r) for r in (*self.running.values(), request)}
+        needs = {r.id: self.need(r, rounds) for r in (*self.running.values(), request)}
         kept, shape = staying(self.pool, needs)
         if request.id not in kept:
             return
@@ -317,7 +311,13 @@ class Engine:
         self._shape = shape
 
     def _preempt(self, request: Request) -> None:
-        """Takes a row out of its lane; it comes back as it is. What it has lies in the host's memory until then."""
+        """Takes a row out of its lane; it comes back as it is, in the host's memory until then. Half a prompt that was
+        read is read anew."""
+        if self.reading.pop(request.id, None) is not None:
+            if not request.ready:
+                request.one, request.read, request.prefix = None, 0, ()
+            self.waiting.appendleft(request)
+            return
         row = jax.jit(take)(self._lanes, jnp.asarray([request.row]))
         request.one, request.read = jax.device_get(row), len(request.ids)
         self._retire([request.row])
@@ -331,13 +331,13 @@ class Engine:
         done[list(rows)] = True
         self._lanes = dataclasses.replace(self._lanes, done=jax.device_put(done, self._lanes.done.sharding))
 
-    def _decode(self, plan: StepPlan) -> None:
+    def _decode(self, plan: StepPlan, rounds: int) -> None:
         """Rounds of the running rows, while the host makes text of what came before; then a look at what there is."""
         if any(hosted(self._parts, r.options) for r in self.running.values()):
             self._say()  # A row that a stop string has ended is not shown to its controls.
         if not self.running:
             return self._say()
-        kept, shape = staying(self.pool, {r.id: self._need(r) for r in self.running.values()})
+        kept, shape = staying(self.pool, {r.id: self.need(r, rounds) for r in self.running.values()})
         for request in [r for r in self.running.values() if r.id not in kept][::-1]:
             self._preempt(request)
         self._resize(shape)
@@ -345,13 +345,13 @@ class Engine:
         among = np.zeros(shape.rows, bool)
         among[[r.row for r in here if plan.decodes is None or r.id in plan.decodes]] = True
         parts = self.decoder.parts([r.options for r in here], shared=self.settings)
-        rounds, ends = np.int32(min(plan.rounds, self.rounds)), np.int32(plan.ends)
         if waits := [r for r in here if among[r.row] and hosted(parts, r.options)]:
-            rounds = np.int32(1)
+            rounds = 1
             for request in self._between(parts, waits):
                 here.remove(request)
                 among[request.row] = False
-        self._lanes = self.decoder.extend(self.weights, self._lanes, rounds, ends, among, parts=parts)
+        ends = np.int32(plan.ends)
+        self._lanes = self.decoder.extend(self.weights, self._lanes, np.int32(rounds), ends, among, parts=parts)
         self._say()
         self._look(here)
 

@@ -47,6 +47,7 @@ class Request:
     reader: requests.RowText
     one: Progress | None = None  # while it is in no lane: its own row
     read: int = 0  # tokens of the prompt in `one`
+    found: int = 0  # of them, those that a cache of beginnings held
     row: int = -1  # its lane
     length: int = 0  # tokens of its text
     given: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # see `between.given`

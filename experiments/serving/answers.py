@@ -24,6 +24,8 @@ class Choice:
     reason: str | None = None
     prompt: int = 0
     drawn: int = 0
+    found: int = 0  # tokens of the prompt that were not read again
+    kept: dict[str, Any] | None = None  # what each layer kept
 
     def take(self, event: Mapping[str, Any]) -> None:
         """What the engine says next of it. Errors: Wrong where it failed."""
@@ -32,7 +34,9 @@ class Choice:
         self.marks += event.get("marks", [])
         if "end" in event:
             self.reason = REASONS[event["end"]]
-            self.prompt, self.drawn = event["counts"]
+            self.prompt, self.drawn, self.found = event["counts"]
+            if kept := event.get("kept"):
+                self.kept = kept | {"tokens": [shown(token) for token in kept["tokens"]]}
 
 
 def check(event: Mapping[str, Any]) -> None:
@@ -96,6 +100,8 @@ class Answer:
             made["logprobs"] = self._chat_marks(marks) if self.asked.chat else _completion_marks(marks)
         if self.asked.drafts:
             made["drafted"] = [bool(mark[4]) for mark in marks]
+        if self.asked.kept and reason is not None:
+            made["kept"] = self.choices[index].kept
         return made
 
     def _chat_marks(self, marks: Sequence[Mark]) -> dict[str, Any]:
@@ -107,11 +113,16 @@ class Answer:
             "refusal": None,
         }
 
-    def usage(self) -> dict[str, int]:
-        """Tokens of the prompts, each counted once, and of all texts."""
-        prompt = sum(choice.prompt for choice in self.choices[:: self.asked.n])
-        drawn = sum(choice.drawn for choice in self.choices)
-        return {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompts, each counted once, and of all texts; of the prompts those that were not read again."""
+        firsts = self.choices[:: self.asked.n]
+        prompt, drawn = sum(choice.prompt for choice in firsts), sum(choice.drawn for choice in self.choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": drawn,
+            "total_tokens": prompt + drawn,
+            "prompt_tokens_details": {"cached_tokens": sum(choice.found for choice in firsts)},
+        }
 
 
 def _entry(token: str, value: float | None) -> dict[str, Any]:

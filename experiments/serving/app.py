@@ -126,6 +126,14 @@ class App:
             "tessera_texts_under_way": ("gauge", "Texts that are not finished.", engines.under_way),
             "tessera_texts_running": ("gauge", "Texts in lanes.", busy["running"]),
             "tessera_texts_waiting": ("gauge", "Texts in the engine without a lane.", busy["waiting"]),
+            "tessera_prefix_blocks": ("gauge", "Blocks of prompts that are kept.", busy.get("blocks", 0)),
+            "tessera_prefix_blocks_used": ("gauge", "Of them, those that texts in lanes use.", busy.get("used", 0)),
+            "tessera_prefix_found_total": (
+                "counter", "Tokens of prompts that were found in blocks.", busy.get("hit_tokens", 0),
+            ),
+            "tessera_prefix_missed_total": (
+                "counter", "Tokens of prompts that were looked for and not found.", busy.get("read_tokens", 0),
+            ),
             "tessera_drawn_total": ("counter", "Tokens that were drawn, of given-up texts too.", busy["drawn"]),
             "tessera_engine_restarts_total": ("counter", "How often the engine was started again.", engines.restarts),
             "tessera_engine_cpu_seconds_total": ("counter", "CPU time of the engine's process.", busy["cpu"]),
@@ -266,6 +274,7 @@ def messages(asked: Asked) -> list[dict[str, Any]]:
         "echo": asked.echo,
         "streams": asked.stream,
         "drafts": asked.drafts,
+        "kept": asked.kept,
     }
     return [both | {"prompt": prompt, "choice": choice} for prompt in asked.prompts for choice in range(asked.n)]
 

@@ -61,6 +61,7 @@ class Asked:
       alternatives: log-probabilities of each token and of so many others; None: none.
       echo: whether the prompt stands in front of the text.
       drafts: whether the answer says which tokens were drafted (a field of ours).
+      kept: whether it says what each layer kept of the text (a field of ours).
       settings: how text is drawn.
     """
 
@@ -74,6 +75,7 @@ class Asked:
     alternatives: int | None
     echo: bool
     drafts: bool
+    kept: bool
     settings: Settings
 
     @property
@@ -167,6 +169,7 @@ BOTH: dict[str, fields.Read] = {
     "stream": switch,
     "stream_options": stream_options,
     "return_drafts": switch,
+    "return_kept": switch,
     **dict.fromkeys(
         ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"), passed_over
     ),
@@ -242,6 +245,7 @@ def _asked(said: Mapping[str, Any], given: tuple[dict, ...], *, chat: bool, alte
         alternatives=alternatives,
         echo=said.get("echo", False),
         drafts=said.get("return_drafts", False),
+        kept=said.get("return_kept", False),
         settings=settings,
     )
     if made.choices > CHOICES:

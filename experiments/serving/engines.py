@@ -110,7 +110,7 @@ class Engines:
         self.busy |= {"running": 0, "waiting": 0}
         gone, self._texts = self._texts, {}
         for id, texts in gone.items():
-            texts.heard.put_nowait({"id": id, "end": ENDED, "counts": [0, 0]})
+            texts.heard.put_nowait({"id": id, "end": ENDED, "counts": [0, 0, 0]})
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()

@@ -42,6 +42,7 @@ class Track:
       echo: whether the prompt is told, too.
       streams: whether pieces are wanted as they come; else all is told at the end.
       drafts: whether it is told which tokens were drafted.
+      watch: what each layer kept, `[L, T]` of a request that has ended; None: nobody asks.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Track:
     echo: bool = False
     streams: bool = False
     drafts: bool = False
+    watch: Callable[[Request], np.ndarray] | None = None
     text: str = ""  # told so far, without the prompt
     told: int = 0  # tokens
     drafted: list[bool] = dataclasses.field(default_factory=list)
@@ -70,7 +72,7 @@ class Track:
     def event(self, result: Result | None, score: Score) -> dict[str, Any] | None:
         """What is new, as a message to the HTTP process; None: nothing. result: the text has ended, and how."""
         if self.request is None:
-            return {"id": self.id, **self._beginning(score), "end": "limit", "counts": [len(self.prompt.ids), 0]}
+            return {"id": self.id, **self._beginning(score), "end": "limit", "counts": [len(self.prompt.ids), 0, 0]}
         if result is None and not self.streams:
             return None
         pieces = self.request.text[self._pieces :]
@@ -87,7 +89,9 @@ class Track:
         made["text"] = begun.get("text", "") + fresh
         self.told = shown
         if result is not None:
-            made |= {"end": result.reason, "counts": [len(self.prompt.ids), shown]}
+            made |= {"end": result.reason, "counts": [len(self.prompt.ids), shown, self.request.found]}
+            if self.watch is not None and not result.failed:
+                made["kept"] = self._kept()
         return made
 
     def _echoed(self) -> str:
@@ -127,6 +131,13 @@ class Track:
         return [
             self._mark(tokens[i], self._front + self._places.begin[i], scores, n + i, i) for i in range(first, last)
         ]
+
+    def _kept(self) -> dict[str, Any]:
+        """Tokens of prompt and text (bytes as latin-1), how many of them are the prompt, and per cent of the heads of
+        each layer that saw each of them at the end."""
+        ids = [*map(int, self.prompt.ids), *self.request.tokens]
+        shares = np.rint(100 * self.watch(self.request)).astype(int).tolist()
+        return {"tokens": [self._piece(id) for id in ids], "prompt": len(self.prompt.ids), "layers": shares}
 
     def _mark(self, id: int, at: int, scores: Scores | None, place: int, drawn: int = -1) -> list:
         """[bytes as latin-1, log-probability, [[bytes, log-probability]], first character, whether it was drafted]."""

@@ -20,7 +20,13 @@ from typing import Any
 from data import conversations
 from experiments.generation import requests
 from experiments.generation.engine import Engine
+from experiments.generation.serving import cached
+from experiments.generation.serving.cached import CachedEngine
+from experiments.generation.serving.plan import StepPlan
+from experiments.generation.serving.planned import Planned
+from experiments.generation.serving.schedulers import SCHEDULERS
 from experiments.serving import frames, reading
+from experiments.serving.kept import Watcher
 from experiments.serving.scores import Scorer
 from experiments.serving.tracks import Track
 from experiments.serving.wrong import Wrong
@@ -47,8 +53,9 @@ class Worker:
         control = ",".join([*named, *(name for name in CONTROLS if name not in named)])
         places, asked = trained.config.model.positions, generate.engine.capacity or trained.config.data.length
         capacity = min(asked, places) if places > 0 else asked
-        self.engine = Engine(trained, lanes=lanes, capacity=capacity, chat=False, control=control)
-        self.template, self.score = _template(trained), Scorer(self.engine)
+        self.engine = _engine(trained, lanes=lanes, capacity=capacity, chat=False, control=control)
+        self.planned = _planned(self.engine, generate.engine)
+        self.template, self.score, self.watch = _template(trained), Scorer(self.engine), Watcher(self.engine)
         self.tracks: dict[str, Track] = {}
         self._told: list[dict[str, Any]] = []
 
@@ -63,6 +70,9 @@ class Worker:
             "specials": reading.specials(tokenizer),
             "chat": bool(self.template or getattr(tokenizer, "chat", "")),
             "drafter": settings["drafter"],
+            "memory": settings["memory"],
+            "scheduler": self.engine.settings["engine"]["scheduler"],
+            "prefix_blocks": self.engine.cache.most if isinstance(self.engine, CachedEngine) else 0,
             "settings": {name: settings[name] for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p")},
         }
 
@@ -88,15 +98,24 @@ class Worker:
 
     def _start(self, message: Mapping[str, Any]) -> None:
         prompt = reading.prompt(self.engine.tokenizer, self.template, message["prompt"])
+        if message["kept"] and self.engine.settings["memory"] == "full":
+            raise Wrong(
+                "return_kept: every layer keeps the whole text here; serve with e.g. --config.generate.memory=h2o.",
+                param="return_kept",
+            )
         settings, more = self._fitted(prompt, message["settings"])
         request = None
         if more:
             number = requests.number(prompt.name, message["choice"])
-            self.engine.admit(prompt.ids, seed=message["seed"], number=number, **settings)
+            asked = {"seed": message["seed"], "number": number} | settings
+            if self.planned is None:
+                self.engine.admit(prompt.ids, **asked)
+            else:
+                self.planned.admit(prompt.ids, time.monotonic(), **asked)
             request = self.engine.waiting[-1]
         self.tracks[message["id"]] = Track(
             message["id"], prompt, self.engine.tokenizer, request, message["alternatives"], message["echo"],
-            message["streams"], message["drafts"],
+            message["streams"], message["drafts"], self.watch if message["kept"] else None,
         )  # fmt: skip
 
     def _fitted(self, prompt: reading.Prompt, settings: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
@@ -116,7 +135,7 @@ class Worker:
     def _cancel(self, message: Mapping[str, Any]) -> None:
         track = self.tracks.pop(message["id"], None)
         if track is not None and track.request is not None:
-            self.engine.free(track.request.id)
+            (self.planned or self.engine).free(track.request.id)
 
     def _tokenize(self, message: Mapping[str, Any]) -> None:
         try:
@@ -135,12 +154,8 @@ class Worker:
         engine = self.engine
         drafts = [track for track in self.tracks.values() if track.drafts]
         if engine.waiting or engine.reading or engine.running:
-            plan = engine.plan()
-            if drafts:
-                plan = dataclasses.replace(plan, rounds=1)
-            elif any(track.streams for track in self.tracks.values()):
-                plan = dataclasses.replace(plan, rounds=STREAMED)
-            engine.step(plan)
+            streams = any(track.streams for track in self.tracks.values())
+            engine.step(self._plan(1 if drafts else STREAMED if streams else engine.rounds))
         ended = {result.id: result for result in engine.ended()}
         for track in drafts:
             if track.request is not None:
@@ -159,11 +174,48 @@ class Worker:
                 del self.tracks[track.id]
         return {"told": told, "busy": self.busy()}
 
+    def _plan(self, rounds: int) -> StepPlan:
+        if self.planned is None:
+            return dataclasses.replace(self.engine.plan(), rounds=rounds)
+        return self.planned.turn(time.monotonic(), rounds)
+
     def busy(self) -> dict[str, Any]:
         """Figures of the engine's process."""
         engine = self.engine
-        waiting = len(engine.waiting) + len(engine.reading)
-        return {"running": len(engine.running), "waiting": waiting, "drawn": engine.drawn, "cpu": time.process_time()}
+        made = {
+            "running": len(engine.running),
+            "waiting": len(engine.waiting) + len(engine.reading),
+            "drawn": engine.drawn,
+            "cpu": time.process_time(),
+        }
+        return made | (dict(engine.figures()) if isinstance(engine, CachedEngine) else {})
+
+
+def _engine(trained: Any, **settings: Any) -> Engine:
+    """With a cache of beginnings, where the model's settings let prompts have any."""
+    asked = trained.config.generate.engine
+    settings["pool"] = asked.pool
+    whole = trained.config.generate.to_dict() | settings
+    if not asked.prefix_blocks or cached.refusal(whole):
+        return Engine(trained, **settings)
+    return CachedEngine(trained, blocks=asked.prefix_blocks, **settings)
+
+
+def _planned(engine: Engine, asked: Any) -> Planned | None:
+    """The engine under the scheduler that `generate.engine` names; None: it plans by itself."""
+    if asked.scheduler == "first_come":
+        return None
+    options: dict[str, Any] = {}
+    if asked.scheduler in ("sarathi", "batchllm"):
+        if asked.budget <= engine.pool.lanes:
+            raise ConfigError([
+                f"generate.engine.budget={asked.budget} leaves no token for prompts while {engine.pool.lanes} "
+                f"lanes write; use e.g. generate.engine.budget={8 * engine.pool.lanes}."
+            ])  # fmt: skip
+        options["budget"] = asked.budget
+    elif asked.scheduler == "past_future":
+        options["longest"] = engine.pool.capacity
+    return Planned(engine, SCHEDULERS[asked.scheduler](**options))
 
 
 def _template(trained: Any) -> str:

@@ -4,6 +4,8 @@ from tests.planted import Bug
 
 ROOM, TESTS = "experiments/serving", "tests/experiments/serving"
 TEXTS, HOSTILE = (f"{TESTS}/server_test.py",), (f"{TESTS}/hostile_test.py",)
+PLANS, PLANNED = "experiments/generation/serving", (f"{TESTS}/planned_test.py",)
+KEPT, DRIVEN = (f"{TESTS}/kept_test.py",), ("tests/experiments/generation/serving/driven_test.py",)
 SCORES, LIMITS = (f"{TESTS}/scores_test.py",), (f"{TESTS}/limits_test.py",)
 
 BUGS = (
@@ -132,5 +134,47 @@ BUGS = (
         '        frequency=said.get("frequency_penalty"),',
         '        frequency=said.get("presence_penalty"),',
         TEXTS,
+    ),
+    Bug(
+        "a cached beginning has the bias of whoever left it",
+        f"{PLANS}/cached.py",
+        "{name: one.side[name] for name in self._changed}",
+        "dict(one.side)",
+        PLANNED,
+    ),
+    Bug(
+        "half a prompt that was put back counts as read",
+        "experiments/generation/engine.py",
+        "                request.one, request.read, request.prefix = None, 0, ()\n",
+        "                request.one, request.prefix = None, ()\n",
+        PLANNED,
+    ),
+    Bug(
+        "a scheduler is shown the prompt's tokens as the answer's limit",
+        f"{PLANS}/planned.py",
+        'most, arrival = request.options["max_tokens"], self.arrivals',
+        "most, arrival = prompt, self.arrivals",
+        DRIVEN,
+    ),
+    Bug(
+        "found tokens are counted for every choice of a prompt",
+        f"{ROOM}/answers.py",
+        "sum(choice.found for choice in firsts)",
+        "sum(choice.found for choice in self.choices)",
+        TEXTS,
+    ),
+    Bug(
+        "a text is watched up to a token before its end",
+        f"{ROOM}/kept.py",
+        "lambda p: p.unread[0] > 0, step, p)",
+        "lambda p: p.unread[0] > 1, step, p)",
+        KEPT,
+    ),
+    Bug(
+        "a budget of lanes leaves room for prompts",
+        f"{ROOM}/worker.py",
+        "        if asked.budget <= engine.pool.lanes:\n",
+        "        if asked.budget < engine.pool.lanes:\n",
+        PLANNED,
     ),
 )

@@ -7,6 +7,7 @@ SARATHI, FUTURES = (f"{TESTS}/sarathi_test.py",), (f"{TESTS}/past_future_test.py
 GROUPS, PACKED, POOLS = (f"{TESTS}/batchllm_test.py",), (f"{TESTS}/prepacking_test.py",), (f"{TESTS}/pools_test.py",)
 SIMULATOR, CACHE = (f"{TESTS}/simulator_test.py",), (f"{TESTS}/prefix_cache_test.py",)
 DRIVEN, CACHED = (f"{TESTS}/driven_test.py",), (f"{TESTS}/cached_test.py",)
+CLUSTER = (f"{TESTS}/cluster_test.py",)
 
 BUGS = (
     Bug(
@@ -152,13 +153,13 @@ BUGS = (
     Bug(
         "costs are fitted without weights",
         f"{ROOM}/costs.py",
-        "    root = np.sqrt(np.asarray(seconds, np.float64))\n",
-        "    root = np.ones(len(seconds))\n",
+        "        root = np.sqrt(np.maximum(fitted, 1e-3 * seconds.mean()))  # A step that would cost nothing has a weight, too.\n",
+        "        root = np.ones(len(seconds))\n",
         SIMULATOR,
     ),
     Bug(
         "the engine's rows are given with the prompt's last token",
-        f"{ROOM}/driven.py",
+        f"{ROOM}/planned.py",
         "        prompt, done = len(request.ids) - 1, len(request.tokens)",
         "        prompt, done = len(request.ids), len(request.tokens)",
         DRIVEN,
@@ -176,5 +177,33 @@ BUGS = (
         "        whole = request.read // self.cache.block\n",
         "        whole = -(-request.read // self.cache.block)\n",
         CACHED,
+    ),
+    Bug(
+        "dearer pools are tried first",
+        f"{ROOM}/cluster.py",
+        "key=lambda size: (price_of(*size, price), size))",
+        "key=lambda size: (-price_of(*size, price), size))",
+        CLUSTER,
+    ),
+    Bug(
+        "a budget buys pools that are not as large as they could be",
+        f"{ROOM}/cluster.py",
+        "            sizes[-1] = (prompt, token)\n",
+        "            pass\n",
+        CLUSTER,
+    ),
+    Bug(
+        "slowdowns are of the queue, too, of the request alone",
+        f"{ROOM}/cluster.py",
+        '"whole": {id: s.times[-1] - s.asked.arrival for id, s in served},',
+        '"whole": {id: s.times[-1] for id, s in served},',
+        CLUSTER,
+    ),
+    Bug(
+        "requests are read by the pool that writes, too",
+        f"{ROOM}/cluster.py",
+        'if machine.pool == "prompt"]\n',
+        "if True]\n",
+        CLUSTER,
     ),
 )

@@ -4,6 +4,7 @@
 
 A text is what it is without the cache. A row has a copy of what it begins with (lanes lie side by side in one state):
 the cache saves passes, not memory. It holds `blocks` blocks at most, those in use and those unused for least long.
+A row looks for its beginning as it is first read, so that of prompts admitted together the second finds the first's.
 """
 
 import dataclasses
@@ -20,12 +21,36 @@ from experiments.generation.request import Request
 from experiments.generation.serving.prefix_cache import PrefixCache
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
+from models.decoding.control import CONTROLS, Control
+from models.decoding.drafts import Drafter
 from models.decoding.stream import Progress
+
+BLOCK = 32
+"""Tokens of a block where the state is slots alone; else a snapshot stands behind each, and `Engine.chunk` are one."""
+
+
+def refusal(settings: Mapping[str, Any]) -> str:
+    """Why no beginning of a prompt can be another's under `config.generate` = settings, in a sentence; "": it can."""
+    if settings["memory"] != "full":
+        return (
+            f"generate.memory={settings['memory']!r} keeps what it chooses of a whole prompt, which is no beginning of "
+            "another; a cache of beginnings goes with generate.memory='full'."
+        )
+    for name in sockets.order(settings["control"]):
+        made = CONTROLS[name]
+        if getattr(made, "func", made).enters is not Control.enters:
+            return (
+                f"generate.control={name!r} changes, for each request, what is read of a prompt; leave it away, or the "
+                "cache of beginnings."
+            )
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """What a block of a text is in a row's state and sides, leaf by leaf.
+
+    Of the sides only those have a piece that change as a prompt is read; all others are the request's own.
 
     Attributes:
       grown: of leaves with a dimension of slots, those of the block.
@@ -42,24 +67,24 @@ class CachedEngine(Engine):
     Args:
       trained, settings: as of `Engine`.
       blocks: that are kept at most.
-      block: tokens of a block. A model whose state is not slots alone reads prompts in pieces that end with blocks.
+      block: tokens of a block; 0: see `BLOCK`. A model whose state is not slots alone reads prompts in pieces that end
+        with blocks.
 
-    Errors: ConfigError, also for a memory that keeps what it chooses of a whole prompt.
+    Errors: ConfigError, also for what `refusal` names.
     """
 
-    def __init__(self, trained: Any, *, blocks: int = 512, block: int = 32, **settings: Any):
+    def __init__(self, trained: Any, *, blocks: int = 512, block: int = 0, **settings: Any):
         super().__init__(trained, **settings)
-        if block < 1 or blocks < 1:
+        if block < 0 or blocks < 1:
             raise ConfigError([f"blocks={blocks}, block={block} must be at least 1, e.g. blocks=512, block=32."])
-        if self._parts.memory.name != "full":
-            raise ConfigError([
-                f"generate.memory={self._parts.memory.name!r} keeps what it chooses of a whole prompt, which is no "
-                "beginning of another; a cache of beginnings goes with generate.memory='full'."
-            ])  # fmt: skip
-        self.cache = PrefixCache(block, blocks)
+        if problem := refusal(self.settings):
+            raise ConfigError([problem])
+        both = (Control.read, Drafter.read)
+        self._changed = tuple(name for name, part in self._parts.sides if type(part).read not in both)
         self._axes = self._slot_axes()
         # A state that is slots alone has one leaf without them, their number: all blocks can be cut out at the end.
         self._only_slots = sum(axis is None for axis in self._axes) == 1
+        self.cache = PrefixCache(block or (BLOCK if self._only_slots else self.chunk), blocks)
         self._cut = jax.jit(self._cut_out)
         self._put = jax.jit(self._put_in, donate_argnums=0)
 
@@ -73,8 +98,12 @@ class CachedEngine(Engine):
 
     # Leaves and blocks.
 
+    def _read_of(self, one: Progress) -> tuple[Any, dict[str, Any]]:
+        """What changes of a row as a prompt is read: its state, and some sides."""
+        return one.state, {name: one.side[name] for name in self._changed}
+
     def _leaves(self, one: Progress) -> list[Any]:
-        return jax.tree.leaves((one.state, one.side))
+        return jax.tree.leaves(self._read_of(one))
 
     def _slot_axes(self) -> list[int | None]:
         """Of each leaf, the axis along which it has a place for every token; None: it has not."""
@@ -114,25 +143,20 @@ class CachedEngine(Engine):
 
     def _begun_with(self, one: Progress, pieces: Sequence[Piece]) -> Progress:
         """A fresh row that has read what the pieces hold."""
-        leaves, tree = jax.tree.flatten((one.state, one.side))
+        leaves, tree = jax.tree.flatten(self._read_of(one))
         for number, piece in enumerate(pieces):
             leaves = self._put(leaves, piece.grown, np.int32(number * self.cache.block))
         tokens = jnp.full((1,), len(pieces) * self.cache.block, jnp.int32)
         rest = iter([tokens] if pieces[-1].rest is None else [jnp.copy(x) for x in pieces[-1].rest])
         leaves = [next(rest) if axis is None else x for x, axis in zip(leaves, self._axes, strict=True)]
         state, side = jax.tree.unflatten(tree, leaves)
-        return dataclasses.replace(one, state=state, side=side)
+        return dataclasses.replace(one, state=state, side=one.side | side)
 
     # What the engine does with a request.
 
-    def _begin(self, request: Request) -> None:
-        fresh = request.one is None
-        super()._begin(request)
-        if fresh and (pieces := self.cache.take(request.id, request.ids.tolist())):
-            request.one = self._begun_with(self._fresh_row(request, None), pieces)
-            request.read = len(pieces) * self.cache.block
-
     def _read(self, request: Request, count: int) -> None:
+        if request.one is None:
+            self._find(request)
         end, block = min(request.read + count, len(request.ids) - 1), self.cache.block
         if self._only_slots:
             super()._read(request, count)
@@ -143,6 +167,12 @@ class CachedEngine(Engine):
         while request.read < end:
             super()._read(request, min(end - request.read, block - request.read % block))
             self._keep(request)
+
+    def _find(self, request: Request) -> None:
+        self.cache.release(request.id)  # It may have begun before, and was put back.
+        if pieces := self.cache.take(request.id, request.ids.tolist()):
+            request.one = self._begun_with(self._fresh_row(request, None), pieces)
+            request.read = request.found = len(pieces) * self.cache.block
 
     def _keep(self, request: Request) -> None:
         """Keeps the whole blocks that were read; where others than slots count, only as they end."""
@@ -168,4 +198,4 @@ class CachedEngine(Engine):
         }
 
 
-__all__ = ["CachedEngine", "Piece"]
+__all__ = ["BLOCK", "CachedEngine", "Piece", "refusal"]

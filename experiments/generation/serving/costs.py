@@ -8,6 +8,7 @@ from scipy import optimize
 
 from experiments.generation.serving import lamina, prepacking
 
+ROUNDS = 100  # of weights, at most; ten or so are enough
 NAMES = ("step", "token", "decode_context", "chunk_area", "row")
 
 
@@ -57,15 +58,23 @@ class StepCost:
 
 
 def nonnegative(design: np.ndarray, seconds: Sequence[float]) -> np.ndarray:
-    """argmin over c >= 0 of sum_i (design c - seconds)_i^2 / seconds_i `[terms]`; design `[steps, terms]`.
+    """argmin over c >= 0 of sum_i (design c - seconds)_i^2 / (design c)_i `[terms]`, the weights held; design
+    `[steps, terms]`.
 
-    The weights are those of times that vary as sums of many parts do. Columns are scaled first: their sizes differ by
-    10^6.
+    The weights are those of times that vary as sums of many parts do, and are of the fit itself, made anew with it
+    until it stands: the fitted times have the sum of the measured ones. With weights of measured times the fit would be
+    their harmonic mean, which noise alone makes too small. Columns are scaled first: their sizes differ by 10^6.
     """
-    root = np.sqrt(np.asarray(seconds, np.float64))
-    design = np.asarray(design, np.float64) / root[:, None]
+    design, seconds = np.asarray(design, np.float64), np.asarray(seconds, np.float64)
     scale = np.maximum(np.abs(design).max(axis=0), np.finfo(float).tiny)
-    return optimize.nnls(design / scale, root)[0] / scale
+    fitted, costs = np.full(len(seconds), seconds.mean()), np.zeros(design.shape[1])
+    for _ in range(ROUNDS):
+        root = np.sqrt(np.maximum(fitted, 1e-3 * seconds.mean()))  # A step that would cost nothing has a weight, too.
+        before, costs = costs, optimize.nnls(design / scale / root[:, None], seconds / root)[0]
+        fitted = design / scale @ costs
+        if np.allclose(before, costs, rtol=1e-10, atol=0):
+            break
+    return costs / scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.generation.serving.costs import Work
-from experiments.generation.serving.jobs import Asked, Job, Scheduler, Seen, Slots
+from experiments.generation.serving.jobs import Asked, Scheduler, Slots
 from experiments.generation.serving.plan import StepPlan
+from experiments.generation.serving.planned import Planned, begun
 from experiments.generation.serving.simulator import Log, Served, Step
 
 
@@ -29,8 +30,8 @@ class Prompt:
     number: int | None = None
 
 
-class Driven:
-    """An engine and who plans its steps. `admit` as of the engine; `step` plans and does one step.
+class Driven(Planned):
+    """A planned engine that says what each of its steps did.
 
     Args:
       engine: of `experiments.generation.engine`; its `rounds` is 1.
@@ -40,50 +41,14 @@ class Driven:
     def __init__(self, engine: Any, scheduler: Scheduler):
         if engine.rounds != 1:
             raise ValueError(f"rounds={engine.rounds}: a plan's step draws one token a row; use rounds=1.")
-        self.engine, self.scheduler = engine, scheduler
-        self.arrivals: dict[int, float] = {}
-        self.there: dict[int, Job] = {}  # rows of the batch as they were last seen, those longest in it first
-
-    def admit(self, prompt: str, now: float = 0.0, **asked: Any) -> int:
-        """`Engine.admit`; `now`: when it came, for policies that go by it."""
-        id = self.engine.admit(prompt, **asked)
-        self.arrivals[id] = now
-        return id
-
-    def seen(self, now: float = 0.0) -> Seen:
-        """What a scheduler decides from. A prompt counts without its last token, which the first pass reads (lag 0)."""
-        waiting = tuple(self._job(request, request.one is not None) for request in self.engine.waiting)
-        here = self._here()
-        for id in [id for id in self.there if id not in here]:  # Its text ended it, or it was freed.
-            self._over(self.there.pop(id))
-        self.there = {id: self._job(here[id]) for id in self.there}
-        return Seen(now, waiting, tuple(self.there.values()), Slots(self.engine.pool))
-
-    def _here(self) -> dict[int, Any]:
-        return {**self.engine.reading, **self.engine.running}
-
-    def _job(self, request: Any, kept: bool = False) -> Job:
-        prompt, done = len(request.ids) - 1, len(request.tokens)
-        read = prompt if kept or request.row >= 0 else min(request.read, prompt)
-        ids = tuple(int(i) for i in request.ids[:-1])
-        cache = getattr(self.engine, "cache", None)
-        if cache is not None and request.one is None and request.row < 0:  # It begins with what is there.
-            read = len(cache.find(request.ids.tolist())) * cache.block
-        most, arrival = request.options["max_tokens"], self.arrivals.get(request.id, 0.0)
-        return Job(request.id, arrival, prompt, most, read, done, done, 0, kept, ids=ids)
-
-    def _over(self, job: Job) -> None:
-        self.arrivals.pop(job.id, None)
-        self.scheduler.ended(job)
+        super().__init__(engine, scheduler)
 
     def step(self, now: float = 0.0) -> tuple[StepPlan, Work, int]:
         """One step: its plan, what was done, and the slots in use behind it."""
         seen = self.seen(now)
         plan = self.scheduler.step(seen)
         jobs = {job.id: job for job in (*seen.waiting, *seen.active)}
-        # The engine begins a row with a piece of its prompt; of a prompt without one, nothing is read.
-        empty = {id: 0 for id in plan.admit if not jobs[id].kept and id not in plan.chunks}
-        self.engine.step(dataclasses.replace(plan, chunks={**plan.chunks, **empty}))
+        self.engine.step(begun(plan, seen))
         order = (*(id for id in self.there if id not in plan.preempt), *plan.admit)
         ends = {id: jobs[id].read + plan.chunks.get(id, 0) for id in order}
         fresh = [id for id in order if not jobs[id].ready or (id in plan.admit and not jobs[id].since)]
@@ -96,9 +61,9 @@ class Driven:
         )
         for id in plan.decodes or ():
             jobs[id] = dataclasses.replace(jobs[id], since=jobs[id].since + 1, done=jobs[id].done + 1)
-        here, waiting = self._here(), {request.id for request in self.engine.waiting}
+        here, waiting = self.here(), {request.id for request in self.engine.waiting}
         for id in [id for id in order if id not in here and id not in waiting]:
-            self._over(jobs[id])
+            self.over(jobs[id])
         self.there = {id: jobs[id] for id in order if id in here}
         return plan, work, Slots(self.engine.pool).used([jobs[id].held for id in order]) or 0
 

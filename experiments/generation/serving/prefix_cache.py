@@ -62,10 +62,23 @@ class PrefixCache:
     def _there(self, keys: Iterable[bytes]) -> list[bytes]:
         return list(itertools.takewhile(self.blocks.__contains__, keys))
 
+    def offer(self, row: int, ids: Sequence[int]) -> list[bytes]:
+        """`find` for a row that waits: its text is hashed once, until `take` or `forget`."""
+        known, keys = self._keys.get(row, ((), []))
+        if known is not ids:
+            keys = list(chain(ids[:-1], self.block))
+            self._keys[row] = ids, keys
+        return self._there(keys)
+
+    def forget(self, row: int) -> None:
+        """`row` waits no more."""
+        self._keys.pop(row, None)
+
     def take(self, row: int, ids: Sequence[int]) -> list[Any]:
         """Values of the blocks that `find` finds, referred to by `row` until `release`."""
         if row in self.rows:
             raise ValueError(f"row {row} has taken its blocks; release it first.")
+        self._keys.pop(row, None)
         found = self.find(ids)
         self.rows[row] = []
         for key in found:
@@ -122,11 +135,7 @@ class PrefixCache:
         """A waiting job as it would begin now: what is found is read, and shared where another row uses it."""
         if job.kept or not job.ids:
             return job
-        known, keys = self._keys.get(job.id, ((), []))
-        if known is not job.ids:
-            keys = list(chain(job.ids[:-1], self.block))
-            self._keys[job.id] = job.ids, keys
-        keys = self._there(keys)
+        keys = self.offer(job.id, job.ids)
         used = sum(self.blocks[key].references > 0 for key in keys)
         return dataclasses.replace(job, read=len(keys) * self.block, shared=used * self.block)
 
@@ -134,7 +143,6 @@ class PrefixCache:
         """A job that begins: what is found is read and shared."""
         if not job.ids:
             return job
-        self._keys.pop(job.id, None)
         tokens = len(self.take(job.id, job.ids)) * self.block
         return dataclasses.replace(job, read=tokens, shared=tokens)
 

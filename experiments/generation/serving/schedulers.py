@@ -185,7 +185,8 @@ class BatchLLM(Sarathi):
         """See the class."""
         fresh = [job for job in seen.waiting if not job.kept]
         if any(job.id not in self._rank for job in fresh):
-            self._rank |= ranks(fresh)
+            there = {job.id for job in (*seen.waiting, *seen.active)}
+            self._rank = {id: rank for id, rank in (self._rank | ranks(fresh)).items() if id in there}
         order = sorted(seen.waiting, key=lambda job: (not (job.kept or job.done), self._rank.get(job.id, -1)))
         return within(self._plan(seen, order), seen)
 

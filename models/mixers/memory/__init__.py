@@ -215,6 +215,8 @@ def settled(policy: Policy, layers: Any, ended: jax.Array) -> Any:
         return layers
     leaves, tree = jax.tree.flatten(layers, is_leaf=lambda x: isinstance(x, Memory))
     at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, kind)]
+    if not at:  # They are watched (`shadow`), which begins behind the prompt.
+        return layers
     for i, memory in zip(at, kind.settle(tuple(leaves[i] for i in at), ended), strict=True):
         leaves[i] = memory
     return jax.tree.unflatten(tree, leaves)

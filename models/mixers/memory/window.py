@@ -25,6 +25,11 @@ class Window(Memory):
     position: jax.Array
     window: int = dataclasses.field(metadata={"static": True})
 
+    @property
+    def k(self) -> jax.Array:
+        """Rotated keys `[B, K, W, H]`."""
+        return self.cache[:, :, 0].swapaxes(1, 2)
+
     @classmethod
     def empty(cls, sizes: Sizes, size: int) -> Self:
         """No token yet; `size` is `generate.window.size`."""

@@ -31,7 +31,7 @@ def wait(page, true):
 def test_a_text_streams_and_each_token_says_what_it_was(width, chat, page, server, tmp_path):
     page.size(*WIDTHS[width])
     page.go(server.url)
-    wait(page, "document.readyState === 'complete' && !!state.facts")
+    wait(page, "document.readyState === 'complete' && typeof state === 'object' && !!state.facts")
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
     assert page.run("$('settings').open") == (width == "desktop")
     page.run(
@@ -79,6 +79,53 @@ def test_a_refusal_is_shown_and_stop_frees_the_lane(page, server):
     wait(page, "!state.going")
     assert page.run("document.querySelector('.after').textContent").endswith("tokens · stopped")
     servers.until(lambda: servers.busy(server) == (0, 0), 10)
+
+
+@pytest.fixture(scope="module")
+def forgetful(workdir):
+    """A server whose layers see the last 16 tokens alone, and which drafts from the text itself."""
+    made = servers.started(
+        workdir,
+        "--config.generate.memory=window",
+        "--config.generate.window.size=16",
+        "--config.generate.drafter=lookup",
+    )
+    yield made
+    assert made.end() == 0
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_layers_kept_and_which_tokens_were_drafted_is_shown(width, page, forgetful, tmp_path):
+    page.size(*WIDTHS[width])
+    page.go(forgetful.url)
+    wait(page, "document.readyState === 'complete' && typeof state === 'object' && !!state.facts")
+    assert page.run("$('facts').textContent").endswith("drafts: lookup · memory: window")
+    page.run("choose(false); $('seed').value = 3; $('max_tokens').value = 60; $('prompt').value = 'say 3 say 3 say 3'")
+    page.run("$('send').click()")
+    wait(page, "!state.going && !!document.querySelector('.kept canvas')")
+    body = {"prompt": "say 3 say 3 say 3", "seed": 3, "max_tokens": 60, "logprobs": 1}
+    made = servers.ask(forgetful, **body, return_kept=True, return_drafts=True).json()["choices"][0]
+    kept, drafted = made["kept"], made["drafted"]
+    spans = page.run("[...document.querySelectorAll('.t')].map(s => [s.classList.contains('drafted'), s.parts])")
+    parts = [part for _, some in spans for part in some]
+    assert [bool(part["drafted"]) for part in parts] == drafted[: len(parts)] and any(drafted)
+    assert all(marked >= some[-1]["drafted"] for marked, some in spans)
+    layers, n = kept["layers"], kept["prompt"]
+    assert [part["kept"] for part in parts] == [[row[n + i] for row in layers] for i in range(len(parts))]
+    pixels = page.run("""(c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]
+        .filter((_, i) => i % 4 === 3 && (i >> 2) / c.width % 8 < 1).map(a => Math.round(a / 2.55)))(
+        document.querySelector('.kept canvas'))""")
+    assert pixels == [share for row in layers for share in row]
+    page.run("document.querySelector('.kept').scrollIntoView({block: 'center'})")
+    box = page.run(
+        "(r => [r.left, r.top, r.width, r.height])(document.querySelector('.kept canvas').getBoundingClientRect())"
+    )
+    page.point(box[0] + box[2] - 2, box[1] + 3)
+    tip = page.run("$('tip').innerText")
+    assert f"token {len(kept['tokens'])} of {len(kept['tokens'])}" in tip and "layer 1: 0 %" in tip
+    assert page.run("document.documentElement.scrollWidth <= innerWidth") and box[0] + box[2] <= WIDTHS[width][0]
+    page.picture(pathlib.Path(os.environ.get("TESSERA_PICTURES", tmp_path)) / f"{width}-kept.png")
+    page.point(1, 1)
 
 
 def test_the_page_needs_no_network_and_no_build():

@@ -33,7 +33,7 @@ TEXT = "aé€😀b"
 
 def track(**more):
     tokenizer = data.ByteTokenizer()
-    request = types.SimpleNamespace(tokens=[], text=[], options={"stop": more.pop("stop", ())})
+    request = types.SimpleNamespace(tokens=[], text=[], found=0, options={"stop": more.pop("stop", ())})
     return Track("1", Prompt(np.array([256, 65]), 1, "A"), tokenizer, request, **more)
 
 
@@ -76,11 +76,11 @@ def test_tokens_of_a_stop_string_are_told_to_nobody():
     assert made.event(None, scored) is None
     made.request.text = ["ab"]
     event = made.event(Result(1, "ab", tuple(b"abcdef"), "stop", 6), scored)
-    assert [mark[0] for mark in event["marks"]] == ["a", "b"] and event["counts"] == [2, 2]
+    assert [mark[0] for mark in event["marks"]] == ["a", "b"] and event["counts"] == [2, 2, 0]
     made = track(alternatives=0, streams=False)
-    made.request.tokens, made.request.text = [*b"ab", 257], ["ab"]
+    made.request.tokens, made.request.text, made.request.found = [*b"ab", 257], ["ab"], 1
     event = made.event(Result(1, "ab", (97, 98, 257), "end", 3), scored)
-    assert [mark[0] for mark in event["marks"]] == ["a", "b", "<|eos|>"] and event["counts"] == [2, 3]
+    assert [mark[0] for mark in event["marks"]] == ["a", "b", "<|eos|>"] and event["counts"] == [2, 3, 1]
 
 
 def test_drafts_are_all_but_the_last_token_of_a_round():
@@ -96,7 +96,7 @@ def test_what_is_no_character_is_shown_as_bytes_and_no_number_is_infinite():
     answer = Answer(completion({"prompt": "a", "logprobs": 2}), "m")
     mark = ["b", -float("inf"), [["c", -0.5], ["\xe2", -2.0]], 0, False]
     answer.take(
-        {"choice": 0, "text": "b", "marks": [["x", None, None, 0, False], mark], "end": "end", "counts": [2, 1]}
+        {"choice": 0, "text": "b", "marks": [["x", None, None, 0, False], mark], "end": "end", "counts": [2, 1, 0]}
     )
     found = answer.whole()["choices"][0]["logprobs"]
     assert found["token_logprobs"] == [None, -9999.0]

@@ -110,6 +110,19 @@ def test_texts_are_the_same_among_32_clients_that_come_and_go(server, written):
     servers.until(lambda: busy(server) == (0, 0))
 
 
+def test_a_beginning_that_was_read_is_not_read_again(server, written):
+    """As usage and the figures say it; 64 of 70 tokens are whole blocks."""
+    page = lambda: httpx.get(f"{server.url}/metrics").text  # noqa: E731
+    found = lambda: int(page().split("\ntessera_prefix_found_total ")[1].split("\n")[0])  # noqa: E731
+    before, head = found(), "something that nobody has said before now, and that is long: "
+    answers = [ask(server, prompt=f"{head} {i} of 4", seed=7, max_tokens=4).json() for i in range(4)]
+    assert [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers] == [0, 32, 32, 32]
+    again = ask(server, "/v1/completions", prompt=[f"{head} 0 of 4", "b"], n=2, seed=7, max_tokens=4).json()
+    assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": 64}
+    assert again["choices"][0]["text"] == answers[0]["choices"][0]["text"]
+    assert found() - before == 96 + 128
+
+
 def test_settings_of_a_request_are_its_own(server):
     plain = text(server, "a", max_tokens=8)
     assert text(server, "a", max_tokens=8, temperature=0.8, top_p=1, top_k=0, min_p=0, presence_penalty=0) == plain

@@ -47,6 +47,7 @@ def test_a_row_that_begins_with_blocks_is_the_row_that_read_them():
         engine.admit(TEXTS[0], seed=5, **ASKED)
         request = engine.waiting[0]
         engine._begin(request)
+        engine._read(request, 0)
         states.append((request.read, None))
         for _ in range(5):  # Pieces end within blocks.
             engine._read(request, 20)

@@ -244,6 +244,17 @@ def test_costs_are_found_again():
     # A term that would be negative is 0, and the others are those of a fit without it.
     design = np.stack([np.ones(9), np.arange(9.0)], axis=1)
     assert nonnegative(design, 10 - np.arange(9.0))[1] == 0
+    # Of one term the fit is the mean of times, and of many it has their sum, however they vary.
+    times = np.array([1.0, 1.0, 2.0, 8.0])
+    assert nonnegative(np.ones((4, 1)), times)[0] == pytest.approx(3.0, rel=1e-12)
+    rng = np.random.default_rng(3)
+    design = rng.uniform(0, 5, (200, 3))
+    times = design @ [0.3, 0.0, 2.0] * rng.lognormal(0, 0.6, 200)
+    found = nonnegative(design, times)
+    assert (design @ found).sum() == pytest.approx(times.sum(), rel=1e-9)
+    # The equations of the minimum with its own weights: no other cost, of those that are there or not, is better.
+    slope = design.T @ ((times - design @ found) / (design @ found))
+    assert (abs(slope[found > 0]) < 1e-6).all() and (slope < 1e-6).all() and (found >= 0).all()
 
 
 def test_padded_packed_and_offloaded_steps():
