@@ -23,6 +23,7 @@ from experiments.bench import (
     memories,
     mixers,
     pattention,
+    stalls,
     storage,
     timing,
     training,
@@ -35,6 +36,8 @@ OTHER: dict[str, Callable[[], dict[str, Any]]] = {
     "startup/a": functools.partial(training.start_up, "a"),
     "startup/b": functools.partial(training.start_up, "b"),
     "past/b": decoding.past,
+    "serve/stalls/long_texts": functools.partial(stalls.long_prompt, 1500),
+    "serve/stalls/short_texts": functools.partial(stalls.long_prompt, 16),
 }
 
 

@@ -90,13 +90,14 @@ def passes(lengths: Sequence[int], lanes: int) -> dict[str, int]:
 
 def endless(shape: str) -> Any:
     """A bench shape's Transformer over bytes, not trained, as `trained.load` returns one; no text ends before its
-    length."""
-    made_config, tokenizer = config(shape), copy.copy(data.ByteTokenizer())
-    tokenizer.eos = -1
+    length. Its head is as wide as the shape's; ids that are no bytes are never drawn. Beginnings are not kept: benches
+    ask for the same prompts again."""
+    made_config, tokenizer = config(shape).copy_and_resolve_references(), copy.copy(data.ByteTokenizer())
+    made_config.generate.engine.prefix_blocks, tokenizer.eos = 0, -1
     mesh = sharding.make_mesh(made_config, jax.devices()[:1])
-    made = program.build(made_config, vocab_size=tokenizer.vocab_size, mesh=mesh)
-    params = made.init()["params"]
-    return types.SimpleNamespace(config=made_config, program=made, params=params, tokenizer=tokenizer)
+    made = program.build(made_config, vocab_size=max(tokenizer.vocab_size, SHAPES[shape][4]), mesh=mesh)
+    known = {"config": made_config, "tokenizer": tokenizer, "about": {}, "workdir": None}
+    return types.SimpleNamespace(program=made, params=made.init()["params"], **known)
 
 
 def _lanes(shape: str, count: int = 64, lanes: int = 8, prompt: int = 8) -> Comparison:

@@ -2,10 +2,12 @@
 
     python -m experiments.bench.serving --shape=a --scheduler=sarathi
 
-The engine serves a trace of calibration; its steps' CPU seconds give `costs.fit` (with the error on held-out steps).
+The engine serves traces of calibration; its steps' CPU seconds give `costs.fit` (with the error on held-out steps).
 Three other traces, at a rate near what the engine can do and with a pool smaller than the load, run twice on the engine
-and once in the simulator. The table has the makespan, the median time to the first token and the median gap. Seconds
-are the process's CPU time: the machine may be busy. Runs in which something was compiled do not count.
+and once in the simulator. The two kinds take turns, since a machine that others use, too, is faster at some times than
+at others, and at such rates a few per cent of a step are many of the time to the first token. The table has the
+makespan, the median time to the first token and the median gap. Seconds are the process's CPU time: the machine may be
+busy. Runs in which something was compiled do not count.
 """
 
 import argparse
@@ -85,23 +87,30 @@ def on_engine(engine: Engine, make: Callable[[], Scheduler], arrivals: Sequence[
 def settled(
     engine: Engine, make: Callable[[], Scheduler], arrivals: Sequence[float], seed: int, runs: int
 ) -> list[Log]:
+    """Logs of so many quiet runs of a trace."""
+    return quiet(lambda: on_engine(engine, make, arrivals, seed), runs)
+
+
+def quiet(run: Callable[[], Log], runs: int) -> list[Log]:
     """Logs of so many runs in which nothing was compiled: which shapes come depends on the times, so some need more."""
-    found: list[Log] = []
-    for _ in range(8 + runs):
-        before = COMPILED[0]
-        log = on_engine(engine, make, arrivals, seed)
-        if COMPILED[0] == before:
-            found.append(log)
-        if len(found) == runs:
-            return found
+    found, compiled = [], []
+
+    def count(event: str, seconds: float, **_: object) -> None:
+        if event.startswith("/jax/core/compile"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for _ in range(8 + runs):
+            before = len(compiled)
+            log = run()
+            if len(compiled) == before:
+                found.append(log)
+            if len(found) == runs:
+                return found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
     raise RuntimeError("something compiles in every run; give the engine fewer shapes, e.g. a smaller capacity.")
-
-
-COMPILED = [0]  # what was traced or compiled so far
-
-
-def _count(event: str, seconds: float, **_: object) -> None:
-    COMPILED[0] += event.startswith("/jax/core/compile")
 
 
 def in_simulator(engine: Engine, make: Callable[[], Scheduler], requests: Sequence[Asked], fitted: Fitted) -> Log:
@@ -117,23 +126,22 @@ def within(engine: float, again: float, simulated: float) -> bool:
 
 def run(shape: str, scheduler: str, count: int, *, lanes: int = 8, capacity: int = 320, load: float = 0.9) -> dict:
     """Fits, compares, prints; see the module."""
-    jax.monitoring.register_event_duration_secs_listener(_count)
     engine = made_engine(shape, lanes=lanes, capacity=capacity, pool=lanes * capacity // 2, chunk=128)
     make = SCHEDULERS[scheduler]
     rate = load * count / settled(engine, make, [0.0] * count, 0, 1)[0].makespan
-    measured = []
-    for number, arrive in enumerate(TRACES.values()):
-        for seed in (10 + number, 20 + number):
-            measured += settled(engine, make, arrive(rate, count, seed), seed, 1)[0].steps
+    measured, served = [], {name: [] for name in TRACES}
+    for turn in (10, 20):
+        for number, (name, arrive) in enumerate(TRACES.items()):
+            measured += settled(engine, make, arrive(rate, count, turn + number), turn + number, 1)[0].steps
+            served[name] += settled(engine, make, arrive(rate, count, 100 + number), 100 + number, 1)
     fitted = costs.fit(
         [step.work for step in measured], [step.seconds for step in measured], engine_terms(engine.pool, engine.chunk)
     )
     mean = statistics.mean(step.seconds for step in measured)
     print(f"{len(measured)} steps of {mean:.4f} CPU seconds; error on held-out steps {fitted.error:.1%}")
     found = {"shape": shape, "scheduler": scheduler, "steps": len(measured), "error": fitted.error, "traces": {}}
-    for number, (name, arrive) in enumerate(TRACES.items()):
-        logs = settled(engine, make, arrive(rate, count, 100 + number), 100 + number, 2)
-        logs.append(in_simulator(engine, make, [served.asked for served in logs[0].served.values()], fitted))
+    for name, logs in served.items():
+        logs.append(in_simulator(engine, make, [each.asked for each in logs[0].served.values()], fitted))
         found["traces"][name] = {figure: [of(report(log)) for log in logs] for figure, of in FIGURES.items()}
         for figure, (one, two, made) in found["traces"][name].items():
             off, mark = 2 * made / (one + two) - 1, "" if within(one, two, made) else "  beyond 10 % and the spread"

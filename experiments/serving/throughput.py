@@ -19,21 +19,20 @@ import urllib.request
 
 import numpy as np
 
-from experiments.bench.training import SHAPES
+from data import ByteTokenizer
+from experiments.bench.decoding import endless
 from experiments.generation import requests
 from experiments.generation.engine import Engine
 from experiments.serving import server
-from experiments.serving.untrained import model
 
 PROMPT = 64  # ids of each prompt
-SEED = 5
+BOS, SEED = ByteTokenizer().bos, 5
 
 
-def prompts(shape: str, count: int) -> list[list[int]]:
-    """Ids of each prompt, the start of a document in front."""
-    symbols = SHAPES[shape][4] - 3
-    drawn = np.random.default_rng(0).integers(0, symbols, (count, PROMPT - 1))
-    return [[symbols, *map(int, row)] for row in drawn]
+def prompts(count: int) -> list[list[int]]:
+    """Ids of each prompt, the start of a document in front: bytes of letters."""
+    drawn = np.random.default_rng(0).integers(97, 123, (count, PROMPT - 1))
+    return [[BOS, *map(int, row)] for row in drawn]
 
 
 def directly(engine: Engine, asked: list[list[int]], tokens: int) -> tuple[float, list[str]]:
@@ -96,12 +95,12 @@ def measured(shape: str, lanes: int, count: int, tokens: int, repeats: int) -> d
     """
     serving = server.Serving("bench", port=free_port(), lanes=lanes, queue=count)
     process = multiprocessing.get_context("spawn").Process(
-        target=server.serve, args=(functools.partial(model, shape), serving)
+        target=server.serve, args=(functools.partial(endless, shape), serving)
     )
     process.start()
-    client, asked = Client(serving.url(serving.port)), prompts(shape, count)
+    client, asked = Client(serving.url(serving.port)), prompts(count)
     try:
-        engine = Engine(model(shape), lanes=lanes)
+        engine = Engine(endless(shape), lanes=lanes)
         while "ok" not in _health(client):
             assert process.is_alive(), "the server ended before it had begun."
             time.sleep(0.2)
