@@ -9,6 +9,7 @@ from configs.knobs import decoding
 from experiments.generation import requests
 from experiments.generation.engine import Engine
 from experiments.generation.serving.cached import CachedEngine
+from experiments.generation.serving.plan import StepPlan
 from experiments.generation.serving.planned import Planned
 from experiments.generation.serving.schedulers import SCHEDULERS
 from experiments.serving import worker as rooms
@@ -98,6 +99,20 @@ def test_what_a_request_sets_for_itself_is_in_no_block():
     assert ended(made, forced)[0]["a"] == "a" * 24
     texts, ends = ended(made, start("b", PROMPTS[-1]))
     assert ends["b"]["counts"][2] == 96 and texts["b"] == alone()[-1]
+
+
+def test_a_row_whose_prompt_is_being_read_is_put_back_and_reads_anew():
+    """But for the block that it left."""
+    engine, text = worker().engine, PROMPTS[-1]
+    engine.cache.shrink(0)
+    asked = {"seed": 5, "max_tokens": 24, "temperature": OPTIONS["temperature"]}
+    id = engine.admit(text, number=requests.number(text, 0), **asked)
+    engine.step(StepPlan(admit=(id,), chunks={id: 40}))
+    assert engine.reading[id].read == 40 and not engine.running
+    engine.step(StepPlan(preempt=(id,)))
+    (request,) = engine.waiting
+    assert (request.read, request.one) == (0, None) and not engine.reading
+    assert [result.text for result in engine.results()] == [alone()[-1]] and request.found == 32
 
 
 def test_a_prompt_that_a_scheduler_takes_under_no_plan_goes_alone():
