@@ -102,6 +102,13 @@ def test_a_budget_of_the_whole_text_costs_nothing():
     assert all(share == 1 for layer in found["seen"] for share in layer)
 
 
+def test_a_window_shows_its_last_tokens():
+    program, params = made()
+    found = memories.evaluate(program, params, batches(), BYTES, asked("window", size=5), prompt=CUT)
+    assert all(layer == [0] * (T - 5) + [1] * 5 for layer in found["seen"])
+    assert 0 < found["memory/kept_mass"] < found["memory/best_mass"] < 1
+
+
 def test_a_picture_has_a_rectangle_for_each_run_of_equal_shares():
     drawn = kept.picture([[0, 1, 1, 0.5, 0], [1, 1, 1, 1, 1]], prompt=2)
     assert drawn.count("<rect") == 3 and drawn.count("<text") == 2
