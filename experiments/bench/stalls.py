@@ -76,7 +76,7 @@ def figures(logs: Mapping[str, Log]) -> dict[str, float]:
     return found
 
 
-def long_prompt(held: int, shape: str = "b", *, long: int = 4096, lanes: int = 8, chunk: int = 32) -> dict[str, float]:
+def long_prompt(held: int, shape: str = "b", *, long: int = 4096, lanes: int = 8, chunk: int = 16) -> dict[str, float]:
     """See the module: `lanes` - 1 rows, whose prompts had `held` tokens, write while one of `long` tokens is read:
     under Sarathi in chunks of `chunk` tokens ("chunked"), and first come first served ("whole")."""
     steps, budget = -(-long // chunk), lanes - 1 + chunk

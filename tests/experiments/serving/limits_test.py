@@ -23,10 +23,11 @@ KEY = "a key of ä"
 
 @pytest.fixture(scope="module")
 def locked(workdir):
-    """A server with a key, whose engine drafts."""
+    """A server with a key, whose engine drafts and reads prompts in chunks."""
     for name in ("starlette", "uvicorn"):
         pytest.importorskip(name)
-    made = servers.started(workdir, "--lanes=2", "--config.generate.drafter=lookup", TESSERA_API_KEY=KEY)
+    chunks = ("--config.generate.engine.scheduler=sarathi", "--config.generate.engine.budget=16")
+    made = servers.started(workdir, "--lanes=2", "--config.generate.drafter=lookup", *chunks, TESSERA_API_KEY=KEY)
     yield made
     if made.process.poll() is None:
         made.end()
