@@ -92,8 +92,12 @@ class Planned:
 
     def _fitting(self, rounds: int) -> int:
         """The most rounds, halved from these on, that put no row out of its lane."""
-        engine, rows = self.engine, self.engine.running.values()
-        while rounds > 1 and engine.pool.shape(len(rows), max(engine.need(r, rounds) for r in rows)) is None:
+        engine = self.engine
+        # Rows whose prompts are read take lanes first: with drafts a lane may hold more than a scheduler counts.
+        rows = [*engine.running.values(), *(r for r in engine.reading.values() if r.ready)]
+        while rounds > 1 and rows:
+            if engine.pool.shape(len(rows), max(engine.need(r, rounds) for r in rows)) is not None:
+                break
             rounds //= 2
         return rounds
 

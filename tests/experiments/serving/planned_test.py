@@ -1,5 +1,6 @@
 """The server's engine under every scheduler, and its cache of beginnings: texts are those of each request alone."""
 
+import dataclasses
 import functools
 import types
 
@@ -131,6 +132,23 @@ def test_a_prompt_that_a_scheduler_takes_under_no_plan_goes_alone():
         assert ends == sorted(ends) and len(ends) == 2
     finally:
         engine.pool = pool
+
+
+def test_rounds_are_as_many_as_the_pool_holds():
+    """4 rows of 64 slots are the pool: 60 tokens and 4 rounds fit, 16 do not. A row that waits for a lane counts."""
+    engine = worker().engine
+    planned = Planned(engine, SCHEDULERS["sarathi"](budget=24))
+    assert planned._fitting(16) == 16
+    ids = [engine.admit("y" * 58, seed=5, number=i, max_tokens=30, temperature=0.0) for i in range(4)]
+    engine.step(StepPlan(admit=tuple(ids), chunks=dict.fromkeys(ids, 58), decodes=(), rounds=1))
+    assert len(engine.running) == 4 and planned._fitting(16) == 4 and planned._fitting(3) == 3
+    waits, engine.running = engine.running, {}
+    engine.reading.update({id: dataclasses.replace(r, one=object(), read=58) for id, r in waits.items()})
+    assert planned._fitting(16) == 4
+    engine.reading.clear()
+    engine.running.update(waits)
+    for id in ids:
+        engine.free(id)
 
 
 def test_settings_of_schedulers():
