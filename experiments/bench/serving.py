@@ -15,10 +15,10 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from experiments.bench.decoding import endless
+from experiments.bench.timing import quiet
 from experiments.generation.engine import Engine
 from experiments.generation.pool import Pool
 from experiments.generation.prefixes import padded, pieces
@@ -89,28 +89,6 @@ def settled(
 ) -> list[Log]:
     """Logs of so many quiet runs of a trace."""
     return quiet(lambda: on_engine(engine, make, arrivals, seed), runs)
-
-
-def quiet(run: Callable[[], Log], runs: int) -> list[Log]:
-    """Logs of so many runs in which nothing was compiled: which shapes come depends on the times, so some need more."""
-    found, compiled = [], []
-
-    def count(event: str, seconds: float, **_: object) -> None:
-        if event.startswith("/jax/core/compile"):
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        for _ in range(8 + runs):
-            before = len(compiled)
-            log = run()
-            if len(compiled) == before:
-                found.append(log)
-            if len(found) == runs:
-                return found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
-    raise RuntimeError("something compiles in every run; give the engine fewer shapes, e.g. a smaller capacity.")
 
 
 def in_simulator(engine: Engine, make: Callable[[], Scheduler], requests: Sequence[Asked], fitted: Fitted) -> Log:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from experiments.bench.decoding import endless
-from experiments.bench.serving import quiet
+from experiments.bench.timing import quiet
 from experiments.generation.engine import Engine
 from experiments.generation.serving.driven import Prompt, serve
 from experiments.generation.serving.jobs import Job, Scheduler, Seen

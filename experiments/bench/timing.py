@@ -4,9 +4,11 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 
+Made = TypeVar("Made")
 # Seconds of one turn, above which a candidate is not called again in it.
 LONG_TURN = 0.2
 
@@ -72,3 +74,28 @@ def ratio(a: Timing, b: Timing) -> float:
 def cpu_ratio(a: Timing, b: Timing) -> float:
     """The same in CPU seconds, which hold on a shared machine."""
     return statistics.median(y / x for x, y in zip(a.cpu, b.cpu, strict=True))
+
+
+def quiet(run: Callable[[], Made], runs: int) -> list[Made]:
+    """What so many runs made in which nothing was compiled. Where shapes depend on times any run may compile something.
+
+    Errors: RuntimeError where all of some do.
+    """
+    found, compiled = [], []
+
+    def count(event: str, seconds: float, **_: object) -> None:
+        if event.startswith("/jax/core/compile"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for _ in range(8 + runs):
+            before = len(compiled)
+            made = run()
+            if len(compiled) == before:
+                found.append(made)
+            if len(found) == runs:
+                return found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    raise RuntimeError("something compiles in every run; give it fewer shapes, e.g. a smaller capacity.")
