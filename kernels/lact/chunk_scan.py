@@ -13,26 +13,51 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.lowering import by_platform
+
 # body(params, carry, flag, chunk) -> (carry, y); it must not close over traced values.
 Body = Callable[[Any, Any, Any, tuple], tuple[Any, jax.Array]]
 
 
-class Walk(NamedTuple):
-    """The static arguments of `chunk_scan`."""
+class Kernels(NamedTuple):
+    """The whole scan in kernels, in place of a body.
 
-    body: Body
+    forward: (walk, group, params, carry, flags, xs) -> (last carry, ys, the carry before every `group`-th step as
+        `lax.scan` would stack them, None where group is 0).
+    backward: (walk, group, residuals, cotangents) as `scan_backward` -> gradients of (params, carry, xs).
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+class Walk(NamedTuple):
+    """The static arguments of `chunk_scan`; a body may be a sentence: why it does not run on other platforms."""
+
+    body: Body | Kernels | str
     sizes: tuple[int, ...]
     steps: int
     length: int
 
 
 def chunk_scan(
-    body: Body, params: Any, carry: Any, flags: Any, xs: tuple, *, sizes: tuple[int, ...], steps: int, length: int
+    body: Body | Kernels | str,
+    params: Any,
+    carry: Any,
+    flags: Any,
+    xs: tuple,
+    *,
+    sizes: tuple[int, ...],
+    steps: int,
+    length: int,
+    elsewhere: tuple[tuple[str, Body | Kernels], ...] = (),
 ) -> tuple[Any, jax.Array]:
     """Runs `body` over `steps` chunks: chunk i of xs[j] is `[:, i * sizes[j] : (i + 1) * sizes[j]]` of every leaf.
 
     params, carry, xs: pytrees of floating arrays, all differentiable in reverse mode.
     flags: arrays `[steps, ...]` without gradient.
+    elsewhere: (platform, the body or kernels that are taken where the program is lowered for it). They compute the
+        same. With them the body may be a sentence: that of the NotImplementedError on other platforms.
 
     y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side, `[B, length, ...]`,
     zero after the last chunk.
@@ -40,7 +65,11 @@ def chunk_scan(
     Memory of the backward pass: the carry before each step where all of them are no larger than xs, otherwise before
     every sqrt(steps)-th step at the price of one more forward pass.
     """
-    return _scan(Walk(body, sizes, steps, length), params, carry, flags, xs)
+    walk = Walk(body, sizes, steps, length)
+    if not elsewhere and callable(body):
+        return _scan(walk, params, carry, flags, xs)
+    others = tuple((name, walk._replace(body=other)) for name, other in elsewhere)
+    return _scan_by(walk, others, params, carry, flags, xs)
 
 
 def _nbytes(tree: Any) -> int:
@@ -99,14 +128,20 @@ def _scan(walk, params, carry, flags, xs):
     return carry, out
 
 
-def _scan_fwd(walk, params, carry, flags, xs):
+def kept_every(walk: Walk, carry: Any, xs: tuple) -> int:
+    """How many steps lie between two carries that are kept for the backward pass."""
     few = walk.steps * _nbytes(carry) <= _nbytes(xs)
-    group = 1 if few else max(1, math.isqrt(walk.steps))
-    carry, out, kept = _forward(walk, params, carry, flags, xs, group)
+    return 1 if few else max(1, math.isqrt(walk.steps))
+
+
+def scan_forward(walk: Walk, params: Any, carry: Any, flags: Any, xs: tuple) -> tuple[tuple, tuple]:
+    """((last carry, ys), what `scan_backward` reads: (params, the carries that are kept, flags, xs))."""
+    carry, out, kept = _forward(walk, params, carry, flags, xs, kept_every(walk, carry, xs))
     return (carry, out), (params, kept, flags, xs)
 
 
-def _scan_bwd(walk, residuals, cotangents):
+def scan_backward(walk: Walk, residuals: tuple, cotangents: tuple) -> tuple:
+    """Gradients of (params, carry, None, xs) from those of (last carry, ys)."""
     (body, sizes, steps, _), (params, kept, flags, xs) = walk, residuals
     d_carry, d_out = cotangents
     group = -(-steps // jax.tree.leaves(kept)[0].shape[0])
@@ -148,4 +183,46 @@ def _scan_bwd(walk, residuals, cotangents):
     return d_params, d_carry, None, d_xs
 
 
-_scan.defvjp(_scan_fwd, _scan_bwd)
+_scan.defvjp(scan_forward, scan_backward)
+
+
+def _choose(run: Callable, walk: Walk, others: tuple, *args: Any) -> Any:
+    """run(the walk of the platform in the making, *args)."""
+    rest = {name: functools.partial(run, other) for name, other in others}
+    plain = walk.body if isinstance(walk.body, str) else functools.partial(run, walk)
+    return by_platform(*args, default=plain, **rest) if rest else plain(*args)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan_by(walk, others, params, carry, flags, xs):
+    def run(walk, *args):
+        return (walk.body.forward(walk, 0, *args) if isinstance(walk.body, Kernels) else _forward(walk, *args, 0))[:2]
+
+    return _choose(run, walk, others, params, carry, flags, xs)
+
+
+def _scan_by_forward(walk, others, params, carry, flags, xs):
+    def run(walk, *args):
+        if isinstance(walk.body, Kernels):
+            return walk.body.forward(walk, kept_every(walk, carry, xs), *args)
+        results, (_, kept, *_) = scan_forward(walk, *args)
+        return *results, kept
+
+    *results, kept = _choose(run, walk, others, params, carry, flags, xs)
+    return tuple(results), (params, kept, flags, xs)
+
+
+def _scan_by_backward(walk, others, residuals, cotangents):
+    group = kept_every(walk, cotangents[0], residuals[3])
+
+    def run(walk, residuals, cotangents):
+        if isinstance(walk.body, Kernels):
+            return walk.body.backward(walk, group, residuals, cotangents)
+        d_params, d_carry, _, d_xs = scan_backward(walk, residuals, cotangents)
+        return d_params, d_carry, d_xs
+
+    d_params, d_carry, d_xs = _choose(run, walk, others, residuals, cotangents)
+    return d_params, d_carry, None, d_xs
+
+
+_scan_by.defvjp(_scan_by_forward, _scan_by_backward)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from kernels.checks import check_shapes
 from kernels.lact.schedule import boundaries
 from kernels.linear_attention.chunked import chunked
+from kernels.linear_attention.dispatch import KERNELS, unsupported
 from kernels.linear_attention.reference import recurrent
 
-__all__ = ["LinearState", "gated_delta_rule", "init_state", "linear_attention"]
+__all__ = ["LinearState", "gated_delta_rule", "init_state", "linear_attention", "unsupported"]
 
-IMPLEMENTATIONS = (None, "reference", "chunked")
+IMPLEMENTATIONS = (None, "reference", "chunked", *KERNELS)
 
 
 class LinearState(NamedTuple):
@@ -44,6 +45,7 @@ def linear_attention(
     segment_ids: jax.Array | None = None,
     axis: str | None = None,
     implementation: str | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, LinearState]:
     """out_t = q_t S_t with S_t = e^decay_t S_{t-1} + k_t v_t^T: causal, the token itself included.
 
@@ -56,16 +58,19 @@ def linear_attention(
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with an empty memory.
         axis: inside `jax.shard_map`, the mesh axis whose devices share every row: rank r holds its r-th piece, and goes
             on from the memory that the pieces before it leave (one more pass over the keys; no `state`).
-        implementation: None or "chunked", or "reference" (one token after another).
+        implementation: None takes a Pallas kernel for the whole chunks where the program is lowered for a TPU or CUDA
+            GPU and `unsupported` has nothing against it, else "chunked", which is jnp; "pallas_tpu" or "pallas_gpu" is
+            that kernel or an error; "reference" is one token after another.
+        interpret: run a named kernel in Pallas' interpreter (tests).
 
     Returns out `[B, T, N, P]` in the dtype of `v`, and the state after the last token. Products take operands of the
     dtype of the inputs and accumulate in float32 (float64 for float64).
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit, NotImplementedError for a named kernel that does not take them.
 
     Source: Katharopoulos et al. 2020, "Transformers are RNNs"; decay as in Dao & Gu 2024 (Mamba-2, scalar per head).
     """
-    form = _form(chunk_size, implementation)
+    form = _form(Tokens(q, k, v, None, decay), chunk_size, implementation, interpret)
     return _run(Tokens(q, k, v, None, decay), form, state, segment_ids, axis)
 
 
@@ -81,6 +86,7 @@ def gated_delta_rule(
     segment_ids: jax.Array | None = None,
     axis: str | None = None,
     implementation: str | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, LinearState]:
     """out_t = q_t S_t with S' = e^decay_t S_{t-1} and S_t = S' + beta_t k_t (v_t - k_t^T S')^T.
 
@@ -89,7 +95,7 @@ def gated_delta_rule(
 
     Source: Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"; the chunk's triangular system is its WY form.
     """
-    form = _form(chunk_size, implementation)
+    form = _form(Tokens(q, k, v, beta, decay), chunk_size, implementation, interpret)
     return _run(Tokens(q, k, v, beta, decay), form, state, segment_ids, axis)
 
 
@@ -103,13 +109,19 @@ class Tokens(NamedTuple):
     decay: jax.Array | None
 
 
-def _form(chunk_size: int, implementation: str | None) -> Callable:
-    """The function that computes outputs and the last memory."""
+def _form(tokens: Tokens, chunk_size: int, implementation: str | None, interpret: bool) -> Callable:
+    """The function `(tokens, memory, begins) -> (out, last memory)`."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size} is not positive; use e.g. 64.")
     if implementation not in IMPLEMENTATIONS:
         raise NotImplementedError(f"implementation={implementation!r} is not offered; use one of {IMPLEMENTATIONS}.")
-    return recurrent if implementation == "reference" else functools.partial(chunked, chunk_size=chunk_size)
+    if implementation == "reference":
+        return lambda tokens, memory, begins: recurrent(*tokens, memory, begins)
+    if implementation in KERNELS and tokens.q.ndim == 4 and not interpret:
+        sizes = tokens.q.shape[1], chunk_size, tokens.q.shape[-1], tokens.v.shape[-1]
+        if reason := unsupported(implementation, jnp.result_type(*tokens[:3]), *sizes):
+            raise NotImplementedError(f"implementation={implementation!r} does not take this: {reason}; use 'chunked'.")
+    return functools.partial(chunked, chunk_size=chunk_size, implementation=implementation, interpret=interpret)
 
 
 def _run(tokens: Tokens, form: Callable, state: LinearState | None, segment_ids: Any, axis: str | None):
@@ -132,11 +144,12 @@ def _run(tokens: Tokens, form: Callable, state: LinearState | None, segment_ids:
     if segment_ids is not None:
         last = last if axis is None else _before(segment_ids, axis)
         begins, segment = boundaries(segment_ids, last), segment_ids[:, -1].astype(jnp.int32)
-    q, k, values = (x.astype(dtype) for x in (q, k, v))
+    tokens = tokens._replace(q=q.astype(dtype), k=k.astype(dtype), v=v.astype(dtype))
     memory = state.memory
     if axis is not None:
-        memory = _entering(lambda v, memory: form(q, k, v, beta, decay, memory, begins)[1], values, memory, axis)
-    out, memory = form(q, k, values, beta, decay, memory, begins)
+        after = lambda v, memory: form(tokens._replace(v=v), memory, begins)[1]  # noqa: E731
+        memory = _entering(after, tokens.v, memory, axis)
+    out, memory = form(tokens, memory, begins)
     return out.astype(v.dtype), LinearState(memory, segment)
 
 

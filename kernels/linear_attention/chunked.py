@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.lact.chunk_scan import chunk_scan
 from kernels.lact.reference import product
+from kernels.linear_attention.dispatch import over_chunks
 
 
 class Ratios(NamedTuple):
@@ -79,30 +79,35 @@ def one_chunk(delta_rule: bool, memory: jax.Array, begins: jax.Array, tokens: tu
 
 
 def chunked(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    beta: jax.Array | None,
-    decay: jax.Array | None,
+    tokens: tuple,
     memory: jax.Array,
     begins: jax.Array,
     chunk_size: int,
+    implementation: str | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `reference.recurrent`, with one step per chunk."""
-    batch, length = q.shape[:2]
+    """As `reference.recurrent`, with one step per chunk; whole chunks by the kernel of the platform, if it has one.
+
+    implementation, interpret: see `dispatch.over_chunks`.
+    """
+    q, k, v, beta, decay = tokens
+    length = q.shape[1]
     decay = jnp.zeros(q.shape[:3], memory.dtype) if decay is None else decay
-    tokens, delta_rule, whole = (q, k, v, decay, beta), beta is not None, length // chunk_size
-
-    def body(params, memory, begins, chunk):
-        return one_chunk(delta_rule, memory, begins, chunk[0])
-
+    tokens, whole = (q, k, v, decay, beta), length // chunk_size
     out = jnp.zeros_like(v)
     if whole:
-        flags = jnp.moveaxis(begins[:, : whole * chunk_size].reshape(batch, whole, chunk_size), 1, 0)
-        xs, sizes = (tokens,), (chunk_size,)
-        memory, out = chunk_scan(body, (), memory, flags, xs, sizes=sizes, steps=whole, length=length)
+        body = _with_delta if beta is not None else _without
+        memory, out = over_chunks(body, memory, begins, tokens, chunk_size, implementation, interpret)
     if length % chunk_size:
         tail = jax.tree.map(lambda x: x[:, whole * chunk_size :], tokens)
-        memory, end = one_chunk(delta_rule, memory, begins[:, whole * chunk_size :], tail)
+        memory, end = one_chunk(beta is not None, memory, begins[:, whole * chunk_size :], tail)
         out = jax.lax.dynamic_update_slice_in_dim(out, end, whole * chunk_size, axis=1)
     return out, memory
+
+
+def _with_delta(params, memory, begins, chunk):
+    return one_chunk(True, memory, begins, chunk[0])
+
+
+def _without(params, memory, begins, chunk):
+    return one_chunk(False, memory, begins, chunk[0])
