@@ -1,12 +1,13 @@
 """Large-chunk test-time training: a SwiGLU network per head, trained inside the forward pass, chunk by chunk."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kernels.checks import check_shapes
-from kernels.lact import chunked
+from kernels.lact import chunked, tpu
 from kernels.lact import reference as ref
 from kernels.lact.chunked import LactState
 from kernels.lact.reference import Rule, Weights, apply_fast_weights, fast_weight_gradient
@@ -15,7 +16,7 @@ from kernels.newton_schulz.reference import triples
 __all__ = ["LactState", "apply_fast_weights", "fast_weight_gradient", "init_state", "lact"]
 
 ORDERS = ("apply_then_update", "update_then_apply")
-IMPLEMENTATIONS = (None, "reference")
+IMPLEMENTATIONS = (None, "reference", "pallas_tpu")
 
 
 def lact(
@@ -36,6 +37,7 @@ def lact(
     lengths: jax.Array | None = None,
     axis: str | None = None,
     implementation: str | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, LactState | None]:
     """Fast weights f_W(x) = W1 [silu(W0 x) * (W2 x)], trained on each chunk's -sum_i lr_i <f_W(k_i), v_i>.
 
@@ -64,7 +66,10 @@ def lact(
         axis: inside `jax.shard_map`, the mesh axis whose P devices share every row: rank r holds its tokens r, r + P,
             r + 2P, ..., so an equal share of every chunk. C (of the whole row) is a multiple of P. Each update is the
             sum over devices, taken before momentum and Newton-Schulz: exact. No state, no lengths.
-        implementation: None or "reference". None lets Newton-Schulz take its kernel for the platform.
+        implementation: None takes kernels where the program is lowered for a platform that has them: for
+            Newton-Schulz, and on a TPU for what whole chunks read and teach (`kernels.lact.tpu`), if the network fits
+            VMEM. "reference" takes none, "pallas_tpu" is that kernel or an error.
+        interpret: run a named kernel in Pallas' interpreter (tests).
 
     Returns:
         out `[B, T, N, H]` in the dtype of `v`, and the state after the last token (None with `axis`).
@@ -86,16 +91,16 @@ def lact(
     _check(q, weights, chunk_size, normalize, order)
     _check_state(state, q, chunk_size, momentum, order)
     if implementation not in IMPLEMENTATIONS:
-        reason = "the chunk loop is made of batched matmuls for XLA and has no hand-written kernel"
-        raise NotImplementedError(f"implementation={implementation!r} is not offered: {reason}; use None.")
+        raise NotImplementedError(f"implementation={implementation!r} is not offered; use one of {IMPLEMENTATIONS}.")
     if order == "update_then_apply" and not (segment_ids is None and lengths is None):
         name = "lengths" if segment_ids is None else "segment_ids"
         reason = "the number of chunks would depend on the data"
         raise NotImplementedError(f"{name} with order={order!r} is not offered: {reason}; use one row a document.")
-    rule = Rule(triples(newton_schulz_steps, coefficients), normalize, implementation, axis)
+    dtype = jnp.result_type(q, k, v)
+    rule = Rule(triples(newton_schulz_steps, coefficients), normalize, None, axis)
+    rule = _with_kernels(rule, implementation, interpret, q.shape[-1], weights[0].shape[2], dtype)
     if axis is not None:
         chunk_size = _share(chunk_size, axis, state, lengths)
-    dtype = jnp.result_type(q, k, v)
     q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), lr, momentum)
     if order == "update_then_apply":
         out, state = _update_first(q, tokens, weights, chunk_size, state, rule)
@@ -130,6 +135,20 @@ def init_state(
     carry = ref.start(weights, batch, jnp.promote_types(dtype, jnp.float32), momentum)
     zero = jnp.zeros((batch,), jnp.int32)
     return LactState(carry, chunk, zero, zero)
+
+
+def _with_kernels(rule: Rule, implementation: str | None, interpret: bool, *sizes: Any) -> Rule:
+    """The rule with the kernels of `implementation`; sizes: H, F and the dtype of the tokens."""
+    if implementation == "reference":
+        return rule._replace(newton_schulz_implementation="reference")
+    if interpret:
+        return rule._replace(network=tpu.INTERPRETED)
+    reason = tpu.too_large(*sizes)
+    if implementation is not None and reason:
+        raise NotImplementedError(f"implementation={implementation!r} does not take this: {reason}; use None.")
+    if implementation is not None:
+        return rule._replace(network=tpu.NETWORK)
+    return rule if reason else rule._replace(elsewhere=(("tpu", tpu.NETWORK),))
 
 
 def _update_first(q, tokens, weights, chunk_size, state, rule):

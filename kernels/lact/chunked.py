@@ -1,5 +1,6 @@
 """LaCT over a sequence: the fixed chunk grid, rows with documents or kept tokens, and one token at a time."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,29 +51,31 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
     whole, last = length // chunk_size, -(-length // chunk_size) - 1
     update_first = order == "update_then_apply"
 
-    def one_chunk(norms, carry, learns, chunk):
+    def one_chunk(by, norms, carry, learns, chunk):
         """learns: a traced bool, read only by apply_then_update: whether anything follows this chunk."""
         q, tokens = chunk
 
         def learn(c):
-            return ref.learn(c, *tokens, norms, rule)
+            return ref.learn(c, *tokens, norms, by)
 
         if update_first:
             carry = learn(carry)
-        out = ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+        out = by.network.apply(q, ref.fast_weights(carry, norms, by))
         return carry if update_first else jax.lax.cond(learns, learn, lambda c: c, carry), out
 
     if whole:
         learns = jnp.arange(whole) < last
         sizes = (chunk_size, chunk_size)
-        carry, out = chunk_scan(one_chunk, norms, carry, learns, (q, tokens), sizes=sizes, steps=whole, length=length)
+        body, others = rule.bodies(lambda by: functools.partial(one_chunk, by))
+        xs, scanned = (q, tokens), {"sizes": sizes, "steps": whole, "length": length}
+        carry, out = chunk_scan(body, norms, carry, learns, xs, **scanned, elsewhere=others)
     else:
         out = jnp.zeros_like(q)
     if length % chunk_size:
         rest = jax.tree.map(lambda x: x[:, whole * chunk_size :], (q, tokens))
         if update_first:
             carry = ref.learn(carry, *rest[1], norms, rule)
-        end = ref.apply_fast_weights(rest[0], ref.fast_weights(carry, norms, rule))
+        end = rule.network.apply(rest[0], ref.fast_weights(carry, norms, rule))
         out = jax.lax.dynamic_update_slice_in_dim(out, end, whole * chunk_size, axis=1)
     held = length - last * chunk_size
     chunk = open_chunk(tokens, last * chunk_size, chunk_size)
@@ -110,13 +113,13 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
 
     if where.when.shape[1]:
 
-        def body(params, carry, flags, chunk):
+        def one_update(by, params, carry, flags, chunk):
             (norms, initial), (active, reset), (q, tokens) = params, flags, chunk
 
             def run(carry):
                 begun = select_rows(reset, initial, carry)
-                carry = select_rows(active, ref.learn(begun, *tokens, norms, rule), carry)
-                return carry, ref.apply_fast_weights(q, ref.fast_weights(carry, norms, rule))
+                carry = select_rows(active, ref.learn(begun, *tokens, norms, by), carry)
+                return carry, by.network.apply(q, ref.fast_weights(carry, norms, by))
 
             if rule.axis is not None:  # All devices of the mesh meet in its sums, whatever their rows hold.
                 return run(carry)
@@ -126,9 +129,9 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
         learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
         flags = (where.happens.T, where.reset.T)
         xs, steps = (windows(q, where.when, span), learned), where.when.shape[1]
-        carry, later = chunk_scan(
-            body, (norms, initial), carry, flags, xs, sizes=(span, chunk_size), steps=steps, length=steps * span
-        )
+        body, others = rule.bodies(lambda by: functools.partial(one_update, by))
+        scanned = {"sizes": (span, chunk_size), "steps": steps, "length": steps * span}
+        carry, later = chunk_scan(body, (norms, initial), carry, flags, xs, **scanned, elsewhere=others)
         place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
         out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
 

@@ -4,7 +4,8 @@ The network of one head is f_W(x) = W1 [silu(W0 x) * (W2 x)], and a chunk's loss
 Everything here is differentiable, so outer gradients pass through the inner gradient, the norms and Newton-Schulz.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +32,6 @@ class Carry(NamedTuple):
     updates: jax.Array
 
 
-class Rule(NamedTuple):
-    """The static part of an update: the (a, b, c) of each Newton-Schulz step, and see `lact` for the rest."""
-
-    triples: tuple[tuple[float, float, float], ...] = ()
-    normalize: str = "post"
-    newton_schulz_implementation: str | None = None
-    axis: str | None = None  # mesh axis whose devices hold equal shares of every chunk
-
-
 def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """einsum with operands rounded to `dtype` and float32 (float64 for float64) accumulation."""
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -54,33 +46,6 @@ def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype) -> jax.Arra
         return jnp.einsum(spec, a.astype(wide), b.astype(wide))
 
     return jax.lax.platform_dependent(a, b, cpu=widened, default=native)
-
-
-def row_norms(w: jax.Array) -> jax.Array:
-    """L2 norm of each row (over the last axis, kept), with gradient 0 (not NaN) where a row is 0."""
-    square = jnp.sum(w * w, axis=-1, keepdims=True)
-    zero = square == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
-
-
-def normalise(weights: Weights, norms: Weights) -> Weights:
-    """Gives every row the length `norms`: n * W / (||row|| + 1e-5)."""
-    return tuple(n * (w / (row_norms(w) + EPSILON)) for w, n in zip(weights, norms, strict=True))
-
-
-def start(weights: Weights, batch: int, dtype: jnp.dtype, with_momentum: bool) -> Carry:
-    """The carry at the start of a document, in the accumulation dtype, one copy per row of the batch."""
-    main = tuple(jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(dtype) for w in weights)
-    momentum = tuple(map(jnp.zeros_like, main)) if with_momentum else None
-    return Carry(main, momentum, jnp.zeros((batch,), dtype))
-
-
-def fast_weights(carry: Carry, norms: Weights, rule: Rule) -> Weights:
-    """The weights that queries are multiplied by, and at which gradients are taken."""
-    if rule.normalize != "pre":
-        return carry.main
-    learned = carry.updates[:, None, None, None] > 0  # before the first update the initial weights are used as they are
-    return tuple(jnp.where(learned, n, m) for n, m in zip(normalise(carry.main, norms), carry.main, strict=True))
 
 
 def apply_fast_weights(x: jax.Array, weights: Weights) -> jax.Array:
@@ -115,6 +80,59 @@ def fast_weight_gradient(k: jax.Array, v: jax.Array, lr: jax.Array, weights: Wei
     return d0, d1, d2
 
 
+class Network(NamedTuple):
+    """How the network is computed: `apply_fast_weights` and `fast_weight_gradient`, or kernels that do the same."""
+
+    apply: Callable
+    gradient: Callable
+
+
+PLAIN = Network(apply_fast_weights, fast_weight_gradient)
+
+
+class Rule(NamedTuple):
+    """The static part of an update: the (a, b, c) of each Newton-Schulz step, and see `lact` for the rest."""
+
+    triples: tuple[tuple[float, float, float], ...] = ()
+    normalize: str = "post"
+    newton_schulz_implementation: str | None = None
+    axis: str | None = None  # mesh axis whose devices hold equal shares of every chunk
+    network: Network = PLAIN
+    elsewhere: tuple[tuple[str, Network], ...] = ()  # what programs for these platforms take instead, whole chunks
+
+    def bodies(self, make: Callable) -> tuple[Any, tuple]:
+        """(make(rule), of the rule for each other platform): what `chunk_scan` takes as its body and `elsewhere`."""
+        others = tuple((name, make(self._replace(network=network))) for name, network in self.elsewhere)
+        return make(self), others
+
+
+def row_norms(w: jax.Array) -> jax.Array:
+    """L2 norm of each row (over the last axis, kept), with gradient 0 (not NaN) where a row is 0."""
+    square = jnp.sum(w * w, axis=-1, keepdims=True)
+    zero = square == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
+
+
+def normalise(weights: Weights, norms: Weights) -> Weights:
+    """Gives every row the length `norms`: n * W / (||row|| + 1e-5)."""
+    return tuple(n * (w / (row_norms(w) + EPSILON)) for w, n in zip(weights, norms, strict=True))
+
+
+def start(weights: Weights, batch: int, dtype: jnp.dtype, with_momentum: bool) -> Carry:
+    """The carry at the start of a document, in the accumulation dtype, one copy per row of the batch."""
+    main = tuple(jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(dtype) for w in weights)
+    momentum = tuple(map(jnp.zeros_like, main)) if with_momentum else None
+    return Carry(main, momentum, jnp.zeros((batch,), dtype))
+
+
+def fast_weights(carry: Carry, norms: Weights, rule: Rule) -> Weights:
+    """The weights that queries are multiplied by, and at which gradients are taken."""
+    if rule.normalize != "pre":
+        return carry.main
+    learned = carry.updates[:, None, None, None] > 0  # before the first update the initial weights are used as they are
+    return tuple(jnp.where(learned, n, m) for n, m in zip(normalise(carry.main, norms), carry.main, strict=True))
+
+
 def step(carry: Carry, gradient: Weights, gate: jax.Array | None, norms: Weights, rule: Rule, dtype) -> Carry:
     """Adds one chunk's gradient: momentum, then Newton-Schulz, then the addition and the row normalisation.
 
@@ -145,7 +163,7 @@ def learn(
 ) -> Carry:
     """One whole update of `carry` from a chunk k, v `[B, C, N, H]`, lr `[B, C, N, 3]`, gate `[B, C, N]` or None."""
     wide = carry.main[0].dtype
-    gradient = fast_weight_gradient(k, v, lr.astype(wide), fast_weights(carry, norms, rule))
+    gradient = rule.network.gradient(k, v, lr.astype(wide), fast_weights(carry, norms, rule))
     mean = None if gate is None else jnp.mean(gate.astype(wide), axis=1)
     if rule.axis is not None:  # Before anything that is not linear: the sum over devices is the sum over tokens.
         gradient = jax.lax.psum(gradient, rule.axis)
