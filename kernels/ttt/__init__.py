@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from kernels.checks import check_shapes
-from kernels.ttt import chunked
+from kernels.ttt import chunked, tpu
 from kernels.ttt import reference as ref
 from kernels.ttt.chunked import TTTState
 from kernels.ttt.reference import TTTParams
 
 __all__ = ["TTTParams", "TTTState", "init_state", "ttt_linear", "ttt_mlp"]
+
+IMPLEMENTATIONS = (None, "chunked", "pallas_tpu")
 
 
 def ttt_linear(
@@ -23,6 +25,8 @@ def ttt_linear(
     state: TTTState | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    implementation: str | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, TTTState]:
     """Learns k -> v with f(x) = x + LN(x W + b) and reads f(q), update then apply, token i included.
 
@@ -39,16 +43,20 @@ def ttt_linear(
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with the initial weights.
         lengths: `[B]` tokens of each row that count, 0 to T. Later tokens are padding: they enter neither weights nor
             mini-batch, and their outputs are undefined. None: all T.
+        implementation: None takes a Pallas kernel for the whole mini-batches where the program is lowered for a TPU,
+            rows are one document from its start, and `tpu.too_large` has nothing against it; else, and with "chunked",
+            the formulas in jnp. "pallas_tpu" is that kernel or an error.
+        interpret: run a named kernel in Pallas' interpreter (tests).
 
     Returns out `[B, T, N, H]` in the dtype of `v`, and the state after the last token. Reverse-mode gradients pass
     through the inner gradients; memory as for `kernels.lact.lact`.
 
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit, NotImplementedError for a named kernel that does not take them.
 
     Source: Sun et al. 2024, "Learning to (Learn at Test Time): RNNs with Expressive Hidden States", section 2.
     """
     _check(q, params, mini_batch, depth=1)
-    return _ttt(q, (k, v, eta), params, mini_batch, state, segment_ids, lengths)
+    return _ttt(q, (k, v, eta), params, mini_batch, (state, segment_ids, lengths), (implementation, interpret))
 
 
 def ttt_mlp(
@@ -62,10 +70,12 @@ def ttt_mlp(
     state: TTTState | None = None,
     segment_ids: jax.Array | None = None,
     lengths: jax.Array | None = None,
+    implementation: str | None = None,
+    interpret: bool = False,
 ) -> tuple[jax.Array, TTTState]:
     """As `ttt_linear` with f(x) = x + LN(gelu(x W1 + b1) W2 + b2), gelu in its tanh form; F = 4H as published."""
     _check(q, params, mini_batch, depth=2)
-    return _ttt(q, (k, v, eta), params, mini_batch, state, segment_ids, lengths)
+    return _ttt(q, (k, v, eta), params, mini_batch, (state, segment_ids, lengths), (implementation, interpret))
 
 
 def init_state(
@@ -82,8 +92,8 @@ def _start(params, batch, wide):
     return jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape[1:])).astype(wide), params.layers)
 
 
-def _ttt(q, tokens, params, mini_batch, state, segment_ids, lengths):
-    k, v, eta = tokens
+def _ttt(q, tokens, params, mini_batch, rows, by):
+    (k, v, eta), (state, segment_ids, lengths) = tokens, rows
     check_shapes(
         q, k=(k, q.shape), v=(v, q.shape), eta=(eta, q.shape[:3]), segment_ids=(segment_ids, q.shape[:2]),
         lengths=(lengths, q.shape[:1]),
@@ -100,11 +110,31 @@ def _ttt(q, tokens, params, mini_batch, state, segment_ids, lengths):
     initial, norm = _start(params, batch, wide), (params.scale.astype(wide), params.shift.astype(wide))
     rate = ref.rates(params, mini_batch, wide)
     q, tokens = q.astype(dtype), (k.astype(dtype), v.astype(dtype), eta)
+    kernels = _kernels(q, initial, mini_batch, rows, *by)
     if state is None and segment_ids is None and lengths is None:
-        out, state = chunked.on_grid(q, tokens, initial, norm, rate)
+        out, state = chunked.on_grid(q, tokens, initial, norm, rate, kernels)
     else:
         out, state = chunked.in_documents(q, tokens, initial, norm, rate, state, segment_ids, lengths)
     return out.astype(v.dtype), state
+
+
+def _kernels(q, layers, mini_batch, rows, implementation, interpret):
+    """(kernels in place of the body of `chunk_scan` or None, those of other platforms)."""
+    if implementation not in IMPLEMENTATIONS:
+        raise NotImplementedError(f"implementation={implementation!r} is not offered; use one of {IMPLEMENTATIONS}.")
+    steps, reason = q.shape[1] // mini_batch, None
+    if implementation == "chunked":
+        return None, ()
+    if interpret:
+        return tpu.INTERPRETED, ()
+    if any(x is not None for x in rows):
+        reason = "rows with a state, documents or padding have no kernel"
+    reason = reason or tpu.too_large(layers, steps, q.dtype)
+    if implementation is None:
+        return None, () if reason else (("tpu", tpu.KERNELS),)
+    if reason:
+        raise NotImplementedError(f"implementation={implementation!r} does not take this: {reason}; use 'chunked'.")
+    return f"implementation={implementation!r} runs on a TPU only; use 'chunked' or None.", (("tpu", tpu.KERNELS),)
 
 
 def _check(q, params, mini_batch, *, depth):

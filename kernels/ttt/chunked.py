@@ -49,8 +49,11 @@ def _learn(layers, norm, rate, tokens):
     return ref.update(layers, ref.gradients(layers, norm, k, v), rate[-1] * eta.astype(rate.dtype), k.dtype)
 
 
-def on_grid(q, tokens, layers, norm, rate):
-    """Every row is one document that starts here. Returns (out, state)."""
+def on_grid(q, tokens, layers, norm, rate, kernels):
+    """Every row is one document that starts here. Returns (out, state).
+
+    kernels: (what `chunk_scan` takes in place of its body or None, what it takes elsewhere).
+    """
     batch, length = q.shape[:2]
     size = rate.shape[0]
     whole, last = length // size, -(-length // size) - 1
@@ -67,9 +70,9 @@ def on_grid(q, tokens, layers, norm, rate):
     out = jnp.zeros_like(q)
     if whole:
         flags, sizes = jnp.arange(whole) < last, (size, size)
-        layers, out = chunk_scan(
-            body, (norm, rate), layers, flags, (q, tokens), sizes=sizes, steps=whole, length=length
-        )
+        instead, elsewhere = kernels
+        scanned = {"sizes": sizes, "steps": whole, "length": length, "elsewhere": elsewhere}
+        layers, out = chunk_scan(instead or body, (norm, rate), layers, flags, (q, tokens), **scanned)
     held = length - last * size
     if length % size:
         rest, kept = jax.tree.map(lambda x: x[:, last * size :], (q, tokens))
