@@ -26,6 +26,7 @@ from kernels.pattention import pattention, pattention_reference
 from kernels.pattention.rules import GELUS, NORMALIZATIONS
 from kernels.pattention.shapes import ODD, TILED
 from tests.kernels import attention_cases as cases
+from tests.kernels import linear_attention_kernels_test as linear
 from tests.kernels import pattention_test as patt
 
 # Long enough that every ring wraps many times: what a race would need. The first has more programs than a GPU holds.
@@ -56,6 +57,10 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
             name = f"pattention/float32/{normalization}/{gelu}{'/masked' * masked}"
             yield name, functools.partial(_pattention_float32, masked, options)
         yield f"pattention/bfloat16/{normalization}", functools.partial(_pattention_bfloat16, normalization)
+    for kind in ("decay", "delta"):
+        for T, chunk in ((2048, 64), (100, 16)):
+            name = f"linear_attention/bfloat16/{kind}/{T}/{chunk}"
+            yield name, functools.partial(_linear_attention, kind, T, chunk)
     for name, shape in SMALL.items():
         for dtype in (jnp.float32, jnp.bfloat16):
             if unsupported(jax.ShapeDtypeStruct(shape, dtype), "pallas_gpu"):
@@ -95,6 +100,13 @@ def _pattention_bfloat16(normalization) -> None:
     with jax.enable_x64(True):
         exact = [a.astype(jnp.float64) for a in arrays]
         patt.assert_within_roundings(got, exact, tau, normalization)
+
+
+def _linear_attention(kind, T, chunk) -> None:
+    given = linear.rounded(2, T, 2, 128, 128)
+    got = linear.probed(kind, *given, chunk_size=chunk, implementation="pallas_gpu")
+    with jax.enable_x64(True):
+        linear.assert_within_roundings(kind, *given, got, linear.roundings("pallas_gpu", -(-T // chunk)))
 
 
 def _newton_schulz(shape, dtype) -> None:

@@ -108,7 +108,9 @@ def planned(platform: str) -> Iterator[Planned]:
         yield Planned(name, functools.partial(_row, name, _chunks(platform, steps), "chunk 16"))
     name = f"{GROUP}/lact/fast_weights/f+b"
     fast = {key: FastWeights(**vars(layer)) for key, layer in _chunks(platform, 5).items()}
-    yield Planned(name, functools.partial(_row, name, fast, "chunk 16"))
+    yield Planned(
+        name, functools.partial(_row, name, fast, "chunk 16"), functools.partial(_ahead_of_time, fast["chunk 2048"])
+    )
     for length in (1024, 4096, 16384) if platform == "cpu" else (4096, 32768):
         name = f"{GROUP}/T={length}/f+b"
         yield Planned(name, functools.partial(_row, name, _mixers(platform, length), "attention"))
@@ -148,6 +150,16 @@ def _row(name: str, layers: Mapping[str, Layer], baseline: str) -> Comparison:
         rounds=3,
         calls=1,
     )
+
+
+def _ahead_of_time(layer: FastWeights, generation: str) -> dict[str, Any]:
+    """At batch 1: what the compiler says of the kernels, and of the formulas in jnp beside them."""
+    layer = dataclasses.replace(layer, B=1)
+    plain = dataclasses.replace(layer, options=(*layer.options, ("implementation", "reference")))
+    said, formulas = (
+        ops.ahead_of_time(one.forward(), jax.eval_shape(one.args), True, generation) for one in (layer, plain)
+    )
+    return said | {"temporaries of the formulas": formulas["temporaries"]}
 
 
 @functools.cache

@@ -4,6 +4,9 @@ from tests.planted import Bug
 
 MIXERS = ("tests/models/values/mixers_test.py",)
 ENTROPY = ("tests/kernels/cross_entropy_test.py",)
+LACT_TPU = ("tests/kernels/lact_kernels_test.py",)
+TTT_TPU = ("tests/kernels/ttt_kernels_test.py",)
+FUSED = ("tests/kernels/linear_attention_kernels_test.py",)
 LINEAR = ("tests/kernels/linear_attention_test.py", *MIXERS)
 TTT = (*MIXERS, "tests/kernels/ttt_test.py")
 LACT = (*MIXERS, "tests/kernels/lact_test.py::test_equals_the_definition_with_gradients")
@@ -74,6 +77,69 @@ BUGS = (
         "pair[..., -1, :], entering[..., -1]",
         "pair[..., 0, :], entering[..., -1]",
         LINEAR,
+    ),
+    Bug(
+        "kernels of TTT: a mini-batch that nothing follows is walked back as if it had been learned from",
+        "kernels/ttt/tpu.py",
+        "_pairs([learned * d for d in after])",
+        "_pairs(after)",
+        TTT_TPU,
+    ),
+    Bug(
+        "kernels of TTT: the maps after a mini-batch are taken for those before it",
+        "kernels/ttt/tpu.py",
+        "layers = _pairs([ref[place, head] for ref in stack])",
+        "layers = _pairs([ref[head] for ref in held])",
+        TTT_TPU,
+    ),
+    Bug(
+        "kernels of LaCT: each tile begins the sums anew",
+        "kernels/lact/tpu.py",
+        "@pl.when(pl.program_id(1) == 0)",
+        "@pl.when(pl.program_id(1) >= 0)",
+        LACT_TPU,
+    ),
+    Bug(
+        "kernels of LaCT: the rate of another matrix",
+        "kernels/lact/tpu.py",
+        "product(v, lr1 * (act * up)",
+        "product(v, lr2 * (act * up)",
+        LACT_TPU,
+    ),
+    Bug(
+        "kernels of linear attention: a memory is kept after its chunk",
+        "kernels/linear_attention/tpu.py",
+        "jax.lax.rem(at, jnp.int32(group)) == 0",
+        "jax.lax.rem(at + 1, jnp.int32(group)) == 0",
+        FUSED,
+    ),
+    Bug(
+        "kernels of linear attention: the walk back applies the map and not its transpose",
+        "kernels/linear_attention/gpu.py",
+        'form = "tn" if backward else "nn"',
+        'form = "nn"',
+        FUSED,
+    ),
+    Bug(
+        "kernels of linear attention: a document's memory leaks into the next one of its chunk",
+        "kernels/linear_attention/tile.py",
+        "jnp.where(at == 0, jnp.exp(after), 0),",
+        "jnp.exp(after),",
+        FUSED,
+    ),
+    Bug(
+        "kernels of linear attention: the gradient of the last memory is dropped",
+        "kernels/linear_attention/tpu.py",
+        "d_memory[...] = d_last[...]",
+        "d_memory[...] = jnp.zeros_like(d_last)",
+        FUSED,
+    ),
+    Bug(
+        "a tile's inverse: its gradient with the wrong sign",
+        "kernels/tiles.py",
+        "return (-_dot(_dot(found, gradient",
+        "return (_dot(_dot(found, gradient",
+        FUSED,
     ),
     Bug(
         "TTT: the rate of a place one too small",
