@@ -31,6 +31,17 @@ class Kernels(NamedTuple):
     backward: Callable
 
 
+class ByPlatform(NamedTuple):
+    """Bodies or kernels that compute the same, one for each platform that a program may be lowered for.
+
+    default: of all platforms that are not named; or a sentence, that of the NotImplementedError there.
+    elsewhere: (platform, what is taken there).
+    """
+
+    default: Body | Kernels | str
+    elsewhere: tuple[tuple[str, Body | Kernels], ...] = ()
+
+
 class Walk(NamedTuple):
     """The static arguments of `chunk_scan`; a body may be a sentence: why it does not run on other platforms."""
 
@@ -41,7 +52,7 @@ class Walk(NamedTuple):
 
 
 def chunk_scan(
-    body: Body | Kernels | str,
+    body: Body | ByPlatform,
     params: Any,
     carry: Any,
     flags: Any,
@@ -50,14 +61,11 @@ def chunk_scan(
     sizes: tuple[int, ...],
     steps: int,
     length: int,
-    elsewhere: tuple[tuple[str, Body | Kernels], ...] = (),
 ) -> tuple[Any, jax.Array]:
     """Runs `body` over `steps` chunks: chunk i of xs[j] is `[:, i * sizes[j] : (i + 1) * sizes[j]]` of every leaf.
 
     params, carry, xs: pytrees of floating arrays, all differentiable in reverse mode.
     flags: arrays `[steps, ...]` without gradient.
-    elsewhere: (platform, the body or kernels that are taken where the program is lowered for it). They compute the
-        same. With them the body may be a sentence: that of the NotImplementedError on other platforms.
 
     y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side, `[B, length, ...]`,
     zero after the last chunk.
@@ -65,10 +73,11 @@ def chunk_scan(
     Memory of the backward pass: the carry before each step where all of them are no larger than xs, otherwise before
     every sqrt(steps)-th step at the price of one more forward pass.
     """
-    walk = Walk(body, sizes, steps, length)
-    if not elsewhere and callable(body):
+    chosen = body if isinstance(body, ByPlatform) else ByPlatform(body)
+    walk = Walk(chosen.default, sizes, steps, length)
+    if not chosen.elsewhere and callable(chosen.default):
         return _scan(walk, params, carry, flags, xs)
-    others = tuple((name, walk._replace(body=other)) for name, other in elsewhere)
+    others = tuple((name, walk._replace(body=other)) for name, other in chosen.elsewhere)
     return _scan_by(walk, others, params, carry, flags, xs)
 
 

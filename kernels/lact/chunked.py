@@ -66,9 +66,9 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
     if whole:
         learns = jnp.arange(whole) < last
         sizes = (chunk_size, chunk_size)
-        body, others = rule.bodies(lambda by: functools.partial(one_chunk, by))
+        body = rule.bodies(lambda by: functools.partial(one_chunk, by))
         xs, scanned = (q, tokens), {"sizes": sizes, "steps": whole, "length": length}
-        carry, out = chunk_scan(body, norms, carry, learns, xs, **scanned, elsewhere=others)
+        carry, out = chunk_scan(body, norms, carry, learns, xs, **scanned)
     else:
         out = jnp.zeros_like(q)
     if length % chunk_size:
@@ -129,9 +129,9 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
         learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
         flags = (where.happens.T, where.reset.T)
         xs, steps = (windows(q, where.when, span), learned), where.when.shape[1]
-        body, others = rule.bodies(lambda by: functools.partial(one_update, by))
+        body = rule.bodies(lambda by: functools.partial(one_update, by))
         scanned = {"sizes": (span, chunk_size), "steps": steps, "length": steps * span}
-        carry, later = chunk_scan(body, (norms, initial), carry, flags, xs, **scanned, elsewhere=others)
+        carry, later = chunk_scan(body, (norms, initial), carry, flags, xs, **scanned)
         place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
         out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
 

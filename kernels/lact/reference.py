@@ -5,11 +5,12 @@ Everything here is differentiable, so outer gradients pass through the inner gra
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kernels.lact.chunk_scan import ByPlatform
 from kernels.newton_schulz import newton_schulz
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]
@@ -100,10 +101,10 @@ class Rule(NamedTuple):
     network: Network = PLAIN
     elsewhere: tuple[tuple[str, Network], ...] = ()  # what programs for these platforms take instead, whole chunks
 
-    def bodies(self, make: Callable) -> tuple[Any, tuple]:
-        """(make(rule), of the rule for each other platform): what `chunk_scan` takes as its body and `elsewhere`."""
+    def bodies(self, make: Callable) -> ByPlatform:
+        """The body make(rule) of `chunk_scan`, and the one of the rule of each platform that has its own."""
         others = tuple((name, make(self._replace(network=network))) for name, network in self.elsewhere)
-        return make(self), others
+        return ByPlatform(make(self), others)
 
 
 def row_norms(w: jax.Array) -> jax.Array:

@@ -58,9 +58,9 @@ def linear_attention(
         segment_ids: `[B, T]` integers; wherever the id changes a document begins with an empty memory.
         axis: inside `jax.shard_map`, the mesh axis whose devices share every row: rank r holds its r-th piece, and goes
             on from the memory that the pieces before it leave (one more pass over the keys; no `state`).
-        implementation: None takes a Pallas kernel for the whole chunks where the program is lowered for a TPU or CUDA
-            GPU and `unsupported` has nothing against it, else "chunked", which is jnp; "pallas_tpu" or "pallas_gpu" is
-            that kernel or an error; "reference" is one token after another.
+        implementation: None takes a Pallas kernel for the whole chunks where the program is lowered for a TPU and
+            `unsupported` has nothing against it, else "chunked", which is jnp; "pallas_tpu" or "pallas_gpu" is that
+            kernel or an error; "reference" is one token after another.
         interpret: run a named kernel in Pallas' interpreter (tests).
 
     Returns out `[B, T, N, P]` in the dtype of `v`, and the state after the last token. Products take operands of the

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.lact.chunk_scan import Body, Kernels, Walk, chunk_scan
+from kernels.lact.chunk_scan import Body, ByPlatform, Kernels, Walk, chunk_scan
 from kernels.linear_attention import gpu, tpu
 from kernels.linear_attention.rows import Cut
 
 KERNELS = {"pallas_tpu": tpu, "pallas_gpu": gpu}
+BY_DEFAULT = ("pallas_tpu",)  # The GPU's were compiled by no GPU yet: they run where they are named.
 _PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
 
 
@@ -47,10 +48,10 @@ def over_chunks(
         plain = f"implementation={implementation!r} runs on {platform} only; use implementation='chunked' or None."
         elsewhere = ((platform, _kernels(implementation, False)),)
     elif implementation is None:
-        taken = [name for name in KERNELS if unsupported(name, *sizes) is None]
+        taken = [name for name in BY_DEFAULT if unsupported(name, *sizes) is None]
         elsewhere = tuple((_PLATFORMS[name], _kernels(name, False)) for name in taken)
-    scanned = {"sizes": (chunk_size,), "steps": steps, "length": length, "elsewhere": elsewhere}
-    return chunk_scan(plain, (), memory, flags, (tokens,), **scanned)
+    scanned = {"sizes": (chunk_size,), "steps": steps, "length": length}
+    return chunk_scan(ByPlatform(plain, elsewhere), (), memory, flags, (tokens,), **scanned)
 
 
 def _begins(flags: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.lact.chunk_scan import chunk_scan
+from kernels.lact.chunk_scan import ByPlatform, chunk_scan
 from kernels.lact.schedule import (
     UpdateSchedule,
     boundaries,
@@ -52,7 +52,7 @@ def _learn(layers, norm, rate, tokens):
 def on_grid(q, tokens, layers, norm, rate, kernels):
     """Every row is one document that starts here. Returns (out, state).
 
-    kernels: (what `chunk_scan` takes in place of its body or None, what it takes elsewhere).
+    kernels: (what `chunk_scan` takes in place of its body or None, the kernels of other platforms).
     """
     batch, length = q.shape[:2]
     size = rate.shape[0]
@@ -71,8 +71,9 @@ def on_grid(q, tokens, layers, norm, rate, kernels):
     if whole:
         flags, sizes = jnp.arange(whole) < last, (size, size)
         instead, elsewhere = kernels
-        scanned = {"sizes": sizes, "steps": whole, "length": length, "elsewhere": elsewhere}
-        layers, out = chunk_scan(instead or body, (norm, rate), layers, flags, (q, tokens), **scanned)
+        scanned = {"sizes": sizes, "steps": whole, "length": length}
+        bodies = ByPlatform(instead or body, elsewhere)
+        layers, out = chunk_scan(bodies, (norm, rate), layers, flags, (q, tokens), **scanned)
     held = length - last * size
     if length % size:
         rest, kept = jax.tree.map(lambda x: x[:, last * size :], (q, tokens))

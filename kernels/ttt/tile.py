@@ -29,14 +29,14 @@ def _gelu(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _steps(low: jnp.dtype, layers: Layers, norm: Norm, k: jax.Array, v: jax.Array) -> list:
     """(input, gradient of the output) of each map at every token."""
-    x, inputs, slopes = k, [], []
-    for i, (w, b) in enumerate(layers):
-        if i:
-            x, slope = _gelu(z)  # noqa: F821
+    x, inputs, outputs, slopes = k, [], [], []
+    for w, b in layers:
+        if outputs:
+            x, slope = _gelu(outputs[-1])
             slopes.append(slope)
         inputs.append(x)
-        z = product(x, w, "nn", low) + b
-    hat, std = _standardise(z)
+        outputs.append(product(x, w, "nn", low) + b)
+    hat, std = _standardise(outputs[-1])
     error = (norm[0] * hat + norm[1] - (v - k)) * norm[0]
     mean = lambda x: jnp.mean(x, axis=-1, keepdims=True)  # noqa: E731
     grads = [(error - mean(error) - hat * mean(error * hat)) / std]

@@ -8,8 +8,10 @@ backward   grid (rows, kept maps from the last to the first, twice the mini-batc
 The heads of a program do not depend on each other: their chains of small products fill each other's gaps. Not measured.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -166,11 +168,13 @@ def _backward_body(*refs: Any, maps: int, group: int, steps: int, low: jnp.dtype
             ref[...] = x[...]
 
 
+@dataclasses.dataclass(frozen=True)
 class _Cut:
     """The blocks of a call: `heads` of N a program, `place(*grid indices behind the row) -> mini-batch`."""
 
-    def __init__(self, heads: int, of: int, place: Any):
-        self.heads, self.of, self.place = heads, of, place
+    heads: int
+    of: int
+    place: Callable
 
     def tokens(self, x: Any) -> pl.BlockSpec:
         """Of `[R, steps, ...]`."""

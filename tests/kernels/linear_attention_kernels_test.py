@@ -193,16 +193,17 @@ def test_tpu_kernels_compile_by_themselves(generation, kind, size, chunk, kernel
 
 
 @pytest.mark.parametrize("kind, kernels", [("decay", 7), ("delta", 7)])
-def test_gpu_kernels_lower_by_themselves(kind, kernels):
+def test_gpu_kernels_lower_where_they_are_named(kind, kernels):
     """prepare, scan and read; prepare, entering, scan and pull, of memories that were all kept."""
-    text = lower_for_cuda(program(kind, chunk_size=64), *structs(2, 256, 2, 64, 64, jnp.bfloat16))
+    named = program(kind, chunk_size=64, implementation="pallas_gpu")
+    text = lower_for_cuda(named, *structs(2, 320, 2, 64, 64, jnp.bfloat16))
     assert text.count("__gpu$xla.gpu.triton") == kernels
 
 
 def test_what_no_kernel_takes_stays_with_the_formulas():
-    wide = structs(1, 256, 1, 512, 512, jnp.bfloat16)
-    assert "triton" not in lower_for_cuda(program("delta", chunk_size=64), *wide)
-    assert "triton" not in lower_for_cuda(program("delta", chunk_size=48), *structs(1, 96, 1, 16, 16, jnp.float32))
+    assert "triton" not in lower_for_cuda(program("delta", chunk_size=64), *structs(1, 64, 1, 16, 16, jnp.bfloat16))
+    wide = compile_for_tpu(program("decay", chunk_size=8), *structs(1, 16, 1, 8, tpu.WIDEST + 1, jnp.float32))
+    assert "tpu_custom_call" not in wide.as_text()
     said = {
         (name, *sizes): unsupported(name, jnp.bfloat16, *sizes)
         for name, module in (("pallas_tpu", tpu), ("pallas_gpu", gpu))
