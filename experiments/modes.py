@@ -191,13 +191,14 @@ def evaluate(flags: Any, changes: Changes) -> None:
     _jax(flags)
     from experiments.program import inputs
     from experiments.training import evaluate as evaluation
-    from experiments.training import other_texts, traced
+    from experiments.training import exact_bytes, other_texts, traced
 
     other_texts.check(made)
     other_texts.check_output(getattr(flags, "output", "") if made.eval.texts else "")
     place = named.workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
     agreement.check_command("evaluate", made.to_dict(), place, step=_step(flags))
     model = _trained(flags, made)
+    exact_bytes.check(model.config, model.program, model.tokenizer)
     agreement.check_start(corpus=model.corpus.hash, tokenizer=model.tokenizer.hash, checkpoint=model.step)
     step = evaluation.make_step(model.program)
     batches = inputs.eval_batches(model.config, model.corpus, model.program.rows)
@@ -206,6 +207,8 @@ def evaluate(flags: Any, changes: Changes) -> None:
         raise Refused(f"{wrong} for checkpoint {model.step}: the model overflows on this text; try --step=best.")
     if processes.is_main():
         print(_likelihood(found))
+    if model.config.eval.bytes == "exact":
+        print(exact_bytes.line(model))
     if model.config.eval.trace:
         rows = inputs.eval_batches(model.config, model.corpus, model.program.rows)
         traced.write(model.program, model.params, rows, place)

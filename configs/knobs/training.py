@@ -112,6 +112,13 @@ evaluation.texts = texts(
     "many whole ones as eval.rows allow (0 = all).",
     before=(),
 )
+evaluation.bytes = one_of(
+    "canonical",
+    ("canonical", "exact"),
+    "--mode=evaluate: canonical counts each text's own encoding; exact adds the probability of the bytes, over all "
+    "encodings that begin with them, and the mass on what is no encoding.",
+    before="canonical",
+)
 evaluation.prompt = whole(
     0,
     "Tokens of a row that are read at once where generate.memory keeps a part; 0 = half of it.",

@@ -8,7 +8,7 @@ PAGE = environment.ROOT / "docs" / "tokens.md"
 MODULES = [
     *(
         f"data.tokenizers.{name}"
-        for name in ("covers", "pairs", "unigram", "mixture", "theory", "lzw", "lib", "digits", "dynamic")
+        for name in ("covers", "endings", "pairs", "unigram", "mixture", "theory", "lzw", "lib", "digits", "dynamic")
     ),
     *(f"data.tokenizers.{name}" for name in ("morphology", "patches", "measures")),
     "models.transplant",

@@ -1,0 +1,60 @@
+"""Covers of whole texts against those found from the first byte, for every tokenizer that is learned here."""
+
+import random
+
+import numpy as np
+import pytest
+
+from data.tokenizers import covers, endings
+from tests.data.tokenizers import covers_test, trainers_test
+
+TEXTS = [
+    b"left + right, 1234567 and 89 lambs",
+    "okullar evlerden göz gözlerde".encode(),
+    b"the quick brown fox jumped over 1234567 lazy dogs in the quick house of 4500",
+    b"x",
+    "é".encode(),
+]
+
+
+@trainers_test.NAMES
+def test_covers_are_those_found_from_the_first_byte(name):
+    made = trainers_test.trained(name)
+    pieces = endings.Pieces(made)
+    for text in TEXTS:
+        found, want = endings.ending(made, text, pieces), covers.covers(made, text)
+        assert set(want) <= set(found.covers) and found.covers == sorted(set(found.covers))
+        for ids in set(found.covers) - set(want):  # Stretches of words are counted: a beginning may read otherwise.
+            assert name == "supertokens" and covers.canonical(made, ids)
+            assert not all(covers.canonical(made, ids[:k]) for k in range(len(ids)))
+        assert found.ids == tuple(made.encode(text).tolist())
+
+
+@trainers_test.NAMES
+def test_what_may_follow_is_decided_as_on_the_whole_text(name):
+    made, rng = trainers_test.trained(name), random.Random(1)
+    ids = tuple(made.encode(b"\n".join(TEXTS[:3])).tolist())
+    whole, seen = covers.Valid(made), set()
+    for turn in range(4):
+        following = [rng.choice(ids) if turn % 2 else rng.randrange(made.vocab_size) for _ in ids]
+        want = [bool(made.pieces[i]) and whole((*ids[:k], i)) for k, i in enumerate(following)]
+        assert endings.continuations(made, ids, following, context=16) == want
+        seen |= {ok for i, ok in zip(following, want, strict=True) if made.pieces[i]}
+    assert seen == {True, False}
+
+
+def test_covers_of_a_small_alphabet_are_those_of_the_definition():
+    for text in covers_test.TEXTS:
+        if not text or covers.unfinished(text):
+            with pytest.raises(ValueError, match="whole character"):
+                endings.ending(covers_test.Tiny(), text)
+        else:
+            assert endings.ending(covers_test.Tiny(), text).covers == covers_test.plain_covers(text)
+
+
+def test_pieces_are_found_by_how_they_begin():
+    pieces = endings.Pieces(covers_test.Tiny())
+    np.testing.assert_array_equal(pieces.beginning(b"a"), [0, 3, 4])
+    np.testing.assert_array_equal(pieces.beginning(b"ab"), [3, 4])
+    np.testing.assert_array_equal(pieces.equal(b"ab"), [3])
+    assert pieces.longest == 3 and not len(pieces.beginning(b"ba"))

@@ -1,0 +1,107 @@
+"""The exact probability of bytes under a small model against enumeration by the definition, in float64."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from data.tokenizers import covers, endings
+from experiments.settings.errors import ConfigError
+from experiments.training import exact_bytes
+from tests.data.tokenizers import covers_test
+from tests.plain import tiny
+
+TEXTS = [b"a", b"ab", b"abb", b"abab", b"babba", b"a\xc3b", b"bbbb", b"aba", b"bab", b"abbab"]
+
+
+class Tokenizer(covers_test.Tiny):
+    """Byte pairs over a, b and one byte that begins a character, with a beginning, an end and padding."""
+
+    pieces = (*covers_test.Tiny.pieces[:-1], b"", b"", b"")
+    bos, eos, pad, vocab_size = 6, 7, 8, 9
+
+
+@pytest.fixture(scope="module")
+def law():
+    """Program, parameters, and the model as log-probabilities [V] after any ids, by whole passes without a state."""
+    with jax.enable_x64(True):
+        program = tiny.program(tiny.config(model__init_std=1.0))
+        params = program.init()["params"]
+        whole = jax.jit(lambda params, ids: program.merge(params).logits(
+            program.merge(params)(ids, mask=program.objective.mask).features
+        ))  # fmt: skip
+
+        @functools.cache
+        def model(ids):
+            row = np.full((1, 10), Tokenizer.pad, np.int32)
+            row[0, : len(ids) + 1] = (Tokenizer.bos, *ids)
+            logits = np.asarray(whole(params, row))[0, len(ids), : tiny.V]
+            return logits - np.log(np.sum(np.exp(logits)))
+
+        yield program, params, model
+
+
+def test_it_is_the_sum_over_all_encodings_that_begin_with_the_text(law, x64):
+    program, params, model = law
+    found = exact_bytes.measured(exact_bytes.make_step(program), params, Tokenizer(), TEXTS)
+    for k, text in enumerate(TEXTS):
+        log_p = lambda ids: sum(model(ids[:k])[i] for k, i in enumerate(ids))  # noqa: E731
+        want = -math.log(sum(math.exp(log_p(ids)) for ids in covers_test.plain_covers(text)))
+        own = -log_p(tuple(Tokenizer().encode(text)))
+        # Logits are float32: each log-probability is wrong by some units of 2^-24 times a logit, here up to 30.
+        np.testing.assert_allclose([found.exact[k], found.canonical[k]], [want, own], rtol=0, atol=2e-5)
+        assert found.exact[k] <= found.canonical[k] + 2e-5
+    assert found.sizes.tolist() == [len(text) for text in TEXTS]
+    assert any(found.exact < found.canonical - 0.1)
+
+
+def test_tokens_are_drawn_from_the_model_and_strays_counted(law, x64):
+    """A text of one word: every place draws one token, by the inverse of the distribution at its own number."""
+    program, params, model = law
+    text = b"abba" * 20
+    step, pieces = exact_bytes.make_step(program), endings.Pieces(Tokenizer())
+    some = [exact_bytes.plan(Tokenizer(), text, pieces)] * 3
+    arrays = exact_bytes.packed(some, 4)
+    again = exact_bytes.packed(some[:1], 5)
+    np.testing.assert_array_equal(arrays["noise"][1], again["noise"][0])
+    *_, drawn = step(params, arrays)
+    short = arrays["head"][1, :9]
+    ids = tuple(int(i) for i in short[1:])
+    for k in range(8):
+        below = np.cumsum(np.exp(model(ids[:k])))
+        token = int(drawn[1, k])
+        u = arrays["noise"][1, k]
+        assert below[token] >= u - 1e-5 and (token == 0 or below[token - 1] < u + 1e-5)
+    found = exact_bytes.measured(step, params, Tokenizer(), [b"abba" * 3] * 6)
+    one = exact_bytes.plan(Tokenizer(), b"abba" * 3, pieces)
+    assert len(one.head) < 9 and (found.drawn <= len(one.head)).all()
+    arrays = exact_bytes.packed([one] * 6, 0)
+    *_, drawn = step(params, arrays)
+    valid = covers.Valid(Tokenizer())
+    for k in range(6):
+        draws = [(n, int(i)) for n, i in enumerate(drawn[k, : len(one.head)]) if Tokenizer.pieces[i]]
+        assert found.drawn[k] == len(draws)
+        assert found.strays[k] == sum(not valid((*one.ids[:n], i)) for n, i in draws)
+    assert found.strays.sum() > 0
+
+
+def test_rows_that_begin_others_are_read_once():
+    made = exact_bytes.plan(Tokenizer(), b"babbabbab", endings.Pieces(Tokenizer()))
+    assert all(row[0] == made.rows[0][0] for row in made.rows)
+    for row in made.rows:
+        assert not any(other != row and other[: len(row)] == row for other in made.rows)
+    whole = [(*made.head, *made.rows[r][: k + 1], int(i)) for r, k, last in made.asked for i in last]
+    assert whole[0][1:] == made.ids
+    assert sorted(ids[1:] for ids in whole[1:]) == endings.ending(Tokenizer(), b"babbabbab").covers
+
+
+def test_what_has_no_law_of_bytes_is_refused():
+    config = tiny.config("masked_diffusion", eval={"bytes": "exact"})
+    program = tiny.program(config)
+    with pytest.raises(ConfigError, match="masked_diffusion.*eval.bytes='canonical'"):
+        exact_bytes.check(config, program, Tokenizer())
+    config = tiny.config(eval={"bytes": "exact"})
+    with pytest.raises(ConfigError, match="no bytes"):
+        exact_bytes.check(config, tiny.program(config), object())
