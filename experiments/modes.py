@@ -190,8 +190,8 @@ def evaluate(flags: Any, changes: Changes) -> None:
     made = _readable(flags, changes)
     _jax(flags)
     from experiments.program import inputs
+    from experiments.training import byte_rows, exact_bytes, other_texts, traced
     from experiments.training import evaluate as evaluation
-    from experiments.training import exact_bytes, other_texts, traced
 
     other_texts.check(made)
     other_texts.check_output(getattr(flags, "output", "") if made.eval.texts else "")
@@ -207,8 +207,8 @@ def evaluate(flags: Any, changes: Changes) -> None:
         raise Refused(f"{wrong} for checkpoint {model.step}: the model overflows on this text; try --step=best.")
     if processes.is_main():
         print(_likelihood(found))
-    if model.config.eval.bytes == "exact":
-        print(exact_bytes.line(model))
+    if made.eval.bytes != "canonical":
+        print({"exact": exact_bytes, "rows": byte_rows}[made.eval.bytes].line(model))
     if model.config.eval.trace:
         rows = inputs.eval_batches(model.config, model.corpus, model.program.rows)
         traced.write(model.program, model.params, rows, place)

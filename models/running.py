@@ -72,9 +72,10 @@ def put(params: dict, new: Mapping[str, dict]) -> dict:
 def by_block(model: LM, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each block's name and its own part of a report, the repeats in front: `reports.join` backwards."""
     names, repeats = model.stack.period.names, model.stack.repeats
+    own = {entry: x for entry, x in report.items() if entry not in getattr(model, "reported", ())}
     for i, name in enumerate(names):
         # All channels of a stack are of one kind: what one of a period reports, all do.
-        yield name, jax.tree.map(lambda x, i=i: x.reshape(repeats, len(names), *x.shape[1:])[:, i], dict(report))
+        yield name, jax.tree.map(lambda x, i=i: x.reshape(repeats, len(names), *x.shape[1:])[:, i], own)
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -52,6 +52,7 @@ class Spec:
     by_position: tuple[Mapping[str, Any], ...] = ()  # what differs at each place of the period, by group
     partition: Partition = Partition()  # layout on the mesh
     sizes: Parametrization = Parametrization()  # multipliers that follow from the sizes
+    kind: str = "lm"  # of models.kinds
 
     @classmethod
     def from_config(cls, model: Mapping[str, Any], *, vocab_size: int, partition: Partition = Partition()) -> "Spec":  # noqa: B008 (immutable)
@@ -95,5 +96,5 @@ class Spec:
 _COPIED = (
     "channel", "projection", "norm", "norm_place", "norm_scale", "norm_offset", "norm_bias", "norm_eps", "final_norm",
     "parallel", "residual_scale", "positions", "tied", "softcap", "init", "init_std", "remat", "time_features",
-    "self_condition",
+    "self_condition", "kind",
 )  # fmt: skip

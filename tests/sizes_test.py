@@ -17,8 +17,8 @@ FORMULAS = {  # plain functions, whose arguments tests/models/plain_functions_te
     "models.objectives.block_diffusion.corrupt", "models.objectives.masked_diffusion.corrupt",
 }  # fmt: skip
 ENTRIES = {  # what a user calls with the settings of a config, and two that hand on all that such a call is given
-    "data.corpus.load", "data.loader.Loader.__init__", "models.lm.LM.__call__", "experiments.scaling.study.study",
-    "models.mixers.attend.recall", "experiments.generation.decoder.Decoder._start",
+    "data.corpus.load", "data.loader.Loader.__init__", "models.lm.LM.__call__", "models.segmented.Segmented.__call__",
+    "models.mixers.attend.recall", "experiments.generation.decoder.Decoder._start", "experiments.scaling.study.study",
 }  # fmt: skip
 
 

@@ -1,8 +1,14 @@
 """Knobs of the backbone: its sizes, its parts by name, how it is computed. D, L, N, K, H, V are the house's letters."""
 
-from configs.knobs.kinds import group, number, part, switch, text, texts, whole
+from configs.knobs.kinds import group, number, one_of, part, switch, text, texts, whole
 
 model = group("The model.")
+model.kind = part(
+    "lm",
+    "models.kinds:MODELS",
+    "lm: one stack of layers; segmented: layers of bytes around layers of segments (models/segmented.py).",
+    before="lm",
+)
 model.vocab_size = whole(0, "V. 0 = what the tokenizer and the objective need.", least=0, smoke=0)
 model.vocab_multiple = whole(
     1, "V is rounded up to a multiple of this, e.g. 128 for accelerators; the extra rows are never targets.", least=1
@@ -94,3 +100,52 @@ model.mup = mup = group("Sizes of the model at which the rest was tuned.", of="m
 mup.base_width = whole(128, "D of the base.", least=1)
 mup.base_head_dim = whole(0, "H of the base; 0 = H: a wider model has more heads, not wider ones.", least=0)
 mup.base_layers = whole(0, "L of the base; 0 = L: branches are not scaled by depth.", least=0)
+
+model.segmented = segmented = group(
+    "Bytes cut into segments; the rest of `model` is the backbone over segments.", of="model.kind=segmented"
+)
+segmented.segmenter = part(
+    "words",
+    "models.segments.segmenters:SEGMENTERS",
+    "Where segments are cut: stride, words, spaces, magnet, hnet, entropy.",
+    before="words",
+)
+segmented.width = whole(128, "D': width of the bytes' layers.", least=1, small=32, before=128)
+segmented.heads = whole(4, "Heads of their attention.", least=1, small=4, before=4)
+segmented.encoder_layers = whole(1, "Layers before the bytes are cut.", least=1, small=1, before=1)
+segmented.decoder_layers = whole(1, "Layers behind the backbone.", least=1, small=1, before=1)
+segmented.window = whole(128, "Bytes that these layers see, itself included; 0 = all.", least=0, small=8, before=128)
+segmented.least = whole(
+    1,
+    "Bytes a segment at least, on average from a document's first byte on; the backbone is computed for length / least "
+    "tokens a row. Cuts beyond that are not made.",
+    least=1,
+    before=1,
+)
+segmented.documents = whole(
+    8,
+    "Documents of a row for which there is room beside; bytes for which there is none read no segment.",
+    least=0,
+    of="model.kind=segmented",
+    before=8,
+)
+segmented.stride = stride = group("Segments of equal length.", of="model.segmented.segmenter=stride")
+stride.bytes = whole(4, "Bytes of a segment.", least=1, before=4)
+segmented.magnet = predictor = group("Learned boundaries.", of="model.segmented.segmenter=magnet")
+predictor.prior = number(0.2, "Share of bytes that end a segment, by the prior.", least=1e-4, most=0.9999, before=0.2)
+predictor.temperature = number(0.5, "Of the relaxed boundaries.", least=1e-3, before=0.5)
+predictor.weight = number(1.0, "Of the prior's loss.", least=0, before=1.0)
+segmented.hnet = chunks = group("Chunks where neighbours differ.", of="model.segmented.segmenter=hnet")
+chunks.ratio = number(4.0, "N: bytes a chunk that the loss aims at.", least=1.01, before=4.0)
+chunks.weight = number(0.03, "Of the ratio loss.", least=0, before=0.03)
+segmented.entropy = hard = group(
+    "Patches begin at bytes that are hard to predict.", of="model.segmented.segmenter=entropy"
+)
+hard.rule = one_of(
+    "global",
+    ("global", "monotonic"),
+    "What exceeds the threshold: the entropy, or its rise from byte to byte.",
+    before="global",
+)
+hard.threshold = number(1.3, "Nats.", before=1.3)
+hard.weight = number(1.0, "Of the loss of the head that predicts bytes.", least=0, before=1.0)

@@ -114,9 +114,9 @@ evaluation.texts = texts(
 )
 evaluation.bytes = one_of(
     "canonical",
-    ("canonical", "exact"),
+    ("canonical", "exact", "rows"),
     "--mode=evaluate: canonical counts each text's own encoding; exact adds the probability of the bytes, over all "
-    "encodings that begin with them, and the mass on what is no encoding.",
+    "encodings that begin with them, and the mass on what is no encoding; rows the law of every byte of a few texts.",
     before="canonical",
 )
 evaluation.prompt = whole(

@@ -71,7 +71,7 @@ def ending(tokenizer: Encoder, text: bytes, pieces: Pieces | None = None) -> End
     shared, tail = ids[:start], text[sum(len(tokenizer.pieces[i]) for i in ids[:start]) :]
     fitting = {j: pieces.beginning(tail[j:]) for j in range(max(0, len(tail) - pieces.longest), len(tail))}
     places = [j for j, some in fitting.items() if len(some)]
-    exactly = _Exactly(tokenizer, pieces, tail)
+    exactly = Exactly(tokenizer, pieces, tail)
     tried = [(body, fitting[j]) for j in places for body in exactly(j)]
     asked = [(*body, int(i)) for body, some in tried for i in some]
     valid = iter(begin_encodings(tokenizer, asked))
@@ -120,7 +120,18 @@ def continuations(
     return found
 
 
-class _Exactly:
+def followers(tokenizer: Encoder, ids: Ids, pieces: Pieces | None = None) -> list[bool]:
+    """Whether `ids` and then each token of the vocabulary begin an encoding, `[V]`; tokens without bytes begin none."""
+    pieces = pieces or Pieces(tokenizer)
+    start = _window(tokenizer, ids, pieces.longest, pieces)
+    tried = [i for i, piece in enumerate(tokenizer.pieces) if piece]
+    found = [False] * len(tokenizer.pieces)
+    for i, ok in zip(tried, begin_encodings(tokenizer, [(*ids[start:], i) for i in tried]), strict=True):
+        found[i] = ok
+    return found
+
+
+class Exactly:
     """The sequences that begin an encoding and end exactly at a place of a text; one, but inside of a character."""
 
     def __init__(self, tokenizer: Encoder, pieces: Pieces, text: bytes):

@@ -13,7 +13,7 @@ import numpy as np
 from configs import base
 from experiments.generation import beside, drafting, requests
 from experiments.generation.layers import cut, whole
-from experiments.preflight import memory_problems
+from experiments.preflight import memory_problems, segments
 from experiments.program import Program, sharding
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
@@ -66,6 +66,9 @@ class Decoder:
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
         parts = sockets.make(asked, _defaults(), every=every, shared=shared, **known)
+        named = parts.drafter[0], parts.memory.name
+        if problems := [*segments.decoding_problems(self.program.spec.kind, *named)]:
+            raise ConfigError(problems)
         self._check_memory(parts)
         if problems := [*drafting.problems(parts, asked[0], self.program, rewinds=lambda: self._all_rewind(parts))]:
             raise ConfigError(problems)

@@ -13,6 +13,7 @@ from experiments.preflight import objectives as preflight_objectives
 from experiments.preflight import optimizer as preflight_optimizer
 from experiments.preflight import parts as preflight_parts
 from experiments.preflight import pretrained as preflight_pretrained
+from experiments.preflight import segments as preflight_segments
 from experiments.preflight import sizes as preflight_sizes
 from experiments.preflight.tables import names
 from experiments.settings.errors import ConfigError
@@ -202,6 +203,7 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
     yield from preflight_parts.problems(config, facts)
     yield from memory_problems(groups["generate"], config.model.mixer)
     yield from preflight_sizes.problems(config)
+    yield from preflight_segments.problems(config)
     yield from preflight_experts.problems(config)
     yield from preflight_optimizer.problems(config)
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from

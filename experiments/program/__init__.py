@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from experiments.program import companions as beside
 from experiments.program import freezing, optimizers, precision, sharding
 from kernels import context_attention
-from models import objectives, reports, running
+from models import kinds, objectives, reports, running
 from models.lm import LM
 from models.objectives import OBJECTIVES
 from models.partition import Partition
@@ -74,7 +74,7 @@ class Program:
     def initial(self, key: jax.Array) -> Any:
         """The initial parameters, inside a trace."""
         heads = objectives.heads(self.objective, self.spec)
-        return nnx.to_pure_dict(nnx.state(LM(self.spec, rngs=nnx.Rngs(params=key), heads=heads), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(kinds.make(self.spec, rngs=nnx.Rngs(params=key), heads=heads), nnx.Param))
 
     def begin(self, params: Any) -> Any:
         """The state at step 0 with these parameters in place of the initial ones."""
@@ -258,7 +258,7 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
 def _structure(spec: Spec, goal: Any) -> tuple[Any, Any]:
     """What a model with the heads of its objective is but its numbers, and the shapes of those."""
     heads = objectives.heads(goal, spec)
-    return nnx.split(nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0), heads=heads)), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: kinds.make(spec, rngs=nnx.Rngs(0), heads=heads)), nnx.Param)
 
 
 def _is_variable(leaf: Any) -> bool:

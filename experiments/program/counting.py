@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from experiments.program import precision
+from models import kinds, segmented
 from models.block import Period
-from models.lm import LM
 from models.objectives import next_token
 from models.parameters import MULTIPLIED, UNTRAINED, kernel_size
 
@@ -46,17 +46,14 @@ def flops_per_token(program: Any) -> dict[str, float]:
     kernels = sum(size for size, _ in multiplied)
     spec, length = program.spec, program.config.data.length
     causal = program.objective.causal
-    blocks = nnx.eval_shape(lambda: Period(spec, rngs=nnx.Rngs(0))).blocks.values()
-    copies, repeats = program.objective.copies, spec.L // len(blocks)
-    # With copies: a mask of their own over all of them, instead of each token seeing the row once.
-    share = repeats * (program.objective.keys(length) / length if copies > 1 else 1.0)
-    parts = dict.fromkeys(MIXING, 0.0)
-    for block in blocks:
-        for kind, flops in block.mixer.context_flops(length, causal).items():
-            parts[kind] += 3 * share * flops
-    each = 2 * kernels + repeats * sum(block.channel.flops() - 2 * kernel_size(block.channel) for block in blocks)
+    if spec.kind == "segmented":
+        forward = segmented.forward_flops(spec, length, causal)
+        each, copies, width = forward["matmul"], 1, segmented.features_width(spec)
+        parts = {kind: 3 * forward.get(kind, 0.0) for kind in MIXING}
+    else:
+        each, parts, copies, width = *_layers(program, kernels), program.objective.copies, spec.D
     predictions = getattr(program.objective, "predictions", 1)
-    head = predictions * 2 * spec.V * spec.D
+    head = predictions * 2 * spec.V * width
     matmul = 3 * (copies * each + head)
     # What is held has no gradient of its own: two products of three.
     matmul -= copies * each * sum(size for size, held in multiplied if held) / max(kernels, 1)
@@ -73,13 +70,29 @@ def flops_per_token(program: Any) -> dict[str, float]:
     return {"matmul": matmul, **parts, "context": context, "total": matmul + context}
 
 
+def _layers(program: Any, kernels: int) -> tuple[float, dict[str, float]]:
+    """Of a stack of layers: products of a token and pass, forward, without the head; three times what mixers do beyond
+    their projections, in all copies of a token."""
+    spec, length, goal = program.spec, program.config.data.length, program.objective
+    blocks = nnx.eval_shape(lambda: Period(spec, rngs=nnx.Rngs(0))).blocks.values()
+    repeats = spec.L // len(blocks)
+    # With copies: a mask of their own over all of them, instead of each token seeing the row once.
+    share = repeats * (goal.keys(length) / length if goal.copies > 1 else 1.0)
+    parts = dict.fromkeys(MIXING, 0.0)
+    for block in blocks:
+        for kind, flops in block.mixer.context_flops(length, goal.causal).items():
+            parts[kind] += 3 * share * flops
+    each = 2 * kernels + repeats * sum(block.channel.flops() - 2 * kernel_size(block.channel) for block in blocks)
+    return each, parts
+
+
 def state_bytes(program: Any) -> int:
     """Bytes of the decoding state of one sequence of `data.length` tokens, all layers: caches, memories, fast weights.
 
     Parameters are not in it, not even those that fast weights start from.
     """
     spec, length = program.spec, program.config.data.length
-    state = nnx.eval_shape(lambda: LM(spec, rngs=nnx.Rngs(0)).for_decoding().init_state(1, length))
+    state = nnx.eval_shape(lambda: kinds.make(spec, rngs=nnx.Rngs(0)).for_decoding().init_state(1, length))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 

@@ -71,6 +71,13 @@ def summary(rows: np.ndarray, kind: str) -> dict[str, Any]:
     }
 
 
+def bits_a_byte(nats: np.ndarray, sizes: np.ndarray) -> str:
+    """Bits per byte of documents with so many nats and bytes each, in words: of several with their standard error."""
+    bits = nats / math.log(2)
+    error = ratio_standard_error(bits, sizes)
+    return f"{bits.sum() / sizes.sum():.4f}" + ("" if math.isnan(error) else f" (standard error {error:.4f})")
+
+
 def not_finite(found: dict[str, Any]) -> str:
     """The first measure of an evaluation that is NaN or Inf, as "eval/loss=nan"; "" if all are finite."""
     wrong = [f"{name}={found[name]}" for name in ("eval/loss", "eval/bits_per_byte") if not math.isfinite(found[name])]

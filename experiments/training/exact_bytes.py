@@ -21,7 +21,7 @@ import data
 from data.tokenizers import covers, endings
 from experiments.program import Program
 from experiments.settings.errors import ConfigError
-from experiments.training.evaluate import ratio_standard_error
+from experiments.training.evaluate import bits_a_byte, ratio_standard_error
 from kernels import masks
 from models.decoding import rows as lanes
 from models.objectives import noise
@@ -68,17 +68,19 @@ class Found:
 
 def check(config: Any, program: Program, tokenizer: Any) -> None:
     """Raises ConfigError where bytes have no exact law here."""
-    if config.eval.bytes != "exact":
+    if config.eval.bytes == "canonical":
         return
     wrong = ""
     if program.objective.generator != "autoregressive":
         wrong = f"objective={config.objective!r} has no law of the next token"
     elif not hasattr(tokenizer, "pieces"):
         wrong = f"data.source={config.data.source!r} has symbols of its own, which are no bytes"
+    elif config.data.source == "chat":
+        wrong = "data.source='chat' has marks between its bytes"
     elif jax.process_count() > 1:
         wrong = f"{jax.process_count()} processes evaluate, and one must"
     if wrong:
-        raise ConfigError([f"eval.bytes='exact': {wrong}; use eval.bytes='canonical'."])
+        raise ConfigError([f"eval.bytes={config.eval.bytes!r}: {wrong}; use eval.bytes='canonical'."])
 
 
 def plan(tokenizer: Any, text: bytes, pieces: endings.Pieces) -> Read:
@@ -86,7 +88,7 @@ def plan(tokenizer: Any, text: bytes, pieces: endings.Pieces) -> Read:
     found = endings.ending(tokenizer, text, pieces)
     whole = (tokenizer.bos, *found.ids)
     sequences = [(tokenizer.bos, *body) for body in found.bodies]
-    cut = min(_shared(whole, other) for other in sequences) - 1  # Rows begin with the last token that all share.
+    cut = min(shared(whole, other) for other in sequences) - 1  # Rows begin with the last token that all share.
     rests = [each[cut:] for each in (whole[:-1], *sequences)]
     rows: list[tuple[int, ...]] = []
     for rest in sorted(set(rests), key=lambda rest: (-len(rest), rest)):
@@ -99,7 +101,8 @@ def plan(tokenizer: Any, text: bytes, pieces: endings.Pieces) -> Read:
     )
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Entries at the beginning that are the same in both."""
     return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -151,16 +154,17 @@ def packed(some: Sequence[Read], first: int) -> dict[str, np.ndarray]:
 
     A document draws by its number, `first` and so on, alone.
     """
-    filled = [*some, *[some[0]] * (TOGETHER - len(some))]
+    B = power(len(some))
+    filled = [*some, *[some[0]] * (B - len(some))]
     T = -(-max(len(each.head) for each in filled) // _PART) * _PART or _PART
     rows = [(k, row) for k, each in enumerate(some) for row in each.rows]
     starts = np.cumsum([0, *(len(each.rows) for each in some)])
     asked = [(starts[k] + row, token, last) for k, each in enumerate(some) for row, token, last in each.asked]
-    R, S = (_power(n) for n in (len(rows), max(len(row) for _, row in rows)))
-    Q, M = (_power(n) for n in (len(asked), max(len(last) for *_, last in asked)))
-    keys = noise.row_keys(jax.random.key(0), jnp.int32(first), TOGETHER)
+    R, S = (power(n) for n in (len(rows), max(len(row) for _, row in rows)))
+    Q, M = (power(n) for n in (len(asked), max(len(last) for *_, last in asked)))
+    keys = noise.row_keys(jax.random.key(0), jnp.int32(first), B)
     made = {
-        "head": np.full((TOGETHER, T), -1, np.int32), "targets": np.full((TOGETHER, T), -1, np.int32),
+        "head": np.full((B, T), -1, np.int32), "targets": np.full((B, T), -1, np.int32),
         "noise": np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (T,)))(keys)),
         "rows": np.full((R, S), -1, np.int32), "document": np.zeros(R, np.int32),
         "row": np.zeros(Q, np.int32), "token": np.zeros(Q, np.int32), "last": np.full((Q, M), -1, np.int32),
@@ -177,7 +181,8 @@ def packed(some: Sequence[Read], first: int) -> dict[str, np.ndarray]:
     return made
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
+    """The least power of two that is not below n, at least 1: sizes of which there are few."""
     return 1 << max(n - 1, 0).bit_length()
 
 
@@ -238,22 +243,26 @@ def beginnings(model: Any) -> Iterator[bytes]:
             yield text
 
 
+def no_text(how: str) -> ConfigError:
+    """The error where nothing can be read."""
+    return ConfigError([f"eval.bytes={how!r}: no held-out document has text; use eval.bytes='canonical'."])
+
+
 def line(model: Any) -> str:
     """The exact law of the held-out documents of a trained model, in words, beside that of their encodings."""
     texts = list(beginnings(model))
     if not texts:
-        raise ConfigError(["eval.bytes='exact': no held-out document has text; use eval.bytes='canonical'."])
+        raise no_text("exact")
     found = measured(make_step(model.program), model.params, model.tokenizer, texts)
-    bits = [x / math.log(2) for x in (found.exact, found.canonical)]
-    exact, canonical = (x.sum() / found.sizes.sum() for x in bits)
     share = found.strays.sum() / max(found.drawn.sum(), 1)
-    error = ratio_standard_error(found.strays, found.drawn)
+    error = 100 * ratio_standard_error(found.strays, found.drawn)
+    told = "" if math.isnan(error) else f"standard error {error:.2f}, "
     planned, seconds = found.seconds
     return (
-        f"exact bits per byte = {exact:.4f} (standard error {ratio_standard_error(bits[0], found.sizes):.4f}): all "
+        f"exact bits per byte = {bits_a_byte(found.exact, found.sizes)}: all "
         f"encodings that begin with the first {int(found.sizes.sum()):,} bytes of {len(texts):,} held-out "
-        f"document{'s' * (len(texts) != 1)}; of their own encodings alone {canonical:.4f}\n"
-        f"mass of the next token on what no text is encoded to: {100 * share:.2f} % (standard error {100 * error:.2f}, "
+        f"document{'s' * (len(texts) != 1)}; of their own encodings alone {bits_a_byte(found.canonical, found.sizes)}\n"
+        f"mass of the next token on what no text is encoded to: {100 * share:.2f} % ({told}"
         f"{int(found.drawn.sum()):,} tokens drawn)\n"
         f"cost: {found.read / found.plain:.2f} x the tokens of the encodings, {seconds:.1f} s with compiling, "
         f"{planned:.1f} s of it on the host"

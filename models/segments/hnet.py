@@ -32,7 +32,8 @@ def routing(hidden: jax.Array, query: jax.Array, key: jax.Array, first: jax.Arra
 
 
 def _unit(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    return x / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)), eps)
+    # The maximum stands under the root, which has no gradient at 0.
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), eps**2))
 
 
 def chunk(hidden: jax.Array, boundary: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:

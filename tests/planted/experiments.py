@@ -175,8 +175,8 @@ BUGS = (
     Bug(
         "FLOPs: keys of one copy",
         COUNTING,
-        "program.objective.keys(length) / length if copies > 1",
-        "1.0 if copies > 1",
+        "goal.keys(length) / length if goal.copies > 1",
+        "1.0 if goal.copies > 1",
         FLOPS,
     ),
     Bug(

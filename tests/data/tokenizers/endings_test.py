@@ -35,6 +35,8 @@ def test_what_may_follow_is_decided_as_on_the_whole_text(name):
     made, rng = trainers_test.trained(name), random.Random(1)
     ids = tuple(made.encode(b"\n".join(TEXTS[:3])).tolist())
     whole, seen = covers.Valid(made), set()
+    every = [bool(piece) and whole((*ids[:30], i)) for i, piece in enumerate(made.pieces)]
+    assert endings.followers(made, ids[:30]) == every
     for turn in range(4):
         following = [rng.choice(ids) if turn % 2 else rng.randrange(made.vocab_size) for _ in ids]
         want = [bool(made.pieces[i]) and whole((*ids[:k], i)) for k, i in enumerate(following)]

@@ -13,7 +13,7 @@ MODULES = [
     *(f"data.tokenizers.{name}" for name in ("morphology", "patches", "measures")),
     "models.transplant",
     "models.hypernetwork",
-    *(f"models.segments.{name}" for name in ("magnet", "mrt5", "hnet", "words", "hamburger")),
+    *(f"models.segments.{name}" for name in ("cuts", "magnet", "mrt5", "hnet", "words", "hamburger")),
 ]
 
 

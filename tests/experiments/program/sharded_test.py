@@ -21,6 +21,7 @@ from models.channels import CHANNELS
 from models.mixers import MIXERS
 from models.objectives import OBJECTIVES
 from models.projections import PROJECTIONS
+from models.segments.segmenters import SEGMENTERS
 from tests import parts
 from tests.experiments.program import program_test
 
@@ -40,6 +41,13 @@ MODELS = {
     **{name: {"model.projection": name} for name in PROJECTIONS if name != base.get_config().model.projection},
     **{name: keys.flatten(made.changes) for name, made in diffusion.PRESETS.items()},
 }
+MODELS |= {
+    f"segments={name}": {
+        "model.kind": "segmented", "model.segmented.segmenter": name, "model.segmented.width": 16,
+        "model.segmented.window": 8, "model.segmented.least": 2, "model.segmented.documents": 2,
+    }
+    for name in SEGMENTERS
+}  # fmt: skip
 LEARNT = {changes.get("objective", base.get_config().objective) for changes in MODELS.values()}
 # Those that need no other model's word and have no preset above.
 MODELS |= {
@@ -129,6 +137,8 @@ def shares_sequences(model):
     """Whether the model says that devices may share a sequence of it."""
     made = config(MODELS[model], {})
     goal, mixer = OBJECTIVES[made.objective], MIXERS[made.model.mixer]
+    if made.model.kind != "lm":
+        return False
     return getattr(mixer, "context_parallel", False) and getattr(goal, "context_parallel", False) and goal.copies == 1
 
 

@@ -2,15 +2,19 @@
 
 import functools
 import math
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from data.tokenizers import covers, endings
+from experiments import modes
 from experiments.settings.errors import ConfigError
-from experiments.training import exact_bytes
+from experiments.training import byte_rows, exact_bytes, train
 from tests.data.tokenizers import covers_test
+from tests.experiments import tiny as tiny_run
+from tests.experiments.cli_test import flags
 from tests.plain import tiny
 
 TEXTS = [b"a", b"ab", b"abb", b"abab", b"babba", b"a\xc3b", b"bbbb", b"aba", b"bab", b"abbab"]
@@ -55,6 +59,22 @@ def test_it_is_the_sum_over_all_encodings_that_begin_with_the_text(law, x64):
         assert found.exact[k] <= found.canonical[k] + 2e-5
     assert found.sizes.tolist() == [len(text) for text in TEXTS]
     assert any(found.exact < found.canonical - 0.1)
+
+
+def test_the_rows_of_every_byte_are_those_of_the_law_read_byte_by_byte(law, x64):
+    program, params, model = law
+    found, read, plain = byte_rows.laws(byte_rows.make_step(program), params, Tokenizer(), TEXTS)
+    for text, made in zip(TEXTS, found, strict=True):
+        want = covers.ByteLaw(Tokenizer(), model)
+        for t, byte in enumerate(text):
+            joint = want.row().log_joint
+            held = np.isfinite(joint)
+            np.testing.assert_array_equal(held, np.isfinite(made.rows[t]))
+            np.testing.assert_allclose(made.rows[t][held], joint[held], rtol=0, atol=2e-5)
+            want.read(byte)
+        normalised, log_p = covers.bytes_log_probability(Tokenizer(), model, text)
+        np.testing.assert_allclose([made.normalised, made.exact], [-normalised, -log_p], rtol=0, atol=4e-5)
+    assert read > plain == sum(len(Tokenizer().encode(text)) for text in TEXTS)
 
 
 def test_tokens_are_drawn_from_the_model_and_strays_counted(law, x64):
@@ -102,6 +122,24 @@ def test_what_has_no_law_of_bytes_is_refused():
     program = tiny.program(config)
     with pytest.raises(ConfigError, match="masked_diffusion.*eval.bytes='canonical'"):
         exact_bytes.check(config, program, Tokenizer())
+    config = tiny.config(eval={"bytes": "rows"}, data__source="chat")
+    with pytest.raises(ConfigError, match="eval.bytes='rows': data.source='chat'"):
+        exact_bytes.check(config, tiny.program(config), Tokenizer())
     config = tiny.config(eval={"bytes": "exact"})
     with pytest.raises(ConfigError, match="no bytes"):
         exact_bytes.check(config, tiny.program(config), object())
+
+
+def test_a_model_of_bytes_prints_one_number_for_all(tmp_path, capsys, one_device):
+    """Each byte is a token: every encoding is the text's own, no token is a stray, and every law is the model's."""
+    train(tiny_run.config(tmp_path), tmp_path / "run", quiet=True)
+    printed = {}
+    for how in ("exact", "rows"):
+        modes.evaluate(flags(workdir=str(tmp_path / "run")), [("eval.bytes", how)])
+        printed[how] = capsys.readouterr().out
+    number = r"(?:exact bits per byte =|alone|own law:|probability of the bytes:) ([\d.]+)"
+    exact, canonical = re.findall(number, printed["exact"])
+    assert exact == canonical and "is encoded to: 0.00 % (" in printed["exact"]
+    normalised, whole = map(float, re.findall(number, printed["rows"]))
+    assert normalised < whole == pytest.approx(float(exact), abs=2e-4)
+    assert "cost: " in printed["exact"] and "cost: " in printed["rows"]

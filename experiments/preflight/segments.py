@@ -1,0 +1,54 @@
+"""What does not go with `model.kind="segmented"`, each with a value that works."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from models.facts import nearest_multiple
+
+
+def problems(config: Any) -> Iterator[str]:
+    """Sentences about a segmented model of bytes."""
+    if config.model.kind != "segmented":
+        return
+    from models.segments.segmenters import SEGMENTERS
+
+    options, why = config.model.segmented, "model.kind='segmented'"
+    if options.width % (2 * options.heads):
+        works = nearest_multiple(options.width, 2 * options.heads)
+        yield (
+            f"model.segmented.width={options.width} does not divide into model.segmented.heads={options.heads} heads "
+            f"of even width; use e.g. model.segmented.width={works}."
+        )
+    if SEGMENTERS[options.segmenter].of_bytes and config.data.tokenizer != "bytes":
+        yield (
+            f"model.segmented.segmenter={options.segmenter!r} looks at bytes and data.tokenizer="
+            f"{config.data.tokenizer!r} has other ids; use data.tokenizer='bytes'."
+        )
+    for key, value, works in (
+        ("objective", config.objective, "next_token"),
+        ("model.parametrization", config.model.parametrization, "standard"),
+        ("model.positions", config.model.positions, 0),
+        ("model.time_features", config.model.time_features, 0),
+        ("model.self_condition", config.model.self_condition, False),
+        ("init.grow_from", config.init.grow_from, ""),
+        ("init.transplant", config.init.transplant, ""),
+        ("init.pretrained", config.init.pretrained, ""),
+    ):
+        if value != works:
+            yield f"{key}={value!r} does not go with {why}; use {key}={works!r}."
+    yield from decoding_problems(config.model.kind, config.generate.drafter, config.generate.memory)
+    for key in ("logit_scale", "embedding_scale"):
+        if not config.model[key]:
+            yield f"model.{key}=0 follows the width of all layers, and {why} has two widths; use model.{key}=1.0."
+    if config.model.channel == "moe":
+        yield f"model.channel='moe' does not go with {why}; use model.channel='swiglu'."
+    if config.mesh.context != 1:
+        yield f"mesh.context={config.mesh.context} cuts rows, which {why} cuts itself; use mesh.context=1."
+
+
+def decoding_problems(kind: str, drafter: str, memory: str) -> Iterator[str]:
+    """What of `generate` reads a stack of layers, where the model of `model.kind` has several."""
+    if kind == "segmented" and drafter not in ("none", "lookup"):
+        yield f"generate.drafter={drafter!r} does not go with model.kind={kind!r}; use generate.drafter='lookup'."
+    if kind == "segmented" and memory != "full":
+        yield f"generate.memory={memory!r} does not go with model.kind={kind!r}; use generate.memory='full'."

@@ -1,0 +1,286 @@
+"""Model kind `segmented`: layers of bytes around layers of segments, trained, evaluated and decoded as any other.
+
+    bytes -> encoder -> [cut into segments, pool] -> backbone -> [each byte reads its newest token] -> decoder -> head
+
+The encoder and the decoder are layers of attention of the width D' = `model.segmented.width`; the backbone is the stack
+that `model` describes, over S tokens a row. x' = h + up(backbone(down(pool(h)))) goes into the decoder. A byte reads
+tokens that are made of bytes up to it, so that features at byte t depend on no later byte, and a row of several
+documents is each of them alone. `models.segments.segmenters` has the cuts, `models.segments.cuts` the formulas.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kernels import masks
+from models import norms, parameters
+from models.block import STREAM, Pass, Period, Stack, Unstacked
+from models.lm import LM, Heads
+from models.mixers.context import Context
+from models.mixers.memory import Policy
+from models.mixers.slots import Slots
+from models.parameters import kernel_size
+from models.products import by_rows
+from models.reports import Mean
+from models.segments import cuts, hnet
+from models.segments.segmenters import SEGMENTERS, Bytes, Cut, last
+from models.spec import Spec
+
+
+class Tokens(NamedTuple):
+    """The tokens of the backbone in one pass."""
+
+    at: jax.Array  # [B, S] the bytes that are marked
+    held: jax.Array  # [B, S] bool, which of the S there are
+    marks: jax.Array  # [B, T] bool
+    number: jax.Array  # [B, T] marks of the document up to each byte
+
+
+class Segmented(LM):
+    """Bytes `[B, T]` to features `[B, T, D']`; `logits` maps features to `[B, T, V]`. The face is that of `LM`."""
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs, heads: Mapping[str, Any] | None = None):
+        outer, init = of_bytes(spec), parameters.normal(spec.init_std)
+        table = ((spec.V, outer.D), ("vocab", "embed"), "embedding", spec)
+        self.embedding = parameters.param(init, rngs, *table)
+        self.encoder = Stack(of_bytes(spec, "encoder_layers"), rngs=rngs)
+        self.segmenter = SEGMENTERS[spec.options["segmented"]["segmenter"]](outer, rngs=rngs)
+        self.none = parameters.param(init, rngs, (outer.D,), (None,), "embedding", spec)
+        down, up = (parameters.kernel_std(spec, n, "embed", residual=False) for n in (outer.D, spec.D))
+        self.down = parameters.param(parameters.normal(down), rngs, (outer.D, spec.D), ("embed", None), "kernel", spec)
+        self.stack = Stack(spec, rngs=rngs)
+        self.stack_norm = norms.make_final(spec, rngs=rngs)
+        self.up = parameters.param(parameters.normal(up), rngs, (spec.D, outer.D), (None, "embed"), "kernel", spec)
+        self.decoder = Stack(of_bytes(spec, "decoder_layers"), rngs=rngs)
+        self.norm = norms.make_final(outer, rngs=rngs)
+        self.head = None if spec.tied else parameters.param(init, rngs, *table)
+        self.heads = Heads(heads, rngs=rngs) if heads else None
+        self.time = self.condition = self.positions = None
+        self.spec, self.inner = outer, spec
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        mask: masks.Mask,
+        positions=None,
+        segment_ids=None,
+        state=None,
+        fresh: bool = False,
+        parents=None,
+        asked=None,
+        layers: Mapping[str, Any] | None = None,
+        taps: tuple[str, ...] = (),
+        edits: Mapping[str, Any] | None = None,
+    ) -> Pass:
+        """As `LM.__call__`; `layers`, `taps` and `edits` are of the backbone, whose tokens are segments.
+
+        Errors: ValueError for a mask that is not causal, for vectors in place of ids, and for drafts in a tree.
+        """
+        if mask != masks.Causal() or tokens.ndim != 2 or parents is not None:
+            raise ValueError("a segmented model reads bytes one after another; use mask=Causal(), ids and no tree.")
+        B, T = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(T)[None] if positions is None else positions, (B, T))
+        live = positions >= 0 if segment_ids is None else segment_ids != 0
+        slots = start = None
+        held = self._begin(B) if state is None else state["layers"]
+        if state is not None:
+            start, slots = state["slots"].length, state["slots"].append(positions)
+        outer = Context(positions, segment_ids, mask, slots, start, None, fresh, asked)
+        h, encoder, _ = self._through(self.encoder, self.embed(tokens), outer, held["encoder"])
+        seen = Bytes(h, tokens, positions, live & (positions == 0), live)
+        cut, carry = self.segmenter(seen, held["carry"])
+        found = self._tokens(cut, seen, held["number"], segment_ids, fixed=state is not None)
+        pooled, kept = self._pooled(found, cut, seen, segment_ids, held)
+        shown = {"layers": layers or {}, "taps": tuple(taps), "edits": tuple((edits or {}).items())}
+        inner = self._inner(found, seen, segment_ids, held, {"fresh": fresh, "asked": asked, **shown}, mask)
+        made, backbone, report = self._backbone(pooled, inner, held, found)
+        made = self._smoothed(made, found, cut, seen, held["read"])
+        read = cuts.read(made, found.marks, held["read"])
+        x = h + (read if cut.chosen is None else hnet.confident(read, cut.chosen.astype(read.dtype)))
+        x, decoder, _ = self._through(self.decoder, x, outer, held["decoder"])
+        report = report | self._said(cut, found, seen)
+        if state is None:
+            return Pass(self.norm(x), None, report)
+        more = {"encoder": encoder, "decoder": decoder, "backbone": backbone, "carry": carry, **kept}
+        more |= {"slots": inner.slots, "number": last(found.number, live, held["number"])}
+        more["read"] = cuts.at(jnp.concatenate([held["read"][:, None].astype(made.dtype), made], axis=1),
+                               jnp.sum(found.held, axis=1)[:, None])[:, 0]  # fmt: skip
+        return Pass(self.norm(x), {"slots": slots, "layers": more}, report)
+
+    def _through(self, stack: Any, x: jax.Array, context: Context, state: Any) -> Pass:
+        x = self.spec.partition.constrain(x, STREAM)
+        return stack(x, context) if state is None else stack(x, context, state)
+
+    def _begin(self, B: int) -> dict[str, Any]:
+        """What stands before a row of which nothing was read."""
+        D, dtype = self.spec.D, self.spec.dtype
+        none = dict.fromkeys(("encoder", "decoder", "backbone", "slots"))
+        return none | {
+            "carry": self.segmenter.start(B), "number": jnp.zeros((B,), jnp.int32),
+            "read": jnp.zeros((B, D), dtype), "total": jnp.zeros((B, D), jnp.promote_types(dtype, jnp.float32)),
+            "count": jnp.zeros((B,), jnp.float32),
+        }  # fmt: skip
+
+    def _tokens(self, cut: Cut, seen: Bytes, before: jax.Array, segment_ids: Any, *, fixed: bool) -> Tokens:
+        """Where the backbone's tokens are. In decoding (`fixed`) a pass may mark as many as it has bytes."""
+        T = seen.tokens.shape[1]
+        least = self.inner.options["segmented"]["least"]
+        number = cuts.limited(cut.proposed, seen.first, seen.live, seen.place, least, before)
+        marks = cuts.marked(number, seen.first, seen.live, before)
+        at, held = cuts.places(marks, T if fixed else segments(self.inner, T))
+        return Tokens(at, held, marks, number)
+
+    def _pooled(self, found: Tokens, cut: Cut, seen: Bytes, segment_ids: Any, held: dict) -> tuple[jax.Array, dict]:
+        """Vectors of the tokens `[B, S, D']`, and the sum and count of bytes whose token is still to come."""
+        if self.segmenter.pool == "at":
+            return cuts.at(seen.hidden, found.at), {name: held[name] for name in ("total", "count")}
+        wide = held["total"].dtype
+        marks = found.marks.astype(wide)
+        if cut.soft is not None:
+            free = seen.live & ~seen.first & (cut.proposed == found.marks)
+            marks = cuts.straight_marks(found.marks, cut.soft.astype(wide), free)
+        segment = cuts.segment_of(marks, self.segmenter.delayed)
+        member = jnp.where(seen.live[..., None], cuts.members(segment, found.at.shape[1]), 0)
+        if segment_ids is not None:
+            own = cuts.at(segment_ids, found.at)
+            member = jnp.where(segment_ids[..., None] == own[:, None], member, 0)
+        made = cuts.mean(seen.hidden, member, held["total"], held["count"], self.none[...])
+        newest = jnp.sum(found.marks, axis=1, dtype=wide)
+        rest = (jax.lax.stop_gradient(segment) == newest[:, None]) & seen.live
+        total = jnp.einsum("btd,bt->bd", seen.hidden.astype(wide), rest.astype(wide))
+        goes_on = newest == 0
+        return made, {
+            "total": total + jnp.where(goes_on[:, None], held["total"], 0),
+            "count": jnp.sum(rest, axis=1, dtype=jnp.float32) + jnp.where(goes_on, held["count"], 0),
+        }
+
+    def _inner(self, found: Tokens, seen: Bytes, segment_ids: Any, held: dict, more: dict, mask: Any) -> Context:
+        """What the backbone's layers are told: places count the tokens of a document."""
+        place = cuts.at(found.number, found.at) - 1
+        if held["slots"] is None:
+            own = cuts.at(jnp.ones_like(found.number) if segment_ids is None else segment_ids, found.at)
+            return Context(jnp.where(found.held, place, 0), jnp.where(found.held, own, 0), mask, **more)
+        place = jnp.where(found.held, place, -1)
+        return Context(place, None, mask, held["slots"].append(place), held["slots"].length, None, **more)
+
+    def _backbone(self, pooled: jax.Array, inner: Context, held: dict, found: Tokens) -> tuple[jax.Array, Any, dict]:
+        """What the bytes are to read of each token `[B, S, D']`, the state and the report of the backbone."""
+        partition, down, up = self.spec.partition, self.down[...], self.up[...]
+
+        def run(state: Any) -> Pass:
+            x = by_rows(lambda x: x @ down.astype(x.dtype), pooled.astype(self.spec.dtype), partition)
+            out = self._through(self.stack, x, inner, state)
+            x = by_rows(lambda x: x @ up.astype(x.dtype), self.stack_norm(out.features), partition)
+            return Pass(x, out.state, out.report)
+
+        if held["slots"] is None or pooled.shape[1] > 1 or inner.taps:
+            return run(held["backbone"])
+        # A byte that marks nothing costs the backbone nothing.
+        shapes = jax.eval_shape(run, held["backbone"])
+        idle = lambda state: Pass(  # noqa: E731
+            jnp.zeros(shapes.features.shape, shapes.features.dtype), state,
+            jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.report),
+        )  # fmt: skip
+        return jax.lax.cond(jnp.any(found.held), run, idle, held["backbone"])
+
+    def _smoothed(self, made: jax.Array, found: Tokens, cut: Cut, seen: Bytes, before: jax.Array) -> jax.Array:
+        if cut.share is None:
+            return made
+        share = jnp.where(found.held, jnp.clip(cuts.at(cut.share, found.at), 1e-4, 1 - 1e-4), 1)
+        return cuts.smoothed(made, share, found.held & cuts.at(seen.first, found.at), before)
+
+    def _said(self, cut: Cut, found: Tokens, seen: Bytes) -> dict[str, Any]:
+        """The report: tokens a byte, bytes whose token did not fit the row, the segmenter's loss."""
+        count = lambda x: jnp.sum(x, dtype=jnp.float32)[None]  # noqa: E731
+        beyond = jnp.cumsum(found.marks, axis=1) > found.at.shape[1]
+        said = {
+            "segments": Mean(count(found.marks), count(seen.live)),
+            "unread": Mean(count(beyond & seen.live), count(seen.live)),
+        }
+        marks = found.marks.astype(jnp.promote_types(self.spec.dtype, jnp.float32))
+        if cut.soft is not None:
+            marks = cuts.straight_marks(found.marks, cut.soft.astype(marks.dtype), seen.live & ~seen.first)
+        nats = self.segmenter.loss(cut, marks, seen)
+        return said if nats is None else said | {"loss": nats[None]}
+
+    reported = ("segments", "unread", "loss")  # Entries of the report that are not of the backbone's layers.
+
+    def for_decoding(self, layers: tuple | None = None) -> "Segmented":
+        """As `LM.for_decoding`; `layers` are the backbone's."""
+        if not isinstance(self.stack, Unstacked):
+            self.stack = self.stack.unstack(layers)
+            self.encoder, self.decoder = self.encoder.unstack(), self.decoder.unstack()
+        return self
+
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> dict:
+        """As `LM.init_state`: caches of the bytes' layers and of the backbone, and what is kept between the bytes."""
+        memory = memory or Policy()
+        size = memory.slots or length
+        held = self._begin(batch) | {"slots": Slots.empty(batch, size)}
+        for name, stack in (("encoder", self.encoder), ("decoder", self.decoder), ("backbone", self.stack)):
+            held[name] = stack.init_state(batch, length, memory)
+        return {"slots": Slots.empty(batch, size), "layers": held}
+
+
+def of_bytes(spec: Spec, layers: str = "") -> Spec:
+    """The spec of the bytes' layers: of the encoder or the decoder, by the knob that says how many there are."""
+    options = spec.options["segmented"]
+    D, N = options["width"], options["heads"]
+    L = options[layers] if layers else 1
+    attention = MappingProxyType({**spec.options["attention"], "window": options["window"], "sinks": 0})
+    return dataclasses.replace(
+        spec, D=D, L=L, N=N, K=N, H=D // N, mixers=("attention",), by_position=(), unroll=min(L, spec.unroll),
+        options=MappingProxyType({**spec.options, "attention": attention}),
+    )  # fmt: skip
+
+
+def segments(spec: Spec, length: int) -> int:
+    """S: tokens of the backbone for a row of `length` bytes, a multiple of the devices that cut its stream.
+
+    Documents of l bytes have at most ceil(l / least) tokens, so that a row of `segmented.documents` fits.
+    """
+    options, ways = spec.options["segmented"], spec.partition.ways("stream")
+    least = options["least"]
+    most = length if least == 1 else min(length, -(-length // least) + options["documents"])
+    return -(-most // ways) * ways
+
+
+def forward_flops(spec: Spec, length: int, causal: bool) -> dict[str, float]:
+    """FLOPs of a byte's forward pass in a row of `length` bytes: `matmul` without the head, and those of the mixers.
+
+    The backbone counts for the S tokens that it is computed for, whether a row marks as many or not.
+    """
+    outer, S = of_bytes(spec), segments(spec, length)
+    share, found = S / length, {"matmul": 0.0}
+    for each, part, tokens in (
+        (of_bytes(spec, "encoder_layers"), 1.0, length),
+        (spec, share, S),
+        (of_bytes(spec, "decoder_layers"), 1.0, length),
+    ):
+        blocks = nnx.eval_shape(lambda each=each: Period(each, rngs=nnx.Rngs(0))).blocks.values()
+        repeats = each.L // len(blocks)
+        for block in blocks:
+            free = 2 * (kernel_size(block) - kernel_size(block.channel)) + block.channel.flops()
+            found["matmul"] += part * repeats * free
+            for kind, flops in block.mixer.context_flops(tokens, causal).items():
+                found[kind] = found.get(kind, 0.0) + part * repeats * flops
+    name = spec.options["segmented"]["segmenter"]
+    segmenter = nnx.eval_shape(lambda: SEGMENTERS[name](outer, rngs=nnx.Rngs(0)))
+    found["matmul"] += 2 * kernel_size(segmenter) + share * 4 * outer.D * spec.D
+    if segmenter.pool == "mean":
+        found["matmul"] += 2 * S * outer.D
+    return found
+
+
+def features_width(spec: Spec) -> int:
+    """D': what the head reads."""
+    return of_bytes(spec).D
+
+
+__all__ = ["Segmented", "features_width", "forward_flops", "of_bytes", "segments"]
