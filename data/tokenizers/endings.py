@@ -92,31 +92,37 @@ def begin_encodings(tokenizer: Encoder, sequences: Sequence[Ids]) -> list[bool]:
 
 
 def continuations(
-    tokenizer: Encoder, ids: Ids, following: Sequence[int], pieces: Pieces | None = None, context: int = 64
+    tokenizer: Encoder,
+    ids: Ids,
+    places: Sequence[int],
+    following: Sequence[int],
+    pieces: Pieces | None = None,
+    context: int = 64,
 ) -> list[bool]:
-    """Whether `ids[:k]` and then `following[k]` begin an encoding, for every k; ids are an encoding themselves.
+    """Whether `ids[:k]` and then the token of `following` begin an encoding, for each k of `places`, ascending.
 
     What stands `context` bytes or more before a place, in front of a word or line, decides nothing and is not read.
 
     Args:
       tokenizer: has pieces and encodes any text.
-      ids: k tokens.
-      following: up to k + 1 ids, each after so many of `ids`; those without bytes begin none.
+      ids: an encoding of a text.
+      places: numbers of tokens, up to len(ids).
+      following: as many ids; those without bytes begin none.
       pieces: of the tokenizer; None: made here.
       context: bytes.
     """
     pieces = pieces or Pieces(tokenizer)
     asked, which = [], []
     start, nearest = 0, 0
-    for k, i in enumerate(following):
+    for n, (k, i) in enumerate(zip(places, following, strict=True)):
         if k >= nearest:
             start, nearest = _window(tokenizer, ids[:k], context, pieces), k + context // 4
         if tokenizer.pieces[int(i)]:
             asked.append((*ids[start:k], int(i)))
-            which.append(k)
+            which.append(n)
     found = [False] * len(following)
-    for k, ok in zip(which, begin_encodings(tokenizer, asked), strict=True):
-        found[k] = ok
+    for n, ok in zip(which, begin_encodings(tokenizer, asked), strict=True):
+        found[n] = ok
     return found
 
 

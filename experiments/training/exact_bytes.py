@@ -24,9 +24,10 @@ from experiments.settings.errors import ConfigError
 from experiments.training.evaluate import bits_a_byte, ratio_standard_error
 from kernels import masks
 from models.decoding import rows as lanes
-from models.objectives import noise
+from models.objectives import next_token, noise
 
-_PART = 64  # Places whose logits are held at once.
+_MULTIPLE = 64  # Of this are the sizes of what documents share.
+DRAWS = 128  # Places of a document at which a token is drawn.
 TOGETHER = 8  # Documents of one pass.
 _ROOM = 16  # Tokens that an encoding of a beginning may be longer than that of the text.
 
@@ -41,6 +42,12 @@ class Read:
     rows: tuple[tuple[int, ...], ...]  # read behind the head; all begin with the same token
     # Row, token in it, and the ids that may follow it as the last one: of `ids` first, then of all covers.
     asked: tuple[tuple[int, int, np.ndarray], ...]
+
+    @property
+    def places(self) -> list[int]:
+        """The tokens of the head behind which one is drawn: all, or `DRAWS` evenly spaced."""
+        n = len(self.head)
+        return list(range(n)) if n <= DRAWS else [n * k // DRAWS for k in range(DRAWS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +115,7 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 def make_step(program: Program) -> Callable:
     """Jitted `(params, arrays) -> ([B] nats of the head's targets, [R, S] log-probabilities of the rows' own next
-    tokens, [Q] log of what was asked, [B, T] tokens drawn)`; `arrays` are those of `packed`."""
+    tokens, [Q] log of what was asked, [B, P] tokens drawn)`; `arrays` are those of `packed`."""
 
     def step(params: Any, arrays: dict) -> tuple[jax.Array, ...]:
         model = program.decoder(params).for_decoding()
@@ -117,7 +124,9 @@ def make_step(program: Program) -> Callable:
         state = model.init_state(len(head), head.shape[1] + rows.shape[1])
         at = places(head)
         out = model(jnp.maximum(head, 0), mask=masks.Causal(), positions=at, state=state, fresh=True)
-        nats, drawn = _head(model, out.features, arrays["targets"], arrays["noise"])
+        nll = next_token.target_nll(model, out.features, jnp.maximum(arrays["targets"], 0))
+        nats = jnp.sum(jnp.where(arrays["targets"] >= 0, nll, 0), axis=-1)
+        drawn = _drawn(model, out.features, arrays["places"], arrays["noise"])
         held = out.state["slots"].length[arrays["document"]]
         at = jnp.where(rows >= 0, held[:, None] + places(rows), -1)
         state = lanes.take(out.state, arrays["document"])
@@ -132,46 +141,44 @@ def make_step(program: Program) -> Callable:
     return jax.jit(step)
 
 
-def _head(model: Any, features: jax.Array, targets: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Nats of the targets of each row `[B]`, and a token drawn at each place `[B, T]`; targets of -1 do not count."""
-    B, T, D = features.shape
-    parts = lambda x: jnp.moveaxis(x.reshape(B, T // _PART, _PART, *x.shape[2:]), 1, 0)  # noqa: E731
+def _drawn(model: Any, features: jax.Array, places: jax.Array, uniform: jax.Array) -> jax.Array:
+    """A token drawn at each of `places [B, P]`, by the inverse of its distribution at `uniform [B, P]`."""
 
-    def some(inputs: tuple) -> tuple[jax.Array, jax.Array]:
-        features, targets, uniform = inputs
-        log_p = jax.nn.log_softmax(model.logits(features), axis=-1)
-        own = jnp.take_along_axis(log_p, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-        below = jnp.cumsum(jnp.exp(log_p), axis=-1) < uniform[..., None]
-        drawn = jnp.minimum(jnp.sum(below, axis=-1), log_p.shape[-1] - 1)
-        return -jnp.sum(jnp.where(targets >= 0, own, 0), axis=-1), drawn.astype(jnp.int32)
+    def row(inputs: tuple) -> jax.Array:
+        features, places, uniform = inputs
+        p = jax.nn.softmax(model.logits(features[places]), axis=-1)
+        below = jnp.cumsum(p, axis=-1) < uniform[:, None]
+        return jnp.minimum(jnp.sum(below, axis=-1), p.shape[-1] - 1).astype(jnp.int32)
 
-    nats, drawn = jax.lax.map(some, (parts(features), parts(targets), parts(uniform)))
-    return jnp.sum(nats, axis=0), jnp.moveaxis(drawn, 0, 1).reshape(B, T)
+    return jax.lax.map(row, (features, places, uniform))
 
 
-def packed(some: Sequence[Read], first: int) -> dict[str, np.ndarray]:
+def packed(some: Sequence[Read], first: int, longest: int = 1) -> dict[str, np.ndarray]:
     """The arrays of `make_step` for up to `TOGETHER` documents, in sizes of which there are few; -1 is padding.
 
-    A document draws by its number, `first` and so on, alone.
+    A document draws by its number, `first` and so on, alone. `longest`: heads are padded to so many tokens at least.
     """
     B = power(len(some))
     filled = [*some, *[some[0]] * (B - len(some))]
-    T = -(-max(len(each.head) for each in filled) // _PART) * _PART or _PART
+    T = -(-max(longest, *(len(each.head) for each in filled)) // _MULTIPLE) * _MULTIPLE
     rows = [(k, row) for k, each in enumerate(some) for row in each.rows]
     starts = np.cumsum([0, *(len(each.rows) for each in some)])
     asked = [(starts[k] + row, token, last) for k, each in enumerate(some) for row, token, last in each.asked]
-    R, S = (power(n) for n in (len(rows), max(len(row) for _, row in rows)))
-    Q, M = (power(n) for n in (len(asked), max(len(last) for *_, last in asked)))
+    R, S = power(max(32, len(rows))), power(max(8, *(len(row) for _, row in rows)))
+    Q, M = (64 * power(-(-n // 64), 4) for n in (len(asked), max(len(last) for *_, last in asked)))
     keys = noise.row_keys(jax.random.key(0), jnp.int32(first), B)
     made = {
         "head": np.full((B, T), -1, np.int32), "targets": np.full((B, T), -1, np.int32),
-        "noise": np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (T,)))(keys)),
+        "places": np.zeros((B, DRAWS), np.int32),
+        "noise": np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys)),
         "rows": np.full((R, S), -1, np.int32), "document": np.zeros(R, np.int32),
         "row": np.zeros(Q, np.int32), "token": np.zeros(Q, np.int32), "last": np.full((Q, M), -1, np.int32),
     }  # fmt: skip
     for k, each in enumerate(filled):
         made["head"][k, : len(each.head)] = each.head
         made["targets"][k, : len(each.head)] = each.ids[: len(each.head)]
+        chosen = each.places
+        made["places"][k, : len(chosen)] = chosen
     for r, (document, row) in enumerate(rows):
         made["rows"][r, : len(row)] = row
         made["document"][r] = document
@@ -181,9 +188,12 @@ def packed(some: Sequence[Read], first: int) -> dict[str, np.ndarray]:
     return made
 
 
-def power(n: int) -> int:
-    """The least power of two that is not below n, at least 1: sizes of which there are few."""
-    return 1 << max(n - 1, 0).bit_length()
+def power(n: int, base: int = 2) -> int:
+    """The least power of `base` that is not below n, at least 1: sizes of which there are few."""
+    found = 1
+    while found < n:
+        found *= base
+    return found
 
 
 def measured(step: Callable, params: Any, tokenizer: Any, texts: Sequence[bytes]) -> Found:
@@ -197,10 +207,13 @@ def measured(step: Callable, params: Any, tokenizer: Any, texts: Sequence[bytes]
     """
     began, planning = time.perf_counter(), 0.0
     pieces, each, read, plain = endings.Pieces(tokenizer), [], 0, 0
-    for first in range(0, len(texts), TOGETHER):
+    plans = [plan(tokenizer, text, pieces) for text in texts]
+    planning += time.perf_counter() - began
+    longest = max(1, *(len(one.head) for one in plans))
+    for first in range(0, len(plans), TOGETHER):
         start = time.perf_counter()
-        some = [plan(tokenizer, text, pieces) for text in texts[first : first + TOGETHER]]
-        arrays = packed(some, first)
+        some = plans[first : first + TOGETHER]
+        arrays = packed(some, first, longest)
         planning += time.perf_counter() - start
         out = [np.asarray(x, np.float64) for x in jax.device_get(step(params, arrays))]
         start = time.perf_counter()
@@ -219,8 +232,8 @@ def _summed(
     one, (nats, own, asked, drawn) = some[k], out
     row, question = (sum(len(getattr(other, name)) for other in some[:k]) for name in ("rows", "asked"))
     log_p = [own[row + r, :token].sum() + asked[question + q] for q, (r, token, _) in enumerate(one.asked)]
-    draws = drawn[k, : len(one.head)].astype(int).tolist()
-    valid = endings.continuations(tokenizer, one.ids, draws, pieces)
+    draws = drawn[k, : len(one.places)].astype(int).tolist()
+    valid = endings.continuations(tokenizer, one.ids, one.places, draws, pieces)
     kept = [ok for ok, token in zip(valid, draws, strict=True) if tokenizer.pieces[token]]
     return nats[k] - np.logaddexp.reduce(log_p[1:]), nats[k] - log_p[0], one.size, len(kept), kept.count(False)
 

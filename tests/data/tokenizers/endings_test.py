@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from data.tokenizers import covers, endings
+from data.tokenizers import covers, endings, pairs
 from tests.data.tokenizers import covers_test, trainers_test
 
 TEXTS = [
@@ -40,7 +40,7 @@ def test_what_may_follow_is_decided_as_on_the_whole_text(name):
     for turn in range(4):
         following = [rng.choice(ids) if turn % 2 else rng.randrange(made.vocab_size) for _ in ids]
         want = [bool(made.pieces[i]) and whole((*ids[:k], i)) for k, i in enumerate(following)]
-        assert endings.continuations(made, ids, following, context=16) == want
+        assert endings.continuations(made, ids, range(len(ids)), following, context=16) == want
         seen |= {ok for i, ok in zip(following, want, strict=True) if made.pieces[i]}
     assert seen == {True, False}
 
@@ -52,6 +52,24 @@ def test_covers_of_a_small_alphabet_are_those_of_the_definition():
                 endings.ending(covers_test.Tiny(), text)
         else:
             assert endings.ending(covers_test.Tiny(), text).covers == covers_test.plain_covers(text)
+
+
+class Joined:
+    """A piece that ends inside of a character; what is broken is written byte by byte, as by our byte-level BPE."""
+
+    pieces = (b"a", b"\xc3", b"\xa9", b"a\xc3")
+
+    def encode(self, text):
+        whole = len(text) - covers.unfinished(text)
+        parts = pairs.encode(text[:whole], {(b"a", b"\xc3"): 0}) if whole else []
+        return [self.pieces.index(part) for part in (*parts, *(text[k : k + 1] for k in range(whole, len(text))))]
+
+
+def test_a_beginning_may_end_inside_of_a_character():
+    for text in ("é", "aé", "aéaé", "éaéa"):
+        found = endings.ending(Joined(), text.encode())
+        assert found.ids in found.covers and found.covers == covers.covers(Joined(), text.encode())
+    assert endings.ending(Joined(), "aé".encode()).bodies[-1] == (3,)
 
 
 def test_pieces_are_found_by_how_they_begin():

@@ -107,6 +107,18 @@ def test_tokens_are_drawn_from_the_model_and_strays_counted(law, x64):
     assert found.strays.sum() > 0
 
 
+def test_of_long_documents_some_places_are_drawn_at():
+    made = exact_bytes.Read(1000, tuple(range(300)), tuple(range(290)), (), ())
+    assert made.places == [290 * k // exact_bytes.DRAWS for k in range(exact_bytes.DRAWS)]
+    assert len(set(made.places)) == exact_bytes.DRAWS and made.places[-1] < 290
+    valid, text = covers.Valid(Tokenizer()), b"abbab" * 4
+    ids = tuple(Tokenizer().encode(text))
+    places, following = [0, 3, 4, 9], [2, 0, 0, 3]
+    want = [valid((*ids[:k], i)) for k, i in zip(places, following, strict=True)]
+    assert endings.continuations(Tokenizer(), ids, places, following) == want
+    assert set(want) == {True, False}
+
+
 def test_rows_that_begin_others_are_read_once():
     made = exact_bytes.plan(Tokenizer(), b"babbabbab", endings.Pieces(Tokenizer()))
     assert all(row[0] == made.rows[0][0] for row in made.rows)
