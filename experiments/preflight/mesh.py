@@ -49,7 +49,10 @@ def _head_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Heads over devices: each computes whole ones."""
     cut = [axis for axis in config.sharding.heads if mesh[axis] > 1]
     ways = math.prod(mesh[axis] for axis in cut)
-    for key, heads in (("num_heads", config.model.num_heads), ("num_kv_heads", config.model.num_kv_heads)):
+    counted = [("num_heads", config.model.num_heads), ("num_kv_heads", config.model.num_kv_heads)]
+    if config.model.kind == "segmented":
+        counted.append(("segmented.heads", config.model.segmented.heads))
+    for key, heads in counted:
         if heads % ways:
             axes = " x ".join(f"mesh.{axis}={mesh[axis]}" for axis in cut)
             yield (

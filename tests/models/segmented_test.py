@@ -357,6 +357,7 @@ REFUSED = {
     "model.channel": ("moe", "model.channel='swiglu'"),
     "model.logit_scale": (0.0, "model.logit_scale=1.0"),
     "mesh.context": (2, "mesh.context=1"),
+    "mesh.tensor": (4, "model.segmented.heads=4"),
     "model.positions": (64, "model.positions=0"),
 }
 
@@ -365,4 +366,4 @@ REFUSED = {
 def test_what_does_not_go_with_it_is_refused_with_a_value_that_works(key, x64):
     value, works = REFUSED[key]
     with pytest.raises(ConfigError, match=works.replace(".", r"\.")):
-        preflight.check(config("words", **{key: value}), num_devices=2 if key == "mesh.context" else 1)
+        preflight.check(config("words", **{key: value}), num_devices=value if key.startswith("mesh.") else 1)
