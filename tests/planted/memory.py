@@ -7,6 +7,41 @@ TESTS = ("tests/models/memory",)
 
 BUGS = (
     Bug(
+        "a sweep: recent tokens are the whole budget",
+        "experiments/generation/budgets.py",
+        'made["recent"] = float(budget // 2)',
+        'made["recent"] = float(budget)',
+        ("tests/experiments/generation/budgets_test.py",),
+    ),
+    Bug(
+        "a row is exact where one of its tokens is right",
+        "experiments/generation/memories.py",
+        '(said["right"] == valid).all(1)',
+        '(said["right"] & valid).any(1)',
+        ("tests/experiments/generation/budgets_test.py",),
+    ),
+    Bug(
+        "the search of patterns counts pairs of all keys, later ones too",
+        "experiments/generation/patterns.py",
+        ".sum((1, 2)) / (T * (T + 1) / 2)",
+        ".sum((1, 2)) / (T * T)",
+        ("tests/experiments/generation/patterns_test.py",),
+    ),
+    Bug(
+        "claims of memories: more bits are ahead",
+        "experiments/claims/memories.py",
+        "(sign * np.subtract(cells[better], cells[worse])).tolist()",
+        "np.subtract(cells[better], cells[worse]).tolist()",
+        ("tests/experiments/claims/memories_test.py",),
+    ),
+    Bug(
+        "votes of the last queries: a step writes beside its place",
+        f"{FOLDER}/ring.py",
+        "here = (place == newest % window)",
+        "here = (place == (newest + 1) % window)",
+        TESTS,
+    ),
+    Bug(
         "streaming: a query's turn past the ring is one short",
         f"{FOLDER}/streaming.py",
         "home + trash - s], axis=2)",

@@ -315,3 +315,28 @@ def test_a_watched_memory_says_how_much_attention_of_the_full_cache_it_keeps(nam
             np.testing.assert_allclose(memory.mass[record + 1, row], mass, atol=1e-11)
             np.testing.assert_allclose(memory.best[record + 1, row], best, atol=1e-11)
         assert memory.steps[-1, row] == T[row] - PROMPT[row]
+
+
+@pytest.mark.parametrize("name", ["streaming", "h2o", "scissorhands", "ems"])
+def test_a_step_costs_the_same_however_long_the_text_may_become(name):
+    """The compiled step of a layer: its state, its operations and what it reads and writes, at 100 times the length."""
+    options = options_of(*CASES[name])
+
+    def compiled(length):
+        made = Policy(name, tuple(sorted(options.items())))
+        state = jax.eval_shape(lambda: made.empty(2, length, N=N, K=K, H=H, dtype=jnp.float32))
+        rotate = functools.partial(rope.rotate, theta=THETA)
+
+        def step(memory, q, k, v, at):
+            context = Context(at[:, None], None, masks.Causal(), start=at)
+            return recall(Partition(), q, k, v, context, context.mask, memory, rotate=rotate, steady=True)
+
+        rows = [jax.ShapeDtypeStruct((2, 1, heads, H), jnp.float32) for heads in (N, K, K)]
+        return jax.jit(step).lower(state, *rows, jax.ShapeDtypeStruct((2,), jnp.int32)).compile()
+
+    short, long = compiled(50), compiled(5000)
+    costs = [(made.cost_analysis()["flops"], made.cost_analysis()["bytes accessed"]) for made in (short, long)]
+    assert costs[0] == costs[1] and costs[0][0] > 0
+    sizes = [made.memory_analysis() for made in (short, long)]
+    assert sizes[0].argument_size_in_bytes == sizes[1].argument_size_in_bytes
+    assert sizes[0].temp_size_in_bytes == sizes[1].temp_size_in_bytes
