@@ -246,8 +246,8 @@ BUGS = (
     Bug(
         "a loop's body counts once",
         "experiments/planning/hlo.py",
-        "repeat = int(trips[1])",
-        "repeat = 1",
+        "return int(told[1])",
+        "return 1",
         (f"{PLANNING}::test_collectives_in_a_loop_count_as_often_as_it_turns",),
     ),
     Bug(
