@@ -24,7 +24,7 @@ from models.decoding import rows as lanes
 
 _STRETCH = 4  # Tokens of the encoding that share a state.
 _TOGETHER = 64  # Rows of one pass.
-BYTES, DOCUMENTS = 256, 8  # How much of how many documents is read: all tokens are tried behind each byte.
+BYTES, DOCUMENTS = 128, 4  # How much of how many documents is read: all tokens are tried behind each byte.
 
 
 @dataclasses.dataclass(frozen=True)
