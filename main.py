@@ -123,6 +123,8 @@ def fail(message: str) -> None:
 
 def main(argv: list[str], changes: list[overrides.Override]) -> None:
     """Runs one mode; every expected problem ends as a sentence."""
+    if sys.platform == "win32":
+        fail("Windows has not the locks and signals that a run needs; start it in WSL2 (wsl --install), as on Linux.")
     words = argv[1:]
     if words:
         hint = f"--mode={words[0]}" if words[0] in MODES else f"--{words[0].lstrip('-')}"

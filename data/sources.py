@@ -36,7 +36,9 @@ def stdlib(request: Request) -> Texts:
     if request.max_files:
         files = sorted(files, key=lambda f: hashlib.sha256(f.name.encode()).digest())[: request.max_files]
     if not files:
-        raise FileNotFoundError(f"source='stdlib' has no .py files under {str(root)!r}; use source='text' and a path.")
+        raise FileNotFoundError(
+            f"source='stdlib' reads .py files, and {str(root)!r} has none; other files: --config.data.source=text."
+        )
 
     def documents(left_out: list[LeftOut]) -> Iterator[Document]:
         for name, _ in files:

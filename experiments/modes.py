@@ -53,6 +53,7 @@ def _jax(flags: Any) -> Any:
         raise Refused(problem)
     if flags.num_processes > 1 and flags.mode not in TOGETHER:
         raise Refused(f"--num_processes={flags.num_processes}: --mode={flags.mode} is for one process; leave it away.")
+    processes.quiet_tpu(os.environ)
     processes.join(flags.coordinator, flags.num_processes, flags.process_id)
     import jax
 

@@ -143,7 +143,11 @@ evaluation.patterns = text(
     "list of KIND:FIRST:SECOND, or 'minference' for its own; \"\" = none.",
     before="",
 )
-evaluation.sample_prompt = text("def ", 'One sample goes to the report at each evaluation; "" = none.')
+evaluation.sample_prompt = text(
+    "auto",
+    'One sample goes to the report at each evaluation; "auto" = behind a held-out line, "" = none.',
+    before="def ",
+)
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
 evaluation.trace = whole(
     0,

@@ -1,5 +1,6 @@
 """From a config to corpora and batches: the one place where `config.data` meets the data room."""
 
+import functools
 import math
 import pathlib
 import re
@@ -37,8 +38,14 @@ def load(config, tokenizer: str = "", expected: str = "") -> data.Corpus:
     except (ValueError, FileNotFoundError) as error:
         raise _named(config, error) from error
     for note in corpus.info["notes"]:
-        logging.warning("%s", _keyed(config, note))
+        _noted(config.data.path, _keyed(config, note))
     return corpus
+
+
+@functools.cache
+def _noted(path: str, note: str) -> None:
+    """Logs what there is to know of the corpus at `path` the first time that this process comes to it."""
+    logging.warning("%s", note)
 
 
 def began_with(workdir: pathlib.Path) -> str:

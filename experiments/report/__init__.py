@@ -328,7 +328,7 @@ def _comparison(runs: Sequence[data.Run]) -> list[str]:
         page.section("settings", "Settings that differ", page.settings(runs, groups)),
         page.section("curves", "Learning curves", *_overlays(groups)),
         page.section("samples", "Samples side by side", *_samples_beside(groups)),
-        page.section("runs", "Runs", *page.runs_table(groups)),
+        page.section("runs", "Runs", *page.runs_table(groups), more.downloads(*runs)),
     ]
 
 

@@ -253,6 +253,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
 
 def _setting(key: str, value: Any) -> str:
     name = key.split(".")[-1].replace("_", " ")
+    if isinstance(value, float):  # A name need not have all digits; the table of settings has them.
+        value = float(f"{value:.4g}")
     return str(value) if isinstance(value, str) and value else f"{name} {value}"
 
 

@@ -56,20 +56,23 @@ def texts(run: data.Run) -> list[str]:
     return [page.table(head, rows, numeric=(1, 2, 3)), page.note(said)] if rows else []
 
 
-def downloads(run: data.Run) -> str:
-    """The logged numbers as files that the page carries, where they are not too many."""
-    if not run.metrics:
+def downloads(*runs: data.Run) -> str:
+    """The logged numbers as files that the page carries, where they are not too many; of several runs with their names
+    in a column `run`."""
+    several = len(runs) > 1
+    rows = [({"run": run.name} if several else {}) | row for run in runs for row in run.metrics]
+    if not rows:
         return ""
-    keys = list(dict.fromkeys(key for row in run.metrics for key in row))
+    keys = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(run.metrics)
-    made = {"csv": text.getvalue().encode(), "json": json.dumps(run.metrics).encode()}
+    writer.writerows(rows)
+    made = {"csv": text.getvalue().encode(), "json": json.dumps(rows).encode()}
     if sum(map(len, made.values())) > _MAX_DOWNLOAD:
-        return page.note(f"The logged numbers are in {files.METRICS}.")
+        return page.note(f"The logged numbers are in {files.METRICS} of {'each run' if several else 'the run'}.")
     links = [
-        f'<a download="{page.escape(run.name)}.{kind}" href="data:text/{kind};base64,'
+        f'<a download="{"comparison" if several else page.escape(runs[0].name)}.{kind}" href="data:text/{kind};base64,'
         f'{base64.b64encode(content).decode()}">{kind.upper()}</a>'
         for kind, content in made.items()
     ]

@@ -31,6 +31,7 @@ a{color:var(--accent)}
 .kicker{font-size:13px;color:var(--accent);font-weight:600;margin:0}
 .sub,.note,figcaption{color:var(--muted)}
 .note{font-size:14px}
+.sub span{display:inline-block;max-width:100%;overflow-wrap:anywhere}
 .sub span+span::before{content:"·";margin:0 .55em}
 .warn{background:var(--warnwash);color:var(--warn);padding:9px 14px;border-radius:5px;max-width:none;font-size:14px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(168px,1fr));gap:26px 28px;margin:34px 0 0}

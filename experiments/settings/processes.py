@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import glob
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -17,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, NoReturn, TypeVar
 
 from experiments.settings.errors import Refused
@@ -148,8 +149,27 @@ def _cluster() -> bool:
         return True
     if os.environ.get("JAX_PLATFORMS", "tpu") not in ("", "tpu"):
         return False
-    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+    return _chips() and importlib.util.find_spec("libtpu") is not None
+
+
+def _chips() -> bool:
+    """Whether this machine shows a TPU."""
+    return bool(glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*"))
+
+
+def quiet_tpu(environment: MutableMapping[str, str]) -> None:
+    """Where the TPU's compiler is installed and no TPU is there, jax does not ask for one, in many seconds and lines.
+
+    With no plugin of another chip either, jax takes the CPU at once, as it would in the end.
+
+    Args:
+      environment: os.environ, before jax is imported; what is set there already stays.
+    """
+    if _chips() or importlib.util.find_spec("libtpu") is None:
+        return
+    environment.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("jax_plugins") is None:
+        environment.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def many() -> bool:

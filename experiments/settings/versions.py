@@ -50,7 +50,7 @@ def outdated(modules: Mapping[str, Any] | None = None) -> str:
     """
     modules = sys.modules if modules is None else modules
     for package in ("numpy", "scipy", "jax", "jaxlib", "matplotlib"):
-        loaded, there = getattr(modules.get(package), "__version__", ""), _version(package)
-        if loaded and there and _numbers(loaded) != there:
+        loaded = getattr(modules.get(package), "__version__", "")
+        if loaded and (there := _version(package)) and _numbers(loaded) != there:
             return f"{package} {loaded} is loaded and another one installed; restart the runtime and run this again."
     return ""

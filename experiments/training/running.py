@@ -1,6 +1,7 @@
 """What a run does beside its steps: it writes metrics, evaluates the state and saves it."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -14,12 +15,14 @@ from experiments.preflight import corpus as preflight_corpus
 from experiments.program import Program, build, counting, inputs, sharding
 from experiments.settings import agreement, processes
 from experiments.settings.errors import TrainingDiverged
-from experiments.training import evaluate, starting
+from experiments.training import evaluate, samples, starting
 from experiments.training.clock import Clock
 from experiments.training.progress import StepProgress
 from experiments.workdir import companions, states, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import check_workdir, holds_checkpoint
+
+MANY = 4  # Passes over a training text from which on it is said how many there are.
 
 
 class Parts(NamedTuple):
@@ -130,7 +133,9 @@ class Run:
         self.last_eval: dict[str, Any] = inputs.last_evaluation(self.workdir, known)
         self.writer: writers.Writer | None = None
         self.pending: tuple[int, Any] | None = None  # a step and its metrics, still on the device
-        self.progress.say(inputs.sizes(parts.corpus))
+        passes = parts.config.train.steps * parts.config.data.batch_size / parts.loader.num_rows
+        read = f"; the steps read the training text {passes:,.0f} times" if passes > MANY else ""
+        self.progress.say(inputs.sizes(parts.corpus) + read)
         if said := starting.longer(parts.config, self.begun.about, step):
             self.progress.say(said)
 
@@ -138,6 +143,11 @@ class Run:
     def workdir(self) -> pathlib.Path:
         """Where the run writes."""
         return self.begun.place.workdir
+
+    @functools.cached_property
+    def prompt(self) -> str:
+        """What is continued at each evaluation, "" for nothing."""
+        return samples.prompt(self.parts.config, self.parts.corpus)
 
     def stand(self) -> None:
         """The run stands: from here on it writes."""
@@ -207,8 +217,8 @@ class Run:
         self.writer.scalars(step, {**self._spent(step), **found})
         if wrong := evaluate.not_finite(found):
             raise self.diverged(f"{wrong} at step {step}")
-        if config.eval.sample_prompt and config.eval.sample_tokens:
-            self.writer.sample(step, config.eval.sample_prompt, _sample(parts.generator, params, config))
+        if config.eval.sample_tokens and self.prompt:
+            self.writer.sample(step, self.prompt, _sample(parts.generator, params, config, self.prompt))
         self.progress.note(step, found)
 
     def diverged(self, what: str) -> TrainingDiverged:
@@ -255,10 +265,10 @@ class Run:
         return {"tokens": done, "flops": done * self.parts.flops["total"]}
 
 
-def _sample(generator: Any, params: Any, config) -> str:
+def _sample(generator: Any, params: Any, config: Any, prompt: str) -> str:
     """One continuation for the report, drawn as `config.generate` says."""
     options = {**config.generate.to_dict(), "max_tokens": config.eval.sample_tokens}
-    return generator(params, [config.eval.sample_prompt], options, seed=config.seed)[0]
+    return generator(params, [prompt], options, seed=config.seed)[0]
 
 
 def _about(parts: Parts, companions: dict[str, Any]) -> dict[str, Any]:

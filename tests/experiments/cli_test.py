@@ -253,6 +253,13 @@ def test_what_may_be_asked_of_a_trained_model(change, told, run):
     assert line.startswith(told)
 
 
+def test_windows_is_refused_in_a_sentence_before_anything_is_imported(monkeypatch, capsys):
+    monkeypatch.setattr(main.sys, "platform", "win32")
+    with pytest.raises(SystemExit) as left:
+        main.main(["main.py"], [])
+    assert left.value.code == 2 and "start it in WSL2" in capsys.readouterr().err
+
+
 def test_prompts_may_come_through_a_pipe_and_one_that_nobody_writes_into_is_refused_at_once(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

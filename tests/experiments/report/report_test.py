@@ -245,6 +245,11 @@ def test_constants_are_told_measures_have_names_and_numbers_can_be_taken_away(tm
     assert json.loads(base64.b64decode(found["json"])) == rows
     table = list(csv.DictReader(io.StringIO(base64.b64decode(found["csv"]).decode())))
     assert [float(row["train/nll"]) for row in table] == [row["train/nll"] for row in rows]
+    other = make_workdir(tmp_path / "other", steps=100)
+    made = report.compare([path, other], tmp_path / "c.html").read_text()
+    found = re.search(r'download="comparison.json" href="data:text/json;base64,([^"]+)"', made)
+    both = [{"run": name} | row for name, at in (("run", path), ("other", other)) for row in data.load(at).metrics]
+    assert json.loads(base64.b64decode(found[1])) == both and {row["run"] for row in both} == {"run", "other"}
 
 
 def test_a_real_browser_draws_the_page_if_one_is_installed(finished, tmp_path):

@@ -1,5 +1,7 @@
 """Versions that do not go together are told plainly; a shrunk config keeps its parts."""
 
+import types
+
 import pytest
 
 from configs import transformer
@@ -32,6 +34,18 @@ def test_disagreements(installed, told):
     found = versions.disagreement(dict.fromkeys(versions.FOLLOWERS) | installed)
     assert found.startswith(told) or told in found
     assert bool(found) == bool(told) and (not found or found.endswith("."))
+
+
+def test_what_was_replaced_while_it_is_loaded_is_told(monkeypatch):
+    """As by pip in a notebook's kernel; a local build's suffix is no other version."""
+    there = {"numpy": "2.3.1", "jax": "0.10.2+local"}
+    monkeypatch.setattr(versions.importlib.metadata, "version", lambda name: there[name])
+    modules = {"numpy": types.SimpleNamespace(__version__="2.0.2"), "jax": types.SimpleNamespace(__version__="0.10.2")}
+    assert versions.outdated(modules).startswith("numpy 2.0.2 is loaded and another one installed; restart the runtime")
+    there["numpy"] = "2.0.2"
+    assert versions.outdated(modules) == versions.outdated({}) == ""
+    monkeypatch.undo()
+    assert versions.outdated() == ""
 
 
 def test_what_is_installed_here_agrees():

@@ -133,6 +133,26 @@ def test_processes_that_differ_end_before_anything_is_written(tmp_path):
     assert not list(one.parent.iterdir()) and not list(other.parent.iterdir()) and not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("chips", "compiler", "plugins", "given", "found"),
+    [
+        ((), True, (), {}, {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}),
+        ((), True, ("cuda12",), {}, {"TPU_SKIP_MDS_QUERY": "1"}),  # jax looks for a GPU, and takes the CPU after that.
+        ((), True, (), {"JAX_PLATFORMS": "tpu"}, {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "tpu"}),
+        (("/dev/accel0",), True, (), {}, {}),
+        ((), False, (), {}, {}),
+    ],
+)
+def test_without_a_tpu_its_compiler_is_not_asked_for_one(monkeypatch, chips, compiler, plugins, given, found):
+    specs = {"libtpu": compiler or None, "jax_plugins": None}
+    monkeypatch.setattr(processes.glob, "glob", lambda pattern: [chip for chip in chips if "accel" in pattern])
+    monkeypatch.setattr(processes.importlib.util, "find_spec", specs.__getitem__)
+    monkeypatch.setattr(processes.importlib.metadata, "entry_points", lambda group: plugins)
+    environment = dict(given)
+    processes.quiet_tpu(environment)
+    assert environment == found
+
+
 HANGS = f"""
 import sys, time
 from experiments.settings import processes
