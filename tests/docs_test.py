@@ -72,7 +72,8 @@ def check(words: list[str], refused: str) -> None:
         assert words[1] in targets
     elif words[:2] == ["pip", "install"]:
         known = (ROOT / "requirements-dev.txt").read_text()
-        assert (ROOT / words[-1]).exists() if words[2] in ("-r", "-e") else re.search(f"^{words[2]}\\b", known, re.MULTILINE)
+        there = words[2] in ("-r", "-e") and (ROOT / words[-1]).exists()
+        assert there or re.search(f"^{words[2]}\\b", known, re.MULTILINE)
     elif words[:2] == ["python", "-m"]:
         assert importlib.util.find_spec(words[2]) and all((ROOT / w).exists() for w in words if w.startswith("tests/"))
     elif words[:2] == ["python", "main.py"]:
