@@ -144,9 +144,7 @@ evaluation.patterns = text(
     before="",
 )
 evaluation.sample_prompt = text(
-    "auto",
-    'One sample goes to the report at each evaluation; "auto" = behind a held-out line, "" = none.',
-    before="def ",
+    "auto", 'One sample goes to the report at each evaluation; "auto" = behind a held-out line, "" = none.'
 )
 evaluation.sample_tokens = whole(200, "Tokens of that sample.", least=0, smoke=8)
 evaluation.trace = whole(

@@ -11,7 +11,9 @@ from configs import knobs
 from experiments.settings.keys import flatten
 
 # Keys that may change between two starts of one run: they decide nothing about its numbers.
-NOT_IDENTITY = ("generate", "plan", "train.profile_step", "train.profile_steps", "train.wandb")
+NOT_IDENTITY = (
+    "generate", "plan", "eval.sample_prompt", "train.profile_step", "train.profile_steps", "train.wandb"
+)  # fmt: skip
 
 
 def canonical(config: Mapping) -> dict[str, Any]:
