@@ -19,7 +19,7 @@ from tests.plain.recurrences import remembered
 # (implementation, B, T, N, H, P, C): a short last chunk; memories kept at every second of five chunks; two heads each.
 CASES = {
     "tpu short": ("pallas_tpu", 2, 27, 1, 8, 6, 8),
-    "tpu groups": ("pallas_tpu", 1, 40, 2, 16, 16, 8),
+    "tpu groups": ("pallas_tpu", 1, 40, 2, 32, 32, 8),
     "gpu short": ("pallas_gpu", 2, 37, 1, 8, 20, 16),
     "gpu groups": ("pallas_gpu", 1, 80, 1, 48, 64, 16),
 }
