@@ -1,4 +1,4 @@
-"""Attention over a cache whose keys keep their turns: each key reads one of the forms of a query."""
+"""Attention over a cache: values by hand, and keys that keep their turns, each of which reads one form of a query."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ def drawn(seed=0):
 
 
 def by_hand(q, k, v, turn, seen, softcap, sinks):
+    (B, T, N), K = q.shape[:3], k.shape[2]
     out = np.zeros((B, T, N, H))
     for b, t, n in np.ndindex(B, T, N):
         x = [q[b, t, n, turn[b, s]] @ k[b, s, n // (N // K)] / np.sqrt(H) for s in range(S) if seen[b, t, s]]
@@ -45,3 +46,21 @@ def test_each_key_reads_the_form_of_its_turn(more):
     np.testing.assert_allclose(
         attend_turned(jnp.asarray(alike), *map(jnp.asarray, (k, v, turn)), mask=rule, **more), one, atol=1e-13
     )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("more", [{}, {"softcap": 0.7}, {"sinks": True}], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 3, 4, 2), (3, 1, 2, 2), (1, 1, 2, 2), (1, 2, 6, 2), (2, 1, 4, 2)], ids=str)
+def test_values_over_a_cache(sizes, more):
+    """With keys first and keys last: rows of unlike lengths, heads that share keys, several queries a row."""
+    B, T, N, K = sizes
+    rng = np.random.default_rng(1)
+    q, sink = rng.normal(size=(B, T, N, 1, H)), rng.normal(size=N)
+    k, v = rng.normal(size=(2, B, S, K, H))
+    at = np.arange(T) + np.array([3, 1, 2])[:B, None]
+    seen = np.arange(S) <= at[..., None]
+    rule = masks.Positions(jnp.asarray(at), jnp.arange(S)[None], rule=masks.Causal())
+    want = by_hand(q, k, v, np.zeros((B, S), int), seen, more.get("softcap"), sink if "sinks" in more else None)
+    more = more | ({"sinks": jnp.asarray(sink)} if "sinks" in more else {})
+    got = attend_cache(jnp.asarray(q[..., 0, :]), jnp.asarray(k), jnp.asarray(v), mask=rule, **more)
+    np.testing.assert_allclose(got, want, atol=1e-13)

@@ -10,6 +10,34 @@ ASSD, REVEAL = (f"{TESTS}/canvas/assd_test.py",), (f"{TESTS}/canvas/reveal_test.
 
 BUGS = (
     Bug(
+        "one row: the loop carries it with its dimension, and its cache is copied",
+        "models/decoding/rows.py",
+        ".shape[0] != 1:",
+        ".shape[0] != 0:",
+        STREAM,
+    ),
+    Bug(
+        "one row: what is new goes to the first slot",
+        "models/mixers/slots.py",
+        "new[0], start[0], axis - 1",
+        "new[0], start[0] * 0, axis - 1",
+        STREAM,
+    ),
+    Bug(
+        "over a cache: what heads see in the order of another product",
+        "kernels/attention/cached.py",
+        "jnp.concatenate([mask.traced(T, S)] * G, axis=2)",
+        "jnp.repeat(mask.traced(T, S), G, axis=2)",
+        ("tests/kernels/cached_test.py",),
+    ),
+    Bug(
+        "over a cache: one row turns its values over",
+        "kernels/attention/cached.py",
+        "return KEYS_FIRST if B == 1 or M > 1 else",
+        "return KEYS_FIRST if M > 1 else",
+        STREAM,
+    ),
+    Bug(
         "accepted drafts of a tree are read again as if they were a chain",
         f"{FOLDER}/commit.py",
         "order = jnp.arange(tokens.shape[1])[None] if path is None else path",

@@ -53,8 +53,8 @@ BUGS = (
     Bug(
         "what is thrown out comes back last",
         f"{ROOM}/engine.py",
-        "self.waiting.appendleft(request)",
-        "self.waiting.append(request)",
+        "request.row = -1\n        self.waiting.appendleft(request)",
+        "request.row = -1\n        self.waiting.append(request)",
         ENGINE,
     ),
     Bug(
@@ -102,8 +102,8 @@ BUGS = (
     Bug(
         "the host looks once and rows go on",
         f"{ROOM}/engine.py",
-        "            rounds = np.int32(1)\n",
-        "            rounds = np.int32(2)\n",
+        "            rounds = 1\n",
+        "            rounds = 2\n",
         SOCKETS,
     ),
     Bug(

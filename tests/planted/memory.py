@@ -70,10 +70,10 @@ BUGS = (
         TESTS,
     ),
     Bug(
-        "attention to turned keys: forms are not scaled",
+        "attention over a cache: scores are not scaled",
         "kernels/attention/cached.py",
-        'made = jnp.einsum("btkgh,bskh->bkgts", form, k, preferred_element_type=dtype) / math.sqrt(H)',
-        'made = jnp.einsum("btkgh,bskh->bkgts", form, k, preferred_element_type=dtype)',
+        "k, rows, preferred_element_type=dtype) / math.sqrt(rows.shape[-1])",
+        "k, rows, preferred_element_type=dtype)",
         ("tests/kernels/cached_test.py",),
     ),
     Bug(

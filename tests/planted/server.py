@@ -61,7 +61,7 @@ BUGS = (
     Bug(
         "whoever hangs up keeps the lane",
         f"{ROOM}/worker.py",
-        "            self.engine.free(track.request.id)",
+        "            (self.planned or self.engine).free(track.request.id)",
         "            pass",
         HOSTILE,
     ),
@@ -75,7 +75,7 @@ BUGS = (
     Bug(
         "a killed engine leaves its clients waiting",
         f"{ROOM}/engines.py",
-        '            texts.heard.put_nowait({"id": id, "end": ENDED, "counts": [0, 0]})',
+        '            texts.heard.put_nowait({"id": id, "end": ENDED, "counts": [0, 0, 0]})',
         "            pass",
         TEXTS,
     ),
@@ -117,15 +117,15 @@ BUGS = (
     Bug(
         "prompts of n texts count n times",
         f"{ROOM}/answers.py",
-        "for choice in self.choices[:: self.asked.n])",
-        "for choice in self.choices)",
+        "sum(choice.prompt for choice in firsts)",
+        "sum(choice.prompt for choice in self.choices)",
         TEXTS,
     ),
     Bug(
         "another seed than the asked one",
         f"{ROOM}/worker.py",
-        'seed=message["seed"], number=number',
-        'seed=message["seed"] + 1, number=number',
+        '{"seed": message["seed"], "number": number}',
+        '{"seed": message["seed"] + 1, "number": number}',
         TEXTS,
     ),
     Bug(

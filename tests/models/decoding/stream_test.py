@@ -1,6 +1,8 @@
 """Text token by token is the law of the whole forward pass: every mixer, drafter and setting, each row at its pace."""
 
 import functools
+import math
+import re
 import types
 
 import jax
@@ -134,6 +136,39 @@ def test_a_turned_batch_and_another_model_that_drafts_change_nothing():
     changes = {"drafter": "model_draft", "model_draft": {"workdir": "w", "length": 2}}
     texts, _ = run("attention", (17,), changes, draft="gated_delta", order=(2, 0, 1))
     assert texts == [wanted("attention")[i] for i in (2, 0, 1)]
+
+
+@pytest.mark.parametrize("name", ["gqa", "mixed"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"drafter": "lookup", "lookup": {"length": 3, "ngram": 2}}], ids=["", "drafts"]
+)
+def test_a_row_by_itself_writes_what_it_writes_in_company(name, changes):
+    """The loop carries one row without the row's dimension."""
+    for row in (0, 2):
+        assert run(name, (5, 13), changes, order=(row,))[0] == [wanted(name)[row]]
+
+
+def test_the_cache_of_one_row_is_copied_by_no_round():
+    """And rotary tables of all layers are one: both cost a quarter of a step of a small model on a CPU."""
+    graphdef, params = nnx.split(make(num_layers=3))
+    parts = sockets.make([DEFAULTS | SETTINGS[0]], DEFAULTS, vocab_size=V)
+
+    def rounds(params):
+        models = {"model": nnx.merge(graphdef, params).for_decoding()}
+        given = prompts()[:1], jnp.asarray(LENGTH[:1]), jnp.asarray(LIMIT[:1]), key_data()[:1]
+        p = stream.begin(models, parts, *given, sockets.dials([DEFAULTS], parts))
+        return stream.extend(models, stream.read(models, p, parts, 17, fresh=True), parts, 100).text
+
+    program = jax.jit(rounds).lower(params).compile().as_text()
+    spec = make(num_layers=3).spec
+    size = spec.K * R * spec.H
+    bodies = [part for part in program.split("\n\n") if " dot(" in part and "ENTRY" not in part]
+    made = re.findall(r"%(\S+) = f32\[([\d,]+)\]", max(bodies, key=len))
+    large = [name for name, shape in made if math.prod(map(int, shape.split(","))) == size]
+    assert len(large) >= 2 * 3  # Keys and values of each layer.
+    assert not [name for name in large if re.search("copy|transpose", name)]
+    tables = re.findall(rf"= f32\[1,{spec.H // 2}\]\S* dot\(", max(bodies, key=len))
+    assert len(tables) == 2, "cos and sin, not those of every layer"
 
 
 def test_the_end_token_ends_a_row_within_its_drafts():
