@@ -5,6 +5,7 @@ stand, checkpoints and plots only in the mode that needs them.
 """
 
 import functools
+import importlib
 import os
 import pathlib
 import types
@@ -213,24 +214,18 @@ def evaluate(flags: Any, changes: Changes) -> None:
     if model.config.eval.trace:
         rows = inputs.eval_batches(model.config, model.corpus, model.program.rows)
         traced.write(model.program, model.params, rows, place)
+    own = place if flags.workdir else None
     if made.generate.drafter != "none" and model.program.objective.generator == "autoregressive":
         from experiments.generation import held_out
 
-        print(held_out.evaluated(model, made.generate.to_dict(), named.workdir(flags) if flags.workdir else None))
+        print(held_out.evaluated(model, made.generate.to_dict(), own))
     if model.config.eval.texts:
-        other_texts.show(model, step, workdir=flags.workdir and place, output=getattr(flags, "output", ""))
-    if made.eval.memories:
-        from experiments.generation import budgets
-
-        print(budgets.of_run(model, named.workdir(flags) if flags.workdir else None))
-    if made.eval.patterns:
-        from experiments.generation import patterns
-
-        print(patterns.of_run(model, named.workdir(flags) if flags.workdir else None))
-    if made.generate.memory != "full":
-        from experiments.generation import memories
-
-        print(memories.of_run(model, named.workdir(flags) if flags.workdir else None))
+        other_texts.show(model, step, workdir=own or "", output=getattr(flags, "output", ""))
+    for name, asked in (
+        ("budgets", made.eval.memories), ("patterns", made.eval.patterns), ("memories", made.generate.memory != "full"),
+    ):  # fmt: skip
+        if asked:
+            print(importlib.import_module(f"experiments.generation.{name}").of_run(model, own))
 
 
 def generate(flags: Any, changes: Changes) -> None:

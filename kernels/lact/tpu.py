@@ -15,9 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.lact.reference import Network, Weights
+from kernels.lowering import by_platform
 from kernels.tiles import column, product
 
 TILE = 256  # tokens
+ELSEWHERE = "implementation='pallas_tpu' runs on tpu only; use None."
 VMEM_LIMIT = 56 * 2**20  # bytes; v5p and tpu7x have 64 MiB, v5e and v6e 128 MiB
 
 
@@ -111,7 +113,7 @@ def _call(body: Callable, inputs: list, outputs: list, low: jnp.dtype, interpret
             return pl.BlockSpec((None, None, *x.shape[2:]), lambda row, tile: (row, tile, 0, 0))
         return pl.BlockSpec((None, *x.shape[1:]), lambda row, tile: (row, 0, 0))
 
-    return pl.pallas_call(
+    run = pl.pallas_call(
         functools.partial(body, low=low, wide=jnp.promote_types(low, jnp.float32)),
         grid=(rows, tiles),
         in_specs=[spec(x) for x in inputs],
@@ -122,7 +124,8 @@ def _call(body: Callable, inputs: list, outputs: list, low: jnp.dtype, interpret
         ),
         interpret=pltpu.InterpretParams() if interpret else False,
         name=f"lact_{name}",
-    )(*inputs)
+    )
+    return run(*inputs) if interpret else by_platform(*inputs, default=ELSEWHERE, tpu=run)
 
 
 def _tiles(x: jax.Array) -> jax.Array:

@@ -104,7 +104,7 @@ def test_a_budget_of_the_whole_text_costs_nothing():
 
 def test_a_window_shows_its_last_tokens():
     program, params = made()
-    found = memories.evaluate(program, params, batches(), BYTES, asked("window", size=5), prompt=CUT)
+    found = memories.evaluate(memories.Rows(program, params, batches(), BYTES, CUT), asked("window", size=5))
     assert all(layer == [0] * (T - 5) + [1] * 5 for layer in found["seen"])
     assert 0 < found["memory/kept_mass"] < found["memory/best_mass"] < 1
 
