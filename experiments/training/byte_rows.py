@@ -17,6 +17,7 @@ import numpy as np
 
 from data.tokenizers import covers, endings
 from experiments.program import Program
+from experiments.settings.errors import ConfigError
 from experiments.training import exact_bytes
 from experiments.training.evaluate import bits_a_byte
 from kernels import masks
@@ -124,6 +125,19 @@ def _valid(tokenizer: Any, pieces: endings.Pieces, behind: dict) -> Callable[[co
     return lambda ids: bool(after(ids[:-1])[ids[-1]]) if ids[:-1] in behind else False
 
 
+def unreached(tokenizer: Any, text: bytes) -> ConfigError:
+    """The error where a byte of `text` is reached by no sequence that counts as the beginning of an encoding.
+
+    Tokenizers that split blanks by what stands behind them, as those of words do, encode "\\n\\n" as one token and
+    "\\n\\na" as three: there the beginning of an encoding is not the encoding of a beginning.
+    """
+    name = type(tokenizer).__name__
+    return ConfigError([
+        f"eval.bytes='rows' finds no encoding for some byte of the text that begins with {text[:24]!r}: this {name} "
+        "encodes blanks by what stands behind them; use eval.bytes='exact'."
+    ])  # fmt: skip
+
+
 def line(model: Any) -> str:
     """The exact laws of the bytes of held-out beginnings of a trained model, in words."""
     start = time.perf_counter()
@@ -139,6 +153,8 @@ def line(model: Any) -> str:
     found, read, plain = laws(make_step(model.program), model.params, model.tokenizer, texts)
     sizes = np.array([len(text) for text in texts], float)
     normalised, exact = (np.array([getattr(law, name) for law in found]) for name in ("normalised", "exact"))
+    if not np.isfinite(normalised).all():
+        raise unreached(model.tokenizer, texts[int(np.argmin(np.isfinite(normalised)))])
     return (
         f"bits per byte by every byte's own law: {bits_a_byte(normalised, sizes)}; as the probability of the bytes: "
         f"{bits_a_byte(exact, sizes)}; {int(sizes.sum()):,} bytes of {len(texts)} held-out "

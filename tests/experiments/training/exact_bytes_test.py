@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import types
 
 import jax
 import numpy as np
@@ -155,3 +156,14 @@ def test_a_model_of_bytes_prints_one_number_for_all(tmp_path, capsys, one_device
     normalised, whole = map(float, re.findall(number, printed["rows"]))
     assert normalised < whole == pytest.approx(float(exact), abs=2e-4)
     assert "cost: " in printed["exact"] and "cost: " in printed["rows"]
+
+
+def test_a_tokenizer_that_looks_ahead_is_refused_by_the_rows_in_a_sentence(monkeypatch):
+    """Not printed as infinitely unlikely: the text is possible, and the list of its covers is not whole."""
+    model = types.SimpleNamespace(program=None, params=None, tokenizer=Tokenizer())
+    lost = byte_rows.Law(np.full((4, 256), -np.inf), np.inf, np.inf)
+    monkeypatch.setattr(exact_bytes, "beginnings", lambda model: iter([b"a\n\nb"]))
+    monkeypatch.setattr(byte_rows, "laws", lambda *given: ([lost], 1, 1))
+    monkeypatch.setattr(byte_rows, "make_step", lambda program: None)
+    with pytest.raises(ConfigError, match="encodes blanks by what stands behind them; use eval.bytes='exact'"):
+        byte_rows.line(model)
