@@ -79,6 +79,11 @@ def test_an_older_run_has_the_values_under_which_it_was_made(added, caplog):
     assert "model.lact.rank=8" in told[1] and config.model.lact.rank == base.get_config().model.lact.rank
 
 
+def test_of_many_settings_four_are_named_and_the_rest_counted():
+    assert saved._listed({f"eval.k{i}": i for i in range(4)}) == "eval.k0=0, eval.k1=1, eval.k2=2, eval.k3=3"
+    assert saved._listed({f"eval.k{i}": i for i in range(6)}) == "eval.k0=0, eval.k1=1, eval.k2=2, eval.k3=3 and 2 more"
+
+
 def test_every_knob_that_runs_can_lack_says_under_which_value_they_were_made():
     """A knob that was added without `before=` makes older runs unreadable: here by name."""
     held = keys.flatten(json.loads((OLD / files.CONFIG).read_text())["config"])

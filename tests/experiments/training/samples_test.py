@@ -35,6 +35,20 @@ def test_of_text_it_is_a_line_of_the_held_out_split(tmp_path):
     assert found not in text  # It stands in no text that was trained on: every document names its number.
 
 
+def test_a_row_that_begins_inside_a_line_gives_the_next_one(tmp_path, monkeypatch):
+    config = tiny.config(tmp_path, data__length=256, eval__sample_prompt="auto")
+    tokens = np.frombuffer(b"lf of a line that began before\na whole line that goes on\nmore", np.uint8).astype(
+        np.int32
+    )[None]
+    batch = {"tokens": tokens, "targets": np.roll(tokens, -1, axis=1), "scored": np.ones(tokens.shape, bool)}
+    corpus = inputs.load(config)
+    monkeypatch.setattr(inputs, "eval_batches", lambda *_: iter([batch]))
+    assert samples.prompt(config, corpus) == "a whole line that goes on"
+    batch["tokens"] = batch["tokens"].copy()
+    batch["tokens"][0, :1] = corpus.tokenizer.bos  # A document begins in the row: its first line is whole.
+    assert samples.prompt(config, corpus) == "f of a line that began before"
+
+
 def test_what_is_asked_for_by_name_stays(tmp_path):
     for asked in ("", "def ", "Auto"):
         assert prompt(tiny.config(tmp_path, eval__sample_prompt=asked))[0] == asked
