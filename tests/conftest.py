@@ -31,6 +31,15 @@ def x64():
         yield
 
 
+@pytest.fixture
+def x64_in_threads():
+    """64-bit types in every thread: the TPU simulator's threads would not see a context of this one."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """The tests of a module see one device. Runs over all eight take twice the time, and say no more of most things."""

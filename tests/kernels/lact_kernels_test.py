@@ -13,17 +13,8 @@ from kernels.lact import apply_fast_weights, fast_weight_gradient, lact, tpu
 from kernels.platforms import lower_for_cuda
 from tests.kernels.described import compile_for_tpu
 from tests.kernels.lact_test import NS5, inputs, naive
-from tests.kernels.probed import with_gradients
+from tests.kernels.probed import joined, with_gradients
 from tests.plain import fast_weights
-
-
-@pytest.fixture
-def x64():
-    """64-bit types in every thread: the TPU simulator's threads would not see a context of this one."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 def drawn(B, C, N, H, F, seed=0):
@@ -32,10 +23,6 @@ def drawn(B, C, N, H, F, seed=0):
     k, v = (rng.normal(size=(B, C, N, H)) for _ in range(2))
     w0, w1, w2 = (rng.normal(size=(B, N, *s)) / s[1] ** 0.5 for s in ((F, H), (H, F), (F, H)))
     return k, v, rng.uniform(0.01, 0.3, (B, C, N, 3)), w0, w1, w2
-
-
-def joined(result):
-    return jnp.concatenate([x.ravel().astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(result)])
 
 
 def both(network, k, v, lr, *weights):
@@ -48,7 +35,7 @@ PLAIN = (apply_fast_weights, fast_weight_gradient)
 
 
 @pytest.mark.parametrize("size", [(2, 37, 1, 8, 12), (1, 16, 2, 20, 4)])
-def test_values_and_gradients_in_float64(x64, monkeypatch, size):
+def test_values_and_gradients_in_float64(x64_in_threads, monkeypatch, size):
     """Two whole tiles and five tokens of a third; one tile. Gradients against those of the formulas in jnp."""
     monkeypatch.setattr(tpu, "TILE", 16)
     args = drawn(*size)
@@ -61,7 +48,7 @@ def test_values_and_gradients_in_float64(x64, monkeypatch, size):
 
 
 @pytest.mark.parametrize("order, normalize, T", [("apply_then_update", "post", 29), ("update_then_apply", "pre", 20)])
-def test_a_layer_of_kernels_is_the_definition(x64, order, normalize, T):
+def test_a_layer_of_kernels_is_the_definition(x64_in_threads, order, normalize, T):
     args, momentum = inputs(1, T, 2, 8, 12)
     options = {"order": order, "normalize": normalize}
 
@@ -77,7 +64,7 @@ def test_a_layer_of_kernels_is_the_definition(x64, order, normalize, T):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1, float(jnp.abs(b).max())))
 
 
-def test_documents_go_through_kernels_too(x64):
+def test_documents_go_through_kernels_too(x64_in_threads):
     args, _ = inputs(2, 21, 1, 8, 8)
     ids = jnp.asarray(np.stack([np.repeat([0, 1], [12, 9]), np.repeat([3, 4, 5], [2, 18, 1])]))
     call = lambda *args, **by: lact(*args, chunk_size=4, segment_ids=ids, **by)[0]  # noqa: E731
@@ -87,7 +74,7 @@ def test_documents_go_through_kernels_too(x64):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1, float(jnp.abs(b).max())))
 
 
-def test_bfloat16_within_its_roundings_at_a_published_width(x64):
+def test_bfloat16_within_its_roundings_at_a_published_width(x64_in_threads):
     """H = F = 384 as published. Operands of products are rounded; sums of their magnitudes bound what that does.
 
     Read: the hidden activations once and the result once. Learned: the right factor of each sum once. Weights and

@@ -13,7 +13,7 @@ from kernels.linear_attention import LinearState, gated_delta_rule, gpu, linear_
 from kernels.linear_attention.chunked import inverse
 from kernels.platforms import lower_for_cuda
 from tests.kernels.described import compile_for_tpu
-from tests.kernels.probed import with_gradients
+from tests.kernels.probed import joined, with_gradients
 from tests.plain.recurrences import remembered
 
 # (implementation, B, T, N, H, P, C): a short last chunk; memories kept at every second of five chunks; two heads each.
@@ -23,15 +23,6 @@ CASES = {
     "gpu short": ("pallas_gpu", 2, 37, 1, 8, 20, 16),
     "gpu groups": ("pallas_gpu", 1, 80, 1, 48, 64, 16),
 }
-
-
-@pytest.fixture
-def x64():
-    """64-bit types in every thread: the TPU simulator's threads would not see a context of this one."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 def drawn(B, T, N, H, P, seed=0):
@@ -55,13 +46,9 @@ def call(kind, ids, q, k, v, beta, decay, memory, **options):
     return out, after.memory
 
 
-def joined(result):
-    return jnp.concatenate([x.ravel().astype(jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype) for x in result])
-
-
 @pytest.mark.parametrize("kind, case", [("plain", "tpu short"), ("plain", "gpu groups"), *(
     (kind, case) for kind in ("decay", "delta") for case in CASES)])  # fmt: skip
-def test_values_and_gradients_in_float64(x64, kind, case):
+def test_values_and_gradients_in_float64(x64_in_threads, kind, case):
     """Values against loops in numpy; gradients against those of the recurrence, which the other tests hold to loops."""
     implementation, *size, chunk = CASES[case]
     args, ids = drawn(*size)
@@ -135,7 +122,7 @@ def assert_within_roundings(kind, args, ids, got, met):
 
 
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
-def test_bfloat16_within_its_roundings_at_a_published_width(x64, implementation):
+def test_bfloat16_within_its_roundings_at_a_published_width(x64_in_threads, implementation):
     """H = P = 128 and chunks of 64, as published."""
     given = rounded(1, 128, 1, 128, 128)
     got = probed("delta", *given, chunk_size=64, implementation=implementation, interpret=True)
@@ -144,7 +131,7 @@ def test_bfloat16_within_its_roundings_at_a_published_width(x64, implementation)
 
 
 @pytest.mark.parametrize("size", [1, 24])
-def test_a_tile_is_inverted_as_the_batches_are(x64, size):
+def test_a_tile_is_inverted_as_the_batches_are(x64_in_threads, size):
     below = jnp.tril(jnp.asarray(np.random.default_rng(size).uniform(-1, 1, (size, size))), -1)
     found, pull = jax.vjp(tiles.inverse, below)
     want, pull_want = jax.vjp(inverse, below)

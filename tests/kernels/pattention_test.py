@@ -20,15 +20,6 @@ SMALL = Shape(12, 8, 20, 6)
 IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 
 
-@pytest.fixture
-def x64():
-    """64-bit types in every thread: the TPU simulator's threads would not see a context of this one."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def inputs(shape: Shape, dtype=jnp.float64, seed=0, scale=0.3):
     """x [T, D], keys [P, D], values [P, V], dout [T, V]; scores of order one, both signs."""
     sizes = ((shape.T, shape.D), (shape.P, shape.D), (shape.P, shape.V), (shape.T, shape.V))
@@ -73,7 +64,7 @@ def tau_terms(arrays, tau, **options) -> float:
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape, masked, gelu", [(ODD, False, "tanh"), (TILED, True, "exact")])
-def test_values_and_gradients_in_float64(x64, shape, masked, gelu, implementation, normalization):
+def test_values_and_gradients_in_float64(x64_in_threads, shape, masked, gelu, implementation, normalization):
     arrays, tau = inputs(shape), jnp.float64(7.0)
     options = dict(normalization=normalization, gelu=gelu, mask=kept(shape) if masked else None)
     want = run(pattention_reference, *arrays, tau, **options)
@@ -83,7 +74,7 @@ def test_values_and_gradients_in_float64(x64, shape, masked, gelu, implementatio
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_reference_is_the_formula(x64, normalization):
+def test_reference_is_the_formula(x64_in_threads, normalization):
     x, keys, values, _ = (np.asarray(a) for a in inputs(SMALL))
     erf = np.vectorize(__import__("math").erf)
     gelu = lambda z: 0.5 * z * (1 + erf(z / np.sqrt(2)))  # noqa: E731
@@ -99,7 +90,7 @@ def test_reference_is_the_formula(x64, normalization):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_chunks_of_tokens_change_nothing(x64, monkeypatch, normalization):
+def test_chunks_of_tokens_change_nothing(x64_in_threads, monkeypatch, normalization):
     """Eleven tokens a chunk, the last one short, under two leading axes, one mask for all of them."""
     arrays = inputs(Shape(75, 8, 20, 6))
     x, dout = (a.reshape(3, 25, -1) for a in (arrays[0], arrays[3]))
@@ -154,7 +145,7 @@ def assert_within_roundings(got, exact, tau, normalization):
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_bfloat16_within_its_roundings(x64, implementation, normalization):
+def test_bfloat16_within_its_roundings(x64_in_threads, implementation, normalization):
     arrays, tau = inputs(ODD, jnp.bfloat16), jnp.float32(ODD.P**0.5)
     options = dict(implementation=implementation, interpret=implementation != "xla")
     got = run(pattention, *arrays, tau, normalization=normalization, **options)
@@ -193,7 +184,7 @@ def test_invariances(seed, scale, normalization):
         np.testing.assert_allclose(call(x, keys, values, mask=rows), call(x, keys[there], values[there]), **tol)
 
 
-def test_dropped_softmax_token_scores_zero_and_still_counts(x64):
+def test_dropped_softmax_token_scores_zero_and_still_counts(x64_in_threads):
     """Exactly the released code: the score is 0 before the exponential, so its weight is exp(0), not 0."""
     x, keys, values, _ = inputs(SMALL)
     mask = jnp.arange(SMALL.P) != 3
@@ -220,7 +211,7 @@ def test_row_of_zero_scores(implementation, normalization):
     "implementation, dtype, tolerance",
     [(name, jnp.float64, 1e-12) for name in IMPLEMENTATIONS] + [(name, jnp.float32, 1e-6) for name in ("xla", "gpu")],
 )
-def test_growth_by_zero_keys(x64, implementation, normalization, dtype, tolerance):
+def test_growth_by_zero_keys(x64_in_threads, implementation, normalization, dtype, tolerance):
     x, keys, values, dout = inputs(SMALL, dtype)
     more = 17
     grown = jnp.concatenate([keys, jnp.zeros((more, SMALL.D), dtype)])
@@ -311,7 +302,7 @@ def test_what_lies_past_the_edge_does_not_leak(monkeypatch, implementation, room
         ("gpu", (1, 2), False),
     ],
 )
-def test_sharded_over_parameter_tokens(x64, implementation, mesh_shape, masked, normalization):
+def test_sharded_over_parameter_tokens(x64_in_threads, implementation, mesh_shape, masked, normalization):
     shape, tau = Shape(8, 8, 64, 6), jnp.float64(6.0)
     arrays, interpret = inputs(shape), implementation != "xla"
     mask = (kept(shape),) if masked else ()
@@ -382,7 +373,7 @@ def test_refusals_name_a_value_that_works(change, words):
 
 
 @pytest.mark.parametrize("implementation", ("tpu", "gpu"))
-def test_a_named_kernel_runs_there_or_refuses(x64, implementation):
+def test_a_named_kernel_runs_there_or_refuses(x64_in_threads, implementation):
     x, keys, values, _ = inputs(SMALL, jnp.float32)
     with pytest.raises(NotImplementedError, match="lowered for another platform"):
         jax.jit(functools.partial(pattention, implementation=implementation))(x, keys, values)

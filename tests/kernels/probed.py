@@ -24,3 +24,8 @@ def with_gradients(f: Callable, whole: Callable[[Any], jax.Array] = lambda resul
         return result, grads
 
     return jax.jit(run)
+
+
+def joined(result: Any) -> jax.Array:
+    """All numbers of a result in one row, in float32 or wider."""
+    return jnp.concatenate([x.ravel().astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(result)])

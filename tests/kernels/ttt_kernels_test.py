@@ -13,16 +13,6 @@ from tests.kernels.described import compile_for_tpu
 from tests.kernels.probed import with_gradients
 from tests.kernels.ttt_test import F64, OPS, inputs, naive
 
-
-@pytest.fixture
-def x64():
-    """64-bit types in every thread: the TPU simulator's threads would not see a context of this one."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 KERNEL = {"implementation": "pallas_tpu", "interpret": True}
 # (B, T, N, H, K): ten mini-batches in groups of three, a short one behind them; two that fill the row.
 SIZES = {"linear": (1, 43, 2, 16, 4), "mlp": (1, 8, 1, 4, 4)}
@@ -34,7 +24,7 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("kind", OPS)
-def test_kernels_equal_the_definition_with_gradients(x64, kind):
+def test_kernels_equal_the_definition_with_gradients(x64_in_threads, kind):
     *size, K = SIZES[kind]
     args = inputs(kind, *size, K)
     got = with_gradients(lambda *a: OPS[kind](*a, mini_batch=K, **KERNEL)[0])(*args)
@@ -43,7 +33,7 @@ def test_kernels_equal_the_definition_with_gradients(x64, kind):
 
 
 @pytest.mark.parametrize("kind, T", [("mlp", 23), ("linear", 16)])
-def test_the_state_and_its_gradients_are_those_of_the_formulas(x64, kind, T):
+def test_the_state_and_its_gradients_are_those_of_the_formulas(x64_in_threads, kind, T):
     """A row that ends in the middle of a mini-batch, and one that ends with one: that is not learned from."""
     args = inputs(kind, 1, T, 2, 4, 4)
 
@@ -55,7 +45,7 @@ def test_the_state_and_its_gradients_are_those_of_the_formulas(x64, kind, T):
     close(got, want)
 
 
-def test_bfloat16_is_rounded_as_the_formulas_are(x64):
+def test_bfloat16_is_rounded_as_the_formulas_are(x64_in_threads):
     """Operands of the same products are rounded: the kernel is as far from float64 as the formulas in jnp, twice."""
     args = inputs("linear", 1, 32, 1, 64, 16)
     low = [x.astype(jnp.bfloat16) for x in args[:3]] + [args[3].astype(jnp.float32)]
