@@ -17,6 +17,8 @@ import numpy as np
 
 Ids = tuple[int, ...]
 Model = Callable[[Ids], np.ndarray]
+# What may follow a blank, of each kind that patterns of words tell apart: a letter, a digit, a mark, the end of a line.
+BEHIND = (b"a", b"0", b".", b"\n")
 
 
 class Encoder(Protocol):
@@ -38,7 +40,9 @@ class Valid:
     """Whether ids begin the encoding of some text, with the answers kept.
 
     Ids that are canonical do. Where a character of UTF-8 is unfinished at their end, they need not be canonical (our
-    byte-level tokenizers write broken characters byte by byte): then some token must continue it validly.
+    byte-level tokenizers write broken characters byte by byte): then some token must continue it validly. Nor where a
+    blank is at their end, which tokenizers of words may give to the word behind it: then the encoding of their text
+    and one of `BEHIND` must begin with them.
     """
 
     def __init__(self, tokenizer: Encoder):
@@ -55,7 +59,14 @@ class Valid:
         if canonical(self._tokenizer, ids):
             return True
         text = b"".join(self._tokenizer.pieces[i] for i in ids)
+        if ends_blank(text):
+            return any(tuple(map(int, self._tokenizer.encode(text + more)[: len(ids)])) == ids for more in BEHIND)
         return bool(further and unfinished(text)) and any(self._begins((*ids, i), further - 1) for i in self._inner)
+
+
+def ends_blank(text: bytes) -> bool:
+    """Whether the last character of `text` is a blank of any kind."""
+    return text[-3:].decode("utf-8", "replace")[-1:].isspace()
 
 
 def unfinished(text: bytes) -> int:

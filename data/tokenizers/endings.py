@@ -8,11 +8,12 @@ share what stands before the last words. So the work is that of some words, what
 import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-from data.tokenizers.covers import Encoder, Ids, Valid, canonical, unfinished
+from data.tokenizers.covers import BEHIND, Encoder, Ids, Valid, ends_blank, unfinished
 
 
 class Pieces:
@@ -86,7 +87,7 @@ def begin_encodings(tokenizer: Encoder, sequences: Sequence[Ids]) -> list[bool]:
     found = [tuple(ids) == made for ids, made in zip(sequences, _encoded(tokenizer, texts), strict=True)]
     rest = Valid(tokenizer)
     return [
-        same or bool(unfinished(text)) and rest(tuple(ids))
+        same or bool(unfinished(text) or ends_blank(text)) and rest(tuple(ids))
         for same, text, ids in zip(found, texts, sequences, strict=True)
     ]
 
@@ -138,7 +139,10 @@ def followers(tokenizer: Encoder, ids: Ids, pieces: Pieces | None = None) -> lis
 
 
 class Exactly:
-    """The sequences that begin an encoding and end exactly at a place of a text; one, but inside of a character."""
+    """The sequences that begin an encoding and end exactly at a place of a text.
+
+    One, but inside of a character, and behind a blank that an encoding may give to what follows.
+    """
 
     def __init__(self, tokenizer: Encoder, pieces: Pieces, text: bytes):
         self._tokenizer, self._pieces, self._text = tokenizer, pieces, text
@@ -147,10 +151,17 @@ class Exactly:
     def __call__(self, end: int) -> tuple[Ids, ...]:
         return self._at(end)
 
+    def _ends(self, ids: Ids) -> list[int]:
+        """The place behind each of `ids`, in bytes."""
+        return list(itertools.accumulate(len(self._tokenizer.pieces[i]) for i in ids))
+
     def _find(self, end: int) -> tuple[Ids, ...]:
         text = self._text[:end]
         if not unfinished(text):
-            return (_encoded(self._tokenizer, [text])[0],)
+            made = _encoded(self._tokenizer, [text, *(text + more for more in BEHIND if ends_blank(text))])
+            ends = (self._ends(ids) for ids in made)
+            found = [ids[: at.index(end) + 1] for ids, at in zip(made, ends, strict=True) if end in at]
+            return tuple(dict.fromkeys(found)) if end else ((),)
         tried = [
             (*ids, int(i))
             for begin in range(max(0, end - self._pieces.longest), end)
@@ -170,7 +181,7 @@ def _window(tokenizer: Encoder, ids: Ids, least: int, pieces: Pieces) -> int:
         word = piece[:1] in (b" ", b"\n") and before[-1:].isalnum()
         line = before.endswith(b"\n") and not piece[:1].isspace()
         if held >= least and (word if pieces.apart else line):
-            if canonical(tokenizer, ids[k:]):
+            if begin_encodings(tokenizer, [ids[k:]])[0]:
                 return k
             tried += 1
             if tried == 4:

@@ -24,7 +24,7 @@ from kernels import masks
 from models.decoding import rows as lanes
 
 _STRETCH = 4  # Tokens of the encoding that share a state.
-_TOGETHER = 64  # Rows of one pass.
+_TOGETHER = 16  # Rows of one pass.
 BYTES, DOCUMENTS = 128, 4  # How much of how many documents is read: all tokens are tried behind each byte.
 
 
@@ -95,12 +95,15 @@ def _behind(
     for each in sequences:
         shared = exact_bytes.shared(whole, (tokenizer.bos, *each))
         stretches.setdefault((shared - 1) // _STRETCH * _STRETCH, []).append(each)
+    # One size of all, since a program is compiled for each.
+    before = exact_bytes.power(max(1, *stretches))
+    width = exact_bytes.power(max(len(each) + 1 - cut for cut, some in stretches.items() for each in some))
     for cut, some in sorted(stretches.items()):
-        head = _padded([whole[:cut]], exact_bytes.power(max(cut, 1)))
+        head = _padded([whole[:cut]], before)
         tails = [(tokenizer.bos, *each)[cut:] for each in some]
         for first in range(0, len(some), _TOGETHER):
             part = tails[first : first + _TOGETHER]
-            rows = _padded(part, exact_bytes.power(max(map(len, tails))), exact_bytes.power(len(part)))
+            rows = _padded(part, width, _TOGETHER)
             last = np.array([len(tail) - 1 for tail in part] + [0] * (len(rows) - len(part)), np.int32)
             out = np.asarray(step(params, head, rows, last), np.float64)
             found |= dict(zip(some[first : first + _TOGETHER], out, strict=False))
@@ -134,7 +137,7 @@ def unreached(tokenizer: Any, text: bytes) -> ConfigError:
     name = type(tokenizer).__name__
     return ConfigError([
         f"eval.bytes='rows' finds no encoding for some byte of the text that begins with {text[:24]!r}: this {name} "
-        "encodes blanks by what stands behind them; use eval.bytes='exact'."
+        "encodes it by what stands behind it; use eval.bytes='exact'."
     ])  # fmt: skip
 
 

@@ -98,8 +98,29 @@ BUGS = (
     Bug(
         "endings: a beginning that ends inside of a character has one encoding",
         "data/tokenizers/endings.py",
-        "if not unfinished(text):\n            return",
-        "if True:\n            return",
+        "if not unfinished(text):\n            made",
+        "if True:\n            made",
+        ENDINGS,
+    ),
+    Bug(
+        "endings: nothing is tried behind blanks",
+        "data/tokenizers/endings.py",
+        "for more in BEHIND if ends_blank(text)",
+        "for more in BEHIND if not text",
+        ENDINGS,
+    ),
+    Bug(
+        "covers: only the first of what may stand behind a blank is tried",
+        "data/tokenizers/covers.py",
+        "for more in BEHIND)",
+        "for more in BEHIND[:1])",
+        ENDINGS,
+    ),
+    Bug(
+        "covers: the cut of an encoding is one token early",
+        "data/tokenizers/endings.py",
+        "ids[: at.index(end) + 1]",
+        "ids[: at.index(end)]",
         ENDINGS,
     ),
     Bug(

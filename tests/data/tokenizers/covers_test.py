@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,38 @@ def test_the_law_read_byte_by_byte_is_the_sum_over_covers(text):
     plain = sum(np.exp(sum(model(ids[:k])[i] for k, i in enumerate(ids))) for ids in plain_covers(text))
     np.testing.assert_allclose(np.exp(law.log_p), plain, rtol=1e-13)
     assert sorted(law.covers) == plain_covers(text)
+
+
+class Words:
+    """Words with the blank before them, the last of several blanks being the word's, as in GPT-2."""
+
+    pieces = (b"a", b" ", b"  ", b" a", b"aa", b"")
+
+    def encode(self, text):
+        words = re.findall(rb" ?a+| +(?!a)| +", text)
+        rank = {(b" ", b" "): 0, (b" ", b"a"): 1, (b"a", b"a"): 2}
+        return [self.pieces.index(piece) for word in words for piece in pairs.encode(word, rank)]
+
+
+@pytest.mark.parametrize("text", [bytes(t) for n in range(1, 5) for t in itertools.product(b"a ", repeat=n)])
+def test_blanks_may_belong_to_what_stands_behind_them(text):
+    want = set()
+    for more in (bytes(t) for n in range(4) for t in itertools.product(b"a ", repeat=n)):
+        ids = tuple(Words().encode(text + more))
+        ends = np.cumsum([len(Words.pieces[i]) for i in ids])
+        want.add(ids[: int(np.searchsorted(ends, len(text))) + 1])
+    assert covers.covers(Words(), text) == sorted(want)
+    law = covers.ByteLaw(Words(), lambda ids: model(ids)[:6])
+    for byte in text:
+        law.read(byte)
+    assert sorted(law.covers) == sorted(want)
+
+
+def test_which_texts_end_in_a_blank():
+    for text in (b" ", b"a\n", "\u3000".encode(), "é\u00a0".encode()):
+        assert covers.ends_blank(text)
+    for text in (b"", b"a", b" a", "\u3000".encode()[:2], b" \xc3", b" \xff"):
+        assert not covers.ends_blank(text)
 
 
 def test_nothing_of_the_mass_is_unaccounted_for():

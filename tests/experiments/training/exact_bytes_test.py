@@ -165,5 +165,5 @@ def test_a_tokenizer_that_looks_ahead_is_refused_by_the_rows_in_a_sentence(monke
     monkeypatch.setattr(exact_bytes, "beginnings", lambda model: iter([b"a\n\nb"]))
     monkeypatch.setattr(byte_rows, "laws", lambda *given: ([lost], 1, 1))
     monkeypatch.setattr(byte_rows, "make_step", lambda program: None)
-    with pytest.raises(ConfigError, match="encodes blanks by what stands behind them; use eval.bytes='exact'"):
+    with pytest.raises(ConfigError, match="encodes it by what stands behind it; use eval.bytes='exact'"):
         byte_rows.line(model)
