@@ -6,6 +6,7 @@ from configs import knobs
 MORE = {
     "lact": {"chunk_size": 5, "window": 7, "rank": 3, "newton_schulz_steps": 0},
     "ttt_linear": {"gate": True},
+    "gated_delta": {"conv": 3},
 }
 
 

@@ -1,7 +1,8 @@
 """Linear attention and the gated delta rule: a memory `[N, H, H]` per row that every token writes to and reads."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,24 @@ from kernels.linear_attention import LinearState
 from models import norms, parameters, projections
 from models.mixers import fast
 from models.mixers.context import Context
+from models.mixers.convolution import Convolution, Three
 from models.mixers.memory import Policy
 from models.spec import Spec
 
 FORGETTING = 16  # decay = logsigmoid(gate) / 16: a gate at 0 halves a memory in 16 tokens (Yang et al. 2024, GLA).
 STATE_AXES = LinearState(fast.WEIGHTS, fast.ROWS)
+
+
+class Convolved(NamedTuple):
+    """The state of a memory behind a convolution.
+
+    Args:
+      memory: as without.
+      before: the newest W - 1 of q, k and v in front of the convolution, `[B, W - 1, N H]` each.
+    """
+
+    memory: LinearState
+    before: Three
 
 
 class LinearAttention(nnx.Module):
@@ -33,25 +47,26 @@ class LinearAttention(nnx.Module):
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["linear_attention"]
-        _memory(self, spec, options["chunk_size"], rngs)
+        _memory(self, spec, options, rngs)
         self.decay = fast.Gate(spec, spec.N, rngs=rngs) if options["decay"] else None
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal("linear_attention", context.mask)
-        q, k, v = (y.reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        (q, k, v), state, before = _read(self, x, context, state)
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         decay = None if self.decay is None else jax.nn.log_sigmoid(self.decay(x)) / FORGETTING
         out, state = _recall(self, (q, k, v, None, decay), context, state)
-        return self.out(self.norm(out).reshape(*x.shape[:2], -1)), state
+        return self.out(self.norm(out).reshape(*x.shape[:2], -1)), _behind(state, before)
 
     def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: its chunk in 4 C H a head, writing and reading in 4 H^2."""
         size = min(self.chunk_size, length)
-        return {"recurrent": self.N * (4 * size * self.H + 4 * self.H**2)}
+        return {"recurrent": self.N * (4 * size * self.H + 4 * self.H**2) + _convolved(self)}
 
-    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> LinearState:
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> LinearState | Convolved:
         """The empty memory of `batch` rows; the same size for any `length`."""
-        return kernel.init_state(batch, self.N, self.H, self.H, jnp.promote_types(self.dtype, jnp.float32))
+        empty = kernel.init_state(batch, self.N, self.H, self.H, jnp.promote_types(self.dtype, jnp.float32))
+        return empty if self.conv is None else Convolved(empty, self.conv.start(batch))
 
 
 class GatedDelta(nnx.Module):
@@ -59,7 +74,7 @@ class GatedDelta(nnx.Module):
 
     S' = e^decay_t S_{t-1}, S_t = S' + beta_t k_t (v_t - k_t^T S')^T, out(RMSNorm(q_t S_t) * silu(gate(x))). q, k: SiLU
     and length 1, v: SiLU; decay = -A softplus(W x + b) and beta = sigmoid(W x), per token and head. The published
-    layer also has a convolution over 4 tokens before SiLU and values twice as wide.
+    layer has a convolution over 4 tokens before SiLU (`conv`), and values twice as wide.
 
     Source: Yang, Kautz & Hatamizadeh 2024, "Gated Delta Networks"; A and b start as in Mamba-2 (Dao & Gu 2024).
     """
@@ -70,7 +85,7 @@ class GatedDelta(nnx.Module):
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         options = spec.options["gated_delta"]
-        _memory(self, spec, options["chunk_size"], rngs)
+        _memory(self, spec, options, rngs)
         self.gate = projections.make(spec, spec.D, spec.N * spec.H, axes=("embed", "heads"), rngs=rngs)
         self.beta = fast.Gate(spec, spec.N, rngs=rngs)
         self.decay = fast.Gate(spec, spec.N, bias=_small_steps, rngs=rngs)
@@ -78,12 +93,13 @@ class GatedDelta(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal("gated_delta", context.mask)
-        q, k, v = (jax.nn.silu(y).reshape(*y.shape[:2], self.N, self.H) for y in (self.q(x), self.k(x), self.v(x)))
+        found, state, before = _read(self, x, context, state)
+        q, k, v = map(jax.nn.silu, found)
         q, k = fast.unit(q) / math.sqrt(self.H), fast.unit(k)
         beta, decay = jax.nn.sigmoid(self.beta(x)), -jnp.exp(self.log_a[...]) * jax.nn.softplus(self.decay(x))
         out, state = _recall(self, (q, k, v, beta, decay), context, state)
         gate = jax.nn.silu(self.gate(x))
-        return self.out(self.norm(out).reshape(gate.shape) * gate), state
+        return self.out(self.norm(out).reshape(gate.shape) * gate), _behind(state, before)
 
     def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """As for linear attention, with the overlap of the keys 2 C H, their triangular system and its side 2 H^2.
@@ -92,21 +108,41 @@ class GatedDelta(nnx.Module):
         """
         size = min(self.chunk_size, length)
         whole = 1 << (size - 1).bit_length()
-        return {"recurrent": self.N * (8 * size * self.H + 6 * self.H**2 + 2 * (whole**3 - whole) / (3 * size))}
+        chunk = 8 * size * self.H + 6 * self.H**2 + 2 * (whole**3 - whole) / (3 * size)
+        return {"recurrent": self.N * chunk + _convolved(self)}
 
     init_state = LinearAttention.init_state
 
 
-def _memory(mixer: nnx.Module, spec: Spec, chunk_size: int, rngs: nnx.Rngs) -> None:
-    """Sets the attributes of `mixer` that both layers have: projections, the norm of the memory's output, sizes."""
+def _memory(mixer: nnx.Module, spec: Spec, options: Mapping[str, Any], rngs: nnx.Rngs) -> None:
+    """Sets the attributes of `mixer` that both layers have: projections, a convolution behind them, the norm of the
+    memory's output, sizes."""
     D, N, H = spec.D, spec.N, spec.H
     mixer.q, mixer.k, mixer.v = (
         projections.make(spec, D, N * H, axes=("embed", "heads"), name=name, rngs=rngs) for name in "qkv"
     )
     mixer.out = projections.make(spec, N * H, D, axes=("heads", "embed"), residual=True, name="o", rngs=rngs)
     mixer.norm = norms.Norm(spec, H, kind="rmsnorm", scale=True, rngs=rngs)
-    mixer.N, mixer.H, mixer.chunk_size = N, H, chunk_size
+    mixer.conv = Convolution(spec, options["conv"], rngs=rngs) if options["conv"] else None
+    mixer.N, mixer.H, mixer.chunk_size = N, H, options["chunk_size"]
     mixer.dtype, mixer.partition = spec.dtype, spec.partition
+
+
+def _read(mixer: Any, x: jax.Array, context: Context, state: Any) -> tuple[tuple, LinearState | None, Three | None]:
+    """((q, k, v) `[B, T, N, H]` behind the convolution, the memory's state, the convolution's new one)."""
+    found, before = (mixer.q(x), mixer.k(x), mixer.v(x)), None
+    if mixer.conv is not None:
+        state, before = (None, None) if state is None else state
+        found, before = mixer.conv(found, context, before)
+    return tuple(y.reshape(*y.shape[:2], mixer.N, mixer.H) for y in found), state, before
+
+
+def _behind(memory: LinearState | None, before: Three | None) -> LinearState | Convolved | None:
+    return memory if before is None else Convolved(memory, before)
+
+
+def _convolved(mixer: Any) -> int:
+    return mixer.conv.flops() if mixer.conv is not None else 0
 
 
 def _recall(

@@ -22,6 +22,18 @@ def heads(p, name, x, N):
     return linear(p[name], x).reshape(len(x), N, -1)
 
 
+def convolved(p, name, x, N):
+    """`heads`, then each channel's own weights over a token and those before it, the last weight the token's own."""
+    y = linear(p[name], x)
+    if "conv" in p:
+        kernel = p["conv"][name]
+        W, came, y = len(kernel), y, np.zeros_like(y)
+        for t in range(len(x)):
+            for s in range(max(0, t - W + 1), t + 1):
+                y[t] += kernel[W - 1 - (t - s)] * came[s]
+    return y.reshape(len(x), N, -1)
+
+
 def gate(p, x):
     """A few numbers a token: x W + b."""
     return x @ p["map"]["kernel"] + p["bias"]
@@ -36,7 +48,7 @@ def linear_attention(p, x, *, N, eps=1e-6):
 
     The division by q_t sum_j k_j is left to the norm over the head.
     """
-    q, k, v = (heads(p, name, x, N) for name in "qkv")
+    q, k, v = (convolved(p, name, x, N) for name in "qkv")
     phi = lambda y: np.where(y > 0, y + 1, np.exp(np.minimum(y, 0)))  # noqa: E731
     keep = sigmoid(gate(p["decay"], x)) ** (1 / 16) if "decay" in p else np.ones((len(x), N))
     out = np.zeros_like(v)
@@ -54,7 +66,7 @@ def gated_delta(p, x, *, N, eps=1e-6):
     alpha = exp(-A softplus(a x + b)), beta = sigmoid; q, k: SiLU, length 1, q over sqrt(H); the output norm of each
     head is multiplied by silu(gate) AFTER it.
     """
-    q, k, v = (silu(heads(p, name, x, N)) for name in "qkv")
+    q, k, v = (silu(convolved(p, name, x, N)) for name in "qkv")
     H = q.shape[-1]
     q, k = unit(q) / math.sqrt(H), unit(k)
     beta, alpha = sigmoid(gate(p["beta"], x)), np.exp(-np.exp(p["log_a"]) * softplus(gate(p["decay"], x)))

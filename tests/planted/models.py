@@ -331,4 +331,32 @@ BUGS = (
         "found[name] = jnp.mean(value) / tokens",
         ("tests/models/report_test.py::test_means_add_before_they_are_divided",),
     ),
+    Bug(
+        "convolution: the newest token has the oldest token's weight",
+        "models/mixers/convolution.py",
+        "earlier * kernel[W - 1 - w]",
+        "earlier * kernel[w - 1]",
+        MIXERS,
+    ),
+    Bug(
+        "convolution: it reads the document before",
+        "models/mixers/convolution.py",
+        "[:, :T] == segment_ids",
+        "[:, :T] <= segment_ids",
+        MIXERS,
+    ),
+    Bug(
+        "convolution: padding is kept for the next token",
+        "models/mixers/convolution.py",
+        "read = jnp.sum(context.positions >= 0, axis=1)",
+        "read = jnp.sum(context.positions >= -1, axis=1)",
+        ("tests/models/lm_test.py",),
+    ),
+    Bug(
+        "convolution: the state is the whole pass late",
+        "models/mixers/convolution.py",
+        "jnp.concatenate([b, x], axis=1), newest",
+        "jnp.concatenate([x, b], axis=1), newest",
+        ("tests/models/lm_test.py",),
+    ),
 )

@@ -76,8 +76,11 @@ def test_linear_attention(decay):
     np.testing.assert_allclose(got, want, **CLOSE)
 
 
-def test_gated_delta():
-    got, want = both("gated_delta", lambda p, x: learners.gated_delta(p, x, N=N), gated_delta={"chunk_size": 3})
+@pytest.mark.parametrize("conv", [0, 1, 4])
+@pytest.mark.parametrize("name", ["gated_delta", "linear_attention"])
+def test_a_memory_behind_a_convolution(name, conv):
+    plain = getattr(learners, name)
+    got, want = both(name, lambda p, x: plain(p, x, N=N), **{name: {"chunk_size": 3, "conv": conv}})
     np.testing.assert_allclose(got, want, **CLOSE)
 
 
@@ -112,7 +115,7 @@ def test_lact(variant):
 FORMS = {
     "attention": ({"attention": {"qk_norm": True}}, lambda p, x: layers.attention(p, x, N=N, K=N, H=H)),
     "linear_attention": ({"linear_attention": {"chunk_size": 3}}, lambda p, x: learners.linear_attention(p, x, N=N)),
-    "gated_delta": ({"gated_delta": {"chunk_size": 3}}, lambda p, x: learners.gated_delta(p, x, N=N)),
+    "gated_delta": ({"gated_delta": {"chunk_size": 3, "conv": 3}}, lambda p, x: learners.gated_delta(p, x, N=N)),
     "ttt_linear": (
         {"ttt_linear": {"mini_batch": 3, "gate": True}},
         lambda p, x: learners.ttt(p, x, N=N, mini_batch=3, base_rate=1.0),
