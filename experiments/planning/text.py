@@ -88,7 +88,7 @@ def parameter_rows(program: Program) -> list[list[str]]:
 def summary(program: Program) -> list[str]:
     """The totals, one line each."""
     parameters, flops = counting.parameters(program), counting.flops_per_token(program)
-    memory = counting.memory(program)
+    memory, held = counting.memory(program), counting.held(program)
     train, data = program.config.train, program.config.data
     tokens = train.steps * data.batch_size * data.length
     mesh = " x ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
@@ -98,7 +98,8 @@ def summary(program: Program) -> list[str]:
     return [
         f"devices: {program.mesh.size} {program.mesh.devices.flat[0].device_kind} ({mesh})",
         *_crossing(program),
-        f"parameters: {parameters['total']:,} in all, {parameters['non_embedding']:,} without embeddings",
+        f"parameters: {parameters['total']:,} {f'train, {held:,} are held' if held else 'in all'}, "
+        f"{parameters['non_embedding']:,} {'train ' if held else ''}without embeddings",
         f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, {mixing}); "
         f"{flops['total'] * tokens:.4g} for {train.steps:,} steps of {data.batch_size * data.length:,} tokens",
         f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.program import precision
+from experiments.program import freezing, precision
 from models import kinds, segmented
 from models.block import Period
 from models.objectives import next_token
@@ -27,6 +27,12 @@ def parameters(program: Any) -> dict[str, int]:
     total = sum(size for size, role in pairs if role not in UNTRAINED)
     embedding = sum(size for size, role in pairs if role == "embedding")
     return {"total": total, "embedding": embedding, "non_embedding": total - embedding}
+
+
+def held(program: Any) -> int:
+    """How many parameters `optimizer.freeze` holds; they are not among those that `parameters` counts."""
+    leaves = zip(*map(jax.tree.leaves, (program.abstract["params"], program.fixed)), strict=True)
+    return sum(x.size for x, fixed in leaves if fixed)
 
 
 def flops_per_token(program: Any) -> dict[str, float]:
@@ -99,13 +105,15 @@ def state_bytes(program: Any) -> int:
 def memory(program: Any) -> dict[str, int]:
     """Bytes per device: the state as it lies, gradients, companions, and an estimate of what the backward pass keeps.
 
+    What `optimizer.freeze` holds has no gradient, and no moments in the state.
+
     The estimate counts, per token and layer, the inputs of every matmul and norm (about 2 F + 8 D + 2 N H values, one
     layer's worth under full rematerialisation plus D per layer) and the logits twice.
     """
     state = _bytes_per_device(program.abstract, program.shardings)
     params = program.abstract["params"]
     wide = params if program.config.optimizer.rounding == "nearest" else precision.widened(params)
-    gradients = _bytes_per_device(wide, program.shardings["params"])
+    gradients = _bytes_per_device(*(freezing.trained(program.fixed, x) for x in (wide, program.shardings["params"])))
     spec, data = program.spec, program.config.data
     tokens = program.objective.copies * data.batch_size * data.length // program.config.train.accumulation
     tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context", "expert"))

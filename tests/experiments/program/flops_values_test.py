@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.planning import text
 from experiments.program import counting
 from kernels import masks
 from models.objectives.any_subset import row_mask
@@ -114,6 +115,25 @@ def test_memory_by_hand(remat):
     assert memory["activations"] == kept and 0 <= memory["state"] - 24 * total < 64
     assert memory["total"] == memory["state"] + memory["gradients"] + memory["activations"] + memory["logits"]
     assert memory["companions"] == 0
+
+
+@pytest.mark.parametrize(("dtype", "wide", "copies"), [("float64", 8, 2), ("bfloat16", 4, 3)])
+def test_what_is_held_has_no_gradient_and_no_moments(dtype, wide, copies):
+    """LoRA beside the maps of attention and of the channel: `copies` numbers of `wide` bytes less for all else."""
+    options = {"model__projection": "lora", "model__lora__rank": 3, "optimizer__name": "adamw"}
+    options |= {"model__param_dtype": dtype}
+    held = made("next_token", optimizer__freeze=("*", "!adapter"), **options)
+    free = made("next_token", **options)
+    adapters = L * 3 * (4 * (D + D) + 2 * (D + F))
+    rest = counting.parameters(free)["total"] - adapters
+    assert counting.parameters(held)["total"] == adapters
+    some, every = counting.memory(held), counting.memory(free)
+    assert counting.held(held) == rest and counting.held(free) == 0
+    assert some["gradients"] == wide * adapters and every["gradients"] == wide * (rest + adapters)
+    assert every["state"] - some["state"] == copies * wide * rest
+    assert every["total"] - some["total"] == (copies + 1) * wide * rest
+    assert f"parameters: {adapters:,} train, {rest:,} are held, " in "\n".join(text.summary(held))
+    assert f"parameters: {adapters + rest:,} in all, " in "\n".join(text.summary(free))
 
 
 TWICE = {"train__accumulation": 2, "block_diffusion__block": 3}
