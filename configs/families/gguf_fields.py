@@ -15,6 +15,7 @@ IGNORED = (
     "attention.causal",
     "tensor_data_layout",
 )
+BETAS = {"fast": 32.0, "slow": 1.0}  # Of yarn.
 
 
 def describe(header: Header) -> tuple[str, dict[str, Any]]:
@@ -38,14 +39,40 @@ def _decoder(f: Fields, header: Header) -> dict[str, Any]:
     H = f.count("attention.key_length", D // N)
     if f.number("attention.value_length", H) != H:
         raise Unreadable(f"{header.path} has values of another width than keys, which is not computed here.")
+    L = f.count("block_count", most=LAYERS)
     return {
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
-        "width": D, "num_layers": f.count("block_count", most=LAYERS), "num_heads": N,
+        "width": D, "num_layers": L, "num_heads": N,
         "num_kv_heads": f.count("attention.head_count_kv", N), "head_dim": H if H * N != D else 0,
         "tied": "output.weight" not in header.tensors, "norm": "rmsnorm",
-        "norm_eps": float(f.number("attention.layer_norm_rms_epsilon")), "channel": "swiglu",
-        "swiglu": {"hidden": f.count("feed_forward_length"), "activation": "silu", "bias": False},
-        "mixer": "attention", "attention": _rope(f, header, H),
+        "norm_eps": float(f.number("attention.layer_norm_rms_epsilon")), "mixer": "attention",
+        "attention": _rope(f, header, H), **(_experts(f, L) if f.left.get("expert_count") else _dense(f)),
+    }  # fmt: skip
+
+
+def _dense(f: Fields) -> dict[str, Any]:
+    f.only("expert_count", None, 0)
+    f.only("expert_used_count", None, 0)
+    hidden = f.count("feed_forward_length")
+    return {"channel": "swiglu", "swiglu": {"hidden": hidden, "activation": "silu", "bias": False}}
+
+
+def _experts(f: Fields, L: int) -> dict[str, Any]:
+    """A mixture of experts in every layer, of the k best by a softmax over them (llama.cpp divides by their sum)."""
+    E, k = f.count("expert_count"), f.count("expert_used_count")
+    if k > E:
+        raise Unreadable(f"{f.where} gives a token {k} of {E} experts; expert_used_count is at most expert_count.")
+    f.only("expert_gating_func", None, 1)
+    f.only("expert_weights_norm", None, True)
+    f.only("expert_weights_scale", None, 0.0, 1.0)
+    f.only("expert_shared_count", None, 0)
+    dense = f.count("feed_forward_length")
+    return {
+        "channel": "moe",
+        "moe": {
+            "experts": E, "k": k, "hidden": f.count("expert_feed_forward_length", dense), "activation": "silu",
+            "router": "softmax_after", "balance": 0.001 / L, "normalise_k": False, "z_loss": 0.0,
+        },
     }  # fmt: skip
 
 
@@ -57,6 +84,7 @@ def _rope(f: Fields, header: Header, H: int) -> dict[str, Any]:
     kind, factor = f("rope.scaling.type", "none"), float(f.number("rope.scaling.factor", 1.0))
     original = f.count("rope.scaling.original_context_length", f.left.get("context_length", 8192))
     f("rope.scaling.finetuned", None)
+    betas = {f"beta_{end}": float(f.number(f"rope.scaling.yarn_beta_{end}", beta)) for end, beta in BETAS.items()}
     if "rope_freqs.weight" in header.tensors:  # Llama 3.1: what every rate is divided by.
         factors = tuple(repr(float(number)) for number in header.numbers("rope_freqs.weight"))
         told = {"kind": "longrope", "factor": 1.0, "original": original, "attention_factor": 1.0}
@@ -64,7 +92,7 @@ def _rope(f: Fields, header: Header, H: int) -> dict[str, Any]:
     if kind == "linear":
         found["rope_scaling"] = {"kind": "linear", "factor": factor}
     elif kind == "yarn":
-        found["rope_scaling"] = {"kind": "yarn", "factor": factor, "original": original}
+        found["rope_scaling"] = {"kind": "yarn", "factor": factor, "original": original, **betas}
     elif kind != "none":
         raise Unreadable(
             f"{header.path} has rope.scaling.type={kind!r}, which is unknown; known are none, linear, yarn."
@@ -73,10 +101,12 @@ def _rope(f: Fields, header: Header, H: int) -> dict[str, Any]:
 
 
 def llama(f: Fields, header: Header) -> dict[str, Any]:
-    """Llama, Mistral, SmolLM2: everything that is saved as one."""
+    """Llama, Mistral, Mixtral, SmolLM2: everything that is saved as one."""
     found = _decoder(f, header)
-    if any("_exps" in name for name in header.tensors) or f("expert_count", None):
-        raise Unreadable(f"{header.path} is a mixture of experts, which is not read yet; give a dense model.")
+    if "blk.0.ffn_gate.0.weight" in header.tensors:
+        raise Unreadable(
+            f"{header.path} has a tensor for every expert, as files of before April 2024; convert the model again."
+        )
     bias = "blk.0.attn_q.bias" in header.tensors
     return found | {"attention": found["attention"] | ({"qkv_bias": True} if bias else {})}
 
@@ -93,9 +123,34 @@ def qwen3(f: Fields, header: Header) -> dict[str, Any]:
     return found | {"attention": found["attention"] | {"qk_norm": True}}
 
 
+def qwen3moe(f: Fields, header: Header) -> dict[str, Any]:
+    """Qwen 3 with experts in every layer, gates divided by their sum."""
+    return _mixture(qwen3(f, header), header)
+
+
+def gpt_oss(f: Fields, header: Header) -> dict[str, Any]:
+    """gpt-oss: what its files do not say is as in those of its release, its wavelengths included."""
+    window = f.number("attention.sliding_window", 128)
+    found = _mixture(_decoder(f, header), header)
+    found["moe"] |= {"bias": True, "limit": 7.0, "alpha": 1.702}
+    attention = found["attention"] | {"sink_scores": True, "bias": "blk.0.attn_q.bias" in header.tensors}
+    if (scaling := attention.get("rope_scaling", {})).get("kind") == "yarn":
+        attention["rope_scaling"] = scaling | {"truncate": False}
+    layers = [{"window": window} if i % 2 == 0 and window else {} for i in range(found["num_layers"])]
+    return found | {"attention": attention} | by_layer(layers)
+
+
+def _mixture(found: dict[str, Any], header: Header) -> dict[str, Any]:
+    if found["channel"] != "moe":
+        raise Unreadable(f"{header.path} has no expert_count, which its architecture needs.")
+    return found
+
+
 def gemma3(f: Fields, header: Header) -> dict[str, Any]:
     """Gemma 3 (text). Its norms hold 1 + w here."""
     found = _decoder(f, header)
+    if found["channel"] != "swiglu":
+        raise Unreadable(f"{header.path} has an expert_count, and Gemma 3 has no experts.")
     H, window, L = found["head_dim"] or found["width"] // found["num_heads"], 0, found["num_layers"]
     window = f.number("attention.sliding_window", 0)
     wide = L == 62  # 27B: query_pre_attn_scalar is D / N.
@@ -112,5 +167,6 @@ def gemma3(f: Fields, header: Header) -> dict[str, Any]:
 
 
 ARCHITECTURES: dict[str, Callable[[Fields, Header], dict[str, Any]]] = {
-    "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gemma3": gemma3,
+    "llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gemma3": gemma3, "qwen3moe": qwen3moe,
+    "gpt-oss": gpt_oss,
 }  # fmt: skip

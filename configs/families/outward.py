@@ -59,40 +59,57 @@ def gguf_fields_of(
 
     shapes: by architecture the tensors that would be written; factors: those that divide rotary rates, by name.
     """
-    wanted, tried = resolved(model), {}
+    wanted, tried, failed = resolved(model), {}, None
     for name, tensors in shapes.items():
-        wide = [each for each in wanted["layers"] if not each["window"]] or wanted["layers"]
-        each, near = wide[0], next((each for each in wanted["layers"] if each["window"]), None)
-        scaling = each["rope_scaling"]
-        fields = {
-            "embedding_length": model["width"], "block_count": model["num_layers"], "context_length": longest,
-            "feed_forward_length": wanted["hidden"], "attention.head_count": model["num_heads"],
-            "attention.head_count_kv": wanted["num_kv_heads"], "attention.key_length": wanted["head_dim"],
-            "attention.value_length": wanted["head_dim"], "attention.layer_norm_rms_epsilon": model["norm_eps"],
-            "rope.freq_base": each["rope_theta"], "vocab_size": model["vocab_size"],
-            "rope.dimension_count": int(wanted["head_dim"] * each["rope_fraction"]) // 2 * 2,
-        }  # fmt: skip
-        if name == "gemma3" and near:
-            fields |= {"attention.sliding_window": near["window"], "rope.freq_base_swa": near["rope_theta"]}
-        if name == "gemma3" and model["softcap"]:
-            fields["final_logit_softcapping"] = model["softcap"]
-        if scaling["kind"] in ("linear", "yarn"):
-            fields |= {"rope.scaling.type": scaling["kind"], "rope.scaling.factor": scaling["factor"]}
-            fields |= {"rope.scaling.original_context_length": scaling["original"]} if "original" in scaling else {}
-        elif scaling["kind"] == "longrope":  # Named by their tensor alone.
-            fields["rope.scaling.original_context_length"] = scaling["original"]
-        fields = {f"{name}.{key}": value for key, value in fields.items()}
+        fields = {f"{name}.{key}": value for key, value in _gguf_fields(name, model, wanted, longest).items()}
         header = _Header(
             None,
             {"general.architecture": name, **fields},
             {key: gguf_header.Tensor(key, shape, 0, 0, 0) for key, shape in tensors.items()},
             factors,
         )
-        told = gguf_fields.describe(header)[1]
+        try:
+            told = gguf_fields.describe(header)[1]
+        except Unreadable as error:
+            failed = error
+            continue
         tried[name] = differences(wanted, resolved(merged(base, told)))
         if not tried[name]:
             return name, fields
-    raise Unreadable(_refusal(tried))
+    raise Unreadable(_refusal(tried) if tried else f"the model cannot be exported: {failed}")
+
+
+def _gguf_fields(name: str, model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """The fields of a model by what stands behind "ARCHITECTURE."."""
+    wide = [each for each in wanted["layers"] if not each["window"]] or wanted["layers"]
+    each, near = wide[0], next((each for each in wanted["layers"] if each["window"]), None)
+    scaling = each["rope_scaling"]
+    fields = {
+        "embedding_length": model["width"], "block_count": model["num_layers"], "context_length": longest,
+        "feed_forward_length": wanted["hidden"], "attention.head_count": model["num_heads"],
+        "attention.head_count_kv": wanted["num_kv_heads"], "attention.key_length": wanted["head_dim"],
+        "attention.value_length": wanted["head_dim"], "attention.layer_norm_rms_epsilon": model["norm_eps"],
+        "rope.freq_base": each["rope_theta"], "vocab_size": model["vocab_size"],
+        "rope.dimension_count": int(wanted["head_dim"] * each["rope_fraction"]) // 2 * 2,
+    }  # fmt: skip
+    if name == "gemma3" and near:
+        fields |= {"attention.sliding_window": near["window"], "rope.freq_base_swa": near["rope_theta"]}
+    if name == "gemma3" and model["softcap"]:
+        fields["final_logit_softcapping"] = model["softcap"]
+    if name == "gpt-oss":
+        fields["attention.sliding_window"] = near["window"] if near else 0
+    if model["channel"] == "moe":
+        fields |= {"expert_count": wanted["moe.experts"], "expert_used_count": wanted["moe.k"],
+                   "expert_feed_forward_length": wanted["hidden"]}  # fmt: skip
+    if scaling["kind"] in ("linear", "yarn"):
+        fields |= {"rope.scaling.type": scaling["kind"], "rope.scaling.factor": scaling["factor"]}
+        fields |= {"rope.scaling.original_context_length": scaling["original"]} if "original" in scaling else {}
+    elif scaling["kind"] == "longrope":  # Named by their tensor alone.
+        fields["rope.scaling.original_context_length"] = scaling["original"]
+    for end, usual in gguf_fields.BETAS.items() if scaling["kind"] == "yarn" else ():
+        if scaling[f"beta_{end}"] != usual:
+            fields[f"rope.scaling.yarn_beta_{end}"] = scaling[f"beta_{end}"]
+    return fields
 
 
 @dataclasses.dataclass(frozen=True)

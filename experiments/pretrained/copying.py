@@ -26,6 +26,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def copy(out: np.ndarray, x: np.ndarray) -> None:
     """Writes x into `out`, of the same shape; types are converted as numpy does, x may lie transposed."""
+    if x.ndim > 2:  # A matrix at a time: those of experts lie transposed, too.
+        for each, into in zip(x, out, strict=True):
+            copy(into, each)
+        return
     if x.dtype == out.dtype and out.dtype.itemsize in (2, 4, 8):  # As whole numbers: ml_dtypes copy one by one.
         kind = f"u{out.dtype.itemsize}"
         out, x, move = out.view(kind), x.view(kind), _assign

@@ -1,7 +1,7 @@
 """A model of this house as one .gguf file, where one of the architectures that are read computes the same.
 
-Numbers lie as they are, unquantised: float32, or bfloat16 for matrices of a model stored so. Norms and biases are
-always float32, as llama.cpp wants them.
+Numbers lie as they are, unquantised: float32, or bfloat16 for matrices of a model stored so. Norms, biases and routers
+are always float32, as llama.cpp wants them.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from experiments.settings.errors import ConfigError
 from models import rope_scaling
 
 ALIGN = 32
-_FACTORS = "rope_freqs.weight"
+_FACTORS, _ROUTER = "rope_freqs.weight", "ffn_gate_inp.weight"
 _NUMBERS = {"uint32": (4, "I"), "int32": (5, "i"), "float32": (6, "f"), "bool": (7, "?")}
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 30}
 _FILES = {0: 0, 1: 1, 30: 32}  # general.file_type by the type of the matrices
@@ -44,7 +44,7 @@ def save(trained: Any, path: pathlib.Path) -> int:
     made, failed = {}, None
     for name, tables in names.GGUF.items():
         try:
-            made[name] = {key: laid(value) for key, value in writing.theirs(spec, flat, tables).items()} | factors
+            made[name] = {key: laid(key, value) for key, value in writing.theirs(spec, flat, tables).items()} | factors
         except Unreadable as error:
             failed = error
     try:
@@ -89,9 +89,10 @@ def as_gguf(model: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> tuple[d
     return model, flat, factors
 
 
-def laid(value: np.ndarray) -> np.ndarray:
-    """A tensor in the type that it has in the file."""
-    return np.ascontiguousarray(value, np.float32 if value.ndim < 2 or value.dtype not in _TYPES else value.dtype)
+def laid(name: str, value: np.ndarray) -> np.ndarray:
+    """The tensor `name` in the type that it has in the file."""
+    wide = value.ndim < 2 or value.dtype not in _TYPES or name.endswith((".bias", _ROUTER))
+    return np.ascontiguousarray(value, np.float32 if wide else value.dtype)
 
 
 def file(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Iterator[bytes]:

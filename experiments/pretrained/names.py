@@ -163,7 +163,10 @@ HUGGING_FACE = {
 }  # fmt: skip
 
 
-def _gguf(*, pairs: bool, sandwich: bool = False) -> tuple[dict[str, Theirs], dict[str, Theirs]]:
+def _gguf(
+    *, pairs: bool = False, sandwich: bool = False, channel_norm: str = "ffn_norm"
+) -> tuple[dict[str, Theirs], dict[str, Theirs]]:
+    """Dense models and mixtures of experts, whose maps of all experts are one tensor [E, out, in]."""
     block = "blk.{i}."
     outer = {
         "embedding": Theirs("token_embd.weight"), **norm("norm", "output_norm"), "head": Theirs("output.weight")
@@ -172,9 +175,15 @@ def _gguf(*, pairs: bool, sandwich: bool = False) -> tuple[dict[str, Theirs], di
         **linear("mixer/q", f"{block}attn_q", pairs=pairs), **linear("mixer/k", f"{block}attn_k", pairs=pairs),
         **linear("mixer/v", f"{block}attn_v"), **linear("mixer/out", f"{block}attn_output"),
         **norm("mixer/q_norm", f"{block}attn_q_norm"), **norm("mixer/k_norm", f"{block}attn_k_norm"),
-        **norm("mixer_norm", f"{block}attn_norm"), **norm("channel_norm", f"{block}ffn_norm"),
+        **norm("mixer_norm", f"{block}attn_norm"), **norm("channel_norm", f"{block}{channel_norm}"),
         **{k: v for part in ("gate", "up", "down") for k, v in linear(f"channel/{part}", f"{block}ffn_{part}").items()},
+        "mixer/sink_scores": Theirs(f"{block}attn_sinks.weight"),
+        "channel/router": Theirs(f"{block}ffn_gate_inp.weight", turned=True),
+        "channel/router_bias": Theirs(f"{block}ffn_gate_inp.bias"),
     }  # fmt: skip
+    for part in ("gate", "up", "down"):
+        layer[f"channel/experts/{part}"] = Theirs(f"{block}ffn_{part}_exps.weight", turned=True)
+        layer[f"channel/experts/{part}_bias"] = Theirs(f"{block}ffn_{part}_exps.bias")
     if sandwich:
         layer |= norm("mixer_out_norm", f"{block}post_attention_norm")
         layer |= norm("channel_out_norm", f"{block}post_ffw_norm")
@@ -182,8 +191,8 @@ def _gguf(*, pairs: bool, sandwich: bool = False) -> tuple[dict[str, Theirs], di
 
 
 GGUF = {
-    "llama": _gguf(pairs=True), "qwen2": _gguf(pairs=False), "qwen3": _gguf(pairs=False),
-    "gemma3": _gguf(pairs=False, sandwich=True),
+    "llama": _gguf(pairs=True), "qwen2": _gguf(), "qwen3": _gguf(), "gemma3": _gguf(sandwich=True),
+    "qwen3moe": _gguf(), "gpt-oss": _gguf(channel_norm="post_attention_norm"),
 }  # fmt: skip
 # Tensors that hold no number of the model: tables that are computed, masks, Llama 3.1's factors in GGUF.
 COMPUTED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias",

@@ -25,6 +25,18 @@ def mxfp4(blocks: Any, scales: Any) -> np.ndarray:
     return made.reshape(*blocks.shape[:-2], -1)
 
 
+def mxfp4_rows(raw: Any) -> np.ndarray:
+    """The same numbers as they lie in .gguf files: bytes `[..., 17 G]`, of each 17 a scale and 16: `[..., 32 G]`.
+
+    Byte j of the 16 holds the numbers j (its lower half) and j + 16. Source: block_mxfp4 of ggml.
+    """
+    blocks = np.asarray(raw).reshape(*np.shape(raw)[:-1], -1, 17)
+    scales, halves = blocks[..., 0], blocks[..., 1:]
+    made = VALUES[np.concatenate([halves & 15, halves >> 4], axis=-1)]
+    np.ldexp(made, scales.astype(np.int32)[..., None] - BIAS, out=made)
+    return made.reshape(*made.shape[:-2], -1)
+
+
 class Packed:
     """The tensors of `source`, those in blocks whole: `[E, in, out]` of NAME_blocks `[E, out, in / 32, 16]` and scales.
 

@@ -63,7 +63,7 @@ def places(spec: Spec, parameters: Any, tables: tuple[Mapping[str, Theirs], Mapp
 
 def ours(theirs: Theirs, x: np.ndarray, spec: Spec, F: int) -> np.ndarray:
     """A tensor of theirs as the parameter of ours that it is, or the part of it that is; a view where it can be."""
-    x = x.T if theirs.turned else x
+    x = x.swapaxes(-1, -2) if theirs.turned else x
     if theirs.pairs:
         x = x.reshape(*x.shape[:-1], -1, spec.H // 2, 2).swapaxes(-1, -2).reshape(x.shape)
     if not theirs.part:
@@ -90,7 +90,7 @@ def their_shape(theirs: Theirs, shape: tuple[int, ...], spec: Spec, F: int) -> t
     """
     if theirs.part:
         shape = (*shape[:-1], sum(widths(spec, F)[part] for part in theirs.parts))
-    return shape[::-1] if theirs.turned else shape
+    return (*shape[:-2], *shape[:-3:-1]) if theirs.turned else shape
 
 
 def hidden(parameters: Mapping[str, Any]) -> int:

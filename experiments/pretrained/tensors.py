@@ -156,7 +156,7 @@ class Gguf:
         self.where, self._header = str(path), gguf_header.read(path)
         self.shapes = {name: tensor.shape for name, tensor in self._header.tensors.items()}
         self._dequantised = functools.lru_cache(1)(self._dequantise)  # Of a tensor all parts are read in turn.
-        if any(tensor.type not in PLAIN for tensor in self._header.tensors.values()):
+        if any(tensor.type not in (*PLAIN, MXFP4) for tensor in self._header.tensors.values()):
             _package()
 
     def read(self, name: str) -> np.ndarray:
@@ -169,6 +169,8 @@ class Gguf:
         tensor = self._header.tensors[name]
         raw = np.memmap(self._header.path, np.uint8, "r", tensor.offset, (tensor.size,))
         rows = raw.reshape(*tensor.shape[:-1], -1)
+        if tensor.type == MXFP4:
+            return packed.mxfp4_rows(rows)
         package = _package()
         return package.quants.dequantize(rows, package.GGMLQuantizationType(tensor.type)).reshape(tensor.shape)
 
@@ -177,6 +179,7 @@ class Gguf:
 
 
 PLAIN = {0: np.float32, 1: np.float16, 30: ml_dtypes.bfloat16}  # Types of GGUF that are numbers as they lie.
+MXFP4 = 39
 
 
 def _package():

@@ -110,7 +110,7 @@ def joined(parts: Mapping[str, tuple[Theirs, np.ndarray]], spec: Spec) -> np.nda
         x = np.concatenate(given, axis=-1) if len(given) > 1 else given[0]
     if how.pairs:
         x = x.reshape(*x.shape[:-1], -1, 2, spec.H // 2).swapaxes(-1, -2).reshape(x.shape)
-    return np.ascontiguousarray(x.T if how.turned else x)
+    return np.ascontiguousarray(x.swapaxes(-1, -2) if how.turned else x)
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, str]:

@@ -4,6 +4,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 ALPHABET = sorted(
     {chr(c) for c in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))} | {chr(256 + k) for k in range(68)}
 )
@@ -52,8 +54,9 @@ def write(
     types: Mapping[str, int] | None = None,
     offsets: Mapping[str, int] | None = None,
     names: Mapping[str, str] | None = None,
+    data: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """The bytes of a file whose tensors hold ones; the options change what its table says of a tensor."""
+    """The bytes of a file whose tensors hold `data`, or ones; the other options change what its table says of one."""
     front = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
     front += b"".join(text(name) + value(of) for name, of in fields.items())
     body = b""
@@ -65,6 +68,6 @@ def write(
         front += text((names or {}).get(name, name)) + struct.pack("<I", len(shape))
         front += b"".join(struct.pack("<Q", size) for size in shape[::-1])
         front += struct.pack("<IQ", (types or {}).get(name, 0), at)
-        body += struct.pack("<f", 1.0) * count
+        body += data[name].tobytes() if data else struct.pack("<f", 1.0) * count
         body += bytes(-len(body) % 32)
     return front + bytes(-len(front) % 32) + body

@@ -29,9 +29,21 @@ def model(name, **changes):
     return Trained(config, program, loaded.parameters(program, Ids()), Ids(), FIXTURES / name, 0, {})
 
 
-@pytest.mark.parametrize("name", ["llama3", "qwen3"])
+def logits_of(trained):
+    run = jax.jit(lambda p, ids: (lambda m: m.logits(m(ids, mask=masks.Causal()).features))(trained.program.merge(p)))
+    return np.asarray(run(trained.params, jnp.asarray(cases.IDS)))
+
+
+# By fixture: what is set otherwise, because its architecture in GGUF has no field for it.
+WRITTEN = {
+    "llama3": {}, "qwen3": {}, "qwen3-moe": {}, "mixtral": {"attention.window": 0},
+    "gpt-oss": {"moe.limit": 7.0, "moe.alpha": 1.702},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written_is_read_bit_for_bit(name, tmp_path):
-    trained = model(name)
+    trained = model(name, **WRITTEN[name])
     count = gguf_writing.save(trained, tmp_path / "m.gguf")
     assert count == sum(leaf.size for leaf in jax.tree.leaves(trained.params))
     logits, params = read(tmp_path / "m.gguf")
@@ -39,8 +51,39 @@ def test_what_is_written_is_read_bit_for_bit(name, tmp_path):
     assert set(got) == set(want)
     for path, value in want.items():
         np.testing.assert_array_equal(got[path], value)
-    wanted = np.load(FIXTURES / name / "logits.npy")
+    wanted = logits_of(trained) if WRITTEN[name] else np.load(FIXTURES / name / "logits.npy")
     np.testing.assert_allclose(logits(params, cases.IDS), wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_tensors_of_experts_lie_as_llama_cpp_has_them(tmp_path):
+    """[E, out, in] of all experts together, routers and biases in float32 whatever the model is stored in."""
+    E, D, F = 4, 16, 8
+    trained = model("gpt-oss", param_dtype="bfloat16", **WRITTEN["gpt-oss"])
+    gguf_writing.save(trained, tmp_path / "m.gguf")
+    source = tensors.open_tensors(tmp_path / "m.gguf")
+    theirs = tensors.open_tensors(FIXTURES / "gpt-oss")
+    near = lambda x: np.asarray(x, np.float32).astype("bfloat16").astype(np.float32)  # noqa: E731
+    for i in range(4):
+        block, layer = f"blk.{i}.", f"model.layers.{i}."
+        both = theirs.read(f"{layer}mlp.experts.gate_up_proj")
+        for at, part in enumerate(("gate", "up")):
+            found = source.read(f"{block}ffn_{part}_exps.weight")
+            assert found.shape == (E, F, D) and found.dtype == "bfloat16"
+            for e in range(E):
+                np.testing.assert_array_equal(found[e].astype(np.float32), near(both[e][:, at::2].T))
+        down = source.read(f"{block}ffn_down_exps.weight")
+        assert down.shape == (E, D, F)
+        np.testing.assert_array_equal(
+            down.astype(np.float32), near(theirs.read(f"{layer}mlp.experts.down_proj")).swapaxes(1, 2)
+        )
+        for name in ("ffn_gate_inp.weight", "ffn_gate_inp.bias", "ffn_down_exps.bias", "attn_sinks.weight"):
+            assert source.read(block + name).dtype == np.float32
+        np.testing.assert_array_equal(source.read(f"{block}ffn_gate_inp.weight"), near(theirs.read(
+            f"{layer}mlp.router.weight")))  # fmt: skip
+        np.testing.assert_array_equal(
+            source.read(f"{block}post_attention_norm.weight"),
+            near(theirs.read(f"{layer}post_attention_layernorm.weight")),
+        )
 
 
 def test_norms_of_gemma_hold_one_more(tmp_path):
@@ -53,14 +96,17 @@ def test_norms_of_gemma_hold_one_more(tmp_path):
     trained = dataclasses.replace(trained, config=scaled, program=program)
     gguf_writing.save(trained, tmp_path / "m.gguf")
     logits, params = read(tmp_path / "m.gguf")
-    run = jax.jit(lambda p, ids: (lambda m: m.logits(m(ids, mask=masks.Causal()).features))(program.merge(p)))
-    want = np.asarray(run(trained.params, jnp.asarray(cases.IDS)))
+    want = logits_of(trained)
     np.testing.assert_allclose(logits(params, cases.IDS), want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("gpt2-all", "has no name in that family"), ("mistral", r"model.attention.window=5 cannot be exported")],
+    [
+        ("gpt2-all", "has no name in that family"),
+        ("mistral", r"model.attention.window=5 cannot be exported"),
+        ("gpt-oss", r"model.moe.(limit|alpha)=.* cannot be exported: the nearest family, gpt-oss"),
+    ],
 )
 def test_what_no_architecture_has_is_refused(name, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
