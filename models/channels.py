@@ -4,7 +4,7 @@ A part is built by `(spec, *, rngs)` and called as `(x [B, T, D], context) -> (y
 another. `report` is a dict (see models/reports.py), `{}` where there is nothing to report. `flops` counts the matrix
 products of a token, forward, in the part of the channel that is active for it.
 
-Three things are optional:
+Optional are:
 
 - `carries`, a dict name -> shape, say `{"router": (E,)}`. `context.flow[name]`, `[B, T, E]` in float32 or wider, then
   holds the entry of this name in the report of the layer before, zeros in the first layer. Such entries are not part of
@@ -14,6 +14,8 @@ Three things are optional:
   undivided); both have the layers `[L', ...]` in front. They are float32 or wider: a count is exact up to 2^24. With
   `within(old, report) -> new` the microbatches of a step see them renewed from the report of those before.
 - `figures(report) -> dict`, numbers of each layer `[L']` that metrics show and that follow from the whole batch alone.
+- Channels of a model may differ from layer to layer (model.channel is a list then); those with one of the last two are
+  of one kind.
 - `problems(options, facts)`, sentences about options that do not go with the rest of the config: models/facts.py.
 """
 

@@ -38,6 +38,11 @@ def span_problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
         yield f"{name}.t_min={first} lies above {name}.t_max={last}; use e.g. {name}.t_min=0.001."
 
 
+def listed(names: str) -> tuple[str, ...]:
+    """The names of a comma list, as in model.mixer and model.channel."""
+    return tuple(name.strip() for name in names.split(","))
+
+
 def nearest_multiple(value: int, of: int) -> int:
     """The positive multiple of `of` that lies nearest to `value`."""
     return max(of, round(value / of) * of)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from kernels.pattention import pattention
 from models import parameters
-from models.facts import Facts
+from models.facts import Facts, listed
 from models.products import by_rows
 from models.spec import Spec
 
@@ -65,7 +65,7 @@ def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
 
 def used(spec: Spec) -> bool:
     """Whether a model of this spec has parameter tokens."""
-    return "pattention" in (spec.projection, spec.channel)
+    return "pattention" in (spec.projection, *listed(spec.channel))
 
 
 class Pattention(nnx.Module):

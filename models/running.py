@@ -13,6 +13,8 @@ from flax import nnx
 from models import reports
 from models.lm import LM
 
+READERS = ("advance", "within", "figures")  # Methods of a channel that reads its own report.
+
 
 def held(roles: Any, params: Any) -> Any:
     """`params`, with the gradient of those of role "running" stopped."""
@@ -71,11 +73,20 @@ def put(params: dict, new: Mapping[str, dict]) -> dict:
 
 def by_block(model: LM, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each block's name and its own part of a report, the repeats in front: `reports.join` backwards."""
-    names, repeats = model.stack.period.names, model.stack.repeats
+    blocks, repeats = model.stack.period.blocks, model.stack.repeats
     own = {entry: x for entry, x in report.items() if entry not in getattr(model, "reported", ())}
-    for i, name in enumerate(names):
-        # All channels of a stack are of one kind: what one of a period reports, all do.
-        yield name, jax.tree.map(lambda x, i=i: x.reshape(repeats, len(names), *x.shape[1:])[:, i], own)
+    # What not every layer reports is of the channels that read reports; where layers differ, one kind of them does.
+    some = [name for name, block in blocks.items() if any(hasattr(block.channel, method) for method in READERS)]
+    for name in blocks:
+        mine = {}
+        for entry, values in own.items():
+            count = jax.tree.leaves(values)[0].shape[0]
+            of = [*blocks] if count == repeats * len(blocks) else some
+            if name in of:
+                at, size = of.index(name), len(of)
+                cut = lambda x, at=at, size=size: x.reshape(repeats, size, *x.shape[1:])[:, at]  # noqa: E731
+                mine[entry] = jax.tree.map(cut, values)
+        yield name, mine
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from models.facts import merged
+from models.facts import listed, merged
 from models.parametrization import Parametrization
 from models.partition import Partition
 
@@ -24,7 +24,7 @@ class Spec:
     K: int  # key/value heads
     H: int  # head width
     mixers: tuple[str, ...]  # repeats over depth
-    channel: str
+    channel: str  # one name, or as many as mixers
     projection: str
     norm: str
     norm_place: str
@@ -69,7 +69,7 @@ class Spec:
             N=N,
             K=model["num_kv_heads"] or N,
             H=model["head_dim"] or D // N,
-            mixers=tuple(name.strip() for name in model["mixer"].split(",")),
+            mixers=listed(model["mixer"]),
             # The square roots are those of the base where a rule says how the rest follows the width.
             logit_scale=(model["logit_scale"] or 1 / math.sqrt(tuned)) * sizes.logits,
             embedding_scale=model["embedding_scale"] or math.sqrt(tuned),
@@ -86,11 +86,13 @@ class Spec:
         )
 
     def at(self, position: int) -> "Spec":
-        """What the block at a place of the period is built from: these options, and what differs there."""
+        """What the block at a place of the period is built from: its channel, these options, and what differs there."""
+        names = listed(self.channel)
+        found = self if len(names) == 1 else dataclasses.replace(self, channel=names[position])
         if not self.by_position or not self.by_position[position]:
-            return self
+            return found
         options = {k: MappingProxyType(v) for k, v in merged(self.options, self.by_position[position]).items()}
-        return dataclasses.replace(self, options=MappingProxyType(options))
+        return dataclasses.replace(found, options=MappingProxyType(options))
 
 
 _COPIED = (

@@ -139,16 +139,21 @@ def rope(told: Mapping[str, Any], *, longest: int, theta: float, where: str, ori
     return found
 
 
-def by_layer(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`mixer` and `by_position` of layers of attention whose options differ, by the shortest period that repeats."""
-    if not any(layers):
+def by_layer(layers: Sequence[Mapping[str, Any]], channels: Sequence[str] = ()) -> dict[str, Any]:
+    """`mixer` and `by_position` of layers of attention whose options differ, by the shortest period that repeats.
+
+    channels: the name of each layer's channel, if they are not all of one; the result has `channel`, too.
+    """
+    differ = len(set(channels)) > 1
+    if not any(layers) and not differ:
         return {"mixer": "attention"}
     L = len(layers)
-    period = next(p for p in range(1, L + 1) if L % p == 0 and all(layers[i] == layers[i % p] for i in range(L)))
-    return {
-        "mixer": ",".join(["attention"] * period),
-        "by_position": tuple({"attention": dict(each)} if each else {} for each in layers[:period]),
-    }
+    each = [*zip(layers, channels if differ else [""] * L, strict=True)]
+    period = next(p for p in range(1, L + 1) if L % p == 0 and all(each[i] == each[i % p] for i in range(L)))
+    found: dict[str, Any] = {"mixer": ",".join(["attention"] * period)}
+    if any(layers):
+        found["by_position"] = tuple({"attention": dict(options)} if options else {} for options in layers[:period])
+    return found | ({"channel": ",".join(channels[:period])} if differ else {})
 
 
 def flat(groups: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

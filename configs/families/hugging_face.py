@@ -3,7 +3,7 @@
 Defaults are those of the family's class in transformers, which stand where a file does not say otherwise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from configs.families.fields import ACTIVATIONS, LAYERS, Fields, Unreadable, by_layer, flat, rope
@@ -151,23 +151,38 @@ def mixtral(f: Fields) -> dict[str, Any]:
 
 
 def qwen3_moe(f: Fields) -> dict[str, Any]:
-    """Qwen 3 with experts in every layer; gates of a softmax over all may be divided by their sum."""
-    found = _sizes(f, tied=False) | {"channel": "moe"}
-    f.only("decoder_sparse_step", 1)
-    f.only("mlp_only_layers", None, [])
-    f("intermediate_size", None)  # Of layers without experts.
+    """Qwen 3 with experts in all layers or some; gates of a softmax over all may be divided by their sum."""
+    found = _sizes(f, tied=False)
     f("max_window_layers", None)  # Of Qwen 3; here a window is that of every layer.
     name = "num_experts" if "num_experts" in f.left else "num_local_experts"
-    found["moe"] = _experts(f, name, k=8, L=found["num_layers"]) | {
-        "hidden": f.count("moe_intermediate_size", 768), "activation": f.choice("hidden_act", "silu", ACTIVATIONS),
-        "router": "softmax_after" if f("norm_topk_prob", False) else "softmax_before",
-    }  # fmt: skip
+    channels = _sparse(f, found["num_layers"], f.left.get(name, 1))
+    found |= _some_experts(f, name, channels, k=8, hidden=768)
     window, used = f("sliding_window", 4096), f("use_sliding_window", False)
     found["attention"] = {
         "qk_norm": True, "bias": bool(f("attention_bias", False)), "window": window or 0 if used else 0,
         **_rope(f, longest=_longest(f, 32768)),
     }  # fmt: skip
-    return found
+    return found | by_layer([{}] * found["num_layers"], channels)
+
+
+def _sparse(f: Fields, L: int, experts: Any) -> list[str]:
+    """The channel of each layer: those that `mlp_only_layers` names are dense, and all but every n-th of the others."""
+    step, dense = f.count("decoder_sparse_step", 1), f("mlp_only_layers", None) or []
+    if not all(isinstance(i, int) for i in dense):
+        raise Unreadable(f"{f.where} has mlp_only_layers={dense!r}, which are no numbers of layers.")
+    return ["moe" if experts and i not in dense and (i + 1) % step == 0 else "swiglu" for i in range(L)]
+
+
+def _some_experts(f: Fields, name: str, channels: Sequence[str], *, k: int, hidden: int) -> dict[str, Any]:
+    """The channels of a Qwen whose layers are dense or have experts, and the options of those that there are."""
+    experts = _experts(f, name, k=k, L=max(channels.count("moe"), 1), some="moe" in channels) | {
+        "hidden": f.count("moe_intermediate_size", hidden),
+        "router": "softmax_after" if f("norm_topk_prob", False) else "softmax_before",
+    }  # fmt: skip
+    dense = _gated(f)
+    experts["activation"] = dense["swiglu"]["activation"]
+    found = {"channel": channels[0]} | ({"moe": experts} if "moe" in channels else {})
+    return found | ({"swiglu": dense["swiglu"]} if "swiglu" in channels else {})
 
 
 GPT_OSS_ROPE = {
@@ -201,13 +216,13 @@ def gpt_oss(f: Fields) -> dict[str, Any]:
     return found | by_layer(_windows(types, f("sliding_window", 128), f, L))
 
 
-def _experts(f: Fields, name: str, *, k: int, L: int) -> dict[str, Any]:
-    """How many there are, how many a token has, and the losses that train them.
+def _experts(f: Fields, name: str, *, k: int, L: int, some: bool = True) -> dict[str, Any]:
+    """How many there are, how many a token has, and the losses that train them; L: layers that have them, if `some` do.
 
     The library's balance loss is one of all layers together, at K where the load is even; ours are added up.
     """
-    experts, k = f.count(name), f.count("num_experts_per_tok", k)
-    if k > experts:
+    experts, k = f.count(name) if some else f(name, 0), f.count("num_experts_per_tok", k)
+    if some and k > experts:
         raise Unreadable(f"{f.where} gives a token {k} of {experts} experts; num_experts_per_tok is at most {name}.")
     balance = float(f.number("router_aux_loss_coef", 0.001)) / L
     if balance < 0:

@@ -10,15 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from configs.families import gguf_fields, gguf_header, hugging_face
-from configs.families.fields import ACTIVATIONS, Unreadable, flat
-
-# What changes no logit.
-FREE = (
-    "vocab_size", "vocab_multiple", "dtype", "param_dtype", "remat", "unroll", "init", "init_std", "mixer",
-    "by_position", "time_features", "self_condition", "num_layers", "projection", "parametrization",
-)  # fmt: skip
-PARTS = ("attention", "mlp", "swiglu")
-_GONE = ("implementation", "length")
+from configs.families.fields import ACTIVATIONS, Unreadable
+from configs.families.resolved import differences, hidden, merged, of_experts, option, resolved
 
 
 def hugging_face_config(
@@ -86,7 +79,7 @@ def _gguf_fields(name: str, model: Mapping[str, Any], wanted: Mapping[str, Any],
     scaling = each["rope_scaling"]
     fields = {
         "embedding_length": model["width"], "block_count": model["num_layers"], "context_length": longest,
-        "feed_forward_length": wanted["hidden"], "attention.head_count": model["num_heads"],
+        "feed_forward_length": hidden(wanted, "mlp", "swiglu"), "attention.head_count": model["num_heads"],
         "attention.head_count_kv": wanted["num_kv_heads"], "attention.key_length": wanted["head_dim"],
         "attention.value_length": wanted["head_dim"], "attention.layer_norm_rms_epsilon": model["norm_eps"],
         "rope.freq_base": each["rope_theta"], "vocab_size": model["vocab_size"],
@@ -98,9 +91,9 @@ def _gguf_fields(name: str, model: Mapping[str, Any], wanted: Mapping[str, Any],
         fields["final_logit_softcapping"] = model["softcap"]
     if name == "gpt-oss":
         fields["attention.sliding_window"] = near["window"] if near else 0
-    if model["channel"] == "moe":
-        fields |= {"expert_count": wanted["moe.experts"], "expert_used_count": wanted["moe.k"],
-                   "expert_feed_forward_length": wanted["hidden"]}  # fmt: skip
+    if experts := of_experts(wanted):
+        fields |= {"expert_count": experts["moe.experts"], "expert_used_count": experts["moe.k"],
+                   "expert_feed_forward_length": hidden(wanted, "moe")}  # fmt: skip
     if scaling["kind"] in ("linear", "yarn"):
         fields |= {"rope.scaling.type": scaling["kind"], "rope.scaling.factor": scaling["factor"]}
         fields |= {"rope.scaling.original_context_length": scaling["original"]} if "original" in scaling else {}
@@ -131,129 +124,18 @@ def _refusal(tried: Mapping[str, Mapping[str, tuple]]) -> str:
     )
 
 
-def differences(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> dict[str, tuple]:
-    """What differs of two `resolved` models: key -> (wanted, got)."""
-    found = {}
-    for key, value in wanted.items():
-        if key == "layers":
-            for mine, theirs in zip(value, got["layers"], strict=True):
-                mine, theirs = flat(mine), flat(theirs)
-                names = [name for name in mine if not _same(mine[name], theirs.get(name))]
-                found |= {f"attention.{name}": (mine[name], theirs.get(name)) for name in names}
-        elif not _same(value, got.get(key)):
-            found[key] = value, got.get(key)
-    return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=1e-9)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def merged(base: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults with values by dotted key in their place."""
-    made = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
-    for key, value in told.items():
-        *groups, leaf = key.split(".")
-        at = made
-        for name in groups:
-            at[name] = dict(at[name])
-            at = at[name]
-        at[leaf] = value
-    return made
-
-
-def resolved(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model computes, with every 0 that stands for a rule as its value, and attention's options by layer."""
-    D, N = model["width"], model["num_heads"]
-    H = model["head_dim"] or D // N
-    found = {k: v for k, v in model.items() if not isinstance(v, Mapping) and k not in FREE}
-    found |= {
-        "num_kv_heads": model["num_kv_heads"] or N, "head_dim": H,
-        "logit_scale": model["logit_scale"] or D**-0.5, "embedding_scale": model["embedding_scale"] or D**0.5,
-    }  # fmt: skip
-    found["final_norm"] = (
-        "same" if found["final_norm"] == found["norm"] and found["norm_scale"] else found["final_norm"]
-    )
-    channel = dict(model.get(model["channel"]) or {})
-    rule = -(-8 * D // 3 // 64) * 64 if model["channel"] == "swiglu" else 4 * D
-    if model["channel"] == "moe":
-        channel, rule = _experts(channel), -(-8 * D // (3 * channel["k"]) // 64) * 64
-    found["hidden"] = channel.pop("hidden", 0) or rule
-    found |= {f"{model['channel']}.{name}": value for name, value in channel.items()}
-    period = [name.strip() for name in model["mixer"].split(",")]
-    differ = model["by_position"] or ({},) * len(period)
-    found["mixer"] = sorted(set(period))
-    found["projection"] = "dense" if model["projection"] == "lora" else model["projection"]
-    found["parametrization"] = model["parametrization"]
-    found["layers"] = [
-        _attention(model["attention"], differ[i % len(period)].get("attention") or {}, H)
-        for i in range(model["num_layers"])
-    ]
-    return found
-
-
-# Of a mixture of experts: what its logits need, in a family that there is.
-_MOE = (
-    "experts", "k", "hidden", "gated", "activation", "bias", "limit", "alpha", "shared", "small", "constant", "copy",
-    "zero", "null", "router", "renormalise", "scale", "residual", "capacity",
-)  # fmt: skip
-
-
-def _experts(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that compute the same are the same: a softmax over the chosen is one over all, divided by its sum."""
-    made = {name: options[name] for name in _MOE}
-    if made["router"] == "softmax_before" and made["renormalise"]:
-        made["router"] = "softmax_after"
-    if made["router"] == "softmax_after":
-        made["renormalise"] = False
-    if made["limit"] and made["gated"]:
-        made["activation"] = "silu"
-    else:
-        made |= {"limit": 0.0, "alpha": 0.0}
-    return made
-
-
-def _attention(options: Mapping[str, Any], differs: Mapping[str, Any], H: int) -> dict[str, Any]:
-    made = {**options, **differs}
-    made["rope_scaling"] = {**options["rope_scaling"], **(differs.get("rope_scaling") or {})}
-    made = {key: value for key, value in made.items() if key not in _GONE}
-    made["scale"] = made["scale"] or H**-0.5
-    made["qkv_bias"] = made["qkv_bias"] or made["bias"]
-    scaling, kind = made["rope_scaling"], made["rope_scaling"]["kind"]
-    read = {
-        "none": (), "linear": ("factor",), "dynamic": ("factor", "original"),
-        "llama3": ("factor", "low", "high", "original"),
-        "longrope": ("factor", "original", "attention_factor", "short_factors", "long_factors"),
-        "yarn": ("factor", "original", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim",
-                 "attention_factor"),
-    }[kind]  # fmt: skip
-    made["rope_scaling"] = {"kind": kind, **{name: scaling[name] for name in read}}
-    if made["rope_fraction"] == 0:
-        made["rope_scaling"] = {"kind": "none"}
-        made["rope_theta"] = 0.0
-    if not made["qk_norm"]:
-        made |= {"qk_norm_over": "", "qk_norm_eps": 0.0}
-    if not made["window"]:
-        made["sinks"] = 0
-    return made
-
-
 def _decoder(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
     """Fields named as Llama's."""
     back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     each = wanted["layers"][0]
     return {
-        "vocab_size": model["vocab_size"], "hidden_size": model["width"], "intermediate_size": wanted["hidden"],
-        "num_hidden_layers": model["num_layers"], "num_attention_heads": model["num_heads"],
-        "num_key_value_heads": wanted["num_kv_heads"], "head_dim": wanted["head_dim"],
-        "hidden_act": back.get((model.get(model["channel"]) or {}).get("activation"), ""),
+        "vocab_size": model["vocab_size"], "hidden_size": model["width"],
+        "intermediate_size": hidden(wanted, "mlp", "swiglu"), "num_hidden_layers": model["num_layers"],
+        "num_attention_heads": model["num_heads"], "num_key_value_heads": wanted["num_kv_heads"],
+        "head_dim": wanted["head_dim"], "hidden_act": back.get(option(wanted, "activation"), ""),
         "rms_norm_eps": model["norm_eps"], "tie_word_embeddings": model["tied"],
         "max_position_embeddings": _longest(each, longest), "rope_parameters": _rope(each),
-        "attention_bias": each["bias"], "mlp_bias": bool((model.get(model["channel"]) or {}).get("bias")),
+        "attention_bias": each["bias"], "mlp_bias": bool(option(wanted, "bias")),
     }  # fmt: skip
 
 
@@ -353,8 +235,8 @@ def _gpt2(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> 
     scales, H = [each["scale"] for each in wanted["layers"]], wanted["head_dim"]
     return {
         "vocab_size": model["vocab_size"], "n_embd": model["width"], "n_layer": model["num_layers"],
-        "n_head": model["num_heads"], "n_positions": model["positions"], "n_inner": wanted["hidden"],
-        "activation_function": back.get((model.get(model["channel"]) or {}).get("activation"), ""),
+        "n_head": model["num_heads"], "n_positions": model["positions"], "n_inner": hidden(wanted, "mlp", "swiglu"),
+        "activation_function": back.get(option(wanted, "activation"), ""),
         "layer_norm_epsilon": model["norm_eps"], "tie_word_embeddings": model["tied"],
         "scale_attn_weights": math.isclose(scales[0], H**-0.5),
         "scale_attn_by_inverse_layer_idx": len(scales) > 1 and math.isclose(scales[1], scales[0] / 2),
@@ -367,30 +249,32 @@ def _neox(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> 
     return fields | {"layer_norm_eps": model["norm_eps"], "use_parallel_residual": model["parallel"]}
 
 
-def _mixture(model: Mapping[str, Any], fields: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Fields of a model whose channel are experts, from those of a dense one; `name`: of the number of experts."""
+def _mixture(model: Mapping[str, Any], wanted: Mapping[str, Any], fields: dict, name: str) -> dict[str, Any]:
+    """Fields of a model with experts, from those of a dense one; `name`: of the number of experts."""
+    layers = sum(each["channel"] == "moe" for each in wanted["channels"])
     moe = model.get("moe") or {}
-    coefficient = moe.get("balance", 0.0) * model["num_layers"]
     return {**_without(fields, "mlp_bias"), name: moe.get("experts", 1), "num_experts_per_tok": moe.get("k", 1),
-            "router_aux_loss_coef": coefficient}  # fmt: skip
+            "router_aux_loss_coef": moe.get("balance", 0.0) * max(1, layers)}  # fmt: skip
 
 
 def _mixtral(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    fields = _mixture(model, _decoder(model, wanted, longest), "num_local_experts")
+    fields = _mixture(model, wanted, _decoder(model, wanted, longest), "num_local_experts")
     return _without(fields, "attention_bias") | {"sliding_window": wanted["layers"][0]["window"] or None}
 
 
 def _qwen3_moe(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
     window = wanted["layers"][0]["window"] or None
-    return _mixture(model, _decoder(model, wanted, longest), "num_experts") | {
-        "moe_intermediate_size": wanted["hidden"], "norm_topk_prob": wanted.get("moe.router") == "softmax_after",
+    dense = [i for i, each in enumerate(wanted["channels"]) if each["channel"] != "moe"]
+    return _mixture(model, wanted, _decoder(model, wanted, longest), "num_experts") | {
+        "moe_intermediate_size": hidden(wanted, "moe"), "mlp_only_layers": dense,
+        "norm_topk_prob": of_experts(wanted).get("moe.router") == "softmax_after",
         "sliding_window": window, "use_sliding_window": window is not None,
     }  # fmt: skip
 
 
 def _gpt_oss(model: Mapping[str, Any], wanted: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    clamp = {"swiglu_limit": wanted.get("moe.limit", 0.0), "swiglu_alpha": wanted.get("moe.alpha", 0.0)}
-    fields = _mixture(model, _decoder(model, wanted, longest), "num_local_experts")
+    clamp = {f"swiglu_{name}": of_experts(wanted).get(f"moe.{name}", 0.0) for name in ("limit", "alpha")}
+    fields = _mixture(model, wanted, _decoder(model, wanted, longest), "num_local_experts")
     return fields | _types(wanted) | clamp | {"hidden_act": "silu"}
 
 

@@ -24,7 +24,8 @@ model.mixer = text(
 model.channel = part(
     "mlp",
     "models.channels:CHANNELS",
-    "What happens to one token: mlp, swiglu, pattention (one map of parameter tokens).",
+    "What happens to one token: mlp, swiglu, pattention (one map of parameter tokens), moe. A comma list has one for "
+    "each name in model.mixer.",
 )
 model.by_position = texts(
     (),

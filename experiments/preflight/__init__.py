@@ -28,7 +28,7 @@ from experiments.settings.keys import (
     unread_problems,
 )
 from experiments.workdir.saved import found, holds_checkpoint
-from models.facts import Facts, largest_divisor, nearest_multiple
+from models.facts import Facts, largest_divisor, listed, nearest_multiple
 
 # Settings of generation that are names, checked before jax is imported.
 GENERATION = {key: knob.choices for key, knob in knobs.KNOBS.items() if key.startswith("generate.") and knob.choices}
@@ -119,6 +119,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     import data
     from experiments.program import sharding
     from models import parameters
+    from models.channels import CHANNELS
     from models.mixers import MIXERS
 
     # Without loss scaling float16 loses gradients; float64 is float32 unless jax is told otherwise.
@@ -126,6 +127,7 @@ def _choice_problems(config: Any) -> Iterator[str]:
     own_tokenizer = _is_path(config.data.tokenizer)
     choices = {key: names(knob) for key, knob in knobs.KNOBS.items() if knob.choices or knob.table}
     choices |= {
+        "model.channel": (config.model.channel,),  # A list: see below.
         "data.source": (*data.SOURCES, "mixture", *(f"task:{name}" for name in data.TASKS)),
         "data.tokenizer": (config.data.tokenizer,) if own_tokenizer else data.TOKENIZERS,
         "model.dtype": dtypes,
@@ -134,7 +136,8 @@ def _choice_problems(config: Any) -> Iterator[str]:
     }
     flat = flatten(config.to_dict())
     yield from unknown_names(flat, choices)
-    pairs = [("model.mixer", name.strip(), MIXERS) for name in config.model.mixer.split(",")]
+    pairs = [("model.mixer", name, MIXERS) for name in listed(config.model.mixer)]
+    pairs += [("model.channel", name, CHANNELS) for name in listed(config.model.channel)]
     pairs += [("optimizer.decay_roles", role, parameters.ROLES) for role in config.optimizer.decay_roles]
     for axis, cut in config.sharding.to_dict().items():
         pairs += [(f"sharding.{axis}", name, sharding.AXES) for name in cut]

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.settings.errors import ConfigError
 from experiments.workdir.saved import holds_checkpoint, saved_config
+from models.facts import listed
 
 
 def problems(config: Any) -> Iterator[str]:
@@ -13,7 +14,7 @@ def problems(config: Any) -> Iterator[str]:
     from experiments.program import objective
     from models.experts.options import ROUTERS
 
-    if config.model.channel != "moe":
+    if "moe" not in listed(config.model.channel):
         return
     options, pieces = config.model.moe, config.train.accumulation
     if not ROUTERS[options.router].causal and objective(config.objective).causal:
@@ -31,7 +32,7 @@ def problems(config: Any) -> Iterator[str]:
 def start_problems(config: Any) -> Iterator[str]:
     """A dense model that cannot begin as this mixture; of its run the config alone is read."""
     start = config.init.upcycle_from
-    if not start or config.model.channel != "moe":
+    if not start or "moe" not in listed(config.model.channel):
         return
     if other := [name for name in ("warm_start", "grow_from", "transplant", "pretrained") if config.init[name]]:
         yield f"init.upcycle_from={start!r} and init.{other[0]} both start the run; use init.{other[0]}=''."

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from models.facts import nearest_multiple
+from models.facts import listed, nearest_multiple
 
 
 def problems(config: Any) -> Iterator[str]:
@@ -40,8 +40,8 @@ def problems(config: Any) -> Iterator[str]:
     for key in ("logit_scale", "embedding_scale"):
         if not config.model[key]:
             yield f"model.{key}=0 follows the width of all layers, and {why} has two widths; use model.{key}=1.0."
-    if config.model.channel == "moe":
-        yield f"model.channel='moe' does not go with {why}; use model.channel='swiglu'."
+    if config.model.channel == "moe" or len(listed(config.model.channel)) > 1:
+        yield f"model.channel={config.model.channel!r} does not go with {why}; use model.channel='swiglu'."
     if config.mesh.context != 1:
         yield f"mesh.context={config.mesh.context} cuts rows, which {why} cuts itself; use mesh.context=1."
 

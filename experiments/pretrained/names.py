@@ -158,7 +158,7 @@ HUGGING_FACE = {
     "llama": LLAMA, "granite": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "smollm3": LLAMA,
     "gemma2": (OUTER, ATTENTION | GATED | SANDWICH), "gemma3_text": (OUTER, ATTENTION | GATED | SANDWICH),
     "olmo2": (OUTER, ATTENTION | GATED | POST), "phi3": PHI3, "gpt_neox": NEOX, "gpt2": GPT2,
-    "mixtral": (OUTER, ATTENTION | MIXTRAL | PRE), "qwen3_moe": (OUTER, ATTENTION | QWEN3_MOE | PRE),
+    "mixtral": (OUTER, ATTENTION | MIXTRAL | PRE), "qwen3_moe": (OUTER, ATTENTION | GATED | QWEN3_MOE | PRE),
     "gpt_oss": (OUTER, ATTENTION | GPT_OSS | PRE),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from experiments import preflight
 from experiments.settings import keys
 from experiments.settings.errors import ConfigError
 
+TWO = {"model.mixer": "attention,attention"}
 WRONG = [
     ({"k": 9}, "model.moe.k=9 is more than the 8 experts there are; use e.g. model.moe.k=8."),
     ({"router": "moge", "groups": 3, "k": 6}, "groups=3 does not divide the 8 experts; use e.g. model.moe.groups=2"),
@@ -28,6 +29,31 @@ WRONG = [
     ({"share": "tokens", "dispatch": "einsum"}, "model.moe.share='tokens' divides the tokens of a row"),
     ({"mesh.context": 2, "capacity": 1.25}, "model.moe.capacity=1.25 reads the tokens of a row in their order"),
     ({"train.accumulation": 2}, "'global' is of all of it; use model.moe.balance_scope='accumulated'."),
+    (
+        {"model.channel": "mlp,moe,mlp"},
+        "model.channel has 3 names and model.mixer 1; give one for all, or one",
+    ),
+    ({"model.channel": "mlp,moi", **TWO}, "model.channel='moi' is unknown"),
+    (
+        {"model.channel": "mlp,moe", **TWO, "k": 9},
+        "is more than the 8 experts there are",
+    ),
+    (
+        {
+            "model.channel": "moe",
+            **TWO,
+            "model.by_position": ({"moe": {"experts": 4}}, {}),
+        },
+        "model.by_position gives model.moe.experts two values; layers report one, give all the same.",
+    ),
+    (
+        {
+            "model.channel": "mlp,moe",
+            **TWO,
+            "model.by_position": ({"moe": {"k": 1}}, {}),
+        },
+        "model.by_position[0] has 'moe', which is no part of that layer; use 'attention' or 'mlp'.",
+    ),
     ({"model.parametrization": "mup"}, "has no rule for the rates of model.channel='moe'"),
 ]
 

@@ -175,6 +175,16 @@ CASES = {
         | {"attention_bias": True, "use_sliding_window": True, "sliding_window": 4}
         | {"hidden_act": "gelu_new", "tie_word_embeddings": True, "router_aux_loss_coef": 0.5},
     ),
+    "qwen3-moe-dense-first": (
+        "Qwen3Moe",
+        SIZES | GQA | MOE | {"mlp_only_layers": [0], "num_hidden_layers": 3, "norm_topk_prob": True, "head_dim": 6}
+        | {"router_aux_loss_coef": 0.3, "intermediate_size": 20},
+    ),
+    "qwen3-moe-every-other": (
+        "Qwen3Moe",
+        SIZES | GQA | MOE | {"decoder_sparse_step": 2, "num_hidden_layers": 4, "head_dim": 6, "hidden_act": "relu"}
+        | {"use_sliding_window": True, "sliding_window": 4},
+    ),
     "gpt-oss": (
         "GptOss",
         SIZES | GQA | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 8, "head_dim": 16}
@@ -190,6 +200,7 @@ CASES = {
 FIXTURES = (
     "llama3", "llama-yarn-all", "llama-dynamic", "llama-gqa-biases", "mistral", "qwen2-windows", "qwen3", "gemma2",
     "gemma3", "smollm3", "olmo2", "phi3-long", "gpt2-all", "neox", "mixtral", "qwen3-moe", "gpt-oss",
+    "qwen3-moe-dense-first",
 )  # fmt: skip
 
 

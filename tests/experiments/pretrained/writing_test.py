@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base, families, knobs, pretrained
-from configs.families import outward
+from configs.families import outward, resolved
 from experiments.pretrained import names, reading, tensors, writing
 from models.spec import Spec
 from tests.experiments.pretrained import cases
@@ -23,8 +23,8 @@ def test_what_was_read_is_written_bit_for_bit(name):
     folder, config = FIXTURES / name, pretrained.get_config(str(FIXTURES / name)).model
     model = config.to_dict()
     family, told = outward.hugging_face_config(model, knobs.defaults()["model"], longest=64)
-    again = outward.merged(knobs.defaults()["model"], families.hugging_face.describe(told, "again")[1])
-    assert not outward.differences(outward.resolved(model), outward.resolved(again))
+    again = resolved.merged(knobs.defaults()["model"], families.hugging_face.describe(told, "again")[1])
+    assert not resolved.differences(resolved.resolved(model), resolved.resolved(again))
     spec = Spec.from_config(model, vocab_size=config.vocab_size)
     params = {path: np.asarray(leaf) for path, leaf in reading.flatten(read(folder)[1]).items()}
     own = json.loads((folder / "config.json").read_text())["model_type"]
@@ -49,7 +49,9 @@ def test_transformers_computes_the_same_from_what_was_written(name, tmp_path):
     save_file(writing.theirs(spec, flat, names.HUGGING_FACE[family]), tmp_path / "model.safetensors", {"format": "pt"})
     told |= {"architectures": [writing.ARCHITECTURES[family]], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     (tmp_path / "config.json").write_text(json.dumps(told))
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         want = model(torch.from_numpy(cases.IDS)).logits.numpy()
     got = np.asarray(jax.jit(logits)(params, jnp.asarray(cases.IDS)))
@@ -63,6 +65,11 @@ def test_transformers_computes_the_same_from_what_was_written(name, tmp_path):
         ({"attention.sinks": 2, "attention.window": 4}, "model.attention.sinks=2"),
         ({"swiglu.activation": "relu2", "parallel": True}, "cannot be exported: the nearest family"),
         ({"logit_scale": 0.3, "norm_offset": True}, "cannot be exported: the nearest family"),
+        ({"channel": "swiglu,mlp", "mixer": "attention,attention"}, r"model.channel='mlp' cannot be exported"),
+        (
+            {"mixer": "attention,attention", "by_position": ({"swiglu": {"hidden": 8}}, {})},
+            r"model.swiglu.hidden=\d+ cannot be exported: the nearest family, \w+, has \d+ there",
+        ),
     ],
 )
 def test_what_no_family_computes_is_refused_by_name(changes, said):

@@ -50,6 +50,17 @@ def test_a_count_is_exact_for_any_accumulation_and_mesh():
     program_test.assert_close(states["alone"]["params"], states["mesh"]["params"], 1e-4)
 
 
+def test_layers_that_differ_renew_their_own():
+    """Layers 1 and 3 tell, 0 and 2 have two maps: the first that tells counts 1, the next one 2."""
+    first = sum(int(np.sum(batch["segment_ids"] == 1)) for batch in program_test.batches(STEPS))
+    changes = CHANGES | {"model__channel": "mlp,telling"}
+    state, metrics = program_test.run(program_test.program(1, **changes), STEPS)
+    period = state["params"]["stack"]["period"]
+    assert set(period["0_attention"]["channel"]) == {"up", "down"}
+    np.testing.assert_array_equal(period["1_linear_attention"]["channel"]["seen"], first * np.arange(1, 3))
+    assert metrics["train/report/ones"] == 1
+
+
 def test_metrics_show_the_report_and_the_loss_has_its_losses():
     made = program_test.program(**CHANGES)
     batch = next(program_test.batches(1))
