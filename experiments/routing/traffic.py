@@ -125,3 +125,56 @@ def returning(trace: Any, home: Any, placement: Any, d: int, s: int) -> int:
     trace, home = np.asarray(trace), np.asarray(home)
     moved = sum(int(np.sum(np.asarray(placement)[i][trace[:, i]] != home)) for i in range(trace.shape[1]))
     return 2 * moved * d * s
+
+
+def scheduled(
+    schedule: str, layers: int, t: int, d: int, buffers: tuple[int, int, int], context: int = 0, s: int = 4
+) -> dict[str, int]:
+    """Bytes that a device sends in a step of `models.experts.schedules`, by what sends them, as compiled.
+
+    With W devices, C places for each other device, S seats, c numbers of context a token and layer, and numbers of
+    tokens and experts of four bytes:
+    returning: exchange L (W - 1) C (2 d s + 4), gather (W - 1) t (d s + L (c s + 4)).
+    coherent: exchange L (W - 1) C (d s + s + 8), gather (W - 1) S (d s + 4 + L (c s + 8)).
+    speculative: exchange L (W - 1) C (2 d s + 4), reduce L (W - 1) t d s, gather L (W - 1) t (d s + 4).
+
+    Args:
+      schedule: "returning", "coherent" or "speculative".
+      layers: L.
+      t: tokens of a device, N / W.
+      d: width.
+      buffers: (W, C, S); S is that of "coherent", 0 = N.
+      context: c.
+      s: bytes of a number.
+    """
+    devices, places, seats = buffers
+    L, others = layers, devices - 1
+    two = L * others * places * (2 * d * s + 4)
+    if schedule == "returning":
+        return {"exchange": two, "gather": others * t * (d * s + L * (context * s + 4))}
+    if schedule == "coherent":
+        gather = others * (seats or t * devices) * (d * s + 4 + L * (context * s + 8))
+        return {"exchange": L * others * places * (d * s + s + 8), "gather": gather}
+    if schedule == "speculative":
+        return {"exchange": two, "reduce": L * others * t * d * s, "gather": L * others * t * (d * s + 4)}
+    raise ValueError(f"schedule={schedule!r} is unknown; use 'returning', 'coherent' or 'speculative'.")
+
+
+def places(trace: Any, home: Any, placement: Any, devices: int, *, stays: bool = False) -> int:
+    """The most vectors that a device has for another in any layer of a top-1 trace: what loses none.
+
+    Args:
+      trace: `[N, L]`.
+      home: the device where each token stands `[N]`, or in each layer `[N, L]`.
+      placement: `[L, E]`.
+      devices: W.
+      stays: whether a token stands where its last expert was (`coherent`).
+    """
+    trace, home, placement = np.asarray(trace), np.asarray(home), np.asarray(placement)
+    at, most = home if home.ndim == 1 else None, 0
+    for layer in range(trace.shape[1]):
+        here = home[:, layer] if at is None else at
+        moved = sent(trace[:, layer, None], here, placement[layer], devices)
+        most = max(most, int((moved - np.diag(np.diag(moved))).max()))
+        at = placement[layer][trace[:, layer]] if stays else at
+    return most

@@ -15,7 +15,7 @@ PAGE = (environment.ROOT / "docs" / "moe.md").read_text()
 SECTIONS = re.findall(r"^### [^`\n]*: `([\w.]+)`\n(.*?)(?=^#|\Z)", PAGE, re.MULTILINE | re.DOTALL)
 PACKAGES = ("models.experts", "experiments.routing")
 # Not formulas: they speak of modules, configs and devices.
-OTHERS = {f"models.experts.{name}" for name in ("channel", "dense_start", "options", "parallel", "told")}
+OTHERS = {f"models.experts.{name}" for name in ("channel", "dense_start", "options", "parallel", "schedules", "told")}
 
 
 def shown(function) -> str:
