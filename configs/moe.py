@@ -60,6 +60,13 @@ PRESETS = {
         says="A token has every expert whose logit is positive; losses make neighbours choose the same few",
         source="Song et al. 2025, arXiv:2507.08771 (BlockFFN)",
     ),
+    "duo": made(
+        {"experts": 1, "k": 1, "small": 1, "small_hidden": 24, "zero": 1, "router": "duo_chance", "balance": 0.0,
+         "z_loss": 0.0},
+        says="A big layer, a small one or none, drawn by chance for each place of a row, layer and step",
+        source="Alizadeh et al. 2024, arXiv:2410.10846 (Duo-LLM)",
+        claim="duo_llm",
+    ),
     "16b": made(
         {"experts": 64, "k": 6, "hidden": 1408, "shared": 2, "router": "softmax_before", "balance": 0.001,
          "balance_scope": "sequence", "z_loss": 0.0},
@@ -70,7 +77,7 @@ PRESETS = {
 
 
 def get_config(preset: str = "tiny"):
-    """A mixture of experts: tiny, switch, aux_free, micro, moge, moepp, adamoe, blockffn or 16b."""
+    """A mixture of experts: tiny, switch, aux_free, micro, moge, moepp, adamoe, blockffn, duo or 16b."""
     config = base.get_config()
     config.model.channel = "moe"
     config.model.moe.update(base.choose("preset", preset, PRESETS).changes)

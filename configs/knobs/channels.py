@@ -55,7 +55,7 @@ moe.router = part(
     "softmax_after",
     "models.experts.options:ROUTERS",
     "Who chooses: softmax_before, softmax_after (the choice), sigmoid_bias, group_softmax, group_sigmoid, moge, "
-    "expert_choice, relu, null, moepp, graph, duo.",
+    "expert_choice, relu, null, moepp, graph, duo, duo_chance (Duo-LLM's training: a module by chance).",
     before="softmax_after",
 )
 moe.renormalise = switch(
@@ -81,7 +81,30 @@ moe.group_rule = one_of(
     before="best_two",
 )
 moe.temperature = number(
-    1.0, "Divides logits (duo) or similarities (graph).", least=1e-3, of=f"{ROUTER}=duo|graph", before=1.0
+    1.0,
+    "Divides logits (duo) or similarities (graph).",
+    least=1e-3,
+    of=f"{ROUTER}=duo|duo_chance|graph",
+    before=1.0,
+)
+moe.chance = number(
+    1.0,
+    "Share of the tokens, in each layer, whose module is drawn; the others' is the likeliest (duo).",
+    least=0,
+    most=1,
+    of=f"{ROUTER}=duo_chance",
+    before=1.0,
+)
+moe.budget = number(
+    0.0, "Coefficient of (mean over layers of P(experts) - big)^2, a token (Duo-LLM).", least=0, before=0.0
+)
+moe.big = number(
+    0.5,
+    "The share of layers in which a token has one of `experts`.",
+    least=0,
+    most=1,
+    of="model.moe.budget=*",
+    before=0.5,
 )
 moe.residual = switch(False, "Logits add those of the layer before times a matrix (MoE++).", before=False)
 moe.bias_rate = number(

@@ -73,6 +73,18 @@ def batch_tokens(C: Any) -> np.ndarray:
     return 0.0694 * np.asarray(C, float) ** 0.3644
 
 
+def at_equal_loss(dense_C: Any, dense_loss: Any, C: Any, loss: Any) -> np.ndarray:
+    """EL = C_dense / C of losses `[n]` that cost C: C_dense is where the dense curve first has that loss.
+
+    The curve `[m]`, in the order of its compute, is taken for its lowest loss so far; between points log C is linear in
+    the loss. NaN where the dense curve begins below a loss or ends above it.
+    """
+    at, low = np.log(np.asarray(dense_C, float)), np.minimum.accumulate(np.asarray(dense_loss, float))
+    first = np.concatenate([[True], np.diff(low) < 0])  # of points with one loss the cheapest
+    there = np.interp(-np.asarray(loss, float), -low[first], at[first], left=np.nan, right=np.nan)
+    return np.exp(there) / np.asarray(C, float)
+
+
 def fit(A: Any, G: Any, C: Any, EL: Any) -> Law:
     """The constants by least squares in log EL, A_m left out: no data can tell the published 5e16 from infinity.
 

@@ -98,6 +98,8 @@ class MoE(nnx.Module):
         self.before = make(parameters.zeros, (E,), "running") if _accumulates(o) else None
         begin = lambda key, shape, dtype: told.schedule(o).begin().astype(dtype)  # noqa: E731
         self.schedule = make(begin, (6,), "running") if o.router == "relu" and o.sparsity else None
+        self.draws = make(told.begin_draws, (2,), "running") if self.rule.drawn else None
+        self.layers = spec.L
         self.partition, self.dtype = spec.partition, spec.dtype
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
@@ -112,7 +114,10 @@ class MoE(nnx.Module):
         failed = routing.reported(z) & present
         z = jnp.where(routing.reported(z)[..., None], 0, z)
         valid = present & ~failed
-        given = Given(o, number(self.bias), number(self.expert_scale), x, context.segment_ids)
+        given = Given(
+            o, number(self.bias), number(self.expert_scale), x, context.segment_ids, context.positions,
+            number(self.draws),
+        )  # fmt: skip
         made = self.rule.decide(z, given)
         if EXPERTS in context.layers:
             index, gate = context.layers[EXPERTS]
@@ -123,14 +128,20 @@ class MoE(nnx.Module):
         if self.shared is not None:
             y = y + self.shared(x)
         state = {name: getattr(self, name)[...] for name in ("before", "schedule") if getattr(self, name) is not None}
+        flow = {"router": z} if o.residual else {}
+        if o.budget:
+            now = context.flow["big"] + jnp.sum(made.probs[..., : o.kinds.ffn], axis=-1)
+            state["budget"] = mixed.budget_step(context.flow["big"], now, self.layers, o.big)
+            flow["big"] = now
         report = told.report(o, made, kept, valid, failed, context, state)
         shown = {EXPERTS: kept} if EXPERTS in context.taps else {}
-        return y, report | shown | ({"router": z} if o.residual else {})
+        return y, report | shown | flow
 
     @property
     def carries(self) -> dict[str, tuple[int, ...]]:
-        """The logits, where those of the layer before are added."""
-        return {"router": (self.options.kinds.total,)} if self.options.residual else {}
+        """The logits, where those of the layer before are added; the sum of P_big, where it has a budget."""
+        o = self.options
+        return ({"router": (o.kinds.total,)} if o.residual else {}) | ({"big": ()} if o.budget else {})
 
     def _routed(self, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
         """What all experts but the shared ones give."""

@@ -82,16 +82,45 @@ def expected_true(k: int, true: int, null: int) -> float:
 # ==================== Duo-LLM (Alizadeh et al. 2024, arXiv:2410.10846) ====================
 
 
-def duo(logits: Any, temperature: float = 1.0) -> Routing:
-    """One of big, small (and skip) for each token: p = softmax(z / temperature), the largest p, g = p."""
+def duo(logits: Any, temperature: float = 1.0, *, straight: bool = False) -> Routing:
+    """One of big, small (and skip) for each token: p = softmax(z / temperature), the largest p, g = p.
+
+    `straight`: g = 1 with the gradient of p (a straight-through gate: the module as it is).
+    """
     p = jax.nn.softmax(wide(logits) / temperature, axis=-1)
     index = select(p, 1)
-    return Routing(wide(logits), p, index, take(p, index))
+    gate = take(p, index)
+    return Routing(wide(logits), p, index, 1 + (gate - jax.lax.stop_gradient(gate)) if straight else gate)
 
 
 def duo_random(key: jax.Array, shape: Sequence[int], weights: Any = (0.5, 0.5)) -> jax.Array:
     """Training by chance: an index `[*shape, 1]` of module i with probability weights_i for each token and layer."""
     return jax.random.choice(key, len(weights), (*shape, 1), p=jnp.asarray(weights)).astype(jnp.int32)
+
+
+def by_chance(routing: Routing, key: jax.Array, positions: Any, chance: Any) -> Routing:
+    """`routing` `[B, T, ...]` with one of the E modules in its place, all alike, for a share `chance` of the tokens.
+
+    What is drawn depends on the key and on the position alone (`positions [B|1, T]`), so that a token decoded by itself
+    takes the module that it takes in a whole row. A module that was drawn has the gate 1.
+    """
+    positions, E = jnp.asarray(positions), routing.probs.shape[-1]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions.reshape(-1))
+    drawn, use = jax.vmap(lambda k: (jax.random.randint(k, (), 0, E), jax.random.uniform(jax.random.fold_in(k, 1))))(
+        keys
+    )
+    drawn, use = (jnp.broadcast_to(a.reshape(*positions.shape, 1), routing.index.shape) for a in (drawn, use < chance))
+    index = jnp.where(use, drawn, routing.index).astype(routing.index.dtype)
+    return routing._replace(index=index, gate=jnp.where(use, 1, routing.gate))
+
+
+def budget_step(before: Any, now: Any, layers: int, target: float) -> jax.Array:
+    """One layer's part of `budget_loss`, so that the parts of all L layers add up to it, `[...]` a token.
+
+    (S / L - b)^2 - (S_before / L - b)^2 + b^2 / L, S the sum of P_big over the layers so far.
+    """
+    before, now = wide(before), wide(now)
+    return jnp.square(now / layers - target) - jnp.square(before / layers - target) + target**2 / layers
 
 
 def budget_loss(big: Any, target: float) -> jax.Array:

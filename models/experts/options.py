@@ -73,13 +73,16 @@ class Given(NamedTuple):
     weight: jax.Array | None  # [E] learned
     x: jax.Array  # [B, T, D]
     segment_ids: jax.Array | None  # [B, T]
+    positions: jax.Array | None = None  # [B|1, T]
+    draws: jax.Array | None = None  # [2] steps so far, and a number of the layer's own
 
 
 class Rule(NamedTuple):
     """A router: `decide(z, given)`, and what it needs.
 
     weighted: multiplies gates by a learned number an expert. biased: chooses by a bias that `advance` moves. causal:
-    the choice of a token needs no other token. every: a token may have any number of experts, and K is E.
+    the choice of a token needs no other token. every: a token may have any number of experts, and K is E. drawn: by
+    chance, anew each step.
     """
 
     decide: Callable[[jax.Array, Given], Routing]
@@ -88,6 +91,7 @@ class Rule(NamedTuple):
     causal: bool = True
     every: bool = False
     grouped: bool = False
+    drawn: bool = False
 
 
 def _softmax_before(z: jax.Array, given: Given) -> Routing:
@@ -137,6 +141,13 @@ def _graph(z: jax.Array, given: Given) -> Routing:
     return graph.graph_of_tokens(z, S, given.options.k, renormalise=given.options.renormalise)
 
 
+def _duo_chance(z: jax.Array, given: Given) -> Routing:
+    step, own = given.draws.astype(jnp.uint32)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), own), step)
+    made = mixed.duo(z, given.options.temperature, straight=True)
+    return mixed.by_chance(made, key, given.positions, given.options.chance)
+
+
 ROUTERS = {
     "softmax_before": Rule(_softmax_before),
     "softmax_after": Rule(lambda z, given: routers.softmax_after(z, given.options.k, scale=given.options.scale)),
@@ -154,6 +165,7 @@ ROUTERS = {
     "moepp": Rule(lambda z, given: mixed.moepp_released(z, given.options.k)),
     "graph": Rule(_graph, causal=False),
     "duo": Rule(lambda z, given: mixed.duo(z, given.options.temperature)),
+    "duo_chance": Rule(_duo_chance, drawn=True),
 }
 
 
@@ -168,8 +180,8 @@ def problems(told: Mapping[str, Any], facts: Facts) -> Iterator[str]:
         )
     if router != "relu" and k > E:
         yield f"model.moe.k={k} is more than the {E} experts there are; use e.g. model.moe.k={E}."
-    elif router == "duo" and k != 1:
-        yield f"model.moe.k={k}: model.moe.router='duo' chooses one module for a token; use model.moe.k=1."
+    elif router in ("duo", "duo_chance") and k != 1:
+        yield f"model.moe.k={k}: model.moe.router={router!r} chooses one module for a token; use model.moe.k=1."
     if rule.grouped:
         yield from _group_problems(told, E)
     if 0 < told["capacity"] < 1:

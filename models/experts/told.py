@@ -96,6 +96,8 @@ def report(
         "not_a_number": Mean(jnp.sum(failed, dtype=jnp.float32), tokens + jnp.sum(failed, dtype=jnp.float32)),
     }
     losses = dict(_losses(options, routing, valid, context, state))
+    if options.budget:
+        losses["budget"] = (options.budget, jnp.sum(jnp.where(valid, state["budget"], 0)) / jnp.maximum(tokens, 1))
     told |= {name: Mean(jax.lax.stop_gradient(value) * tokens, tokens) for name, (_, value) in losses.items()}
     told = jax.lax.stop_gradient(told)
     total = sum((coefficient * value for coefficient, value in losses.values()), jnp.zeros((), jnp.float32))
@@ -130,7 +132,14 @@ def advance(options: Options, old: Mapping[str, jax.Array], told: Mapping[str, A
         new["bias"] = balance.bias_update(old["bias"], told["load"].total, options.bias_rate)
     if "schedule" in old:
         new["schedule"] = schedule(options).advance(old["schedule"], told["sparsity"].value)
+    if "draws" in old:
+        new["draws"] = old["draws"] + jnp.asarray([1, 0], old["draws"].dtype)
     return new
+
+
+def begin_draws(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+    """`[2]`: no step yet, and a whole number of the layer's own below 2^20."""
+    return jnp.stack([jnp.zeros(()), jnp.floor(jax.random.uniform(key) * 2**20)]).reshape(shape).astype(dtype)
 
 
 def figures(told: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -148,4 +157,4 @@ def figures(told: Mapping[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-__all__ = ["advance", "balanced", "eta", "figures", "free", "product", "report", "schedule"]
+__all__ = ["advance", "balanced", "begin_draws", "eta", "figures", "free", "product", "report", "schedule"]

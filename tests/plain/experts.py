@@ -221,9 +221,9 @@ def decided(router, z, x, p, o):
             found.append(null_or_nothing(row, k, E - o["null"]))
         elif router == "moepp":
             found.append(moepp(row, k))
-        elif router == "duo":
+        elif router in ("duo", "duo_chance"):
             q = softmax(row / o.get("temperature", 1.0))
-            found.append(([int(np.argmax(q))], [q.max()]))
+            found.append(([int(np.argmax(q))], [q.max() if router == "duo" else 1.0]))
     return [f[0] for f in found], [f[1] for f in found]
 
 

@@ -21,6 +21,7 @@ WRONG = [
     ({"router": "expert_choice"}, "model.moe.router='expert_choice' looks at later tokens, and objective="),
     ({"router": "graph"}, "model.moe.router='graph' looks at later tokens"),
     ({"router": "duo"}, "model.moe.k=2: model.moe.router='duo' chooses one module for a token; use model.moe.k=1."),
+    ({"router": "duo_chance"}, "model.moe.k=2: model.moe.router='duo_chance' chooses one module for a token;"),
     ({"null": 2}, "model.moe.null=2 is for model.moe.router='null'; use model.moe.null=0"),
     ({"router": "moepp"}, "model.moe.zero=0: model.moe.router='moepp' sets the gate of the last"),
     ({"router": "relu", "sparsity": 0.05, "chunk": 60}, "chunk=60 does not divide data.length=256; use e.g."),

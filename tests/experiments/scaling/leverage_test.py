@@ -36,6 +36,14 @@ def test_it_falls_with_activation_and_rises_with_compute():
     assert best == pytest.approx(leverage.best_granularity(), rel=0.01)
 
 
+def test_compute_at_equal_loss_by_hand():
+    """The dense curve has 4 at 100, 3 at 1000 (and 3.5 later, which is no lower), 2 at 1e5."""
+    dense = [100.0, 1000.0, 1e4, 1e5], [4.0, 3.0, 3.5, 2.0]
+    found = leverage.at_equal_loss(*dense, [50.0, 100.0, 100.0, 10.0], [4.0, 3.5, 2.5, 3.0])
+    np.testing.assert_allclose(found, [2.0, 10**2.5 / 100, 1e4 / 100, 100.0], rtol=1e-12)
+    assert np.isnan(leverage.at_equal_loss(*dense, [1.0, 1.0], [4.1, 1.9])).all()
+
+
 def test_the_fit_finds_the_constants_again():
     rng = np.random.default_rng(0)
     A, G, C = rng.uniform(0.01, 0.6, 60), 2.0 ** rng.uniform(1, 5, 60), 10 ** rng.uniform(18, 22, 60)

@@ -36,6 +36,7 @@ OPTIONS = {
     "moepp": {"k": 2},
     "graph": {"k": 2, "temperature": 3.0},
     "duo": {"k": 1, "temperature": 0.5},
+    "duo_chance": {"k": 1, "temperature": 0.5, "chance": 0.0},
 }
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -236,6 +237,79 @@ def test_logits_go_down_the_layers():
     np.testing.assert_allclose(told["router"], z, **CLOSE)
     for b in range(B):
         np.testing.assert_allclose(y[b], plain.layer(p, X[b], "softmax_after", options, z=z[b])[0], **CLOSE)
+
+
+def test_modules_are_drawn_by_place_layer_and_step():
+    """Every place its own draw, the same in each row and in a row of one token; other draws in other steps and layers;
+    a share of 0.5 keeps the router's choice in the other places."""
+    of, _ = made("duo_chance", "two sizes", chance=1.0)
+    run, p = build(of)
+    tap = lambda module, x, **more: module(x, context(taps=("experts",), **more))[1]["experts"][..., 0]  # noqa: E731
+    wide = np.random.default_rng(5).normal(size=(2, 600, D))
+    at = lambda module, x, step, own, places: (  # noqa: E731
+        setattr(module, "draws", nnx.Param(jnp.stack([step, own]))) or tap(module, x, positions=places)
+    )
+    places = np.arange(600)[None]
+    draws = np.array([run(at, wide, float(s), float(own), places) for s, own in ((0, 3), (1, 3), (0, 4))])
+    np.testing.assert_array_equal(draws[:, 0], draws[:, 1])
+    E, share = 6, lambda a, b: np.mean(a == b)
+    for one in draws[:, 0]:
+        # Four deviations of a share of 600 draws.
+        np.testing.assert_allclose(np.bincount(one, minlength=E) / 600, 1 / E, atol=4 * (5 / 36 / 600) ** 0.5)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert share(draws[a, 0], draws[b, 0]) < 1 / E + 4 * (5 / 36 / 600) ** 0.5
+    alone = run(at, wide[:1, 17:18], 0.0, 3.0, np.array([[17]]))
+    assert alone[0, 0] == draws[0, 0, 17]
+    half, _ = build(made("duo_chance", "two sizes", chance=0.5)[0])
+    mixed_, own = half(at, wide, 0.0, 3.0, places), (wide @ p["router"]).argmax(-1)
+    kept = mixed_ == own
+    assert np.all(kept | (mixed_ == draws[0])) and 0.5 < kept[0].mean() < 0.5 + 0.5 / E + 4 * (0.25 / 600) ** 0.5
+
+
+def test_steps_are_counted_and_a_layer_keeps_its_number():
+    of, _ = made("duo_chance", "two sizes")
+    run, p = build(of)
+    told, module = run(call, X)[1], CHANNELS["moe"](of, rngs=nnx.Rngs(0))
+    begun = np.asarray(module.draws[...])
+    assert begun[0] == 0 and begun[1] == np.floor(begun[1]) and 0 < begun[1] < 2**20
+    np.testing.assert_array_equal(module.advance({"draws": begun}, told)["draws"], begun + [1, 0])
+    gradient = run.gradient(lambda module, x: jnp.sum(module(x, context())[0] ** 2), X)
+    assert np.all(gradient["draws"] == 0)
+
+
+def test_a_straight_gate_is_one_with_the_gradient_of_its_probability():
+    of, options = made("duo_chance", "two sizes", balance=0.0, z_loss=0.0)
+    run, p = build(of)
+    weights = np.random.default_rng(3).normal(size=(B, T, D))
+    got = run.gradient(lambda module, x: jnp.sum(module(x, context())[0] * weights), X)["router"]
+    want = np.zeros_like(p["router"])
+    for row, w in zip(X, weights, strict=True):
+        for x, v, out in zip(row, w, plain.layer(p, row, "duo_chance", options)[0], strict=True):
+            q = plain.softmax(x @ p["router"] / 0.5)
+            e = int(np.argmax(q))
+            want += np.outer(x, q[e] * ((np.arange(6) == e) - q) / 0.5) * (out @ v)
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_the_parts_of_a_budget_add_up_along_the_layers():
+    """Four layers of one model: their losses together are (mean P_big - 0.3)^2, padding aside."""
+    of, options = made("duo_chance", "two sizes", budget=2.0, big=0.3, balance=0.0, z_loss=0.0)
+    run, p = build(of)
+    ids, L = np.array([[1] * 6 + [0] * 2, [1] * 8]), of.L
+
+    def down(module, x):
+        flow, losses, told = {"big": jnp.zeros(x.shape[:2])}, [], None
+        assert module.carries == {"big": ()}
+        for layer in range(L):
+            _, told = module(x * (1 + layer), context(jnp.asarray(ids), flow=flow))
+            flow, losses = {"big": told["big"]}, [*losses, told["loss"]]
+        return jnp.stack(losses), told["budget"].weight
+
+    losses, weight = run(down, X)
+    q = np.mean([np.apply_along_axis(plain.softmax, -1, X * (1 + i) @ p["router"] / 0.5) for i in range(L)], axis=0)
+    big = q[..., : options["experts"]].sum(-1)
+    np.testing.assert_allclose(losses.sum(), 2.0 * np.sum(((big - 0.3) ** 2)[ids != 0]), **CLOSE)
+    assert weight == 14 and L > 1
 
 
 def test_a_token_that_is_no_number_is_counted_and_goes_to_nobody():

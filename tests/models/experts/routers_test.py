@@ -151,6 +151,12 @@ def test_duo_takes_the_likelier_module_and_the_oracle_tries_every_path():
     np.testing.assert_allclose(found.gate[:, 0], p.max(1), **CLOSE)
     big = RNG.uniform(size=(T, 4))
     np.testing.assert_allclose(mixed.budget_loss(big, 0.4), np.mean([(sum(r) / 4 - 0.4) ** 2 for r in big]), **CLOSE)
+    sums = np.concatenate([np.zeros((T, 1)), big.cumsum(1)], axis=1)
+    parts = sum(mixed.budget_step(sums[:, i], sums[:, i + 1], 4, 0.4) for i in range(4))
+    np.testing.assert_allclose(parts, [(sum(r) / 4 - 0.4) ** 2 for r in big], **CLOSE)
+    straight = mixed.duo(z, 0.5, straight=True)
+    np.testing.assert_array_equal(straight.gate, np.ones((T, 1)))
+    np.testing.assert_array_equal(straight.index, found.index)
     drawn = np.asarray(mixed.duo_random(jax.random.key(0), (4000,), (0.5, 0.25, 0.25)))
     assert drawn.shape == (4000, 1)
     # Three deviations of a share of 4000 draws.
