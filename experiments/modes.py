@@ -213,7 +213,7 @@ def evaluate(flags: Any, changes: Changes) -> None:
         print({"exact": exact_bytes, "rows": byte_rows}[made.eval.bytes].line(model))
     if model.config.eval.trace:
         rows = inputs.eval_batches(model.config, model.corpus, model.program.rows)
-        traced.write(model.program, model.params, rows, place)
+        traced.write(model.program, model.params, rows, place, model.tokenizer.decode)
     own = place if flags.workdir else None
     if made.generate.drafter != "none" and model.program.objective.generator == "autoregressive":
         from experiments.generation import held_out

@@ -24,6 +24,7 @@ DRAWN = {
 }
 MOST = 8  # lines of a chart
 CELLS, EXPERTS = 1 << 20, 1024  # of a table of loads; whose every pair is counted
+TEXTS, SHOWN, LAYERS = 8, 64, 3  # texts of an expert, experts of a layer, and layers whose texts are shown
 
 
 def parts(run: data.Run, trace: pathlib.Path) -> list[str]:
@@ -39,7 +40,7 @@ def parts(run: data.Run, trace: pathlib.Path) -> list[str]:
         return []
     load = loads(run)
     table = [_table(load)] if load.size else []
-    return [*table, f'<div class="pair">{"".join(charts)}</div>', *_followed(trace)]
+    return [*table, f'<div class="pair">{"".join(charts)}</div>', *_followed(trace), *_which(trace)]
 
 
 def loads(run: data.Run) -> np.ndarray:
@@ -100,3 +101,32 @@ def _followed(path: pathlib.Path) -> list[str]:
         rows.append([f"layer {layer} to {layer + 1}", f"{a} to {b}", page.percent(float(each[a, b]))])
     text = page.note(f"From the trace of {len(trace):,} held-out tokens: the surest step from layer to layer.")
     return [text, page.table(["Layers", "Experts", "Probability"], rows, numeric=(2,), kind="narrow")]
+
+
+def _which(path: pathlib.Path) -> list[str]:
+    """For experts of the first layer, the last and one between them the tokens that tell most of them."""
+    if not os.path.lexists(path):
+        return []
+    try:
+        told, (trace, experts) = traces.read_texts(str(path)), traces.read(str(path))
+    except Refused:
+        return []  # `_followed` says so.
+    if told is None or experts > EXPERTS:
+        return []
+    (tokens, texts), rows = told, []
+    for layer in np.unique(np.linspace(0, trace.shape[1] - 1, min(LAYERS, trace.shape[1])).round().astype(int)):
+        counted = traces.by_text(trace, tokens, len(texts), experts, int(layer))
+        share = counted / np.maximum(counted.sum(1, keepdims=True), 1)
+        for e, some in enumerate(traces.telling(counted, TEXTS)[:SHOWN]):
+            cells = [f"<code>{page.escape(_visible(texts[m]))}</code> {page.percent(float(share[m, e]))}" for m in some]
+            rows.append(
+                [f"layer {layer}", f"{e}", page.percent(counted[:, e].sum() / max(counted.sum(), 1)), ", ".join(cells)]
+            )
+    heads = ["Layer", "Expert", "Load", "Tokens that tell most of it, and which share of their choices it has"]
+    note = "Which tokens go where: those that an expert has more often than its load says, the most telling first."
+    return [page.note(note), page.table(heads, rows, numeric=(1, 2), kind="prose")]
+
+
+def _visible(text: str) -> str:
+    """A token as it may be seen: blanks and ends of lines by their names."""
+    return {" ": "space", "\n": "\\n", "\t": "\\t", "": "none"}.get(text, text)

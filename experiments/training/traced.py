@@ -1,7 +1,7 @@
 """The trace of a trained model: which experts its tokens go to, written to a file that the policies read."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +24,25 @@ def record(program: Program, params: Any, batches: Iterable[dict], tokens: int) 
       batches: this process's rows of each global batch (numpy).
       tokens: N, fewer where the batches hold fewer.
     """
+    return recorded(program, params, batches, tokens)[0]
+
+
+def recorded(program: Program, params: Any, batches: Iterable[dict], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the trace of `record`, the ids of its tokens `[N]`)."""
+    found, ids, count = [], [], 0
+    for index, there, read in by_row(program, params, batches):
+        found.append(index[there])
+        ids.append(read[there])
+        count += len(found[-1])
+        if count >= tokens:
+            break
+    return np.concatenate(found)[:tokens], np.concatenate(ids)[:tokens]
+
+
+def by_row(
+    program: Program, params: Any, batches: Iterable[dict]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(experts `[B, T, L, K]`, -1 = none; whether a token is no padding, and its id `[B, T]`) of each batch."""
 
     def step(params: Any, batch: dict) -> jax.Array:
         told = {name: batch.get(name) for name in ("positions", "segment_ids")}
@@ -31,31 +50,29 @@ def record(program: Program, params: Any, batches: Iterable[dict], tokens: int) 
         return report[EXPERTS]
 
     run = jax.jit(step, out_shardings=sharding.replicated(program.mesh))
-    found, count = [], 0
     for batch in batches:
-        if count >= tokens:
-            break
         placed = global_batch(batch, program)
-        index = np.moveaxis(np.asarray(run(params, placed)), 0, 2)  # [B, T, L, K]
+        index = np.moveaxis(np.asarray(run(params, placed)), 0, 2)
         ids = placed.get("segment_ids")
         there = np.ones(index.shape[:2], bool) if ids is None else _whole(ids, program) != 0
-        found.append(index[there])
-        count += len(found[-1])
-    return np.concatenate(found)[:tokens]
+        yield index, there, _whole(placed["tokens"], program)
 
 
 def _whole(array: jax.Array, program: Program) -> np.ndarray:
     return np.asarray(jax.jit(lambda x: x, out_shardings=sharding.replicated(program.mesh))(array))
 
 
-def write(program: Program, params: Any, batches: Iterable[dict], workdir: pathlib.Path) -> None:
-    """Writes the trace of `eval.trace` held-out tokens to WORKDIR/routing.npz and says so.
+def write(
+    program: Program, params: Any, batches: Iterable[dict], workdir: pathlib.Path, decode: Callable[[list], str]
+) -> None:
+    """Writes the trace of `eval.trace` held-out tokens to WORKDIR/routing.npz, with their texts, and says so.
 
-    Every process takes part; the first one writes.
+    Every process takes part; the first one writes. `decode`: a tokenizer's, the text of some ids.
     """
-    trace = record(program, params, batches, program.config.eval.trace)
+    trace, ids = recorded(program, params, batches, program.config.eval.trace)
     experts = Options.of(program.spec.options["moe"]).kinds.total
     if processes.is_main():
         path = pathlib.Path(workdir) / files.ROUTING
-        traces.save(str(path), trace, experts)
+        different, tokens = np.unique(ids, return_inverse=True)
+        traces.save(str(path), trace, experts, (tokens, [decode([int(i)]) for i in different]))
         print(f"experts of {len(trace)} tokens in {trace.shape[1]} layers, {trace.shape[2]} of {experts} each: {path}")

@@ -53,6 +53,10 @@ def test_tokens_stand_in_the_order_of_the_text(made):
 
 def test_it_is_written_to_the_workdir_and_read_again(made, tmp_path, capsys):
     program, params = made
-    traced.write(program, params, program_test.batches(1), tmp_path)
+    traced.write(program, params, program_test.batches(1), tmp_path, lambda ids: f"<{ids[0]}>")
     trace, experts = traces.read(tmp_path / files.ROUTING)
+    tokens, texts = traces.read_texts(tmp_path / files.ROUTING)
+    (batch,) = program_test.batches(1)
+    there = batch["segment_ids"] != 0
+    assert [texts[m] for m in tokens] == [f"<{i}>" for i in batch["tokens"][there][: len(trace)]]
     assert experts == 4 and f"experts of {len(trace)} tokens in 2 layers, 2 of 4 each: " in capsys.readouterr().out
