@@ -31,6 +31,8 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "memories": "memories",
     "serving": "serving",
     "table": "table",
+    "paths": "paths",
+    "leverage": "leverage",
     "curve": "curve",
 }
 FILE = "claim.json"

@@ -5,62 +5,81 @@ Keys of the claim:
   arms: {name: {dotted key: value}} on `base`.
   seeds: of the runs.
   better, worse: names of arms; or `pairs`, [{"statement", "published", "better", "worse"}], a row each.
-  score: what is compared, a name in `experiments.claims.measures.MEASURES`; "exact" if it is missing.
+  score: what is compared, a name in `experiments.claims.measures.MEASURES`; "exact" if it is missing. A pair may have
+    its own.
+  reference: an arm (may be missing); the numbers of a row then hold under `ahead` by how much each arm is better by
+    the claim's score, which a control may read.
   equal_to: an arm (may be missing); every other arm trains for as many steps as cost the FLOPs of this one.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data import tasks
 from experiments.claims import arms, method
 from experiments.claims.evidence import Evidence
-from experiments.claims.measures import measure
+from experiments.claims.measures import Measure, measure
 from experiments.settings.errors import Refused
 
 
 def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[Evidence]:
     """Trains every arm with every seed and compares each pair by the claim's score."""
-    seeds, name = claim["seeds"], claim.get("score", "exact")
-    score = measure(name, "score")
-    if score.of is None:
-        raise Refused(f"score={name!r} of the claim is no number of one run; use the check table for it.")
+    seeds, pairs, main = claim["seeds"], claim.get("pairs", [claim]), claim.get("score", "exact")
+    asked = {main: [*claim["arms"]]}
+    for pair in pairs:
+        asked.setdefault(pair.get("score", main), []).extend((pair["better"], pair["worse"]))
+    scores = {name: _by_run(name) for name in asked}
     given = {arm: dict(values) for arm, values in claim["arms"].items()}
     if "equal_to" in claim:
         arms.equalise(claim["base"], given, claim["equal_to"])
     found = arms.train(claim["base"], given, seeds, workdir, jobs=jobs, quiet=quiet)
-    scores = {arm: [score.of(row) for row in rows] for arm, rows in found.items()}
     arms.compare(found, workdir)
     kinds = {arm: rows[0].get("eval/kind", "=") for arm, rows in found.items()}
-    names = tuple(next(iter(scores.values()))[0])
-    figures: dict[str, Any] = {
-        key: {arm: [figure[key] for figure in by_seed] for arm, by_seed in scores.items()} for key in names
-    }
-    means = {arm: {key: sum(figures[key][arm]) / len(seeds) for key in names} for arm in found}
-    shown = {arm: f"{arm} {score.text(kinds[arm], means[arm])}" for arm in found}
+    figures, shown = {}, {}
+    for name, some in asked.items():
+        measured = {arm: [scores[name].of(row) for row in found[arm]] for arm in dict.fromkeys(some)}
+        for key in next(iter(measured.values()))[0]:
+            figures[key] = {arm: [figure[key] for figure in by_seed] for arm, by_seed in measured.items()}
+        for arm, by_seed in measured.items():
+            mean = {key: sum(figure[key] for figure in by_seed) / len(seeds) for key in by_seed[0]}
+            shown[name, arm] = f"{arm} {scores[name].text(kinds[arm], mean)}"
+    if "reference" in claim:
+        given, sign = figures[main], scores[main].sign
+        figures["ahead"] = {arm: _ahead(sign, values, given[claim["reference"]]) for arm, values in given.items()}
     figures["kind"] = kinds
     for key in ("loss", "flops", "parameters"):
         figures[key] = {arm: [row[key] for row in rows] for arm, rows in found.items()}
     figures |= _known(claim["base"].data)
     scale = arms.scale(found, seeds)
-    return [_row(claim, pair, name, figures, shown, scale) for pair in claim.get("pairs", [claim])]
+    return [_row(claim, pair, pair.get("score", main), figures, shown, scale) for pair in pairs]
+
+
+def _by_run(name: str) -> Measure:
+    made = measure(name, "score")
+    if made.of is None:
+        raise Refused(f"score={name!r} of the claim is no number of one run; use the check table for it.")
+    return made
+
+
+def _ahead(sign: int, better: Sequence[float], worse: Sequence[float]) -> list[float]:
+    """By how much the first are better, by seed."""
+    return [sign * (b - w) for b, w in zip(better, worse, strict=True)]
 
 
 def _row(
     claim: Mapping[str, Any], pair: Mapping[str, Any], name: str, figures: Mapping[str, Any],
-    shown: Mapping[str, str], scale: str,
+    shown: Mapping[tuple[str, str], str], scale: str,
 ) -> Evidence:  # fmt: skip
     """One comparison, by how much better is better."""
     values, better, worse = figures[name], pair["better"], pair["worse"]
     score = measure(name, "score")
-    differences = [score.sign * (b - w) for b, w in zip(values[better], values[worse], strict=True)]
-    judged = method.judge(claim, differences, pair=pair)
+    judged = method.judge(claim, _ahead(score.sign, values[better], values[worse]), pair=pair)
     by = score.difference.format(*judged.ends) + _between(name, figures)
     return Evidence(
         statement=pair["statement"],
         published=pair["published"],
-        measured=f"{shown[better]}, {shown[worse]}; better by {by}",
+        measured=f"{shown[name, better]}, {shown[name, worse]}; better by {by}",
         scale=scale,
         verdict=judged.verdict,
         numbers={"seeds": list(claim["seeds"]), **judged.to_dict(), **figures},

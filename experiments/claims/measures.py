@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from experiments.bench import timing
-from experiments.claims import answers
+from experiments.claims import answers, routed
 from experiments.program import build, counting, global_batch, inputs, sharding
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
@@ -95,6 +95,12 @@ def _step(built: Any) -> tuple[Callable[[], Any], float]:
     return call, counting.flops_per_token(built)["total"] * tokens * config.data.length
 
 
+def _routed(name: str, label: str, sign: int, text: str, difference: str = "{0:+.3f} [{1:+.3f}, {2:+.3f}]") -> Measure:
+    """A figure of the load of experts."""
+    of = lambda row: {name: routed.figures(row["workdir"])[name]}  # noqa: E731
+    return Measure(label, sign, of, text=lambda kind, mean: text.format(mean[name]), difference=difference)
+
+
 MEASURES = {
     "exact": Measure("exact answers", 1, _answers, text=_shown, difference="{0:+.1%} [{1:+.1%}, {2:+.1%}]"),
     "accuracy": Measure(
@@ -110,4 +116,11 @@ MEASURES = {
         text=lambda kind, mean: f"{kind} {mean['loss']:.4f} nats a token", difference="{0:+.4f} [{1:+.4f}, {2:+.4f}]",
     ),
     "share": Measure("share of matmul rate", 1, together=_shares),
+    "specialisation": _routed(
+        "specialisation", "I(text; expert), nats", 1, "{:.4f} nats of I(text; expert)", "{0:+.4f} [{1:+.4f}, {2:+.4f}]"
+    ),
+    "imbalance": _routed("imbalance", "imbalance of four devices", -1, "imbalance {:.4f}"),
+    "costly": _routed("costly", "experts of a token that cost something", -1, "{:.3f} costly experts a token"),
+    "token_sparsity": _routed("token_sparsity", "token sparsity", 1, "token sparsity {:.3f}"),
+    "chunk_sparsity": _routed("chunk_sparsity", "sparsity of 8 tokens", 1, "sparsity of 8 tokens {:.3f}"),
 }  # fmt: skip

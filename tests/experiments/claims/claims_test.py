@@ -83,6 +83,7 @@ def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(name):
         return
     assert len(claim["seeds"]) >= 2
     runs = {"model": {}, "draft": claim["draft"]} if claim["check"] == "drafts" else claim.get("arms")
+    runs = {name: claim[name] for name in ("chance", "router")} if claim["check"] == "paths" else runs
     arms = claim.get("small", []) + claim.get("large", []) or runs or table.cells(claim)
     if claim["check"] == "growth":
         made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
