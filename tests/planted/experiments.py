@@ -260,8 +260,8 @@ BUGS = (
     Bug(
         "a claim's pairs the other way",
         "experiments/claims/contrast.py",
-        "score.sign * (b - w)",
-        "score.sign * (w - b)",
+        "[sign * (b - w) for",
+        "[sign * (w - b) for",
         ("tests/experiments/claims/claims_test.py::test_a_contrast_is_paired_by_seed_and_judged_by_its_interval",),
     ),
     Bug(
