@@ -250,7 +250,7 @@ def generate(flags: Any, changes: Changes) -> None:
         else:
             batch.show(model, asked, lambda index, text: requests.show(asked[index], text))
         return
-    generator = generation.make(model.program, model.tokenizer)
+    generator = generation.make(model.program, model.tokenizer, edit_of=made.generate.edit_of)
     requests.interactive(generator, model.params, asked, made.generate.to_dict(), seed=made.seed)
 
 

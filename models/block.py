@@ -1,7 +1,6 @@
 """One layer: a mixer and a channel with their norms on a residual stream, and the stack that repeats it over depth."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -191,17 +190,19 @@ class Unstacked:
             said.append(report)
         return Pass(x, tuple(after), reports.join(jax.tree.map(lambda *xs: jnp.stack(xs), *said)))
 
+    @property
+    def mixers(self) -> tuple[dict[str, Any], ...]:
+        """The mixer that each entry of the decoding state belongs to, in the structure of `init_state`."""
+        return tuple({name: block.mixer for name, block in period.blocks.items()} for period in self.periods)
+
     def init_state(self, batch: int, length: int, memory: Policy) -> tuple:
         """The empty decoding state of every layer; its memory is told which of the layers it is in."""
-        width = len(self.periods[0].names)
-        policy = functools.partial(dataclasses.replace, memory, layers=width * len(self.periods))
-        return tuple(
-            {
-                name: block.mixer.init_state(batch, length, policy(layer=i * width + j))
-                for j, (name, block) in enumerate(period.blocks.items())
-            }
-            for i, period in enumerate(self.periods)
-        )
+        count, made = sum(map(len, self.mixers)), []
+        for i, layers in enumerate(self.mixers):
+            told = {name: dataclasses.replace(memory, layers=count, layer=i * len(layers) + j)
+                    for j, name in enumerate(layers)}  # fmt: skip
+            made.append({name: mixer.init_state(batch, length, told[name]) for name, mixer in layers.items()})
+        return tuple(made)
 
 
 def by_period(layers: Mapping[str, Any], repeats: int, blocks: int) -> dict[str, Any]:

@@ -23,11 +23,14 @@ from models.mixers.slots import Slots
 from models.products import by_rows
 from models.spec import Spec
 
+STACKED = ("period", "late")  # Parts of a stack whose parameters have the layers in front; see models/rewired.py.
 Head = Callable[[nnx.Rngs], nnx.Module]  # makes a part that an objective adds to the model
 
 
 class LM(nnx.Module):
     """Tokens `[B, T]` to features `[B, T, D]`; `logits` maps features to `[B, T, V]`."""
+
+    made_of = Stack  # What makes the layers of a model of this kind.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs, heads: Mapping[str, Head] | None = None):
         """`heads`: parts that an objective adds (models/objectives), as functions that make them; built last."""
@@ -39,7 +42,7 @@ class LM(nnx.Module):
         self.time = TimeEmbedding(spec, rngs=rngs) if spec.time_features else None
         square = ((D, D), (None, "embed"), "kernel", spec)
         self.condition = parameters.param(parameters.zeros, rngs, *square) if spec.self_condition else None
-        self.stack = Stack(spec, rngs=rngs)
+        self.stack = self.made_of(spec, rngs=rngs)
         self.norm = norms.make_final(spec, rngs=rngs)
         head = None if spec.tied else parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
         self.head = head
@@ -205,7 +208,13 @@ class TimeEmbedding(nnx.Module):
 
 
 def unstack(params: dict) -> tuple:
-    """Parameters of each repetition of the stack by themselves: `{"stack": {"period": {... [L, ...]}}}` -> L trees."""
-    period = params["stack"]["period"]
-    count = jax.tree.leaves(period)[0].shape[0]
-    return tuple(jax.tree.map(lambda p, i=i: p[i], period) for i in range(count))
+    """Parameters of each repetition of the stack by themselves: `{"stack": {"period": {... [L, ...]}}}` -> L trees.
+
+    Repetitions of the later layers of a rewired stack (`models.rewired`) stand behind those of its period.
+    """
+
+    def each(part: dict) -> tuple:
+        count = jax.tree.leaves(part)[0].shape[0]
+        return tuple(jax.tree.map(lambda p, i=i: p[i], part) for i in range(count))
+
+    return tuple(layer for name in STACKED if name in params["stack"] for layer in each(params["stack"][name]))

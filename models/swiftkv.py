@@ -29,21 +29,22 @@ def kv_fraction(layers: int, shared: int, group: int = 1, bits: int = 16, base: 
 
 
 def prefill_fraction(
-    layers: int, shared: int, *, width: int, heads: int, head_width: int, hidden: int, kv: int
+    layers: int, shared: int, *, width: int, heads: int, head_width: int, hidden: int, kv: int, group: int = 1
 ) -> float:
     """FLOPs of a prompt token in the linear maps, beside those of all layers; gated channel of three matrices.
 
     Below `shared` a layer costs q, o (width * heads * head_width each), k, v (width * kv * head_width each) and
-    3 width hidden; from there on only k and v. Llama-3.1-8B with half of its layers: 0.51923.
+    3 width hidden; from there on only k and v, once a group. Llama-3.1-8B with half of its layers: 0.51923.
 
     Args:
       layers, shared: L, and how many compute the prompt whole.
       width: D; heads: N; head_width: H; hidden: F; kv: K key heads.
+      group: layers that share one pair.
     """
-    check(layers, shared, 1)
+    later = len(set(sources(layers, shared, group))) - shared
     keys = 2 * width * kv * head_width
     whole = 2 * width * heads * head_width + keys + 3 * width * hidden
-    return (shared * whole + (layers - shared) * keys) / (layers * whole)
+    return (shared * whole + later * keys) / (layers * whole)
 
 
 def merged_weights(weights: jax.Array, shared: int, group: int) -> jax.Array:

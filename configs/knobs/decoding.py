@@ -8,7 +8,7 @@ CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candid
 CACHES = ("prefix", "dual", "free", "adaptive")
 # An objective that is still to come may write text in any of these ways.
 TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
-LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle"
+LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv"
 CANVAS = f"objective!={LEFT_TO_RIGHT}"
 STEPS = f"{CANVAS}|any_subset|insertion"
 FILLED = f"{STEPS}|neodiff"
@@ -24,6 +24,12 @@ generate.top_p = number(
 )
 generate.min_p = number(
     0.0, "Only tokens with this share of the largest probability.", least=0, most=1, of=TOKEN_BY_TOKEN
+)
+generate.edit_of = text(
+    "",
+    "The prompt as it was before it was edited: keys of what both have are kept, turned to their new places (PIE).",
+    of=TOKEN_BY_TOKEN,
+    before="",
 )
 generate.memory = part(
     "full", "models.mixers.memory:MEMORIES", "What attention keeps of the text.", of=TOKEN_BY_TOKEN, before="full"

@@ -140,3 +140,19 @@ gated_delta.chunk_size = whole(
     64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1, small=5
 )
 gated_delta.conv = whole(0, "As linear_attention.conv; 4 in the published layer.", least=0, most=64)
+
+lococo = group("Attention to a cache of fixed size, filled by a convolution.", of="model.mixer=lococo")
+lococo.slots = whole(64, "M: keys and values of the past that a key head keeps.", least=2, small=4, before=64)
+lococo.chunk_size = whole(128, "C: tokens that are read before the cache is filled anew.", least=1, small=5, before=128)
+lococo.heavy = number(0.5, "Share of the slots that keep tokens as they are.", least=0, most=1, before=0.5)
+lococo.local = whole(0, "Of those, the last tokens, whatever attention they got.", least=0, before=0)
+lococo.taps = whole(21, "Tokens that the convolution sees, an odd number.", least=1, small=3, before=21)
+lococo.gate = number(0.5, "g at first: how much of a merged slot is mixed; 0 = eviction.", least=0, most=1, before=0.5)
+lococo.rate = number(
+    1.0,
+    "Learning rate of convolution and g, times that of the model (1000 beside a frozen one).",
+    least=1e-3,
+    before=1.0,
+)
+lococo.detach = switch(False, "No gradient goes through what is merged, as released.", before=False)
+lococo.rope_theta = number(10000.0, "Base of the rotary wavelengths.", least=1, most=1e12, before=10000.0)

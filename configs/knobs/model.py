@@ -6,7 +6,8 @@ model = group("The model.")
 model.kind = part(
     "lm",
     "models.kinds:MODELS",
-    "lm: one stack of layers; segmented: layers of bytes around layers of segments (models/segmented.py).",
+    "lm: one stack of layers; segmented: layers of bytes around layers of segments (models/segmented.py); swiftkv: "
+    "later layers read keys of an early one (models/rewired.py).",
     before="lm",
 )
 model.vocab_size = whole(0, "V. 0 = what the tokenizer and the objective need.", least=0, smoke=0)
@@ -101,6 +102,18 @@ model.mup = mup = group("Sizes of the model at which the rest was tuned.", of="m
 mup.base_width = whole(128, "D of the base.", least=1)
 mup.base_head_dim = whole(0, "H of the base; 0 = H: a wider model has more heads, not wider ones.", least=0)
 mup.base_layers = whole(0, "L of the base; 0 = L: branches are not scaled by depth.", least=0)
+
+model.swiftkv = rewired = group("Keys and values of later layers are made of an early one.", of="model.kind=swiftkv")
+rewired.layer = whole(
+    0,
+    "l: layers that a prompt passes; those behind read what leaves layer l. 0 = half of them.",
+    least=0,
+    small=1,
+    before=0,
+)
+rewired.share = whole(
+    1, "g: layers behind l that read one pair of keys and values; divides their number.", least=1, small=1, before=1
+)
 
 model.segmented = segmented = group(
     "Bytes cut into segments; the rest of `model` is the backbone over segments.", of="model.kind=segmented"

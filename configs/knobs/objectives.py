@@ -1,6 +1,6 @@
 """Knobs of objectives: an objective reads the group of its own name."""
 
-from configs.knobs.kinds import group, number, part, whole
+from configs.knobs.kinds import group, number, part, switch, whole
 
 DRAWS = "Evaluation: estimates a row; each costs a forward pass."
 
@@ -120,6 +120,14 @@ distillation.weight = number(
 distillation.temperature = number(
     2.0, "Divides the logits of both models in the teacher's term.", least=0.01, most=1000, before=2.0
 )
+
+swiftkv = group("A rewired model learns from companions.teacher.", of="objective=swiftkv")
+swiftkv.weight = number(1.0, "Share of the teacher's term; the rest is the text's own.", least=0, most=1, before=1.0)
+swiftkv.temperature = number(
+    2.0, "Divides the logits of both models in the teacher's term.", least=0.01, most=1000, before=2.0
+)
+swiftkv.hidden = number(1.0, "Of the squared distance of the streams before the last layer.", least=0, before=1.0)
+swiftkv.released = switch(False, "Means over all tokens, scored or not, as the released code takes them.", before=False)
 
 eagle = group("A head that predicts the features of a frozen model.", of="objective=eagle")
 eagle.feature_weight = number(1.0, "Of the distance of features (smooth L1).", least=0, before=1.0)

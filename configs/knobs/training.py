@@ -184,12 +184,19 @@ init.upcycle_from = text(
     of="model.channel=moe",
     before="",
 )
+init.rewire_from = text(
+    "",
+    'A workdir whose Transformer starts this run, its later layers reading an early one; "teacher": that of '
+    "companions.teacher.",
+    of="model.kind=swiftkv",
+    before="",
+)
 init.grow_optimizer = one_of(
     "reset", ("reset", "carry"), "reset (as published), or carry: old rows keep their moments."
 )
 
 companions = group("Trained models that an objective reads beside its own, and does not train.")
-companions.teacher = group("The model whose predictions are imitated.", of="objective=distillation")
+companions.teacher = group("The model whose predictions are imitated.", of="objective=distillation|swiftkv")
 companions.teacher.workdir = text(
     "", 'A workdir with a trained model of the same tokenizer, or "self": the model as this run starts.', before=""
 )

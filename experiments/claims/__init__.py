@@ -29,6 +29,8 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "assd": "assd",
     "drafts": "drafts",
     "memories": "memories",
+    "rewiring": "rewiring",
+    "editing": "editing",
     "serving": "serving",
     "table": "table",
     "paths": "paths",

@@ -4,8 +4,9 @@ The claim has `base`; `arms` ({name: {dotted key: value}}, each trained); `lines
 `config.generate`}}, points being numbers as text), or in their place `policies` and `budgets`, a line a policy and a
 point a number of tokens (`budgets.options_at`), and "full" beside them; `axis` (what points are); `contrasts`, each
 with `statement`, `published`, `measure` (a name in MEASURES), `better` and `worse` (arm, line and point each); and
-`seeds`. `length` reads rows of so many tokens, whatever was trained, and `prompt` so many of them at once; without them
-rows are as trained, and half of each is a prompt. The same held-out rows are read in every setting.
+`seeds`. `reads` ({arm: lines}) leaves lines out that an arm cannot be read by. `length` reads rows of so many tokens,
+whatever was trained, and `prompt` so many of them at once; without them rows are as trained, and half of each is a
+prompt. The same held-out rows are read in every setting.
 """
 
 import pathlib
@@ -43,6 +44,8 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
             rows, kept = rows_of(model, claim), memories.kept_in(model, row["workdir"])
             kept["about"] |= {key: claim[key] for key in ("length", "prompt") if key in claim}
             for line, points in lines.items():
+                if line not in claim.get("reads", {}).get(arm, lines):
+                    continue
                 for point, changes in points.items():
                     options = merged(model.config.generate.to_dict(), changes)
                     read = memories.evaluate(rows, options, **kept)

@@ -17,7 +17,7 @@ DECODING, SERVING = "models.decoding", "experiments.generation.serving"
 MEMORY = "models.mixers.memory"
 PAGES: dict[str, tuple[str, ...]] = {
     "cache": (
-        *(f"{MEMORY}.{name}" for name in ("replay", "scores", "budgets", "merging", "selection", "edit")),
+        *(f"{MEMORY}.{name}" for name in ("replay", "scores", "budgets", "merging", "lococo", "selection", "edit")),
         "kernels.column_sums", "kernels.column_sums.noisy", "kernels.attention.noise", "kernels.attention.patterns",
         "models.swiftkv",
     ),

@@ -5,6 +5,7 @@ from typing import Any
 from experiments.generation.anyorder import AnySubsetFiller, Inserter, Refiner
 from experiments.generation.canvas import Filler
 from experiments.generation.chatting import spoken_to
+from experiments.generation.edited import Edited
 from experiments.generation.text import Generator
 from experiments.program import Program
 
@@ -17,10 +18,14 @@ GENERATORS = {
 }
 
 
-def make(program: Program, tokenizer: Any) -> Any:
+def make(program: Program, tokenizer: Any, *, edit_of: str = "") -> Any:
     """What writes text with the model of `program`: token by token, by filling masks in, by insertion, ...
+
+    `edit_of`: the prompt as it was before it was edited (`Edited`).
 
     Errors: ConfigError where `generate.chat` is asked for and there is no template.
     """
     tokenizer = spoken_to(tokenizer, program.config.generate.chat, program.config.data.template)
+    if edit_of:
+        return Edited(program, tokenizer, edit_of)
     return GENERATORS[program.objective.generator](program, tokenizer)

@@ -67,6 +67,8 @@ class Engine:
     ):
         self.settings = changed(trained.config.generate.to_dict(), settings)
         preflight.check_generation(self.settings, tables=True)
+        if self.settings["edit_of"]:
+            raise ConfigError(["generate.edit_of is of one --prompt with --mode=generate; use generate.edit_of=''."])
         self.tokenizer = spoken_to(trained.tokenizer, self.settings["chat"], trained.config.data.template)
         self.chunk, self.rounds = chunk, rounds
         self.decoder = Decoder(trained.program, self.tokenizer)

@@ -6,6 +6,7 @@ it while somebody decodes from it takes room of its own. The views are of the sh
 which would keep the first look at it for good: its buffer could never again be given away.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from models.lm import unstack
+from models.lm import STACKED, unstack
 
 
 def cut(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as decoding reads them: those of every layer by themselves, `layers`, and the rest."""
+    stack = params["stack"]
     rest = {name: value for name, value in params.items() if name != "stack"}
-    leaves, tree = jax.tree.flatten(params["stack"]["period"])
-    if any(device.platform != "cpu" for leaf in leaves for device in leaf.devices()):
+    if beside := {name: value for name, value in stack.items() if name not in STACKED}:
+        rest["stack"] = beside
+    stacked = [jax.tree.flatten(stack[name]) for name in STACKED if name in stack]
+    if any(device.platform != "cpu" for leaves, _ in stacked for leaf in leaves for device in leaf.devices()):
         return {"rest": rest, "layers": jax.jit(unstack)(params)}
-    layers = zip(*map(views, leaves), strict=True)
-    return {"rest": rest, "layers": tuple(jax.tree.unflatten(tree, layer) for layer in layers)}
+    cuts = [(tree, zip(*map(views, leaves), strict=True)) for leaves, tree in stacked]
+    return {"rest": rest, "layers": tuple(jax.tree.unflatten(tree, layer) for tree, made in cuts for layer in made)}
 
 
 def views(stack: jax.Array) -> list[jax.Array]:
@@ -42,6 +46,10 @@ def views(stack: jax.Array) -> list[jax.Array]:
 
 
 def whole(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """`cut`, undone, inside a trace. The stack is for the model's structure: decoding reads the layers."""
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *weights["layers"])
-    return {**weights["rest"], "stack": {"period": stacked}}
+    """`cut`, undone, inside a trace. The stack is for the model's structure: decoding reads the layers.
+
+    Layers of the parts of a stack differ in structure, and stand part by part.
+    """
+    parts = [list(layers) for _, layers in itertools.groupby(weights["layers"], jax.tree.structure)]
+    stacked = {name: jax.tree.map(lambda *xs: jnp.stack(xs), *part) for name, part in zip(STACKED, parts, strict=False)}
+    return {**weights["rest"], "stack": {**weights["rest"].get("stack", {}), **stacked}}

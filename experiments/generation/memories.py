@@ -87,7 +87,9 @@ def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callab
         found = {"nats": nats.T, "right": right.T}
         if watch:
             layers = watched(state["layers"])
-            found |= {name: jnp.stack([getattr(x, name) for x in layers]) for name in ("mass", "best", "steps", "seen")}
+            none = {"mass": jnp.zeros((1, B)), "best": jnp.zeros((1, B)), "steps": jnp.ones((1, B))}  # of no attention
+            none["seen"] = jnp.zeros((1, B, T))
+            found |= {name: jnp.stack([getattr(x, name) for x in layers]) if layers else none[name] for name in none}
         return found
 
     return jax.jit(run)

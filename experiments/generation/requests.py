@@ -92,6 +92,8 @@ def interactive(
     else:
         for prompt, text in zip(prompts, generator(params, prompts, options, seed=seed), strict=True):
             show(prompt, text, write)
+    if line := getattr(generator, "said", ""):
+        print(line, file=sys.stderr)
     if options["drafter"] != "none" and getattr(generator, "drafted", None) is not None:
         print(drafted.line(*compared(generator, params, prompts, options, seed=seed)), file=sys.stderr)
 

@@ -62,9 +62,9 @@ class Generator:
         for row, tokens in enumerate(ids):
             text[row, : len(tokens)] = tokens
         dials = {name: np.repeat(value, len(ids)) for name, value in sockets.dials([options], parts).items()}
-        p = self.decoder.start(
-            weights, text, length, length + max_new, key_data(prompts, seed), dials,
-            parts=parts, size=size, capacity=width,
+        p = self._begun(
+            weights, (text, length, length + max_new, key_data(prompts, seed), dials),
+            {"parts": parts, "size": size, "capacity": width},
         )  # fmt: skip
         sides = self.decoder.sides(weights, parts, width)
         p = started(p, given(parts, options, self.tokenizer, sides))
@@ -93,6 +93,10 @@ class Generator:
             if done[:real].all():
                 return
             seen, rounds = now, 1 if waits else CHUNK
+
+    def _begun(self, weights: Any, rows: tuple, told: dict) -> Any:
+        """Rows whose prompts are read, all but their last tokens; arguments of `Decoder.start`."""
+        return self.decoder.start(weights, *rows, **told)
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""

@@ -13,6 +13,7 @@ from experiments.preflight import objectives as preflight_objectives
 from experiments.preflight import optimizer as preflight_optimizer
 from experiments.preflight import parts as preflight_parts
 from experiments.preflight import pretrained as preflight_pretrained
+from experiments.preflight import rewired as preflight_rewired
 from experiments.preflight import segments as preflight_segments
 from experiments.preflight import sizes as preflight_sizes
 from experiments.preflight.tables import names
@@ -207,6 +208,7 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
     yield from memory_problems(groups["generate"], config.model.mixer)
     yield from preflight_sizes.problems(config)
     yield from preflight_segments.problems(config)
+    yield from preflight_rewired.problems(config)
     yield from preflight_experts.problems(config)
     yield from preflight_optimizer.problems(config)
     path, tokenizer, warm, grow = config.data.path, config.data.tokenizer, config.init.warm_start, config.init.grow_from
@@ -228,4 +230,5 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)
     yield from preflight_experts.start_problems(config)
+    yield from preflight_rewired.start_problems(config)
     yield from preflight_pretrained.problems(config)

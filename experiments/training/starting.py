@@ -15,7 +15,7 @@ from experiments.pretrained import loaded
 from experiments.program import Program, build, optimizers
 from experiments.settings import keys, processes
 from experiments.settings.errors import CheckpointError, ConfigError
-from experiments.workdir import disk, grown, provenance, transplanted, upcycled, vocabulary, writers
+from experiments.workdir import disk, grown, provenance, rewired, transplanted, upcycled, vocabulary, writers
 from experiments.workdir.checkpoints import Checkpoints
 
 # What a run leaves in its workdir, and what moves aside when another one takes its place.
@@ -133,8 +133,9 @@ def state(
     3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
     4. Or from one there with another tokenizer (init.transplant).
     5. Or from a dense one there, as a mixture of experts (init.upcycle_from).
-    6. Or from the files of another library (init.pretrained).
-    7. Otherwise from scratch.
+    6. Or from one there, its later layers rewired to an early one (init.rewire_from).
+    7. Or from the files of another library (init.pretrained).
+    8. Otherwise from scratch.
     """
     restored = None if overwrite else saves.restore(program.abstract, program.shardings)
     if restored:
@@ -157,6 +158,9 @@ def state(
     if init.upcycle_from:
         grown.source(config, init.upcycle_from, corpus.tokenizer, key="init.upcycle_from")
         return None, upcycled.state(program, init.upcycle_from, vocab_size=corpus.tokenizer.vocab_size), {}
+    if init.rewire_from:
+        grown.source(config, rewired.start(config), corpus.tokenizer, key="init.rewire_from")
+        return None, rewired.state(program, rewired.start(config), vocab_size=corpus.tokenizer.vocab_size), {}
     if init.transplant:
         return None, transplanted.state(program, init.transplant, corpus.tokenizer), {}
     return None, program.init(), {}

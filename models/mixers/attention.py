@@ -59,13 +59,18 @@ class Attention(nnx.Module):
         self.implementation = options["implementation"] or None
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
+        return self.over(*self.heads(x), context, state)
+
+    def over(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context, state: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """The layer behind its queries, keys and values as `heads` makes them: `[B, T, D]` and the state."""
         mask, options = self._see(context), {"implementation": self.implementation, "softcap": self.softcap}
         options["sinks"] = None if self.sink_scores is None else self.sink_scores[...]
         if state is None:
-            q, k, v = self.project(x, context.positions)
+            q, k = self.rotate(q, context.positions), self.rotate(k, context.positions)
             out = attend_row(self.partition, q, k, v, context, mask, **options)
         else:
-            q, k, v = self.heads(x)
             out, state = recall(
                 self.partition, q, k, v, context, mask, state, rotate=self.rotate, steady=self.steady, **options
             )

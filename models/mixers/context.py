@@ -42,6 +42,8 @@ class Context:
     flow: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)  # name -> [B, T, ...] of the layer before
     taps: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})  # sites that the report shows
     edits: tuple[tuple[str, Edit], ...] = dataclasses.field(default=(), metadata={"static": True})  # (site, edit)
+    # Of layers that have no keys of their own (models/rewired.py): keys and values [B, T, K, H], not rotated.
+    given: tuple[jax.Array, jax.Array] | None = None
     # Decoding, of memories that keep keys unrotated: (x [B, T, N|K, H], positions [B, T]) -> x.
     rotate: Callable[..., jax.Array] | None = dataclasses.field(default=None, metadata={"static": True})
     # With it: whether rotate(rotate(x, a), b) is rotate(x, a + b) whatever the text.

@@ -50,6 +50,20 @@ class Edit(NamedTuple):
         return float((self.source < 0).mean()) if self.source.size else 0.0
 
 
+def saved(source: np.ndarray, *, linear: float, pair: float) -> float:
+    """The share of a full recompute's FLOPs that is saved: 1 - sum_{i computed} c_i / sum_i c_i.
+
+    c_i = linear + pair (i + 1): token i passes the linear maps and attends to i + 1 tokens.
+
+    Args:
+      source: `[n]`, `Edit.source`.
+      linear: FLOPs a token in the linear maps of all layers, 2 a parameter.
+      pair: FLOPs of a query and a key in all layers, 4 N H L.
+    """
+    cost = linear + pair * (1.0 + np.arange(len(source)))
+    return 1.0 - float(cost[np.asarray(source) < 0].sum() / cost.sum())
+
+
 def edited(old: list[int], new: list[int]) -> Edit:
     """What PIE keeps of the tokens `old` when the prompt becomes `new`: the blocks that the shortest script leaves.
 

@@ -161,7 +161,12 @@ def added(x: jax.Array, count: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def lococo_weights(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, score: jax.Array, gate: jax.Array | float
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    score: jax.Array,
+    gate: jax.Array | float,
+    seen: jax.Array | None = None,
 ) -> jax.Array:
     """`[C, n]`: W = (1 - g) OneHot(the C best scored, in their order) + g softmax_tokens(relu(conv([K; V]))).
 
@@ -171,19 +176,61 @@ def lococo_weights(
       bias: `[C]`.
       score: `[n]`, attention that the tokens got.
       gate: g; 0.5 at the start of training, and 0 is eviction.
+      seen: bool `[n]`, which of the tokens there are (all unless given), at least C; x is zero in the others.
 
     Source: Cai et al. 2024, arXiv:2406.05317; new keys are W K and new values W V.
     """
     (C, _, w), n = kernel.shape, x.shape[0]
     wide = jnp.pad(x, ((w // 2, w // 2), (0, 0)))
     mixed = sum(jnp.einsum("ch,nh->cn", kernel[:, :, i], wide[i : i + n], precision="highest") for i in range(w))
-    soft = jax.nn.softmax(jax.nn.relu(mixed + bias[:, None]), axis=-1)
-    best = keep_best(score, jnp.ones(n, bool), C)
+    seen = jnp.ones(n, bool) if seen is None else seen
+    soft = jax.nn.softmax(jnp.where(seen, jax.nn.relu(mixed + bias[:, None]), -jnp.inf), axis=-1)
+    best = keep_best(score, seen, C)
     hard = (kept_classes(best) == jnp.arange(1, C + 1)[:, None]).astype(x.dtype)
     return (1 - gate) * hard + gate * soft
 
 
-def lococo_kept(score: jax.Array, count: int, local: int = 0) -> jax.Array:
-    """bool `[n]`: the `count` tokens that LoCoCo keeps as they are: the `local` last ones and the best of the rest."""
-    near = jnp.arange(score.shape[-1]) >= score.shape[-1] - local
-    return near | keep_best(score, ~near, count - local)
+def lococo_kept(score: jax.Array, count: int, local: int = 0, length: jax.Array | int | None = None) -> jax.Array:
+    """bool `[n]`: the `count` tokens that LoCoCo keeps as they are: the `local` last ones and the best of the rest.
+
+    `score [n]`; the tokens are its first `length`, all unless given.
+    """
+    index, length = jnp.arange(score.shape[-1]), score.shape[-1] if length is None else length
+    near = (index >= length - local) & (index < length)
+    return near | keep_best(score, (index < length) & ~near, count - local)
+
+
+def lococo_cache(
+    k: jax.Array,
+    v: jax.Array,
+    score: jax.Array,
+    weights: tuple[jax.Array, jax.Array, jax.Array | float],
+    *,
+    slots: int,
+    local: int = 0,
+    length: jax.Array | int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(k', v') `[slots, H]` of one key head: kept tokens in their order, then W K and W V of the rest.
+
+    Args:
+      k, v: `[n, H]`, keys as they were rotated; score: `[n]`, the attention that the last chunk gave each.
+      weights: (kernel `[C, 2H, w]`, bias `[C]`, gate) of `lococo_weights`; slots - C tokens are kept as they are.
+      slots: M; local: how many of the last tokens are kept whatever their score.
+      length: the tokens are the first so many, all unless given; up to `slots` of them stay as they are.
+    """
+    n, kernel = k.shape[0], weights[0]
+    heavy = slots - kernel.shape[0]
+    length = n if length is None else length
+    index = jnp.arange(n)
+    kept = lococo_kept(score, heavy, local, length)
+    stay = jnp.argsort(~kept, stable=True)[:heavy]
+    rest = jnp.argsort(kept | (index >= length), stable=True)[: n - heavy]
+    seen = index[: n - heavy] < length - heavy
+    k_rest, v_rest = (jnp.where(seen[:, None], x[rest], 0) for x in (k, v))
+    x = jnp.concatenate([k_rest, v_rest], axis=-1)
+    W = lococo_weights(x, *weights[:2], score[rest], weights[2], seen)
+    mix = lambda x: jnp.einsum("cn,nh->ch", W, x, precision="highest")  # noqa: E731
+    made = (jnp.concatenate([x[stay], mix(y)]) for x, y in ((k, k_rest), (v, v_rest)))
+    few = length <= slots
+    k_made, v_made = (jnp.where(few, x[:slots], y) for x, y in zip((k, v), made, strict=True))
+    return k_made, v_made

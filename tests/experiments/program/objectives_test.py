@@ -54,7 +54,8 @@ def test_it_learns_from_what_it_may_see(name):
         batch["scored"] = jnp.broadcast_to(scored, targets.shape)
         drawn = made.objective.corrupt(batch, jax.random.key(0))
         model = made.merge(params)
-        beside = {name: model for name in objectives.companions(made.objective)}
+        other = made.merge(jax.tree.map(lambda x: 1.5 * x, params))  # What it says is not what the model says.
+        beside = {name: other for name in objectives.companions(made.objective)}
         loss = made.objective.loss(model, drawn, jax.random.key(1), **({"companions": beside} if beside else {}))
         return loss.total, made.objective.row_nll(model, batch, jax.random.key(2))
 

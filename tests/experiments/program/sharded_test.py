@@ -48,6 +48,8 @@ MODELS |= {
     }
     for name in SEGMENTERS
 }  # fmt: skip
+REWIRED = {"model.num_layers": 3, "model.swiftkv.layer": 1, "model.swiftkv.share": 2}
+MODELS |= {"swiftkv": {"model.kind": "swiftkv", **REWIRED}}
 LEARNT = {changes.get("objective", base.get_config().objective) for changes in MODELS.values()}
 # Those that need no other model's word and have no preset above.
 MODELS |= {
@@ -137,7 +139,7 @@ def shares_sequences(model):
     """Whether the model says that devices may share a sequence of it."""
     made = config(MODELS[model], {})
     goal, mixer = OBJECTIVES[made.objective], MIXERS[made.model.mixer]
-    if made.model.kind != "lm":
+    if made.model.kind == "segmented":
         return False
     return getattr(mixer, "context_parallel", False) and getattr(goal, "context_parallel", False) and goal.copies == 1
 

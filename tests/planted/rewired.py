@@ -1,0 +1,51 @@
+"""Bugs of models whose later layers read an early one, of edited prompts, and of LoCoCo's cache."""
+
+from tests.planted import Bug
+
+SWIFT, COCO = "tests/models/swiftkv_test.py", "tests/models/lococo_test.py"
+EDIT = "tests/experiments/generation/edited_test.py"
+
+BUGS = (
+    Bug("later layers read their own stream", "models/rewired.py", "given, report, after = self.keys(y), {}, None",
+        "given, report, after = self.keys(x), {}, None", (SWIFT,)),
+    Bug("a group keeps what its last layer wrote", "models/rewired.py", "after = out.state if i == 0 else after",
+        "state = after = out.state", (SWIFT,)),
+    Bug("keys of the early layer are not normed in decoding", "models/rewired.py",
+        "y, x = read_from(self.norm, self.partition, out.features), out.features", "y = x = out.features", (SWIFT,)),
+    Bug("values by layer of the later part begin anew", "models/rewired.py", "cut(layers, slice(first, None))",
+        "cut(layers, slice(0, None))", (SWIFT,)),
+    Bug("a group's keys are those of its first layer", "models/rewiring.py",
+        "swiftkv.merged_weights(x, first, share)[first::share]", "x[first::share]", (SWIFT,)),
+    Bug("the norm is that of the last early layer", "models/rewiring.py",
+        'jax.tree.map(lambda x: x[first], block["mixer_norm"])',
+        'jax.tree.map(lambda x: x[first - 1], block["mixer_norm"])', (SWIFT,)),
+    Bug("layers of a group are taken one behind the other", "models/rewiring.py", "x[first + i :: share]",
+        "x[first + i * share : first + i * share + x[first::share].shape[0]]", (SWIFT,)),
+    Bug("the streams behind the last layer are compared", "models/objectives/swiftkv.py", "x[-2].astype",
+        "x[-1].astype", (SWIFT,)),
+    Bug("released: the distance is of scored tokens alone", "models/objectives/swiftkv.py",
+        '_real(batch) if self.released else batch["scored"]', 'batch["scored"]', (SWIFT,)),
+    Bug("released: means are over scored tokens", "models/objectives/swiftkv.py",
+        'total = total * batch["share"][0]', "pass", (SWIFT,)),
+    Bug("kept keys are turned the other way", "experiments/generation/edited.py", "new - old).swapaxes(1, 2)",
+        "old - new).swapaxes(1, 2)", (EDIT,)),
+    Bug("kept values lie where they lay", "experiments/generation/edited.py",
+        "for x in (memory.k, memory.v))", "for x in (memory.k, memory.k))", (EDIT,)),
+    Bug("what is saved leaves attention out", "models/mixers/memory/edit.py",
+        "cost = linear + pair * (1.0 + np.arange(len(source)))", "cost = linear + 0 * np.arange(len(source))", (EDIT,)),
+    Bug("LoCoCo: scores of a chunk outlive it", "models/mixers/memory/lococo.py",
+        "score = jnp.where(full[:, None, None], 0, held.score)", "score = held.score", (COCO,)),
+    Bug("LoCoCo: padding votes", "models/mixers/memory/lococo.py", "real = jnp.arange(T) < count[:, None]",
+        "real = jnp.arange(T) < jnp.full_like(count[:, None], T)", (COCO,)),
+    Bug("LoCoCo: empty slots are seen", "models/mixers/memory/lococo.py",
+        "(place + M < held.slots[:, None])[:, None]", "(place + M < M + 0 * held.slots[:, None])[:, None]", (COCO,)),
+    Bug("LoCoCo: a document goes on with the cache before it", "models/mixers/lococo.py",
+        "first, own = pick(places, inside[:, :1]) == chunk,", "first, own = pick(places, inside[:, :1]) < 0,", (COCO,)),
+    Bug("LoCoCo: a step forgets to merge", "models/mixers/lococo.py",
+        "full = (held.used == chunk) & (done < count)", "full = (held.used > chunk) & (done < count)", (COCO,)),
+    Bug("LoCoCo: what is left out is mixed in", "models/mixers/memory/merging.py",
+        "soft = jax.nn.softmax(jnp.where(seen, jax.nn.relu(mixed + bias[:, None]), -jnp.inf), axis=-1)",
+        "soft = jax.nn.softmax(jax.nn.relu(mixed + bias[:, None]), axis=-1)", (COCO,)),
+    Bug("LoCoCo: few tokens are merged, too", "models/mixers/memory/merging.py", "few = length <= slots",
+        "few = length < 0", (COCO,)),
+)  # fmt: skip
