@@ -132,14 +132,18 @@ linear_attention.chunk_size = whole(
 )
 linear_attention.decay = switch(True, "A learned gate per token and head forgets; False: the memory only grows.")
 linear_attention.conv = whole(
-    0, "Tokens of a causal convolution of each channel of q, k and v, before all else; 0: none.", least=0, most=64
+    0,
+    "Tokens of a causal convolution of each channel of q, k and v, before all else; 0: none.",
+    least=0,
+    most=64,
+    before=0,
 )
 
 gated_delta = group("A memory that corrects what it holds.", of="model.mixer=gated_delta")
 gated_delta.chunk_size = whole(
     64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1, small=5
 )
-gated_delta.conv = whole(0, "As linear_attention.conv; 4 in the published layer.", least=0, most=64)
+gated_delta.conv = whole(0, "As linear_attention.conv; 4 in the published layer.", least=0, most=64, before=0)
 
 lococo = group("Attention to a cache of fixed size, filled by a convolution.", of="model.mixer=lococo")
 lococo.slots = whole(64, "M: keys and values of the past that a key head keeps.", least=2, small=4, before=64)
