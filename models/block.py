@@ -10,7 +10,7 @@ from flax import nnx
 
 from models import norms, reports
 from models.channels import CHANNELS
-from models.mixers import MIXERS
+from models.mixers import MIXERS, together
 from models.mixers.context import SITES, Context
 from models.mixers.memory import Policy
 from models.spec import Spec
@@ -76,7 +76,7 @@ class Block(nnx.Module):
         self.parallel = spec.parallel
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> Through:
-        y, state = self.mixer(self._whole(self.mixer_norm(x)), context, state)
+        y, state = self._mixed(self._whole(self.mixer_norm(x)), context, state)
         y, first = context.at("mixer", self.joining(y, self.mixer_out_norm))
         read, x = x, x + y
         y, said = self.channel(self._whole(self.channel_norm(read if self.parallel else x)), context)
@@ -87,6 +87,11 @@ class Block(nnx.Module):
         carried = {name: said.get(name, old).astype(old.dtype) for name, old in context.flow.items()}
         report = {name: value for name, value in said.items() if name not in carried}
         return Through(self.partition.constrain(x, STREAM), state, report | first | second | third, carried)
+
+    def _mixed(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
+        if context.parts and not getattr(self.mixer, "joins", False):
+            return together.apart(self.mixer, x, context, state)
+        return self.mixer(x, context, state)
 
     def _whole(self, x: jax.Array) -> jax.Array:
         return self.partition.exchange(x, STREAM, TOKENS) if self.partition.cuts_stream else x

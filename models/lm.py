@@ -6,7 +6,7 @@ Logical axes of its parameters: `vocab`, `embed` (D), `heads` (N*H or K*H), `hid
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from models.block import STREAM, Pass, Stack, Unstacked
 from models.mixers.context import Asked, Context, Edit, check_sites
 from models.mixers.memory import Policy
 from models.mixers.slots import Slots
+from models.mixers.together import Rows, cut, joined
 from models.products import by_rows
 from models.spec import Spec
 
@@ -92,9 +93,7 @@ class LM(nnx.Module):
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
-        x = tokens.astype(self.spec.dtype) if tokens.ndim == 3 else self.embed(tokens)
-        if self.positions is not None:  # Padding has negative positions.
-            x = x + look_up(self.positions[...], jnp.maximum(positions, 0), self.spec.dtype)
+        x = self._entered(tokens, positions)
         if self.time is not None:
             x = x + self.time(time)
         if self.condition is not None and condition is not None:
@@ -112,6 +111,37 @@ class LM(nnx.Module):
         context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
+
+    def together(self, rows: Sequence[Rows], mask: masks.Mask) -> tuple[Pass, ...]:
+        """What a call with each of `rows` gives, in one pass that reads the weights once; reports are left out.
+
+        Args:
+          rows: of several states; see `models.mixers.together`.
+          mask: of all.
+        """
+        states, parts = [r.state for r in rows], []
+        for r in rows:
+            at = jnp.broadcast_to(r.positions, r.tokens.shape[:2])
+            slots = r.state["slots"].append(at)
+            parts.append(Context(at, None, mask, slots, r.state["slots"].length, r.parents, asked=r.asked))
+        entered = [self._entered(r.tokens, part.positions) for r, part in zip(rows, parts, strict=True)]
+        x = self.spec.partition.constrain(joined(entered), STREAM)
+        whole = Context(joined([part.positions for part in parts]), None, mask, parts=tuple(parts))
+        held = zip(*(state["layers"] for state in states), strict=True)
+        layers = tuple({name: tuple(one[name] for one in period) for name in period[0]} for period in held)
+        x, after, _ = self.stack(x, whole, layers)
+        return tuple(
+            Pass(features, {"slots": part.slots, "layers": tuple({n: s[i] for n, s in p.items()} for p in after)}, {})
+            for i, (features, part) in enumerate(zip(cut(self.norm(x), parts), parts, strict=True))
+        )
+
+    def _entered(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """`[B, T]` ids, or vectors `[B, T, D]`, as the stream before the first layer."""
+        x = tokens.astype(self.spec.dtype) if tokens.ndim == 3 else self.embed(tokens)
+        if self.positions is None:
+            return x
+        # Padding has negative positions.
+        return x + look_up(self.positions[...], jnp.maximum(positions, 0), self.spec.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""

@@ -75,7 +75,7 @@ engine.pool = whole(
 )
 engine.scheduler = one_of(
     "first_come",
-    ("first_come", "batches", "sarathi", "past_future", "aggressive", "conservative", "batchllm"),
+    ("first_come", "batches", "prepacking", "sarathi", "past_future", "aggressive", "conservative", "batchllm"),
     "Who is read and who writes in each step of --mode=serve: experiments.generation.serving.schedulers.",
     before="first_come",
 )

@@ -22,6 +22,7 @@ from experiments.bench import (
     experts,
     memories,
     mixers,
+    packed,
     pattention,
     recurrent,
     stalls,
@@ -80,6 +81,7 @@ def planned(platform: str) -> list[Planned]:
         *storage.planned(),
         *drafts.planned(),
         *decoding.planned(),
+        *packed.planned(),
     ]
 
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from experiments.bench.decoding import endless
 from experiments.bench.timing import quiet
-from experiments.generation.engine import Engine
+from experiments.generation.engine import BESIDE, Engine
 from experiments.generation.pool import Pool
-from experiments.generation.prefixes import padded, pieces
+from experiments.generation.prefixes import pieces
 from experiments.generation.serving import costs, traces
 from experiments.generation.serving.costs import Fitted, Work
 from experiments.generation.serving.driven import Prompt, serve
@@ -46,20 +46,32 @@ FIGURES: dict[str, Callable[[Report], float]] = {
 def engine_terms(pool: Pool, chunk: int) -> Callable[[Work], np.ndarray]:
     """Terms of a step of the engine: what its static shapes make of the work.
 
-    (1, a pass of decoding, its rows, rows x slots, pieces of prompts, their tokens with padding, these x slots of the
-    row, prompts that end, slots of the rows that are moved) `[9]`.
+    (1, a pass of decoding, its rows, rows x slots, passes for pieces of prompts alone, tokens of pieces with padding,
+    these x slots of the row, prompts that end, slots of the rows that are moved) `[9]`. A row is moved where it takes a
+    lane, and where more is read of its prompt than it has slots for.
     """
+
+    def read(n: int, before: int) -> tuple[list[int], int]:
+        """Sizes of the pieces, slots of the row."""
+        sizes, end = [], 0
+        for used, size in pieces(n, chunk):
+            sizes.append(size)
+            end, before = max(end, before + size), before + used
+        return sizes, pool.room(end)
 
     def terms(work: Work) -> np.ndarray:
         needs = [context + 2 for context in (*work.decodes, *work.joins)]
         shape = pool.shape(len(needs), max(needs)) if needs else None
         rows, slots = (shape.rows, shape.slots) if shape else (0, 0)
-        sizes = [(size, before + n) for n, before in work.chunks for _, size in pieces(n, chunk)]
-        area = sum(size * pool.room(padded(end)) for size, end in sizes)
-        moved = (len(work.joins) + work.moves) * slots
-        read = sum(size for size, _ in sizes)
+        made = [read(n, before) for n, before in work.chunks]
+        sizes = [size for some, _ in made for size in some]
+        area = sum(sum(some) * room for some, room in made)
+        beside = bool(work.decodes) and any(size <= BESIDE for size in sizes)
+        grown = [room for (_, room), (_, before) in zip(made, work.chunks, strict=True) if pool.room(before) < room]
+        moved = (len(work.joins) + work.moves) * slots + sum(grown)
         passes = float(bool(work.decodes))
-        return np.array([1, passes, rows, rows * slots, len(sizes), read, area, len(work.joins), moved], np.float64)
+        shares = [1, passes, rows, rows * slots, len(sizes) - beside, sum(sizes), area, len(work.joins), moved]
+        return np.array(shares, np.float64)
 
     return terms
 

@@ -2,14 +2,17 @@
 
     python main.py --mode=bench --bench_filter=serve/
 
-A step of the engine reads a chunk in a pass of its own, so that beside rows with short texts, whose own pass is cheap,
-it weighs more.
+A chunk is read in one pass with the rows' next tokens. Attention to what was read before makes a chunk dearer towards
+the end of the prompt, so that chunks become shorter, as `sarathi.Limits.sizes` has it.
+
+Rows that write grow meanwhile, and so does a step of theirs. A control run of the same rows, without the long prompt,
+says what the same token takes there ("own"); the other unit is a step of the time before.
 Seconds are the process's CPU time. Runs in which something was compiled do not count.
 """
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,9 +63,25 @@ def stalls(log: Log) -> tuple[list[float], list[float], float]:
     return before, [gap for end, gap in ends if long.admitted < end <= long.times[0]], long.first
 
 
-def figures(logs: Mapping[str, Log]) -> dict[str, float]:
+def against(log: Log, control: Log, near: int = 8) -> list[float]:
+    """Gaps while the long prompt is read, over what the same tokens take in `control`, where there is none: the median
+    over the rows and over tokens up to `near` places away. A row's rests beyond the control's do not count."""
+    *writing, long = log.served.values()
+    plain = [np.diff(row.times) for row in control.served.values()]
+    shortest = min(map(len, plain))
+    whole = np.stack([gaps[:shortest] for gaps in plain])
+    unit = [float(np.median(whole[:, max(0, j - near) : j + near + 1])) for j in range(shortest)]
+    return [
+        (end - begin) / unit[j]
+        for row in writing
+        for j, (begin, end) in enumerate(zip(row.times, row.times[1:], strict=False))
+        if long.admitted < end <= long.times[0] and j < shortest
+    ]
+
+
+def figures(logs: Mapping[str, Log], control: Log | None = None) -> dict[str, float]:
     """By the name of a policy: the median gap before, and in units of it the 99th percentile and the largest while the
-    long prompt is read; the time to its first token."""
+    long prompt is read; the time to its first token. With `control` also the percentile of `against`."""
     found: dict[str, float] = {}
     for name, log in logs.items():
         before, during, first = stalls(log)
@@ -73,21 +92,23 @@ def figures(logs: Mapping[str, Log]) -> dict[str, float]:
             f"{name}_largest_steps": max(during) / step,
             f"{name}_first_token_s": first,
         }
+        if control is not None:
+            found[f"{name}_p99_own_steps"] = float(np.quantile(against(log, control), 0.99))
     return found
 
 
-def long_prompt(held: int, shape: str = "b", *, long: int = 4096, lanes: int = 8, chunk: int = 16) -> dict[str, float]:
+def long_prompt(
+    held: int, shape: str = "b", *, long: int = 4096, lanes: int = 8, chunks: Sequence[int] = (16, 8)
+) -> dict[str, float]:
     """See the module: `lanes` - 1 rows, whose prompts had `held` tokens, write while one of `long` tokens is read:
-    under Sarathi in chunks of `chunk` tokens ("chunked"), and first come first served ("whole")."""
-    steps, budget = -(-long // chunk), lanes - 1 + chunk
+    under Sarathi in chunks of `chunks` tokens, as far as its parts are read ("chunked"), and first come first served
+    ("whole")."""
+    steps = sum(-(-long // (len(chunks) * chunk)) for chunk in chunks)
+    limits = Limits(sizes=tuple(lanes - 1 + chunk for chunk in chunks), longest=long + 1)
     engine = Engine(endless(shape), lanes=lanes, capacity=long + 64, rounds=1, temperature=0.0)
-    policies: dict[str, Callable[[], Scheduler]] = {
-        "chunked": lambda: Late(Sarathi(Limits(budget=budget)), long),
-        "whole": FirstCome,
-    }
-    probe = prompts(lanes - 1, held, 1, BEFORE, 0.0)[:-1]
-    make = policies["whole"]
-    before = quiet(lambda: serve(engine, make(), probe)[0], 1)[0].makespan
+    policies: dict[str, Callable[[], Scheduler]] = {"chunked": lambda: Late(Sarathi(limits), long), "whole": FirstCome}
+    run = lambda make, asked: quiet(lambda: serve(engine, make(), asked)[0], 1)[0]  # noqa: E731
+    before = run(FirstCome, prompts(lanes - 1, held, 1, BEFORE, 0.0)[:-1]).makespan
     asked = prompts(lanes - 1, held, long, steps + 2 * BEFORE, before)
-    run = lambda make: quiet(lambda: serve(engine, make(), asked)[0], 1)[0]  # noqa: E731
-    return figures({name: run(make) for name, make in policies.items()})
+    control = run(FirstCome, asked[:-1])
+    return figures({name: run(make, asked) for name, make in policies.items()}, control)

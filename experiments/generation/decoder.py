@@ -16,14 +16,15 @@ from experiments.generation.layers import cut, whole
 from experiments.preflight import memory_problems, segments
 from experiments.program import Program, sharding
 from experiments.settings.errors import ConfigError
+from models.decoding import packed, stream
 from models.decoding import parts as sockets
-from models.decoding import stream
 from models.decoding.commit import rewinds
 from models.decoding.control import Control
 from models.decoding.drafts import Drafter
 from models.decoding.rows import fit, insert, take
 from models.decoding.stream import Parts, Progress
 from models.mixers.memory import group
+from models.rope_scaling import Scaling
 
 
 class Decoder:
@@ -41,6 +42,9 @@ class Decoder:
         self.start = jax.jit(self._start, static_argnames=("parts", "size", "capacity"))
         self.read = jax.jit(self._read, static_argnames=("parts", "size", "fresh"), donate_argnames=("p",))
         self.extend = jax.jit(self._extend, static_argnames=("parts",), donate_argnames=("p",))
+        self.both = jax.jit(self._both, static_argnames=("parts", "whole", "size"), donate_argnames=("p", "others"))
+        self.packed = jax.jit(self._packed, static_argnames=("parts",))
+        self.unpacked = jax.jit(self._unpacked, static_argnames=("parts", "size"), donate_argnames=("p",))
         self.lanes = jax.jit(self._lanes, static_argnames=("parts", "capacity"))
         self.moved = jax.jit(self._moved, static_argnames=("parts", "capacity"))
         self.insert = jax.jit(insert, donate_argnums=0)
@@ -96,6 +100,34 @@ class Decoder:
         state = lambda params: self.program.decoder(params).for_decoding().init_state(1, length, parts.memory)  # noqa: E731
         return jax.eval_shape(state, self.program.abstract["params"])
 
+    def slots(self, p: Progress, parts: Parts) -> int:
+        """Tokens that the rows of `p` have room for."""
+        return p.state["slots"].position.shape[1] - (parts.drafter[1].nodes - 1)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the model is plain, and on one device."""
+        return self.program.spec.kind == "lm" and self.program.mesh.size == 1
+
+    def joins(self, parts: Parts) -> bool:
+        """Whether rows of these parts are read beside others, in one pass of the model."""
+        return self._alone and stream.plain(parts)
+
+    def unpackable(self, parts: Parts) -> str:
+        """Why prompts cannot be read side by side in one row, in a sentence; "": they can."""
+        config, rest = self.program.config, "use generate.engine.scheduler='first_come'."
+        asks = "generate.engine.scheduler='prepacking' reads several prompts in one row, "
+        if parts.memory.name != "full":
+            return f"{asks}and generate.memory={parts.memory.name!r} chooses from a whole row; {rest}"
+        if set(self.program.spec.mixers) != {"attention"}:
+            return f"{asks}which model.mixer={config.model.mixer!r} does not keep apart; {rest}"
+        scaling = config.model.attention.rope_scaling
+        if not ((made := Scaling.of(scaling)) is None or made.steady):
+            return f"{asks}and model.attention.rope_scaling.kind={scaling.kind!r} turns them by the longest; {rest}"
+        if not (self._alone and stream.plain(parts)):
+            return f"{asks}which needs one device, model.kind='lm', and no part that enters the model's passes; {rest}"
+        return ""
+
     def sides(self, weights: Mapping[str, Any], parts: Parts, width: int) -> dict[str, Any]:
         """Shapes of what controls that say what a request's row starts with keep of it, for texts of `width` tokens."""
         mine = [(name, part) for name, part in parts.control if type(part).given is not Control.given]
@@ -134,6 +166,18 @@ class Decoder:
 
     def _extend(self, weights, p, rounds, ends, among=None, *, parts):
         return self._readable(stream.extend(self.models(weights), p, parts, rounds, ends, among))
+
+    def _both(self, weights, p, others, among, *, parts, whole, size):
+        """A round of the live rows of `p` that are `among` them, and the next `size` tokens of `others`."""
+        models = self.models(weights)
+        p, others = stream.beside(models, p, parts, p.live & among, others, whole, size)
+        return self._readable(p), self._readable(others)
+
+    def _packed(self, weights, tokens, positions, segments, *, parts):
+        return packed.read_row(self.models(weights), parts, tokens, positions, segments)
+
+    def _unpacked(self, weights, p, made, start, *, parts, size):
+        return self._readable(packed.cut_out(self.models(weights), p, parts, made, start, size))
 
     def _lanes(self, weights, text, dials, *, parts, capacity):
         """Rows without a request, cut over the devices as rows are."""

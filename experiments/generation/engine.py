@@ -20,11 +20,12 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import drafting, requests
-from experiments.generation.between import between, given, hosted, started
+from experiments.generation.between import between, given, hosted
 from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
-from experiments.generation.prefixes import Prefixes, padded, pieces, shared
+from experiments.generation.prefixes import Prefixes, shared
+from experiments.generation.prompts import Piece, Prompts
 from experiments.generation.request import Request, Result, changed
 from experiments.generation.serving.plan import StepPlan
 from experiments.settings.errors import ConfigError
@@ -35,11 +36,12 @@ from models.decoding.rows import take
 from models.decoding.stream import Parts, Progress
 from models.mixers.memory import MEMORIES
 
+BESIDE = 64  # Tokens of a piece of a prompt, at most, that is read in one pass with a round: few programs are compiled.
 NOT_FINITE = "the model's numbers are not finite"
 NO_TOKEN = f"its controls leave no token, or {NOT_FINITE}"
 
 
-class Engine:
+class Engine(Prompts):
     """See the module's docstring.
 
     Args:
@@ -74,6 +76,7 @@ class Engine:
         self.decoder = Decoder(trained.program, self.tokenizer)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
         self._whole = not MEMORIES[self._parts.memory.name].pieces
+        self.unpackable = self.decoder.unpackable(self._parts)  # Why prompts share no row; "": they may.
         self.weights = self.decoder.weights(trained.params, self._parts)
         self._sides = self.decoder.sides(self.weights, self._parts, 1)
         capacity = capacity or trained.config.data.length
@@ -157,11 +160,10 @@ class Engine:
             self._preempt(self.running.get(id) or self.reading[id])
         for id in plan.admit:
             self._begin(next(request for request in self.waiting if request.id == id))
-        for id, count in plan.chunks.items():
-            self._read(self.reading[id], count)
+        made = self._read_prompts(plan, rounds)
         for request in [r for r in self.reading.values() if r.ready]:
             self._seat(request, rounds)
-        self._decode(plan, rounds)
+        self._decode(plan, rounds, made)
 
     def free(self, id: int) -> None:
         """Ends a request where it stands."""
@@ -186,7 +188,8 @@ class Engine:
 
     def plan(self) -> StepPlan:
         """First come first served: whoever waits takes a free lane as long as the pool has room for its text so far."""
-        taken, admit, chunks = len(self.running) + len(self.reading), [], {}
+        taken, admit = len(self.running) + len(self.reading), []
+        chunks = {request.id: len(request.ids) for request in self.reading.values() if not request.ready}
         needs = [self.need(request, self.rounds) for request in (*self.running.values(), *self.reading.values())]
         for request in self.waiting:
             needs.append(self.need(request, self.rounds))
@@ -197,7 +200,8 @@ class Engine:
             if request.one is None:
                 chunks[request.id] = len(request.ids)
         left = len(self.waiting) > len(admit)
-        return StepPlan(admit=tuple(admit), chunks=chunks, rounds=self.rounds, ends=1 if left else 2**31 - 1)
+        ends = 1 if left else 2**31 - 1
+        return StepPlan((), tuple(admit), chunks, rounds=self.rounds, ends=ends, packed=not self.unpackable)
 
     # What they are made of.
 
@@ -246,42 +250,32 @@ class Engine:
             if found is not None:
                 request.one, request.read = self._fresh_row(request, found), len(request.prefix)
 
-    def _fresh_row(self, request: Request, found: Progress | None) -> Progress:
-        """The row of a request of which nothing is read, or what a prefix holds."""
-        slots = min(self.pool.room(padded(len(request.ids))), self._width())
-        text = np.full((1, self._width()), self.tokenizer.pad, np.int32)
-        text[0, : len(request.ids)] = request.ids
-        given = (np.asarray([len(request.ids)]), np.asarray([request.limit]), request.key[None])
-        dials, shape = sockets.dials([request.options], self._parts), {"size": 0, "capacity": slots}
-        one = self.decoder.start(self.weights, text, *given, dials, parts=self._parts, **shape)
-        if found is None:
-            return started(one, request.given)
-        kept = self.decoder.moved(self.weights, found, np.zeros(1, np.int32), parts=self._parts, capacity=slots)
-        return started(dataclasses.replace(one, state=kept.state, side=kept.side), request.given)
+    def _read_prompts(self, plan: StepPlan, rounds: int) -> int:
+        """Reads what a plan says; how many rounds the lanes have made beside it: one, if a piece is small."""
+        counts, made = dict(plan.chunks), 0
+        if plan.packed:
+            whole = [self.reading[id] for id, n in counts.items() if n >= len(self.reading[id].ids) - 1]
+            counts = {id: n for id, n in counts.items() if id not in self._read_packed(whole)}
+        for id, count in counts.items():
+            for piece in self._reading(self.reading[id], count):
+                if not made and piece.size <= BESIDE and self._round_beside(piece, plan, rounds):
+                    made = 1
+                else:
+                    self._read_piece(piece)
+        return made
 
-    def _width(self) -> int:
-        """Tokens of the text of a row, the padding of its prompt's last piece included."""
-        return padded(self.pool.longest)
-
-    def _read(self, request: Request, count: int) -> None:
-        """Reads up to `count` more tokens of a prompt, in pieces of few sizes."""
-        if request.one is None:
-            request.one = self._fresh_row(request, None)
-        end = min(request.read + count, len(request.ids) - 1)
-        if self._whole:
-            end = len(request.ids) - 1
-        cuts = [len(request.prefix)] if request.read < len(request.prefix) <= end else []
-        for stop in (*cuts, end):
-            n = stop - request.read
-            for used, size in [(n, self.pool.room(n))] if self._whole else pieces(n, self.chunk):
-                # Only so much of the text is shown that a padded piece reads no more than it is to.
-                shown = dataclasses.replace(request.one, length=jnp.full((1,), request.read + used + 1, jnp.int32))
-                fresh = request.read == 0
-                one = self.decoder.read(self.weights, shown, parts=self._parts, size=size, fresh=fresh)
-                request.one = dataclasses.replace(one, length=jnp.full((1,), len(request.ids), jnp.int32))
-                request.read += used
-            if request.prefix and request.read == len(request.prefix):
-                self.prefixes.keep(request.prefix, request.one)
+    def _round_beside(self, piece: Piece, plan: StepPlan, rounds: int) -> bool:
+        """One pass for a piece of a prompt and a round of the running rows, where there are any and their parts allow
+        it: of `rounds` in this step."""
+        if self._whole or not self.running or not self.decoder.joins(self._parts):
+            return False
+        here, among, parts = self._turn(plan, rounds)
+        if not any(among) or not self.decoder.joins(parts) or any(hosted(parts, r.options) for r in here):
+            return False
+        given = (self.weights, self._lanes, piece.shown(), among)
+        self._lanes, one = self.decoder.both(*given, parts=parts, whole=self._parts, size=piece.size)
+        piece.taken(one)
+        return True
 
     def _seat(self, request: Request, rounds: int) -> None:
         """Puts a row into a lane."""
@@ -333,12 +327,9 @@ class Engine:
         done[list(rows)] = True
         self._lanes = dataclasses.replace(self._lanes, done=jax.device_put(done, self._lanes.done.sharding))
 
-    def _decode(self, plan: StepPlan, rounds: int) -> None:
-        """Rounds of the running rows, while the host makes text of what came before; then a look at what there is."""
-        if any(hosted(self._parts, r.options) for r in self.running.values()):
-            self._say()  # A row that a stop string has ended is not shown to its controls.
-        if not self.running:
-            return self._say()
+    def _turn(self, plan: StepPlan, rounds: int) -> tuple[list[Request], np.ndarray, Parts]:
+        """The running rows that the pool holds after so many rounds, in lanes that have room for them; `[rows]` which
+        of them draw; the parts of their rounds."""
         kept, shape = staying(self.pool, {r.id: self.need(r, rounds) for r in self.running.values()})
         for request in [r for r in self.running.values() if r.id not in kept][::-1]:
             self._preempt(request)
@@ -346,14 +337,25 @@ class Engine:
         here = list(self.running.values())
         among = np.zeros(shape.rows, bool)
         among[[r.row for r in here if plan.decodes is None or r.id in plan.decodes]] = True
-        parts = self.decoder.parts([r.options for r in here], shared=self.settings)
-        if waits := [r for r in here if among[r.row] and hosted(parts, r.options)]:
-            rounds = 1
+        return here, among, self.decoder.parts([r.options for r in here], shared=self.settings)
+
+    def _decode(self, plan: StepPlan, rounds: int, made: int) -> None:
+        """Rounds of the running rows, of which `made` are made, while the host makes text of what came before; then a
+        look at what there is."""
+        if any(hosted(self._parts, r.options) for r in self.running.values()):
+            self._say()  # A row that a stop string has ended is not shown to its controls.
+        if not self.running:
+            return self._say()
+        here, among, parts = self._turn(plan, rounds)
+        left = rounds - made
+        if left and (waits := [r for r in here if among[r.row] and hosted(parts, r.options)]):
+            left = 1
             for request in self._between(parts, waits):
                 here.remove(request)
                 among[request.row] = False
-        ends = np.int32(plan.ends)
-        self._lanes = self.decoder.extend(self.weights, self._lanes, np.int32(rounds), ends, among, parts=parts)
+        if left:
+            ends = np.int32(plan.ends)
+            self._lanes = self.decoder.extend(self.weights, self._lanes, np.int32(left), ends, among, parts=parts)
         self._say()
         self._look(here)
 

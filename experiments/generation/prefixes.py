@@ -10,7 +10,7 @@ import numpy as np
 from models.decoding.stream import Progress
 
 BLOCK = 32  # Beginnings are cut to so many tokens, so that what agrees by chance does not tell them apart.
-SMALLEST = 16  # The smallest piece; rests are padded to it.
+SMALLEST = 8  # The smallest piece; rests are padded to it.
 
 
 def pieces(count: int, chunk: int) -> Iterator[tuple[int, int]]:
@@ -29,6 +29,14 @@ def pieces(count: int, chunk: int) -> Iterator[tuple[int, int]]:
             size //= 2
         yield min(count, size), size
         count -= min(count, size)
+
+
+def row_size(count: int) -> int:
+    """Tokens of a row that holds `count` of them, with padding: `SMALLEST` 2^i or 3/2 of that."""
+    size = SMALLEST
+    while size < count:
+        size = size // 2 * 3 if size & (size - 1) == 0 else size // 3 * 4
+    return size
 
 
 def padded(count: int) -> int:

@@ -13,7 +13,7 @@ key, prompt and settings alone.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from models.decoding.verify import Verifier
 from models.mixers.context import Asked, Edit
 from models.mixers.memory import Policy, settled
 from models.mixers.slots import depths, put
+from models.mixers.together import Rows
 
 Models = Mapping[str, Any]  # "model": the one whose text it is; others by the names of the parts that read them
 
@@ -159,16 +160,62 @@ def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = 
       size: tokens of the widest row in this pass; shorter rests are padded.
       fresh: nothing of any row was read before.
     """
-    held = p.state["slots"].length
-    at = held[:, None] + jnp.arange(size)
-    wanted = (at < (p.length - 1)[:, None]) & ~p.done[:, None]
-    position = jnp.where(wanted, at, -1)
-    tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
+    tokens, position = piece(p, size)
     made = pass_(models, p, parts, tokens, position, state=p.state, fresh=fresh)
+    return with_piece(models, p, parts, tokens, position, made)
+
+
+def piece(p: Progress, size: int) -> tuple[jax.Array, jax.Array]:
+    """The next `size` unread tokens of every row and their positions, `[B, size]` each; -1: there is none."""
+    at = p.state["slots"].length[:, None] + jnp.arange(size)
+    wanted = (at < (p.length - 1)[:, None]) & ~p.done[:, None]
+    tokens = jnp.take_along_axis(p.text, jnp.minimum(at, p.text.shape[1] - 1), axis=1)
+    return tokens, jnp.where(wanted, at, -1)
+
+
+def with_piece(
+    models: Models, p: Progress, parts: Parts, tokens: jax.Array, position: jax.Array, made: Pass
+) -> Progress:
+    """`p` when the model has read a piece of its prompts."""
     side = p.side | {name: part.read(models, p.side[name], tokens, position, made) for name, part in parts.sides}
-    ended = jnp.any(wanted, axis=1) & (made.state["slots"].length == p.prompt - 1)
+    ended = jnp.any(position >= 0, axis=1) & (made.state["slots"].length == p.prompt - 1)
     state = made.state | {"layers": settled(parts.memory, made.state["layers"], ended)}
     return dataclasses.replace(p, state=state, side=side)
+
+
+def beside(
+    models: Models, p: Progress, parts: Parts, live: jax.Array, others: Progress, whole: Parts, size: int
+) -> tuple[Progress, Progress]:
+    """`round_(models, p, parts, live)` and `read(models, others, whole, size)` in one pass of the model.
+
+    It reads the weights once (Agrawal et al. 2024, Sarathi-Serve, arXiv:2403.02310). Both parts must be `plain`.
+    """
+    asked = _asked(models, p, parts, live)
+    tokens, position = piece(others, size)
+    rows = [
+        Rows(asked.tokens, asked.position, p.state, asked.parents, Asked(p.prompt, p.key)),
+        Rows(tokens, position, others.state, None, Asked(others.prompt, others.key)),
+    ]
+    made, other = models["model"].together(rows, masks.Causal())
+    return _judged(models, p, parts, live, asked, made), with_piece(models, others, whole, tokens, position, other)
+
+
+def plain(parts: Parts) -> bool:
+    """Whether a round is one pass of the model that is given tokens alone, and of which no site is tapped."""
+    own = [part for _, part in parts.control]
+    return not parts.taps and all(
+        type(part).step is Control.step and type(part).enters is Control.enters for part in own
+    )
+
+
+class _Asked(NamedTuple):
+    """What a round reads."""
+
+    tree: Tree
+    side: Any  # the drafter's, as it proposed
+    tokens: jax.Array  # [B, N] ids, or vectors [B, N, D]
+    position: jax.Array  # [B, N], -1 where it is not read
+    parents: jax.Array | None
 
 
 def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progress:
@@ -180,14 +227,26 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
       parts: the sockets' entries.
       live: `[B]` bool.
     """
-    model, (name, drafter) = models["model"], parts.drafter
+    asked = _asked(models, p, parts, live)
+    made = pass_(models, p, parts, asked.tokens, asked.position, state=p.state, parents=asked.parents)
+    return _judged(models, p, parts, live, asked, made)
+
+
+def _asked(models: Models, p: Progress, parts: Parts, live: jax.Array) -> _Asked:
+    """Last tokens and drafts."""
+    drafter = parts.drafter[1]
     tree, side = drafter.propose(models, p, parts)
     depth = depths(tree.parent) if drafter.branches else jnp.arange(drafter.nodes)[None]
     tree = tree._replace(valid=tree.valid & (depth <= (p.limit - p.length - 1)[:, None]) | (depth == 0))
     position = jnp.where(tree.valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
-    tokens = tree.token if p.feed is None else fed(model, p.feed, tree.token)
-    parents = tree.parent if drafter.branches else None
-    made = pass_(models, p, parts, tokens, position, state=p.state, parents=parents)
+    tokens = tree.token if p.feed is None else fed(models["model"], p.feed, tree.token)
+    return _Asked(tree, side, tokens, position, tree.parent if drafter.branches else None)
+
+
+def _judged(models: Models, p: Progress, parts: Parts, live: jax.Array, asked: _Asked, made: Pass) -> Progress:
+    """`p` when the model has read what a round asked it to."""
+    (name, drafter), model = parts.drafter, models["model"]
+    tree, side, tokens, position, _ = asked
     logits, processed = _controlled(models, p, parts, model.logits(made.features), tree, position)
     row_keys = jax.random.wrap_key_data(p.key)
     path, count, following = parts.verifier(row_keys, logits, tree, p.length - 1, drafter.depth)
@@ -300,4 +359,4 @@ def fed(model: Any, feed: Feed, token: jax.Array) -> jax.Array:
     return vectors.at[:, 0].set(first)
 
 
-__all__ = ["Models", "Parts", "Progress", "begin", "extend", "keys", "read", "round_"]
+__all__ = ["Models", "Parts", "Progress", "begin", "beside", "extend", "keys", "plain", "read", "round_", "with_piece"]

@@ -123,7 +123,7 @@ class MoE(nnx.Module):
             index, gate = context.layers[EXPERTS]
             made = made._replace(index=index, gate=gate)
         made = made._replace(index=jnp.where(valid[..., None], made.index, -1))
-        kept = made.index if context.slots is not None else within(o, made, x.shape[1])
+        kept = made.index if context.decoding else within(o, made, x.shape[1])
         y = self._routed(x, kept, made.gate)
         if self.shared is not None:
             y = y + self.shared(x)

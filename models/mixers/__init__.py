@@ -18,6 +18,8 @@ the batch in front, so that rows are inserted, repeated and taken without knowle
 - `context_flops`: forward FLOPs of a token beyond the projections, by kind: attention, recurrent (a memory), fast
   (weights that learn).
 - `grows`, optional: whether the state grows with the text (False if absent).
+- `joins`, optional: whether it reads rows of several states at once, `context.parts`; else each by itself (False if
+  absent). See `models.mixers.together`.
 - `computed_again`, optional: how often the backward pass computes again what `context_flops` counts (0 if absent).
 
 A module of this folder says which mixers it brings, `PARTS = {"mine": Mine}`. The table is all of them.

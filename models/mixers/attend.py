@@ -115,6 +115,8 @@ def recall(
         rule = masks.Positions(context.positions, view.position, rule=mask)
         if context.parents is not None:
             rule = rule & masks.Dense(own_path(context.parents, view.start, keys.shape[1]))
+        if context.segment_ids is not None:  # Texts that are read side by side, fresh: the keys are their own.
+            rule = rule & masks.Segments(context.segment_ids, context.segment_ids)
         op = functools.partial(attend_cache, implementation=implementation, softcap=softcap)
         return attend(partition, op, q, keys, view.v, rule, sinks=sinks), memory
     if softcap is not None or sinks is not None:

@@ -14,6 +14,7 @@ from kernels.attention import attention
 from kernels.attention.cached import attend_cache
 from models import norms, parameters, projections, rope
 from models.facts import Facts
+from models.mixers import together
 from models.mixers.attend import attend, attend_row, recall
 from models.mixers.context import Context
 from models.mixers.memory import Memory, Policy
@@ -32,6 +33,7 @@ class Attention(nnx.Module):
     context_parallel = True
     grouped = True
     grows = True
+    joins = True
     sized = True
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
@@ -70,11 +72,15 @@ class Attention(nnx.Module):
         if state is None:
             q, k = self.rotate(q, context.positions), self.rotate(k, context.positions)
             out = attend_row(self.partition, q, k, v, context, mask, **options)
-        else:
-            out, state = recall(
-                self.partition, q, k, v, context, mask, state, rotate=self.rotate, steady=self.steady, **options
-            )
-        return self.out(out.reshape(*out.shape[:2], -1)), state
+            return self.out(out.reshape(*out.shape[:2], -1)), None
+        options |= {"rotate": self.rotate, "steady": self.steady}
+        if not context.parts:
+            out, state = recall(self.partition, q, k, v, context, mask, state, **options)
+            return self.out(out.reshape(*out.shape[:2], -1)), state
+        cut = zip(*(together.cut(y, context.parts) for y in (q, k, v)), context.parts, state, strict=True)
+        made = [recall(self.partition, *heads, part, mask, held, **options) for *heads, part, held in cut]
+        out = together.joined([out for out, _ in made])
+        return self.out(out.reshape(*out.shape[:2], -1)), tuple(held for _, held in made)
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, T, N, H]`, keys and values `[B, T, K, H]`, before rotary positions."""
@@ -116,7 +122,7 @@ class Attention(nnx.Module):
         if not self.sinks:
             return context.mask & near
         first = masks.Sinks(self.sinks)
-        if context.segment_ids is not None:
+        if context.segment_ids is not None and not context.decoding:
             first = masks.Positions(context.positions, context.positions, rule=first)
         return context.mask & (near | first)
 

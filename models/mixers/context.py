@@ -48,6 +48,13 @@ class Context:
     rotate: Callable[..., jax.Array] | None = dataclasses.field(default=None, metadata={"static": True})
     # With it: whether rotate(rotate(x, a), b) is rotate(x, a + b) whatever the text.
     steady: bool = dataclasses.field(default=False, metadata={"static": True})
+    # Decoding, of rows that are read together (`models.together`): the passes that the tokens [1, n] here belong to.
+    parts: tuple["Context", ...] = ()
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the tokens are read behind a state."""
+        return self.slots is not None or bool(self.parts)
 
     def at(self, site: str, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """`x` at a site after its edits, and the entry of the report where the site is tapped."""

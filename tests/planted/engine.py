@@ -7,7 +7,65 @@ ENGINE, POOL = (f"tests/{ROOM}/engine_test.py",), f"{ROOM}/pool.py"
 BATCH, LAYERS = (f"tests/{ROOM}/batch_test.py",), (f"tests/{ROOM}/layers_test.py",)
 SOCKETS, POLICY = ("tests/models/decoding/sockets_test.py",), ("tests/models/memory/policy_test.py",)
 
+BESIDE, TOGETHER = (f"tests/{ROOM}/together_test.py",), ("tests/models/together_test.py",)
+
 BUGS = (
+    Bug(
+        "rows that are not named draw beside a piece, too",
+        f"{ROOM}/decoder.py",
+        "stream.beside(models, p, parts, p.live & among, others, whole, size)",
+        "stream.beside(models, p, parts, p.live, others, whole, size)",
+        BESIDE,
+    ),
+    Bug(
+        "a round beside a piece is made again",
+        f"{ROOM}/engine.py",
+        "left = rounds - made",
+        "left = rounds",
+        BESIDE,
+    ),
+    Bug(
+        "a row keeps the slots of its first piece",
+        f"{ROOM}/prompts.py",
+        "elif slots > self.decoder.slots(request.one, self._parts):",
+        "elif slots > self.decoder.slots(request.one, self._parts) * 64:",
+        ENGINE,
+    ),
+    Bug(
+        "packed prompts are cut out one token late",
+        f"{ROOM}/prompts.py",
+        "at = np.int32(start)",
+        "at = np.int32(start + 1)",
+        BESIDE,
+    ),
+    Bug(
+        "prompts with one beginning share a row",
+        f"{ROOM}/serving/cached.py",
+        "new.setdefault(request.ids[: self.cache.block].tobytes(), request)",
+        "new.setdefault(request.ids.tobytes(), request)",
+        BESIDE,
+    ),
+    Bug(
+        "prompts in one row see one another",
+        "models/mixers/attend.py",
+        "rule = rule & masks.Segments(context.segment_ids, context.segment_ids)",
+        "rule = rule & (masks.Segments(context.segment_ids, context.segment_ids) | masks.Causal())",
+        TOGETHER,
+    ),
+    Bug(
+        "drafts that are read beside a piece are a chain",
+        STREAM,
+        "Rows(asked.tokens, asked.position, p.state, asked.parents, Asked(p.prompt, p.key))",
+        "Rows(asked.tokens, asked.position, p.state, None, Asked(p.prompt, p.key))",
+        ("tests/experiments/generation/drafting_test.py", *BESIDE),
+    ),
+    Bug(
+        "the states of rows that are read together change places",
+        "models/mixers/together.py",
+        "cuts = zip(cut(x, context.parts), context.parts, state, strict=True)",
+        "cuts = zip(cut(x, context.parts), context.parts, state[::-1], strict=True)",
+        TOGETHER,
+    ),
     Bug(
         "a request takes a lane that is taken",
         f"{ROOM}/engine.py",
@@ -38,16 +96,16 @@ BUGS = (
     ),
     Bug(
         "a piece of a prompt reads what is behind it",
-        f"{ROOM}/engine.py",
-        "jnp.full((1,), request.read + used + 1, jnp.int32))",
-        "jnp.full((1,), len(request.ids), jnp.int32))",
+        f"{ROOM}/prompts.py",
+        "jnp.full((1,), self.request.read + self.tokens + 1, jnp.int32)",
+        "jnp.full((1,), len(self.request.ids), jnp.int32)",
         ENGINE,
     ),
     Bug(
         "every piece counts as the first",
-        f"{ROOM}/engine.py",
-        "fresh = request.read == 0",
-        "fresh = request.read >= 0",
+        f"{ROOM}/prompts.py",
+        "fresh = piece.request.read == 0",
+        "fresh = piece.request.read >= 0",
         ENGINE,
     ),
     Bug(
@@ -73,7 +131,7 @@ BUGS = (
     ),
     Bug(
         "a policy that must read whole prompts is given pieces",
-        f"{ROOM}/engine.py",
+        f"{ROOM}/prompts.py",
         "if self._whole else pieces(n, self.chunk)",
         "if not self._whole else pieces(n, self.chunk)",
         POLICY,
@@ -81,8 +139,8 @@ BUGS = (
     Bug(
         "a row settles with each of its pieces",
         STREAM,
-        "ended = jnp.any(wanted, axis=1) & (",
-        "ended = jnp.any(wanted, axis=1) | (",
+        "ended = jnp.any(position >= 0, axis=1) & (",
+        "ended = jnp.any(position >= 0, axis=1) | (",
         POLICY,
     ),
     Bug(
@@ -102,8 +160,8 @@ BUGS = (
     Bug(
         "the host looks once and rows go on",
         f"{ROOM}/engine.py",
-        "            rounds = 1\n",
-        "            rounds = 2\n",
+        "            left = 1\n",
+        "            left = 2\n",
         SOCKETS,
     ),
     Bug(

@@ -8,14 +8,14 @@ A row looks for its beginning as it is first read, so that of prompts admitted t
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.generation import requests
+from experiments.generation import prompts, requests
 from experiments.generation.engine import Engine
 from experiments.generation.request import Request
 from experiments.generation.serving.prefix_cache import PrefixCache
@@ -154,18 +154,32 @@ class CachedEngine(Engine):
 
     # What the engine does with a request.
 
-    def _read(self, request: Request, count: int) -> None:
+    def _reading(self, request: Request, count: int) -> Iterator[prompts.Piece]:
         if request.one is None:
             self._find(request)
         end, block = min(request.read + count, len(request.ids) - 1), self.cache.block
         if self._only_slots:
-            super()._read(request, count)
+            yield from super()._reading(request, count)
             self._keep(request)
             return
         if request.read == end:  # A prompt without a token to read has a row, too.
-            super()._read(request, 0)
+            yield from super()._reading(request, 0)
         while request.read < end:
-            super()._read(request, min(end - request.read, block - request.read % block))
+            yield from super()._reading(request, min(end - request.read, block - request.read % block))
+            self._keep(request)
+
+    def _packable(self, requests: Sequence[Request]) -> list[Request]:
+        """Those that find nothing, and of equal beginnings the first: the others find its blocks."""
+        new: dict[bytes, Request] = {}
+        for request in super()._packable(requests):
+            self._find(request)
+            if request.one is None:
+                new.setdefault(request.ids[: self.cache.block].tobytes(), request)
+        return list(new.values())
+
+    def _read_row(self, requests: Sequence[Request]) -> None:
+        super()._read_row(requests)
+        for request in requests:
             self._keep(request)
 
     def _find(self, request: Request) -> None:

@@ -15,6 +15,7 @@ class StepPlan:
       decodes: running ones that get tokens; None: all.
       rounds: passes of the model for them.
       ends: stops before that where so many of them have ended.
+      packed: prompts that are read whole share rows (`prepacking`).
     """
 
     preempt: tuple[int, ...] = ()
@@ -23,6 +24,7 @@ class StepPlan:
     decodes: tuple[int, ...] | None = None
     rounds: int = 16
     ends: int = 2**31 - 1
+    packed: bool = False
 
     @property
     def tokens(self) -> int:

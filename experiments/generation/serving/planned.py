@@ -6,6 +6,7 @@ from typing import Any
 from experiments.generation.serving.jobs import Job, Scheduler, Seen, Slots
 from experiments.generation.serving.plan import StepPlan
 from experiments.generation.serving.schedulers import FirstCome
+from experiments.settings.errors import ConfigError
 
 
 class Planned:
@@ -14,9 +15,13 @@ class Planned:
     Args:
       engine: of `experiments.generation.engine`, or a `CachedEngine`.
       scheduler: any of `schedulers`.
+
+    Errors: ConfigError where it packs prompts and the model cannot keep them apart.
     """
 
     def __init__(self, engine: Any, scheduler: Scheduler):
+        if getattr(scheduler, "packs", False) and engine.unpackable:
+            raise ConfigError([engine.unpackable])
         self.engine, self.scheduler = engine, scheduler
         self.arrivals: dict[int, float] = {}
         self.there: dict[int, Job] = {}  # rows of the batch as they were last seen, those longest in it first

@@ -67,6 +67,22 @@ def pack(
     return Packed(tokens, positions, mask, place, start, start + np.asarray(sizes, np.int64))
 
 
+def side_by_side(
+    prompts: Sequence[Sequence[int]], size: int, pad: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One row of whole prompts as an engine reads it: (tokens, positions, segments), `[1, size]` each.
+
+    Positions begin at 0 in each prompt, segments are 1, 2, ...; behind the prompts they are -1 and 0.
+    """
+    tokens, positions = np.full((1, size), pad, np.int32), np.full((1, size), -1, np.int32)
+    segments, at = np.zeros((1, size), np.int32), 0
+    for number, prompt in enumerate(prompts, start=1):
+        span = slice(at, at + len(prompt))
+        tokens[0, span], positions[0, span], segments[0, span] = prompt, np.arange(len(prompt)), number
+        at += len(prompt)
+    return tokens, positions, segments
+
+
 def cut_apart(cache: np.ndarray, packed: Packed, *, left: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Keys or values of packed rows `[R, T, ...]` -> those of each prompt `[n, max length, ...]`, and where they are.
 

@@ -81,6 +81,17 @@ class Batches(FirstCome):
 
 
 @dataclasses.dataclass
+class Prepacking(FirstCome):
+    """First come first served; prompts that are read in one step lie side by side in rows (`prepacking`)."""
+
+    packs = True
+
+    def step(self, seen: Seen) -> StepPlan:
+        """See the class."""
+        return dataclasses.replace(super().step(seen), packed=True)
+
+
+@dataclasses.dataclass
 class Sarathi:
     """`sarathi.step`: decodes first, prompts in chunks under a budget of tokens.
 
@@ -206,6 +217,7 @@ def ranks(jobs: Sequence[Job]) -> dict[int, int]:
 SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = {
     "first_come": FirstCome,
     "batches": Batches,
+    "prepacking": Prepacking,
     "sarathi": lambda **limits: Sarathi(sarathi.Limits(**limits)),
     "past_future": PastFuture,
     "aggressive": lambda **options: PastFuture("aggressive", **options),

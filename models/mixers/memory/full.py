@@ -35,6 +35,16 @@ class Full(Memory):
             return after, View(k, v, context.positions, jnp.zeros_like(context.start))
         return after, View(after.k.swapaxes(1, 2), after.v.swapaxes(1, 2), context.slots.position, context.start)
 
+    def holding(self, other: Self, start: jax.Array, size: int) -> Self:
+        """With the `size` slots of `other` from `start` on in place of its first ones; rubbish behind the end of it."""
+
+        def put(old: jax.Array, new: jax.Array) -> jax.Array:
+            behind = jnp.pad(new, ((0, 0), (0, 0), (0, size), (0, 0)))
+            part = jax.lax.dynamic_slice_in_dim(behind, start, size, axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(old, part, 0, axis=2)
+
+        return Full(put(self.k, other.k), put(self.v, other.v))
+
     def commit(self, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Self:
         """Moves the accepted drafts of a tree side by side. Those of a chain are: what lies behind has no position."""
         return self if path is None else Full(*(slots.gathered(x, path, start, axis=2) for x in (self.k, self.v)))

@@ -28,6 +28,19 @@ def test_gaps_count_from_the_first_piece_of_the_prompt_to_its_first_token():
     }
 
 
+def test_gaps_are_in_units_of_the_same_tokens_without_the_prompt():
+    log, control = Log(), Log()
+    log.served[0] = Served(Asked(0, 0.0, 2, 6), 0.0, [1.0, 2.0, 3.0, 7.0, 9.0, 10.0])
+    log.served[1] = Served(Asked(1, 0.0, 2, 3), 0.0, [1.0, 3.0, 6.0, 8.0])
+    log.served[2] = Served(Asked(2, 2.5, 9, 1), 3.0, [9.0])
+    control.served[0] = Served(Asked(0, 0.0, 2, 6), 0.0, [0.0, 1.0, 2.0, 4.0, 9.0])
+    control.served[1] = Served(Asked(1, 0.0, 2, 3), 0.0, [0.0, 1.0, 2.0, 6.0])  # Gaps 1, 1, 2, 5 and 1, 1, 4.
+    assert sorted(stalls.against(log, control, near=0)) == [2 / 3, 4 / 3, 3.0]
+    assert sorted(stalls.against(log, control, near=2)) == [2.0, 3.0, 4.0]
+    found = stalls.figures({"a": log}, control)
+    assert found["a_p99_own_steps"] == pytest.approx(float(np.quantile([2, 3, 4], 0.99)))
+
+
 def test_short_prompts_are_read_at_once_and_the_long_one_in_chunks():
     """3 rows with prompts of 5, one of 40 in chunks of 4; a step takes a second and a tenth a token."""
     cost = StepCost((1.0, 0.1, 0, 0, 0))

@@ -79,9 +79,9 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("count", range(1, 70))
 def test_pieces_are_the_prompt_in_few_sizes(count):
     cut = list(pieces(count, 32))
-    assert sum(used for used, _ in cut) == count and {size for _, size in cut} <= {16, 32}
+    assert sum(used for used, _ in cut) == count and {size for _, size in cut} <= {8, 16, 32}
     assert all(used <= size for used, size in cut) and all(used == size for used, size in cut[:-1])
-    assert cut[-1][1] <= max(16, 4 * cut[-1][0] / 3)
+    assert cut[-1][1] <= max(8, 4 * cut[-1][0] / 3)
 
 
 def test_shared_beginnings_are_whole_blocks_without_the_last_token():

@@ -87,3 +87,15 @@ def test_cut_apart_it_is_what_each_prompt_gives_alone():
             span = slice(6 - n, 6) if left else slice(0, n)
             np.testing.assert_allclose(cut[i, span].reshape(n, 8), want, rtol=0, atol=1e-14)
             assert there[i].sum() == n and there[i, span].all() and not cut[i][~there[i]].any()
+
+
+def test_one_row_of_prompts_is_the_packed_row_without_its_padding():
+    prompts = [[5, 6, 7], [8], [9, 9, 9, 9]]
+    tokens, positions, segments = prepacking.side_by_side(prompts, 11, pad=3)
+    packed = prepacking.pack(prompts, [[0, 1, 2]], last=True)
+    assert tokens.tolist() == [[*packed.tokens[0], 3, 3, 3]] and tokens.dtype == positions.dtype == np.int32
+    assert positions.tolist() == [[*packed.positions[0], -1, -1, -1]]
+    assert segments.tolist() == [[1, 1, 1, 2, 3, 3, 3, 3, 0, 0, 0]]
+    order = np.arange(11)
+    seen = (segments[0][:, None] == segments[0]) & (segments[0] > 0) & (order[:, None] >= order)
+    np.testing.assert_array_equal(seen[:8, :8], packed.mask[0])
