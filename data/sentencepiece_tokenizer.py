@@ -39,7 +39,7 @@ class SentencePieceTokenizer(ByteLevel):
         self.add_bos = bos >= 0
         eos = bos if eos < 0 else eos
         super().__init__("sentencepiece", pieces, (eos if bos < 0 else bos, eos, eos if pad < 0 else pad))
-        self._blank_first = self._library.encode("a")[:1] == [self._library.piece_to_id("\u2581a")]
+        self._blank_first = b"".join(pieces[i] for i in self._library.encode("a")).startswith(b" ")
         self._single = {piece[0]: i for i, piece in reversed([*enumerate(pieces)]) if len(piece) == 1}
 
     @classmethod
