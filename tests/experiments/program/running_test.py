@@ -1,5 +1,7 @@
 """Running parameters: renewed once a step, the same however the step is cut, and resumed with the run."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import experiments.training
 from experiments.program import counting, global_batch
 from experiments.train import train
-from models import running
+from models import reports, running
 from models.channels import CHANNELS
 from tests.experiments import tiny
 from tests.experiments.program import program_test
@@ -48,6 +50,17 @@ def test_a_count_is_exact_for_any_accumulation_and_mesh():
         np.testing.assert_array_equal(seen(states[name]["ema"]), seen(states[name]["params"]))
     program_test.assert_close(states["alone"]["params"], states["accumulation"]["params"], 1e-4)
     program_test.assert_close(states["alone"]["params"], states["mesh"]["params"], 1e-4)
+
+
+def test_a_block_finds_its_own_part_of_a_report():
+    """Two blocks, two repeats, in order of depth: what all report, and what only the second one does."""
+    silent, telling = (types.SimpleNamespace(channel=channel) for channel in (object(), Telling.__new__(Telling)))
+    period = types.SimpleNamespace(blocks={"0_a": silent, "1_b": telling})
+    model = types.SimpleNamespace(stack=types.SimpleNamespace(period=period, repeats=2))
+    report = {"all": jnp.arange(4.0), "first": reports.Mean(jnp.array([10.0, 20.0]), jnp.array([1.0, 2.0]))}
+    found = jax.tree.map(lambda x: x.tolist(), dict(running.by_block(model, report)))
+    assert found["0_a"] == {"all": [0, 2]}
+    assert found["1_b"] == {"all": [1, 3], "first": reports.Mean([10, 20], [1, 2])}
 
 
 def test_layers_that_differ_renew_their_own():
