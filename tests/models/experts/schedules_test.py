@@ -249,5 +249,8 @@ def test_places_of_a_trace_by_hand():
     assert traffic.places(trace, [0, 0, 0, 0], where, 2) == 3
     assert traffic.places(trace, [1, 1, 1, 0], where, 2, stays=True) == 1
     assert traffic.places(trace, np.array([[1, 1], [1, 0], [1, 1], [0, 0]]), where, 2) == 0
+    # All on device 1, then all on device 0: four leave where they stand, three of them from home.
+    gone = np.array([[2, 1], [2, 1], [3, 3], [3, 1]])
+    assert traffic.places(gone, [1, 1, 1, 0], where, 2, stays=True) == 4
     with pytest.raises(ValueError, match="use 'returning', 'coherent' or 'speculative'"):
         traffic.scheduled("both", 1, 1, 1, (2, 1, 0))
