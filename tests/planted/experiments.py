@@ -260,8 +260,8 @@ BUGS = (
     Bug(
         "a claim's pairs the other way",
         "experiments/claims/contrast.py",
-        "[sign * (b - w) for",
-        "[sign * (w - b) for",
+        "sign * (b - w)",
+        "sign * (w - b)",
         ("tests/experiments/claims/claims_test.py::test_a_contrast_is_paired_by_seed_and_judged_by_its_interval",),
     ),
     Bug(

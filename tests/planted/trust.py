@@ -34,7 +34,7 @@ BUGS = (
     Bug("a report reads results behind a link", "experiments/report/kept.py",
         "disk.names(folder)", "__import__('os').listdir(folder) if folder.is_dir()", REPORT),
     Bug("a report counts the pairs of any number of experts", "experiments/report/routing.py",
-        "or experts > EXPERTS", "", REPORT),
+        "if trace.shape[1] < 2 or experts > EXPERTS", "if trace.shape[1] < 2", REPORT),
     Bug("a table of loads has any size", "experiments/report/routing.py", "> CELLS", "> CELLS**9", REPORT),
     Bug("text that is named .parquet is text", "data/formats.py",
         "if named in (*_NAMES, *tables.PARQUET):", "if named in _NAMES:", ("tests/data/formats_test.py",)),
