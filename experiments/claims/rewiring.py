@@ -15,7 +15,7 @@ import numpy as np
 from experiments.claims import arms, method
 from experiments.claims.evidence import DOES_NOT, EXACT, Evidence
 from experiments.generation import memories, prompt_cost
-from experiments.program import inputs
+from experiments.program import counting, inputs
 from experiments.training import evaluate
 from experiments.workdir import rewired, trained
 from models.mixers.memory import Policy
@@ -50,7 +50,11 @@ def _cost(model: Any, length: int) -> dict[str, float]:
     """FLOPs a token of a prompt, by the compiler and by the formula, and bytes of a row's state behind it."""
     program = model.program
     kept = memories.state_bytes(program, model.params, Policy(), 1, length)
-    return {"flops": prompt_cost.flops(program, length), "formula": prompt_cost.by_formula(program, length), "bytes": kept}
+    return {
+        "flops": prompt_cost.flops(program, length),
+        "formula": counting.prompt_flops(program, length)[0],
+        "bytes": kept,
+    }
 
 
 def _bits(model: Any) -> float:

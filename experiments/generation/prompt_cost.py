@@ -24,27 +24,3 @@ def flops(program: Program, length: int) -> float:
 
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     return jax.jit(read).lower(program.abstract["params"], tokens).compile().cost_analysis()["flops"] / length
-
-
-def by_formula(program: Program, length: int) -> float:
-    """The same by the sizes: 2 a number of a kernel, 4 N H a pair of tokens of each layer that attends."""
-    from models.parameters import MULTIPLIED
-
-    spec = program.spec
-    first, share, kinds = spec.L - 1, 1, program.abstract["params"]["stack"]
-    if spec.kind == "swiftkv":
-        from models.rewired import sizes
-
-        first, share = sizes(spec.options["swiftkv"], spec.L)
-    ((_, block),) = kinds["period"].items()
-    roles = program.roles["stack"]["period"]
-
-    def numbers(tree: Any, role: Any) -> float:
-        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(role), strict=True)
-        return sum(x.size / x.shape[0] for x, kind in pairs if kind in MULTIPLIED)
-
-    ((_, own),) = roles.items()
-    layer = numbers(block, own)
-    keys = sum(numbers(block["mixer"][name], own["mixer"][name]) for name in ("k", "v"))
-    pairs = 4 * spec.N * spec.H * length
-    return first * (2 * layer + pairs) + (spec.L - first) // share * 2 * keys

@@ -102,10 +102,20 @@ def summary(program: Program) -> list[str]:
         f"{parameters['non_embedding']:,} {'train ' if held else ''}without embeddings",
         f"training FLOPs per token: {flops['total']:.4g} (matmuls {flops['matmul']:.4g}, {mixing}); "
         f"{flops['total'] * tokens:.4g} for {train.steps:,} steps of {data.batch_size * data.length:,} tokens",
+        *_prompts(program),
         f"memory per device, estimated: {size['total']} (parameters and optimizer {size['state']}, gradients "
         f"{size['gradients']}, {beside}activations {size['activations']}, logits {size['logits']})",
         *_passes(program.config),
     ]
+
+
+def _prompts(program: Program) -> list[str]:
+    """What a prompt costs where it does not pass all layers."""
+    if program.spec.kind != "swiftkv":
+        return []
+    length = program.config.data.length
+    mine, whole = counting.prompt_flops(program, length)
+    return [f"FLOPs per token of a prompt of {length} tokens: {mine:.4g}, {mine / whole:.1%} of passing all layers"]
 
 
 def _passes(config: Any) -> list[str]:

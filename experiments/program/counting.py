@@ -16,6 +16,7 @@ from models import kinds, segmented
 from models.block import Period
 from models.objectives import next_token
 from models.parameters import MULTIPLIED, UNTRAINED, kernel_size
+from models.rewired import sizes as rewired_sizes
 
 MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond their projections
 
@@ -92,6 +93,26 @@ def _layers(program: Any, kernels: int) -> tuple[float, dict[str, float]]:
     return each, parts
 
 
+def prompt_flops(program: Any, length: int) -> tuple[float, float]:
+    """FLOPs a token of a prompt of `length` tokens that is only kept, and those of passing all layers.
+
+    2 a number of a kernel, 4 N H a pair of tokens (all pairs) of each layer that attends. What is only kept passes all
+    layers but the last, of a rewired model the first l, and behind them keys and values alone. Of attention alone.
+    """
+    spec = program.spec
+    ((name, block),) = program.abstract["params"]["stack"]["period"].items()
+    roles = program.roles["stack"]["period"][name]
+
+    def numbers(tree: Any, role: Any) -> float:
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(role), strict=True)
+        return sum(x.size / x.shape[0] for x, kind in pairs if kind in MULTIPLIED)
+
+    keys = 2 * sum(numbers(block["mixer"][name], roles["mixer"][name]) for name in ("k", "v"))
+    whole = 2 * numbers(block, roles) + 4 * spec.N * spec.H * length
+    first, share = rewired_sizes(spec.options["swiftkv"], spec.L) if spec.kind == "swiftkv" else (spec.L - 1, 1)
+    return first * whole + (spec.L - first) // share * keys, spec.L * whole
+
+
 def state_bytes(program: Any) -> int:
     """Bytes of the decoding state of one sequence of `data.length` tokens, all layers: caches, memories, fast weights.
 
@@ -165,4 +186,4 @@ def matmul_rate(dtype: Any = jnp.float32, n: int = 0, seconds: float = 0.15) -> 
     return 2 * n**3 / best
 
 
-__all__ = ["MIXING", "flops_per_token", "matmul_rate", "memory", "parameters", "state_bytes"]
+__all__ = ["MIXING", "flops_per_token", "matmul_rate", "memory", "parameters", "prompt_flops", "state_bytes"]
