@@ -221,9 +221,8 @@ def evaluate(flags: Any, changes: Changes) -> None:
         print(held_out.evaluated(model, made.generate.to_dict(), own))
     if model.config.eval.texts:
         other_texts.show(model, step, workdir=own or "", output=getattr(flags, "output", ""))
-    for name, asked in (
-        ("budgets", made.eval.memories), ("patterns", made.eval.patterns), ("memories", made.generate.memory != "full"),
-    ):  # fmt: skip
+    costs = (made.generate.memory, made.generate.prefill) != ("full", "dense")
+    for name, asked in (("budgets", made.eval.memories), ("patterns", made.eval.patterns), ("memories", costs)):
         if asked:
             print(importlib.import_module(f"experiments.generation.{name}").of_run(model, own))
 

@@ -13,6 +13,7 @@ from models.channels import CHANNELS
 from models.mixers import MIXERS, together
 from models.mixers.context import SITES, Context
 from models.mixers.memory import Policy
+from models.mixers.prefill import Prefill
 from models.spec import Spec
 
 REMAT = {
@@ -120,7 +121,7 @@ class Period(nnx.Module):
         state, report, flow = dict.fromkeys(self.names) if state is None else dict(state), {}, context.flow
         for i, (name, block) in enumerate(self.blocks.items()):
             layer = jax.tree.map(lambda values, i=i: values[i], context.layers)
-            here = dataclasses.replace(context, layers=layer, flow=flow)
+            here = dataclasses.replace(context, layers=layer, flow=flow, prefill=context.prefill[i : i + 1])
             x, state[name], report[name], flow = block(x, here, state[name])
         return Through(x, state, report, flow)
 
@@ -190,7 +191,8 @@ class Unstacked:
         after, said = [], []
         for i, (period, old) in enumerate(zip(self.periods, state, strict=True)):
             layer = jax.tree.map(lambda values, i=i: values[i], layers)
-            x, new, report, flow = period(x, dataclasses.replace(context, layers=layer, flow=flow), old)
+            mine = context.prefill[i * len(first.names) : (i + 1) * len(first.names)]
+            x, new, report, flow = period(x, dataclasses.replace(context, layers=layer, flow=flow, prefill=mine), old)
             after.append(new)
             said.append(report)
         return Pass(x, tuple(after), reports.join(jax.tree.map(lambda *xs: jnp.stack(xs), *said)))
@@ -199,6 +201,11 @@ class Unstacked:
     def mixers(self) -> tuple[dict[str, Any], ...]:
         """The mixer that each entry of the decoding state belongs to, in the structure of `init_state`."""
         return tuple({name: block.mixer for name, block in period.blocks.items()} for period in self.periods)
+
+    def patterns(self, prefill: Prefill) -> tuple:
+        """Patterns of the heads of every layer, () of one without attention."""
+        mixers = [block.mixer for period in self.periods for block in period.blocks.values()]
+        return prefill.by_layer([mixer.N if getattr(mixer, "grows", False) else 0 for mixer in mixers])
 
     def init_state(self, batch: int, length: int, memory: Policy) -> tuple:
         """The empty decoding state of every layer; its memory is told which of the layers it is in."""

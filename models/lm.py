@@ -19,6 +19,7 @@ from models import norms, parameters
 from models.block import STREAM, Pass, Stack, Unstacked
 from models.mixers.context import Asked, Context, Edit, check_sites
 from models.mixers.memory import Policy
+from models.mixers.prefill import Prefill
 from models.mixers.slots import Slots
 from models.mixers.together import Rows, cut, joined
 from models.products import by_rows
@@ -61,6 +62,7 @@ class LM(nnx.Module):
         condition=None,
         state=None,
         fresh: bool = False,
+        prefill: Prefill | None = None,
         parents=None,
         asked: Asked | None = None,
         layers: Mapping[str, Any] | None = None,
@@ -80,6 +82,7 @@ class LM(nnx.Module):
             first). None: there is no earlier prediction.
           state: from `init_state`, for decoding; None in training.
           fresh: the state holds no token yet. The new tokens then see one another, and no slot of a cache is read.
+          prefill: what the heads see of one another's tokens in a fresh pass; None: everything.
           parents: `[1|B, T]` with a state: the tokens are drafts in a tree, each behind its parent, -1 = the past.
             None: each is behind the one before it.
           asked: with a state: the requests whose rows these are.
@@ -108,7 +111,8 @@ class LM(nnx.Module):
             return Pass(self.norm(x), None, report)
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
-        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, **shown)
+        patterns = self.stack.patterns(prefill) if prefill is not None and fresh else ()
+        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, prefill=patterns, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 

@@ -175,7 +175,8 @@ class UnstackedWired(Unstacked):
         y, x = read_from(self.norm, self.partition, out.features), out.features
         layers, after, said = by_period(later, len(self.groups), share), [], []
         for i, (group, old) in enumerate(zip(self.groups, state[count:], strict=True)):
-            here = dataclasses.replace(context, layers=jax.tree.map(lambda values, i=i: values[i], layers))
+            mine = jax.tree.map(lambda values, i=i: values[i], layers)
+            here = dataclasses.replace(context, layers=mine, prefill=())  # Patterns are of the early layers.
             x, new, report = group(x, y, here, old["keys"])
             after.append({"keys": new})
             said.append(report)

@@ -34,6 +34,13 @@ generate.edit_of = text(
 generate.memory = part(
     "full", "models.mixers.memory:MEMORIES", "What attention keeps of the text.", of=TOKEN_BY_TOKEN, before="full"
 )
+generate.prefill = one_of(
+    "dense",
+    ("dense", "minference"),
+    "What tokens of a prompt see of one another: everything, or what each head's pattern lets them.",
+    of=TOKEN_BY_TOKEN,
+    before="dense",
+)
 generate.drafter = part(
     "none", "models.decoding.drafts:DRAFTERS", "What is drafted for one pass.", of=TOKEN_BY_TOKEN, before="none"
 )
@@ -96,6 +103,14 @@ engine.prefix_blocks = whole(
 
 generate.window = window = group("The last tokens alone.", of="generate.memory=window")
 window.size = whole(1024, "Tokens that a query sees, itself included.", least=1, small=8, before=1024)
+
+generate.minference = minference = group("Patterns of sparse prefill.", of="generate.prefill=minference")
+minference.patterns = text(
+    "vertical_slash:1000:6096",
+    "KIND:FIRST:SECOND as in eval.patterns, of all heads; a comma list of a layer's heads, layers behind semicolons; "
+    "or the patterns.json of eval.patterns.",
+    before="vertical_slash:1000:6096",
+)
 
 for _name, _group in vars(memory).items():
     if isinstance(_group, Group) and not _name.startswith("_"):

@@ -69,9 +69,9 @@ def filled(memory: Any, context: int, key: jax.Array) -> Any:
         held = min(memory.most, context, memory.rule.budget if hasattr(memory.rule, "budget") else S)
         position = np.full(S, -1, np.int32)
         position[:held] = np.arange(context - held, context)
-        return dataclasses.replace(
-            memory, position=jnp.broadcast_to(position, memory.position.shape), length=count, prompt=count
-        )
+        extra = memory.extra | ({"norm": jnp.linalg.norm(k, axis=-1)} if "norm" in memory.extra else {})
+        position = jnp.broadcast_to(position, memory.position.shape)
+        return dataclasses.replace(memory, position=position, length=count, prompt=count, extra=extra)
     if isinstance(memory, Streaming):
         s, ring = memory.rule.sinks, S - 1 - memory.rule.sinks
         position = np.full(S, -1, np.int32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from experiments.generation import beside, drafting, requests
+from experiments.generation import beside, drafting, patterns, requests
 from experiments.generation.layers import cut, whole
 from experiments.preflight import memory_problems, segments
 from experiments.program import Program, sharding
@@ -64,13 +64,15 @@ class Decoder:
 
         Errors: ConfigError where the model cannot be read so.
         """
+        asked = [patterns.resolved(each) for each in asked]
+        shared = None if shared is None else patterns.resolved(shared)
         tokenizer = self.tokenizer
         known = {} if tokenizer is None else {
             "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos,
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
         parts = sockets.make(asked, _defaults(), every=every, shared=shared, **known)
-        named = parts.drafter[0], parts.memory.name
+        named = parts.drafter[0], parts.memory.name, "dense" if parts.prefill is None else "minference"
         if problems := [*segments.decoding_problems(self.program.spec.kind, *named)]:
             raise ConfigError(problems)
         self._check_memory(parts)
@@ -81,6 +83,8 @@ class Decoder:
     def _check_memory(self, parts: Parts) -> None:
         """Raises ConfigError where no layer keeps what the memory is about, or its sizes do not go with the layers."""
         name, mixer = parts.memory.name, self.program.config.model.mixer
+        if parts.prefill is not None:
+            patterns.check(parts.prefill, parts.memory, self.program.config)
         if name == "full":
             return
         shared = {"memory": name, group(name): dict(parts.memory.options)}
@@ -119,6 +123,8 @@ class Decoder:
         asks = "generate.engine.scheduler='prepacking' reads several prompts in one row, "
         if parts.memory.name != "full":
             return f"{asks}and generate.memory={parts.memory.name!r} chooses from a whole row; {rest}"
+        if parts.prefill is not None:
+            return f"{asks}and generate.prefill='minference' finds patterns in whole rows; {rest}"
         if set(self.program.spec.mixers) != {"attention"}:
             return f"{asks}which model.mixer={config.model.mixer!r} does not keep apart; {rest}"
         scaling = config.model.attention.rope_scaling

@@ -75,7 +75,7 @@ class Engine(Prompts):
         self.chunk, self.rounds = chunk, rounds
         self.decoder = Decoder(trained.program, self.tokenizer)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
-        self._whole = not MEMORIES[self._parts.memory.name].pieces
+        self._whole = self._parts.prefill is not None or not MEMORIES[self._parts.memory.name].pieces
         self.unpackable = self.decoder.unpackable(self._parts)  # Why prompts share no row; "": they may.
         self.weights = self.decoder.weights(trained.params, self._parts)
         self._sides = self.decoder.sides(self.weights, self._parts, 1)

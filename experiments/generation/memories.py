@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments import workdir as files
+from experiments.generation import patterns
 from experiments.program import Program, inputs
 from experiments.settings import processes
 from experiments.settings.errors import ConfigError, Refused
@@ -29,6 +30,7 @@ from experiments.workdir import disk, states
 from kernels import masks
 from models.mixers.memory import Policy
 from models.mixers.memory.shadow import shadowed, watched
+from models.mixers.prefill import Prefill
 
 ROUNDS = 3  # of a warm batch, of which the fastest counts
 SUMS = ("nats", "full_nats", "right", "full_right", "exact", "full_exact", "bytes", "tokens", "mass", "best", "steps")
@@ -56,7 +58,7 @@ class Rows:
     timed: bool = True
 
 
-def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callable:
+def scored(program: Program, policy: Policy, prompt: int, watch: bool, prefill: Prefill | None = None) -> Callable:
     """Jitted `(params, tokens [B, T], targets, scored) -> dict` of the targets behind a prompt, `[B, T - prompt]` each.
 
     `nats`, and `right`: whether the target is the likeliest token; 0 where it is not scored. A row whose targets are
@@ -73,7 +75,9 @@ def scored(program: Program, policy: Policy, prompt: int, watch: bool) -> Callab
         where = lambda first, count: jnp.broadcast_to(first + jnp.arange(count), (B, count))  # noqa: E731
         take = lambda x, t: jax.lax.dynamic_slice_in_dim(x, t, 1, axis=1)  # noqa: E731
         rule = {"mask": masks.Causal()}
-        state = model(tokens[:, :prompt], positions=where(0, prompt), state=state, fresh=True, **rule).state
+        state = model(
+            tokens[:, :prompt], positions=where(0, prompt), state=state, fresh=True, prefill=prefill, **rule
+        ).state
 
         def step(state: Any, t: jax.Array) -> tuple[Any, tuple]:
             made = model(take(tokens, t), positions=where(t, 1), state=state, **rule)
@@ -133,8 +137,10 @@ def evaluate(
       many), state_bytes and full_state_bytes of a batch, tokens_per_second and full_tokens_per_second of a warm batch,
       rows, prompt; `seen`: [L, T] shares of the heads that saw each token of the first row at its end.
     """
-    policy, prompt = Policy.of(generate), rows.prompt
+    policy, prompt, prefill = Policy.of(generate), rows.prompt, Prefill.of(generate)
     told = {"policy": [policy.name, [list(o) for o in policy.options]], "prompt": prompt, **(about or {})}
+    if prefill is not None:
+        told["patterns"] = generate["minference"]["patterns"]
     path, done = _results(folder, policy.name, told)
     runs, shape = {}, None
     for number, batch in enumerate(rows.batches):
@@ -143,7 +149,7 @@ def evaluate(
         if number in done:
             continue
         given = (rows.params, *(jnp.asarray(batch[name]) for name in ("tokens", "targets", "scored")))
-        runs = runs or {"": scored(rows.program, policy, cut, watch=True)}
+        runs = runs or {"": scored(rows.program, policy, cut, watch=True, prefill=prefill)}
         if number not in rows.full:
             runs.setdefault("full", scored(rows.program, Policy(), cut, watch=False))
             rows.full[number] = jax.device_get(runs["full"](*given))
@@ -151,7 +157,7 @@ def evaluate(
         row = _row(batch, {"": found, "full_": rows.full[number]}, rows.token_bytes, cut)
         if number == 0:
             row["seen"] = np.round(found["seen"][:, 0], 3).tolist()
-            row |= _both_costs(rows, given, policy, cut) if rows.timed else {}
+            row |= _both_costs(rows, given, policy, cut, prefill) if rows.timed else {}
         done[number] = row
         if path is not None:
             with os.fdopen(disk.open_to_append(path), "ab") as file:
@@ -169,10 +175,11 @@ def of_run(model: Any, workdir: pathlib.Path | None) -> str:
 
     Errors: ConfigError for a policy that the model cannot have; Refused where many processes evaluate.
     """
-    options = model.config.generate.to_dict()
+    options = patterns.resolved(model.config.generate.to_dict())
     check(model, options)
     found = evaluate(rows_of(model), options, **kept_in(model, workdir))
-    return said(found, options["memory"])
+    name = options["memory"] if options["prefill"] == "dense" else f"{options['memory']}, prefill={options['prefill']}"
+    return said(found, name)
 
 
 def check(model: Any, options: Mapping[str, Any]) -> None:
@@ -188,6 +195,8 @@ def check(model: Any, options: Mapping[str, Any]) -> None:
     preflight.check_generation(options, tables=True)
     if problems := list(preflight.memory_problems(options, model.config.model.mixer)):
         raise ConfigError(problems)
+    if made := Prefill.of(options):
+        patterns.check(made, Policy.of(options), model.config)
 
 
 def rows_of(model: Any) -> Rows:
@@ -271,18 +280,18 @@ def _row(batch: Mapping[str, Any], found: Mapping[str, dict], token_bytes: np.nd
     return {name: value.tolist() for name, value in sums.items()}
 
 
-def _both_costs(rows: Rows, given: tuple, policy: Policy, cut: int) -> dict[str, Any]:
+def _both_costs(rows: Rows, given: tuple, policy: Policy, cut: int, prefill: Prefill | None) -> dict[str, Any]:
     """`_costs` of a policy and, `full_...`, of the full cache."""
     if "costs" not in rows.full:
         rows.full["costs"] = _costs(rows.program, given, Policy(), cut)
     full = {f"full_{name}": value for name, value in rows.full["costs"].items()}
-    return _costs(rows.program, given, policy, cut) | full
+    return _costs(rows.program, given, policy, cut, prefill) | full
 
 
-def _costs(program: Program, given: tuple, policy: Policy, cut: int) -> dict[str, Any]:
+def _costs(program: Program, given: tuple, policy: Policy, cut: int, prefill: Prefill | None = None) -> dict[str, Any]:
     """Bytes of the state of a batch, and tokens per second, of a policy."""
     params, tokens, *_ = given
-    run = scored(program, policy, cut, watch=False)
+    run = scored(program, policy, cut, watch=False, prefill=prefill)
     jax.block_until_ready(run(*given))
     seconds = min(_seconds(run, given) for _ in range(ROUNDS))
     size = state_bytes(program, params, policy, *tokens.shape)

@@ -5,22 +5,26 @@ that it computes, are told by layer and head; the best keeps the most mass.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import preflight
 from experiments import workdir as files
 from experiments.program import Program, inputs
 from experiments.settings.errors import ConfigError, Refused
 from experiments.settings.keys import suggest
+from experiments.workdir import disk
 from kernels import masks
 from kernels.attention.patterns import CANDIDATES, pattern_mask, search
+from kernels.attention.sparse import KINDS
+from models.mixers import MIXERS, prefill
+from models.mixers.memory import Policy, group
 from models.mixers.memory.shadow import recorded, recording
 
-KINDS = ("a_shape", "vertical_slash", "block_sparse")
 Candidate = tuple[str, int, int]
 
 
@@ -93,8 +97,41 @@ def of_run(model: Any, workdir: pathlib.Path | None) -> str:
         )
     found = searched(layers, choices)
     if workdir is not None:
-        files.write_json(workdir / files.PATTERNS, {"step": model.step, "corpus": model.corpus.hash, **found})
+        told = {"step": model.step, "corpus": model.corpus.hash, "patterns": prefill.written(found)}
+        files.write_json(workdir / files.PATTERNS, told | found)
     return said(found)
+
+
+def resolved(generate: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`config.generate` with the patterns themselves where `minference.patterns` names the file of a search.
+
+    Errors: ConfigError where there is no such file.
+    """
+    path = generate.get("minference", {}).get("patterns", "").strip()
+    if generate.get("prefill", "dense") == "dense" or not path.endswith(".json"):
+        return generate
+    try:
+        text = disk.parsed(disk.read_bytes(pathlib.Path(path)) or b"")["patterns"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError([
+            f"generate.minference.patterns={path!r} is no file of a search; make one by --mode=evaluate with "
+            "eval.patterns='minference'."
+        ]) from None  # fmt: skip
+    return {**generate, "minference": {**generate["minference"], "patterns": str(text)}}
+
+
+def check(made: prefill.Prefill, memory: Policy, config: Any) -> None:
+    """Raises ConfigError where the patterns do not go with the memory, or with the layers and heads of `config`."""
+    model, name = config.model, memory.name
+    words = [word.strip() for word in model.mixer.split(",")]
+    heads = [
+        model.num_heads if getattr(MIXERS[words[i % len(words)]], "grows", False) else 0
+        for i in range(model.num_layers)
+    ]
+    shared = {"memory": name, "prefill": "minference", "minference": {"patterns": ".json"}}
+    problems = [*preflight.memory_problems(shared | {group(name): dict(memory.options)}, model.mixer)]
+    if problems := problems or list(made.problems(heads)):
+        raise ConfigError(problems)
 
 
 def said(found: dict[str, Any]) -> str:

@@ -96,6 +96,8 @@ def memory_problems(generate: Mapping[str, Any], mixers: str | None = None) -> I
     from models.mixers.memory import MEMORIES, group
 
     name = generate["memory"]
+    if generate.get("prefill", "dense") != "dense":
+        yield from _prefill_problems(generate, MEMORIES[name].looks, mixers)
     yield from MEMORIES[name].problems(generate.get(group(name), {}))
     words = [] if mixers is None or name == "full" else [word.strip() for word in mixers.split(",")]
     if words and not any(getattr(MIXERS[word], "grows", False) for word in words):
@@ -103,6 +105,30 @@ def memory_problems(generate: Mapping[str, Any], mixers: str | None = None) -> I
             f"generate.memory={name!r} chooses among the keys of attention, and model.mixer={mixers!r} keeps none; use "
             "generate.memory='full'."
         )
+
+
+def _prefill_problems(generate: Mapping[str, Any], looks: bool, mixers: str | None) -> Iterator[str]:
+    """What does not go with sparse prefill: a memory that `looks` at all of a prompt, mixers without attention, words
+    that are no patterns."""
+    from models.mixers import MIXERS
+    from models.mixers.prefill import parsed
+
+    prefill, patterns = generate["prefill"], generate["minference"]["patterns"]
+    if looks:
+        yield (
+            f"generate.prefill={prefill!r} does not form what generate.memory={generate['memory']!r} looks at in a "
+            "prompt; use generate.memory='full', or generate.prefill='dense'."
+        )
+    if mixers is not None and not any(getattr(MIXERS[word.strip()], "grows", False) for word in mixers.split(",")):
+        yield (
+            f"generate.prefill={prefill!r} is of attention, and model.mixer={mixers!r} has none; use "
+            "generate.prefill='dense'."
+        )
+    try:
+        if not patterns.strip().endswith(".json"):
+            parsed(patterns)
+    except ValueError as problem:
+        yield str(problem)
 
 
 def _control_problems(control: str) -> Iterator[str]:

@@ -36,7 +36,9 @@ def problems(config: Any) -> Iterator[str]:
     ):
         if value != works:
             yield f"{key}={value!r} does not go with {why}; use {key}={works!r}."
-    yield from decoding_problems(config.model.kind, config.generate.drafter, config.generate.memory)
+    yield from decoding_problems(
+        config.model.kind, config.generate.drafter, config.generate.memory, config.generate.prefill
+    )
     for key in ("logit_scale", "embedding_scale"):
         if not config.model[key]:
             yield f"model.{key}=0 follows the width of all layers, and {why} has two widths; use model.{key}=1.0."
@@ -46,9 +48,11 @@ def problems(config: Any) -> Iterator[str]:
         yield f"mesh.context={config.mesh.context} cuts rows, which {why} cuts itself; use mesh.context=1."
 
 
-def decoding_problems(kind: str, drafter: str, memory: str) -> Iterator[str]:
+def decoding_problems(kind: str, drafter: str, memory: str, prefill: str = "dense") -> Iterator[str]:
     """What of `generate` reads a stack of layers, where the model of `model.kind` has several."""
     if kind == "segmented" and drafter not in ("none", "lookup"):
         yield f"generate.drafter={drafter!r} does not go with model.kind={kind!r}; use generate.drafter='lookup'."
     if kind == "segmented" and memory != "full":
         yield f"generate.memory={memory!r} does not go with model.kind={kind!r}; use generate.memory='full'."
+    if kind == "segmented" and prefill != "dense":
+        yield f"generate.prefill={prefill!r} does not go with model.kind={kind!r}; use generate.prefill='dense'."

@@ -124,7 +124,7 @@ def attend_looked(
 
     Args:
       q: [B, T, N, H]; k, v: [B, S, K, H], finite in every slot; G = N / K query heads share a key head.
-      seen: [B, 1|K, 1, T, S] bool.
+      seen: [B, 1|K, 1|G, T, S] bool.
       bias: [B, 1|K, 1, 1|T, S] added to the logits q.k / sqrt(H), or None.
 
     Returns:

@@ -12,6 +12,7 @@ from models.decoding.drafts import DRAFTERS
 from models.decoding.stream import Parts
 from models.decoding.verify import VERIFIERS
 from models.mixers.memory import Policy, group
+from models.mixers.prefill import Prefill
 
 SAMPLING = ("temperature", *sampling.RULES)
 
@@ -57,6 +58,7 @@ def make(
         verifier=VERIFIERS[verifier](**options(verifier)),
         control=tuple(chosen),
         eos=eos,
+        prefill=Prefill.of(first),
     )
 
 
@@ -90,12 +92,18 @@ def kept_apart(asked: Mapping[str, Any], shared: Mapping[str, Any], parts: Parts
 
     Dials and `Control.own` are each request's.
     """
-    for socket in ("memory", "drafter", "verifier", "control"):
+    for socket in ("memory", "prefill", "drafter", "verifier", "control"):
         if asked[socket] != shared[socket]:
             return socket
     free = {dial for _, part in parts.control for dial in part.dials}
     free |= {f"{name}.{field}" for name, part in parts.control for field in part.own}
-    for name in (group(parts.memory.name), parts.drafter[0], asked["verifier"], *(name for name, _ in parts.control)):
+    for name in (
+        group(parts.memory.name),
+        shared["prefill"],
+        parts.drafter[0],
+        asked["verifier"],
+        *(name for name, _ in parts.control),
+    ):
         theirs, ours = asked.get(name), shared.get(name)
         if isinstance(ours, Mapping) and theirs != ours:
             differ = [f"{name}.{key}" for key in ours if theirs[key] != ours[key]]

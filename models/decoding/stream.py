@@ -28,6 +28,7 @@ from models.decoding.rows import single
 from models.decoding.verify import Verifier
 from models.mixers.context import Asked, Edit
 from models.mixers.memory import Policy, settled
+from models.mixers.prefill import Prefill
 from models.mixers.slots import depths, put
 from models.mixers.together import Rows
 
@@ -38,7 +39,7 @@ Models = Mapping[str, Any]  # "model": the one whose text it is; others by the n
 class Parts:
     """One entry of each socket: static under jit. Drafter and controls stand beside the names of their sides.
 
-    `eos`: the token that ends a row; -1: none does.
+    `eos`: the token that ends a row; -1: none does. `prefill`: what heads see of a prompt; None: all of it.
     """
 
     memory: Policy
@@ -46,6 +47,7 @@ class Parts:
     verifier: Verifier
     control: tuple[tuple[str, Control], ...]
     eos: int = -1
+    prefill: Prefill | None = None
 
     @property
     def sides(self) -> tuple[tuple[str, Any], ...]:
@@ -161,7 +163,8 @@ def read(models: Models, p: Progress, parts: Parts, size: int, *, fresh: bool = 
       fresh: nothing of any row was read before.
     """
     tokens, position = piece(p, size)
-    made = pass_(models, p, parts, tokens, position, state=p.state, fresh=fresh)
+    sparse = {"prefill": parts.prefill} if parts.prefill is not None and fresh else {}
+    made = pass_(models, p, parts, tokens, position, state=p.state, fresh=fresh, **sparse)
     return with_piece(models, p, parts, tokens, position, made)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from kernels import masks
 from kernels.attention import attention
 from kernels.attention.cached import attend_cache, attend_looked, attend_turned
+from kernels.attention.sparse import Heads, sparse_attention
 from kernels.column_sums import Noise, column_sums, row_lse
 from kernels.context_attention import context_attention
 from models.mixers.context import Context
@@ -117,6 +118,8 @@ def recall(
             rule = rule & masks.Dense(own_path(context.parents, view.start, keys.shape[1]))
         if context.segment_ids is not None:  # Texts that are read side by side, fresh: the keys are their own.
             rule = rule & masks.Segments(context.segment_ids, context.segment_ids)
+        if context.prefill and mask.is_static and not all(each.covers(q.shape[1]) for each in context.prefill[0]):
+            return attend_patterns(partition, q, keys, view.v, context, mask, softcap, sinks), memory
         op = functools.partial(attend_cache, implementation=implementation, softcap=softcap)
         return attend(partition, op, q, keys, view.v, rule, sinks=sinks), memory
     if softcap is not None or sinks is not None:
@@ -128,6 +131,31 @@ def recall(
         return _summed(partition, q, keys, view, context, mask, memory, implementation)
     out, looks = _looked(partition, q, keys, view, context, mask)
     return out, memory.looked(looks, context) if memory.looks else memory
+
+
+def attend_patterns(
+    partition: Partition,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: Context,
+    mask: masks.Mask,
+    softcap: float | None,
+    sinks: jax.Array | None,
+) -> jax.Array:
+    """Attention of the first tokens of rows to one another within the patterns of this layer's heads, `[B, T, N, H]`.
+
+    Patterns that see everything whatever is read do not come here: attention's own kernel gives their bits.
+    """
+    length = jnp.sum(context.positions >= 0, axis=1, dtype=jnp.int32)
+    heads = Heads.of(context.prefill[0], q.shape[1])
+
+    def run(q, k, v, length, heads, sinks):
+        return sparse_attention(q, k, v, heads, length=length, mask=mask, softcap=softcap, sinks=sinks)
+
+    cut = jax.tree.map(lambda _: ("heads",), heads)
+    axes = (HEADS, HEADS, HEADS, ("batch",), cut, None if sinks is None else ("heads",))
+    return partition.run(run, (q, k, v, length, heads, sinks), axes, HEADS)
 
 
 def _turned(
@@ -163,7 +191,7 @@ def _looked(
         attend_looked, (q, keys, view.v, seen, bias), (HEADS, HEADS, HEADS, rows(seen), rows(bias)),
         (HEADS, *[("batch", "heads", None, None, None)] * 2),
     )  # fmt: skip
-    return out, Looks(weights, logits)
+    return out, Looks(weights, logits, jnp.sum(out * 0, axis=(1, 2, 3)) > 1)
 
 
 def _summed(
@@ -209,13 +237,15 @@ def _summed(
 
 
 def visible(view: View, context: Context, mask: masks.Mask) -> jax.Array:
-    """Which keys of a view each query sees, `[B, 1|K, 1, T, S]` bool; see `View`."""
+    """Which keys of a view each query sees, `[B, 1|K, 1|G, T, S]` bool; see `View`."""
     held = view.position if view.position.ndim == 3 else view.position[:, None]  # [B, 1|K, S]
     (B, T), S = context.positions.shape, held.shape[-1]
     by_head = lambda held: masks.Positions(context.positions, held, rule=mask).traced(T, S)[:, 0]  # noqa: E731
     seen = jax.vmap(by_head, in_axes=1, out_axes=1)(held)
-    if view.keep is not None:
-        seen = seen & view.keep
     if context.parents is not None:
         seen = seen & own_path(context.parents, view.start, S)[:, None]
-    return jnp.broadcast_to(seen, (B, *seen.shape[1:]))[:, :, None]
+    seen = jnp.broadcast_to(seen, (B, *seen.shape[1:]))[:, :, None]
+    if view.keep is None:
+        return seen
+    J, K = view.keep.shape[1], view.k.shape[2]
+    return seen & view.keep.reshape(len(view.keep), min(J, K), -(-J // K), *view.keep.shape[2:])

@@ -44,6 +44,8 @@ class Context:
     edits: tuple[tuple[str, Edit], ...] = dataclasses.field(default=(), metadata={"static": True})  # (site, edit)
     # Of layers that have no keys of their own (models/rewired.py): keys and values [B, T, K, H], not rotated.
     given: tuple[jax.Array, jax.Array] | None = None
+    # Decoding, of a fresh pass: patterns of the heads of each of the layers at hand, () = attention to everything.
+    prefill: tuple[tuple[Any, ...], ...] = dataclasses.field(default=(), metadata={"static": True})
     # Decoding, of memories that keep keys unrotated: (x [B, T, N|K, H], positions [B, T]) -> x.
     rotate: Callable[..., jax.Array] | None = dataclasses.field(default=None, metadata={"static": True})
     # With it: whether rotate(rotate(x, a), b) is rotate(x, a + b) whatever the text.

@@ -36,6 +36,11 @@ def refusal(settings: Mapping[str, Any]) -> str:
             f"generate.memory={settings['memory']!r} keeps what it chooses of a whole prompt, which is no beginning of "
             "another; a cache of beginnings goes with generate.memory='full'."
         )
+    if settings["prefill"] != "dense":
+        return (
+            f"generate.prefill={settings['prefill']!r} finds patterns in a whole prompt, which is no beginning of "
+            "another; a cache of beginnings goes with generate.prefill='dense'."
+        )
     for name in sockets.order(settings["control"]):
         made = CONTROLS[name]
         if getattr(made, "func", made).enters is not Control.enters:

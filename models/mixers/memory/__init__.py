@@ -68,7 +68,7 @@ class View(NamedTuple):
     start: jax.Array  # [B] the first of the T new tokens, which lie side by side: slot start[b] + t holds token t
     window: int = 0  # static; 0: none
     bias: jax.Array | None = None  # [B, K, 1|T, S]
-    keep: jax.Array | None = None  # [B, 1|K, 1|T, S] bool
+    keep: jax.Array | None = None  # [B, 1|K|N, 1|T, S] bool
     # With rotary = "slot": where keys [B, S] and queries [B, T] stand for the rotary positions.
     key_place: jax.Array | None = None
     query_place: jax.Array | None = None
@@ -82,6 +82,9 @@ class Looks(NamedTuple):
 
     weights: jax.Array  # [B, K, G, T, S] after the softmax; 0 where a key is not seen; padded queries have zeros
     logits: jax.Array  # [B, K, G, T, S] before it, -inf where a key is not seen
+    # [B] false, but known only once the values have been read. What is written into values in place has to wait for it:
+    # XLA copies all of them where it cannot tell that their last reader was earlier.
+    unread: jax.Array
 
 
 class Sums(NamedTuple):

@@ -47,6 +47,7 @@ class Row(NamedTuple):
     told: dict[str, jax.Array]  # [...] what a row remembers beside its tokens
     length: jax.Array  # [] tokens of the text, the new ones included
     prompt: jax.Array  # [] those of them that were read in pieces
+    unread: jax.Array  # [] see `Looks.unread`
 
     @property
     def K(self) -> int:
@@ -141,7 +142,7 @@ class Kept(Memory):
         return {}
 
     @classmethod
-    def extra_bytes(cls, rule: Any) -> int:
+    def extra_bytes(cls, rule: Any, sizes: Sizes) -> int:
         """Bytes of a token of one key head beside its key and value, position and score."""
         return 0
 
@@ -174,7 +175,11 @@ class Kept(Memory):
         return scores.keep(rated.score, row.position, row.newest, **kw)
 
     def merged(self, rated: Rated, kept: jax.Array, row: Row) -> Rated:
-        """Keys and values once it is known what stays; most policies drop what does not."""
+        """Keys and values once it is known what stays; most policies drop what does not.
+
+        In a step nothing leaves a row without a new token, and its keys and values must be those of before: nobody
+        reads and writes all of them to choose.
+        """
         return rated
 
     # What they share.
@@ -203,7 +208,7 @@ class Kept(Memory):
     def within(cls, rule: Any, sizes: Sizes, size: int) -> Any:
         """The rule whose layers take `size` bytes a row together, the free slot included."""
         itemsize = jnp.dtype(sizes.dtype).itemsize
-        extra = 4 + jnp.promote_types(sizes.dtype, jnp.float32).itemsize + cls.extra_bytes(rule)
+        extra = 4 + jnp.promote_types(sizes.dtype, jnp.float32).itemsize + cls.extra_bytes(rule, sizes)
         kw = {"layers": sizes.layers, "heads": sizes.K, "width": sizes.H, "itemsize": itemsize, "extra": extra}
         return cls.budgeted(rule, budgets.from_bytes(size, **kw) - 1, sizes)
 
@@ -298,7 +303,7 @@ class Kept(Memory):
         by_head = lambda x: x.reshape(B, K * G, T, S)  # noqa: E731
         rows = Row(
             by_head(looks.weights), by_head(looks.logits), sums, query, self.position, self.score, self.extra, self.k,
-            self.v, self.told, self.length, self.prompt,
+            self.v, self.told, self.length, self.prompt, looks.unread,
         )  # fmt: skip
         rated, kept = jax.vmap(self._judged)(rows)
         after = dataclasses.replace(self, position=jnp.where(kept, self.position, -1), **rated._asdict())
@@ -312,7 +317,9 @@ class Kept(Memory):
         idle = ~jnp.any(row.query >= 0)
         before = Rated(row.score, row.extra, row.told, row.k, row.v)
         choose = lambda old, new: new if new is old else jnp.where(idle, old, new.astype(old.dtype))  # noqa: E731
-        return jax.tree.map(choose, before, rated), jnp.where(idle, row.held, kept)
+        after = jax.tree.map(choose, before, rated)
+        after = after._replace(k=rated.k, v=rated.v) if row.one else after
+        return after, jnp.where(idle, row.held, kept)
 
     def _gathered(self, kept: jax.Array) -> Self:
         """The tokens that stay, in the order of the text, from the first slot on."""

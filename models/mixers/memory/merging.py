@@ -147,10 +147,16 @@ def ems(
     return kept, jnp.where(kept, index, jnp.where(moved & (cosine >= least), target, -1))
 
 
-def most_similar(k: jax.Array, centres: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(index, cosine) `[..., n]` of the kept centre whose key is most similar to each key; `k [..., n, H]`."""
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-30)  # noqa: E731
-    cosine = jnp.einsum("...nh,...ch->...nc", unit(k), unit(centres), precision="highest")
+def most_similar(
+    k: jax.Array, centres: jax.Array, kept: jax.Array, norm: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(index, cosine) `[..., n]` of the kept centre whose key is most similar to each key; `k [..., n, H]`.
+
+    `centres [..., C, H]`, `kept` bool `[..., C]`, `norm [..., C]` of the centres where it is known.
+    """
+    length = lambda x: jnp.maximum(jnp.linalg.norm(x, axis=-1), 1e-30)  # noqa: E731
+    product = jnp.einsum("...nh,...ch->...nc", k / length(k)[..., None], centres, precision="highest")
+    cosine = product / (length(centres) if norm is None else jnp.maximum(norm, 1e-30))[..., None, :]
     cosine = jnp.where(kept[..., None, :], cosine, -jnp.inf)
     return jnp.argmax(cosine, axis=-1), cosine.max(-1)
 

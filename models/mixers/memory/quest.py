@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from models.mixers import slots
 from models.mixers.context import Context
-from models.mixers.memory import Memory, Sizes, View, budgets, selection
+from models.mixers.memory import Memory, Sizes, View, budgets, scores, selection
 from models.mixers.memory.kept import budget_problems, of_prompt, whole
 from models.mixers.memory.rules.select import Quest as Rule
 from models.mixers.memory.token_select import best_slots
+
+FEW = 128  # pages
 
 
 @jax.tree_util.register_dataclass
@@ -72,7 +74,7 @@ class Quest(Memory):
         )
         after = after._bounded(k, positions, context)
         if T == 1 and not self.dense:
-            return after, after._paged(q[:, 0])
+            return after, after._paged(q[:, 0]) if 2 * after._most <= after.low.shape[1] else after._in_place(q[:, 0])
         if context.fresh:
             return after, View(k, v, positions, jnp.zeros_like(context.start))
         return after, View(after.k.swapaxes(1, 2), after.v.swapaxes(1, 2), position, context.start)
@@ -92,13 +94,28 @@ class Quest(Memory):
         high = self.high.at[row, at].max(jnp.where(real, key, -jnp.inf))
         return dataclasses.replace(self, low=low, high=high)
 
+    @property
+    def _most(self) -> int:
+        """Pages that a query head reads, at most."""
+        pages = budgets.tokens(self.rule.budget, self.limit) // self.rule.page
+        return min(max(self.rule.least, pages), self.low.shape[1])
+
+    def _count(self) -> jax.Array:
+        """`[B]` pages that a query head of each row reads."""
+        budget = of_prompt(self.rule.budget, self.prompt, self.limit)
+        return jnp.broadcast_to(jnp.maximum(self.rule.least, budget // self.rule.page), self.prompt.shape)
+
+    def _in_place(self, q: jax.Array) -> View:
+        """All tokens, of which each query head sees those of its pages: less than to copy more than half of them."""
+        bound = jax.vmap(selection.quest_bound)(q, self.low, self.high)  # [B, N, P]
+        keep = jnp.repeat(_best(bound, self._count()), self.rule.page, axis=2)[:, :, None]
+        start = jnp.zeros_like(self.prompt)
+        return View(self.k.swapaxes(1, 2), self.v.swapaxes(1, 2), self.position, start, keep=keep)
+
     def _paged(self, q: jax.Array) -> View:
         """The pages of each query head, `[B, N, H]`, side by side."""
         (B, K, S, H), N, page = self.k.shape, q.shape[1], self.rule.page
-        P = S // page
-        tokens = lambda budget: jnp.maximum(self.rule.least, budget // page)  # noqa: E731
-        count = jnp.broadcast_to(tokens(of_prompt(self.rule.budget, self.prompt, self.limit)), (B,))
-        most = min(max(self.rule.least, budgets.tokens(self.rule.budget, self.limit) // page), P)
+        P, most, count = S // page, self._most, self._count()
 
         def chosen(q, low, high, count):
             bound = selection.quest_bound(q, low, high)
@@ -122,6 +139,21 @@ class Quest(Memory):
     def problems(cls, options: Mapping[str, Any]) -> Iterator[str]:
         """See `Memory.problems`."""
         yield from budget_problems(cls.name, {"budget": options["budget"]})
+
+
+def _best(bound: jax.Array, count: jax.Array) -> jax.Array:
+    """bool `[B, N, P]`: the `count [B]` pages of the largest bounds, of equal ones the latest; none that is empty.
+
+    Of few pages each is compared with all others, which is less than to sort them.
+    """
+    P = bound.shape[-1]
+    some = bound > -jnp.inf
+    if P > FEW:
+        return jax.vmap(scores.keep_best)(bound, some, jnp.broadcast_to(count[:, None], bound.shape[:2]))
+    later = jnp.arange(P) > jnp.arange(P)[:, None]
+    here, other = bound[..., :, None], bound[..., None, :]
+    better = (other > here) | ((other == here) & later)
+    return some & (better.sum(-1, dtype=jnp.int32) < count[:, None, None])
 
 
 PARTS = {"quest": Quest}

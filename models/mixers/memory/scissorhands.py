@@ -6,31 +6,33 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from models.mixers.memory import scores
+from models.mixers.memory import ring, scores
 from models.mixers.memory.kept import Kept, Rated, Row, policy
-from models.mixers.memory.ring import put_last
 
 
 @policy
 @dataclasses.dataclass(frozen=True)
 class Scissorhands(Kept):
-    """See the module's docstring. `extra["votes"] [B, K, S, window]`: query i has its votes at i mod window."""
+    """See the module's docstring. `extra["votes"] [B, K, S, G, W]` uint32, a bit a vote of each of the G query heads of
+    a key head: that of query i is bit i mod window, 32 in a word."""
 
     name: ClassVar[str] = "scissorhands"
 
     @classmethod
     def more(cls, rule, sizes, heads, size, dtype):
-        return {"votes": jnp.zeros((sizes.batch, heads, size, rule.window), jnp.int8)}
+        words = -(-rule.window // ring.BITS)
+        return {"votes": jnp.zeros((sizes.batch, heads, size, sizes.N // sizes.K, words), jnp.uint32)}
 
     @classmethod
-    def extra_bytes(cls, rule):
-        return rule.window
+    def extra_bytes(cls, rule, sizes):
+        return 4 * -(-rule.window // ring.BITS) * (sizes.N // sizes.K)
 
     def rate(self, row: Row) -> Rated:
-        votes = scores.by_key_head(scores.scissorhands(row.p, row.x > -jnp.inf), row.K)  # [K, T, S]
-        ring = put_last(row.extra["votes"], votes, row.query, row.newest)
-        score = -ring.sum(-1, dtype=jnp.int32).astype(row.score.dtype)
-        return Rated.of(row, score, extra={"votes": ring})
+        (N, T, S), K = row.p.shape, row.K
+        votes = scores.scissorhands(row.p, row.x > -jnp.inf).reshape(K, N // K, T, S)
+        votes = ring.put_votes(row.extra["votes"], votes, row.query, row.newest, self.rule.window)
+        against = jax.lax.population_count(votes).sum((-2, -1), dtype=jnp.int32)
+        return Rated.of(row, -against.astype(row.score.dtype), extra={"votes": votes})
 
     def stays(self, rated: Rated, row: Row) -> jax.Array:
         if self.rule.drop == 1:

@@ -20,9 +20,9 @@ def token_select_votes(
       released: as the authors' kernel: no 1/sqrt(H), and query head n reads key head n mod K.
       dtype: what the products are rounded to before the softmax; the authors' is bfloat16.
     """
-    (N, H), K = q.shape, k.shape[1]
-    reads = jnp.arange(N) % K if released else jnp.arange(N) // (N // K)
-    x = jnp.einsum("nh,snh->ns", q, k[:, reads], precision="highest")
+    (N, H), (S, K, _) = q.shape, k.shape
+    grouped = q.reshape(N // K, K, H).swapaxes(0, 1) if released else q.reshape(K, N // K, H)
+    x = jnp.einsum("kgh,skh->kgs", grouped, k, precision="highest").reshape(N, S)
     if not released:
         x = x * H**-0.5
     if dtype is not None:

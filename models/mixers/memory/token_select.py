@@ -77,6 +77,8 @@ class TokenSelect(Memory):
         asking = context.rotate(q, jnp.full_like(positions, rule.local))[:, 0]
         count = jnp.broadcast_to(of_prompt(rule.budget, self.prompt, self.limit), positions[:, 0].shape)
         size = min(rule.initial + self.chosen.shape[1] + rule.local, S)
+        if 2 * size > S and rule.least >= 1:
+            return self, self._in_place(asking, positions, count, context)
         pick = lambda *row: self._picked(*row, size=size)  # noqa: E731
         slot, asked, chosen = jax.vmap(pick)(asking, self.k, positions[:, 0], count, self.asked, self.chosen)
         idle = positions < 0
@@ -94,15 +96,38 @@ class TokenSelect(Memory):
         places = {"key_place": rank, "query_place": jnp.maximum(last, 0)}
         return after, View(taken(self.k), taken(self.v), held, jnp.zeros_like(slot[:, 0]), **places)
 
+    def _in_place(self, asking: jax.Array, positions: jax.Array, count: jax.Array, context: Context) -> View:
+        """All tokens where they lie, of which the query sees those that it reads: less than to copy most of them."""
+        rule, most, place = self.rule, self.chosen.shape[1], jnp.arange(self.k.shape[2])
+
+        def read(q: jax.Array, k: jax.Array, t: jax.Array, count: jax.Array) -> jax.Array:
+            candidates = (place >= rule.initial) & (place <= t - rule.local)
+            best = best_of(self._votes(q, k, candidates), candidates, most, count)
+            few = rule.initial + count + rule.local >= t + 1
+            return (place <= t) & (few | best | ~candidates)
+
+        seen = jax.vmap(read)(asking, self.k, positions[:, 0], count)
+        last = jnp.maximum(jnp.sum(seen, axis=1, keepdims=True) - 1, 0)
+        held = jnp.where(seen, context.slots.position[:, : seen.shape[1]], -1)
+        places = {"key_place": selection.ranks(seen), "query_place": last}
+        return View(self.k.swapaxes(1, 2), self.v.swapaxes(1, 2), held, jnp.zeros_like(positions[:, 0]), **places)
+
+    def _votes(self, q: jax.Array, k: jax.Array, candidates: jax.Array) -> jax.Array:
+        """`[S]` of one row: k `[K, S, H]`."""
+        kw = {
+            "smooth": self.rule.smooth,
+            "released": self.rule.released,
+            "dtype": jnp.bfloat16 if self.rule.narrow else None,
+        }
+        return selection.token_select_votes(q, k.swapaxes(0, 1), candidates, **kw)
+
     def _picked(self, q, k, t, count, asked, before, *, size):
         """(slots that a query at position t reads `[size]` in order, -1 behind them; query; chosen `[most]`) of a
         row."""
         rule, S, most = self.rule, k.shape[1], before.shape[0]
         place = jnp.arange(S)
         candidates = (place >= rule.initial) & (place <= t - rule.local)
-        kw = {"smooth": rule.smooth, "released": rule.released, "dtype": jnp.bfloat16 if rule.narrow else None}
-        votes = selection.token_select_votes(q, k.swapaxes(0, 1), candidates, **kw)
-        chosen = best_slots(votes, candidates, most, count)
+        chosen = best_slots(self._votes(q, k, candidates), candidates, most, count)
         if rule.least < 1:
             again = (before >= 0).any() & selection.same_query(q, asked, rule.least)
             chosen, q = jnp.where(again, before, chosen), jnp.where(again, asked, q)
@@ -137,6 +162,16 @@ def best_slots(score: jax.Array, candidates: jax.Array, most: int, count: jax.Ar
     slot = jnp.sort(jnp.where(real, S - 1 - index, S))
     slot = jnp.pad(slot, (0, most - most_of), constant_values=S)
     return jnp.where(slot < S, slot, -1)
+
+
+def best_of(score: jax.Array, candidates: jax.Array, most: int, count: jax.Array | int) -> jax.Array:
+    """bool `[S]`: the candidates of `best_slots`, arguments as there. Nothing is sorted but for the largest scores."""
+    score = jnp.where(candidates, score, -jnp.inf)
+    most = min(most, score.shape[0])
+    least = jax.lax.top_k(score, most)[0][jnp.clip(count, 1, most) - 1]
+    above, equal = candidates & (score > least), candidates & (score == least)
+    later = jnp.cumsum(equal[::-1])[::-1]  # how many equal ones stand here and behind
+    return (above | (equal & (later <= count - above.sum()))) & (jnp.asarray(count) > 0)
 
 
 PARTS = {"token_select": TokenSelect}

@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from models import rope
 from models.mixers import attend
 from models.mixers.attend import recall
 from models.mixers.context import Context
-from models.mixers.memory import Policy
+from models.mixers.memory import Policy, quest, token_select
 from models.mixers.memory.replay import replay
 from models.mixers.memory.shadow import Shadow
 from models.mixers.slots import Slots
@@ -66,8 +67,12 @@ SELECTIONS = {
     ),
     "token_select-again": ("token_select", {"budget": 4, "initial": 2, "local": 3, "least": 0.5}),
     "token_select-share": ("token_select", {"budget": 0.3, "initial": 1, "local": 2}),
+    "token_select-most": ("token_select", {"budget": 18, "initial": 2, "local": 3}),
+    "token_select-most of a share": ("token_select", {"budget": 0.7, "initial": 1, "local": 2, "smooth": 3}),
     "quest": ("quest", {"budget": 6, "page": 3, "least": 1}),
     "quest-least": ("quest", {"budget": 6, "page": 3, "least": 4}),
+    "quest-half": ("quest", {"budget": 24, "page": 2, "least": 1}),
+    "quest-two thirds": ("quest", {"budget": 0.8, "page": 2, "least": 1}),
     "quest-share": ("quest", {"budget": 0.5, "page": 3, "least": 1}),
 }  # fmt: skip
 
@@ -198,6 +203,27 @@ def test_a_long_prompt_is_read_by_sums(name, monkeypatch):
     """The same, where prompts are so long that the kernel of column sums takes the place of all weights."""
     monkeypatch.setattr(attend, "LONG", 2)
     test_a_memory_is_replay_at_every_step_of_ragged_rows(name)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_best_are_the_same_by_slot_and_in_place():
+    for seed, count in itertools.product(range(4), (0, 1, 3, 6)):
+        rng = np.random.default_rng(seed)
+        score, some = jnp.asarray(rng.integers(0, 4, 12) * 1.0), jnp.asarray(rng.random(12) < 0.6)
+        slots = np.asarray(token_select.best_slots(score, some, 6, count))
+        flags = np.asarray(token_select.best_of(score, some, 6, count))
+        assert np.flatnonzero(flags).tolist() == slots[slots >= 0].tolist()
+
+
+@pytest.mark.usefixtures("x64")
+def test_many_pages_are_sorted_and_few_compared(monkeypatch):
+    monkeypatch.setattr(quest, "FEW", 4)
+    test_a_selection_is_replay_at_every_step_of_ragged_rows("quest-half")
+    bound = jnp.asarray([[[1.0, 3, 3, 3, -jnp.inf, 2, 0], [2.0, 2, 2, 2, 2, 2, 2]]])
+    sort = np.asarray(quest._best(bound, jnp.asarray([2])))
+    monkeypatch.setattr(quest, "FEW", 7)
+    np.testing.assert_array_equal(sort, quest._best(bound, jnp.asarray([2])))
+    assert sort.tolist() == [[[False, False, True, True, False, False, False], [False] * 5 + [True] * 2]]
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,4 +1,4 @@
-"""Policies as memories of the engine: rows do not meet, heads may lie on two devices, and what cannot be is told."""
+"""Policies as memories of the engine: rows do not meet, heads lie on 2 or 4 devices, and what cannot be is told."""
 
 import functools
 
@@ -19,7 +19,7 @@ from experiments.settings import smoke
 from experiments.settings.errors import ConfigError
 from models.decoding import parts as sockets
 from models.decoding import stream
-from models.mixers.memory import MEMORIES
+from models.mixers.memory import MEMORIES, group
 from tests.experiments.generation.generate_test import OPTIONS, PROMPTS, made
 from tests.models.decoding import stream_test
 
@@ -27,18 +27,27 @@ SMALL = {
     "h2o": {"budget": 6.0, "recent": 2.0}, "keyformer": {"budget": 6.0, "recent": 2.0}, "tova": {"budget": 6.0},
     "streaming": {"budget": 6.0, "sinks": 2}, "snap": {"budget": 6.0, "window": 2}, "elastic": {"sinks": 1},
     "ems": {"budget": 6.0, "recent": 2.0, "window": 2}, "quest": {"budget": 4.0, "page": 2, "least": 1},
-    "token_select": {"budget": 2.0, "initial": 1, "local": 2},
+    "token_select": {"budget": 2.0, "initial": 1, "local": 2}, "a2sf": {"budget": 6.0, "recent": 2.0},
+    "scissorhands": {"budget": 6.0, "recent": 2.0, "window": 4}, "random": {"budget": 6.0, "recent": 2.0},
+    "pyramid": {"budget": 6.0, "window": 2}, "prefix_kv": {"sinks": 1},
 }  # fmt: skip
+SAMPLE = ("h2o", "elastic", "ems", "quest", "token_select")
+
+
+def policies(*sample):
+    """Every policy, of which the tests always run a sample."""
+    rest = sorted({*SMALL} - {*sample})
+    return [*sample, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rest)]
 
 
 def asked(name, **more):
     options = stream_test.DEFAULTS | {"memory": name, "max_tokens": 24} | more
-    return options | {name: options[name] | SMALL[name]}
+    return options | {group(name): options[group(name)] | SMALL[name]}
 
 
 @functools.cache
 def program(name):
-    """A jitted `(texts, lengths) -> Progress` of three rows, whose prompts are read in one pass."""
+    """A jitted `(texts, lengths) -> Progress` of eight rows, whose prompts are read in one pass."""
     options = asked(name)
     parts = sockets.make([options], stream_test.DEFAULTS, vocab_size=stream_test.V)
     graphdef, params = stream_test.model("gqa")
@@ -47,19 +56,23 @@ def program(name):
     def go(params, text, length, key):
         models = {"model": nnx.merge(graphdef, params).for_decoding()}
         given = (text, length, length + 8, key)
-        p = stream.begin(models, parts, *given, sockets.dials([options] * 3, parts), capacity=40)
+        p = stream.begin(models, parts, *given, sockets.dials([options] * 8, parts), capacity=40)
         return stream.extend(models, stream.read(models, p, parts, 17, fresh=True), parts, 100)
 
     return functools.partial(go, params)
 
 
-@pytest.mark.parametrize("name", ["h2o", "elastic", "streaming", "quest"])
+@pytest.mark.parametrize("name", policies("streaming", *SAMPLE))
 def test_a_row_is_the_same_bits_whatever_the_others_hold(name):
-    text, length, key = stream_test.prompts(), jnp.asarray(stream_test.LENGTH), stream_test.key_data()
+    text, key = (
+        jnp.concatenate([x(seed) for seed in range(3)])[:8] for x in (stream_test.prompts, stream_test.key_data)
+    )
+    length = jnp.tile(jnp.asarray(stream_test.LENGTH), 3)[:8]
     first = program(name)(text, length, key)
-    order = jnp.asarray([2, 0, 1])
+    order = jnp.asarray([2, 0, 1, 7, 6, 3, 4, 5])
     turned = program(name)(text[order], length[order], key[order])
-    other = program(name)(text.at[:2].set(3), length.at[:2].set(2), key)
+    rest = jnp.arange(8) != 2
+    other = program(name)(jnp.where(rest[:, None], 3, text), jnp.where(rest, 2, length), key)
     for a, b in zip(*map(jax.tree.leaves, (first, turned)), strict=True):
         np.testing.assert_array_equal(a[order], b)
     for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True):
@@ -71,14 +84,21 @@ def test_a_row_is_the_same_bits_whatever_the_others_hold(name):
 def generator(tensor):
     config = smoke.shrink(transformer.get_config("tiny"))
     config.model.init, config.model.init_std, config.mesh.data, config.mesh.tensor = "fan_in", 0.5, 1, tensor
-    config.model.vocab_multiple = 2
+    config.model.vocab_multiple, config.model.num_heads = 4, 4
     ready = build(config.lock(), vocab_size=259, mesh=make_mesh(config, jax.devices()[:tensor]))
     return Generator(ready, data.ByteTokenizer()), ready.init()["params"]
 
 
-@pytest.mark.parametrize("name", ["h2o", "quest"])
-def test_heads_on_two_devices_give_the_same_text(name):
+@pytest.mark.parametrize("devices", [4, pytest.param(2, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", policies("h2o", "prefix_kv", "token_select"))
+def test_heads_on_several_devices_give_the_same_text(name, devices):
     options = asked(name, temperature=0.0, max_tokens=16)
+    one, many = (maker(params, PROMPTS[:2], options, seed=5) for maker, params in map(generator, (1, devices)))
+    assert one == many and any(one)
+
+
+def test_heads_on_two_devices_choose_their_own_pages():
+    options = asked("quest", temperature=0.0, max_tokens=16)
     one, two = (maker(params, PROMPTS[:2], options, seed=5) for maker, params in map(generator, (1, 2)))
     assert one == two and any(one)
 
