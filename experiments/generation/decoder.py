@@ -43,7 +43,7 @@ class Decoder:
         self.read = jax.jit(self._read, static_argnames=("parts", "size", "fresh"), donate_argnames=("p",))
         self.extend = jax.jit(self._extend, static_argnames=("parts",), donate_argnames=("p",))
         self.both = jax.jit(self._both, static_argnames=("parts", "whole", "size"), donate_argnames=("p", "others"))
-        self.packed = jax.jit(self._packed, static_argnames=("parts",))
+        self.packed = jax.jit(self._packed, static_argnames=("parts", "slots"))
         self.unpacked = jax.jit(self._unpacked, static_argnames=("parts", "size"), donate_argnames=("p",))
         self.lanes = jax.jit(self._lanes, static_argnames=("parts", "capacity"))
         self.moved = jax.jit(self._moved, static_argnames=("parts", "capacity"))
@@ -179,8 +179,8 @@ class Decoder:
         p, others = stream.beside(models, p, parts, p.live & among, others, whole, size)
         return self._readable(p), self._readable(others)
 
-    def _packed(self, weights, tokens, positions, segments, *, parts):
-        return packed.read_row(self.models(weights), parts, tokens, positions, segments)
+    def _packed(self, weights, tokens, positions, segments, *, parts, slots):
+        return packed.read_row(self.models(weights), parts, tokens, positions, segments, slots)
 
     def _unpacked(self, weights, p, made, start, *, parts, size):
         return self._readable(packed.cut_out(self.models(weights), p, parts, made, start, size))

@@ -251,25 +251,25 @@ class Engine(Prompts):
                 request.one, request.read = self._fresh_row(request, found), len(request.prefix)
 
     def _read_prompts(self, plan: StepPlan, rounds: int) -> int:
-        """Reads what a plan says; how many rounds the lanes have made beside it: one, if a piece is small."""
+        """Reads what a plan says; how many rounds the lanes have made beside it: one, if a piece is small and the step
+        has no more."""
         counts, made = dict(plan.chunks), 0
         if plan.packed:
             whole = [self.reading[id] for id, n in counts.items() if n >= len(self.reading[id].ids) - 1]
             counts = {id: n for id, n in counts.items() if id not in self._read_packed(whole)}
         for id, count in counts.items():
             for piece in self._reading(self.reading[id], count):
-                if not made and piece.size <= BESIDE and self._round_beside(piece, plan, rounds):
+                if rounds == 1 and not made and piece.size <= BESIDE and self._round_beside(piece, plan):
                     made = 1
                 else:
                     self._read_piece(piece)
         return made
 
-    def _round_beside(self, piece: Piece, plan: StepPlan, rounds: int) -> bool:
-        """One pass for a piece of a prompt and a round of the running rows, where there are any and their parts allow
-        it: of `rounds` in this step."""
+    def _round_beside(self, piece: Piece, plan: StepPlan) -> bool:
+        """One pass for a piece of a prompt and a round of the running rows, where there are any and parts allow it."""
         if self._whole or not self.running or not self.decoder.joins(self._parts):
             return False
-        here, among, parts = self._turn(plan, rounds)
+        here, among, parts = self._turn(plan, 1)
         if not any(among) or not self.decoder.joins(parts) or any(hosted(parts, r.options) for r in here):
             return False
         given = (self.weights, self._lanes, piece.shown(), among)

@@ -19,6 +19,8 @@ from experiments.generation.serving import prepacking
 from models.decoding import parts as sockets
 from models.decoding.stream import Parts, Progress
 
+GROWTH = 4  # A row whose slots are used up is copied to so many times as many: a copy of thousands takes many steps.
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
@@ -92,8 +94,8 @@ class Prompts:
         slots = self._room(max((end for *_, end in cuts), default=0))
         if request.one is None:
             request.one = self._fresh_row(request, None, slots)
-        elif slots > self.decoder.slots(request.one, self._parts):
-            rows = np.zeros(1, np.int32)
+        elif slots > (there := self.decoder.slots(request.one, self._parts)):
+            slots, rows = max(slots, min(GROWTH * there, self._room(len(request.ids) - 1))), np.zeros(1, np.int32)
             request.one = self.decoder.moved(self.weights, request.one, rows, parts=self._parts, capacity=slots)
         for used, size, _ in cuts:
             yield Piece(request, used, size)
@@ -133,10 +135,10 @@ class Prompts:
         """Reads prompts side by side, then gives each what is its own."""
         sizes = [len(r.ids) - 1 for r in requests]
         row = prepacking.side_by_side([r.ids[:-1] for r in requests], row_size(sum(sizes)), self.tokenizer.pad)
-        made, start = self.decoder.packed(self.weights, *row, parts=self._parts), 0
+        made, start = self.decoder.packed(self.weights, *row, parts=self._parts, slots=row_size(self.chunk)), 0
         for request, n in zip(requests, sizes, strict=True):
-            size = row_size(n)
-            one = self._fresh_row(request, None, self._room(size))
+            size = self._room(n)
+            one = self._fresh_row(request, None, size)
             at = np.int32(start)
             request.one = self.decoder.unpacked(self.weights, one, made, at, parts=self._parts, size=size)
             request.read, start = n, start + n

@@ -14,13 +14,23 @@ from models.decoding.stream import Models, Parts, Progress, with_piece
 from models.mixers.memory import Memory
 
 
-def read_row(models: Models, parts: Parts, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> Pass:
-    """The model's pass over a row of prompts: tokens, positions (from 0 in each), segments (1, 2, ...), `[1, R]` each;
-    behind the prompts -1 and 0. A token sees those of its own prompt before it."""
-    model, size = models["model"], tokens.shape[1]
-    state = model.init_state(1, size, dataclasses.replace(parts.memory, slots=size))
+def read_row(
+    models: Models, parts: Parts, tokens: jax.Array, positions: jax.Array, segments: jax.Array, slots: int
+) -> Pass:
+    """The model's pass over a row of prompts, in which a token sees those of its own prompt before it.
+
+    Args:
+      models: inside a trace.
+      parts: of rows.
+      tokens, positions, segments: `[1, R]` each; positions begin at 0 in each prompt, segments are 1, 2, ...;
+        behind the prompts they are -1 and 0.
+      slots: of the state and places of the features `[1, slots, D]`, at least R, so that rows of any R are cut alike.
+    """
+    model = models["model"]
+    state = model.init_state(1, slots, dataclasses.replace(parts.memory, slots=slots))
     given = {"mask": masks.Causal(), "positions": positions, "segment_ids": segments}
-    return model(tokens, state=state, fresh=True, **given)
+    made = model(tokens, state=state, fresh=True, **given)
+    return made._replace(features=jnp.pad(made.features, ((0, 0), (0, slots - tokens.shape[1]), (0, 0))))
 
 
 def cut_out(models: Models, p: Progress, parts: Parts, made: Pass, start: jax.Array, size: int) -> Progress:

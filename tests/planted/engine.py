@@ -27,8 +27,8 @@ BUGS = (
     Bug(
         "a row keeps the slots of its first piece",
         f"{ROOM}/prompts.py",
-        "elif slots > self.decoder.slots(request.one, self._parts):",
-        "elif slots > self.decoder.slots(request.one, self._parts) * 64:",
+        "elif slots > (there := self.decoder.slots(request.one, self._parts)):",
+        "elif slots > 64 * (there := self.decoder.slots(request.one, self._parts)):",
         ENGINE,
     ),
     Bug(

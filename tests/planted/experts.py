@@ -156,7 +156,7 @@ BUGS = (
     Bug(
         "layer: a capacity in decoding, too",
         f"{FOLDER}/channel.py",
-        "kept = made.index if context.slots is not None else within(o, made, x.shape[1])",
+        "kept = made.index if context.decoding else within(o, made, x.shape[1])",
         "kept = within(o, made, x.shape[1])",
         ("tests/models/experts/channel_test.py",),
     ),
