@@ -113,19 +113,23 @@ def llama(f: Fields, header: Header) -> dict[str, Any]:
 
 def qwen2(f: Fields, header: Header) -> dict[str, Any]:
     """Qwen 2 and 2.5: bias in q, k and v."""
-    found = _decoder(f, header)
+    found = _without_experts(_decoder(f, header), header)
     return found | {"attention": found["attention"] | {"qkv_bias": True}}
 
 
 def qwen3(f: Fields, header: Header) -> dict[str, Any]:
     """Qwen 3: norms of every head of q and k."""
+    return _without_experts(_normed(f, header), header)
+
+
+def _normed(f: Fields, header: Header) -> dict[str, Any]:
     found = _decoder(f, header)
     return found | {"attention": found["attention"] | {"qk_norm": True}}
 
 
 def qwen3moe(f: Fields, header: Header) -> dict[str, Any]:
     """Qwen 3 with experts in every layer, gates divided by their sum."""
-    return _mixture(qwen3(f, header), header)
+    return _mixture(_normed(f, header), header)
 
 
 def gpt_oss(f: Fields, header: Header) -> dict[str, Any]:
@@ -140,6 +144,12 @@ def gpt_oss(f: Fields, header: Header) -> dict[str, Any]:
     return found | {"attention": attention} | by_layer(layers)
 
 
+def _without_experts(found: dict[str, Any], header: Header) -> dict[str, Any]:
+    if found["channel"] != "swiglu":
+        raise Unreadable(f"{header.path} has an expert_count, and its architecture has no experts.")
+    return found
+
+
 def _mixture(found: dict[str, Any], header: Header) -> dict[str, Any]:
     if found["channel"] != "moe":
         raise Unreadable(f"{header.path} has no expert_count, which its architecture needs.")
@@ -148,9 +158,7 @@ def _mixture(found: dict[str, Any], header: Header) -> dict[str, Any]:
 
 def gemma3(f: Fields, header: Header) -> dict[str, Any]:
     """Gemma 3 (text). Its norms hold 1 + w here."""
-    found = _decoder(f, header)
-    if found["channel"] != "swiglu":
-        raise Unreadable(f"{header.path} has an expert_count, and Gemma 3 has no experts.")
+    found = _without_experts(_decoder(f, header), header)
     H, window, L = found["head_dim"] or found["width"] // found["num_heads"], 0, found["num_layers"]
     window = f.number("attention.sliding_window", 0)
     wide = L == 62  # 27B: query_pre_attn_scalar is D / N.

@@ -41,11 +41,16 @@ WRITTEN = {
 }  # fmt: skip
 
 
+# What llama.cpp calls them: it looks for other tensors under another name.
+ARCHITECTURES = {"llama3": "llama", "qwen3": "qwen3", "qwen3-moe": "qwen3moe", "mixtral": "llama", "gpt-oss": "gpt-oss"}
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written_is_read_bit_for_bit(name, tmp_path):
     trained = model(name, **WRITTEN[name])
     count = gguf_writing.save(trained, tmp_path / "m.gguf")
     assert count == sum(leaf.size for leaf in jax.tree.leaves(trained.params))
+    assert families.describe(tmp_path / "m.gguf")[0] == ARCHITECTURES[name]
     logits, params = read(tmp_path / "m.gguf")
     got, want = reading.flatten(params), reading.flatten(trained.params)
     assert set(got) == set(want)
