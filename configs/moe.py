@@ -72,6 +72,7 @@ PRESETS = {
          "z_loss": 0.0},
         says="A big layer, a small one or none, drawn by chance for each place of a row, layer and step",
         source="Alizadeh et al. 2024, arXiv:2410.10846 (Duo-LLM)",
+        claim="duo_llm",
     ),
     "16b": made(
         {"experts": 64, "k": 6, "hidden": 1408, "shared": 2, "router": "softmax_before", "balance": 0.001,
