@@ -14,7 +14,7 @@ layers. The oracle knows the next byte: it is a bound for routers, not one of th
 The control: big layers beat skipped ones by 0.1 nats, so that the choice of a path matters.
 
 Expect, as seen: the control was missed twice, by 0.091 nats after 400 steps and 0.095 after 800, so that no row says
-anything of its statement. Beside it: with at most one big layer the best paths are 0.16 nats below big layers alone, the
+anything of its statement. Beside it: with at most one big layer the best paths are 0.16 nats below big layers, the
 oracle is 0.20 below the router at its cost, and the router is no better than one path for all (-0.008).
 Cost: 6 runs of 800 and 200 steps of 16 x 64 bytes, and 81 passes over 8 rows a seed; 6 minutes of runs.
 """
