@@ -198,8 +198,8 @@ BUGS = (
     Bug(
         "ems: the newcomer counts for nothing in the mean",
         "models/mixers/memory/ems.py",
-        "(count[..., None] * x + weight[..., None] * pick(x)) / (count + weight)[..., None]",
-        "(count[..., None] * x + weight[..., None] * pick(x)) / (count + 1)[..., None]",
+        "(there[..., None] * old + weight[..., None] * pick(x, at)) / (there + weight)[..., None]",
+        "(there[..., None] * old + weight[..., None] * pick(x, at)) / (there + 1)[..., None]",
         ("tests/models/memory/engine_test.py",),
     ),
     Bug(
