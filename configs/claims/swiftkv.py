@@ -17,6 +17,8 @@ Cost: 3 teachers of 400 steps, 6 students of 200.
 from configs.claims import small
 from configs.swiftkv import TRAINED
 
+HALF = {"model.kind": "swiftkv", "model.swiftkv.layer": 2}
+
 
 def get_claim():
     """The claim, for the check `rewiring`."""
@@ -33,7 +35,7 @@ def get_claim():
         "statement": "Prompts need not pass the later layers",
         "published": "prefill compute -50%, KV memory -62.5% (two layers a cache, 8 bits), small loss of quality",
         "base": config,
-        "arms": {"half": {"layer": 2, "share": 1}, "shared": {"layer": 2, "share": 2}},
+        "arms": {"half": HALF, "shared": HALF | {"model.swiftkv.share": 2}},
         "distil": distil,
         "prompt": 128,
         "cheaper": {

@@ -76,14 +76,8 @@ def _row(
     score = measure(name, "score")
     judged = method.judge(claim, _ahead(score.sign, values[better], values[worse]), pair=pair)
     by = score.difference.format(*judged.ends) + _between(name, figures)
-    return Evidence(
-        statement=pair["statement"],
-        published=pair["published"],
-        measured=f"{shown[name, better]}, {shown[name, worse]}; better by {by}",
-        scale=scale,
-        verdict=judged.verdict,
-        numbers={"seeds": list(claim["seeds"]), **judged.to_dict(), **figures},
-    )
+    measured = f"{shown[name, better]}, {shown[name, worse]}; better by {by}"
+    return judged.row(pair, measured, scale, {"seeds": list(claim["seeds"]), **figures})
 
 
 def _known(options: Any) -> dict[str, float | None]:

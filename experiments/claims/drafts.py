@@ -61,15 +61,8 @@ def _row(
         if name
     )
     stays = [drafted.acceptance(each.wrote).tolist() for each in values[contrast["better"]]]
-    return Evidence(
-        statement=contrast["statement"],
-        published=contrast["published"],
-        measured=f"tokens a call: {shown}; difference {judged.mean:.2f} "
-        f"[{judged.low:.2f}, {judged.high:.2f}]",
-        scale=scale,
-        verdict=judged.verdict,
-        numbers={
-            "seeds": list(seeds), "better": better, "worse": worse, **judged.to_dict(), "stays_by_depth": stays,
-            "tokens_a_call": {name: [each.per_call for each in some] for name, some in values.items()},
-        },
-    )  # fmt: skip
+    numbers = {
+        "seeds": list(seeds), "better": better, "worse": worse, "stays_by_depth": stays,
+        "tokens_a_call": {name: [each.per_call for each in some] for name, some in values.items()},
+    }  # fmt: skip
+    return judged.row(contrast, f"tokens a call: {shown}; difference {judged.text(2)}", scale, numbers)

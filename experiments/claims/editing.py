@@ -133,12 +133,5 @@ def _row(claim: Mapping[str, Any], contrast: Mapping[str, Any], numbers: Mapping
     (arm, better), (other, worse) = contrast["better"], contrast["worse"]
     found = method.judge(claim, np.subtract(bits[other][worse], bits[arm][better]).tolist(), pair=contrast)
     shown = "; ".join(f"{a}, {name}: {np.mean(bits[a][name]):.4f}" for a, name in ((arm, better), (other, worse)))
-    return Evidence(
-        statement=contrast["statement"],
-        published=contrast["published"],
-        measured=f"bits per byte behind the prompt: {shown}; the first ahead by {found.mean:+.4f} [{found.low:+.4f}, "
-        f"{found.high:+.4f}]",
-        scale=scale,
-        verdict=found.verdict,
-        numbers={**numbers, **found.to_dict()},
-    )
+    measured = f"bits per byte behind the prompt: {shown}; the first ahead by {found.text()}"
+    return found.row(contrast, measured, scale, numbers)

@@ -1,7 +1,7 @@
 """What a claim ends as: a row of the ledger, its verdict by rule."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report.data import mean_interval
@@ -58,6 +58,18 @@ class Judged:
     def to_dict(self) -> dict[str, Any]:
         """What a row keeps: the interval and the numbers."""
         return {"mean": self.mean, "low": self.low, "high": self.high, **self.numbers}
+
+    def text(self, digits: int = 4) -> str:
+        """The mean and its interval."""
+        mean, low, high = (f"{x:+.{digits}f}" for x in self.ends)
+        return f"{mean} [{low}, {high}]"
+
+    def row(self, pair: Mapping[str, Any], measured: str, scale: str, numbers: Mapping[str, Any]) -> Evidence:
+        """The row of `pair`, which has "statement" and "published"; it keeps `numbers` and those of the interval."""
+        stated = {name: pair[name] for name in ("statement", "published")}
+        return Evidence(
+            **stated, measured=measured, scale=scale, verdict=self.verdict, numbers={**numbers, **self.to_dict()}
+        )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

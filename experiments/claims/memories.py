@@ -80,14 +80,7 @@ def judged(
     better, worse = (tuple(contrast[side]) for side in ("better", "worse"))
     found = method.judge(claim, (sign * np.subtract(cells[better], cells[worse])).tolist(), pair=contrast)
     shown = "; ".join(f"{', '.join(filter(None, cell))}: {np.mean(cells[cell]):.4f}" for cell in (better, worse))
-    return Evidence(
-        statement=contrast["statement"],
-        published=contrast["published"],
-        measured=f"{label}: {shown}; the first ahead by {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]",
-        scale=scale,
-        verdict=found.verdict,
-        numbers={**numbers, **found.to_dict()},
-    )
+    return found.row(contrast, f"{label}: {shown}; the first ahead by {found.text()}", scale, numbers)
 
 
 def nested(cells: Mapping[Cell, Any]) -> dict[str, dict[str, dict[str, Any]]]:

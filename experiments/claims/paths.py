@@ -54,15 +54,11 @@ def _row(claim: Mapping[str, Any], pair: Mapping[str, Any], table: Mapping[str, 
     better, worse = pair["better"], pair["worse"]
     judged = method.judge(claim, np.subtract(table[worse], table[better]).tolist(), pair=pair)
     shown = ", ".join(f"{name} {np.mean(table[name]):.3f}" for name in FIGURES)
-    return Evidence(
-        statement=pair["statement"],
-        published=pair["published"],
-        measured=f"nats a token: {shown}; {better} better than {worse} by {judged.mean:+.3f} [{judged.low:+.3f}, "
-        f"{judged.high:+.3f}]; the router has {np.mean(table['big layers']):.2f} big layers a token",
-        scale=scale,
-        verdict=judged.verdict,
-        numbers={"seeds": list(claim["seeds"]), **judged.to_dict(), **table},
+    measured = (
+        f"nats a token: {shown}; {better} better than {worse} by {judged.text(3)}; the router has "
+        f"{np.mean(table['big layers']):.2f} big layers a token"
     )
+    return judged.row(pair, measured, scale, {"seeds": list(claim["seeds"]), **table})
 
 
 def figures(model: Any, texts: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Check: trained models whose later layers read an early one (SwiftKV), before and after distillation.
 
-The claim has `base`, of every teacher; `arms` ({name: {"layer", "share"}} of `model.swiftkv`); `distil`, what differs
+The claim has `base`, of every teacher; `arms` ({name: {dotted key: value}}, of `model.swiftkv`); `distil`, what differs
 in the students' training ({dotted key: value}); `prompt` tokens for FLOPs and bytes; `contrasts` with `statement`,
 `published`, `better` and `worse`, each "teacher", an arm, or "ARM untrained"; and `seeds`. The first row is what a
 prompt costs, by the compiled program against the formula.
@@ -20,7 +20,7 @@ from experiments.training import evaluate
 from experiments.workdir import rewired, trained
 from models.mixers.memory import Policy
 
-TEACHER, LEFT = "teacher", " untrained"
+TEACHER, LEFT, GROUP = "teacher", " untrained", "model.swiftkv."
 CLOSE = 0.05  # of the formula: norms, activations and rotary positions, which it leaves out, are a few hundredths.
 
 
@@ -32,10 +32,10 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     costs, size = {}, claim["prompt"]
     first = trained.load(found[TEACHER][0]["workdir"])
     costs[TEACHER] = _cost(first, size)
-    for arm, wiring in claim["arms"].items():
+    for arm, given in claim["arms"].items():
+        wiring = {key.removeprefix(GROUP): value for key, value in given.items() if key.startswith(GROUP)}
         found[arm] = []
         for seed, teacher in zip(seeds, found[TEACHER], strict=True):
-            given = {f"model.swiftkv.{name}": value for name, value in wiring.items()} | {"model.kind": "swiftkv"}
             start = {key: str(teacher["workdir"]) for key in ("init.rewire_from", "companions.teacher.workdir")}
             made = {arm: given | start | claim["distil"]}
             found[arm] += arms.train(base, made, (seed,), workdir, jobs=jobs, quiet=quiet)[arm]
@@ -90,12 +90,4 @@ def _row(claim: Mapping[str, Any], contrast: Mapping[str, Any], numbers: Mapping
     better, worse = contrast["better"], contrast["worse"]
     found = method.judge(claim, np.subtract(bits[worse], bits[better]).tolist(), pair=contrast)
     shown = "; ".join(f"{name}: {np.mean(bits[name]):.4f}" for name in (better, worse))
-    return Evidence(
-        statement=contrast["statement"],
-        published=contrast["published"],
-        measured=f"held-out bits per byte: {shown}; the first ahead by {found.mean:+.4f} [{found.low:+.4f}, "
-        f"{found.high:+.4f}]",
-        scale=scale,
-        verdict=found.verdict,
-        numbers={**numbers, **found.to_dict()},
-    )
+    return found.row(contrast, f"held-out bits per byte: {shown}; the first ahead by {found.text()}", scale, numbers)

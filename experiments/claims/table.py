@@ -65,15 +65,8 @@ def _row(
     judged = method.judge(claim, (MEASURES[name].sign * (a - b)).tolist(), pair=contrast)
     shown = table[name] if whole else (better, worse)
     values = "; ".join(f"{', '.join(cell)}: {np.mean(table[name][cell]):.3f}" for cell in shown)
-    return Evidence(
-        statement=contrast["statement"],
-        published=contrast["published"],
-        measured=f"{MEASURES[name].label} by cell: {values}. {', '.join(better)} ahead of {', '.join(worse)} by "
-        f"{judged.mean:+.3f} [{judged.low:+.3f}, {judged.high:+.3f}]",
-        scale=scale,
-        verdict=judged.verdict,
-        numbers=numbers | judged.to_dict(),
-    )
+    ahead = f"{', '.join(better)} ahead of {', '.join(worse)} by {judged.text(3)}"
+    return judged.row(contrast, f"{MEASURES[name].label} by cell: {values}. {ahead}", scale, numbers)
 
 
 def _nested(values: Mapping[Cell, Any]) -> dict[str, dict[str, Any]]:

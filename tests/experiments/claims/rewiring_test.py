@@ -29,7 +29,8 @@ def test_a_prompt_costs_what_the_formula_says_and_students_start_as_their_teache
                  {"statement": "s", "published": "p", "better": "teacher", "worse": "shared"}]  # fmt: skip
     control = {"says": "c", "reads": ("bits_per_byte", "teacher"), "most": 20.0}
     claim = METHOD | {
-        "base": base(tmp_path), "arms": {"shared": {"layer": 2, "share": 2}}, "distil": distil, "prompt": 64,
+        "base": base(tmp_path), "distil": distil, "prompt": 64,
+        "arms": {"shared": swiftkv.get_claim()["arms"]["shared"]},
         "cheaper": {"statement": "s", "published": "p"}, "contrasts": contrasts, "control": control,
     }  # fmt: skip
     cost, same, other = rewiring.run(claim, tmp_path / "claim", jobs=1, quiet=True)
