@@ -34,6 +34,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "serving": "serving",
     "table": "table",
     "paths": "paths",
+    "leverage": "leverage",
     "curve": "curve",
 }
 FILE = "claim.json"

@@ -1,10 +1,13 @@
-"""Claims of experts: the figures of a layer by loops, scores of single pairs, and paths."""
+"""Claims of experts: the figures of a layer by loops, scores of single pairs, paths, and a law's leverage."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from configs.claims import experts
-from experiments.claims import arms, contrast, paths, routed
+from configs.claims import efficiency_leverage, experts
+from experiments.claims import arms, contrast, leverage, paths, routed
+from experiments.scaling import leverage as law
 from experiments.sweep import trials
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -62,6 +65,27 @@ def test_the_longer_run_costs_what_two_of_eight_cost():
     configs = {arm: trials.resolve(claim["base"], [claim["arms"][arm]])[0].config for arm in ("top 2", "moe++, longer")}
     spent = {arm: arms.flops_per_step(config) * config.train.steps for arm, config in configs.items()}
     assert abs(spent["moe++, longer"] / spent["top 2"] - 1) < 1 / 400
+
+
+def test_leverage_of_curves_that_follow_a_law():
+    """Losses C^-0.1 of the dense model, and of shapes that need EL times less: the fit tells unseen shapes exactly."""
+    claim = efficiency_leverage.get_claim()
+    truth = dataclasses.replace(law.PUBLISHED, a=0.9, d=-0.02, a_start=0.03, a_max=np.inf)
+    steps = np.arange(50, 451, 50.0)
+    dense = np.geomspace(1e9, 1e13, 4001)
+    curves = {"dense": (np.arange(4001.0), dense, dense**-0.1)}
+    for arm, (E, K, h) in claim["shapes"].items():
+        C = steps * 1e9
+        curves[arm] = (steps, C, (C * law.leverage(K / E, 2 * 64 / h, C, truth)) ** -0.1)
+    found = leverage.figures(claim, curves, 64)
+    assert found["error of the law"] < 1e-5 < 0.05 < found["error of the mean"]
+    assert found["unseen"] == pytest.approx(found["error of the mean"], abs=1e-5)
+    assert found["a"] == pytest.approx(0.9, rel=1e-2) and found["a_start"] == pytest.approx(0.03, rel=1e-2)
+    few, many = (np.log(law.leverage(A, 4 / 3, 4.5e11, truth)) for A in (1 / 8, 1 / 2))
+    assert found["activation"] == pytest.approx(few - many, rel=1e-4)
+    fine, coarse = (np.log(law.leverage(1 / 4, G, 4.5e11, truth)) for G in (16 / 3, 4 / 3))
+    assert found["granularity"] == pytest.approx(fine - coarse, rel=1e-4)
+    assert found["leverage"]["2 of 8"] == pytest.approx(law.leverage(1 / 4, 4 / 3, 4.5e11, truth), rel=1e-4)
 
 
 def test_paths_of_a_table_that_is_known(monkeypatch):
