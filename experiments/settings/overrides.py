@@ -279,15 +279,14 @@ def unknown(config: Any, parts: list[str]) -> str:
             if not isinstance(at, ConfigDict):
                 return f"--config.{asked} is not a key of the config; {here} is one value: --config.{here}={shown(at)}."
             near = difflib.get_close_matches(part, list(at), n=1, cutoff=0.5)
-            known_as = _NICKNAMES.get(parts[-1])
-            if known_as:
-                hint = f"did you mean --config.{known_as}?"
-            elif near:
+            closest = ""
+            if near:
                 rest = parts[depth + 1 :] if isinstance(at[near[0]], ConfigDict) else []
-                hint = f"did you mean --config.{'.'.join([*parts[:depth], near[0], *rest])}?"
-            else:
-                found = _key_of_name(config, parts[-1])
-                hint = f"did you mean --config.{found}?" if found else ""
+                closest = ".".join([*parts[:depth], near[0], *rest])
+            # A key of that very name before a group, or nothing, that is only spelled alike.
+            named = "" if closest in flatten(config.to_dict()) else _key_of_name(config, parts[-1])
+            found = _NICKNAMES.get(parts[-1]) or named or closest
+            hint = f"did you mean --config.{found}?" if found else ""
             known = ", ".join(list(at)[:12]) + (", ...; docs/knobs.md lists all" if len(at) > 12 else "")
             hint += " " * bool(hint)
             return f"--config.{asked} is not a key of the config; {hint}Known in {here or 'it'}: {known}."

@@ -72,8 +72,8 @@ BUGS = (
         ("tests/experiments/pretrained/packed_test.py",)),
     Bug("GGUF: gate and up of experts change places", "experiments/pretrained/names.py",
         'layer[f"channel/experts/{part}"] = Theirs(f"{block}ffn_{part}_exps.weight", turned=True)',
-        'layer[f"channel/experts/{part}"] = Theirs(f"{block}ffn_{dict(gate="up", up="gate").get(part, part)}_exps.weight", '
-        "turned=True)", GGUF),
+        'layer[f"channel/experts/{part}"] = Theirs(block + "ffn_" + {"gate": "up", "up": "gate"}.get(part, part) '
+        '+ "_exps.weight", turned=True)', GGUF),
     Bug("GGUF: routers in bfloat16", "experiments/pretrained/gguf_writing.py",
         'name.endswith((".bias", _ROUTER))', 'name.endswith(".bias")', GGUF),
     Bug("GGUF: gpt-oss has its windows in the other layers", "configs/families/gguf_fields.py",

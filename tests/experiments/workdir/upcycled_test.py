@@ -102,7 +102,10 @@ STARTS = [key for key, knob in knobs.KNOBS.items() if key.startswith("init.") an
 @pytest.mark.parametrize("key", STARTS)
 def test_a_run_that_has_saved_does_not_ask_for_what_it_was_started_from(tmp_path, key):
     """Every way to start: its source may be gone, as none of it is read again."""
-    needs = {"init.upcycle_from": {"model__channel": "moe"}, "init.grow_from": {"model__projection": "pattention"}}
+    needs = {
+        "init.upcycle_from": {"model__channel": "moe"}, "init.grow_from": {"model__projection": "pattention"},
+        "init.rewire_from": {"model__kind": "swiftkv"},
+    }  # fmt: skip
     config = tiny.config(tmp_path, **{key.replace(".", "__"): "/nowhere"}, **needs.get(key, {}))
     with pytest.raises(ConfigError, match="/nowhere"):
         preflight.check(config, num_devices=1)
