@@ -40,7 +40,8 @@ OTHER: dict[str, Callable[[], dict[str, Any]]] = {
     "startup/b": functools.partial(training.start_up, "b"),
     "past/b": decoding.past,
     "serve/stalls/long_texts": functools.partial(stalls.long_prompt, 1500),
-    "serve/stalls/short_texts": functools.partial(stalls.long_prompt, 16),
+    # Steps of short rows are short, so that less of a prompt goes beside one.
+    "serve/stalls/short_texts": functools.partial(stalls.long_prompt, 16, chunks=(8,)),
 }
 
 
