@@ -39,27 +39,12 @@ def here() -> tuple[Callable[[], None], Callable[[], None]]:
         return made.logits(out.features[:, -1:]), out.state
 
     made = generation.make(model.program, model.tokenizer)
-    made.tokenizer = _Fixed(model.tokenizer, ids[0])
+    made.tokenizer = real.Fixed(model.tokenizer, ids[0])
     settings = model.config.generate.to_dict() | {"max_tokens": NEW, "temperature": 0.0}
     return (
         lambda: jax.block_until_ready(prefill(model.params, ids)),
         lambda: made(model.params, ["x"], settings, seed=0),
     )
-
-
-class _Fixed:
-    """A tokenizer that gives fixed ids for any prompt, and has no end."""
-
-    add_bos, eos = False, -1
-
-    def __init__(self, tokenizer, ids):
-        self._tokenizer, self._ids = tokenizer, ids
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-    def encode(self, text):
-        return self._ids
 
 
 def there() -> tuple[Callable[[], None], Callable[[], None]]:

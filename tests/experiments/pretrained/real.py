@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,21 @@ def path() -> str:
     with (folder / FILE).open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == SHA256, f"{folder / FILE} is another file"
     return str(folder / FILE)
+
+
+class Fixed:
+    """A tokenizer that gives fixed ids for any prompt, and has no end."""
+
+    add_bos, eos = False, -1
+
+    def __init__(self, tokenizer: Any, ids: np.ndarray):
+        self._tokenizer, self._ids = tokenizer, ids
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def encode(self, text):
+        return self._ids
 
 
 def write() -> None:

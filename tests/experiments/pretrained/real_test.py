@@ -43,6 +43,23 @@ def test_it_knows_the_capital_of_germany():
 
 
 @pytest.mark.exhaustive
+def test_greedy_tokens_are_those_of_transformers():
+    """64 tokens behind 16, one at a time on the cache; transformers wrote its own with one, too."""
+    made = generation.make(model().program, model().tokenizer)
+    made.tokenizer = real.Fixed(model().tokenizer, real.IDS[0, :16])
+    settings = model().config.generate.to_dict() | {"max_tokens": 64, "temperature": 0.0}
+    kept = np.load(real.LOGITS)["greedy"]
+    assert len(kept) == 64 and made(model().params, ["x"], settings, seed=0)[0] == model().tokenizer.decode(kept)
+
+
+@pytest.mark.exhaustive
+def test_control_holds_it_to_what_is_asked():
+    prompt, choices = "Berlin is a city in", " France| Germany| Norway"
+    asked = model().config.generate.constraint.to_dict() | {"choices": choices, "states": 64}
+    assert written(prompt, control="constraint", constraint=asked) == " Germany"
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("options", [{"drafter": "lookup"}, {"memory": "window"}])
 def test_drafts_and_memories_leave_greedy_text_as_it_is(options):
     """A window of 1,024 tokens holds all of this text, and checked drafts change nothing."""
