@@ -67,7 +67,7 @@ def test_logits_and_gradients_in_float64(name, tmp_path, x64, wide):
     wanted = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
     if model.config.model_type in ("mixtral", "qwen3_moe"):
         wanted = apart(model.config.model_type, wanted)
-    if "embed_out.weight" in named and "lm_head.weight" in wanted:  # Newer modules of GPT-NeoX; its files keep the name.
+    if "embed_out.weight" in named and "lm_head.weight" in wanted:  # GPT-NeoX: its files keep the name.
         wanted["embed_out.weight"] = wanted.pop("lm_head.weight")
     assert {*named} == {*wanted} or {*named} - {*wanted} <= {"lm_head.weight"}
     for key, value in wanted.items():
