@@ -263,14 +263,14 @@ BUGS = (
         "kernels/attention/sparse.py",
         "at = length[:, None] - R + jnp.arange(R)",
         "at = jnp.full_like(length, T)[:, None] - R + jnp.arange(R)",
-        ("tests/models/memory/prefill_test.py",),
+        ("tests/kernels/sparse_sums_test.py",),
     ),
     Bug(
         "sparse prefill: diagonals are one off",
         "kernels/attention/sparse.py",
         "2 * R + T - 1 - count - r, T, axis=1)",
         "2 * R + T - count - r, T, axis=1)",
-        ("tests/models/memory/prefill_test.py",),
+        ("tests/kernels/sparse_sums_test.py",),
     ),
     Bug(
         "sparse prefill: padding is averaged into the last block",
