@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,9 @@ from experiments.workdir.checkpoints import Checkpoints
 from experiments.workdir.saved import saved_config
 from models import growth, objectives
 from models.pattention import MAPS, token_counts
+
+# (the program of the trained model, that of the new one) -> (its parameters -> those of the new one).
+Change = Callable[[Program, Program], Callable[[Any], Any]]
 
 
 def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0, **maps: int) -> Any:
@@ -30,8 +34,20 @@ def grow(workdir: str | os.PathLike, *, tokens: int, channel_tokens: int = 0, **
     old = trained.load(workdir)
     config = old.config.copy_and_resolve_references().unlock()
     config.model.pattention.update({"tokens": tokens, "channel_tokens": channel_tokens, **maps})
+    return remade(old, config, _grow)
+
+
+def remade(old: trained.Trained, config: Any, change: Change) -> trained.Trained:
+    """The trained model `old` with another config, ready to use or to train on, and its parameters changed for it."""
     new = build(config.lock(), vocab_size=old.tokenizer.vocab_size, mesh=old.program.mesh)
-    return dataclasses.replace(old, config=config, program=new, params=_grow(old.program, new)(old.params))
+    return dataclasses.replace(old, config=config, program=new, params=change(old.program, new)(old.params))
+
+
+def changed(program: Program, workdir: str | os.PathLike, change: Change, *, vocab_size: int) -> Any:
+    """The state at step 0 of `program` from the (averaged) parameters of the newest good checkpoint in `workdir`."""
+    folder = pathlib.Path(workdir).expanduser()
+    old = before(program, folder, vocab_size=vocab_size)
+    return program.begin(change(old, program)(Checkpoints(folder).parameters(old)))
 
 
 def source(config: Any, workdir: str | os.PathLike, tokenizer: Any, *, key: str) -> Checkpoints:

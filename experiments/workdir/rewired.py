@@ -1,15 +1,12 @@
 """A run whose later layers read an early one, from a trained Transformer: `init.rewire_from`; for notebooks, too."""
 
-import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import jax
 
-from experiments.program import Program, build
+from experiments.program import Program
 from experiments.workdir import grown, trained
-from experiments.workdir.checkpoints import Checkpoints
 from models import rewiring
 
 TEACHER = "teacher"  # in place of a workdir: that of companions.teacher
@@ -33,15 +30,12 @@ def rewire(workdir: str | os.PathLike, *, layer: int = 0, share: int = 1) -> Any
     config = old.config.copy_and_resolve_references().unlock()
     config.model.kind = "swiftkv"
     config.model.swiftkv.update({"layer": layer, "share": share})
-    new = build(config.lock(), vocab_size=old.tokenizer.vocab_size, mesh=old.program.mesh)
-    return dataclasses.replace(old, config=config, program=new, params=_rewire(old.program, new)(old.params))
+    return grown.remade(old, config, _rewire)
 
 
 def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Any:
     """The state at step 0 of `program` from the (averaged) parameters of the newest good checkpoint in `workdir`."""
-    folder = pathlib.Path(workdir).expanduser()
-    old = grown.before(program, folder, vocab_size=vocab_size)
-    return program.begin(_rewire(old, program)(Checkpoints(folder).parameters(old)))
+    return grown.changed(program, workdir, _rewire, vocab_size=vocab_size)
 
 
 def _rewire(old: Program, new: Program) -> Any:

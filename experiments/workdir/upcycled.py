@@ -1,15 +1,12 @@
 """A run that starts from a trained dense model as a mixture of experts: `init.upcycle_from`; for notebooks, too."""
 
-import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import jax
 
-from experiments.program import Program, build
+from experiments.program import Program
 from experiments.workdir import grown, trained
-from experiments.workdir.checkpoints import Checkpoints
 from models.experts import dense_start
 
 
@@ -28,15 +25,12 @@ def upcycle(workdir: str | os.PathLike, **moe: Any) -> Any:
         follow["activation"] = config.model[channel].activation
     config.model.channel = "moe"
     config.model.moe.update(follow | moe)
-    new = build(config.lock(), vocab_size=old.tokenizer.vocab_size, mesh=old.program.mesh)
-    return dataclasses.replace(old, config=config, program=new, params=_upcycle(old.program, new)(old.params))
+    return grown.remade(old, config, _upcycle)
 
 
 def state(program: Program, workdir: str | os.PathLike, *, vocab_size: int) -> Any:
     """The state at step 0 of `program` from the (averaged) parameters of the newest good checkpoint in `workdir`."""
-    folder = pathlib.Path(workdir).expanduser()
-    old = grown.before(program, folder, vocab_size=vocab_size)
-    return program.begin(_upcycle(old, program)(Checkpoints(folder).parameters(old)))
+    return grown.changed(program, workdir, _upcycle, vocab_size=vocab_size)
 
 
 def _upcycle(old: Program, new: Program) -> Any:
