@@ -1,11 +1,8 @@
 """What the preflight knows of mixtures of experts beside what their channel says: the loop around it, and its start."""
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.settings.errors import ConfigError
-from experiments.workdir.saved import holds_checkpoint, saved_config
 from models.facts import listed
 
 
@@ -34,17 +31,7 @@ def start_problems(config: Any) -> Iterator[str]:
     start = config.init.upcycle_from
     if not start or "moe" not in listed(config.model.channel):
         return
-    if other := [name for name in ("warm_start", "grow_from", "transplant", "pretrained") if config.init[name]]:
-        yield f"init.upcycle_from={start!r} and init.{other[0]} both start the run; use init.{other[0]}=''."
-    elif not holds_checkpoint(start):
-        yield f"init.upcycle_from={start!r} holds no finished checkpoint; give the --workdir of a trained model."
-    else:
-        from models.experts import dense_start
-        from models.spec import Spec
+    from experiments.preflight import starts
+    from models.experts import dense_start
 
-        try:
-            saved = saved_config(pathlib.Path(start).expanduser())
-        except ConfigError as error:
-            yield str(error).replace("--workdir=", "init.upcycle_from=")
-            return
-        yield from dense_start.problems(*(Spec.from_config(c.model.to_dict(), vocab_size=1) for c in (saved, config)))
+    yield from starts.problems("upcycle_from", start, config, dense_start.problems)

@@ -1,11 +1,9 @@
 """What does not go with `model.kind="swiftkv"`, each with a value that works, and what it can start from."""
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.settings.errors import ConfigError
-from experiments.workdir.saved import holds_checkpoint, saved_config
+from experiments.workdir.saved import holds_checkpoint
 
 
 def problems(config: Any) -> Iterator[str]:
@@ -40,25 +38,14 @@ def start_problems(config: Any) -> Iterator[str]:
     start = config.init.rewire_from
     if not start or config.model.kind != "swiftkv":
         return
-    named = start == "teacher"  # Of a teacher that is not there yet its own key is told of.
+    from experiments.preflight import starts
+    from models import rewiring
+
+    named = start == "teacher"
     if named and (config.objective != "swiftkv" or config.companions.teacher.workdir in ("", "self")):
         yield "init.rewire_from='teacher' names no run; use objective='swiftkv' and a companions.teacher.workdir."
         return
     start = config.companions.teacher.workdir if named else start
-    starts = ("warm_start", "grow_from", "transplant", "pretrained")
-    if other := [name for name in starts if config.init[name]]:
-        yield f"init.rewire_from={start!r} and init.{other[0]} both start the run; use init.{other[0]}=''."
-    elif named and not holds_checkpoint(start):
-        return
-    elif not holds_checkpoint(start):
-        yield f"init.rewire_from={start!r} holds no finished checkpoint; give the --workdir of a trained model."
-    else:
-        from models import rewiring
-        from models.spec import Spec
-
-        try:
-            saved = saved_config(pathlib.Path(start).expanduser())
-        except ConfigError as error:
-            yield str(error).replace("--workdir=", "init.rewire_from=")
-            return
-        yield from rewiring.problems(*(Spec.from_config(c.model.to_dict(), vocab_size=1) for c in (saved, config)))
+    if named and not starts.others(config) and not holds_checkpoint(start):
+        return  # Of a teacher that is not there yet its own key is told of.
+    yield from starts.problems("rewire_from", start, config, rewiring.problems)
