@@ -80,7 +80,7 @@ BUGS = (
         '[{"window": window} if i % 2 == 0 and window else {}', '[{"window": window} if i % 2 == 1 and window else {}', GGUF),
     Bug("Qwen 3: sparse layers begin with the first", "configs/families/hugging_face.py",
         "i not in dense and (i + 1) % step == 0", "i not in dense and i % step == 0",
-        ("tests/experiments/pretrained/live_test.py",)),
+        ("tests/experiments/pretrained/fields_test.py",)),
     Bug("layers that differ: a channel reads the report of another layer", "models/running.py",
         "at, size = of.index(name), len(of)", "at, size = 0, len(of)",
         ("tests/experiments/program/running_test.py",)),

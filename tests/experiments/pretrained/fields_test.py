@@ -93,6 +93,21 @@ def test_values_that_are_not_computed_are_refused_by_name(class_, field, value):
     assert field in said or field == "rope_parameters"
 
 
+def test_which_layers_of_qwen3_moe_have_experts():
+    """transformers: a layer i that is not named dense has experts where i + 1 is a multiple of the step."""
+    fields = {**cases.SIZES, **cases.GQA, **cases.MOE, "num_hidden_layers": 7}
+
+    def channels(**more):
+        found = hugging_face.describe(told("Qwen3Moe", fields | more), "config.json")[1]
+        period = found["channel"].split(",")
+        return [period[i % len(period)] == "moe" for i in range(7)]
+
+    assert channels(decoder_sparse_step=3) == [False, False, True, False, False, True, False]
+    assert channels(decoder_sparse_step=2, mlp_only_layers=[3]) == [False, True, False, False, False, True, False]
+    assert channels(mlp_only_layers=[0, 6]) == [False, True, True, True, True, True, False]
+    assert all(channels())
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="transformers is not installed")
 @pytest.mark.parametrize("class_", FIELDS)
 def test_these_are_the_fields_that_transformers_has(class_):
