@@ -1,7 +1,7 @@
 """What each `--mode` does, in a few lines; the work is in the module of that name.
 
-What a person can have got wrong is found before anything heavy is imported: jax only after the keys of the config
-stand, checkpoints and plots only in the mode that needs them.
+What they read is in `experiments.opening`. Nothing heavy is imported before what a person can have got wrong is found;
+checkpoints and plots only in the mode that needs them.
 """
 
 import functools
@@ -11,16 +11,12 @@ import pathlib
 import types
 from typing import Any
 
-from experiments import preflight
+from experiments import opening
 from experiments import workdir as files
-from experiments.settings import agreement, identity, keys, named, overrides, processes, smoke, versions
-from experiments.settings.errors import ConfigError, Refused
-from experiments.workdir.saved import as_begun, check_same, check_workdir, holds_checkpoint, saved_config
-
-Changes = list[overrides.Override]
-TOGETHER = ("train", "evaluate", "plan")  # Modes that many processes can run as one.
-READING = ("eval", "generate", "seed")  # What the command line may change of a trained model;
-MOVED = ("data.path", "data.components", "data.cache_dir")  # and where its text lies now: the same one, by its hash.
+from experiments.opening import Changes
+from experiments.settings import agreement, named, overrides, processes
+from experiments.settings.errors import Refused
+from experiments.workdir.saved import as_begun, check_workdir, holds_checkpoint
 
 
 def run(flags: Any, changes: Changes) -> None:
@@ -32,105 +28,10 @@ def run(flags: Any, changes: Changes) -> None:
     }[flags.mode](flags, changes)  # fmt: skip
 
 
-def config(flags: Any, changes: Changes) -> Any:
-    """The config to run, its keys and types checked: the file, else the workdir's own; then the changes; locked."""
-    if flags.config is not None:
-        made = overrides.load(flags.config)
-    elif flags.workdir and (named.workdir(flags) / files.CONFIG).exists():
-        made = saved_config(named.workdir(flags))
-    else:
-        raise Refused("--config is missing; try --config=configs/quickstart.py.")
-    overrides.apply(made, changes)
-    keys.check_keys(made)
-    if flags.smoke:  # What was asked for by name holds in the small run too.
-        made = overrides.apply(smoke.shrink(made), changes)
-    return made.lock()
-
-
-def _jax(flags: Any) -> Any:
-    """jax, once its versions agree, the other processes are there and its devices answer."""
-    problem = versions.disagreement()
-    if problem:
-        raise Refused(problem)
-    if flags.num_processes > 1 and flags.mode not in TOGETHER:
-        raise Refused(f"--num_processes={flags.num_processes}: --mode={flags.mode} is for one process; leave it away.")
-    processes.quiet_tpu(os.environ)
-    processes.join(flags.coordinator, flags.num_processes, flags.process_id)
-    import jax
-
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/tessera/jax"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        said = str(error).splitlines()[0].split(" (set JAX_PLATFORMS")[0].rstrip(".")
-        raise Refused(f"JAX_PLATFORMS={asked!r}: {said}; use JAX_PLATFORMS=cpu.") from error
-    return jax
-
-
-def _checked(flags: Any, changes: Changes, *, begun: bool = False) -> Any:
-    """The config to run, after the whole preflight on the devices that are here; `begun` as in `preflight.check`."""
-    made = config(flags, changes)
-    jax = _jax(flags)
-    preflight.check(made, num_devices=jax.device_count(), begun=begun)
-    return made
-
-
-def _trained_config(flags: Any, changes: Changes) -> Any:
-    """The config of the run in the workdir, with what the command line may say about reading it."""
-    workdir = named.workdir(flags)
-    made = saved_config(workdir)
-    if flags.config is not None:  # The command that trained it, with another --mode: the same run, or a refusal.
-        asked = config(flags, changes)
-        check_same(as_begun(asked, workdir), made.to_dict(), workdir, reading=True)
-        for key in (*READING, *MOVED):
-            group, _, leaf = key.rpartition(".")
-            overrides.value_at(made, group)[leaf] = overrides.value_at(asked, key)
-    else:
-        was, changes = keys.flatten(made.to_dict()), overrides.today(made, changes)
-        overrides.apply(made, changes)
-        keys.check_keys(made)
-        _check_reading(was, keys.flatten(made.to_dict()))
-    preflight.check_generation(made.generate.to_dict())
-    asked = {key for key, _ in changes} if flags.config is None else None
-    if problems := list(keys.unread_problems(made.to_dict(), only=asked)):
-        raise ConfigError(problems)
-    return made.lock()
-
-
-def _check_reading(was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises Refused where a saved config (dotted key -> value) differs in more than reading a model may change."""
-    differ = [
-        key for key in now
-        if key.split(".")[0] not in READING and key not in MOVED and not identity.same(was.get(key), now[key])
-    ]  # fmt: skip
-    if differ:
-        asked = ", ".join(f"--config.{key}" for key in differ)
-        has = ", ".join(f"{key}={keys.short(was.get(key))}" for key in differ)
-        raise Refused(
-            f"{asked} cannot change a trained model; change eval or generate, or train another: this one has {has}."
-        )
-
-
-def _bare(flags: Any) -> bool:
-    """Whether --config names a model to be read and there is no run in a workdir to read it from."""
-    return flags.config is not None and not (flags.workdir and (named.workdir(flags) / files.CONFIG).exists())
-
-
-def _readable(flags: Any, changes: Changes) -> Any:
-    """The config of the run in the workdir; of pretrained weights that no run has taken up, that of --config."""
-    if _bare(flags):
-        made = config(flags, changes)
-        if made.init.pretrained:
-            return made
-    return _trained_config(flags, changes)
-
-
 def train(flags: Any, changes: Changes) -> None:
     """Trains, then prints where it ended."""
     workdir, overwrite = named.workdir(flags), getattr(flags, "overwrite", False)
-    made = _checked(flags, changes, begun=not overwrite and holds_checkpoint(str(workdir)))
+    made = opening.checked(flags, changes, begun=not overwrite and holds_checkpoint(str(workdir)))
     made = made if overwrite else as_begun(made, workdir)
     check_workdir(made, workdir, overwrite=overwrite)  # Again in `train`; here before the heavy imports.
     from experiments import report as reports
@@ -148,26 +49,6 @@ def train(flags: Any, changes: Changes) -> None:
         print(f"the run was finished before: all of its {result['step']} steps; give a new --workdir to train again.")
     print(_likelihood(result))
     print(f"report: {page}")
-
-
-def _step(flags: Any) -> str:
-    """The checkpoint that --step names, "" for the newest good one."""
-    return getattr(flags, "step", "").strip()
-
-
-def _trained(flags: Any, made: Any) -> Any:
-    """The model in the workdir, whose saved config `made` is one that can be built, whoever wrote it."""
-    preflight.check_values(made)
-    if made.init.pretrained and _bare(flags):
-        import jax
-
-        preflight.check(made, num_devices=jax.device_count())
-        from experiments.pretrained import loaded
-
-        return loaded.load(made)
-    from experiments.workdir import trained
-
-    return trained.load(named.workdir(flags), made, step=_step(flags))
 
 
 def _finished(workdir: pathlib.Path) -> int | None:
@@ -189,8 +70,8 @@ def _likelihood(result: dict[str, Any]) -> str:
 
 def evaluate(flags: Any, changes: Changes) -> None:
     """Likelihood of a checkpoint on the held-out rows."""
-    made = _readable(flags, changes)
-    _jax(flags)
+    made = opening.readable(flags, changes)
+    opening.start_jax(flags)
     from experiments.program import inputs
     from experiments.training import byte_rows, exact_bytes, other_texts, traced
     from experiments.training import evaluate as evaluation
@@ -198,8 +79,8 @@ def evaluate(flags: Any, changes: Changes) -> None:
     other_texts.check(made)
     other_texts.check_output(getattr(flags, "output", "") if made.eval.texts else "")
     place = named.workdir(flags) if flags.workdir else pathlib.Path(made.init.pretrained)
-    agreement.check_command("evaluate", made.to_dict(), place, step=_step(flags))
-    model = _trained(flags, made)
+    agreement.check_command("evaluate", made.to_dict(), place, step=opening.step(flags))
+    model = opening.trained(flags, made)
     exact_bytes.check(model.config, model.program, model.tokenizer)
     agreement.check_start(corpus=model.corpus.hash, tokenizer=model.tokenizer.hash, checkpoint=model.step)
     step = evaluation.make_step(model.program)
@@ -229,12 +110,12 @@ def evaluate(flags: Any, changes: Changes) -> None:
 
 def generate(flags: Any, changes: Changes) -> None:
     """Continues prompts."""
-    asked, made = named.prompts(flags), _readable(flags, changes)
-    _jax(flags)
+    asked, made = named.prompts(flags), opening.readable(flags, changes)
+    opening.start_jax(flags)
     from experiments import generation
     from experiments.generation import batch, requests
 
-    model = _trained(flags, made)
+    model = opening.trained(flags, made)
     lanes = model.program.objective.generator == "autoregressive"
     if flags.output and not lanes:
         raise Refused(
@@ -257,7 +138,7 @@ def serve(flags: Any, changes: Changes) -> None:
     """Puts the model behind HTTP; it is loaded in another process, so that this one imports no jax."""
     from experiments.serving import server
 
-    made = _readable(flags, changes)
+    made = opening.readable(flags, changes)
     name = server.model_name(named.workdir(flags).resolve().name if flags.workdir else made.init.pretrained)
     lanes = flags.lanes or made.generate.engine.lanes
     serving = server.Serving(name, flags.host, flags.port, lanes, made.generate.engine.queue)
@@ -271,18 +152,18 @@ def serve(flags: Any, changes: Changes) -> None:
 
 def _loaded(flags: Any, made: Any) -> Any:
     """The model of `serve`, in the process of its engine."""
-    _jax(flags)
-    return _trained(flags, made)
+    opening.start_jax(flags)
+    return opening.trained(flags, made)
 
 
 def export(flags: Any, changes: Changes) -> None:
     """Writes the parameters as safetensors, or the whole model as a folder of another library's form."""
-    workdir, made = named.workdir(flags), _readable(flags, changes)
-    _jax(flags)
+    workdir, made = named.workdir(flags), opening.readable(flags, changes)
+    opening.start_jax(flags)
     from experiments.pretrained import gguf_writing, writing
     from experiments.workdir import export as exporting
 
-    model = _trained(flags, made)
+    model = opening.trained(flags, made)
     form = getattr(flags, "format", "safetensors")
     if form != "safetensors":
         place = workdir / files.EXPORTS[form]
@@ -299,13 +180,13 @@ def plan(flags: Any, changes: Changes) -> None:
     """Prints the plan; with --topology that of a machine which need not be here."""
     folder = named.local("workdir", flags.workdir or "runs/plan")
     if not flags.topology:
-        made = _checked(flags, changes)
+        made = opening.checked(flags, changes)
         from experiments import planning
 
         said = planning.plan(made)
     else:
-        made = config(flags, changes)
-        _jax(flags)
+        made = opening.config(flags, changes)
+        opening.start_jax(flags)
         from experiments import planning
 
         said = planning.plan_for(made, flags.topology, folder)
@@ -335,7 +216,7 @@ def sweep(flags: Any, changes: Changes) -> None:
 
     made = sweeps.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the trials.
-    _jax(flags)
+    opening.start_jax(flags)
     found = sweeps.run(
         made, workdir, changes=changes, shrink=flags.smoke, jobs=flags.jobs, launcher=flags.launcher,
         command=overrides.command(),
@@ -370,7 +251,7 @@ def claim(flags: Any, changes: Changes) -> None:
 
     made = claims.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the runs.
-    _jax(flags)
+    opening.start_jax(flags)
     record = claims.run(made, workdir, name=pathlib.Path(flags.config).name, jobs=flags.jobs)
     for row in record["rows"]:
         print(f"\n{row['statement']}\n  published: {row['published']}\n  measured here: {row['measured']}")
@@ -396,7 +277,7 @@ def listing(flags: Any, changes: Changes) -> None:
 
 def tokenize(flags: Any, changes: Changes) -> None:
     """Learns tokenizers on one corpus and compares them on its held-out documents."""
-    workdir, made = named.workdir(flags), config(flags, changes)
+    workdir, made = named.workdir(flags), opening.config(flags, changes)
     import data
     from experiments import tokenizers
 
@@ -410,7 +291,7 @@ def tokenize(flags: Any, changes: Changes) -> None:
 
 def bench(flags: Any, changes: Changes) -> None:
     """Times this machine."""
-    _jax(flags)
+    opening.start_jax(flags)
     from experiments import bench as benchmarks
 
     benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir, topology=flags.topology)

@@ -14,7 +14,7 @@ import pytest
 from absl.testing import flagsaver
 
 import main
-from experiments import claims, modes, preflight, sweep
+from experiments import claims, opening, preflight, sweep
 from experiments.settings import overrides
 from experiments.settings.errors import Refused
 from tests import environment
@@ -82,7 +82,7 @@ def check(words: list[str], refused: str) -> None:
             assert main.FLAGS([words[1], *rest])[1:] == []
             if refused:
                 with pytest.raises(Refused) as caught:
-                    modes.config(main.FLAGS, changes)
+                    opening.config(main.FLAGS, changes)
                 assert f"error: {caught.value}".startswith(refused.removesuffix("..."))
             else:
                 check_config(changes)
@@ -98,7 +98,7 @@ def check_config(changes: list) -> None:
     elif flags.mode == "claim":
         assert claims.load(flags.config) and not changes
     elif flags.config:
-        made = modes.config(flags, changes).copy_and_resolve_references().unlock()
+        made = opening.config(flags, changes).copy_and_resolve_references().unlock()
         made.init.grow_from = ""  # A run of the line before.
         processes = max(1, flags.num_processes)
         devices = math.prod(size for size in made.mesh.values() if size > 0)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import main
 from configs import base, transformer
-from experiments import modes
+from experiments import modes, opening
 from experiments import workdir as files
 from experiments.settings import named, overrides
 from experiments.settings.errors import ConfigError, Refused, sentence
@@ -186,7 +186,7 @@ def test_a_config_file_that_is_not_there(monkeypatch):
 
 def test_what_is_asked_by_name_holds_in_a_smoke_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    made = modes.config(
+    made = opening.config(
         flags(config="configs/quickstart.py", smoke=True),
         [("train.steps", "7"), ("model.mixer", "attention,attention")],
     )
@@ -202,10 +202,10 @@ def run(tmp_path_factory):
 
 
 def test_a_workdir_brings_its_own_config(run):
-    saved = modes.config(flags(workdir=str(run)), [])
+    saved = opening.config(flags(workdir=str(run)), [])
     assert saved.to_dict() == tiny.config(run.parent).to_dict()
     with pytest.raises(Refused, match="--config is missing; try --config=configs/quickstart.py."):
-        modes.config(flags(workdir=str(run.parent / "none")), [])
+        opening.config(flags(workdir=str(run.parent / "none")), [])
 
 
 @pytest.mark.parametrize(

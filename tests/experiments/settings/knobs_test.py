@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import data
 from configs import base, knobs, transformer
 from configs.knobs.kinds import group, number, one_of, readers, switch, whole
-from experiments import generation, modes, preflight
+from experiments import generation, opening, preflight
 from experiments import workdir as files
 from experiments.generation import canvas
 from experiments.program import optimizers
@@ -98,37 +98,37 @@ def test_a_trained_model_is_read_with_what_it_reads(tmp_path):
     config.objective = "masked_diffusion"
     files.write_config(tmp_path, config.to_dict(), "c")
     asked = flags(mode="generate", workdir=str(tmp_path))
-    assert modes._trained_config(asked, [("generate.diffusion.steps", "3")]).generate.diffusion.steps == 3
+    assert opening.trained_config(asked, [("generate.diffusion.steps", "3")]).generate.diffusion.steps == 3
     with pytest.raises(ConfigError, match="generate.top_k=5 is not used by objective='masked_diffusion'; it reads"):
-        modes._trained_config(asked, [("generate.top_k", "5")])
+        opening.trained_config(asked, [("generate.top_k", "5")])
     batch = config.eval.batch_size or config.data.batch_size // config.train.accumulation
-    assert modes._trained_config(asked, [("eval.batches", "3")]).eval.rows == 3 * batch  # As an older house said it.
+    assert opening.trained_config(asked, [("eval.batches", "3")]).eval.rows == 3 * batch  # As an older house said it.
     with pytest.raises(Refused, match="--config.eval.batchez is not a key"):
-        modes._trained_config(asked, [("eval.batchez", "3")])
+        opening.trained_config(asked, [("eval.batchez", "3")])
 
 
 def test_a_trained_model_is_read_by_the_command_line_that_trained_it(tmp_path):
     """Settings that the run has are no change, typed or in a file; those that differ are named."""
     typed = [("train.steps", "1e2"), ("model.width", "64"), ("mesh.data", "-1"), ("eval.rows", "5")]
     file = str(ROOT / "configs" / "transformer.py") + ":tiny"
-    began = modes.config(flags(config=file, smoke=True), typed)
+    began = opening.config(flags(config=file, smoke=True), typed)
     files.write_config(tmp_path, began.to_dict(), "c")
     for given in ({}, {"config": file, "smoke": True}):
         asked = flags(mode="evaluate", workdir=str(tmp_path), **given)
-        read = modes._trained_config(asked, [*typed, ("eval.rows", "7"), ("data.path", "moved")])
+        read = opening.trained_config(asked, [*typed, ("eval.rows", "7"), ("data.path", "moved")])
         want = began.copy_and_resolve_references().unlock()
         want.eval.rows, want.data.path = 7, "moved"
         assert read.to_dict() == want.to_dict()
     asked = flags(mode="evaluate", workdir=str(tmp_path))
     with pytest.raises(Refused) as caught:
-        modes._trained_config(asked, [*typed, ("model.width", "128"), ("optimizer.name", "muon")])
+        opening.trained_config(asked, [*typed, ("model.width", "128"), ("optimizer.name", "muon")])
     assert str(caught.value) == (
         "--config.model.width, --config.optimizer.name cannot change a trained model; change eval or generate, or "
         "train another: this one has model.width=64, optimizer.name='adamw'."
     )
     asked = flags(mode="evaluate", workdir=str(tmp_path), config=file, smoke=True)
     with pytest.raises(ConfigError, match="leave --config away(.|\n)*model.width: 64 there, 128 asked for"):
-        modes._trained_config(asked, [*typed, ("model.width", "128")])
+        opening.trained_config(asked, [*typed, ("model.width", "128")])
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_saved_config_with_values_that_cannot_be_is_refused_in_a_sentence(tmp_
     files.write_config(tmp_path, knobs.nested({**keys.flatten(config.to_dict()), key: value}), "c")
     asked = flags(mode="generate", workdir=str(tmp_path))
     with pytest.raises(ConfigError, match=told):
-        modes._trained(asked, modes._trained_config(asked, []))
+        opening.trained(asked, opening.trained_config(asked, []))
 
 
 def test_a_sweep_over_parts_gives_each_trial_what_it_reads():
