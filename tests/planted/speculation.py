@@ -62,7 +62,7 @@ BUGS = (
         f"{DRAFTS}/model_tree.py",
         "first - M + index // K",
         "first - M + index % K",
-        (f"{TREE[0]}::test_a_tree_of_a_model_with_a_cache_is_that_of_its_whole_forward_pass",),
+        (f"{TREE[0]}::test_each_node_of_a_model_s_tree_has_the_law_behind_its_own_path",),
     ),
     Bug(
         "parents are counted in the order of scores",
@@ -83,7 +83,7 @@ BUGS = (
         f"{DRAFTS}/recycling.py",
         'matrix, valid = side["matrix"], seen.position >= 0',
         'matrix, valid = side["matrix"], seen.tree.valid | True',
-        (f"{SIDES[0]}::test_recycling_keeps_the_successors_of_every_node",),
+        (f"{SIDES[0]}::test_recycling_learns_nothing_from_nodes_that_were_not_read",),
     ),
     Bug(
         "what is ruled out takes a place in the matrix",
@@ -97,7 +97,7 @@ BUGS = (
         f"{DRAFTS}/lookahead.py",
         "if name in self.rows and self.rows[name].seen > len(own):",
         "if name in self.rows and self.rows[name].seen < len(own) - 99:",
-        (f"{SIDES[0]}::test_the_same_request_asked_anew_begins_anew_and_rows_that_are_done_have_no_drafts",),
+        (f"{SIDES[0]}::test_the_end_of_an_output_is_taken_in_when_its_request_is_asked_anew",),
     ),
     Bug(
         "prompts stay in the trie",
@@ -111,7 +111,7 @@ BUGS = (
         f"{DRAFTS}/ahead.py",
         "jnp.maximum(seen.count - 1, 0)[:, None]",
         "jnp.maximum(seen.count, 0)[:, None]",
-        (f"{GREEDY[0]}::test_heads_of_tokens_ahead_draft_from_the_token_before_the_last_one",),
+        (f"{GREEDY[0]}::test_heads_keep_the_feature_of_the_last_token_that_stays",),
     ),
     Bug(
         "the first draft comes from the head of the next token but one",

@@ -11,8 +11,10 @@ from flax import nnx
 from configs import base
 from kernels import masks
 from models import objectives
+from models.block import Pass
 from models.decoding import parts as sockets
 from models.decoding import stream
+from models.decoding.drafts import Seen, ahead
 from models.lm import LM
 from models.spec import Spec
 from tests.models.decoding.stream_test import DEFAULTS, LENGTH, LIMIT, SETTINGS, V, key_data, model, prompts, wanted
@@ -119,6 +121,15 @@ def test_heads_of_tokens_ahead_draft_from_the_token_before_the_last_one():
             first, second, third = (np.asarray(each[row, n[row] - 2]) for each in best)
             wanted = [int(whole[row, n[row] - 1]), *first, second[0], second[0], third[0], third[0]]
             assert token[row].tolist() == wanted
+
+
+def test_heads_keep_the_feature_of_the_last_token_that_stays():
+    """By hand: of the path 0, 2, 1 two nodes stand; a row that is not live keeps what it had."""
+    features = jnp.arange(2 * 3 * 2, dtype=jnp.float32).reshape(2, 3, 2)
+    path, count, old = jnp.asarray([[0, 2, 1]] * 2), jnp.asarray([2, 0]), jnp.full((2, 2), -1.0)
+    seen = Seen(None, None, None, path, count, None, None, Pass(features, None, {}))
+    found = ahead.Ahead(template="1x1").observe({}, {"feature": old}, seen)["feature"]
+    assert found.tolist() == [[4.0, 5.0], [-1.0, -1.0]]
 
 
 def test_a_model_s_first_layers_draft_for_it():

@@ -68,17 +68,10 @@ def test_eagle2_is_the_beam_of_the_host():
     assert tree.q is None
 
 
-def test_a_tree_of_a_model_with_a_cache_is_that_of_its_whole_forward_pass():
-    """Rows of other lengths; each node's law is that of its own path, at its own position."""
-    options = DEFAULTS["model_tree"] | {
-        "workdir": "w",
-        "builder": "eagle2",
-        "size": 8,
-        "levels": 4,
-        "width": 3,
-        "beam": 3,
-    }
-    asked = DEFAULTS | {"temperature": 0.0, "drafter": "model_tree", "model_tree": options}
+def of_model(verifier, **options):
+    """Trees of a model that drafts for itself, rows of other lengths; law(row, path) of its whole forward pass."""
+    asked = DEFAULTS | {"drafter": "model_tree", "model_tree": DEFAULTS["model_tree"] | {"workdir": "w"} | options}
+    asked |= {"verifier": verifier, "temperature": 0.0 if verifier == "greedy" else 1.0}
     parts = sockets.make([asked], DEFAULTS, vocab_size=stream_test.V)
     graphdef, params = stream_test.model("attention")
 
@@ -87,21 +80,44 @@ def test_a_tree_of_a_model_with_a_cache_is_that_of_its_whole_forward_pass():
         model = nnx.merge(graphdef, params).for_decoding()
         models = {"model": model, "model_tree.workdir": model}
         given = (stream_test.prompts(), jnp.asarray(stream_test.LENGTH), jnp.asarray(stream_test.LIMIT))
-        p = stream.begin(models, parts, *given, stream_test.key_data(), {}, capacity=40)
+        dials = sockets.dials([asked] * 3, parts)
+        p = stream.begin(models, parts, *given, stream_test.key_data(), dials, capacity=40)
         return parts.drafter[1].propose(models, stream.read(models, p, parts, 17, fresh=True), parts)[0]
 
-    tree, texts = jax.tree.map(np.asarray, go(params)), np.asarray(stream_test.prompts())
-    for row, n in enumerate(stream_test.LENGTH):
+    texts = np.asarray(stream_test.prompts())
 
-        def law(path, row=row, n=n):
-            text = texts[:1].copy()
-            text[0, : n + len(path)] = [*texts[row, :n], *path]
-            logits = np.asarray(stream_test.forward("attention")(jnp.asarray(text)), np.float64)[0, n + len(path) - 1]
-            return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    def law(row, path):
+        text, n = texts[:1].copy(), stream_test.LENGTH[row]
+        text[0, : n + len(path)] = [*texts[row, :n], *path]
+        logits = np.asarray(stream_test.forward("attention")(jnp.asarray(text)), np.float64)[0, n + len(path) - 1]
+        return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 
-        wanted = trees.eagle2(law, depth=3, top_k=3, nodes=8)
+    return jax.tree.map(np.asarray, go(params)), law
+
+
+def test_a_tree_of_a_model_with_a_cache_is_that_of_its_whole_forward_pass():
+    """Each node's best children are those behind its own path, at its own position."""
+    tree, law = of_model("greedy", builder="eagle2", size=8, levels=4, width=3, beam=3)
+    for row in range(3):
+        wanted = trees.eagle2(lambda path, row=row: law(row, path), depth=3, top_k=3, nodes=8)
         assert tree.token[row, 1:].tolist() == wanted.token[1:].tolist()
         assert tree.parent[row].tolist() == wanted.parent.tolist()
+
+
+def test_each_node_of_a_model_s_tree_has_the_law_behind_its_own_path():
+    """All that were scored, in float32: behind another path the laws of this model are off by more than 1 %."""
+    tree, law = of_model("recursive", builder="dyspec", size=21, levels=3, width=3, beam=3)
+    for row in range(3):
+        path = {0: ()}
+        for i in range(1, 22):
+            above = int(tree.parent[row, i])
+            wanted = law(row, path[above])
+            for j in range(1, i):
+                if tree.parent[row, j] == above:
+                    wanted[tree.token[row, j]] = 0
+            np.testing.assert_allclose(tree.q[row, i], wanted / wanted.sum(), rtol=1e-3, atol=1e-6)
+            path[i] = (*path[above], int(tree.token[row, i]))
+        assert max(map(len, path.values())) == 3 and sum(len(each) == 3 for each in path.values()) == 9
 
 
 def test_certain_choices_hold_the_largest_path_products():

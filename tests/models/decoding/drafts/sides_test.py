@@ -8,7 +8,7 @@ import pytest
 from configs import base
 from models.decoding import parts as sockets
 from models.decoding import stream
-from models.decoding.drafts import lookahead, recycling, templates
+from models.decoding.drafts import Seen, Tree, lookahead, recycling, templates
 from models.decoding.drafts.trie import OUTPUT, Trie
 from tests.models.decoding.tables import Table
 
@@ -80,6 +80,20 @@ def test_what_is_ruled_out_takes_no_place_in_the_matrix():
     assert found[0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_recycling_learns_nothing_from_nodes_that_were_not_read(shared):
+    """A table's logits do not go by the position, those of a model do: node 1 was beyond the limit of its row."""
+    made = recycling.Recycling(template="2", shared=shared)
+    token, position = jnp.asarray([[1, 2, 3]]), jnp.asarray([[4, -1, 5]])
+    tree = Tree(token, jnp.asarray([[-1, 0, 0]]), None, jnp.ones((1, 3), bool))
+    seen = Seen(tree, position, jnp.asarray(LOGITS[None, [4, 5, 6]], jnp.float32), None, None, None, None, None)
+    matrix = jnp.asarray(np.arange(2 * V).reshape(1, V, 2) % V)
+    found = made.observe({}, {"matrix": matrix, "age": jnp.zeros((1,), jnp.int32)}, seen)["matrix"][0]
+    wanted = np.array(matrix[0])
+    wanted[1], wanted[3] = np.argsort(-LOGITS[4])[:2], np.argsort(-LOGITS[6])[:2]
+    np.testing.assert_array_equal(found, wanted)
+
+
 def shelf(**options):
     given = DEFAULTS["trie"] | {"size": 8, "branch": 3, "output_weight": 0.5} | options
     return lookahead.Lookahead(**given).host()
@@ -116,6 +130,12 @@ def test_the_shelf_asks_the_trie_of_prompts_and_outputs():
         assert valid.sum() == n > 1
 
 
+def who_counts(node):
+    """Requests, or OUTPUT, that have a count in a tree."""
+    here = {name for name, count in node.counts.items() if count > 0}
+    return here.union(*(who_counts(child) for child in node.children.values()))
+
+
 def test_requests_that_end_leave_their_outputs_and_not_their_prompts():
     made = shelf()
     ask(made, [[1, 2, 3, 4]])
@@ -125,6 +145,7 @@ def test_requests_that_end_leave_their_outputs_and_not_their_prompts():
     assert token[0, :3].tolist() == [7, 8, 9] and valid[0].sum() == 4  # 7 -> 8 -> 9 -> 7 of the first one's output.
     token, _, valid = ask(made, [[5, 7, 2]], keys=keys)
     assert valid[0].sum() == 1 and token[0, 0] == 2  # 2 -> 3 -> 4 stood in the other's prompt alone.
+    assert who_counts(made.everyone.trees[7]) == {OUTPUT} and who_counts(made.everyone.trees[2]) == set()
     own = shelf(shared=False)
     ask(own, [[1, 2, 3, 4]])
     ask(own, [[1, 2, 3, 4, 7, 8, 9, 7, 8]])
@@ -137,6 +158,16 @@ def test_the_same_request_asked_anew_begins_anew_and_rows_that_are_done_have_no_
     ask(made, [[1, 2, 3, 1, 2, 3]])
     token, _, valid = ask(made, [[1, 2], [4, 5]], done=[False, True])
     assert valid[1].sum() == 1 and token[1, 0] == 5 and valid[0].sum() > 1
+
+
+def test_the_end_of_an_output_is_taken_in_when_its_request_is_asked_anew():
+    """3, 7, 8 is no whole window of the output: it counts once that has ended, and then alone."""
+    made, prompt = shelf(), [1, 2, 3]
+    ask(made, [prompt])
+    assert ask(made, [[*prompt, 7, 8]])[2][0].sum() == 1
+    ask(made, [prompt])
+    token, _, valid = ask(made, [[*prompt, 7]])
+    assert valid[0].sum() == 2 and token[0, :2].tolist() == [7, 8]
 
 
 def test_trees_are_cut_to_what_a_drafter_promises():
