@@ -8,7 +8,7 @@ CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candid
 CACHES = ("prefix", "dual", "free", "adaptive")
 # An objective that is still to come may write text in any of these ways.
 TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
-LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv"
+LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv|prompt_tokens|sorted"
 CANVAS = f"objective!={LEFT_TO_RIGHT}"
 STEPS = f"{CANVAS}|any_subset|insertion"
 FILLED = f"{STEPS}|neodiff"
@@ -133,6 +133,15 @@ exits.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 
 generate.eagle = eagle = group("Drafts of the head that objective=eagle trains.", of="generate.drafter=eagle")
 eagle.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+
+generate.ppd = ppd = group("Drafts of prompt tokens that objective=prompt_tokens trains.", of="generate.drafter=ppd")
+ppd.tree = text(
+    "2x2x1",
+    "Nodes and prompt tokens of a round: a tree as of the other drafters, or dynamic:LIMIT:CHANCES, the best within "
+    "LIMIT tokens for the chances of each rank, depth by depth: 0.6,0.2/0.4,0.2/0.3,0.1.",
+    smoke="2x1",
+    before="2x2x1",
+)
 
 generate.heads = ahead = group("Drafts of the model's own heads of tokens ahead.", of="generate.drafter=heads")
 ahead.template = text(

@@ -1,6 +1,6 @@
 """Knobs of objectives: an objective reads the group of its own name."""
 
-from configs.knobs.kinds import group, number, part, switch, whole
+from configs.knobs.kinds import group, number, one_of, part, switch, text, whole
 
 DRAWS = "Evaluation: estimates a row; each costs a forward pass."
 
@@ -140,4 +140,23 @@ multi_token.tokens = whole(
     least=1,
     small=3,
     before=4,
+)
+
+prompt_tokens = group("Prompt tokens that guess what follows, on a frozen model.", of="objective=prompt_tokens")
+prompt_tokens.tokens = whole(3, "Prompt tokens behind a place; each is D parameters.", least=1, before=3)
+prompt_tokens.every = whole(8, "One place in every so many tokens of a row.", least=1, before=8)
+prompt_tokens.decay = number(0.8, "Of the loss from one prompt token to the next.", least=0, most=1, before=0.8)
+prompt_tokens.target = one_of(
+    "law", ("law", "token"), "What they learn: the model's own law of the token, or the token itself.", before="law"
+)
+
+sorted = group("The first layers of a model are models, too.", of="objective=sorted")
+sorted.exits = text(
+    "1", "Layers after which a sub-model ends, a comma list; the whole model is one as well.", before="1"
+)
+sorted.weights = text(
+    "", "Of the exits, and of the whole model: a comma list of numbers above 0; none = equal.", before=""
+)
+sorted.choice = one_of(
+    "all", ("all", "random"), "All sub-models in one step, or one of them drawn by the weights.", before="all"
 )

@@ -216,8 +216,8 @@ class _Asked(NamedTuple):
 
     tree: Tree
     side: Any  # the drafter's, as it proposed
-    tokens: jax.Array  # [B, N] ids, or vectors [B, N, D]
-    position: jax.Array  # [B, N], -1 where it is not read
+    tokens: jax.Array  # [B, N + P] ids, or vectors [B, N + P, D]: the nodes and what is read beside them
+    position: jax.Array  # [B, N + P], -1 where it is not read
     parents: jax.Array | None
 
 
@@ -239,18 +239,25 @@ def _asked(models: Models, p: Progress, parts: Parts, live: jax.Array) -> _Asked
     """Last tokens and drafts."""
     drafter = parts.drafter[1]
     tree, side = drafter.propose(models, p, parts)
-    depth = depths(tree.parent) if drafter.branches else jnp.arange(drafter.nodes)[None]
-    tree = tree._replace(valid=tree.valid & (depth <= (p.limit - p.length - 1)[:, None]) | (depth == 0))
-    position = jnp.where(tree.valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
-    tokens = tree.token if p.feed is None else fed(models["model"], p.feed, tree.token)
-    return _Asked(tree, side, tokens, position, tree.parent if drafter.branches else None)
+    tokens, parents, valid = tree.token, tree.parent, tree.valid
+    if p.feed is not None:
+        tokens = fed(models["model"], p.feed, tokens)
+    if tree.probes is not None:
+        tokens, parents, valid = with_probes(models["model"], tree, tokens)
+    depth = depths(parents) if drafter.branches else jnp.arange(drafter.nodes)[None]
+    valid = valid & (depth <= (p.limit - p.length - 1)[:, None]) | (depth == 0)
+    tree = tree._replace(valid=valid[:, : tree.token.shape[1]])
+    position = jnp.where(valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
+    return _Asked(tree, side, tokens, position, parents if drafter.branches else None)
 
 
 def _judged(models: Models, p: Progress, parts: Parts, live: jax.Array, asked: _Asked, made: Pass) -> Progress:
     """`p` when the model has read what a round asked it to."""
     (name, drafter), model = parts.drafter, models["model"]
-    tree, side, tokens, position, _ = asked
-    logits, processed = _controlled(models, p, parts, model.logits(made.features), tree, position)
+    tree, side, tokens, every, _ = asked
+    N = tree.token.shape[1]
+    position = every[:, :N]
+    logits, processed = _controlled(models, p, parts, model.logits(made.features[:, :N]), tree, position)
     row_keys = jax.random.wrap_key_data(p.key)
     path, count, following = parts.verifier(row_keys, logits, tree, p.length - 1, drafter.depth)
     # What was drawn from numbers that are not finite is no token: the row ends before it.
@@ -261,7 +268,7 @@ def _judged(models: Models, p: Progress, parts: Parts, live: jax.Array, asked: _
         state, more = made.state, 0
     else:
         accepted = path if drafter.branches else None
-        kept = {"tokens": tokens, "position": position, "path": accepted, "count": count}
+        kept = {"tokens": tokens, "position": every, "path": accepted, "count": count}
         state, more = commit(functools.partial(pass_, models, p, parts), p.state, made.state, **kept)
     seen = Seen(tree, position, logits, path, count, token, p, made)
     sides = p.side | {name: drafter.observe(models, side, seen)}
@@ -353,6 +360,19 @@ def cut_at(token: jax.Array, count: jax.Array, eos: int) -> tuple[jax.Array, jax
     ends = (token == eos) & (jnp.arange(token.shape[1]) < count[:, None])
     ended = jnp.any(ends, axis=1)
     return jnp.where(ended, jnp.argmax(ends, axis=1).astype(count.dtype) + 1, count), ended
+
+
+def with_probes(model: Any, tree: Tree, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(vectors `[B, N + P, D]`, parents `[B, N + P]`, valid `[B, N + P]`) of the nodes and the probes behind them.
+
+    Args:
+      model: an `LM`; tree: with `probes`.
+      tokens: of the nodes, ids `[B, N]` or vectors `[B, N, D]`.
+    """
+    vectors, probes = model.embed(tokens) if tokens.ndim == 2 else tokens, tree.probes
+    parent = jnp.broadcast_to(tree.parent, tree.token.shape)
+    pairs = (vectors, probes.vector.astype(vectors.dtype)), (parent, probes.parent), (tree.valid, probes.valid)
+    return tuple(jnp.concatenate(pair, axis=1) for pair in pairs)
 
 
 def fed(model: Any, feed: Feed, token: jax.Array) -> jax.Array:

@@ -17,6 +17,17 @@ from models import tables
 from models.block import Pass
 
 
+class Probes(NamedTuple):
+    """P vectors a row that are read beside the drafts of a round and are no part of the text.
+
+    The pass makes features of them, `made.features[:, N:]` behind those of the N nodes; the cache drops them.
+    """
+
+    vector: jax.Array  # [B, P, D] read as embedded tokens
+    parent: jax.Array  # [B, P] the node behind which it stands, or N + the index of an earlier probe
+    valid: jax.Array  # [B, P] whether there is such a probe
+
+
 class Tree(NamedTuple):
     """N nodes a row: the last token of the text, node 0, and drafts behind it. A parent stands before its children."""
 
@@ -24,6 +35,7 @@ class Tree(NamedTuple):
     parent: jax.Array  # [1|B, N] index of the parent; of node 0 it is -1
     q: jax.Array | None  # [B, N, V] the law that node i was drawn from (after sampling rules); None: a certain choice
     valid: jax.Array  # [B, N] whether there is such a draft; a child of what is not valid is not valid; node 0 is
+    probes: Probes | None = None  # what is read beside the drafts; of drafters that branch
 
     @classmethod
     def chain(cls, token: jax.Array, valid: jax.Array, q: jax.Array | None = None) -> "Tree":
@@ -42,7 +54,7 @@ class Drafter:
       draws: whether `Tree.q` is given.
       taps: sites of the model whose activations `read` and `observe` are shown, `made.report[site]` `[L, B, T, D]`;
         ("residual",): the stream after each layer. `made.features`, the stream after the last norm, is always there.
-      nodes: N, the last token and all drafts.
+      nodes: N, the last token and all drafts, and P more with probes: what a round reads of a row at most.
       depth: D, tokens of the longest path, the last token included; N for a chain. A node has at most N - D + 1
         children.
       independent: whether the children of a node are drawn independently of each other, so that they may be equal.

@@ -113,6 +113,55 @@ def best_tree(accuracy: np.ndarray, limit: int, digits: int | None = None) -> tu
     return found, sizes
 
 
+class States(NamedTuple):
+    """What a round of each state s = 0..S reads: N nodes and P prompt tokens, those that are not there filled up.
+
+    parent, depth, rank `[S + 1, N]` and node `[S + 1, N]` bool, whether it is there; node 0 is the root. count, first
+    `[S + 1, N]`: prompt tokens of each node, and the first of them among the P. above, step `[S + 1, P]`: what a prompt
+    token stands behind (a node, or N + an earlier prompt token), and which of its node's prompt tokens it is, from 0;
+    prompt `[S + 1, P]` bool, whether it is there.
+    """
+
+    parent: np.ndarray
+    depth: np.ndarray
+    rank: np.ndarray
+    node: np.ndarray
+    count: np.ndarray
+    first: np.ndarray
+    above: np.ndarray
+    step: np.ndarray
+    prompt: np.ndarray
+
+
+def states(trees: list[Tree], root: int = 0) -> States:
+    """The rounds of a chain of states: state s >= 1 drafts trees[s - 1], state 0 the root alone with all prompt tokens.
+
+    root: prompt tokens behind the root in the states from 1 on. 0, as published: where no draft stays the next round
+    has nothing to guess from. Paths of trees[s - 1] are at most s long, and a parent stands before its children.
+    """
+    full = len(trees)
+    rounds = [([()], [full]), *(([(), *tree.paths], [root, *tree.prompts]) for tree in trees)]
+    deep = max(len(path) for paths, _ in rounds for path in paths)
+    wide = max(sum(path[:-1] == above for path in paths[1:] if path) for paths, _ in rounds for above in paths)
+    # A verifier reserves N - depth children for a node.
+    N, P = max(deep + wide, *(len(paths) for paths, _ in rounds)), max(sum(prompts) for _, prompts in rounds)
+    empty = lambda width, kind=int: np.zeros((full + 1, width), kind)  # noqa: E731
+    nodes = [*(empty(N) for _ in range(3)), empty(N, bool), *(empty(N) for _ in range(2))]
+    made = States(*nodes, empty(P), empty(P), empty(P, bool))
+    made.parent[:, 0] = -1
+    for s, (paths, prompts) in enumerate(rounds):
+        slot = 0
+        for i, (path, n) in enumerate(zip(paths, prompts, strict=True)):
+            made.node[s, i], made.depth[s, i], made.count[s, i], made.first[s, i] = True, len(path), n, slot
+            if path:
+                made.parent[s, i], made.rank[s, i] = paths.index(path[:-1]), path[-1]
+            for j in range(n):
+                made.above[s, slot], made.step[s, slot] = (N + slot - 1 if j else i), j
+                made.prompt[s, slot] = True
+                slot += 1
+    return made
+
+
 def mask(parent: np.ndarray, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mask `[S, S]`, depth `[S]`) of a tree with prompt tokens: nodes first, then the prompts of each node in order.
 
