@@ -1,6 +1,7 @@
 """One layer: a mixer and a channel with their norms on a residual stream, and the stack that repeats it over depth."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -89,6 +90,10 @@ class Block(nnx.Module):
         report = {name: value for name, value in said.items() if name not in carried}
         return Through(self.partition.constrain(x, STREAM), state, report | first | second | third, carried)
 
+    def written(self, x: jax.Array, context: Context, state: Any) -> Any:
+        """The mixer's state after tokens that take nothing else of this layer."""
+        return self._mixed(self._whole(self.mixer_norm(x)), context, state)[1]
+
     def _mixed(self, x: jax.Array, context: Context, state: Any) -> tuple[jax.Array, Any]:
         if context.parts and not getattr(self.mixer, "joins", False):
             return together.apart(self.mixer, x, context, state)
@@ -122,7 +127,8 @@ class Period(nnx.Module):
         for i, (name, block) in enumerate(self.blocks.items()):
             layer = jax.tree.map(lambda values, i=i: values[i], context.layers)
             here = dataclasses.replace(context, layers=layer, flow=flow, prefill=context.prefill[i : i + 1])
-            x, state[name], report[name], flow = block(x, here, state[name])
+            call = block if context.depth is None else functools.partial(context.depth.through, block)
+            x, state[name], report[name], flow = call(x, here, state[name])
         return Through(x, state, report, flow)
 
     def start(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -188,6 +194,7 @@ class Unstacked:
     def __call__(self, x: jax.Array, context: Context, state: tuple) -> Pass:
         first = self.periods[0]
         layers, flow = by_period(context.layers, len(self.periods), len(first.names)), first.start(x)
+        flow |= context.depth.start(x) if context.depth is not None else {}
         after, said = [], []
         for i, (period, old) in enumerate(zip(self.periods, state, strict=True)):
             layer = jax.tree.map(lambda values, i=i: values[i], layers)

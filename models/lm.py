@@ -17,6 +17,7 @@ from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import norms, parameters
 from models.block import STREAM, Pass, Stack, Unstacked
+from models.depth import Depth
 from models.mixers.context import Asked, Context, Edit, check_sites
 from models.mixers.memory import Policy
 from models.mixers.prefill import Prefill
@@ -68,6 +69,8 @@ class LM(nnx.Module):
         layers: Mapping[str, Any] | None = None,
         taps: tuple[str, ...] = (),
         edits: Mapping[str, Edit] | None = None,
+        depth: Depth | None = None,
+        among: jax.Array | None = None,
     ) -> Pass:
         """Features of `tokens`, the decoding state after them, and what the layers report.
 
@@ -90,6 +93,8 @@ class LM(nnx.Module):
           taps: sites ("mixer", "channel", "residual") whose activations `[L, B, T, D]` the report is to hold; and
             "experts", of which it holds those of each token, `[L, B, T, K]`, -1 where there is none.
           edits: site -> function that changes its activations; see models/edits.py.
+          depth: with a state: which tokens take which layers. None: all take all.
+          among: `[B, T, T]` of a fresh pass: which of the others each token may see, beside the mask. None: all.
 
         Returns:
           `Pass(features [B, T, D], state, report)`.
@@ -112,7 +117,8 @@ class LM(nnx.Module):
         start, positions = state["slots"].length, jnp.broadcast_to(positions, tokens.shape[:2])
         slots = state["slots"].append(positions)
         patterns = self.stack.patterns(prefill) if prefill is not None and fresh else ()
-        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, prefill=patterns, **shown)
+        more = {"prefill": patterns, "depth": depth, "among": among if fresh else None}
+        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, **more, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 

@@ -1,6 +1,6 @@
 """Knobs of generation. Names are written out, because these settings are checked before jax is imported."""
 
-from configs.knobs import memory
+from configs.knobs import control, memory
 from configs.knobs.kinds import Group, group, number, one_of, part, switch, text, texts, whole
 
 SCORE_METHODS = ("analytic", "euler", "released")
@@ -8,7 +8,7 @@ CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candid
 CACHES = ("prefix", "dual", "free", "adaptive")
 # An objective that is still to come may write text in any of these ways.
 TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
-LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv|prompt_tokens|sorted"
+LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv|prompt_tokens|sorted|remaining|exits"
 CANVAS = f"objective!={LEFT_TO_RIGHT}"
 STEPS = f"{CANVAS}|any_subset|insertion"
 FILLED = f"{STEPS}|neodiff"
@@ -112,7 +112,7 @@ minference.patterns = text(
     before="vertical_slash:1000:6096",
 )
 
-for _name, _group in vars(memory).items():
+for _name, _group in (*vars(memory).items(), *vars(control).items()):
     if isinstance(_group, Group) and not _name.startswith("_"):
         setattr(generate, _name, _group)
 
@@ -277,6 +277,15 @@ beam.alpha = number(1.0, "The best score / length^alpha is written.", least=0, b
 
 generate.best_of_n = best_of_n = group("The likeliest of n texts.", of="generate.control=best_of_n")
 best_of_n.n = whole(1, "Texts that are drawn; 1 = off.", least=1, small=3, before=1)
+best_of_n.choose = one_of(
+    "likeliest",
+    ("likeliest", "majority"),
+    "What is written: the likeliest, or the commonest answer.",
+    before="likeliest",
+)
+best_of_n.behind = text(
+    "", "An answer is what stands behind the last of this.", of="generate.best_of_n.choose=majority", before=""
+)
 
 generate.json = json = group("Answers that are JSON of any depth.", of="generate.control=json")
 json.on = switch(False, "Whether this answer is; the host looks at the row between two rounds.", before=False)

@@ -133,6 +133,18 @@ eagle = group("A head that predicts the features of a frozen model.", of="object
 eagle.feature_weight = number(1.0, "Of the distance of features (smooth L1).", least=0, before=1.0)
 eagle.token_weight = number(0.1, "Of the cross-entropy with the model's own law.", least=0, before=0.1)
 
+remaining = group("A head that predicts how many tokens are left.", of="objective=remaining")
+remaining.weight = number(1.0, "Of its loss, which trains the head alone.", least=0, before=1.0)
+
+exits = group("Classifiers behind each layer that say where a token may leave.", of="objective=exits")
+exits.weight = number(1.0, "Of their loss, which trains them alone.", least=0, before=1.0)
+exits.layers_weight = number(
+    0.3,
+    "Of the next token's mean loss from the states of all layers, which trains the model.",
+    least=0,
+    before=0.3,
+)
+
 multi_token = group("Prediction of several tokens.", of="objective=multi_token")
 multi_token.tokens = whole(
     4,

@@ -2,12 +2,13 @@
 rounds of a row (`Control.between`), e.g. the mask of a grammar."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.generation import requests
 from experiments.settings.errors import ConfigError
 from models.decoding.control import Control, Host
 from models.decoding.stream import Parts, Progress
@@ -31,12 +32,62 @@ def given(parts: Parts, options: Mapping[str, Any], tokenizer: Any, sides: Mappi
     return {name: entries for name, entries in made.items() if entries}
 
 
+def parsed(
+    parts: Parts, options: Mapping[str, Any], tokenizer: Any, prompt: str | np.ndarray
+) -> tuple[np.ndarray, Given]:
+    """Ids of a prompt `[n]`, the start of a document included, and what the control that reads it says of its row; ids
+    `[n]` are taken as they are.
+
+    Errors: ConfigError with the sentence of that control.
+    """
+    if not isinstance(prompt, str):
+        return np.asarray(prompt, np.int32), {}
+    for name, part in parts.control:
+        try:
+            made = part.parsed(options, tokenizer, prompt)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from error
+        if made is not None:
+            return made[0], {name: made[1]}
+    return requests.encode(tokenizer, prompt), {}
+
+
+def entering(parts: Parts) -> bool:
+    """Whether some control changes how prompts are read."""
+    own = [type(part) for _, part in parts.control]
+    return any(part.enters is not Control.enters or part.places is not Control.places for part in own)
+
+
+def together(first: Given, second: Given) -> Given:
+    """The entries of both."""
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in {**first, **second}}
+
+
+def by_row(each: Sequence[Given]) -> Given:
+    """What rows of one batch start with, the rows in front; all of them have the same entries or sizes of zeros."""
+    names = {(name, key) for given in each for name, mine in given.items() for key in mine}
+    made: dict[str, dict[str, Any]] = {}
+    for name, key in sorted(names):
+        mine = [np.asarray(given[name][key]) if key in given.get(name, {}) else None for given in each]
+        shape = np.max([x.shape for x in mine if x is not None], axis=0).astype(int)
+        dtype = next(x.dtype for x in mine if x is not None)
+        rows = np.zeros((len(each), *shape), dtype)
+        for row, x in zip(rows, mine, strict=True):
+            if x is not None:
+                row[tuple(slice(n) for n in x.shape)] = x
+        made.setdefault(name, {})[key] = rows
+    return made
+
+
 def started(p: Progress, entries: Given) -> Progress:
     """`p` with these entries in the sides of all its rows."""
     if not entries:
         return p
 
     def whole(old: Any, new: Any) -> Any:
+        new = np.asarray(new)
+        if new.ndim and new.shape[-1] < old.shape[-1]:
+            new = np.pad(new, [(0, 0)] * (new.ndim - 1) + [(0, old.shape[-1] - new.shape[-1])])
         return jax.device_put(np.broadcast_to(new, old.shape).astype(old.dtype), old.sharding)
 
     side = dict(p.side)

@@ -18,6 +18,7 @@ def problems(parts: Parts, asked: Mapping[str, Any], program: Program, rewinds: 
       rewinds: whether every layer's state can drop drafts.
     """
     (name, drafter), rule = parts.drafter, asked["verifier"]
+    yield from (says for _, part in parts.control for says in part.problems(program.config, parts))
     if own := [*drafter.problems(program.config)]:
         yield from own
         return

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.generation.between import entering
 from experiments.generation.text import Generator
 from experiments.program import Program, counting
 from experiments.settings.errors import ConfigError
@@ -39,6 +40,8 @@ class Drift:
 
 class Edited(Generator):
     """A `Generator` for one prompt that was `old` before. `said`: what was saved, and what it did to the logits."""
+
+    reads = False
 
     def __init__(self, program: Program, tokenizer: Any, old: str):
         super().__init__(program, tokenizer)
@@ -93,6 +96,8 @@ class Edited(Generator):
         model, key = self.program.config.model, "generate.edit_of"
         if rows != 1:
             yield f"{key} is of one prompt and there are {rows} rows; use one --prompt on one device."
+        if entering(parts):
+            yield f"{key} takes keys of another text, and generate.control changes how prompts are read; leave one out."
         if parts.memory.name != "full":
             name = parts.memory.name
             yield f"{key} turns the keys of all tokens, and generate.memory={name!r} drops some; use 'full'."

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import drafting, requests
-from experiments.generation.between import between, given, hosted
+from experiments.generation.between import between, given, hosted, parsed, together
 from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.pool import Pool, Shape, staying
@@ -75,7 +75,8 @@ class Engine(Prompts):
         self.chunk, self.rounds = chunk, rounds
         self.decoder = Decoder(trained.program, self.tokenizer)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
-        self._whole = self._parts.prefill is not None or not MEMORIES[self._parts.memory.name].pieces
+        reads = any(part.whole for _, part in self._parts.control)
+        self._whole = reads or self._parts.prefill is not None or not MEMORIES[self._parts.memory.name].pieces
         self.unpackable = self.decoder.unpackable(self._parts)  # Why prompts share no row; "": they may.
         self.weights = self.decoder.weights(trained.params, self._parts)
         self._sides = self.decoder.sides(self.weights, self._parts, 1)
@@ -223,7 +224,7 @@ class Engine(Prompts):
         return options
 
     def _request(self, prompt: str | np.ndarray, options: dict[str, Any], seed: int | None, number: int) -> Request:
-        ids = requests.encode(self.tokenizer, prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32)
+        ids, read = parsed(self._parts, options, self.tokenizer, prompt)
         if len(ids) + options["max_tokens"] > self.pool.capacity:
             raise ConfigError([
                 f"a prompt of {len(ids)} tokens with generate.max_tokens={options['max_tokens']} does not fit "
@@ -233,7 +234,7 @@ class Engine(Prompts):
         key = jax.random.key_data(key_scheme.row_keys(key, 1, jnp.asarray([number], jnp.uint32))[0])
         reader = requests.RowText(self.tokenizer, tuple(options["stop"]))
         self._next += 1
-        own = given(self._parts, options, self.tokenizer, self._sides)
+        own = together(given(self._parts, options, self.tokenizer, self._sides), read)
         return Request(self._next - 1, ids, options, np.asarray(key), reader, length=len(ids), given=own)
 
     def need(self, request: Request, rounds: int) -> int:

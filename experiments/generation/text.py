@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import drafting, requests
-from experiments.generation.between import between, given, hosted, started
+from experiments.generation.between import between, by_row, entering, given, hosted, parsed, started, together
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.drafted import Drafted
 from experiments.program import Program
@@ -24,7 +24,10 @@ class Generator:
     """Generation with one model, all prompts together; compiled once per shape and parts.
 
     `options` is `config.generate` as a dict. `experiments.generation.engine` serves many prompts of unequal length.
+    `reads`: whether rows begin with nothing read; else what makes them has read their prompts.
     """
+
+    reads = True
 
     def __init__(self, program: Program, tokenizer: Any):
         self.program, self.tokenizer = program, tokenizer
@@ -46,11 +49,11 @@ class Generator:
         preflight.check_generation(options, tables=True)
         if not prompts:
             return
-        ids = [self.encode(prompt) for prompt in prompts]
-        real = len(ids)
-        more = -real % self.decoder.devices  # Every device takes as many rows; those beyond `real` are not read.
-        ids, prompts = ids + ids[:1] * more, [*prompts, *[prompts[0]] * more]
         parts = self.decoder.parts([options])
+        read = [parsed(parts, options, self.tokenizer, prompt) for prompt in prompts]
+        ids, real = [row for row, _ in read], len(read)
+        more = -real % self.decoder.devices  # Every device takes as many rows; those beyond `real` are not read.
+        ids, prompts, read = ids + ids[:1] * more, [*prompts, *[prompts[0]] * more], read + read[:1] * more
         weights = self.decoder.weights(params, parts)
         length = np.asarray([len(row) for row in ids], np.int32)
         longest, max_new = int(length.max()), options["max_tokens"]
@@ -62,12 +65,16 @@ class Generator:
         for row, tokens in enumerate(ids):
             text[row, : len(tokens)] = tokens
         dials = {name: np.repeat(value, len(ids)) for name, value in sockets.dials([options], parts).items()}
+        own = given(parts, options, self.tokenizer, self.decoder.sides(weights, parts, width))
+        own = by_row([together(own, mine) for _, mine in read])
+        entered = entering(parts)  # Prompts are then read by rows that have what is their own.
         p = self._begun(
             weights, (text, length, length + max_new, key_data(prompts, seed), dials),
-            {"parts": parts, "size": size, "capacity": width},
+            {"parts": parts, "size": 0 if entered else size, "capacity": width},
         )  # fmt: skip
-        sides = self.decoder.sides(weights, parts, width)
-        p = started(p, given(parts, options, self.tokenizer, sides))
+        p = started(p, own)
+        if entered and self.reads:
+            p = self.decoder.read(weights, p, parts=parts, size=size, fresh=True)
         readers = [requests.RowText(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
         seen, rounds, waits = length, 1, hosted(parts, options)
         self.drafted, seconds, timed = None, 0.0, 0

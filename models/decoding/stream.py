@@ -135,15 +135,25 @@ def begin(
 
 
 def pass_(models: Models, p: Progress, parts: Parts, tokens: jax.Array, positions: jax.Array, **kw: Any) -> Pass:
-    """The model's pass over new tokens of the rows of `p`, with what controls hand it; `kw` as of `LM.__call__`."""
+    """The model's pass over new tokens of the rows of `p`, with what controls hand it; `kw` as of `LM.__call__`.
+
+    positions: `[B, T]` of the tokens in their texts, -1 = padding; controls may place them elsewhere.
+    """
     more: dict[str, Any] = {"asked": Asked(p.prompt, p.key)}
     for name, part in parts.control:
-        for key, values in part.enters(models, p.side[name], p).items():
+        side = p.side[name]
+        positions = part.places(side, positions)
+        for key, values in part.enters(models, side, p).items():
+            if not isinstance(values, Mapping):
+                more[key] = values
+                continue
             there = more.setdefault(key, {})
             for site, value in values.items():
                 there[site] = behind(there[site], value) if key == "edits" and site in there else value
     if parts.taps:
         more["taps"] = parts.taps
+    if (among := more.pop("among", None)) is not None and kw.get("fresh"):
+        more["among"] = among(tokens.shape[1])
     return models["model"](tokens, mask=masks.Causal(), positions=positions, **more, **kw)
 
 
@@ -206,9 +216,8 @@ def beside(
 def plain(parts: Parts) -> bool:
     """Whether a round is one pass of the model that is given tokens alone, and of which no site is tapped."""
     own = [part for _, part in parts.control]
-    return not parts.taps and all(
-        type(part).step is Control.step and type(part).enters is Control.enters for part in own
-    )
+    hooks = ("step", "enters", "places")
+    return not parts.taps and all(getattr(type(part), hook) is getattr(Control, hook) for part in own for hook in hooks)
 
 
 class _Asked(NamedTuple):
@@ -253,11 +262,11 @@ def _asked(models: Models, p: Progress, parts: Parts, live: jax.Array) -> _Asked
 
 def _judged(models: Models, p: Progress, parts: Parts, live: jax.Array, asked: _Asked, made: Pass) -> Progress:
     """`p` when the model has read what a round asked it to."""
-    (name, drafter), model = parts.drafter, models["model"]
+    name, drafter = parts.drafter
     tree, side, tokens, every, _ = asked
     N = tree.token.shape[1]
-    position = every[:, :N]
-    logits, processed = _controlled(models, p, parts, model.logits(made.features[:, :N]), tree, position)
+    position, nodes = every[:, :N], made._replace(features=made.features[:, :N])
+    logits, processed = _controlled(models, p, parts, nodes, tree, position)
     row_keys = jax.random.wrap_key_data(p.key)
     path, count, following = parts.verifier(row_keys, logits, tree, p.length - 1, drafter.depth)
     # What was drawn from numbers that are not finite is no token: the row ends before it.
@@ -300,13 +309,14 @@ def _soft(models: Models, old: Feed, parts: Parts, sides: dict, seen: Seen) -> F
     return Feed(jnp.where(live[:, None], vector, old.vector), jnp.where(live, on, old.on))
 
 
-def _controlled(models: Models, p: Progress, parts: Parts, logits, tree: Tree, position) -> tuple[jax.Array, dict]:
+def _controlled(models: Models, p: Progress, parts: Parts, made: Pass, tree: Tree, position) -> tuple[jax.Array, dict]:
     """Logits after all controls, and what each of them made."""
-    made = {}
+    by_name, logits = {}, models["model"].logits(made.features)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     for name, part in parts.control:
-        logits, made[name] = part.process(models, p.side[name], logits, p, tree, position)
-    return logits, made
+        side = part.shown(models, p.side[name], made)
+        logits, by_name[name] = part.process(models, side, logits, p, tree, position)
+    return logits, by_name
 
 
 def extend(

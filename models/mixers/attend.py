@@ -118,6 +118,8 @@ def recall(
             rule = rule & masks.Dense(own_path(context.parents, view.start, keys.shape[1]))
         if context.segment_ids is not None:  # Texts that are read side by side, fresh: the keys are their own.
             rule = rule & masks.Segments(context.segment_ids, context.segment_ids)
+        if context.among is not None:
+            rule = rule & masks.Dense(context.among)
         if context.prefill and mask.is_static and not all(each.covers(q.shape[1]) for each in context.prefill[0]):
             return attend_patterns(partition, q, keys, view.v, context, mask, softcap, sinks), memory
         op = functools.partial(attend_cache, implementation=implementation, softcap=softcap)

@@ -50,6 +50,10 @@ class Context:
     rotate: Callable[..., jax.Array] | None = dataclasses.field(default=None, metadata={"static": True})
     # With it: whether rotate(rotate(x, a), b) is rotate(x, a + b) whatever the text.
     steady: bool = dataclasses.field(default=False, metadata={"static": True})
+    # Decoding: which tokens take which layers (models/depth.py); None = all.
+    depth: Any = dataclasses.field(default=None, metadata={"static": True})
+    # Decoding, of a fresh pass: [B, T, T] which new tokens (columns) each (row) may see; None = as the mask says.
+    among: jax.Array | None = None
     # Decoding, of rows that are read together (`models.together`): the passes that the tokens [1, n] here belong to.
     parts: tuple["Context", ...] = ()
 

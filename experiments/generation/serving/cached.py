@@ -42,8 +42,8 @@ def refusal(settings: Mapping[str, Any]) -> str:
             "another; a cache of beginnings goes with generate.prefill='dense'."
         )
     for name in sockets.order(settings["control"]):
-        made = CONTROLS[name]
-        if getattr(made, "func", made).enters is not Control.enters:
+        made = getattr(CONTROLS[name], "func", CONTROLS[name])
+        if made.enters is not Control.enters or made.places is not Control.places:
             return (
                 f"generate.control={name!r} changes, for each request, what is read of a prompt; leave it away, or the "
                 "cache of beginnings."

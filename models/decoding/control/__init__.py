@@ -9,7 +9,7 @@ An entry that is off for every row is not in the program, and turning a dial com
 arrays `[B]` in `Progress.dials`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -25,6 +25,10 @@ Step = Callable[[Mapping[str, Any], Any, Any, jax.Array], Any]
 `stream.round_` is the plain step. A row that is not live comes back as it was: its tokens are read at position -1,
 which enter no state. A composition of steps (another model for some rows, roll-outs, rounds of a helper) is a step.
 """
+
+
+Parsed = tuple[np.ndarray, Mapping[str, Any]]
+"""Ids of a prompt `[n]`, and entries of its row's side."""
 
 
 class Feed(NamedTuple):
@@ -58,6 +62,7 @@ class Control:
         Nothing else may read them: a part is made once for all requests. An entry whose dials and own fields are at
         their defaults in all rows is left out of the program.
       alone: whether it reads one token a pass, so that drafts are refused.
+      whole: whether a prompt is read in one pass, but for its last token, and shares no beginning with others.
     """
 
     dials: ClassVar[tuple[str, ...]] = ()
@@ -67,6 +72,11 @@ class Control:
     feeds: ClassVar[bool] = False
     own: ClassVar[tuple[str, ...]] = ()
     alone: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+
+    def problems(self, config: Any, parts: Any) -> Iterator[str]:
+        """Sentences about settings that cannot be with the model of `config`, a run's, or with the `stream.Parts`."""
+        yield from ()
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """The side of `batch` rows without a token: a pytree with the batch in front."""
@@ -77,11 +87,29 @@ class Control:
         return side
 
     def enters(self, models: Mapping[str, Any], side: Any, p: Any) -> Mapping[str, Any]:
-        """What the model's passes are given besides tokens, of prompts, too: "layers" and "edits" of `LM.__call__`.
+        """What the model's passes are given besides tokens, of prompts, too: "layers", "edits" and "depth" of
+        `LM.__call__`, and "among", which gives its array for T first tokens.
 
-        Values of several entries go together; of edits at one site that of the later entry is made behind the other.
+        Values of several entries go together; of edits at one site that of the later entry is made behind the other, of
+        others that is no mapping the last is heard.
         """
         return {}
+
+    def places(self, side: Any, positions: jax.Array) -> jax.Array:
+        """Where the model is to find tokens that stand at `positions [B, T]` of their texts; -1 stays."""
+        return positions
+
+    def parsed(self, options: Mapping[str, Any], tokenizer: Any, prompt: str) -> Parsed | None:
+        """On the host: a prompt's ids `[n]`, the start of a document included, and entries of its row's side, as of
+        `given`; None: it is read as always. An entry that is shorter than its side is filled with zeros.
+
+        Errors: ValueError, one sentence.
+        """
+        return None
+
+    def shown(self, models: Mapping[str, Any], side: Any, made: Pass) -> Any:
+        """The side as `process` is to find it, with what it needs of this pass: features, and what the report holds."""
+        return side
 
     def process(
         self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
@@ -90,7 +118,7 @@ class Control:
 
         Args:
           models: see `Drafter.propose`.
-          side: `p.side[name]`, the state before this tree.
+          side: `p.side[name]`, the state before this tree; or what `shown` made of it.
           logits: of the model, or of the entry before.
           p: `stream.Progress` before the round.
           tree: its drafts; position: `[B, N]` of the nodes, -1 where there is none.

@@ -9,6 +9,24 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+LARGEST = 12.0  # Of log alpha and log rate, in size: what is beyond is no law of a length.
+
+
+def gamma_of(features: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
+    """(alpha, rate) `[..., V]` of every next token: features `[..., D]`, kernel `[2, V, D]`, bias `[2, V]`."""
+    raw = jnp.einsum("...d,svd->s...v", features.astype(jnp.float32), kernel.astype(jnp.float32))
+    raw = raw + bias.reshape(2, *[1] * (raw.ndim - 2), -1)
+    return _positive(raw[0]), _positive(raw[1])
+
+
+def gamma_of_token(features: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
+    """(alpha, rate) `[...]` of one next token each: features `[..., D]`, kernel `[2, ..., D]`, bias `[2, ...]`."""
+    raw = jnp.sum(kernel.astype(jnp.float32) * features.astype(jnp.float32), axis=-1) + bias
+    return _positive(raw[0]), _positive(raw[1])
+
+
+def _positive(raw: Array) -> Array:
+    return jnp.exp(jnp.clip(raw, -LARGEST, LARGEST))
 
 
 def factor(alpha: Array, rate: Array, remaining: Array) -> Array:
@@ -55,8 +73,8 @@ def released_remaining(remaining: Array) -> Array:
 def negative_log_likelihood(alpha: Array, rate: Array, length: Array) -> Array:
     """The predictor's loss: -log of the Gamma density at y = log(length + 1): `[...]` each, length above 0.
 
-    -(alpha log rate - log Gamma(alpha) + (alpha - 1) log y - rate y). alpha and rate are those of the token that came,
-    of two linear maps of features, made positive.
+    -(alpha log rate - log Gamma(alpha) + (alpha - 1) log y - rate y). alpha and rate are those of the token that came:
+    `gamma_of_token`.
     """
     y = jnp.log1p(jnp.asarray(length, jnp.result_type(float)))
     log_gamma = jax.scipy.special.gammaln(alpha)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.depth import EXIT, GO_ON, STOP
+
 Array = jax.Array
-GO_ON, EXIT, STOP = 0, 1, 2  # Classes of an exit's classifier.
 
 
 class Cost(NamedTuple):
@@ -22,12 +23,12 @@ class Cost(NamedTuple):
     written: int
 
 
-def layers_at(position: Array, prompt: int, length: int, most: int, least: int) -> Array:
+def layers_at(position: Array, prompt: Array | int, length: Array | int, most: int, least: Array | int) -> Array:
     """n(t): `most` in the prompt, then falling linearly from `most` to `least` at the last position, rounded: `[...]`.
 
     Positions count from 0; the first generated one is `prompt`, the last `length - 1`. The same for every row.
     """
-    share = (jnp.asarray(position) - prompt) / max(1, length - 1 - prompt)
+    share = (jnp.asarray(position) - prompt) / jnp.maximum(1, length - 1 - prompt)
     n = most - (most - least) * jnp.clip(share, 0, 1)
     return jnp.round(n).astype(jnp.int32)
 
@@ -60,14 +61,14 @@ def exit_at(decision: Array) -> tuple[Array, Array]:
     return first + 1, stops
 
 
-def exit_labels(predicted: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def exit_labels(predicted: Array, wanted: Array) -> Array:
     """Labels `[..., L]` for training the classifiers: predicted `[..., L]` is the token of each layer, wanted `[...]`.
 
     EXIT where the layer's token is right; STOP where neither it nor a later layer's is; else GO_ON.
     """
-    right = np.asarray(predicted) == np.asarray(wanted)[..., None]
-    later = np.flip(np.maximum.accumulate(np.flip(right, -1), -1), -1)
-    return np.where(right, EXIT, np.where(later, GO_ON, STOP))
+    right = jnp.asarray(predicted) == jnp.asarray(wanted)[..., None]
+    later = jax.lax.cummax(right.astype(jnp.int32), axis=right.ndim - 1, reverse=True) > 0
+    return jnp.where(right, EXIT, jnp.where(later, GO_ON, STOP))
 
 
 def confident_exit(log_p: Array, threshold: float) -> Array:

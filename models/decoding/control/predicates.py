@@ -5,7 +5,9 @@ or DEC if continuations only grow or shrink it, else VAR. A token is forbidden i
 false for good (False and FIN); a text may stop early if it is true for good; it may end only if it is true.
 """
 
+import ast
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,7 +159,12 @@ class Or(Expression):
 
 def allowed(expression: Expression, text: str, tokens: Sequence[str], eos: int) -> np.ndarray:
     """`[V]` bool: token t is forbidden if (text + t) is False and FIN; `eos` is allowed if the text, done, is True."""
-    verdicts = (expression(text + token, False) for token in tokens)
+    return allowed_texts(expression, [text + token for token in tokens], text, eos)
+
+
+def allowed_texts(expression: Expression, texts: Sequence[str], text: str, eos: int) -> np.ndarray:
+    """`allowed` where texts[t] is the text behind token t: bytes of a character may lie in several tokens."""
+    verdicts = (expression(one, False) for one in texts)
     mask = np.array([value or final != FIN for value, final in verdicts])
     mask[eos] = bool(expression(text, True)[0])
     return mask
@@ -167,3 +174,95 @@ def may_stop(expression: Expression, text: str) -> bool:
     """Whether the text can stop early: the predicate is True whatever follows."""
     value, final = expression(text, False)
     return bool(value) and final == FIN
+
+
+EXAMPLE = "len(words(text)) < 20 and 'x' not in text"
+LENGTHS: dict[str, Callable[[str], Sequence]] = {
+    "characters": list,
+    "words": str.split,
+    "sentences": lambda text: [one for one in re.split(r"[.!?]+", text) if one.strip()],
+    "lines": str.splitlines,
+}
+CHARACTERS: dict[str, Callable[[str], bool]] = {"digits": str.isdigit, "letters": str.isalpha}
+
+
+def parse(source: str) -> Expression:
+    """The predicate that a text says, in a part of Python's syntax; `text` is the answer.
+
+    `and`, `or`, `not`; `"x" in text`, `"x" not in text`; `text in ["yes", "no"]`, `text == "yes"`; `digits(text)`,
+    `letters(text)`: it has nothing else; and numbers, `len(text)` and `len(words(text))` (or characters, sentences,
+    lines) on both sides of <, <=, >, >=, ==, !=.
+
+    Errors: ValueError in one sentence, with an example.
+    """
+    try:
+        return _truth(ast.parse(source.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError) as error:
+        raise ValueError(f"the predicate {source!r} cannot be read; an example: {EXAMPLE}.") from error
+
+
+def _unknown(node: ast.AST) -> ValueError:
+    return ValueError(f"the predicate has {ast.unparse(node)!r}, which is not known; an example: {EXAMPLE}.")
+
+
+def _truth(node: ast.AST) -> Expression:
+    match node:
+        case ast.BoolOp(op=op, values=values):
+            parts = tuple(map(_truth, values))
+            return And(parts) if isinstance(op, ast.And) else Or(parts)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return Not(_truth(operand))
+        case ast.Call(func=ast.Name(id=name), args=[ast.Name(id="text")], keywords=[]) if name in CHARACTERS:
+            return Characters(CHARACTERS[name])
+        case ast.Compare(left=left, ops=ops, comparators=others):
+            sides = (left, *others)
+            pairs = [_compared(op, a, b) for op, a, b in zip(ops, sides[:-1], sides[1:], strict=True)]
+            return pairs[0] if len(pairs) == 1 else And(tuple(pairs))
+    raise _unknown(node)
+
+
+def _compared(op: ast.cmpop, left: ast.AST, right: ast.AST) -> Expression:
+    match left, op, right:
+        case ast.Constant(value=str(piece)), ast.In() | ast.NotIn(), ast.Name(id="text"):
+            made: Expression = Contains(piece)
+        case ast.Name(id="text"), ast.In() | ast.NotIn(), ast.List(elts=options) | ast.Tuple(elts=options):
+            if not all(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in options):
+                raise _unknown(right)
+            made = OneOf(tuple(one.value for one in options if isinstance(one, ast.Constant)))
+        case ast.Name(id="text"), ast.Eq() | ast.NotEq(), ast.Constant(value=str(option)):
+            made = OneOf((option,))
+        case _:
+            return _numbers(op, _number(left), _number(right))
+    return Not(made) if isinstance(op, ast.NotIn | ast.NotEq) else made
+
+
+def _numbers(op: ast.cmpop, a: Expression, b: Expression) -> Expression:
+    match op:
+        case ast.Lt():
+            return Less(a, b)
+        case ast.Gt():
+            return Less(b, a)
+        case ast.LtE():
+            return Not(Less(b, a))
+        case ast.GtE():
+            return Not(Less(a, b))
+        case ast.Eq():
+            return And((Not(Less(a, b)), Not(Less(b, a))))
+        case ast.NotEq():
+            return Or((Less(a, b), Less(b, a)))
+    raise ValueError(f"the predicate compares numbers by {type(op).__name__}; an example: {EXAMPLE}.")
+
+
+def _number(node: ast.AST) -> Expression:
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return Constant(value)
+        case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id="text")], keywords=[]):
+            return Count(list)
+        case ast.Call(
+            func=ast.Name(id="len"),
+            args=[ast.Call(func=ast.Name(id=name), args=[ast.Name(id="text")], keywords=[])],
+            keywords=[],
+        ) if name in LENGTHS:
+            return Count(LENGTHS[name])
+    raise _unknown(node)

@@ -41,6 +41,39 @@ def best_of(score: Array, length: Array) -> Array:
     return jnp.argmax(length_penalised(score, length, 1.0), axis=-1)
 
 
+def answer_start(tokens: Array, start: Array, end: Array, mark: Array) -> Array:
+    """Where the answer of each text begins: behind the last `mark` among tokens start <= i < end; -1: there is none.
+
+    Args:
+      tokens: `[..., T]`.
+      start, end: `[...]`.
+      mark: `[K]` tokens, e.g. those of "Answer:"; none: the answer is all of it.
+    """
+    tokens, mark = jnp.asarray(tokens), jnp.asarray(mark)
+    T, K = tokens.shape[-1], len(mark)
+    if K == 0:
+        return jnp.asarray(start)
+    padded = jnp.concatenate([tokens, jnp.full((*tokens.shape[:-1], K), -1, tokens.dtype)], axis=-1)
+    here = jnp.stack([padded[..., i : i + T] == mark[i] for i in range(K)]).all(axis=0)
+    at = jnp.arange(T)
+    inside = here & (at >= jnp.asarray(start)[..., None]) & (at + K <= jnp.asarray(end)[..., None])
+    return jnp.max(jnp.where(inside, at + K, -1), axis=-1)
+
+
+def votes(tokens: Array, begin: Array, end: Array) -> Array:
+    """How many of n texts have each one's answer, tokens begin <= i < end: `[..., n, T]`, `[..., n]` twice.
+
+    A text with begin = -1 has no answer: it has no votes.
+    """
+    tokens, begin, end = jnp.asarray(tokens), jnp.asarray(begin), jnp.asarray(end)
+    T, voted, length = tokens.shape[-1], begin >= 0, end - begin
+    index = jnp.clip(begin[..., None] + jnp.arange(T), 0, T - 1)
+    answer = jnp.where(jnp.arange(T) < length[..., None], jnp.take_along_axis(tokens, index, axis=-1), -1)
+    same = (answer[..., :, None, :] == answer[..., None, :, :]).all(axis=-1)
+    same = same & (length[..., :, None] == length[..., None, :])
+    return jnp.sum(same & voted[..., :, None] & voted[..., None, :], axis=-1)
+
+
 def majority(answers: Sequence[Hashable]) -> Hashable:
     """The answer that came most often, of equal ones the first (Wang et al. 2022, self-consistency).
 

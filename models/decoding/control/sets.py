@@ -69,6 +69,16 @@ def visible(set_: np.ndarray, member: np.ndarray) -> np.ndarray:
     return np.tril(np.ones((T, T), bool)) & ~other
 
 
+def among(set_: Array, member: Array, T: int) -> Array:
+    """Which of the first T tokens (columns) each of them (row) may see as far as sets decide it, `[B, T, T]` bool.
+
+    set_, member: `[B, R]`, numbers from 1, 0 in plain text.
+    """
+    set_, member = set_[:, :T], member[:, :T]
+    same_set = (set_[:, :, None] == set_[:, None]) & (set_[:, :, None] > 0)
+    return ~(same_set & (member[:, :, None] != member[:, None]))
+
+
 def mask_of(set_: np.ndarray, member: np.ndarray) -> masks.Mask:
     """`visible` in the house's mask algebra, for a pass of the model: causal, and not in one set, or in one member."""
     ours = np.where(set_ >= 0, set_ * (np.max(member, initial=0) + 1) + member + 1, 0)

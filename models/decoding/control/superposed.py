@@ -51,6 +51,27 @@ def ngram_law(
     return law
 
 
+def text_law(reference: Array, many: Array | int, text: Array, length: Array | int, weights: Array, V: int) -> Array:
+    """`ngram_law` of the n-grams of a text, `[V]`, in one pass over it and nothing but arrays.
+
+    Args:
+      reference: `[M]` tokens, of which the first `many` count.
+      text: `[R]`, of which the first `length` are the draft.
+      weights: `[N]`; weights[i] is of the law of the token behind the last i + 1 tokens.
+      V: ids.
+    """
+    reference, M = jnp.asarray(reference), len(reference)
+    law, at = jnp.zeros(V, jnp.result_type(float)), jnp.arange(M)
+    agrees = at < many
+    for i in range(len(weights)):
+        mine = jnp.asarray(text)[jnp.maximum(length - 1 - i, 0)]
+        before = jnp.where(at > i, jnp.roll(reference, i + 1), -1)
+        agrees = agrees & (before == mine) & (length > i)
+        count = jnp.zeros(V, law.dtype).at[reference].add(agrees.astype(law.dtype))
+        law = law + weights[i] * count / jnp.maximum(jnp.sum(count), 1)
+    return law
+
+
 def mixed(p: Array, ngram: Array, alpha: float, penalty: float = 200.0) -> Array:
     """(1 - alpha) log p + alpha log p_ngram for each text, `[k, V]`: p `[V]` (`keep_top`), ngram `[k, V]`.
 

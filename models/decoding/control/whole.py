@@ -1,4 +1,4 @@
-"""Controls that decide a text as a whole: beam search and best of n. A row's first step writes all of it."""
+"""Controls that decide a text as a whole: beam search, best of n, votes. A row's first step writes all of it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,10 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.decoding import rows
 from models.decoding.control import Control, Step, search, trials
 from models.decoding.drafts import Seen, Tree
+
+MARK = 8  # Tokens of the text behind which an answer stands, at most.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,25 +77,43 @@ class Beam(Control):
 
 @dataclasses.dataclass(frozen=True)
 class BestOfN(Control):
-    """Best of n: n texts are drawn, that of the largest mean log-probability is written; 1 is off.
+    """Best of n: n texts are drawn, one is written; 1 is off.
 
-    The probability is that of the law that is drawn from. The first text is the one that would be written without this
-    entry; the others are drawn with bits of their own.
+    `choose`: "likeliest", the largest mean log-probability, of the law that is drawn from; or "majority", the answer
+    that most texts have (`search.votes`), of equal ones the first. An answer is what stands behind the last `behind`,
+    or the whole text; where no text has one, the first is written. The first text is the one that would be written
+    without this entry; the others are drawn with bits of their own.
     """
 
     alone = True
 
     n: int = 1
+    choose: str = "likeliest"
+    behind: str = ""
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """See `Control.init`."""
-        return {"log_p": jnp.zeros((batch,))}
+        side = {"log_p": jnp.zeros((batch,))}
+        return side if self.choose == "likeliest" else side | {"mark": jnp.full((batch, MARK), -1, jnp.int32)}
+
+    def given(self, options: Mapping[str, Any], tokenizer: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Control.given`: the tokens behind which an answer stands."""
+        if self.choose == "likeliest":
+            return {}
+        ids = tokenizer.encode(self.behind) if self.behind else []
+        if len(ids) > MARK:
+            raise ValueError(
+                f"generate.best_of_n.behind={self.behind!r} is {len(ids)} tokens; it may have {MARK} at most."
+            )
+        mark = np.full(MARK, -1, np.int32)
+        mark[MARK - len(ids) :] = ids
+        return {"mark": mark}
 
     def commit(self, models: Mapping[str, Any], side: Any, made: Any, seen: Seen) -> Any:
         """See `Control.commit`."""
         log_p = jax.nn.log_softmax(seen.logits[:, 0], axis=-1)
         own = jnp.take_along_axis(log_p, seen.token[:, :1], axis=-1)[:, 0]
-        return {"log_p": side["log_p"] + jnp.where(seen.count > 0, own, 0)}
+        return side | {"log_p": side["log_p"] + jnp.where(seen.count > 0, own, 0)}
 
     def step(self, inner: Step) -> Step:
         """See `Control.step`."""
@@ -104,11 +125,29 @@ class BestOfN(Control):
             first = trials.repeated(p, n, jnp.arange(B * n) % n)
             made = trials.looped(inner, models, parts, first, lambda p, turn: p.live & jnp.repeat(live, n))
             gained = (made.length - first.length).reshape(B, n)
-            score = made.side["best_of_n"]["log_p"].reshape(B, n)
-            winner = search.best_of(score, jnp.maximum(gained, 1))
+            if self.choose == "majority":
+                winner = jnp.argmax(self._votes(made, first, parts.eos).reshape(B, n), axis=1)
+            else:
+                score = made.side["best_of_n"]["log_p"].reshape(B, n)
+                winner = search.best_of(score, jnp.maximum(gained, 1))
             return rows.choose(live, trials.settled(made, winner, n, p), p)
 
         return step
+
+    def _votes(self, made: Any, first: Any, eos: int) -> jax.Array:
+        """`[B n]` votes for the answer of each text."""
+        newest = jnp.take_along_axis(made.text, jnp.maximum(made.length - 1, 0)[:, None], axis=1)[:, 0]
+        end = made.length - ((newest == eos) & (made.length > first.length))
+        mark = made.side["best_of_n"]["mark"]
+        begin = jax.vmap(_behind)(made.text, first.length, end, mark)
+        shaped = lambda x: x.reshape(-1, self.n, *x.shape[1:])  # noqa: E731
+        return search.votes(shaped(made.text), shaped(begin), shaped(end)).reshape(-1)
+
+
+def _behind(text: jax.Array, start: jax.Array, end: jax.Array, mark: jax.Array) -> jax.Array:
+    """`search.answer_start` of a text `[R]` where `mark [MARK]` has -1 in front of its tokens."""
+    begins = jnp.stack([search.answer_start(text, start, end, mark[MARK - k :]) for k in range(MARK + 1)])
+    return begins[jnp.sum(mark >= 0)]
 
 
 PARTS = {"beam": Beam, "best_of_n": BestOfN}

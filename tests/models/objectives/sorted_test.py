@@ -1,4 +1,4 @@
-"""Sorted fine-tuning: the loss by plain sub-models of the same parameters, what learns from it, and how a step chooses."""
+"""Sorted fine-tuning: the loss by plain sub-models of the same parameters, what learns, and how a step chooses."""
 
 import dataclasses
 import functools

@@ -1,0 +1,86 @@
+"""Control `where`: answers that fulfil a predicate, by LMQL's FINAL semantics; the host looks between two rounds."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.decoding.control import Control, Host, predicates
+from models.decoding.control.constraint import vocabulary
+from models.decoding.drafts import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Where(Control):
+    """See the module's docstring; `predicates.parse` says what a predicate may be.
+
+    A token is forbidden if the predicate is then false for good, the end is allowed if it is true. Unlike a
+    `constraint` this does not look for a way to the end: a text that comes to its limit, or to where no token is left,
+    ends with a message. `stop`: the text ends as soon as the predicate stays true.
+    """
+
+    own = ("predicate", "stop")
+    alone = True
+
+    predicate: str = ""
+    stop: bool = False
+
+    def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
+        """See `Control.init`."""
+        return {"allowed": jnp.ones((batch, models["model"].head_weights().shape[0]), bool)}
+
+    def given(self, options: Mapping[str, Any], tokenizer: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Control.given`."""
+        if source := options["where"]["predicate"]:
+            value, final = parsed(source)("", False)
+            if not value and final == predicates.FIN:
+                raise ValueError(f"generate.where.predicate={source!r} holds for no text; use e.g. 'len(text) < 80'.")
+        return {}
+
+    def hosts(self, options: Mapping[str, Any]) -> bool:
+        """See `Control.hosts`."""
+        return bool(options["where"]["predicate"])
+
+    def between(self, row: Host, side: Any) -> Any:
+        """See `Control.between`."""
+        expression = parsed(row.options["where"]["predicate"])
+        words = tuple(vocabulary(row.tokenizer))
+        written = b"".join(words[token] or b"" for token in row.tokens[row.prompt :])
+        left = row.options["max_tokens"] - (len(row.tokens) - row.prompt)
+        mask = np.zeros(side["allowed"].shape, bool)
+        ends = left == 1 or (row.options["where"]["stop"] and predicates.may_stop(expression, said(written)))
+        if ends:
+            mask[row.tokenizer.eos] = expression(said(written), True)[0]
+        else:
+            texts = [b"" if word is None else word for word in words]
+            # What each token adds, so that characters of several tokens are read whole.
+            follow = [said(written + text) for text in texts]
+            mask[: len(words)] = predicates.allowed_texts(expression, follow, said(written), row.tokenizer.eos)
+            mask[: len(words)] &= [word is not None or i == row.tokenizer.eos for i, word in enumerate(words)]
+        if not mask.any():
+            raise ValueError("no token is left that may still fulfil the predicate" + " at the limit" * (left == 1))
+        return {"allowed": mask}
+
+    def process(
+        self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """See `Control.process`."""
+        return jnp.where(side["allowed"][:, None], logits, -jnp.inf), None
+
+
+@functools.lru_cache(maxsize=64)
+def parsed(source: str) -> predicates.Expression:
+    """`predicates.parse`, those of the last requests kept."""
+    return predicates.parse(source)
+
+
+def said(text: bytes) -> str:
+    """The characters of a text that are whole."""
+    return text.decode("utf-8", "ignore")
+
+
+PARTS = {"where": Where}
