@@ -17,6 +17,7 @@ from experiments.bench import (
     attention,
     checks,
     context,
+    controls,
     decoding,
     drafts,
     experts,
@@ -84,6 +85,7 @@ def planned(platform: str) -> list[Planned]:
         *storage.planned(),
         *drafts.planned(),
         *decoding.planned(),
+        *controls.planned(),
         *packed.planned(),
     ]
 

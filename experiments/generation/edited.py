@@ -97,7 +97,7 @@ class Edited(Generator):
         if rows != 1:
             yield f"{key} is of one prompt and there are {rows} rows; use one --prompt on one device."
         if entering(parts):
-            yield f"{key} takes keys of another text, and generate.control changes how prompts are read; leave one out."
+            yield f"{key} takes keys of another text, and generate.control changes how it is read; leave one away."
         if parts.memory.name != "full":
             name = parts.memory.name
             yield f"{key} turns the keys of all tokens, and generate.memory={name!r} drops some; use 'full'."

@@ -6,7 +6,8 @@ CONTROL, TESTS = "models/decoding/control", "tests/models/decoding/control"
 GUIDES, EVERYDAY = (f"{TESTS}/guidance_test.py",), (f"{TESTS}/everyday_test.py",)
 STEPS, ORDER = (f"{TESTS}/steps_test.py",), (f"{TESTS}/order_test.py",)
 CONSTRAINTS, PARTS = (f"{TESTS}/constraints_test.py",), (f"{TESTS}/parts_test.py",)
-SECOND = (f"{TESTS}/second_test.py",)
+SECOND, DRAWN = (f"{TESTS}/second_test.py",), (f"{TESTS}/drawn_test.py",)
+LAYERS, MEMBERS, WHERE = (f"{TESTS}/layers_test.py",), (f"{TESTS}/members_test.py",), (f"{TESTS}/where_test.py",)
 
 BUGS = (
     Bug("GeDi divides by one token too few", f"{CONTROL}/gedi.py",
@@ -93,6 +94,41 @@ BUGS = (
     Bug("the last trial stays", f"{CONTROL}/trials.py",
         "winner = jnp.argmin(jnp.where(valid, jnp.exp(mean), jnp.inf), axis=1)",
         "winner = jnp.argmax(jnp.where(valid, jnp.exp(mean), -jnp.inf), axis=1)", SECOND),
+    Bug("padding takes layers, too", "models/depth.py",
+        'took = context.layers["active"][:, None] & (context.positions >= 0)',
+        'took = context.layers["active"][:, None] & (context.positions >= -1)', LAYERS),
+    Bug("tokens of prompts leave early", "models/depth.py",
+        "drawn = mine & (context.positions >= (context.asked.prompt - 1)[:, None])", "drawn = mine", LAYERS),
+    Bug("who left goes on", "models/depth.py",
+        '{"left": (left | (decision != GO_ON)).astype(jnp.float32)}',
+        '{"left": (decision != GO_ON).astype(jnp.float32)}', LAYERS),
+    Bug("an exit's state is normalised twice", "models/objectives/exits.py",
+        "features = model.norm(h)", "features = model.norm(model.norm(h))", LAYERS),
+    Bug("members see one another in the engine", f"{CONTROL}/sets.py",
+        "return ~(same_set & (member[:, :, None] != member[:, None]))",
+        "return ~(same_set & (member[:, :, None] > member[:, None] + 9))", MEMBERS),
+    Bug("what follows a set stands where it is written", f"{CONTROL}/members.py",
+        'behind = positions - many + side["next"][:, None]', "behind = positions", MEMBERS),
+    Bug("a budget does not shrink", f"{CONTROL}/spending.py",
+        "jnp.maximum(tokens - written, 1)", "jnp.maximum(tokens, 1)", DRAWN),
+    Bug("a budget is exact for one token more", f"{CONTROL}/spending.py",
+        "left.astype(jnp.int32) - 1, 0, self.most - 1", "left.astype(jnp.int32), 0, self.most - 1", DRAWN),
+    Bug("the token itself counts among those that are left", "models/objectives/remaining.py",
+        "[:, ::-1] - scored", "[:, ::-1]", DRAWN),
+    Bug("drafts that have ended are read on", f"{CONTROL}/streams.py",
+        'weigh = jnp.where(made["ended"], -jnp.inf, made["score"])', 'weigh = made["score"]', DRAWN),
+    Bug("the longest draft is written", f"{CONTROL}/streams.py",
+        'search.length_penalised(side["score"], gained, 1.0)', "gained", DRAWN),
+    Bug("n-grams are read one place off", f"{CONTROL}/superposed.py",
+        "jnp.where(at > i, jnp.roll(reference, i + 1), -1)", "jnp.where(at > i, jnp.roll(reference, i), -1)", DRAWN),
+    Bug("a verifier forgets the answer so far", f"{CONTROL}/verified.py",
+        '"sum": side["sum"] + jnp.where(drawn[:, None], vector, 0)', '"sum": side["sum"]', DRAWN),
+    Bug("a mark may end behind its answer", f"{CONTROL}/search.py",
+        "(at + K <= jnp.asarray(end)[..., None])", "(at < jnp.asarray(end)[..., None])", DRAWN),
+    Bug("a predicate may be unfulfilled at the limit", f"{CONTROL}/where.py",
+        "ends = left == 1 or", "ends = left == 0 or", WHERE),
+    Bug("at most is below", f"{CONTROL}/predicates.py",
+        "case ast.LtE():\n            return Not(Less(b, a))", "case ast.LtE():\n            return Less(a, b)", WHERE),
     Bug("a blend counts from the first step of the prompt", f"{CONTROL}/states.py",
         'step, most = side["at"][:, None],', 'step, most = side["at"][:, None] + 7,', SECOND),
 )  # fmt: skip

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims.laws.law import Law
-from models.decoding.control import automata, conditional, gedi
+from models.decoding.control import automata, conditional, depth, gedi, semantic, sets
 from models.decoding.control import budget as budgets
 
 V, LENGTH = 3, 4
@@ -94,6 +94,84 @@ def constraint() -> Law:
                 far = max(far, abs(q * weight - p), abs(exact - p / sum(fulfil.values())))
                 cases += 1
     return Law(float(far), TOLERANCE, cases)
+
+
+def verified() -> Law:
+    """Semantic control draws p(x) phi(x) / E[phi] exactly where tokens are independent and the verifier is linear.
+
+    Texts of 4 symbols, each place with a law of its own, five verifiers and laws, all texts; the steps' laws are
+    multiplied. Error: largest difference of probabilities.
+
+    Source: Ahmed et al. 2025, "Semantic Probabilistic Control of Language Models", arXiv:2505.01954
+    """
+    far, cases = 0.0, 0
+    with jax.enable_x64(True):
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            laws, table = rng.dirichlet(np.ones(V), LENGTH), rng.random((V, 2))
+            slope = rng.random((LENGTH, 2)) / (2 * LENGTH)  # phi is between 0.1 and 0.6 on all texts.
+            verifier = lambda x, slope=slope: 0.1 + jnp.sum(jnp.asarray(slope) * x)  # noqa: E731
+            texts = list(itertools.product(range(V), repeat=LENGTH))
+            joint = {x: np.prod(laws[range(LENGTH), x]) * (0.1 + (slope * table[list(x)]).sum()) for x in texts}
+            for text in texts:
+                drawn = 1.0
+                for t, symbol in enumerate(text):
+                    found = semantic.linearised(
+                        verifier, jnp.log(laws), jnp.asarray((*text[:t], *[0] * (LENGTH - t))), t, jnp.asarray(table)
+                    )
+                    drawn *= float(jnp.exp(semantic.exact(jnp.log(laws[t]), found))[symbol])
+                far, cases = max(far, abs(drawn - joint[text] / sum(joint.values()))), cases + 1
+    return Law(float(far), TOLERANCE, cases)
+
+
+def unordered() -> Law:
+    """What follows a set in Set-Based Prompting does not depend on the order of the set's members.
+
+    Three layers of attention whose scores depend on relative positions, in numpy; sets of three members of unlike
+    lengths in all six orders, five drawn models. Error: largest difference of the last state, over its size.
+
+    Source: McIlroy-Young et al. 2024, "Set-Based Prompting", arXiv:2406.06581
+    """
+    far, cases, D = 0.0, 0, 6
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        table, kernels = rng.normal(size=(20, D)), rng.normal(size=(3, 3, D, D)) / np.sqrt(D)
+        members = [[3, 4, 5], [6], [7, 8]]
+
+        def last(order: list, table: np.ndarray = table, kernels: np.ndarray = kernels) -> np.ndarray:
+            laid = sets.layout([[1, 2], order, [9, 10]])
+            x, apart = table[laid.tokens], laid.positions[:, None] - laid.positions[None]
+            for q, k, v in kernels:
+                score = np.where(laid.mask, (x @ q) @ (x @ k).T * np.cos(apart), -np.inf)
+                weight = np.exp(score - score.max(axis=1, keepdims=True))
+                x = x + np.tanh(weight / weight.sum(axis=1, keepdims=True) @ (x @ v))
+            return x[-1]
+
+        first = last(members)
+        for order in itertools.permutations(members):
+            far, cases = max(far, np.abs(last(list(order)) - first).max() / np.abs(first).max()), cases + 1
+    # Three layers of sums of ten terms with factors of size 10 at most: 1e4 roundings of 2^-53 that grow by as much.
+    return Law(float(far), 1e4 * 16 * 2.0**-53, cases)
+
+
+def nested() -> Law:
+    """In every layer that a token takes under SkipDecode's schedule, all tokens before it have taken it, too.
+
+    Prompts of 0 to 5 tokens, texts of up to 40, all numbers of layers up to 8 and of first layers that always run.
+    Error: pairs of tokens, and layers, of which that is not true.
+
+    Source: Del Corro et al. 2023, "SkipDecode", arXiv:2307.02628
+    """
+    wrong, cases = 0, 0
+    for prompt, length, layers in itertools.product((0, 3, 5), (6, 17, 40), (2, 5, 8)):
+        for least, warm_up in itertools.product(range(1, layers + 1), range(1, 3)):
+            if warm_up <= least:
+                n = depth.layers_at(jnp.arange(length), prompt, length, layers, least)
+                table = np.asarray(depth.active(n, layers, warm_up))
+                before = np.logical_and.accumulate(table, axis=0)
+                wrong += int((table & ~before).sum()) + int((table.sum(axis=1) != np.asarray(n)).sum())
+                cases += 1
+    return Law(float(wrong), 0.0, cases)
 
 
 def chance(chain: np.ndarray, text: tuple[int, ...]) -> float:

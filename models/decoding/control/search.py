@@ -61,7 +61,9 @@ def answer_start(tokens: Array, start: Array, end: Array, mark: Array) -> Array:
 
 
 def votes(tokens: Array, begin: Array, end: Array) -> Array:
-    """How many of n texts have each one's answer, tokens begin <= i < end: `[..., n, T]`, `[..., n]` twice.
+    """How many of n texts have each one's answer, tokens begin <= i < end, `[..., n]`.
+
+    tokens `[..., n, T]`, ids from 0; begin, end `[..., n]`.
 
     A text with begin = -1 has no answer: it has no votes.
     """
@@ -70,7 +72,6 @@ def votes(tokens: Array, begin: Array, end: Array) -> Array:
     index = jnp.clip(begin[..., None] + jnp.arange(T), 0, T - 1)
     answer = jnp.where(jnp.arange(T) < length[..., None], jnp.take_along_axis(tokens, index, axis=-1), -1)
     same = (answer[..., :, None, :] == answer[..., None, :, :]).all(axis=-1)
-    same = same & (length[..., :, None] == length[..., None, :])
     return jnp.sum(same & voted[..., :, None] & voted[..., None, :], axis=-1)
 
 

@@ -49,6 +49,9 @@ WRONG = {  # name: (module, attribute, what is wrong with it)
     "control.budget": (control.budgets, "stops_within", lambda within: within[::-1]),
     "control.constraint": (control.conditional, "log_mass", lambda mass: 0 * mass),
     "control.guided": (control.gedi, "log_posterior", lambda log_p: log_p / 4),
+    "control.nested": (control.depth, "layers_at", lambda n: n[::-1]),
+    "control.unordered": (control.sets, "layout", lambda laid: laid._replace(mask=np.tril(np.ones_like(laid.mask)))),
+    "control.verified": (control.semantic, "contextual_law", lambda law: law[::-1]),
     "decoding.any_subset": (decoding.assd, "exact_law", lambda found: (found[0][::-1], found[1])),
     "diffusion.schedule_free_bound": (
         diffusion.masked_diffusion, "set_weights", lambda weights: weights * np.arange(len(weights)),

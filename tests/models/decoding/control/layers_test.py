@@ -1,4 +1,4 @@
-"""Depth while a text is decoded: with a cache it is the masked pass without one; every layer's calls are counted."""
+"""Depth while a text is decoded: with a cache it is the masked pass without one; each layer's calls are counted."""
 
 import functools
 
