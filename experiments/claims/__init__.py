@@ -36,6 +36,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "paths": "paths",
     "leverage": "leverage",
     "curve": "curve",
+    "deciding": "deciding",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")
