@@ -41,6 +41,8 @@ sharding.stream = texts((), '("tensor",): between mixers and channels tokens are
 sharding.embed = texts(("fsdp",), "Model width of parameters.")
 sharding.heads = texts(("tensor",), "Heads, or any width inside a mixer.")
 sharding.hidden = texts(("tensor",), "Hidden widths of channels.")
-sharding.experts = texts(("expert",), "Experts; rows of a batch are cut over the same axes.", before=("expert",))
+sharding.experts = texts(
+    ("expert",), "Experts; axes that cut no heads, sequences or vocab cut rows, too.", before=("expert",)
+)
 sharding.tokens = texts(("tensor",), "Parameter tokens.")
 sharding.vocab = texts(("tensor",), "Rows of embedding and head.")

@@ -30,8 +30,12 @@ def problems(config: Any, num_devices: int) -> Iterator[str]:
 
 def _row_problems(config: Any, mesh: dict[str, int]) -> Iterator[str]:
     """Rows of a batch over devices."""
-    devices, accumulation = mesh["data"] * mesh["fsdp"] * mesh["expert"], config.train.accumulation
-    named = "mesh.data and mesh.fsdp" if mesh["expert"] == 1 else "mesh.data, mesh.fsdp and mesh.expert"
+    from experiments.program import sharding
+
+    rows, accumulation = sharding.rows(config), config.train.accumulation
+    devices = math.prod(mesh[axis] for axis in rows)
+    *before, last = [f"mesh.{axis}" for axis in rows if axis != "expert" or mesh["expert"] > 1] or ["sharding.batch"]
+    named = f"{', '.join(before)} and {last}" if before else last
     parts, size = accumulation * devices, config.data.batch_size
     if size % parts:
         yield (

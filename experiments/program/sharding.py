@@ -78,8 +78,12 @@ def rules(config) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def rows(config) -> tuple[str, ...]:
-    """The mesh axes that cut the rows of a batch: devices with different experts hold different rows, too."""
-    return tuple(dict.fromkeys((*config.sharding.batch, *config.sharding.experts)))
+    """The mesh axes that cut the rows of a batch: devices with different experts hold different rows, too.
+
+    Where they share sequences, heads or the vocabulary they do so with the same rows.
+    """
+    shared = {*config.sharding.sequence, *config.sharding.heads, *config.sharding.vocab}
+    return tuple(dict.fromkeys((*config.sharding.batch, *(a for a in config.sharding.experts if a not in shared))))
 
 
 def batch_sharding(config, mesh: Mesh) -> NamedSharding:

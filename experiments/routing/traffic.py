@@ -87,6 +87,28 @@ def layout(r: int, t: int, k: int, experts: int, mesh: tuple[int, int], d: int, 
     return 2 * (ep - 1) * n * most * d * s + (S - 1) * n * d * s, (S - 1) * local * s
 
 
+def folded(t: int, k: int, experts: int, ep: tuple[int, int], etp: tuple[int, int], d: int, s: int) -> int:
+    """What the layer of `models.experts.parallel` sends by `alltoall` where experts are folded apart from attention.
+
+    With P = EP_same, n = ceil(t / P), EP = EP_other P and m = min(K, E / EP), for O = ETP_other and S = ETP_same:
+    2 (EP - 1) O n m d s of choices, 2 (O - 1) n d s of tokens gathered and sums scattered, 2 (S - 1) n d s / S of sums
+    added, (P - 1) n d s of shares gathered. (Liu et al. 2025, arXiv:2504.14960; layouts: equations of Megatron's
+    dispatcher with buffers for the worst load.)
+
+    Args:
+      t: tokens of a device outside of the layer.
+      k: K.
+      experts: E.
+      ep: devices that share the experts: (those with other tokens, those with the same ones, as heads are cut over).
+      etp: devices that share the width of each expert, likewise.
+      d: width.
+      s: bytes of a number.
+    """
+    n, m = -(-t // ep[1]), min(k, experts // (ep[0] * ep[1]))
+    choices = 2 * (ep[0] * ep[1] - 1) * etp[0] * n * m
+    return (choices + 2 * (etp[0] - 1) * n + (ep[1] - 1) * n) * d * s + 2 * (etp[1] - 1) * n * d * s // etp[1]
+
+
 def sent(index: Any, home: Any, placement: Any, devices: int) -> np.ndarray:
     """Token copies sent from device to device, `[G, G]`, the diagonal those that stay: `index [T, K]`, `home [T]`."""
     index, home, placement = (np.asarray(x) for x in (index, home, placement))

@@ -10,6 +10,13 @@ Experts lie as `[E, D, F]` over the logical axes `experts`, `embed` and `hidden`
 Where `hidden` is cut over s devices, they share the width of each expert (each sums over its part of F, the results are
 added) or the tokens (each collects all of F). The parameters lie the same way: these are the layouts r = 0 (weights),
 1 (tokens) and s (width) of Tutel (Hwang et al. 2022, arXiv:2206.03382).
+
+Attention and experts are folded separately over the same devices (Liu et al. 2025, arXiv:2504.14960): any mesh axis may
+cut `experts` (EP) or `hidden` (ETP), whatever it cuts in mixers; those that cut neither hold copies of experts (EDP).
+
+    axis        has other tokens (batch, sequence)     has the same tokens (heads)
+    experts     vectors go to the devices chosen       each device sends its share of them; then all are gathered
+    hidden      tokens gathered, sums scattered        sums added
 """
 
 import dataclasses
@@ -78,21 +85,43 @@ def run(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: di
 
 def _local(plan: Plan, x: jax.Array, index: jax.Array, gate: jax.Array, weights: dict) -> jax.Array:
     partition = plan.partition
-    if not partition.trivial:
-        whole = {n: tuple(axis if axis in plan.gathered() else None for axis in WEIGHTS[n]) for n in weights}
-        weights = {name: partition.gather(w, whole[name]) for name, w in weights.items()}
-    hidden = () if partition.trivial else partition.mesh_axes("hidden")
+    if partition.trivial:
+        return _parts(plan, weights, x, index, gate)
+    whole = {n: tuple(axis if axis in plan.gathered() else None for axis in WEIGHTS[n]) for n in weights}
+    weights = {name: partition.gather(w, whole[name]) for name, w in weights.items()}
+    cut = {axis: partition.mesh_axes(axis) for axis in ("batch", "sequence", "experts", "hidden")}
+    others = (*cut["batch"], *cut["sequence"])
+    parts = () if plan.by_tokens else cut["hidden"]
+    same = tuple(a for a in (*cut["experts"], *(cut["hidden"] if plan.by_tokens else ())) if a not in others)
+    inner = functools.partial(_added, plan, _once(weights, parts), parts, tuple(a for a in parts if a in others))
+    return _shared(partition, inner, (x, index, gate), same) if same else inner(x, index, gate)
+
+
+def _parts(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:
+    """What this device's part of every expert's width gives tokens `[B, T, D]`."""
     B, T, D = x.shape
     if plan.form == "einsum":
-        weights = _once(weights, hidden)
         y = jax.vmap(functools.partial(_einsum, plan, weights))(x, index, gate)
     else:
-        args = x.reshape(B * T, D), index.reshape(B * T, -1), gate.reshape(B * T, -1)
-        if hidden and plan.by_tokens:
-            return _shared(plan, weights, args, hidden).reshape(B, T, D)
-        y = _formed(plan, _once(weights, hidden), *args)
-    y = y.astype(x.dtype).reshape(B, T, D)
-    return jax.lax.psum(y, hidden) if hidden else y
+        y = _formed(plan, weights, x.reshape(B * T, D), index.reshape(B * T, -1), gate.reshape(B * T, -1))
+    return y.astype(x.dtype).reshape(B, T, D)
+
+
+def _added(
+    plan: Plan, weights: dict, parts: tuple[str, ...], others: tuple[str, ...], x: Any, index: Any, gate: Any
+) -> jax.Array:
+    """`_parts` summed over the mesh axes `parts` that cut the width; devices along `others` of them have other tokens.
+
+    These are gathered before vectors go to their experts: buffers are as long as the worst load needs, and gathering
+    these instead would move no less.
+    """
+    if others:
+        x, index, gate = (jax.lax.all_gather(a, others, axis=0, tiled=True) for a in (x, index, gate))
+    y = _parts(plan, weights, x, index, gate)
+    if others:
+        y = jax.lax.psum_scatter(y, others, scatter_dimension=0, tiled=True)
+    same = tuple(a for a in parts if a not in others)
+    return jax.lax.psum(y, same) if same else y
 
 
 def _once(weights: dict, hidden: tuple[str, ...]) -> dict:
@@ -110,18 +139,19 @@ def _formed(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax
     return {"dense": _dense}.get(plan.form, _sorted)(plan, weights, x, index, gate)
 
 
-def _shared(plan: Plan, weights: dict, args: tuple, names: tuple[str, ...]) -> jax.Array:
-    """The devices that have the same tokens `[N, D]` compute as many of them each, with whole experts."""
-    ways = math.prod(plan.partition.mesh.shape[name] for name in names)
-    each = -(-len(args[0]) // ways)
+def _shared(partition: Partition, fn: Callable, args: tuple, names: tuple[str, ...]) -> jax.Array:
+    """`fn` where the devices along `names` have the same tokens `[B, T, D]`: each gives it as many of them."""
+    (B, T, D), N = args[0].shape, math.prod(args[0].shape[:2])
+    ways = math.prod(partition.mesh.shape[name] for name in names)
+    each = -(-N // ways)
     first = jax.lax.axis_index(names) * each
 
     def mine(a: jax.Array, unused: int) -> jax.Array:
-        a = jnp.pad(a, ((0, each * ways - len(a)), (0, 0)), constant_values=unused)
-        return jax.lax.dynamic_slice_in_dim(a, first, each)
+        a = jnp.pad(a.reshape(N, -1), ((0, each * ways - N), (0, 0)), constant_values=unused)
+        return jax.lax.dynamic_slice_in_dim(a, first, each)[None]
 
-    y = _formed(plan, weights, *(mine(a, unused) for a, unused in zip(args, (0, -1, 0), strict=True)))
-    return jax.lax.all_gather(y.astype(args[0].dtype), names, axis=0, tiled=True)[: len(args[0])]
+    y = fn(*(mine(a, unused) for a, unused in zip(args, (0, -1, 0), strict=True)))[0]
+    return jax.lax.all_gather(y, names, axis=0, tiled=True)[:N].reshape(B, T, D)
 
 
 def _dense(plan: Plan, weights: dict, x: jax.Array, index: jax.Array, gate: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from experiments import preflight
 from experiments.program import build, global_batch
 from experiments.program.sharding import make_mesh
 from models.experts.options import ROUTERS
@@ -20,8 +21,9 @@ MESHES = {
 CAUSAL = [name for name, rule in ROUTERS.items() if rule.causal]
 
 
-def program(mesh=None, accumulation=1, **options):
+def program(mesh=None, accumulation=1, sharding=None, **options):
     made = base.get_config()
+    made.sharding.update(sharding or {})
     made.model.update(
         {"width": 32, "num_layers": 2, "num_heads": 4, "vocab_multiple": 4, "channel": "moe", "unroll": 1}
     )
@@ -53,6 +55,26 @@ def test_every_router_means_the_same_on_every_mesh(router, form):
     if "groups" in options:
         options |= {"groups": 4, "kept_groups": 2} if router != "moge" else {"groups": 4}
     here, there = program(**options), program(MESHES[form], **options, dispatch=form)
+    state = jax.device_get(here.init())
+    program_test.assert_close(step(here, state), step(there, state), 1e-5)
+
+
+FOLDED = {
+    "TP2 CP2 DP2, EP8": {"experts": ("data", "context", "tensor"), "hidden": ()},
+    "TP2 CP2 DP2, ETP2 EP4": {"experts": ("context", "tensor"), "hidden": ("data",)},
+    "TP4 DP2, ETP2 EP2 EDP2": {"heads": ("tensor", "expert"), "experts": ("expert",), "hidden": ("data",)},
+}
+
+
+@pytest.mark.parametrize(
+    "folded", [pytest.param(name, marks=pytest.mark.exhaustive if "EP8" in name else ()) for name in FOLDED]
+)
+def test_experts_folded_apart_from_attention_train_as_on_one_device(folded):
+    """Loss, gradients (in Adam's moments) and one update; shared experts are cut as `hidden` is."""
+    third = "expert" if "TP4" in folded else "context"
+    options = {"experts": 8, "shared": 1, "router": "softmax_after"}
+    here, there = program(**options), program({"data": 2, "tensor": 2, third: 2}, sharding=FOLDED[folded], **options)
+    preflight.check(there.config, num_devices=8)
     state = jax.device_get(here.init())
     program_test.assert_close(step(here, state), step(there, state), 1e-5)
 

@@ -1,6 +1,8 @@
 """Experts over devices: one device's numbers and gradients on every layout, and the bytes of the compiled program."""
 
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,8 @@ BIASES = {
 INDEX = np.array([RNG.permutation(E)[:K] for _ in range(B * T)]).reshape(B, T, K)
 INDEX[RNG.random((B, T, K)) < 0.1] = -1
 GATE = RNG.uniform(size=(B, T, K))
+FOLDED, FOLDED_GATE = RNG.normal(size=(B, 8, D)), RNG.uniform(size=(B, 8, K))
+FOLDED_INDEX = np.concatenate([INDEX, INDEX[:, :2]], axis=1)
 LOADS = {"spread": INDEX, "all on the first": np.where(np.arange(K) == 0, 0, -1) + 0 * INDEX}
 
 
@@ -98,12 +102,12 @@ def test_tutels_layouts_of_the_same_parameters_give_one_devices_numbers(x64, r):
             np.testing.assert_allclose(one, each, rtol=1e-12, atol=1e-13)
 
 
-def moved(plan):
+def moved(plan, T=T):
     """What the compiled forward pass of a layer on `plan`'s mesh sends, `[Collective]`."""
     over = plan.partition
     wide = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     weights = {name: wide(*w.shape) for name, w in WEIGHTS.items()}
-    index = jax.ShapeDtypeStruct(INDEX.shape, jnp.int32)
+    index = jax.ShapeDtypeStruct((B, T, K), jnp.int32)
     where = lambda axes: jax.NamedSharding(over.mesh, over.spec(axes))  # noqa: E731
     placed = {name: w.update(sharding=where(parallel.WEIGHTS[name])) for name, w in weights.items()}
     rows = where(parallel.TOKENS)
@@ -125,6 +129,58 @@ def test_tutels_layouts_move_the_bytes_of_the_formula(r):
     assert sum(each.sent * each.times for each in found) == tokens + weights + names
     kinds = {0: {"all-gather"}, 1: {"all-gather", "all-to-all"}, 2: {"all-reduce", "all-to-all"}}
     assert {each.kind for each in found} == kinds[r]
+
+
+ATTENTION, EXPERTS = ("batch", "sequence", "heads"), ("hidden", "experts", None)  # DP, CP, TP; ETP, EP, EDP.
+KINDS = tuple(itertools.product(ATTENTION, EXPERTS))
+LATIN = [tuple((a, EXPERTS[(i + j) % 3]) for i, a in enumerate(ATTENTION)) for j in range(3)]  # Each of the nine once.
+ENDS = [((attention, expert),) * 3 for attention, expert in (("heads", "experts"), ("batch", "hidden"))]
+
+
+def folding(kinds):
+    """Three axes of two devices, each with what it cuts in attention and in experts."""
+    sizes = {"data": 2, "context": 2, "tensor": 2}
+    rules = {axis: [] for axis in (*ATTENTION, "hidden", "experts", "embed")}
+    for name, (attention, expert) in zip(sizes, kinds, strict=True):
+        rules[attention].append(name)
+        if expert:
+            rules[expert].append(name)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]).reshape(2, 2, 2), tuple(sizes))
+    return Partition(mesh, tuple((axis, tuple(names)) for axis, names in rules.items()))
+
+
+def foldings():
+    """Always each pair of kinds once and two ends; the orders of axes are one folding."""
+    every = sorted(set(itertools.combinations_with_replacement(KINDS, 3)), key=str)
+    for kinds in (*LATIN, *ENDS, *every):
+        marks = () if kinds in (*LATIN, *ENDS) else pytest.mark.exhaustive
+        yield pytest.param(kinds, id=" ".join(f"{a}-{e}" for a, e in kinds), marks=marks)
+
+
+@pytest.mark.parametrize("kinds", foldings())
+def test_experts_are_folded_apart_from_attention(x64, kinds):
+    """TP x CP x DP and ETP x EP x EDP over the same eight devices: one device's numbers, and the formula's bytes."""
+    given = FOLDED, FOLDED_GATE, WEIGHTS | BIASES, FOLDED_INDEX
+    want = jax.device_get(step("sorted", Partition(), 0.7)(*given))
+    over = folding(kinds)
+    for got, each in zip(jax.tree.leaves(step("alltoall", over, 0.7)(*given)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, each, rtol=1e-12, atol=1e-13)
+    ways = lambda axis, same: math.prod(2 for a, e in kinds if e == axis and (a == "heads") == same)  # noqa: E731
+    ep, etp = ((ways(axis, False), ways(axis, True)) for axis in ("experts", "hidden"))
+    found = moved(parallel.Plan("alltoall", E, 0, "silu", None, over), FOLDED.shape[1])
+    t = FOLDED.shape[0] * FOLDED.shape[1] // math.prod(2 for a, _ in kinds if a != "heads")
+    n, EP = t // ep[1], math.prod(ep)
+    names = (EP - 1) * etp[0] * parallel.slots(n, K, E // EP) * 4 + (etp[0] - 1) * n * K * 8
+    assert sum(each.sent * each.times for each in found) == traffic.folded(t, K, E, ep, etp, D, 4) + names
+
+
+@pytest.mark.parametrize("form", ["gather", "weights"])
+def test_other_forms_are_folded_too(x64, form):
+    given = FOLDED, FOLDED_GATE, WEIGHTS, FOLDED_INDEX
+    want = jax.device_get(step("sorted", Partition())(*given))
+    kinds = (("batch", "hidden"), ("sequence", "experts"), ("heads", "experts"))
+    for got, each in zip(jax.tree.leaves(step(form, folding(kinds))(*given)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, each, rtol=1e-12, atol=1e-13)
 
 
 def test_a_batch_that_does_not_divide_is_computed_by_all(x64):
