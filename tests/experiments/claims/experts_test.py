@@ -88,6 +88,19 @@ def test_leverage_of_curves_that_follow_a_law():
     assert found["leverage"]["2 of 8"] == pytest.approx(law.leverage(1 / 4, 4 / 3, 4.5e11, truth), rel=1e-4)
 
 
+def test_a_law_is_tried_on_a_shape_that_its_fit_has_not_seen():
+    """All shapes but one follow a law, that one saves 1.2 times as much: the fit to the others is off by log 1.2."""
+    claim = {**efficiency_leverage.get_claim(), "unseen": ("4 of 16",)}
+    truth = dataclasses.replace(law.PUBLISHED, a=0.9, d=-0.02, a_start=0.03, a_max=np.inf)
+    dense = np.geomspace(1e9, 1e13, 4001)
+    curves = {"dense": (np.arange(4001.0), dense, dense**-0.1)}
+    for arm, (E, K, h) in claim["shapes"].items():
+        C = np.array([1e11, 2e11, 4e11])
+        more = 1.2 if arm == "4 of 16" else 1.0
+        curves[arm] = (np.full(3, 1e4), C, (C * more * law.leverage(K / E, 2 * 64 / h, C, truth)) ** -0.1)
+    assert leverage.figures(claim, curves, 64)["error of the law"] == pytest.approx(np.log(1.2), rel=1e-3)
+
+
 def test_paths_of_a_table_that_is_known(monkeypatch):
     """Two layers of big, small and skip; the loss of a path at token t is 5 - 2 a - b, a and b by module and parity."""
 

@@ -37,8 +37,8 @@ def test_it_falls_with_activation_and_rises_with_compute():
 
 
 def test_compute_at_equal_loss_by_hand():
-    """The dense curve has 4 at 100, 3 at 1000 (and 3.5 later, which is no lower), 2 at 1e5."""
-    dense = [100.0, 1000.0, 1e4, 1e5], [4.0, 3.0, 3.5, 2.0]
+    """The dense curve has 4 at 100, 3 at 1000 (and 3.5 and 3.2 later, which are no lower), 2 at 1e5."""
+    dense = [100.0, 1000.0, 1e4, 3e4, 1e5], [4.0, 3.0, 3.5, 3.2, 2.0]
     found = leverage.at_equal_loss(*dense, [50.0, 100.0, 100.0, 10.0], [4.0, 3.5, 2.5, 3.0])
     np.testing.assert_allclose(found, [2.0, 10**2.5 / 100, 1e4 / 100, 100.0], rtol=1e-12)
     assert np.isnan(leverage.at_equal_loss(*dense, [1.0, 1.0], [4.1, 1.9])).all()
