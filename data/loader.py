@@ -137,13 +137,14 @@ class Loader:
             mine = component == k
             epoch, place = np.divmod(rank[mine], count)
             # Each part has a seed of its own, so that two parts of one size do not move in step.
-            row[mine] = order.permute(place, count, self.seed + (k << 40), epoch) if self.shuffle else place
+            shuffle = self.shuffle and not getattr(self._packed[k], "in_order", False)
+            row[mine] = order.permute(place, count, self.seed + (k << 40), epoch) if shuffle else place
         return component, row
 
     def _ordered_once(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same for a finite number of passes: all parts as one list of rows."""
         epoch, place = np.divmod(index, self.num_rows)
-        if self.shuffle:
+        if self.shuffle and not any(getattr(packed, "in_order", False) for packed in self._packed):
             place = order.permute(place, self.num_rows, self.seed, epoch)
         ends = np.cumsum(self._part_rows)
         component = np.searchsorted(ends, place, "right")

@@ -29,7 +29,8 @@ data.template = text(
 )
 data.name = text(
     "",
-    "tfds: the dataset's name, or a folder that holds a prepared one. task: its settings. stdlib: all = with tests.",
+    "tfds: the dataset's name, or a folder that holds a prepared one. task: its settings, perhaps behind stages of "
+    "training rows. stdlib: all = with tests.",
     of="data.source!=mixture|digits|random|text|chat",
 )
 data.components = texts((), "mixture: a tuple of dicts, each a source with its own `weight`.", of="data.source=mixture")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data import messages
+from data.tasks import curriculum
 from data.tasks.arithmetic import Arithmetic
 from data.tasks.automata import Automata
 from data.tasks.copying import Copying
@@ -79,13 +80,15 @@ _MAY_BE_ZERO = {"payload", "item_length", "branches", "law", "burn_in", "room", 
 def make(name: str, settings: str | Mapping[str, Any] = "") -> Task:
     """The task `name` of `TASKS` with `settings`: a mapping, or text such as "pairs=32, queries=8".
 
+    Of text with stages (`data.tasks.curriculum`) the settings behind the last of them, those of held-out rows.
+
     Errors: ValueError, one sentence, for a name, a key or a value that the task cannot have.
     """
     if name not in TASKS:
         raise messages.unknown("task", name, TASKS)
     fields = {field.name: type(field.default) for field in dataclasses.fields(TASKS[name])}
     if isinstance(settings, str):
-        settings = _parsed(settings, name)
+        settings = _parsed(curriculum.final(settings), name)
     chosen = {key: _value(name, key, value, fields) for key, value in settings.items()}
     task = TASKS[name](**chosen)
     task.check()

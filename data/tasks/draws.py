@@ -48,6 +48,15 @@ def distinct(seed: int, row: np.ndarray, purpose: str, count: int, high: int) ->
     return placed.reshape(index.shape)
 
 
+def weighted(seed: int, row: np.ndarray, purpose: str, count: int, weights: np.ndarray) -> np.ndarray:
+    """`[B, count]` int64: different places of `weights` `[n]`, drawn one after another by weight among those left.
+
+    The `count` smallest of -log(u_i) / w_i, in their order (Efraimidis & Spirakis 2006).
+    """
+    u = 1 - uniforms(seed, row, purpose, len(weights))
+    return np.argsort(-np.log(u) / weights, axis=1, kind="stable")[:, :count]
+
+
 def spread(seed: int, row: np.ndarray, purpose: str, sizes: np.ndarray, room: int) -> np.ndarray:
     """`[B, n]` starts of blocks of `sizes` `[n]`, in their order; the rest of `room` makes random gaps between them."""
     sizes = np.asarray(sizes, np.int64)

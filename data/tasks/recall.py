@@ -16,6 +16,10 @@ class Recall:
     Symbols: keys, then values, then noise, each with a range of its own. Each key is asked once in random order; with
     more queries than pairs, keys are asked at random. Answers: the value after each query. After Arora et al. 2023
     (Zoology), with the answer standing in the sequence, so that one shift gives the targets.
+
+    power: 0 spreads queries evenly over the room behind the pairs. With a in its place a query takes one of the places
+    1, 2, ... of two symbols behind the pairs that no query before it took, i with weight i^(a - 1): the distances of
+    Zoology, there with a = 0.01, so that most queries stand near.
     """
 
     pairs: int = 16
@@ -23,6 +27,7 @@ class Recall:
     keys: int = 64
     values: int = 64
     noise: int = 16
+    power: float = dataclasses.field(default=0.0, metadata={"later": True})
 
     best_loss: ClassVar[float] = 0.0
     best_accuracy: ClassVar[float] = 1.0
@@ -44,6 +49,12 @@ class Recall:
     def check(self) -> None:
         if self.pairs > self.keys:
             raise ValueError(f"keys={self.keys} are fewer than pairs={self.pairs}; use keys={self.pairs} or more.")
+        if not 0 <= self.power < math.inf:
+            raise ValueError(f"power={self.power} is no power of distances; use 0.01, or 0 for even ones.")
+
+    def weights(self, places: int) -> np.ndarray:
+        """a i^(a - 1) for i = 1 .. places, a the power."""
+        return self.power * np.arange(1, places + 1) ** (self.power - 1)
 
     def sample(self, seed: int, row: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(sequence `[B, length + 1]`, answers `[B, length + 1]` bool) of rows `row` `[B]`; see `data.tasks.Task`."""
@@ -57,7 +68,10 @@ class Recall:
         else:
             which = draws.integers(seed, row, "which", self.queries, self.pairs)
         room = length + 1 - asked_from
-        at = asked_from + draws.spread(seed, row, "places", np.full(self.queries, 2), room)
+        if self.power:
+            at = asked_from + 2 * draws.weighted(seed, row, "places", self.queries, self.weights(room // 2))
+        else:
+            at = asked_from + draws.spread(seed, row, "places", np.full(self.queries, 2), room)
         np.put_along_axis(sequence, at, np.take_along_axis(keys, which, 1), 1)
         np.put_along_axis(sequence, at + 1, np.take_along_axis(values, which, 1), 1)
         answers = np.zeros(sequence.shape, bool)
