@@ -2,11 +2,12 @@
 
     python -m experiments.gallery.composition     rewrites it
 
-It stands between the line `<!-- composition -->` and the next heading. A cell is "yes", or the sentence with which the
-engine refuses; `tests/models/decoding/control/composition_test.py` traces a decoder for each "yes".
+It stands between the line `<!-- composition -->` and the next heading. A cell is "yes", or what the engine says when it
+refuses; `tests/models/decoding/control/composition_test.py` traces a decoder for each "yes".
 """
 
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -81,10 +82,12 @@ def cells() -> dict[str, tuple[str, ...]]:
 
 def table() -> str:
     """The table; controls with equal cells are one line."""
-    short = lambda says: "yes" if not says else f"refused: {says.split('; use')[0].split('; leave')[0]}"  # noqa: E731
+    short = lambda says: f"no: {re.split('[;,] ', says)[0]}" if says else "yes"  # noqa: E731
     lines: dict[tuple[str, ...], list[str]] = {}
     for name, found in cells().items():
-        lines.setdefault(tuple(short(one.replace(f"{name!r}", "'it'")) for one in found), []).append(name)
+        lines.setdefault(tuple(short(one.removeprefix(f"generate.control={name!r} ")) for one in found), []).append(
+            name
+        )
     rows = [[", ".join(f"`{name}`" for name in names), *found] for found, names in lines.items()]
     shown = [["control", *COLUMNS], ["---"] * (1 + len(COLUMNS)), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in shown)

@@ -55,7 +55,7 @@ def parsed(
 def entering(parts: Parts) -> bool:
     """Whether some control changes how prompts are read."""
     own = [type(part) for _, part in parts.control]
-    return any(part.enters is not Control.enters or part.places is not Control.places for part in own)
+    return any(part.enters is not Control.enters or part.placed is not Control.placed for part in own)
 
 
 def together(first: Given, second: Given) -> Given:

@@ -142,7 +142,7 @@ def pass_(models: Models, p: Progress, parts: Parts, tokens: jax.Array, position
     more: dict[str, Any] = {"asked": Asked(p.prompt, p.key)}
     for name, part in parts.control:
         side = p.side[name]
-        positions = part.places(side, positions)
+        positions = part.placed(side, positions)
         for key, values in part.enters(models, side, p).items():
             if not isinstance(values, Mapping):
                 more[key] = values
@@ -216,7 +216,7 @@ def beside(
 def plain(parts: Parts) -> bool:
     """Whether a round is one pass of the model that is given tokens alone, and of which no site is tapped."""
     own = [part for _, part in parts.control]
-    hooks = ("step", "enters", "places")
+    hooks = ("step", "enters", "placed")
     return not parts.taps and all(getattr(type(part), hook) is getattr(Control, hook) for part in own for hook in hooks)
 
 

@@ -43,7 +43,7 @@ def refusal(settings: Mapping[str, Any]) -> str:
         )
     for name in sockets.order(settings["control"]):
         made = getattr(CONTROLS[name], "func", CONTROLS[name])
-        if made.enters is not Control.enters or made.places is not Control.places:
+        if made.enters is not Control.enters or made.placed is not Control.placed:
             return (
                 f"generate.control={name!r} changes, for each request, what is read of a prompt; leave it away, or the "
                 "cache of beginnings."

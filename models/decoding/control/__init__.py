@@ -95,7 +95,7 @@ class Control:
         """
         return {}
 
-    def places(self, side: Any, positions: jax.Array) -> jax.Array:
+    def placed(self, side: Any, positions: jax.Array) -> jax.Array:
         """Where the model is to find tokens that stand at `positions [B, T]` of their texts; -1 stays."""
         return positions
 

@@ -82,8 +82,8 @@ class Sets(Control):
                 raise ValueError(f"a set of the prompt has an empty member: {inside!r}; write something into it.")
             pieces.append(members)
 
-    def places(self, side: Any, positions: jax.Array) -> jax.Array:
-        """See `Control.places`."""
+    def placed(self, side: Any, positions: jax.Array) -> jax.Array:
+        """See `Control.placed`."""
         at = jnp.clip(positions, 0, side["place"].shape[1] - 1)
         many, own = side["many"][:, None], jnp.take_along_axis(side["place"], at, axis=1)
         behind = positions - many + side["next"][:, None]

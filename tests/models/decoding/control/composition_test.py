@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from experiments.gallery import composition
+from experiments.generation.decoder import Hosts
 from models.decoding import parts as sockets
 from models.decoding import stream
 from models.lm import LM
@@ -53,7 +54,7 @@ def traced(control, **changes):
 
     def go(params, text):
         one = nnx.merge(graphdef, params).for_decoding()
-        models = {"model": one, **{f"{name}.workdir": one for name in ("r2r", "nudging", "gedi")}}
+        models = {"model": one, "hosts": Hosts(), **{f"{name}.workdir": one for name in ("r2r", "nudging", "gedi")}}
         length, key = jnp.asarray(LENGTH), jnp.zeros((3, 2), jnp.uint32)
         p = stream.begin(models, parts, text, length, length + 5, key, sockets.dials([options] * 3, parts))
         p = stream.read(models, p, parts, 17, fresh=True)
