@@ -137,13 +137,15 @@ def features():
     return lambda x: np.asarray(logits(x), np.float64)
 
 
-@pytest.mark.parametrize("k, alpha, eos", [(3, 0.0, -1), (3, 0.5, -1), (3, 0.0, 5)])
-def test_superposed_texts_are_those_of_a_loop(k, alpha, eos, monkeypatch):
+@pytest.mark.parametrize("k, alpha, ends", [(3, 0.0, False), (3, 0.5, False), (3, 0.0, True)])
+def test_superposed_texts_are_those_of_a_loop(k, alpha, ends, monkeypatch):
+    """With a token of the first row's text as the end, a draft that has ended is no longer read."""
+    settings = {"drafts": k, "alpha": alpha, "top": 6, "size": 32}
+    eos = text(run(GREEDY | {"control": "superposed", "superposed": settings}))[0][LENGTH[0] + 3] if ends else -1
     monkeypatch.setattr(sockets, "make", functools.partial(sockets.make, eos=eos))
     reference = np.tile(np.asarray(prompts())[0, :8], 3)
     given = {"superposed": {"reference": jnp.asarray(np.repeat(np.pad(reference, (0, 8))[None], 3, 0)),
                             "many": jnp.full((3,), len(reference))}} if alpha else {}  # fmt: skip
-    settings = {"drafts": k, "alpha": alpha, "top": 6, "size": 32}
     p = run(GREEDY | {"control": "superposed", "superposed": settings}, given)
     for row in range(3):
         assert text(p)[row] == drafted(row, k, 6, alpha, reference.tolist(), (0.2, 0.3, 0.5), eos)
@@ -171,11 +173,11 @@ def test_the_next_token_is_weighed_by_the_linearised_verifier():
     graphdef, params = model("attention")
     made = nnx.merge(graphdef, params)
     table = np.asarray(made.embed(jnp.arange(V)[None])[0], np.float64)
-    kernel, bias = np.random.default_rng(0).normal(size=table.shape[1]) * 40, 0.3
+    kernel, bias = np.random.default_rng(0).normal(size=table.shape[1]) * 40, -3.0
     given = {
         "semantic": {"kernel": jnp.asarray(np.repeat(kernel[None], 3, 0), jnp.float32), "bias": jnp.full((3,), bias)}
     }
-    settings = {"control": "semantic", "semantic": {"weight": 2.0, "length": 0}}
+    settings = {"control": "semantic", "semantic": {"weight": 4.0, "length": 0}}
     p = run(GREEDY | settings, given)
     for row in range(3):
         tokens, total = np.asarray(prompts())[row, : LENGTH[row]].tolist(), np.zeros(table.shape[1])
@@ -185,7 +187,7 @@ def test_the_next_token_is_weighed_by_the_linearised_verifier():
             value = 1 / (1 + np.exp(-(bias + kernel @ (total + mean) / (many + 1))))
             slope = value * (1 - value) * kernel / (many + 1)
             expected = np.clip(value + (table - mean) @ slope, 1e-6, 1)
-            tokens.append(int(np.argmax(log_p + 2.0 * np.log(expected))))
+            tokens.append(int(np.argmax(log_p + 4.0 * np.log(expected))))
             total = total + table[tokens[-1]]
         assert text(p)[row] == tokens
     assert p.calls.tolist() == [16] * 3 and text(p) != best(0)
