@@ -6,6 +6,7 @@ the budget, and undecided where they are not. Hours are those that the record ha
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -31,8 +32,12 @@ def rejudged(record: Mapping[str, Any], claim: Mapping[str, Any]) -> dict[str, A
         level = numbers.get("level_of_a_look", method.LEVEL)
         half = (numbers["high"] - numbers["low"]) / 2
         deviation = half * math.sqrt(seeds) / float(stats.t.isf(level / 2, seeds - 1))
-        judged = method.summary(numbers["mean"], deviation, seeds, stated)
-        row["numbers"] = numbers | judged.to_dict()
+        sign = -1 if claim.get("check") == "growth" else 1  # which keeps losses, less of which is better
+        judged = method.summary(sign * numbers["mean"], deviation, seeds, stated)
+        shown = (
+            judged if sign > 0 else dataclasses.replace(judged, mean=-judged.mean, low=-judged.high, high=-judged.low)
+        )
+        row["numbers"] = numbers | shown.to_dict()
         row["measured"] = row["measured"].partition(MARK)[0]
         open_row = {**row, "verdict": judged.verdict}
         verdict, said, kept = method.final(stated, open_row, hours=numbers.get("hours", 0.0), more=False)

@@ -301,3 +301,17 @@ def test_stored_evidence_is_judged_by_what_its_claim_states_today():
     lost = rejudge.rejudged(record, stated() | {"control": {**CONTROL, "least": 0.96}})["rows"][0]
     assert lost["verdict"] == "control failed" and "easy 0.95 (>= 0.96 asked for)" in lost["measured"]
     assert rejudge.rejudged(record, {"seeds": (0, 1, 2)}) == record
+
+
+def test_growth_keeps_losses_and_less_of_them_is_better():
+    """Grown less rival, -1.1 to -0.9: the grown model is better, and the row's numbers stay as they are."""
+    numbers = {"seeds": [0, 1, 2], "mean": -1.0, "low": -1.1, "high": -0.9, "exact": {"easy": [1.0]}}
+    record = {
+        "claim": "a.py",
+        "rows": [{"statement": "s", "measured": "m", "verdict": "undecided", "numbers": numbers}],
+    }
+    claim = stated() | {"check": "growth", "seeds": (0, 1, 2), "looks": (3,)}
+    found = rejudge.rejudged(record, claim)["rows"][0]
+    assert found["verdict"] == "holds"
+    assert [found["numbers"][name] for name in ("mean", "low", "high")] == pytest.approx([-1.0, -1.1, -0.9])
+    assert rejudge.rejudged(record, claim | {"check": "contrast"})["rows"][0]["verdict"] == "does not"
