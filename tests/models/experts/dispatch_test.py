@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.experts import banks, capacity, dispatch
+from models.experts import balance, banks, capacity, dispatch, routers
 from tests.plain import experts as plain
 
 T, D, F, E, K, RNG = 13, 4, 6, 5, 3, np.random.default_rng(5)
@@ -92,6 +92,36 @@ def test_permuting_experts_with_their_weights_changes_nothing():
     index = np.argsort(turn)[SPREAD]
     got = layer("sorted", X, WEIGHT, (UP[turn], GATE[turn], DOWN[turn]), index)
     np.testing.assert_allclose(got, layer("sorted", X, WEIGHT, (UP, GATE, DOWN), SPREAD), **CLOSE)
+
+
+def test_permuting_a_router_with_its_experts_permutes_its_counts_and_no_loss():
+    """Columns of logits and a bias move with the experts: gates, balance and z-loss stay, loads and gradients move."""
+    turn, z, bias = RNG.permutation(E), RNG.normal(size=(T, E)), RNG.normal(size=E)
+    for rule in (
+        lambda z, b: routers.softmax_before(z, K),
+        lambda z, b: routers.softmax_after(z, K),
+        lambda z, b: routers.sigmoid_bias(z, b, K),
+    ):
+        loss = lambda z, b, rule=rule: balance.batch(rule(z, b).probs, rule(z, b).index) + balance.z_loss(z)  # noqa: E731
+        here, there = rule(z, bias), rule(z[:, turn], bias[turn])
+        np.testing.assert_array_equal(turn[np.asarray(there.index)], here.index)
+        np.testing.assert_allclose(there.gate, here.gate, **CLOSE)
+        np.testing.assert_array_equal(balance.counts(there.index, E), balance.counts(here.index, E)[turn])
+        np.testing.assert_allclose(loss(z[:, turn], bias[turn]), loss(z, bias), **CLOSE)
+        gradient = jax.grad(loss)(jnp.asarray(z), bias)
+        np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(z[:, turn]), bias[turn]), gradient[:, turn], **CLOSE)
+
+
+@pytest.mark.parametrize("form", ["dense", "einsum", "sorted"])
+def test_permuting_tokens_permutes_outputs_unless_they_queue(form):
+    """Without drops each token is by itself; who finds a place in a queue depends on the order of the tokens."""
+    turn, weights = RNG.permutation(T), (UP, GATE, DOWN)
+    want = layer(form, X, WEIGHT, weights, SPREAD)[turn]
+    np.testing.assert_allclose(layer(form, X[turn], WEIGHT[turn], weights, SPREAD[turn]), want, **CLOSE)
+    if form == "einsum":
+        dropped = layer(form, X, WEIGHT, weights, SPREAD, limit=3)[turn]
+        moved = layer(form, X[turn], WEIGHT[turn], weights, SPREAD[turn], limit=3)
+        assert np.abs(moved - dropped).max() > 0.1
 
 
 def test_narrow_tokens_are_added_up_wide():
