@@ -179,6 +179,7 @@ def test_the_parts_that_are_added_pass_every_test_of_their_sockets(tmp_path):
     run("-m", "ruff", "check", *sorted(written))
     run("-m", "ruff", "format", "--check", *sorted(written))
     run("-m", "experiments.settings.page")
+    run("-m", "experiments.gallery.composition")
     run("-c", "import pathlib; from experiments.gallery import page; page.write(pathlib.Path('docs'))")
     chosen = " or ".join([*(part for _, part, _ in ADDED.values()), *BESIDE])
     told = run("-m", "pytest", "-p", "no:cacheprovider", "-rpf", *HELD, "-k", chosen)
