@@ -11,7 +11,9 @@ of one or two digits and its END, padded by END or by K pads in turn; filled in 
 surest first. Answers are short whatever the canvas, so that an END at a late place is never wrong: the effect of the
 paper, where long answers are cut, has less to feed on.
 
-Expect: what the run says. Cost: 18 runs of 600 steps of 32 rows of 10 to 28 tokens; took 3.5 minutes.
+Expect: what the run says. Cost: 18 runs of 600 steps of 32 rows of 10 to 28 tokens; took 3.5 minutes with --jobs=2, so
+that a seed of all arms is 2.3 CPU minutes. An arm differs by up to 44 points between seeds: decisions within 10 points
+need 50 to 253 seeds, 1.9 to 10 CPU hours.
 """
 
 from configs.claims import small
