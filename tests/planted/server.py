@@ -144,7 +144,7 @@ BUGS = (
     ),
     Bug(
         "half a prompt that was put back counts as read",
-        "experiments/generation/engine.py",
+        "experiments/generation/lanes.py",
         "                request.one, request.read, request.prefix = None, 0, ()\n",
         "                request.one, request.prefix = None, ()\n",
         PLANNED,
