@@ -45,11 +45,16 @@ PRESETS = {
         says="Patches begin at bytes that a head on the encoder finds hard to predict",
         source="Pagnoni et al. 2024, arXiv:2412.09871, with a model trained before",
     ),
+    "mrt5": preset(
+        {"segmenter": "mrt5", "least": 1},
+        says="A gate deletes half of the bytes, softly in training",
+        source="Kallini et al. 2025, arXiv:2410.20771",
+    ),
 }
 
 
 def get_config(preset: str = "words"):
-    """The tiny Transformer over segments of bytes: stride, words, spaces, magnet, hnet or entropy."""
+    """The tiny Transformer over segments of bytes: stride, words, spaces, magnet, hnet, entropy or mrt5."""
     config = transformer.get_config("tiny")
     config.model.kind = "segmented"
     config.model.segmented.update({"width": 64, "heads": 4, "window": 64})

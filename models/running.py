@@ -1,6 +1,7 @@
 """Parameters of role `running`: numbers that no gradient trains and that their part renews once a step.
 
-They are saved, restored, placed and exported as all parameters are. models/channels.py says how a part renews them.
+They are saved, restored, placed and exported as all parameters are. models/channels.py says how a part renews them. A
+model's `segmenter` is such a part, too; it is told the entries of the report that are of no layer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ def held(roles: Any, params: Any) -> Any:
 
 
 def advance(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
-    """New running parameters of every block that has any: block's name -> nested dict of its channel's parameters.
+    """New running parameters of every part that has any, as the model's tree of parameters holds them.
 
     Args:
       model: inside a trace, with the parameters after the optimizer's update.
@@ -43,9 +44,8 @@ def within(model: LM, report: Mapping[str, Any]) -> dict[str, dict]:
 
 
 def _renewed(model: LM, report: Mapping[str, Any], method: str) -> dict[str, dict]:
-    found = {}
-    for name, mine in by_block(model, report):
-        part = getattr(model.stack.period, name).channel
+    found: dict[str, dict] = {}
+    for path, part, mine in _parts(model, report):
         if not hasattr(part, method):
             continue
         old = nnx.to_pure_dict(nnx.state(part, lambda _, v: isinstance(v, nnx.Param) and _role(v) == "running"))
@@ -53,8 +53,19 @@ def _renewed(model: LM, report: Mapping[str, Any], method: str) -> dict[str, dic
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (old, new)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"{type(part).__name__}.{method} gives {shapes[1]}; it must give {shapes[0]}.")
-        found[name] = jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, new)
+        new = jax.tree.map(lambda o, n: jnp.asarray(n, o.dtype), old, new)
+        for name in reversed(path):
+            new = {name: new}
+        found = _merged(found, new)
     return found
+
+
+def _parts(model: LM, report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
+    """(where its parameters are, part, its own part of the report) of what may renew some."""
+    for name, mine in by_block(model, report):
+        yield ("stack", "period", name, "channel"), getattr(model.stack.period, name).channel, mine
+    if hasattr(model, "segmenter"):
+        yield ("segmenter",), model.segmenter, {name: report[name] for name in model.reported if name in report}
 
 
 def figures(model: LM, report: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -68,7 +79,7 @@ def figures(model: LM, report: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 def put(params: dict, new: Mapping[str, dict]) -> dict:
     """The parameters of an `LM` as a plain dict, with the result of `advance` put in."""
-    return _merged(params, {"stack": {"period": {name: {"channel": values} for name, values in new.items()}}})
+    return _merged(params, new)
 
 
 def by_block(model: LM, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,7 +103,7 @@ def by_block(model: LM, report: Mapping[str, Any]) -> Iterator[tuple[str, dict[s
 def _merged(old: Any, new: Any) -> Any:
     if not isinstance(new, Mapping):
         return new
-    return {**old, **{name: _merged(old[name], value) for name, value in new.items()}}
+    return {**old, **{name: _merged(old.get(name, {}), value) for name, value in new.items()}}
 
 
 def _role(variable: nnx.Variable) -> str:

@@ -28,6 +28,7 @@ from models.parameters import kernel_size
 from models.products import by_rows
 from models.reports import Mean
 from models.segments import cuts, hnet
+from models.segments.pools import POOLS, Members
 from models.segments.segmenters import SEGMENTERS, Bytes, Cut, last
 from models.spec import Spec
 
@@ -50,9 +51,11 @@ class Segmented(LM):
         self.embedding = parameters.param(init, rngs, *table)
         self.encoder = Stack(of_bytes(spec, "encoder_layers"), rngs=rngs)
         self.segmenter = SEGMENTERS[spec.options["segmented"]["segmenter"]](outer, rngs=rngs)
-        self.none = parameters.param(init, rngs, (outer.D,), (None,), "embedding", spec)
-        down, up = (parameters.kernel_std(spec, n, "embed", residual=False) for n in (outer.D, spec.D))
-        self.down = parameters.param(parameters.normal(down), rngs, (outer.D, spec.D), ("embed", None), "kernel", spec)
+        self.pool = POOLS[spec.options["segmented"]["pool"]](outer, rngs=rngs)
+        self.none = parameters.param(init, rngs, (self.pool.width,), (None,), "embedding", spec)
+        wide = self.pool.width
+        down, up = (parameters.kernel_std(spec, n, "embed", residual=False) for n in (wide, spec.D))
+        self.down = parameters.param(parameters.normal(down), rngs, (wide, spec.D), ("embed", None), "kernel", spec)
         self.stack = Stack(spec, rngs=rngs)
         self.stack_norm = norms.make_final(spec, rngs=rngs)
         self.up = parameters.param(parameters.normal(up), rngs, (spec.D, outer.D), (None, "embed"), "kernel", spec)
@@ -77,8 +80,11 @@ class Segmented(LM):
         layers: Mapping[str, Any] | None = None,
         taps: tuple[str, ...] = (),
         edits: Mapping[str, Any] | None = None,
+        soft: bool = False,
     ) -> Pass:
         """As `LM.__call__`; `layers`, `taps` and `edits` are of the backbone, whose tokens are segments.
+
+        `soft`: of a model that `softens`, the pass by which it is trained. All bytes are tokens of the backbone then.
 
         Errors: ValueError for a mask that is not causal, for vectors in place of ids, and for drafts in a tree.
         """
@@ -95,13 +101,14 @@ class Segmented(LM):
         h, encoder, _ = self._through(self.encoder, self.embed(tokens), outer, held["encoder"])
         seen = Bytes(h, tokens, positions, live & (positions == 0), live)
         cut, carry = self.segmenter(seen, held["carry"])
-        found = self._tokens(cut, seen, held["number"], segment_ids, fixed=state is not None)
+        found = self._tokens(cut, seen, held["number"], fixed=state is not None, soft=soft)
         pooled, kept = self._pooled(found, cut, seen, segment_ids, held)
         shown = {"layers": layers or {}, "taps": tuple(taps), "edits": tuple((edits or {}).items())}
+        shown["key_bias"] = cut.gates if soft else None
         inner = self._inner(found, seen, segment_ids, held, {"fresh": fresh, "asked": asked, **shown}, mask)
         made, backbone, report = self._backbone(pooled, inner, held, found)
-        made = self._smoothed(made, found, cut, seen, held["read"])
-        read = cuts.read(made, found.marks, held["read"])
+        made = self._smoothed(made, found, cut, seen, held["read"], soft=soft)
+        read = made if soft else cuts.read(made, found.marks, held["read"])
         x = h + (read if cut.chosen is None else hnet.confident(read, cut.chosen.astype(read.dtype)))
         x, decoder, _ = self._through(self.decoder, x, outer, held["decoder"])
         report = report | self._said(cut, found, seen)
@@ -123,13 +130,23 @@ class Segmented(LM):
         none = dict.fromkeys(("encoder", "decoder", "backbone", "slots"))
         return none | {
             "carry": self.segmenter.start(B), "number": jnp.zeros((B,), jnp.int32),
-            "read": jnp.zeros((B, D), dtype), "total": jnp.zeros((B, D), jnp.promote_types(dtype, jnp.float32)),
-            "count": jnp.zeros((B,), jnp.float32),
+            "read": jnp.zeros((B, D), dtype), "pool": self.pool.start(B),
         }  # fmt: skip
 
-    def _tokens(self, cut: Cut, seen: Bytes, before: jax.Array, segment_ids: Any, *, fixed: bool) -> Tokens:
-        """Where the backbone's tokens are. In decoding (`fixed`) a pass may mark as many as it has bytes."""
-        T = seen.tokens.shape[1]
+    @property
+    def softens(self) -> bool:
+        """Whether it is trained by another pass than the one that it is read by."""
+        return self.segmenter.softens
+
+    def _tokens(self, cut: Cut, seen: Bytes, before: jax.Array, *, fixed: bool, soft: bool) -> Tokens:
+        """Where the backbone's tokens are. In decoding (`fixed`) a pass may mark as many as it has bytes.
+
+        In a `soft` pass all bytes are, whatever is marked.
+        """
+        B, T = seen.tokens.shape
+        if soft:
+            at = jnp.broadcast_to(jnp.arange(T), (B, T))
+            return Tokens(at, seen.live, seen.live & (seen.first | cut.proposed), seen.place + 1)
         least = self.inner.options["segmented"]["least"]
         number = cuts.limited(cut.proposed, seen.first, seen.live, seen.place, least, before)
         marks = cuts.marked(number, seen.first, seen.live, before)
@@ -137,10 +154,10 @@ class Segmented(LM):
         return Tokens(at, held, marks, number)
 
     def _pooled(self, found: Tokens, cut: Cut, seen: Bytes, segment_ids: Any, held: dict) -> tuple[jax.Array, dict]:
-        """Vectors of the tokens `[B, S, D']`, and the sum and count of bytes whose token is still to come."""
+        """Vectors of the tokens `[B, S, D']`, and what is kept of bytes whose token is still to come."""
         if self.segmenter.pool == "at":
-            return cuts.at(seen.hidden, found.at), {name: held[name] for name in ("total", "count")}
-        wide = held["total"].dtype
+            return cuts.at(seen.hidden, found.at), {"pool": held["pool"]}
+        wide = held["pool"]["total"].dtype
         marks = found.marks.astype(wide)
         if cut.soft is not None:
             free = seen.live & ~seen.first & (cut.proposed == found.marks)
@@ -150,19 +167,15 @@ class Segmented(LM):
         if segment_ids is not None:
             own = cuts.at(segment_ids, found.at)
             member = jnp.where(segment_ids[..., None] == own[:, None], member, 0)
-        made = cuts.mean(seen.hidden, member, held["total"], held["count"], self.none[...])
         newest = jnp.sum(found.marks, axis=1, dtype=wide)
         rest = (jax.lax.stop_gradient(segment) == newest[:, None]) & seen.live
-        total = jnp.einsum("btd,bt->bd", seen.hidden.astype(wide), rest.astype(wide))
-        goes_on = newest == 0
-        return made, {
-            "total": total + jnp.where(goes_on[:, None], held["total"], 0),
-            "count": jnp.sum(rest, axis=1, dtype=jnp.float32) + jnp.where(goes_on, held["count"], 0),
-        }
+        bytes_ = Members(seen.hidden, member, segment, rest, newest == 0)
+        made, kept = self.pool(bytes_, held["pool"], self.none[...])
+        return made, {"pool": kept}
 
     def _inner(self, found: Tokens, seen: Bytes, segment_ids: Any, held: dict, more: dict, mask: Any) -> Context:
-        """What the backbone's layers are told: places count the tokens of a document."""
-        place = cuts.at(found.number, found.at) - 1
+        """What the backbone's layers are told: places count the tokens of a document, or its bytes."""
+        place = cuts.at(seen.place if self.segmenter.of_places else found.number - 1, found.at)
         if held["slots"] is None:
             own = cuts.at(jnp.ones_like(found.number) if segment_ids is None else segment_ids, found.at)
             return Context(jnp.where(found.held, place, 0), jnp.where(found.held, own, 0), mask, **more)
@@ -189,7 +202,11 @@ class Segmented(LM):
         )  # fmt: skip
         return jax.lax.cond(jnp.any(found.held), run, idle, held["backbone"])
 
-    def _smoothed(self, made: jax.Array, found: Tokens, cut: Cut, seen: Bytes, before: jax.Array) -> jax.Array:
+    def _smoothed(
+        self, made: jax.Array, found: Tokens, cut: Cut, seen: Bytes, before: jax.Array, *, soft: bool
+    ) -> jax.Array:
+        if soft and cut.kept is not None:
+            return cuts.smoothed(made, cut.kept, seen.first, before)
         if cut.share is None:
             return made
         share = jnp.where(found.held, jnp.clip(cuts.at(cut.share, found.at), 1e-4, 1 - 1e-4), 1)
@@ -254,9 +271,10 @@ def segments(spec: Spec, length: int) -> int:
 def forward_flops(spec: Spec, length: int, causal: bool) -> dict[str, float]:
     """FLOPs of a byte's forward pass in a row of `length` bytes: `matmul` without the head, and those of the mixers.
 
-    The backbone counts for the S tokens that it is computed for, whether a row marks as many or not.
+    The backbone counts for the S tokens that it is computed for in training, whether a row marks as many or not.
     """
-    outer, S = of_bytes(spec), segments(spec, length)
+    outer, name = of_bytes(spec), spec.options["segmented"]["segmenter"]
+    S = length if SEGMENTERS[name].softens else segments(spec, length)
     share, found = S / length, {"matmul": 0.0}
     for each, part, tokens in (
         (of_bytes(spec, "encoder_layers"), 1.0, length),
@@ -270,11 +288,11 @@ def forward_flops(spec: Spec, length: int, causal: bool) -> dict[str, float]:
             found["matmul"] += part * repeats * free
             for kind, flops in block.mixer.context_flops(tokens, causal).items():
                 found[kind] = found.get(kind, 0.0) + part * repeats * flops
-    name = spec.options["segmented"]["segmenter"]
     segmenter = nnx.eval_shape(lambda: SEGMENTERS[name](outer, rngs=nnx.Rngs(0)))
-    found["matmul"] += 2 * kernel_size(segmenter) + share * 4 * outer.D * spec.D
+    pool = nnx.eval_shape(lambda: POOLS[spec.options["segmented"]["pool"]](outer, rngs=nnx.Rngs(0)))
+    found["matmul"] += 2 * kernel_size(segmenter) + share * 2 * (pool.width + outer.D) * spec.D
     if segmenter.pool == "mean":
-        found["matmul"] += 2 * S * outer.D
+        found["matmul"] += 2 * kernel_size(pool) + pool.flops(S)
     return found
 
 

@@ -121,8 +121,21 @@ model.segmented = segmented = group(
 segmented.segmenter = part(
     "words",
     "models.segments.segmenters:SEGMENTERS",
-    "Where segments are cut: stride, words, spaces, magnet, hnet, entropy.",
+    "Where segments are cut: stride, words, spaces, magnet, hnet, entropy, mrt5.",
     before="words",
+)
+segmented.pool = part(
+    "mean",
+    "models.segments.pools:POOLS",
+    "What a token holds of its segment's bytes: mean, or attention to them.",
+    before="mean",
+)
+segmented.queries = whole(
+    1,
+    "Learned queries of that attention, whose results stand side by side: 1 HAT, several Learn Your Tokens.",
+    least=1,
+    of="model.segmented.pool=attention",
+    before=1,
 )
 segmented.width = whole(128, "D': width of the bytes' layers.", least=1, small=32, before=128)
 segmented.heads = whole(4, "Heads of their attention.", least=1, small=4, before=4)
@@ -147,6 +160,11 @@ segmented.stride = stride = group("Segments of equal length.", of="model.segment
 stride.bytes = whole(4, "Bytes of a segment.", least=1, before=4)
 segmented.magnet = predictor = group("Learned boundaries.", of="model.segmented.segmenter=magnet")
 predictor.prior = number(0.2, "Share of bytes that end a segment, by the prior.", least=1e-4, most=0.9999, before=0.2)
+predictor.priors = texts(
+    (),
+    "The same of Latin, Greek, Cyrillic and other letters, four numbers, each with a predictor of its own; () = one.",
+    before=(),
+)
 predictor.temperature = number(0.5, "Of the relaxed boundaries.", least=1e-3, before=0.5)
 predictor.weight = number(1.0, "Of the prior's loss.", least=0, before=1.0)
 segmented.hnet = chunks = group("Chunks where neighbours differ.", of="model.segmented.segmenter=hnet")
@@ -163,3 +181,8 @@ hard.rule = one_of(
 )
 hard.threshold = number(1.3, "Nats.", before=1.3)
 hard.weight = number(1.0, "Of the loss of the head that predicts bytes.", least=0, before=1.0)
+segmented.mrt5 = gate = group("A gate deletes bytes.", of="model.segmented.segmenter=mrt5")
+gate.k = number(-30.0, "Added to the scores of a byte that is deleted.", least=-1e6, most=-1e-3, before=-30.0)
+gate.deleted = number(0.5, "Share of bytes that the controller aims at.", least=0, most=1, before=0.5)
+gate.proportional = number(0.5, "p of the controller: answers the error of now.", least=0, before=0.5)
+gate.integral = number(1e-5, "i of the controller: adds errors up.", least=0, before=1e-5)

@@ -24,6 +24,26 @@ def problems(config: Any) -> Iterator[str]:
             f"model.segmented.segmenter={options.segmenter!r} looks at bytes and data.tokenizer="
             f"{config.data.tokenizer!r} has other ids; use data.tokenizer='bytes'."
         )
+    if SEGMENTERS[options.segmenter].pool == "at" and options.pool != "mean":
+        yield (
+            f"model.segmented.pool={options.pool!r} goes over the bytes of a segment, and model.segmented.segmenter="
+            f"{options.segmenter!r} takes one of them; use model.segmented.pool='mean'."
+        )
+    priors = options.magnet.priors
+    if options.segmenter == "magnet" and priors and not (len(priors) == 4 and all(map(_is_share, priors))):
+        yield (
+            f"model.segmented.magnet.priors={tuple(priors)!r} must be four numbers between 0 and 1; use e.g. "
+            "model.segmented.magnet.priors=('0.2','0.1','0.1','0.1')."
+        )
+    if SEGMENTERS[options.segmenter].softens:
+        why_soft = f"model.segmented.segmenter={options.segmenter!r}, which adds to the scores of keys"
+        if set(listed(config.model.mixer)) != {"attention"}:
+            yield f"model.mixer={config.model.mixer!r} does not go with {why_soft}; use model.mixer='attention'."
+        if config.model.attention.softcap:
+            yield (
+                f"model.attention.softcap={config.model.attention.softcap} does not go with {why_soft}; use "
+                "model.attention.softcap=0.0."
+            )
     for key, value, works in (
         ("objective", config.objective, "next_token"),
         ("model.parametrization", config.model.parametrization, "standard"),
@@ -46,6 +66,14 @@ def problems(config: Any) -> Iterator[str]:
         yield f"model.channel={config.model.channel!r} does not go with {why}; use model.channel='swiglu'."
     if config.mesh.context != 1:
         yield f"mesh.context={config.mesh.context} cuts rows, which {why} cuts itself; use mesh.context=1."
+
+
+def _is_share(text: str) -> bool:
+    """Whether a text is a number between 0 and 1."""
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
 
 
 def decoding_problems(kind: str, drafter: str, memory: str, prefill: str = "dense") -> Iterator[str]:

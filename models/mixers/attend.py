@@ -33,24 +33,27 @@ def attend(
     mask: masks.Mask,
     *,
     sinks: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """`op(q, k, v, mask=mask)` on every device's own rows and heads; array masks are cut with the rows they belong to.
 
     Where devices share a sequence, `kernels.context_attention` takes the place of `op`. The mask then reads places in
     the sequence, whatever the order of the tokens. q is `[B, T, N, H]`, k and v are `[B, S, K, H]`, the result is
-    `[B, T, N, H]`. `sinks [N]`: scores of virtual keys, for an `op` that takes them.
+    `[B, T, N, H]`. `sinks [N]`: scores of virtual keys, `bias [B, S]`: added to the scores of each key; both are for an
+    `op` that takes them.
     """
     if partition.schedule:
         (axis,) = partition.mesh_axes("sequence")
         where = {"mesh": partition.mesh, "axis": axis, "schedule": partition.schedule, "layout": "schedule"}
         return context_attention(q, k, v, mask=mask, **where)
     rows = lambda leaf: ("batch" if leaf.shape[0] == q.shape[0] else None, *(None,) * (leaf.ndim - 1))  # noqa: E731
+    given, axes = {}, {}
     if sinks is not None:
-        run = lambda q, k, v, mask, sinks: op(q, k, v, mask=mask, sinks=sinks)  # noqa: E731
-        axes = (HEADS, HEADS, HEADS, jax.tree.map(rows, mask), ("heads",))
-        return partition.run(run, (q, k, v, mask, sinks), axes, HEADS)
-    run = lambda q, k, v, mask: op(q, k, v, mask=mask)  # noqa: E731
-    return partition.run(run, (q, k, v, mask), (HEADS, HEADS, HEADS, jax.tree.map(rows, mask)), HEADS)
+        given["sinks"], axes["sinks"] = sinks, ("heads",)
+    if bias is not None:
+        given["bias"], axes["bias"] = bias[:, None, None], ("batch", None, None, None)
+    run = lambda q, k, v, mask, given: op(q, k, v, mask=mask, **given)  # noqa: E731
+    return partition.run(run, (q, k, v, mask, given), (HEADS, HEADS, HEADS, jax.tree.map(rows, mask), axes), HEADS)
 
 
 def attend_row(
@@ -67,7 +70,8 @@ def attend_row(
     """Attention of a row's tokens to one another, within their documents: `[B, T, N, H]`; `options` of `attention`."""
     if context.segment_ids is not None:
         mask = mask & masks.Segments(context.segment_ids, context.segment_ids)
-    return attend(partition, functools.partial(attention, **options), q, k, v, mask, sinks=sinks)
+    op = functools.partial(attention, **options)
+    return attend(partition, op, q, k, v, mask, sinks=sinks, bias=context.key_bias)
 
 
 def recall(

@@ -42,6 +42,7 @@ class Context:
     flow: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)  # name -> [B, T, ...] of the layer before
     taps: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})  # sites that the report shows
     edits: tuple[tuple[str, Edit], ...] = dataclasses.field(default=(), metadata={"static": True})  # (site, edit)
+    key_bias: jax.Array | None = None  # training: [B, T] added to the scores of each key, whoever asks
     # Of layers that have no keys of their own (models/rewired.py): keys and values [B, T, K, H], not rotated.
     given: tuple[jax.Array, jax.Array] | None = None
     # Decoding, of a fresh pass: patterns of the heads of each of the layers at hand, () = attention to everything.

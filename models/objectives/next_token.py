@@ -1,6 +1,7 @@
 """The autoregressive control: exact likelihood, each token given those before it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
     """Sum of `-log p(target | tokens up to it)` over the valid targets of a batch, in nats, plus the z-loss.
 
     Args:
-      model: an `LM`.
+      model: an `LM`; one that `softens` decides softly in this pass, and for good wherever else it is read.
       batch: `tokens`, `targets` `[B, T]`, `scored [B, T]` (a target counts), and where rows hold several documents
         `positions` and `segment_ids` `[B, T]`.
       key: not used; other objectives draw noise from it.
@@ -40,7 +41,7 @@ def loss(model, batch: dict, key: jax.Array, *, z_loss: float = 0.0) -> Loss:
     Returns:
       The sum to differentiate, `nll` a target, and the model's report.
     """
-    out = forward(model, batch)
+    out = forward(model, batch, **({"soft": True} if getattr(model, "softens", False) else {}))
     total, nll = weighted_nll(model, out.features, batch["targets"], batch["scored"], z_loss=z_loss)
     return Loss(total, per_scored({"nll": nll}, batch), out.report)
 
@@ -128,6 +129,7 @@ def over_logits(
     return spec.partition.run(local, args, (("batch", None, None), (None, None), *rows), ("batch",))
 
 
-def forward(model, batch: dict) -> Pass:
-    """A plain pass over a batch: each token sees those before it in its segment."""
-    return model(batch["tokens"], mask=mask, positions=batch.get("positions"), segment_ids=batch.get("segment_ids"))
+def forward(model, batch: dict, **told: Any) -> Pass:
+    """A plain pass over a batch: each token sees those before it in its segment; `told` goes to the model."""
+    where = {name: batch.get(name) for name in ("positions", "segment_ids")}
+    return model(batch["tokens"], mask=mask, **where, **told)

@@ -4,10 +4,14 @@ A byte may give rise to a token of the backbone (it is marked). The first byte o
 newest token of its own document, so that everything is causal where marks and tokens are made of bytes up to there.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 _MANY = 1 << 24  # More than the bytes of a row.
+LOW = -1e30  # Below every score.
 
 
 def limited(
@@ -97,6 +101,54 @@ def mean(
     held = counts > 0.5
     divided = sums / jnp.where(held, counts, 1)[..., None].astype(sums.dtype)
     return jnp.where(held[..., None], divided, none.astype(sums.dtype))
+
+
+class Softmax(NamedTuple):
+    """A softmax of Q queries that is not divided yet: the result is total / weight."""
+
+    peak: jax.Array  # [..., Q] the largest score, `LOW` of none
+    weight: jax.Array  # [..., Q] sum of exp(score - peak)
+    total: jax.Array  # [..., Q, H] sum of exp(score - peak) value
+
+
+def attended(
+    scores: jax.Array, values: jax.Array, member: jax.Array, segment: jax.Array, held: Mapping[str, jax.Array]
+) -> Softmax:  # fmt: skip
+    """Attention of Q queries to the bytes of each token alone, `[B, S, Q]` and `[B, S, Q, H]`.
+
+    Args:
+      scores: `[B, T, Q]` of the bytes.
+      values: `[B, T, Q, H]`.
+      member: `[B, T, S]` which bytes are whose; its gradient is that of a byte's weight.
+      segment: `[B, T]` number of each byte's token, as `segment_of` has it.
+      held: `peak`, `weight` `[B, Q]` and `total` `[B, Q, H]` of the first token's bytes that were read before.
+    """
+    S = member.shape[2]
+    own = jnp.sum(jax.lax.stop_gradient(member), axis=2, keepdims=True) > 0.5
+    index = jax.lax.stop_gradient(segment).astype(jnp.int32)
+    most = jax.vmap(lambda s, i: jax.ops.segment_max(s, i, num_segments=S))
+    peak = jnp.maximum(most(jax.lax.stop_gradient(jnp.where(own, scores, LOW)), index), LOW)
+    peak = peak.at[:, 0].max(held["peak"])
+    mine = at(peak, jnp.clip(index, 0, S - 1))
+    e = jnp.exp(jnp.where(own, scores - mine, LOW))
+    weight = jnp.einsum("btq,bts->bsq", e, member.astype(e.dtype))
+    total = jnp.einsum("btqh,bts->bsqh", e[..., None] * values, member.astype(e.dtype))
+    before = jnp.exp(held["peak"] - peak[:, 0])
+    return Softmax(
+        peak, weight.at[:, 0].add(before * held["weight"]), total.at[:, 0].add(before[..., None] * held["total"])
+    )
+
+
+def going_on(
+    scores: jax.Array, values: jax.Array, rest: jax.Array, goes_on: jax.Array, held: Mapping[str, jax.Array]
+) -> Softmax:  # fmt: skip
+    """The same of the bytes `rest [B, T]` whose token is still to come, with `held` where the row `goes_on [B]`."""
+    old = jnp.where(goes_on[:, None], held["peak"], LOW)
+    peak = jnp.maximum(jnp.max(jnp.where(rest[..., None], scores, LOW), axis=1), old)
+    e = jnp.where(rest[..., None], jnp.exp(jnp.minimum(scores - peak[:, None], 0)), 0)
+    before = jnp.where(goes_on[:, None], jnp.exp(old - peak), 0)
+    weight = jnp.sum(e, axis=1) + before * held["weight"]
+    return Softmax(peak, weight, jnp.einsum("btq,btqh->bqh", e, values) + before[..., None] * held["total"])
 
 
 def smoothed(tokens: jax.Array, share: jax.Array, first: jax.Array, before: jax.Array) -> jax.Array:

@@ -74,6 +74,31 @@ def binomial_nats(count: jax.Array, trials: jax.Array | float, prior: float) -> 
     return -(choose + count * jnp.log(prior) + (trials - count) * jnp.log1p(-prior))
 
 
+SCRIPTS = ("latin", "greek", "cyrillic", "other")
+
+
+def scripts(tokens: jax.Array, first: jax.Array, before: jax.Array) -> jax.Array:
+    """The script of each byte, a place in `SCRIPTS`, `[B, T]` int32: that of the newest letter of its document.
+
+    A letter is told by its first byte in UTF-8: A-Z, a-z and C3..CA, Latin; CD..CF, Greek; D0..D4, Cyrillic; D5..FF but
+    E2, other. Blanks, digits, marks (C2, CB, CC and E2 begin such) and the bytes behind a first one have the script
+    before them, Latin at the beginning.
+
+    Args:
+      tokens: `[B, T]` ids; those of 256 and above are no letters.
+      first: `[B, T]` bool, first bytes of documents.
+      before: `[B]` the script of the byte before the row.
+    """
+    within = lambda a, b: (tokens >= a) & (tokens <= b)  # noqa: E731
+    latin = within(65, 90) | within(97, 122) | within(0xC3, 0xCA)
+    greek, cyrillic = within(0xCD, 0xCF), within(0xD0, 0xD4)
+    letter = latin | within(0xCD, 0xFF) & (tokens != 0xE2)
+    own = jnp.where(latin | ~letter, 0, jnp.where(greek, 1, jnp.where(cyrillic, 2, 3)))
+    newest = jax.lax.cummax(jnp.where(letter | first, jnp.arange(tokens.shape[1]), -1), axis=1)
+    found = jnp.take_along_axis(own, jnp.maximum(newest, 0), axis=1)
+    return jnp.where(newest < 0, before[:, None], found).astype(jnp.int32)
+
+
 def prior_loss(boundaries: jax.Array, prior: float) -> jax.Array:
     """mean over rows of -log Binomial(boundaries of the row; T, prior), divided by T: the language model's."""
     T = boundaries.shape[-1]

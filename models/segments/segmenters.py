@@ -1,9 +1,14 @@
 """Socket Segmenter: which bytes give rise to a token of the backbone, and what the token is of.
 
 A part is built by `(spec, *, rngs)` with the spec of the bytes' layers, and called as `(Bytes, carry) -> (Cut, carry)`.
-`start(batch)` is the carry before a row: what is kept of the bytes read. It has two properties. `pool`: "mean", the
-mean of the bytes of the segment, or "at", the vector of the marked byte. `delayed`: a token of "mean" holds the bytes
-before its mark, since the mark is the first byte behind the segment; else the mark is the segment's last byte.
+`start(batch)` is the carry before a row: what is kept of the bytes read. What it says of itself:
+
+- `pool`: "mean", what `model.segmented.pool` makes of the bytes of the segment, or "at", the vector of the marked byte.
+- `delayed`: a token of "mean" holds the bytes before its mark, since the mark is the first byte behind the segment;
+  else the mark is the segment's last byte.
+- `softens`: in training all bytes are tokens, with `Cut.gates` and `Cut.kept` in place of marks.
+- `of_places`: places of the backbone's tokens are those of their bytes; else tokens are counted.
+
 `loss(cut, marks, bytes)` is None, or nats to be added to the sum over bytes.
 """
 
@@ -39,6 +44,9 @@ class Cut(NamedTuple):
     soft: jax.Array | None = None  # [B, T] with the gradient of the marks; None: they are not learned
     share: jax.Array | None = None  # [B, T] p of the moving average over tokens; None: a token is read as it is
     chosen: jax.Array | None = None  # [B, T] probability of the decision
+    script: jax.Array | None = None  # [B, T] which of several predictors decided
+    gates: jax.Array | None = None  # [B, T] added to the scores of each byte as a key, in a soft pass
+    kept: jax.Array | None = None  # [B, T] with them: how far a byte is one that later ones read
     nats: jax.Array | None = None  # [B, T] of a prediction of the segmenter's own, 0 where there is none
 
 
@@ -56,6 +64,8 @@ class Segmenter(nnx.Module):
     pool: ClassVar[str] = "mean"
     delayed: ClassVar[bool] = False
     of_bytes: ClassVar[bool] = False  # whether ids must be bytes
+    of_places: ClassVar[bool] = False
+    softens: ClassVar[bool] = False
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         self.spec = spec
@@ -86,7 +96,7 @@ class Words(Segmenter):
     """Words (`words.word_starts`): a token is the mean of a word, marked by the first byte behind it.
 
     Learn Your Tokens (Thawani et al. 2023, arXiv:2310.11628) and HAT (Neitemeier et al. 2025, arXiv:2501.10322) pool
-    words by vectors of their own, which attend to their bytes; here the mean does.
+    words by vectors of their own, which attend to their bytes: `model.segmented.pool=attention`.
     """
 
     delayed, of_bytes = True, True
@@ -134,33 +144,50 @@ class Magnet(Segmenter):
     """Boundaries by an MLP, straight-through, held near a rate by a prior (MAGNET, Ahia et al. 2024, arXiv:2407.08818).
 
     A byte ends its segment where sigmoid(logit / temperature) > 1/2. The released code draws noise for the relaxation
-    also in evaluation; here there is none, so that a byte is cut the same in training, packed and decoded. It has one
-    predictor for each script; here there is one. The loss of a row is -log Binomial(marks; bytes, prior).
+    also in evaluation; here there is none, so that a byte is cut the same in training, packed and decoded. The loss of
+    a row is -log Binomial(marks; bytes, prior).
+
+    The paper has one predictor and one prior for each script, told by the text's language. With `magnet.priors` the
+    script is that of the newest letter (`magnet.scripts`): each has a row of its own behind the common hidden layer,
+    and a row's loss is the sum over scripts, of their own bytes.
     """
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
         super().__init__(spec, rngs=rngs)
-        D, init = spec.D, parameters.normal(spec.D**-0.5)
+        D, init, R = spec.D, parameters.normal(spec.D**-0.5), max(1, len(self.options["priors"]))
         self.hidden = parameters.param(init, rngs, (D, D), ("embed", None), "kernel", spec)
         self.hidden_bias = parameters.param(parameters.zeros, rngs, (D,), (None,), "bias", spec)
-        self.out = parameters.param(init, rngs, (D, 1), (None, None), "kernel", spec)
-        self.out_bias = parameters.param(parameters.zeros, rngs, (1,), (None,), "bias", spec)
+        self.out = parameters.param(init, rngs, (D, R), (None, None), "kernel", spec)
+        self.out_bias = parameters.param(parameters.zeros, rngs, (R,), (None,), "bias", spec)
+
+    def start(self, batch: int) -> Carry:
+        """The script of the byte read last, where there are several."""
+        return {"script": jnp.zeros((batch,), jnp.int32)} if self.options["priors"] else {}
 
     def __call__(self, bytes_: Bytes, carry: Carry) -> tuple[Cut, Carry]:
         x = bytes_.hidden
         first, second = (each[...].astype(x.dtype) for each in (self.hidden, self.out))
         x = jax.nn.gelu(by_rows(lambda x: x @ first, x) + self.hidden_bias[...].astype(x.dtype))
-        logits = by_rows(lambda x: x @ second, x)[..., 0] + self.out_bias[...].astype(x.dtype)
+        logits, script = by_rows(lambda x: x @ second, x) + self.out_bias[...].astype(x.dtype), None
+        if self.options["priors"]:
+            script = magnet.scripts(bytes_.tokens, bytes_.first, carry["script"])
+            carry = {"script": last(script, bytes_.live, carry["script"])}
+            logits = jnp.take_along_axis(logits, script[..., None], axis=-1)
+        logits = logits[..., 0]
         wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         soft = jax.nn.sigmoid(wide / self.options["temperature"])
-        return Cut(soft > 0.5, soft=soft), carry
+        return Cut(soft > 0.5, soft=soft, script=script), carry
 
     def loss(self, cut: Cut, marks: jax.Array, bytes_: Bytes) -> jax.Array:
         """`magnet.weight` times the sum over rows, nats; a document's first byte is no trial."""
-        free = bytes_.live & ~bytes_.first
-        count, trials = (jnp.sum(jnp.where(free, x, 0), axis=-1) for x in (marks, jnp.ones_like(marks)))
-        nats = magnet.binomial_nats(count, trials, self.options["prior"])
-        return self.options["weight"] * jnp.sum(jnp.where(trials > 0, nats, 0))
+        total, free = jnp.zeros((), marks.dtype), bytes_.live & ~bytes_.first
+        priors = [float(prior) for prior in self.options["priors"]] or [self.options["prior"]]
+        for r, prior in enumerate(priors):
+            mine = free if cut.script is None else free & (cut.script == r)
+            count, trials = (jnp.sum(jnp.where(mine, x, 0), axis=-1) for x in (marks, jnp.ones_like(marks)))
+            nats = magnet.binomial_nats(count, trials, prior)
+            total += jnp.sum(jnp.where(trials > 0, nats, 0))
+        return self.options["weight"] * total
 
 
 class HNet(Segmenter):
@@ -240,6 +267,51 @@ class Entropy(Segmenter):
         return self.options["weight"] * jnp.sum(cut.nats)
 
 
+class MrT5(Segmenter):
+    """A gate deletes bytes, softly in training, truly wherever the model is read (MrT5, Kallini et al. 2025,
+    arXiv:2410.20771; see `models.segments.mrt5`).
+
+    G = k sigmoid(-(w . rms(h) + b)). Read: a byte is a token where G > k / 2, in its own place, and a document's first
+    byte always is. Trained: all bytes are tokens, G is added to their scores as keys in every layer of the backbone,
+    and byte t reads z_t = s_t c_t + (1 - s_t) z_{t-1}, s = 1 - G / k: the mean of what it would read if each byte
+    stayed with probability s. Where all gates are 0 or -inf both are one. The paper's decoder attends to the bytes that
+    are left.
+
+    Its loss is the mean of G over bytes; the coefficient follows `mrt5.deleted`, the share of bytes to be deleted, by a
+    PI controller, whose sums are parameters of role `running`.
+    """
+
+    pool, softens, of_places = "at", True, True
+
+    def __init__(self, spec: Spec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        make = lambda init, shape, role: parameters.param(init, rngs, shape, (None,) * len(shape), role, spec)  # noqa: E731
+        self.scale = make(parameters.ones, (spec.D,), "norm")
+        self.out = make(parameters.normal(spec.D**-0.5), (spec.D, 1), "kernel")
+        self.bias = make(parameters.ones, (1,), "bias")
+        self.held = make(parameters.zeros, (2,), "running")  # What the controller has gathered, P and I.
+
+    def __call__(self, bytes_: Bytes, carry: Carry) -> tuple[Cut, Carry]:
+        k, out = self.options["k"], self.out[...].astype(bytes_.hidden.dtype)
+        x = mrt5.rms_norm(bytes_.hidden, self.scale[...].astype(bytes_.hidden.dtype))
+        logits = by_rows(lambda x: x @ out, x)[..., 0]
+        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) + self.bias[...]
+        gates = jnp.where(bytes_.first, 0, mrt5.gate(wide, k))
+        return Cut(gates > k / 2, gates=gates, kept=1 - gates / k), carry
+
+    def loss(self, cut: Cut, marks: jax.Array, bytes_: Bytes) -> jax.Array:
+        """The coefficient times the sum of G over bytes, nats; a document's first byte has none."""
+        assert cut.gates is not None
+        return jnp.maximum(0, jnp.sum(self.held[...])) * jnp.sum(jnp.where(bytes_.live, cut.gates, 0))
+
+    def advance(self, old: Mapping[str, jax.Array], report: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The controller's sums after a step that deleted 1 - `segments` of the bytes."""
+        options, state = self.options, mrt5.Controller(*jnp.unstack(old["held"]))
+        rate = 1 - report["segments"].value[0]
+        told = options["deleted"], rate, options["proportional"], options["integral"]
+        return {"held": jnp.stack(mrt5.pi_controller(state, *told)[0])}
+
+
 SEGMENTERS: dict[str, type[Segmenter]] = {
     "stride": Stride,
     "words": Words,
@@ -247,4 +319,5 @@ SEGMENTERS: dict[str, type[Segmenter]] = {
     "magnet": Magnet,
     "hnet": HNet,
     "entropy": Entropy,
+    "mrt5": MrT5,
 }

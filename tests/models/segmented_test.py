@@ -20,7 +20,8 @@ from models.segments.segmenters import SEGMENTERS
 from tests.plain import layers
 
 D, W, N, H, T, V = 12, 8, 2, 6, 26, 259
-NAMES = pytest.mark.parametrize("name", SEGMENTERS)
+ATTENDED = {"words+": 3, "magnet+": 1}  # with attention to the bytes of a segment: queries
+NAMES = pytest.mark.parametrize("name", [*SEGMENTERS, *ATTENDED])
 NORM = "rmsnorm", 1e-6
 THRESHOLD = 4.7  # nats, near the entropies of the parameters that are drawn
 TEXTS = [b"ab, cd. efg", b"  \xc3\xa9t\xc3\xa9(1)x"]
@@ -30,6 +31,9 @@ def config(name, **changes):
     made = base.get_config()
     made.model.update({"kind": "segmented", "width": D, "num_heads": 2, "num_layers": 2, "init": "fan_in"})
     made.model.update({"dtype": "float64", "param_dtype": "float64", "init_std": 1.0})
+    if name in ATTENDED:
+        made.model.segmented.update({"pool": "attention", "queries": ATTENDED[name]})
+    name = name.removesuffix("+")
     made.model.segmented.update({"segmenter": name, "width": W, "heads": N, "window": 5, "least": 1})
     made.model.segmented.entropy.threshold = THRESHOLD
     made.data.update({"length": T, "batch_size": 2})
@@ -92,6 +96,8 @@ def plain_marks(name, h, ids, p):
         elif name == "magnet":
             x = layers.gelu_tanh(h[t] @ p["hidden"] + p["hidden_bias"])
             on = (x @ p["out"] + p["out_bias"])[0] > 0
+        elif name == "mrt5":
+            on = plain_gate(p, h[t]) > -15
         else:
             q, k = h[t - 1] @ p["query"], h[t] @ p["key"]
             share = (1 - q @ k / np.linalg.norm(q) / np.linalg.norm(k)) / 2
@@ -102,6 +108,24 @@ def plain_marks(name, h, ids, p):
     return marks, shares
 
 
+def plain_gate(p, h, k=-30.0):
+    """G of one byte."""
+    return k / (1 + np.exp((layers.rmsnorm(h, 1e-6) * p["scale"] @ p["out"] + p["bias"])[0]))
+
+
+def plain_pool(p, h):
+    """Attention of each query to the bytes `h [n, W]`, the results side by side; their mean of a model without."""
+    if p is None:
+        return h.mean(axis=0)
+    x, found = np.array([layers.norm(p["norm"], each, *NORM) for each in h]), []
+    for query in p["query"]:
+        for n in range(N):
+            cut = slice(n * W // N, (n + 1) * W // N)
+            weights = layers.softmax((x @ p["key"])[:, cut] @ query[cut] / np.sqrt(W // N))
+            found.append(weights @ (x @ p["value"])[:, cut])
+    return np.concatenate(found)
+
+
 def plain(name, p, ids):
     """Features [T, W] and the marks of one document."""
     x = np.asarray(p["embedding"])[ids]
@@ -110,13 +134,15 @@ def plain(name, p, ids):
     pooled = []
     for s, t in enumerate(marks):
         begin = marks[s - 1] if s else 0
-        if name == "hnet":
+        if name in ("hnet", "mrt5"):
             pooled.append(h[t])
         elif SEGMENTERS[name].delayed:
-            pooled.append(h[begin:t].mean(axis=0) if s else p["none"])
+            pooled.append(plain_pool(p.get("pool"), h[begin:t]) if s else p["none"])
         else:
-            pooled.append(h[(begin + 1 if s else 0) : t + 1].mean(axis=0))
-    c = layers.norm(p["stack_norm"], layers_of(p["stack"], np.array(pooled) @ p["down"], 2, H, 0, 2), *NORM) @ p["up"]
+            pooled.append(plain_pool(p.get("pool"), h[(begin + 1 if s else 0) : t + 1]))
+    at = marks if name == "mrt5" else range(len(marks))
+    c = layers_of(p["stack"], np.array(pooled) @ p["down"], 2, H, 0, 2, at)
+    c = layers.norm(p["stack_norm"], c, *NORM) @ p["up"]
     if name == "hnet":
         for s, t in enumerate(marks):
             share = min(max(shares[t], 1e-4), 1 - 1e-4)
@@ -126,11 +152,11 @@ def plain(name, p, ids):
     return layers.norm(p["norm"], x, *NORM), marks
 
 
-def layers_of(p, x, heads, width, window, depth):
+def layers_of(p, x, heads, width, window, depth, at=None, **more):
     see = lambda i, j: j <= i and (not window or i - j < window)  # noqa: E731
     for layer in range(depth):
         q = jax.tree.map(lambda a, layer=layer: np.asarray(a)[layer], p["period"]["0_attention"])
-        told = {"N": heads, "K": heads, "H": width, "see": see, "positions": np.arange(len(x))}
+        told = {"N": heads, "K": heads, "H": width, "see": see, "positions": np.array(at or range(len(x))), **more}
         x = x + layers.attention(q["mixer"], layers.norm(q["mixer_norm"], x, *NORM), **told)
         x = x + layers.mlp(q["channel"], layers.norm(q["channel_norm"], x, *NORM), "gelu")
     return x
@@ -144,7 +170,7 @@ def test_packed_documents_have_the_value_of_each_in_plain_numpy(name, x64):
     begin, count = 0, 0
     for text in TEXTS:
         ids = np.array([256, *text])
-        want, marks = plain(name, plainly, ids)
+        want, marks = plain(name.removesuffix("+"), plainly, ids)
         assert 1 < len(marks) < len(ids)
         np.testing.assert_allclose(out.features[0, begin : begin + len(ids)], want, rtol=1e-9, atol=1e-9)
         begin, count = begin + len(ids), count + len(marks)
@@ -169,9 +195,9 @@ def test_packed_documents_are_each_alone_where_segments_are_limited(name, x64):
     assert float(packed.report["segments"].total[0]) <= begin / 3 + 2
 
 
-@NAMES
+@pytest.mark.parametrize("name", [*SEGMENTERS, *ATTENDED, "mrt5, trained"])
 def test_no_byte_sees_a_later_one(name, x64):
-    _, params, run = ready(name)
+    _, params, run = soft(-30.0) if name == "mrt5, trained" else ready(name)
     batch = rows([b"ab, cd. efg hij kl"])
     want = run(params, batch).features
     for t in range(1, 19):
@@ -180,6 +206,13 @@ def test_no_byte_sees_a_later_one(name, x64):
         got = run(params, batch | {"tokens": tokens}).features
         np.testing.assert_array_equal(got[:, :t], want[:, :t])
         assert np.abs(got[:, t] - want[:, t]).max() > 1e-6
+
+
+@functools.cache
+def soft(k):
+    """As `ready`, of the pass that trains MrT5."""
+    made = program("mrt5", **{"model.segmented.mrt5.k": k})
+    return made, drawn(made), jax.jit(lambda params, batch: features(made, params, batch, soft=True))
 
 
 @NAMES
@@ -218,9 +251,10 @@ def test_flops_agree_with_the_compiler(name):
 
     def loss(params):
         model = made.merge(params)
-        return jnp.sum(model.logits(model(jnp.zeros((1, n), jnp.int32), mask=masks.Causal()).features) ** 2)
+        told = {"mask": masks.Causal(), "soft": model.softens}
+        return jnp.sum(model.logits(model(jnp.zeros((1, n), jnp.int32), **told).features) ** 2)
 
-    S = 22 + 3 if LIMITED["model.segmented.least"] == 3 else n
+    S = n if name == "mrt5" else 22 + 3
     hidden = 2 * 4 * 256 * (n - (n + 1) / 2) + S / n * 4 * 512 * (S - (S + 1) / 2)
     forward = counting.flops_per_token(made)["total"] / 3
     shapes = made.abstract["params"]
@@ -318,7 +352,7 @@ def test_patches_are_those_of_the_rule_and_the_head_learns_the_next_byte(rule, x
     assert float(out.report["segments"].total[0]) == count > 4
 
 
-@pytest.mark.parametrize("name", ["magnet", "hnet", "entropy"])
+@pytest.mark.parametrize("name", ["magnet", "hnet", "entropy", "mrt5"])
 def test_what_decides_the_cuts_learns(name):
     made = program(name, **{"model.dtype": "float32", "model.param_dtype": "float32"})
     batch = {name: np.asarray(x, np.int32) for name, x in rows().items()}
@@ -349,13 +383,16 @@ def test_kinds_are_found_by_name():
 
 
 REFUSED = {
-    "model.segmented.heads": (3, "model.segmented.width=6"),
+    "model.segmented.pool": ("attention", "model.segmented.pool='mean'"),
     "data.tokenizer": ("bpe", "data.tokenizer='bytes'"),
+    "model.segmented.heads": (3, "model.segmented.width=6"),
     "objective": ("masked_diffusion", "objective='next_token'"),
     "generate.drafter": ("recycling", "generate.drafter='lookup'"),
     "generate.memory": ("h2o", "generate.memory='full'"),
     "model.channel": ("moe", "model.channel='swiglu'"),
     "model.logit_scale": (0.0, "model.logit_scale=1.0"),
+    "model.mixer": ("lact", "model.mixer='attention'"),
+    "model.attention.softcap": (5.0, "model.attention.softcap=0.0"),
     "mesh.context": (2, "mesh.context=1"),
     "mesh.tensor": (4, "model.segmented.heads=4"),
     "model.positions": (64, "model.positions=0"),
@@ -366,4 +403,5 @@ REFUSED = {
 def test_what_does_not_go_with_it_is_refused_with_a_value_that_works(key, x64):
     value, works = REFUSED[key]
     with pytest.raises(ConfigError, match=works.replace(".", r"\.")):
-        preflight.check(config("words", **{key: value}), num_devices=value if key.startswith("mesh.") else 1)
+        name = "words" if key == "data.tokenizer" else "mrt5"
+        preflight.check(config(name, **{key: value}), num_devices=value if key.startswith("mesh.") else 1)

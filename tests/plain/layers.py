@@ -127,21 +127,36 @@ def everything(i, j):
 
 
 def attention(
-    p, x, *, N, K, H, see=causal, positions=None, theta=1e4, fraction=1.0, eps=1e-6, window=0, sinks=0, scores=1.0
+    p,
+    x,
+    *,
+    N,
+    K,
+    H,
+    see=causal,
+    positions=None,
+    theta=1e4,
+    fraction=1.0,
+    eps=1e-6,
+    window=0,
+    sinks=0,
+    scores=1.0,
+    bias=None,
 ):
-    """x [T, D] of one document; `see(i, j)`: whether token i may look at token j; `scores` multiplies q k / sqrt(H)."""
+    """x [T, D] of one document; `see(i, j)`: whether token i may look at token j; `scores` multiplies q k / sqrt(H);
+    `bias [T]`: added to the scores of each key."""
     T = len(x)
     positions = range(T) if positions is None else positions
     q, k, v = (linear(p[name], x).reshape(T, heads, H) for name, heads in (("q", N), ("k", K), ("v", K)))
     if "q_norm" in p:
         q, k = rmsnorm(q, eps, p["q_norm"]["scale"]), rmsnorm(k, eps, p["k_norm"]["scale"])
     q, k = rope(q, positions, theta, fraction), rope(k, positions, theta, fraction)
-    out = np.zeros((T, N, H))
+    bias, out = np.zeros(T) if bias is None else bias, np.zeros((T, N, H))
     for i in range(T):
         seen = [j for j in range(T) if see(i, j) and (not window or abs(i - j) < window or j < sinks)]
         for n in range(N):
             group = n // (N // K)
-            weights = softmax(np.array([scores * q[i, n] @ k[j, group] / math.sqrt(H) for j in seen]))
+            weights = softmax(np.array([scores * q[i, n] @ k[j, group] / math.sqrt(H) + bias[j] for j in seen]))
             out[i, n] = sum(w * v[j, group] for w, j in zip(weights, seen, strict=True))
     return linear(p["out"], out.reshape(T, N * H))
 

@@ -8,6 +8,12 @@ _STEPS = "tests/models/segmented_test.py::test_prefill_and_steps_equal_the_whole
 VALUE, STEPS = (
     {name: (f"{test}[{name}]",) for name in ("stride", "words", "hnet", "entropy")} for test in (_VALUE, _STEPS)
 )
+_SEGMENTED, _DELETED = "tests/models/segmented_test.py::", "tests/models/deleted_test.py::"
+_VALUE_OF_ATTENTION = f"{_VALUE}[words+]"
+SOFT = (_DELETED + "test_a_soft_pass_has_the_value_of_plain_numpy",)
+LIMIT = (_DELETED + "test_gates_that_are_open_or_shut_make_the_pass_that_trains_the_one_that_is_read",)
+CONTROLLER = (_DELETED + "test_the_gate_is_trained_softly_and_its_controller_follows_the_rate",)
+ATTENDED = (_VALUE_OF_ATTENTION, "tests/models/scripts_test.py::test_a_softmax_over_bytes_in_parts_is_that_over_all")
 EXACT = ("tests/experiments/training/exact_bytes_test.py",)
 
 BUGS = (
@@ -34,7 +40,7 @@ BUGS = (
     ),
     Bug(
         "segments: the sum of a segment that goes on is lost between passes",
-        "models/segmented.py",
+        "models/segments/pools.py",
         '"total": total + jnp.where(goes_on[:, None], held["total"], 0),',
         '"total": total,',
         STEPS["words"],
@@ -63,7 +69,7 @@ BUGS = (
     Bug(
         "segments: the backbone's places go on over documents",
         "models/segmented.py",
-        "place = cuts.at(found.number, found.at) - 1",
+        "place = cuts.at(seen.place if self.segmenter.of_places else found.number - 1, found.at)",
         "place = jnp.broadcast_to(jnp.arange(found.at.shape[1]), found.at.shape)",
         STEPS["words"],
     ),
@@ -87,6 +93,76 @@ BUGS = (
         "jnp.sum(found.held, axis=1)[:, None])[:, 0]",
         "0 * jnp.sum(found.held, axis=1)[:, None])[:, 0]",
         STEPS["words"],
+    ),
+    Bug(
+        "mrt5: gates are not added to the scores",
+        "models/segmented.py",
+        'shown["key_bias"] = cut.gates if soft else None',
+        'shown["key_bias"] = None',
+        SOFT,
+    ),
+    Bug(
+        "mrt5: gates are added to the scores of queries",
+        "models/mixers/attend.py",
+        'given["bias"], axes["bias"] = bias[:, None, None], ("batch", None, None, None)',
+        'given["bias"], axes["bias"] = bias[:, None, :, None], ("batch", None, None, None)',
+        SOFT,
+    ),
+    Bug(
+        "mrt5: a deleted byte hides those before it",
+        "models/segments/segmenters.py",
+        "kept=1 - gates / k), carry",
+        "kept=gates / k), carry",
+        SOFT,
+    ),
+    Bug(
+        "mrt5: a document's first byte may be deleted",
+        "models/segments/segmenters.py",
+        "gates = jnp.where(bytes_.first, 0, mrt5.gate(wide, k))",
+        "gates = mrt5.gate(wide, k)",
+        LIMIT,
+    ),
+    Bug(
+        "mrt5: places of the backbone are counted",
+        "models/segments/segmenters.py",
+        'pool, softens, of_places = "at", True, True',
+        'pool, softens, of_places = "at", True, False',
+        LIMIT,
+    ),
+    Bug(
+        "mrt5: the controller is told what stays",
+        "models/segments/segmenters.py",
+        'rate = 1 - report["segments"].value[0]',
+        'rate = report["segments"].value[0]',
+        CONTROLLER,
+    ),
+    Bug(
+        "mrt5: training reads the pass of evaluation",
+        "models/objectives/next_token.py",
+        'out = forward(model, batch, **({"soft": True} if getattr(model, "softens", False) else {}))',
+        "out = forward(model, batch)",
+        (_SEGMENTED + "test_what_decides_the_cuts_learns[mrt5]",),
+    ),
+    Bug(
+        "pools: the weights of what was read before are not made smaller",
+        "models/segments/cuts.py",
+        'before = jnp.exp(held["peak"] - peak[:, 0])',
+        'before = jnp.ones_like(held["peak"])',
+        ATTENDED,
+    ),
+    Bug(
+        "pools: the first token forgets the largest score before",
+        "models/segments/cuts.py",
+        'peak = peak.at[:, 0].max(held["peak"])',
+        "peak = peak.at[:, 0].max(LOW)",
+        ATTENDED,
+    ),
+    Bug(
+        "pools: scores are not scaled",
+        "models/segments/pools.py",
+        "heads(query).astype(self.wide)) / self.H**0.5",
+        "heads(query).astype(self.wide))",
+        ATTENDED,
     ),
     Bug(
         "endings: covers need no valid last token",

@@ -13,10 +13,10 @@ from tests.models import segmented_test
 TOKENIZER = data.ByteTokenizer()
 
 
-@pytest.fixture(scope="module")
-def made():
+@pytest.fixture(scope="module", params=["words", "mrt5"])
+def made(request):
     wide = {"model.dtype": "float32", "model.param_dtype": "float32", "data.length": 48, "generate.max_tokens": 16}
-    program = segmented_test.program("words", **wide, **segmented_test.LIMITED, **{"generate.temperature": 0.0})
+    program = segmented_test.program(request.param, **wide, **segmented_test.LIMITED, **{"generate.temperature": 0.0})
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), segmented_test.drawn(program))
     return program, jax.device_put(params, program.shardings["params"])
 

@@ -48,6 +48,7 @@ MODELS |= {
     }
     for name in SEGMENTERS
 }  # fmt: skip
+MODELS["segments=words, attention"] = MODELS["segments=words"] | {"model.segmented.pool": "attention"}
 REWIRED = {"model.num_layers": 3, "model.swiftkv.layer": 1, "model.swiftkv.share": 2}
 MODELS |= {"swiftkv": {"model.kind": "swiftkv", **REWIRED}}
 LEARNT = {changes.get("objective", base.get_config().objective) for changes in MODELS.values()}
