@@ -11,11 +11,13 @@
 | exit      | the model's own first layer                         | 2.72 tokens a call on code: docs/claims    |
 | heads     | the model's heads of tokens ahead (multi_token)     | not run                                    |
 | eagle     | a head that predicts the features of a frozen model | not run                                    |
+| ppd       | prompt tokens that learn beside a frozen model      | not run                                    |
+| sorted    | the first layer, which learns beside the whole      | not run                                    |
 
 Drafts change no text at temperature 0, and none at all with `generate.verifier=same_draw`; `--mode=evaluate` measures
 them behind held-out prompts, and `docs/speculation.md` has all drafters and verifiers. A drafter that reads a smaller
 run (`model_draft`, `model_tree`) is given its workdir: --config.generate.model_tree.workdir=runs/small. The head of
-`eagle` learns beside a trained model: --config.init.warm_start=runs/tiny.
+`eagle` and the prompt tokens of `ppd` learn beside a trained model: --config.init.warm_start=runs/tiny.
 """
 
 from configs import base, multi_token, transformer
@@ -50,7 +52,18 @@ PRESETS = {
         says="Trains a head of one layer on the features of a frozen model, and drafts with it",
         source="Li et al. 2024, arXiv:2401.15077",
     ),
+    "ppd": made(
+        {"drafter": "ppd"},
+        says="Trains prompt tokens on a frozen model, which guess what follows in the pass that verifies",
+        source="Chen et al. 2024, arXiv:2405.18628",
+    ),
+    "sorted": made(
+        {"drafter": "exit"},
+        says="Trains the first layer as a model of its own beside the whole, and drafts with it",
+        source="Kavehzadeh et al. 2024, arXiv:2407.01955",
+    ),
 }
+HEADS_ALONE = ("*", "!heads/*")  # of `optimizer.freeze`: what an objective adds learns, the model is held
 
 
 def get_config(preset: str = "recycling"):
@@ -58,8 +71,12 @@ def get_config(preset: str = "recycling"):
     changes = base.choose("preset", preset, PRESETS).changes
     config = multi_token.get_config() if preset == "heads" else transformer.get_config("tiny")
     config.generate.update(changes)
-    if preset == "eagle":
-        config.objective, config.optimizer.freeze = "eagle", ("*", "!heads/*")
-    if preset == "exit":
+    if preset in (learn := {"eagle": "eagle", "ppd": "prompt_tokens"}):
+        config.objective, config.optimizer.freeze = learn[preset], HEADS_ALONE
+    if preset == "ppd":
+        config.optimizer.learning_rate = 1e-2
+    if preset == "sorted":
+        config.objective = "sorted"
+    if preset in ("exit", "sorted"):
         config.generate.exit.layers = 1
     return config

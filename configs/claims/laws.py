@@ -19,6 +19,7 @@ LAWS = (
     "diffusion.schedule_free_bound",
     "drafts.best_first",
     "drafts.expected_tokens",
+    "drafts.gaussians",
     "drafts.kseq",
     "drafts.pearl",
     "drafts.recursive",

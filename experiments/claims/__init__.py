@@ -28,6 +28,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "overtraining": "overtraining",
     "assd": "assd",
     "drafts": "drafts",
+    "denoising": "denoising",
     "memories": "memories",
     "rewiring": "rewiring",
     "editing": "editing",

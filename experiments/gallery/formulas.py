@@ -35,12 +35,14 @@ PAGES: dict[str, tuple[str, ...]] = {
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations",
                    *(f"experiments.pretrained.{name}" for name in ("copying", "packed"))),
     "speculation": (
-        *(f"{DECODING}.verify.{name}" for name in ("siblings", "kseq", "walk", "rules", "continuous", "laws")),
+        *(f"{DECODING}.verify.{name}" for name in (
+            "siblings", "kseq", "walk", "rules", "continuous", "denoising", "laws",
+        )),
         "models.mixers.slots",
         *(f"{DECODING}.drafts.{name}" for name in (
-            "trees", "sequoia", "prompts", "recycling", "trie", "realign", "adaptive",
+            "trees", "sequoia", "prompts", "ppd", "recycling", "trie", "realign", "adaptive",
         )),
-        "models.objectives.eagle", f"{SERVING}.clock",
+        *(f"models.objectives.{name}" for name in ("eagle", "prompt_tokens", "sorted")), f"{SERVING}.clock",
     ),
 }  # fmt: skip
 

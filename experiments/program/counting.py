@@ -136,7 +136,7 @@ def memory(program: Any) -> dict[str, int]:
     wide = params if program.config.optimizer.rounding == "nearest" else precision.widened(params)
     gradients = _bytes_per_device(*(freezing.trained(program.fixed, x) for x in (wide, program.shardings["params"])))
     spec, data = program.spec, program.config.data
-    tokens = program.objective.copies * data.batch_size * data.length // program.config.train.accumulation
+    tokens = int(program.objective.copies * data.batch_size * data.length) // program.config.train.accumulation
     tokens //= math.prod(program.mesh.shape[a] for a in ("data", "fsdp", "context", "expert"))
     hidden = max(_hidden(program), spec.D)
     layer = tokens * (2 * hidden + 8 * spec.D + 2 * spec.N * spec.H) * spec.dtype.itemsize

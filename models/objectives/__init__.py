@@ -35,7 +35,7 @@ class Objective(Protocol):
     generator: str  # what writes text with its models: a name of experiments.generation.GENERATORS
     context_parallel: bool  # works where devices share a sequence: heeds `order` (one that does not say so does not)
     extra_tokens: int  # ids beyond the tokenizer's
-    copies: int  # tokens that pass through the backbone for each token of a row
+    copies: float  # tokens that pass through the backbone for each token of a row
     # One that does not say so does not:
     adds_z_loss: bool  # heeds `z_loss`; of others the log-partition is part of what they learn
     timed: bool  # tells the model a time, for `model.time_features`

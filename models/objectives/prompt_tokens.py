@@ -101,7 +101,25 @@ class PromptTokens:
     causal: ClassVar[bool] = True
     generator: ClassVar[str] = "autoregressive"
     extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
+
+    @property
+    def share(self) -> float:
+        """Prompt tokens that are read for each token of a row."""
+        return self.tokens / self.every
+
+    @property
+    def copies(self) -> float:
+        """Tokens that pass through the backbone for each token of a row."""
+        return 1 + self.share
+
+    @property
+    def predictions(self) -> float:
+        """Products of the vocabulary, three of them a prediction: nats and the model's laws have no gradient."""
+        return (1 + 4 * self.share) / 3
+
+    def keys(self, length: int) -> float:
+        """`length` times the pairs that are seen for each pair that the row's own tokens see."""
+        return length * (1 + self.share * (length + self.tokens + 2) / (length + 1))
 
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`prompts`, the vectors."""
@@ -117,12 +135,6 @@ class PromptTokens:
     def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
         """Nats of each row's valid next tokens under the model itself, `[B]`."""
         return next_token.row_nll(model, batch, key)
-
-    def matmul_flops(self, spec: Spec, forward: float, head: int) -> float:
-        """FLOPs of a step's products, a token: forward and to the stream's gradient of a token and its share of prompt
-        tokens; products of the vocabulary: the model's nats, and of each prompt token two laws and one gradient."""
-        share = self.tokens / self.every
-        return 2 * (1 + share) * forward + (1 + 3 * share) * 2 * spec.V * spec.D
 
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """`every` times the sum of the formula above over the places of a batch: a mean a scored token, all in all.
@@ -154,10 +166,10 @@ class PromptTokens:
         )
         own, guess = out.features[:, :T], out.features[:, T:]
         ahead, counts = reached(at, n, batch["scored"], batch.get("segment_ids"))
-        wanted = jax.lax.stop_gradient(jnp.take_along_axis(own, ahead.reshape(B, -1)[..., None], axis=1))
+        wanted = jnp.take_along_axis(own, ahead.reshape(B, -1)[..., None], axis=1)
         target = jnp.take_along_axis(batch["targets"], ahead.reshape(B, -1), axis=1)
         each = self._each(model, guess, wanted, target).reshape(B, R, n) * counts * self.every
-        _, nll = weighted_nll(model, jax.lax.stop_gradient(own), batch["targets"], batch["scored"])
+        _, nll = weighted_nll(model, own, batch["targets"], batch["scored"])
         sums = {"nll": nll} | {f"guess_{i + 1}": jnp.sum(each[..., i]) for i in range(n)}
         return Loss(jnp.sum(decayed(each, self.decay)), per_scored(sums, batch), out.report)
 
@@ -170,8 +182,8 @@ class PromptTokens:
                 return -jnp.take_along_axis(log_q, target[..., None], axis=-1)[..., 0]
 
             return over_logits(nats, model, guess, target)
-        both = jnp.concatenate([guess, wanted], axis=1)
-        return over_logits(lambda z: divergence(*jnp.split(z, 2, axis=1)), model, both)
+        laws = jax.lax.stop_gradient(over_logits(lambda logits: logits, model, wanted))
+        return over_logits(divergence, model, guess, laws)
 
     @staticmethod
     def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:

@@ -6,6 +6,8 @@ VERIFY, DRAFTS, TESTS = "models/decoding/verify", "models/decoding/drafts", "tes
 RULES, GREEDY = (f"{TESTS}/verify/rules_test.py",), (f"{TESTS}/drafts/greedy_test.py",)
 TREE, SIDES = (f"{TESTS}/drafts/model_tree_test.py",), (f"{TESTS}/drafts/sides_test.py",)
 SAID = ("tests/experiments/generation/drafting_test.py",)
+PROMPTS = ("tests/models/objectives/prompt_tokens_test.py",)
+FLOW = (f"{TESTS}/verify/denoising_test.py",)
 
 BUGS = (
     Bug(
@@ -133,5 +135,82 @@ BUGS = (
         "reached[1:] / reached[:-1]",
         "reached[1:] / reached[0]",
         (f"{SAID[0]}::test_the_line_and_its_numbers_by_hand",),
+    ),
+    Bug(
+        "prompt tokens learn the law of the token before the one they guess",
+        "models/objectives/prompt_tokens.py",
+        "    place = at[..., None] + 1 + jnp.arange(tokens)",
+        "    place = at[..., None] + jnp.arange(tokens)",
+        PROMPTS,
+    ),
+    Bug(
+        "prompt tokens of a place see those of the place before",
+        "models/objectives/prompt_tokens.py",
+        "behind = jnp.where(jnp.arange(tokens) == 0, at[..., None], own)",
+        "behind = own",
+        PROMPTS,
+    ),
+    Bug(
+        "the divergence is the other one",
+        "models/objectives/prompt_tokens.py",
+        "return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)",
+        "return jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)",
+        PROMPTS,
+    ),
+    Bug(
+        "guesses are those of the prompt tokens behind the root",
+        f"{DRAFTS}/ppd.py",
+        '        at = (side["state"], last)',
+        '        at = (side["state"], 0 * last)',
+        PROMPTS,
+    ),
+    Bug(
+        "a row's state stays where it began",
+        f"{DRAFTS}/ppd.py",
+        '"state": jnp.where(live, count, side["state"]),',
+        '"state": jnp.where(live, side["state"], count),',
+        PROMPTS,
+    ),
+    Bug(
+        "a prompt token stands behind its node, not behind the one before it",
+        f"{DRAFTS}/prompts.py",
+        "(N + slot - 1 if j else i), j",
+        "i, j",
+        PROMPTS,
+    ),
+    Bug(
+        "what is read beside the drafts has the drafts' vectors",
+        "models/decoding/stream.py",
+        "pairs = (vectors, probes.vector.astype(vectors.dtype)),",
+        "pairs = (vectors, vectors[:, :1] + 0 * probes.vector.astype(vectors.dtype)),",
+        PROMPTS,
+    ),
+    Bug(
+        "an exit is the stream behind the next layer",
+        "models/objectives/sorted.py",
+        "streams = [out.report[SITE][m - 1] for m in self.layers]",
+        "streams = [out.report[SITE][m] for m in self.layers]",
+        ("tests/models/objectives/sorted_test.py",),
+    ),
+    Bug(
+        "sub-models count alike, whatever their weights",
+        "models/objectives/sorted.py",
+        "    given = tuple(weights) or (1.0,) * count",
+        "    given = (1.0,) * count",
+        ("tests/models/objectives/sorted_test.py",),
+    ),
+    Bug(
+        "a drafted step is judged by the state that it led to",
+        f"{VERIFY}/denoising.py",
+        "drawn = jax.vmap(jax.vmap(one))(keys[:, :g], states[:, 1:],",
+        "drawn = jax.vmap(jax.vmap(one))(keys[:, :g], states[:, :-1],",
+        FLOW,
+    ),
+    Bug(
+        "what follows a rejection is the target's own step",
+        f"{VERIFY}/denoising.py",
+        "follows = jnp.concatenate([drawn.value, own[:, None]], axis=1)",
+        "follows = jnp.concatenate([mine[:, :g] + 0 * drawn.value, own[:, None]], axis=1)",
+        FLOW,
     ),
 )

@@ -21,6 +21,7 @@ LAWS = {
     "diffusion.schedule_free_bound": diffusion.schedule_free_bound,
     "drafts.best_first": drafts.best_first,
     "drafts.expected_tokens": drafts.expected_tokens,
+    "drafts.gaussians": drafts.gaussians,
     "drafts.kseq": drafts.kseq,
     "drafts.pearl": drafts.pearl,
     "drafts.recursive": drafts.recursive,

@@ -9,9 +9,9 @@ from experiments.claims.laws.law import Law
 from experiments.generation.serving import clock
 from models.decoding.drafts import sequoia as dynamic
 from models.decoding.drafts import trees
+from models.decoding.verify import continuous, siblings
 from models.decoding.verify import kseq as coefficients
 from models.decoding.verify import laws as verify
-from models.decoding.verify import siblings
 
 V, LENGTH = 3, 3
 SHAPES = ((1,), (2,), (3,), (2, 2), (1, 1, 1))  # Children per node, by depth.
@@ -155,3 +155,31 @@ def pearl() -> Law:
         count, length = next(((i + 1, step.after) for i, step in enumerate(steps) if step.rejected), (0, 0))
         far = max(far, abs(count - (1 if run == 0 else 2 + (run - 1) // g)), abs(length - (11 + run)))
     return Law(float(far), 0.0, len(cases))
+
+
+def gaussians() -> Law:
+    """A drafted Gaussian, accepted or proposed again, has the target's density; 2 Phi(-d / 2) of the drafts stay.
+
+    At drawn points of up to three dimensions q min(1, p / q) + p max(0, 1 - q / p) is p, scales of both their own; with
+    one scale the accepted mass is an integral over the line between the means. Error: relative to the density, and of
+    the integral.
+
+    Source: Wang et al. 2024, arXiv:2411.11925
+    """
+    far, cases, rng = 0.0, 0, np.random.default_rng(0)
+    with jax.enable_x64(True):
+        for D in (1, 2, 3):
+            mean, scale = rng.normal(size=(2, D)), rng.uniform(0.5, 2, (2, D))
+            x = mean[rng.integers(0, 2, 500)] + 2 * rng.normal(size=(500, D))
+            p, q = (np.asarray(continuous.log_normal(x, m, s)) for m, s in zip(mean, scale, strict=True))
+            kept, again = continuous.accept_chance(p, q), continuous.residual_chance(p, q)
+            far = max(far, float(np.abs(np.exp(q - p) * kept + again - 1).max()))
+            # Along the line between means that are d scales apart both are normal, and elsewhere alike.
+            d = float(np.sqrt(np.sum(((mean[0] - mean[1]) / scale[0]) ** 2)))
+            edges = np.linspace(-40, 40 + d, 400_001)
+            smaller = np.exp(-0.5 * np.maximum(edges**2, (edges - d) ** 2)) / np.sqrt(2 * np.pi)
+            mass = float(np.sum(smaller) * (edges[1] - edges[0]))
+            far = max(far, abs(float(continuous.overlap(mean[0], mean[1], scale[0])) - mass))
+            cases += 501
+    # exp of a difference of logarithms up to 200, each within 2^-52; the kinked integral is within h^2 = 4e-8 / 12.
+    return Law(far, 1e-8, cases)

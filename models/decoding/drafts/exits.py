@@ -2,7 +2,7 @@
 
 Source: Zhang et al. 2023, "Draft & Verify", arXiv:2309.08168; Elhoushi et al. 2024, "LayerSkip", arXiv:2404.16710.
 The layers have read the text when the whole model has, so that drafts cost no state of their own. A model whose
-sub-models were trained together (S2D's sorted fine-tuning, `adaptive.sorted_loss`) drafts better.
+sub-models were trained together (S2D's sorted fine-tuning, objective `sorted`) is meant to draft better.
 """
 
 import copy

@@ -9,7 +9,7 @@ import pytest
 
 import data
 from configs import base, transformer
-from experiments import report
+from experiments import preflight, report
 from experiments import workdir as files
 from experiments.generation import beside, drafted, held_out, requests
 from experiments.generation.drafted import Drafted
@@ -18,7 +18,7 @@ from experiments.generation.text import Generator
 from experiments.program import build
 from experiments.program.sharding import make_mesh
 from experiments.settings import smoke
-from experiments.settings.errors import ConfigError
+from experiments.settings.errors import CheckpointError, ConfigError
 
 PROMPTS = ["a", "def main(main(", "x" * 37]
 OPTIONS = base.get_config().generate.to_dict() | {"max_tokens": 24, "temperature": 0.0}
@@ -26,12 +26,14 @@ DRAFTERS = {
     "recycling": {"template": "2x2x1", "shared": True},
     "trie": {"size": 6, "branch": 4},
     "exit": {"layers": 1, "length": 3},
+    "ppd": {"tree": "dynamic:12:0.6,0.2/0.4,0.2/0.3,0.1"},
 }
 
 
 @functools.cache
-def made(devices=1, mixer="attention"):
+def made(devices=1, mixer="attention", objective="next_token"):
     config = smoke.shrink(transformer.get_config("tiny"))
+    config.objective = objective
     config.model.update({"init": "fan_in", "init_std": 0.5, "num_layers": 2, "mixer": mixer})
     config.mesh.data = devices
     config = smoke.shrink(config)
@@ -51,9 +53,9 @@ def options(drafter, **own):
     return OPTIONS | {"drafter": drafter, drafter: OPTIONS[drafter] | DRAFTERS.get(drafter, {}) | own}
 
 
-@pytest.mark.parametrize("drafter", ["recycling", "trie"])
+@pytest.mark.parametrize("drafter", ["recycling", "trie", "ppd"])
 def test_four_devices_write_what_one_writes(drafter):
-    four = made(4)
+    four = made(4, objective="prompt_tokens" if drafter == "ppd" else "next_token")
     maker = Generator(four.program, four.tokenizer)
     assert maker(four.params, PROMPTS, options(drafter), seed=5) == plain()
     found = maker.drafted
@@ -61,10 +63,10 @@ def test_four_devices_write_what_one_writes(drafter):
     np.testing.assert_array_equal(found.wrote.sum(axis=1), found.calls)  # Attention reads nothing twice.
 
 
-@pytest.mark.parametrize("drafter", ["recycling", "trie"])
+@pytest.mark.parametrize("drafter", ["recycling", "trie", "ppd"])
 def test_lanes_that_come_and_go_write_what_each_request_writes_alone(drafter):
-    given = {"drafter": drafter, drafter: DRAFTERS[drafter]}
-    lanes = Engine(made(), lanes=2, capacity=192, chunk=32, rounds=3, **given)
+    given, goal = {"drafter": drafter, drafter: DRAFTERS[drafter]}, "prompt_tokens" if drafter == "ppd" else "next_token"
+    lanes = Engine(made(objective=goal), lanes=2, capacity=192, chunk=32, rounds=3, **given)
     assert lanes.generate(PROMPTS, seed=5, max_tokens=24, temperature=0.0) == plain()
 
 
@@ -122,6 +124,9 @@ REFUSED = {
     "all layers": (options("exit", layers=2), "generate.exit.layers=2 leaves nothing .* use at most .*=1"),
     "no heads": (options("heads"), "needs heads of the tokens ahead"),
     "no tree": (options("recycling", template="oak"), "generate.recycling.template='oak' names no tree of drafts"),
+    "no vectors": (options("ppd"), "needs the prompt tokens that objective='prompt_tokens' trains"),
+    "no states": (options("ppd", tree="dynamic:12:0.5"), "generate.ppd.tree='dynamic:12:0.5' names no trees of prompt"),
+    "no oak": (options("ppd", tree="oak"), "generate.ppd.tree='oak' names no tree of drafts"),
     "too small": (options("trie", size=4, branch=6), "generate.trie.size=4 nodes hold no branch"),
     "no room": (options("model_tree", size=3, levels=3, width=3), "use generate.model_tree.size=5"),
     "too long": (options("lookup", length=500), "drafts 500 tokens behind each other and a row has room for 64"),
@@ -143,6 +148,38 @@ def test_a_recurrence_reads_no_tree_and_lanes_have_room_for_drafts():
         Generator(one.program, one.tokenizer)(one.params, PROMPTS, options("recycling"))
     with pytest.raises(ConfigError, match="a row has slots for 70; draft at most 70"):
         Engine(made(), lanes=1, capacity=70, drafter="recycling", recycling={"template": "recycling"})
+
+
+def test_a_tree_deeper_than_the_prompt_tokens_that_were_trained_and_a_law_they_have_not():
+    one = made(objective="prompt_tokens")
+    with pytest.raises(ConfigError, match="needs 4 prompt tokens and the model has 3; use .*tree='1x1x1'"):
+        Generator(one.program, one.tokenizer)(one.params, PROMPTS, options("ppd", tree="1x1x1x1"))
+    with pytest.raises(ConfigError, match="'token' needs the law of the drafts, which generate.drafter='ppd' has not"):
+        Generator(one.program, one.tokenizer)(
+            one.params, PROMPTS, options("ppd") | {"verifier": "token", "temperature": 1}
+        )
+
+
+def test_objectives_of_drafters_say_what_they_cannot_read():
+    base_ = smoke.shrink(transformer.get_config("tiny"))
+    base_.objective = "prompt_tokens"
+    for key, value, says in (
+        ("mixer", "gated_delta", "beside the text, as a tree, which model.mixer='gated_delta' does not"),
+        ("attention.window", 8, "model.attention.window=8 would count prompt tokens"),
+    ):
+        config = base_.copy_and_resolve_references()
+        config.model.update_from_flattened_dict({key: value})
+        with pytest.raises(ConfigError, match=says):
+            preflight.check(config, num_devices=1)
+
+
+def test_a_draft_of_another_tokenizer_is_said(monkeypatch):
+    theirs = types.SimpleNamespace(objective=types.SimpleNamespace(causal=True), config=None)
+    saves = types.SimpleNamespace(steps=lambda: [1], newest_about=lambda: {"tokenizer": "another-hash"})
+    monkeypatch.setattr(beside.companions, "structure", lambda *_: theirs)
+    monkeypatch.setattr(beside, "Checkpoints", lambda _: saves)
+    with pytest.raises(CheckpointError, match="generate.model_draft.workdir=runs/b was trained with another tokenizer"):
+        beside.load(None, data.ByteTokenizer(), {"model_draft.workdir": "runs/b"})
 
 
 def test_prompts_are_the_same_held_out_rows_for_any_batch_size():

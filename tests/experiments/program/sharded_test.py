@@ -57,6 +57,7 @@ MODELS |= {
     f"objective={name}": {"objective": name}
     for name, goal in OBJECTIVES.items() if name not in LEARNT and not getattr(goal, "companions", ())
 }  # fmt: skip
+MODELS["objective=sorted"]["model.num_layers"] = 2  # A layer to end at, and one behind it.
 
 
 def config(changes, mesh):
