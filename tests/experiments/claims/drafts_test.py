@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.claims import denoising as flow
-from configs.claims import own_drafts
+from configs.speculation import HEADS_ALONE
 from experiments.claims import denoising, drafts
 from experiments.workdir import trained
 from models.decoding.verify import denoising as steps
@@ -18,21 +18,23 @@ METHOD = {"effect": 0.5, "looks": (2,), "hours": 1.0, "seeds": (0, 1)}
 
 def test_runs_that_are_taught_begin_as_the_model_and_settings_name_who_writes(tmp_path):
     """Prompt tokens learn beside a model that is held: its parameters are those of the run that it began with."""
-    stated = own_drafts.get_claim()
-    settings = {name: dict(stated["settings"][name], max_tokens=12) for name in ("lookup", "ppd, fixed")}
-    row = {"statement": "s", "published": "p"}
+    greedy, row = {"temperature": 0.0, "max_tokens": 12}, {"statement": "s", "published": "p"}
+    learns = {"objective": "prompt_tokens", "optimizer.freeze": HEADS_ALONE, "train.steps": 2}
     claim = METHOD | {
         "base": tiny.config(tmp_path, model__num_layers=2, train__steps=2, data__length=64, eval__rows=4),
-        "taught": {"prompts": stated["taught"]["prompts"] | {"train.steps": 2}},
-        "settings": settings,
-        "contrasts": [row | {"better": "ppd, fixed", "worse": ""},
+        "taught": {"prompts": learns},
+        "settings": {
+            "lookup": greedy | {"drafter": "lookup"},
+            "ppd": greedy | {"drafter": "ppd", "ppd": {"tree": "2x1x1"}, "of": "prompts"},
+        },
+        "contrasts": [row | {"better": "ppd", "worse": ""},
                       row | {"better": "prompts", "worse": "model", "bits": True}],
         "control": {"says": "c", "reads": ("tokens_a_call", "lookup"), "least": 0.5},
     }  # fmt: skip
     calls, bits = drafts.run(claim, tmp_path / "claim", jobs=1, quiet=True)
     numbers = calls.numbers
-    assert numbers["better"] == numbers["tokens_a_call"]["ppd, fixed"] and numbers["worse"] == [1.0, 1.0]
-    assert all(1 <= each <= 4 for each in numbers["better"]) and "tokens a call: ppd, fixed" in calls.measured
+    assert numbers["better"] == numbers["tokens_a_call"]["ppd"] and numbers["worse"] == [1.0, 1.0]
+    assert all(1 <= each <= 4 for each in numbers["better"]) and "tokens a call: ppd" in calls.measured
     np.testing.assert_allclose(bits.numbers["differences"], 0, atol=1e-6)  # The model is held.
     assert bits.numbers["bits_per_byte"]["prompts"][0] > 1 and "bits per byte" in bits.measured
     runs = {each.parent for each in (tmp_path / "claim" / "runs").glob("*/config.json")}

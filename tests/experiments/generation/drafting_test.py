@@ -65,8 +65,9 @@ def test_four_devices_write_what_one_writes(drafter):
 
 @pytest.mark.parametrize("drafter", ["recycling", "trie", "ppd"])
 def test_lanes_that_come_and_go_write_what_each_request_writes_alone(drafter):
-    given, goal = {"drafter": drafter, drafter: DRAFTERS[drafter]}, "prompt_tokens" if drafter == "ppd" else "next_token"
-    lanes = Engine(made(objective=goal), lanes=2, capacity=192, chunk=32, rounds=3, **given)
+    given = {"drafter": drafter, drafter: DRAFTERS[drafter]}
+    one = made(objective="prompt_tokens" if drafter == "ppd" else "next_token")
+    lanes = Engine(one, lanes=2, capacity=192, chunk=32, rounds=3, **given)
     assert lanes.generate(PROMPTS, seed=5, max_tokens=24, temperature=0.0) == plain()
 
 
