@@ -1,59 +1,53 @@
-"""Claim: a large model is best asked where a small one is unsure, and layers are best saved late in a text.
+"""Claim: who decides the next token, on sources whose laws are known.
 
     python main.py --mode=claim --config=configs/claims/deciding.py --workdir=runs/claims/deciding
 
-Fu et al. 2025 (R2R, arXiv:2505.21600): few tokens decide where a small model leaves a large one's way, and they can be
-told. Fei et al. 2024 (Nudging, arXiv:2410.09300): they are those of low top probability.
-Del Corro et al. 2023 (SkipDecode, arXiv:2307.02628): the number of layers can fall along a text at 2 to 5 times the
-speed, in models that are trained for it; here the model is not.
+Fu et al. 2025 (R2R, arXiv:2505.21600): few tokens need a large model, and uncertainty tells many of them.
+Fei et al. 2024 (Nudging, arXiv:2410.09300): they are those of low top probability. Krause et al. 2020 (GeDi,
+arXiv:2009.06367): two class-conditional laws guide a third by Bayes' rule; the released code divides by the length.
+Beurer-Kellner et al. 2023 (LMQL, arXiv:2212.06094): constraints as masks of tokens.
 
-A Transformer of four layers and one of a tenth of its FLOPs learn the bytes of code. On held-out rows each token's law
-is that of the one who decides it: for 30 % of the tokens the large model, chosen by the small one's entropy, by its
-largest probability, at random, or by what is gained (which nobody can know). SkipDecode falls from four layers to two
-along each row, against as many layer calls spread evenly. The control is that the large model is better at all.
+Every world is drawn from a seed and every number is a sum over all its texts or states: nothing is trained and nothing
+is sampled. Routing: a source of six symbols that looks back at two, a large model that knows it, and a small one that
+looks back at one and is the best of its kind; the large one decides 30 % of the places. Guiding: two chains of three
+symbols, all texts of four. Masking: a chain of two letters and an end, under a pattern.
 
-Expect: not run yet. Cost: 6 runs of 300 steps, and 24 readings of held-out rows.
+Expect: not run yet. Cost: seconds.
 """
-
-from configs.claims import small
 
 
 def get_claim():
-    """The claim, for the check `deciding`."""
-    config = small(300, log_every=50, rows=32, width=96)
-    config.model.num_layers = 4
-    config.data.batch_size = 8
+    """The claim, for the check `worlds`."""
 
-    def row(better, worse, statement, published):
-        return {"statement": statement, "published": published, "better": better, "worse": worse}
+    def row(measure, better, worse, statement, published, effect, control):
+        return {
+            "measure": measure, "better": better, "worse": worse, "statement": statement, "published": published,
+            "effect": effect, "control": control,
+        }  # fmt: skip
 
+    gap = {"says": "the large model has at least 0.1 bits a symbol fewer", "reads": ("gap",), "least": 0.1}
+    apart = {"says": "the mixture is at least 0.02 away from the class", "reads": ("none",), "least": 0.02}
+    cut = {"says": "the pattern rules out half of the texts at least", "reads": ("chain",), "least": 0.5}
     return {
-        "statement": "A large model is best asked where a small one is unsure, layers are best saved late in a text",
-        "source": "Fu et al. 2025, arXiv:2505.21600; Fei et al. 2024, arXiv:2410.09300; Del Corro et al. 2023, "
-        "arXiv:2307.02628",
-        "published": "few tokens need the large model; 2 to 5 times the speed",
+        "statement": "What decides a token does what its formula says, and masks are not conditions",
+        "source": "Fu et al. 2025, arXiv:2505.21600; Fei et al. 2024, arXiv:2410.09300; Krause et al. 2020, "
+        "arXiv:2009.06367; Beurer-Kellner et al. 2023, arXiv:2212.06094",
+        "published": "uncertain tokens are the ones that matter; constraints as masks",
         "family": "decoding",
-        "check": "deciding",
-        "base": config,
-        "small": {"model.num_layers": 1, "model.width": 64},
-        "share": 0.3,
-        "least": 2,
+        "check": "worlds",
         "contrasts": [
-            row("entropy", "random", "Tokens of high entropy gain more from the large model than others",
-                "the router's tokens, or by entropy, are the ones that matter (R2R)"),
-            row("largest", "random", "Tokens of low top probability gain more from the large model than others",
-                "these are where alignment shows (Nudging)"),
-            row("best", "entropy", "An oracle gains more than entropy does at equal share",
-                "trained routers are above entropy (R2R)"),
-            row("falling", "level", "Layers that fall along a text lose fewer bits than as many calls spread evenly",
-                "SkipDecode keeps the quality at 2 to 5 times the speed, trained for it"),
+            row("routing", "entropy", "random", "Places of high entropy gain more from the large model than others",
+                "a router on uncertainty finds the tokens that matter (R2R)", 0.005, gap),
+            row("routing", "top", "random", "Places of low top probability gain more from the large model than others",
+                "that is where alignment shows (Nudging)", 0.005, gap),
+            row("routing", "oracle", "entropy", "Who knows the gain finds better places than entropy does",
+                "trained routers are above entropy (R2R)", 0.005, gap),
+            row("guiding", "bayes", "released", "Bayes' rule is nearer to the class than the released form",
+                "guides a model towards a class (GeDi)", 0.01, apart),
+            row("masking", "weighed", "mask", "Masked texts are not the law given the constraint; weighed ones are",
+                "constraints as masks of tokens (LMQL)", 0.01, cut),
         ],
-        "effect": 0.01,
-        "control": {
-            "says": "the large model has at least 0.05 bits a token fewer than the small one",
-            "reads": ("gap",), "least": 0.05,
-        },
-        "looks": (2,),
-        "hours": 1.0,
-        "seeds": (0, 1, 2),
+        "looks": (10,),
+        "hours": 0.1,
+        "seeds": tuple(range(20)),
     }  # fmt: skip

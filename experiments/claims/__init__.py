@@ -37,7 +37,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "paths": "paths",
     "leverage": "leverage",
     "curve": "curve",
-    "deciding": "deciding",
+    "worlds": "worlds",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -30,7 +30,8 @@ def make(
     """Parts for requests that are served together: `config.generate` of each, as plain dicts.
 
     Sockets and groups of options are the same for all of them; dials and `Control.own` are each request's. An entry
-    whose dials and own fields are off for all is left out, and where every temperature is 0 no random number is drawn.
+    that is idle, or whose dials and own fields are off for all, is left out; where every temperature is 0 no random
+    number is drawn.
 
     Args:
       requests: at least one.
@@ -47,7 +48,8 @@ def make(
     for name in order(first["control"]):
         part = control(name, options(name), eos)
         turned = (*part.dials, *(f"{name}.{field}" for field in part.own if name in defaults))
-        off = bool(turned) and all(_at(request, key) == _at(defaults, key) for request in requests for key in turned)
+        still = all(_at(request, key) == _at(defaults, key) for request in requests for key in turned)
+        off = part.idle or (bool(turned) and still)
         idle = greedy or (off and name != "temperature") if name in SAMPLING else off
         if every or not idle:
             chosen.append((name, part))

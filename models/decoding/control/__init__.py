@@ -74,6 +74,11 @@ class Control:
     alone: ClassVar[bool] = False
     whole: ClassVar[bool] = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether its own settings turn it off for all requests: it is then left out of the program."""
+        return False
+
     def problems(self, config: Any, parts: Any) -> Iterator[str]:
         """Sentences about settings that cannot be with the model of `config`, a run's, or with the `stream.Parts`."""
         yield from ()

@@ -35,6 +35,11 @@ class Superposed(Control):
     size: int = 4096
     eos: int = -1
 
+    @property
+    def idle(self) -> bool:
+        """See `Control.idle`."""
+        return not self.drafts
+
     def problems(self, config: Any, parts: Any) -> Iterator[str]:
         """See `Control.problems`."""
         if self.drafts > self.top:

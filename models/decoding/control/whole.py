@@ -29,6 +29,11 @@ class Beam(Control):
     beams: int = 1
     alpha: float = 1.0
 
+    @property
+    def idle(self) -> bool:
+        """See `Control.idle`."""
+        return self.beams == 1
+
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """See `Control.init`."""
         V = models["model"].head_weights().shape[0]
@@ -90,6 +95,11 @@ class BestOfN(Control):
     n: int = 1
     choose: str = "likeliest"
     behind: str = ""
+
+    @property
+    def idle(self) -> bool:
+        """See `Control.idle`."""
+        return self.n == 1
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """See `Control.init`."""

@@ -78,6 +78,13 @@ def test_what_goes_together_is_traced(control):
             assert traced(control, **WAYS[column]), column
 
 
+def test_what_is_off_for_all_rows_is_not_in_the_program():
+    """Parts are static under jit: equal ones are one program. Every control that is at its defaults is left out."""
+    plain = sockets.make([composition.settings("")], DEFAULTS, vocab_size=V)
+    for name in cells():
+        assert sockets.make([composition.settings(name)], DEFAULTS, vocab_size=V) == plain, name
+
+
 def test_refusals_are_sentences_that_name_the_control():
     said = [says for row in cells().values() for says in row[:3] if says]
     assert said and all("generate.control=" in says and says.endswith((".", "'.")) for says in said)
