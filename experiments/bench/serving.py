@@ -2,23 +2,30 @@
 
     python -m experiments.bench.serving --shape=a --scheduler=sarathi
 
-The engine serves traces of calibration; its steps' CPU seconds give `costs.fit` (with the error on held-out steps).
-Three other traces, at a rate near what the engine can do and with a pool smaller than the load, run twice on the engine
-and once in the simulator. The two kinds take turns, since a machine that others use, too, is faster at some times than
-at others, and at such rates a few per cent of a step are many of the time to the first token. The table has the
-makespan, the median time to the first token and the median gap. Seconds are the process's CPU time: the machine may be
-busy. Runs in which something was compiled do not count.
+The engine serves traces of calibration; its steps' seconds give `costs.fit` (with the error on held-out steps). Three
+other traces, at a rate near what the engine can do and with a pool smaller than the load, run twice on the engine and
+once in the simulator. The two kinds take turns. The table has the makespan, the median time to the first token and the
+median gap. Runs in which something was compiled do not count.
+
+Seconds are the process's CPU time at one speed of the machine (`timing.Steady`): others make it faster or slower by a
+tenth from one second to the next, and at such rates a few per cent of a step are many of the time to the first token.
+
+With the seconds that the engine's steps took, one after another, the simulator must make the engine's plans and times
+exactly: what is left between the two is what a step is said to cost.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.decoding import endless
-from experiments.bench.timing import quiet
+from experiments.bench.timing import Steady, quiet
 from experiments.generation.engine import BESIDE, Engine
 from experiments.generation.pool import Pool
 from experiments.generation.prefixes import pieces
@@ -89,23 +96,45 @@ def drawn(count: int, seed: int, capacity: int) -> tuple[list[str], list[int]]:
     return ["".join(map(chr, rng.integers(97, 123, n))) for n in prompts], outputs
 
 
-def on_engine(engine: Engine, make: Callable[[], Scheduler], arrivals: Sequence[float], seed: int) -> Log:
-    """A trace of `drawn` requests on the engine."""
-    prompts, outputs = drawn(len(arrivals), seed, engine.pool.capacity)
-    asked = zip(prompts, arrivals, outputs, strict=True)
-    return serve(engine, make(), [Prompt(p, a, {"max_tokens": n}, number=0) for p, a, n in asked])[0]
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An engine and the scheduler that both it and the simulator have; seconds of the engine's steps go by `clock`."""
+
+    engine: Engine
+    make: Callable[[], Scheduler]
+    clock: Callable[[], float]
+
+    def on_engine(self, arrivals: Sequence[float], seed: int) -> Log:
+        """A trace of `drawn` requests on the engine, in a run in which nothing was compiled."""
+        prompts, outputs = drawn(len(arrivals), seed, self.engine.pool.capacity)
+        asked = zip(prompts, arrivals, outputs, strict=True)
+        made = [Prompt(p, a, {"max_tokens": n}, number=0) for p, a, n in asked]
+        return quiet(lambda: serve(self.engine, self.make(), made, clock=self.clock)[0], 1)[0]
+
+    def in_simulator(self, requests: Sequence[Asked], cost: Callable[[Work], float]) -> Log:
+        """Requests in the simulator."""
+        return simulate(requests, [Machine(self.make(), cost, Slots(self.engine.pool), lag=0, keeps=True)])
+
+    def same(self, log: Log) -> bool:
+        """Whether the simulator, given the seconds of the engine's steps, makes its plans, work and times."""
+        seconds = iter([step.seconds for step in log.steps])
+        made = self.in_simulator([each.asked for each in log.served.values()], lambda work: next(seconds))
+        plans = [[(s.start, s.plan, s.work, s.used) for s in each.steps] for each in (made, log)]
+        times = [{id: served.times for id, served in each.served.items()} for each in (made, log)]
+        return plans[0] == plans[1] and times[0] == times[1]
 
 
-def settled(
-    engine: Engine, make: Callable[[], Scheduler], arrivals: Sequence[float], seed: int, runs: int
-) -> list[Log]:
-    """Logs of so many quiet runs of a trace."""
-    return quiet(lambda: on_engine(engine, make, arrivals, seed), runs)
+def fixed_work(width: int = 256, layers: int = 6) -> Callable[[], object]:
+    """What the clock's machine does between steps: products as those of a small model's pass over 8 tokens."""
+    kernels = [jax.random.normal(jax.random.key(i), (width, 4 * width)) for i in range(layers)]
 
+    @jax.jit
+    def run(x: jax.Array) -> jax.Array:
+        for kernel in kernels:
+            x = jnp.tanh(x @ kernel) @ kernel.T / width
+        return x
 
-def in_simulator(engine: Engine, make: Callable[[], Scheduler], requests: Sequence[Asked], fitted: Fitted) -> Log:
-    """The same requests in the simulator."""
-    return simulate(requests, [Machine(make(), fitted.cost, Slots(engine.pool), lag=0, keeps=True)])
+    return lambda: jax.block_until_ready(run(jnp.ones((8, width))))
 
 
 def within(engine: float, again: float, simulated: float) -> bool:
@@ -117,27 +146,36 @@ def within(engine: float, again: float, simulated: float) -> bool:
 def run(shape: str, scheduler: str, count: int, *, lanes: int = 8, capacity: int = 320, load: float = 0.9) -> dict:
     """Fits, compares, prints; see the module."""
     engine = made_engine(shape, lanes=lanes, capacity=capacity, pool=lanes * capacity // 2, chunk=128)
-    make = SCHEDULERS[scheduler]
-    rate = load * count / settled(engine, make, [0.0] * count, 0, 1)[0].makespan
+    pair = Pair(engine, SCHEDULERS[scheduler], Steady(fixed_work()))
+    rate = load * count / pair.on_engine([0.0] * count, 0).makespan
     measured, served = [], {name: [] for name in TRACES}
-    for turn in (10, 20):
+    for turn in (10, 20, 30):  # Before, between and behind the two runs.
         for number, (name, arrive) in enumerate(TRACES.items()):
-            measured += settled(engine, make, arrive(rate, count, turn + number), turn + number, 1)[0].steps
-            served[name] += settled(engine, make, arrive(rate, count, 100 + number), 100 + number, 1)
-    fitted = costs.fit(
-        [step.work for step in measured], [step.seconds for step in measured], engine_terms(engine.pool, engine.chunk)
+            measured.append(pair.on_engine(arrive(rate, count, turn + number), turn + number))
+            if turn < 30:
+                served[name].append(pair.on_engine(arrive(rate, count, 100 + number), 100 + number))
+    logs = [*measured, *(log for each in served.values() for log in each)]
+    same = sum(pair.same(log) for log in logs)
+    print(
+        f"with the engine's own seconds the simulator's plans, work and times are the engine's in {same} of {len(logs)}"
     )
-    mean = statistics.mean(step.seconds for step in measured)
-    print(f"{len(measured)} steps of {mean:.4f} CPU seconds; error on held-out steps {fitted.error:.1%}")
-    found = {"shape": shape, "scheduler": scheduler, "steps": len(measured), "error": fitted.error, "traces": {}}
-    for name, logs in served.items():
-        logs.append(in_simulator(engine, make, [each.asked for each in logs[0].served.values()], fitted))
-        found["traces"][name] = {figure: [of(report(log)) for log in logs] for figure, of in FIGURES.items()}
-        for figure, (one, two, made) in found["traces"][name].items():
-            off, mark = 2 * made / (one + two) - 1, "" if within(one, two, made) else "  beyond 10 % and the spread"
-            print(f"{name:8} {figure:12} engine {one:.4f} {two:.4f}  simulator {made:.4f} {off:+.1%}{mark}")
-        found["traces"][name]["preempted"] = [report(log).preempted for log in logs]
-    return found
+    steps = [step for log in measured for step in log.steps]
+    fitted = costs.fit([s.work for s in steps], [s.seconds for s in steps], engine_terms(engine.pool, engine.chunk))
+    mean = statistics.mean(step.seconds for step in steps)
+    print(f"{len(steps)} steps of {mean:.4f} seconds; error on held-out steps {fitted.error:.1%}")
+    found = {"shape": shape, "scheduler": scheduler, "steps": len(steps), "error": fitted.error, "same": same}
+    return found | {"traces": {name: _compared(pair, name, logs, fitted) for name, logs in served.items()}}
+
+
+def _compared(pair: Pair, name: str, logs: Sequence[Log], fitted: Fitted) -> dict:
+    """Prints the figures of two runs and of the simulator."""
+    made = pair.in_simulator([each.asked for each in logs[0].served.values()], fitted.cost)
+    reports = [report(log) for log in (*logs, made)]
+    found: dict = {figure: [of(each) for each in reports] for figure, of in FIGURES.items()}
+    for figure, (one, two, ours) in found.items():
+        off, mark = 2 * ours / (one + two) - 1, "" if within(one, two, ours) else "  beyond 10 % and the spread"
+        print(f"{name:8} {figure:12} engine {one:.4f} {two:.4f}  simulator {ours:.4f} {off:+.1%}{mark}")
+    return found | {"preempted": [each.preempted for each in reports]}
 
 
 def main() -> None:

@@ -76,6 +76,39 @@ def cpu_ratio(a: Timing, b: Timing) -> float:
     return statistics.median(y / x for x, y in zip(a.cpu, b.cpu, strict=True))
 
 
+class Steady:
+    """A clock of CPU seconds as they are at one speed of the machine: for what goes by its own clock, as queues do.
+
+    Others make a machine faster or slower by tens of per cent within seconds, CPU seconds included. Between any two
+    calls a fixed piece of work is timed; what passes is multiplied by its seconds when the clock was made over those of
+    now (of the last calls, the newest most). Its own seconds do not pass.
+
+    Args:
+      work: the piece, which waits for its result.
+      clock: of seconds.
+      memory: calls over which what is now is taken.
+    """
+
+    def __init__(self, work: Callable[[], object], *, clock: Callable[[], float] = time.process_time, memory: int = 16):
+        self.work, self.clock, self.share = work, clock, 1 / memory
+        self.time = 0.0
+        self._timed()
+        self.usual = self.now = statistics.median(self._timed() for _ in range(8 * memory))
+        self._last = clock()
+
+    def __call__(self) -> float:
+        """Seconds since it was made."""
+        self.time += (self.clock() - self._last) * self.usual / self.now
+        self.now += self.share * (min(self._timed(), 2 * self.now) - self.now)  # One that was interrupted says little.
+        self._last = self.clock()
+        return self.time
+
+    def _timed(self) -> float:
+        begun = self.clock()
+        self.work()
+        return self.clock() - begun
+
+
 def quiet(run: Callable[[], Made], runs: int) -> list[Made]:
     """What so many runs made in which nothing was compiled. Where shapes depend on times any run may compile something.
 

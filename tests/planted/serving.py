@@ -206,4 +206,18 @@ BUGS = (
         "if True]\n",
         CLUSTER,
     ),
+    Bug(
+        "a steady clock makes slow seconds slower",
+        "experiments/bench/timing.py",
+        "* self.usual / self.now",
+        "* self.now / self.usual",
+        ("tests/experiments/bench/serving_test.py::test_seconds_are_those_of_one_speed",),
+    ),
+    Bug(
+        "a steady clock counts its own work",
+        "experiments/bench/timing.py",
+        "        self._last = self.clock()\n        return self.time\n",
+        "        return self.time\n",
+        ("tests/experiments/bench/serving_test.py::test_seconds_are_those_of_one_speed",),
+    ),
 )
