@@ -134,6 +134,8 @@ def refused(name: str, config: Any, parts: Any) -> Iterator[str]:
             f"generate.control={name!r} leaves keys out of layers, which generate.memory={parts.memory.name!r} would "
             "count as there; use generate.memory='full'."
         )
+    if other := [key for key, part in parts.control if type(part).placed is not Control.placed]:
+        yield (f"generate.control={name!r} counts layers by places in a text, which {other[0]!r} moves; leave one out.")
     if getattr(config.model, "kind", "lm") != "lm":
         yield f"generate.control={name!r} is for model.kind='lm'; this run has {config.model.kind!r}."
 

@@ -1,5 +1,6 @@
 """Control `where`: answers that fulfil a predicate, by LMQL's FINAL semantics; the host looks between two rounds."""
 
+import codecs
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -79,8 +80,8 @@ def parsed(source: str) -> predicates.Expression:
 
 
 def said(text: bytes) -> str:
-    """The characters of a text that are whole."""
-    return text.decode("utf-8", "ignore")
+    """A text as readers see it: what is no character is U+FFFD, one that is not whole is still to come."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
 
 
 PARTS = {"where": Where}
