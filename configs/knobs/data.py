@@ -64,5 +64,8 @@ data.packing = part(
     "data:PACKINGS",
     "stream (rows are windows of the document stream), first_fit (whole documents) or alone (a row has one document).",
 )
+data.given = whole(
+    0, "Targets among the first so many tokens of a document (a row, without isolate) do not count.", least=0, before=0
+)
 data.isolate = switch(True, "Attention and positions stop at document borders (segment ids).")
 data.cache_dir = text("~/.cache/tessera", "Tokenised corpora and tokenizers, keyed by content hash.")

@@ -131,6 +131,12 @@ linear_attention.chunk_size = whole(
     64, "Tokens a matmul; any gives the same numbers, only the speed differs.", least=1, small=5
 )
 linear_attention.decay = switch(True, "A learned gate per token and head forgets; False: the memory only grows.")
+linear_attention.prefix = whole(
+    0,
+    "M: first tokens of a document that are read both ways (JRT); data.given must be as large. 0: none.",
+    least=0,
+    before=0,
+)
 linear_attention.conv = whole(
     0,
     "Tokens of a causal convolution of each channel of q, k and v, before all else; 0: none.",

@@ -230,7 +230,16 @@ def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **k
 
 
 def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
-    """A batch of the loader as the objective reads it.
+    """A batch of the loader as the objective reads it; targets among the first `data.given` tokens are not scored."""
+    made = _as_read(config, corpus, batch)
+    if config.data.given:
+        place = batch["positions"] + 1 if OBJECTIVES[config.objective].causal else made["positions"]
+        made = {**made, "scored": made["scored"] & (place >= config.data.given)}
+    return made
+
+
+def _as_read(config, corpus: data.Corpus, batch: dict) -> dict:
+    """`prepare` without `data.given`.
 
     A bidirectional objective predicts each token itself: all tokens count except bos and padding. These are the targets
     of a causal objective, so that bits per byte count each byte once in both. Causal objectives keep the loader's

@@ -1,7 +1,7 @@
 """Linear attention and the gated delta rule: a memory `[N, H, H]` per row that every token writes to and reads."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,8 @@ from flax import nnx
 from kernels import linear_attention as kernel
 from kernels.linear_attention import LinearState
 from models import norms, parameters, projections
-from models.mixers import fast
+from models.facts import Facts
+from models.mixers import fast, prefixed
 from models.mixers.context import Context
 from models.mixers.convolution import Convolution, Three
 from models.mixers.memory import Policy
@@ -38,7 +39,8 @@ class LinearAttention(nnx.Module):
 
     Katharopoulos et al. 2020 also divide by phi(q_t) sum_j phi(k_j), a positive number per token and head, which the
     norm over each head cancels. With `decay` a gate per token and head shrinks the memory. Positions enter by the decay
-    alone.
+    alone. With `prefix` a second memory, which forgets nothing, has the first tokens of the document from the start on
+    (`models.mixers.prefixed`), and phi(q_t) reads the sum of both.
     """
 
     bidirectional = False
@@ -49,24 +51,51 @@ class LinearAttention(nnx.Module):
         options = spec.options["linear_attention"]
         _memory(self, spec, options, rngs)
         self.decay = fast.Gate(spec, spec.N, rngs=rngs) if options["decay"] else None
+        M, size = options["prefix"], options["chunk_size"]
+        self.prefix = prefixed.Prefix(spec, M, size, rngs=rngs) if M else None
 
     def __call__(self, x: jax.Array, context: Context, state: Any = None) -> tuple[jax.Array, Any]:
         fast.only_causal("linear_attention", context.mask)
+        first = None
+        if self.prefix is not None and state is not None:
+            state, first = state
         (q, k, v), state, before = _read(self, x, context, state)
         q, k = jax.nn.elu(q) + 1, jax.nn.elu(k) + 1
         decay = None if self.decay is None else jax.nn.log_sigmoid(self.decay(x)) / FORGETTING
         out, state = _recall(self, (q, k, v, None, decay), context, state)
-        return self.out(self.norm(out).reshape(*x.shape[:2], -1)), _behind(state, before)
+        state = _behind(state, before)
+        if self.prefix is not None:
+            more, first = self.prefix(q, x, context, first)
+            out, state = out + more, None if first is None else prefixed.Prefixed(state, first)
+        return self.out(self.norm(out).reshape(*x.shape[:2], -1)), state
+
+    @staticmethod
+    def problems(options: Mapping[str, Any], facts: Facts) -> Iterator[str]:
+        """A prefix is read both ways: none of its tokens may be a target, and one device reads all of them."""
+        prefix = options["prefix"]
+        if prefix > facts.data["given"]:
+            yield (
+                f"model.linear_attention.prefix={prefix} is read both ways, and targets within it would be read before "
+                f"they are predicted; use data.given={prefix} or more."
+            )
+        if prefix and facts.ways("sequence") > 1:
+            yield (
+                f"model.linear_attention.prefix={prefix} is read by every token of a row, and mesh.context cuts rows; "
+                "use mesh.context=1."
+            )
 
     def context_flops(self, length: int, causal: bool) -> dict[str, float]:
         """Forward FLOPs a token beyond the projections: its chunk in 4 C H a head, writing and reading in 4 H^2."""
         size = min(self.chunk_size, length)
-        return {"recurrent": self.N * (4 * size * self.H + 4 * self.H**2) + _convolved(self)}
+        prefix = 0 if self.prefix is None else self.prefix.flops(length)
+        return {"recurrent": self.N * (4 * size * self.H + 4 * self.H**2) + _convolved(self) + prefix}
 
-    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> LinearState | Convolved:
+    def init_state(
+        self, batch: int, length: int, memory: Policy | None = None
+    ) -> LinearState | Convolved | prefixed.Prefixed:
         """The empty memory of `batch` rows; the same size for any `length`."""
-        empty = kernel.init_state(batch, self.N, self.H, self.H, jnp.promote_types(self.dtype, jnp.float32))
-        return empty if self.conv is None else Convolved(empty, self.conv.start(batch))
+        empty = _empty(self, batch)
+        return empty if self.prefix is None else prefixed.Prefixed(empty, self.prefix.start(batch))
 
 
 class GatedDelta(nnx.Module):
@@ -111,7 +140,14 @@ class GatedDelta(nnx.Module):
         chunk = 8 * size * self.H + 6 * self.H**2 + 2 * (whole**3 - whole) / (3 * size)
         return {"recurrent": self.N * chunk + _convolved(self)}
 
-    init_state = LinearAttention.init_state
+    def init_state(self, batch: int, length: int, memory: Policy | None = None) -> LinearState | Convolved:
+        """The empty memory of `batch` rows; the same size for any `length`."""
+        return _empty(self, batch)
+
+
+def _empty(mixer: Any, batch: int) -> LinearState | Convolved:
+    empty = kernel.init_state(batch, mixer.N, mixer.H, mixer.H, jnp.promote_types(mixer.dtype, jnp.float32))
+    return empty if mixer.conv is None else Convolved(empty, mixer.conv.start(batch))
 
 
 def _memory(mixer: nnx.Module, spec: Spec, options: Mapping[str, Any], rngs: nnx.Rngs) -> None:

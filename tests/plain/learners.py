@@ -43,20 +43,23 @@ def unit(x):
     return x / (np.sqrt((x**2).sum(-1, keepdims=True)) + 1e-5)
 
 
-def linear_attention(p, x, *, N, eps=1e-6):
+def linear_attention(p, x, *, N, eps=1e-6, prefix=0):
     """Katharopoulos et al. 2020 with elu + 1; the gate of GLA (Yang et al. 2024): decay = sigmoid(gate)^(1/16).
 
-    The division by q_t sum_j k_j is left to the norm over the head.
+    The division by q_t sum_j k_j is left to the norm over the head. prefix: M of JRT-RNN (Arora et al. 2024), whose
+    first M tokens write to a second memory, with keys and values of their own, before any token reads.
     """
     q, k, v = (convolved(p, name, x, N) for name in "qkv")
+    first = [linear(p["prefix"][name], x[:prefix]).reshape(-1, *q.shape[1:]) for name in "kv"] if prefix else []
     phi = lambda y: np.where(y > 0, y + 1, np.exp(np.minimum(y, 0)))  # noqa: E731
     keep = sigmoid(gate(p["decay"], x)) ** (1 / 16) if "decay" in p else np.ones((len(x), N))
     out = np.zeros_like(v)
     for n in range(N):
         S = np.zeros((q.shape[-1], v.shape[-1]))
+        P = sum((np.outer(phi(a[n]), b[n]) for a, b in zip(*first, strict=True)), 0 * S) if prefix else 0 * S
         for t in range(len(x)):
             S = keep[t, n] * S + np.outer(phi(k[t, n]), v[t, n])
-            out[t, n] = rmsnorm(phi(q[t, n]) @ S, eps, p["norm"]["scale"])
+            out[t, n] = rmsnorm(phi(q[t, n]) @ (S + P), eps, p["norm"]["scale"])
     return linear(p["out"], out.reshape(len(x), -1))
 
 

@@ -2,10 +2,13 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 from absl import logging
 
 import data
+from configs import base
+from experiments import preflight
 from experiments import workdir as files
 from experiments.planning import text
 from experiments.program import inputs
@@ -100,3 +103,32 @@ def test_a_damaged_run_json_is_no_hash(tmp_path):
         (tmp_path / files.RUN).write_text(content)
         assert inputs.began_with(tmp_path) == ""
     assert inputs.began_with(tmp_path / "nowhere") == ""
+
+
+@pytest.mark.parametrize("given", [0, 1, 3, 9])
+@pytest.mark.parametrize("objective", ["next_token", "masked_diffusion"])
+def test_targets_among_the_first_tokens_of_a_document_do_not_count(tmp_path, objective, given):
+    """A causal objective's target stands one place behind its token, a bidirectional one's is the token."""
+    config = tiny.config(tmp_path, objective=objective)
+    corpus = inputs.load(config)
+    batch = inputs.train_loader(config, corpus).batch(2)
+    every = inputs.prepare(config, corpus, batch)["scored"]
+    config = tiny.config(tmp_path, objective=objective, data__given=given)
+    found = inputs.prepare(config, corpus, batch)["scored"]
+    for b, t in np.ndindex(*every.shape):
+        place = batch["positions"][b, t] + (objective == "next_token")
+        assert found[b, t] == (every[b, t] and place >= given)
+    assert given < 2 or found.sum() < every.sum()
+
+
+def test_a_prefix_that_is_read_both_ways_has_no_targets():
+    made = base.get_config()
+    made.model.mixer, made.model.linear_attention.prefix, made.data.given = "linear_attention", 16, 15
+    said = "model.linear_attention.prefix=16 is read both ways, and targets within it would be read before they"
+    with pytest.raises(ConfigError, match=said):
+        preflight.check(made, num_devices=1)
+    made.data.given = 16
+    preflight.check(made, num_devices=1)
+    made.mesh.update({"data": 1, "context": 2})
+    with pytest.raises(ConfigError, match=r"prefix=16 is read by every token of a row, and mesh\.context cuts rows"):
+        preflight.check(made, num_devices=2)
