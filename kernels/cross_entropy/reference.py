@@ -1,9 +1,35 @@
 """The specification: logits of a linear head, their log-partition, and the negative log-likelihood of the targets."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class Options(NamedTuple):
+    """The static part of a call: see `kernels.cross_entropy.cross_entropy`."""
+
+    z_loss: float = 0.0
+    scale: float = 1.0
+    softcap: float = 0.0
+
+
+class Rows(NamedTuple):
+    """What the gradient of a token's logits l_v is made of: mass e^(l_v - log_z) - weight at the target.
+
+    Arrays `[M]`; weight is the token's weight w, mass w (1 + 2 z_loss log_z).
+    """
+
+    log_z: jax.Array
+    mass: jax.Array
+    weight: jax.Array
+
+
+def rows_of(log_z: jax.Array, weights: jax.Array, z_loss: float) -> Rows:
+    """`Rows` of tokens with log-partitions and weights `[M]`."""
+    weights = weights.astype(log_z.dtype)
+    return Rows(log_z, weights * (1 + 2 * z_loss * log_z), weights)
 
 
 def statistics(

@@ -4,6 +4,7 @@ from tests.planted import Bug
 
 MIXERS = ("tests/models/values/mixers_test.py",)
 ENTROPY = ("tests/kernels/cross_entropy_test.py",)
+ENTROPY_KERNELS = ("tests/kernels/cross_entropy_kernels_test.py",)
 LACT_TPU = ("tests/kernels/lact_kernels_test.py",)
 TTT_TPU = ("tests/kernels/ttt_kernels_test.py",)
 FUSED = ("tests/kernels/linear_attention_kernels_test.py",)
@@ -42,6 +43,48 @@ BUGS = (
         "jnp.pad(a, [(0, pad)]",
         "jnp.pad(a, [(pad, 0)]",
         ENTROPY,
+    ),
+    Bug(
+        "cross-entropy on a TPU: classes behind the last one count",
+        "kernels/cross_entropy/tpu.py",
+        "logits = jnp.where(tile.exist, tile.logits, NOTHING)",
+        "logits = tile.logits",
+        ENTROPY_KERNELS,
+    ),
+    Bug(
+        "cross-entropy on a TPU: the sum below a larger logit is not made smaller",
+        "kernels/cross_entropy/tpu.py",
+        "total[i, :] * jnp.exp(before - after) + added",
+        "total[i, :] + added",
+        ENTROPY_KERNELS,
+    ),
+    Bug(
+        "cross-entropy on a TPU: a sum of the features is read before it was written",
+        "kernels/cross_entropy/tpu.py",
+        "@pl.when(step >= slots)  #",
+        "@pl.when(step > slots)  #",
+        ENTROPY_KERNELS,
+    ),
+    Bug(
+        "cross-entropy on a TPU: tokens behind the last one reach the head's gradient",
+        "kernels/cross_entropy/tpu.py",
+        "tokens = jnp.where(ids < length, tokens, jnp.zeros_like(tokens))",
+        "tokens = jnp.where(ids <= length, tokens, jnp.zeros_like(tokens))",
+        ENTROPY_KERNELS,
+    ),
+    Bug(
+        "cross-entropy on a GPU: a block's classes are counted from zero",
+        "kernels/cross_entropy/gpu.py",
+        "hit = (first[0] + start + jnp.arange(tiles[1]))",
+        "hit = (start + jnp.arange(tiles[1]))",
+        ENTROPY_KERNELS,
+    ),
+    Bug(
+        "cross-entropy on a GPU: the cap is not in the gradient",
+        "kernels/cross_entropy/gpu.py",
+        "d = d * (1 - (logits / options.softcap) ** 2)",
+        "d = d * 1",
+        ENTROPY_KERNELS,
     ),
     Bug(
         "logits: the cap without its division",
