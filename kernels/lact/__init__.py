@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.checks import check_shapes
-from kernels.lact import chunked, tpu
+from kernels.lact import chunked, gpu, tpu
 from kernels.lact import reference as ref
 from kernels.lact.chunked import LactState
 from kernels.lact.reference import Rule, Weights, apply_fast_weights, fast_weight_gradient
@@ -16,7 +16,8 @@ from kernels.newton_schulz.reference import triples
 __all__ = ["LactState", "apply_fast_weights", "fast_weight_gradient", "init_state", "lact"]
 
 ORDERS = ("apply_then_update", "update_then_apply")
-IMPLEMENTATIONS = (None, "reference", "pallas_tpu")
+KERNELS = {"pallas_tpu": tpu, "pallas_gpu": gpu}
+IMPLEMENTATIONS = (None, "reference", *KERNELS)
 
 
 def lact(
@@ -68,7 +69,7 @@ def lact(
             sum over devices, taken before momentum and Newton-Schulz: exact. No state, no lengths.
         implementation: None takes kernels where the program is lowered for a platform that has them: for
             Newton-Schulz, and on a TPU for what whole chunks read and teach (`kernels.lact.tpu`), if the network fits
-            VMEM. "reference" takes none, "pallas_tpu" is that kernel or an error.
+            VMEM. "reference" takes none; "pallas_tpu" or "pallas_gpu" is that kernel or an error.
         interpret: run a named kernel in Pallas' interpreter (tests).
 
     Returns:
@@ -141,13 +142,14 @@ def _with_kernels(rule: Rule, implementation: str | None, interpret: bool, *size
     """The rule with the kernels of `implementation`; sizes: H, F and the dtype of the tokens."""
     if implementation == "reference":
         return rule._replace(newton_schulz_implementation="reference")
+    kernels = KERNELS[implementation or "pallas_tpu"]  # A GPU's were compiled by none yet: they run where named.
     if interpret:
-        return rule._replace(network=tpu.INTERPRETED)
-    reason = tpu.too_large(*sizes)
+        return rule._replace(network=kernels.INTERPRETED)
+    reason = kernels.too_large(*sizes)
     if implementation is not None and reason:
         raise NotImplementedError(f"implementation={implementation!r} does not take this: {reason}; use None.")
     if implementation is not None:
-        return rule._replace(network=tpu.NETWORK)
+        return rule._replace(network=kernels.NETWORK)
     return rule if reason else rule._replace(elsewhere=(("tpu", tpu.NETWORK),))
 
 

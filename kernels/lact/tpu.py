@@ -15,8 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.lact.reference import Network, Weights
+from kernels.lact.tile import applied, learned
 from kernels.lowering import by_platform
-from kernels.tiles import column, product
 
 TILE = 256  # tokens
 ELSEWHERE = "implementation='pallas_tpu' runs on tpu only; use None."
@@ -34,24 +34,6 @@ def too_large(width: int, hidden: int, dtype: jnp.dtype) -> str | None:
     if needed <= VMEM_LIMIT:
         return None
     return f"{width} x {hidden} needs {needed / 2**20:.0f} MiB of VMEM, at most {VMEM_LIMIT >> 20} are taken"
-
-
-def _applied(low: jnp.dtype, x: jax.Array, w0: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
-    """`reference.apply_fast_weights` of a tile x `[c, H]`, one head."""
-    gate, up = product(x, w0, "nt", low), product(x, w2, "nt", low)
-    return product(gate * jax.nn.sigmoid(gate) * up, w1, "nt", low)
-
-
-def _learned(low: jnp.dtype, k: jax.Array, v: jax.Array, lr: tuple, w0: jax.Array, w1: jax.Array, w2: jax.Array):
-    """`reference.fast_weight_gradient` of a tile k, v `[c, H]`, lr three of `[1, c]`, one head."""
-    lr0, lr1, lr2 = map(column, lr)
-    gate, up, d_hidden = product(k, w0, "nt", low), product(k, w2, "nt", low), product(v, w1, "nn", low)
-    sigma = jax.nn.sigmoid(gate)
-    act = gate * sigma
-    d_gate = d_hidden * up * sigma * (1 + gate * (1 - sigma))
-    d0 = product(lr0 * d_gate, k, "tn", low)
-    d1 = product(v, lr1 * (act * up), "tn", low)
-    return d0, d1, product(lr2 * (d_hidden * act), k, "tn", low)
 
 
 def _read(refs: tuple, wide: jnp.dtype) -> list[jax.Array]:
@@ -73,12 +55,12 @@ def _add(sums: tuple, values: tuple) -> None:
 
 def _apply_body(*refs: Any, low: jnp.dtype, wide: jnp.dtype) -> None:
     *given, out = refs
-    out[...] = _applied(low, *_read(given, wide)).astype(out.dtype)
+    out[...] = applied(low, *_read(given, wide)).astype(out.dtype)
 
 
 def _apply_backward_body(*refs: Any, low: jnp.dtype, wide: jnp.dtype) -> None:
     *given, d_out, dx, d0, d1, d2 = refs
-    _, pull = jax.vjp(functools.partial(_applied, low), *_read(given, wide))
+    _, pull = jax.vjp(functools.partial(applied, low), *_read(given, wide))
     d_x, *d_weights = pull(d_out[...].astype(wide))
     dx[...] = d_x.astype(dx.dtype)
     _add((d0, d1, d2), tuple(d_weights))
@@ -90,13 +72,13 @@ def _rates(ref: Any) -> tuple:
 
 def _learn_body(*refs: Any, low: jnp.dtype, wide: jnp.dtype) -> None:
     k, v, lr, *weights = refs[:6]
-    _add(refs[6:], _learned(low, *_read((k, v), wide), _rates(lr), *_read(weights, wide)))
+    _add(refs[6:], learned(low, *_read((k, v), wide), _rates(lr), *_read(weights, wide)))
 
 
 def _learn_backward_body(*refs: Any, low: jnp.dtype, wide: jnp.dtype) -> None:
     (k, v, lr, *weights), cotangents, outs = refs[:6], refs[6:9], refs[9:]
     given = *_read((k, v), wide), _rates(lr), *_read(weights, wide)
-    _, pull = jax.vjp(functools.partial(_learned, low), *given)
+    _, pull = jax.vjp(functools.partial(learned, low), *given)
     dk, dv, d_lr, *d_weights = pull(tuple(_read(cotangents, wide)))
     outs[0][...], outs[1][...] = dk.astype(outs[0].dtype), dv.astype(outs[1].dtype)
     for i, d in enumerate(d_lr):

@@ -1,4 +1,4 @@
-"""LaCT's kernels on a TPU: values against loops, gradients, roundings of bfloat16, what they hold, absent chips."""
+"""LaCT's kernels: values against loops, gradients, roundings of bfloat16, what they hold, chips that are not here."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.lact import apply_fast_weights, fast_weight_gradient, lact, tpu
+from kernels.lact import apply_fast_weights, fast_weight_gradient, gpu, lact, tpu
 from kernels.platforms import lower_for_cuda
 from tests.kernels.described import compile_for_tpu
 from tests.kernels.lact_test import NS5, inputs, naive
@@ -34,12 +34,15 @@ def both(network, k, v, lr, *weights):
 PLAIN = (apply_fast_weights, fast_weight_gradient)
 
 
-@pytest.mark.parametrize("size", [(2, 37, 1, 8, 12), (1, 16, 2, 20, 4)])
-def test_values_and_gradients_in_float64(x64_in_threads, monkeypatch, size):
-    """Two whole tiles and five tokens of a third; one tile. Gradients against those of the formulas in jnp."""
+@pytest.mark.parametrize("size", [(2, 37, 1, 8, 12), (1, 16, 2, 20, 40)])
+@pytest.mark.parametrize("module", [tpu, gpu])
+def test_values_and_gradients_in_float64(x64_in_threads, monkeypatch, module, size):
+    """Two whole tiles and five tokens of a third; one tile, on a GPU three of hidden units. Gradients against those of
+    the formulas in jnp."""
     monkeypatch.setattr(tpu, "TILE", 16)
+    monkeypatch.setattr(gpu, "_tile", lambda width: 16)
     args = drawn(*size)
-    result, gradients = with_gradients(functools.partial(both, tpu.INTERPRETED), joined)(*map(jnp.asarray, args))
+    result, gradients = with_gradients(functools.partial(both, module.INTERPRETED), joined)(*map(jnp.asarray, args))
     plain = fast_weights.applied(args[0], *args[3:]), *fast_weights.learned(*args)
     wanted = with_gradients(functools.partial(both, PLAIN), joined)(*map(jnp.asarray, args))[1]
     for got, want in zip((*result, *gradients), (*plain, *wanted), strict=True):
@@ -48,12 +51,13 @@ def test_values_and_gradients_in_float64(x64_in_threads, monkeypatch, size):
 
 
 @pytest.mark.parametrize("order, normalize, T", [("apply_then_update", "post", 29), ("update_then_apply", "pre", 20)])
-def test_a_layer_of_kernels_is_the_definition(x64_in_threads, order, normalize, T):
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
+def test_a_layer_of_kernels_is_the_definition(x64_in_threads, implementation, order, normalize, T):
     args, momentum = inputs(1, T, 2, 8, 12)
     options = {"order": order, "normalize": normalize}
 
     def ours(q, k, v, lr, weights, momentum):
-        given = {"chunk_size": 8, "newton_schulz_steps": 5, "implementation": "pallas_tpu", "interpret": True}
+        given = {"chunk_size": 8, "newton_schulz_steps": 5, "implementation": implementation, "interpret": True}
         return lact(q, k, v, lr, weights, momentum=momentum, **given, **options)[0]
 
     def plain(q, k, v, lr, weights, momentum):
@@ -74,7 +78,8 @@ def test_documents_go_through_kernels_too(x64_in_threads):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1, float(jnp.abs(b).max())))
 
 
-def test_bfloat16_within_its_roundings_at_a_published_width(x64_in_threads):
+@pytest.mark.parametrize("module", [tpu, gpu])
+def test_bfloat16_within_its_roundings_at_a_published_width(x64_in_threads, module):
     """H = F = 384 as published. Operands of products are rounded; sums of their magnitudes bound what that does.
 
     Read: the hidden activations once and the result once. Learned: the right factor of each sum once. Weights and
@@ -84,7 +89,7 @@ def test_bfloat16_within_its_roundings_at_a_published_width(x64_in_threads):
     low[2] = low[2].astype(jnp.float32)
     k, v, lr, w0, w1, w2 = exact = [np.asarray(x, np.float64) for x in low]
     weights = [x.astype(jnp.float32) for x in low[3:]]
-    got = jax.jit(functools.partial(both, tpu.INTERPRETED))(*low[:3], *weights)
+    got = jax.jit(functools.partial(both, module.INTERPRETED))(*low[:3], *weights)
     want = fast_weights.applied(k, w0, w1, w2), *fast_weights.learned(*exact)
     gate, up = (np.einsum("bcnh,bnfh->bcnf", k, w) for w in (w0, w2))
     back, s = np.einsum("bcnh,bnhf->bcnf", v, w1), fast_weights.sigmoid(gate)
@@ -139,7 +144,26 @@ def test_kernels_compile_by_themselves_and_hold_no_activations(generation, H, F)
         assert wide(True)[1]
 
 
+def test_gpu_kernels_lower_where_they_are_named_and_hold_no_activations():
+    """Three kernels of reading and three of learning; of the formulas in jnp much that is F wide has tokens."""
+    texts = [
+        lower_for_cuda(program(2048, implementation=name), *shapes(1, 4096, 1, 384, 640))
+        for name in ("pallas_gpu", "reference")
+    ]
+    for name in ("read", "read_tokens", "read_weights", "learn", "learn_tokens", "learn_weights"):
+        assert re.search(rf"lact_{name}\b", texts[0]), name
+    activations = [re.search(r"tensor<[\dx]*x?2048x640x|tensor<[\dx]*x?640x2048x", text) for text in texts]
+    assert activations[0] is None and activations[1]
+
+
 def test_what_no_kernel_takes_stays_with_the_formulas():
+    assert gpu.too_large(384, 4096, jnp.dtype("bfloat16")) is None
+    assert "768 wide" in gpu.too_large(768, 768, jnp.dtype("bfloat16"))
+    assert "float64" in gpu.too_large(8, 8, jnp.dtype("float64"))
+    with pytest.raises(NotImplementedError, match="128 wide; up to 64"):
+        jax.eval_shape(program(16, implementation="pallas_gpu"), *shapes(1, 32, 1, 128, 8, jnp.float32))
+    with pytest.raises(NotImplementedError, match="cuda only"):
+        jax.jit(program(16, implementation="pallas_gpu")).lower(*shapes(1, 32, 1, 16, 16))
     assert tpu.too_large(768, 768, jnp.dtype("bfloat16")) is None
     assert "VMEM" in tpu.too_large(2048, 2048, jnp.dtype("bfloat16"))
     assert "float64" in tpu.too_large(8, 8, jnp.dtype("float64"))

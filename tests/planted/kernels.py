@@ -122,6 +122,13 @@ BUGS = (
         LINEAR,
     ),
     Bug(
+        "LaCT on a GPU: the units of a tile begin one later",
+        "kernels/lact/gpu.py",
+        "units = pl.ds(at * size, size)",
+        "units = pl.ds(at * (size - 1), size)",
+        LACT_TPU,
+    ),
+    Bug(
         "kernels of TTT: a mini-batch that nothing follows is walked back as if it had been learned from",
         "kernels/ttt/tpu.py",
         "_pairs([learned * d for d in after])",
@@ -144,7 +151,7 @@ BUGS = (
     ),
     Bug(
         "kernels of LaCT: the rate of another matrix",
-        "kernels/lact/tpu.py",
+        "kernels/lact/tile.py",
         "product(v, lr1 * (act * up)",
         "product(v, lr2 * (act * up)",
         LACT_TPU,
