@@ -30,6 +30,7 @@ from experiments.bench import (
     stalls,
     storage,
     timing,
+    tokens,
     training,
 )
 from experiments.bench.comparison import Comparison, Planned
@@ -87,6 +88,7 @@ def planned(platform: str) -> list[Planned]:
         *decoding.planned(),
         *controls.planned(),
         *packed.planned(),
+        *tokens.planned(),
     ]
 
 
