@@ -24,6 +24,13 @@ GREEDY = {"temperature": 0.0, "max_tokens": 48}
 TREE = {"drafter": "model_tree"}
 
 
+def judged(arm, **bound):
+    """The method of a contrast whose control is its worse arm, `arm` in words: drafts that work, or that cannot."""
+    return {
+        "effect": 0.2, "looks": (3,), "hours": 1.0, "control": {"says": arm, "reads": ("worse",), **bound},
+    }  # fmt: skip
+
+
 def get_claim():
     """The claim, for the check `drafts`."""
     config = small(300, log_every=50, rows=16, width=96)
@@ -63,16 +70,17 @@ def get_claim():
             {
                 "statement": "k-SEQ over four drafts a node gives more tokens a call than one draft by the token rule",
                 "published": "1.37 times as fast (PaLM-2)", "better": "kseq", "worse": "token",
+                **judged("tokens a call of one draft a node", least=1.5),
             },
             {
                 "statement": "Distinct children and recursive rejection give more tokens a call than k-SEQ",
                 "published": "drawn without replacement, more is accepted (Sequoia)",
-                "better": "recursive", "worse": "kseq",
+                "better": "recursive", "worse": "kseq", **judged("tokens a call of k-SEQ", least=1.5),
             },
             {
                 "statement": "DySpec's trees give more tokens a call than fixed trees of as many nodes",
                 "published": "more accepted tokens than Sequoia and SpecInfer at equal sizes",
-                "better": "dyspec", "worse": "fixed",
+                "better": "dyspec", "worse": "fixed", **judged("tokens a call of fixed trees", least=1.5),
             },
             {
                 "statement": "Token Recycling gives more than one token a call on code",
@@ -89,6 +97,7 @@ def get_claim():
             {
                 "statement": "Token Recycling gives more tokens a call than random drafts",
                 "published": "a control of this house", "better": "recycling", "worse": "random",
+                **judged("tokens a call of random drafts", most=1.1),
             },
         ],
         "seeds": (0, 1, 2),
