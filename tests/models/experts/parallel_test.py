@@ -184,10 +184,12 @@ def test_other_forms_are_folded_too(x64, form):
 
 
 def test_a_batch_that_does_not_divide_is_computed_by_all(x64):
-    """One row on four devices, as in decoding."""
-    run = step("alltoall", partition({"expert": 4}))
-    want = step("sorted", Partition())(X[:1], GATE[:1], WEIGHTS, INDEX[:1])[0]
-    np.testing.assert_allclose(run(X[:1], GATE[:1], WEIGHTS, INDEX[:1])[0], want, rtol=1e-12, atol=1e-13)
+    """One row on four devices, as in decoding, and on eight whose axes cut rows, widths, experts and heads."""
+    given = X[:1], GATE[:1], WEIGHTS | BIASES, INDEX[:1]
+    want = step("sorted", Partition())(*given)[0]
+    kinds = (("batch", "hidden"), ("batch", "experts"), ("heads", "experts"))
+    for run in (step("alltoall", partition({"expert": 4})), step("alltoall", folding(kinds))):
+        np.testing.assert_allclose(run(*given)[0], want, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("form", ["alltoall", "gather"])
