@@ -19,7 +19,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "cache": (
         *(f"{MEMORY}.{name}" for name in ("replay", "scores", "budgets", "merging", "lococo", "selection", "edit")),
         "kernels.column_sums", "kernels.column_sums.noisy", "kernels.attention.noise", "kernels.attention.patterns",
-        "kernels.attention.sparse", "models.mixers.prefill",
+        "kernels.attention.sparse", "kernels.attention.sparse_lanes", "models.mixers.prefill",
         "models.swiftkv",
     ),
     "control": tuple(f"{DECODING}.control.{name}" for name in (

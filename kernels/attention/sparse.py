@@ -2,25 +2,36 @@
 
 What a head sees is found on the device: tiles of `block` queries by `block` keys, in a list of static length for each
 block of queries, and single columns outside of them, which are gathered. Other tiles are not computed. The formulas are
-those of `kernels.attention.patterns`, here for rows of unlike lengths. Plain JAX on every platform, forward alone.
-B rows, T tokens, N query heads over K key heads of width H, n = ceil(T / block) blocks.
+those of `kernels.attention.patterns`, here for rows of unlike lengths. Forward alone: `sparse_lanes` in plain JAX,
+`sparse_tpu` and `sparse_gpu` as kernels that walk the same lists. B rows, T tokens, N query heads over K key heads of
+width H, n = ceil(T / block) blocks.
 """
 
+import contextlib
 import dataclasses
+import importlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from kernels.attention.chunked import accumulator
+from kernels.attention.sparse_lanes import Listed, Lists, Sizes, token_major
+from kernels.lowering import by_platform
 from kernels.masks import Causal, Mask
 
+LANES = "lanes"
+PLATFORMS = {"pallas_tpu": "tpu", "pallas_gpu": "cuda"}
+KERNELS = {
+    "pallas_tpu": "kernels.attention.sparse_tpu", "pallas_gpu": "kernels.attention.sparse_gpu",
+    LANES: "kernels.attention.sparse_lanes",
+}  # fmt: skip
+IMPLEMENTATIONS = tuple(KERNELS)
 KINDS = ("a_shape", "vertical_slash", "block_sparse")
 ROWS, FIRST, NEAR = 64, 30, 100  # queries that are looked at; first columns and least distances that are always taken
 LEAST = 50  # diagonals, and FIRST columns, of vertical_slash
-TILES, COLUMNS = 8, 256  # of one turn of the loops over lists
 
 
 class Pattern(NamedTuple):
@@ -90,16 +101,6 @@ def block_of(patterns: Sequence[Pattern]) -> int:
     if len(sizes) > 1:
         raise ValueError(f"block_sparse heads of one layer have blocks of {sizes[0]} and {sizes[1]}; use one for all.")
     return sizes[0] if sizes else 64
-
-
-class Lists(NamedTuple):
-    """What each head computes."""
-
-    tiles: jax.Array  # [B, N, n, M] key blocks of each block of queries, ascending; n behind the last
-    columns: jax.Array  # [B, N, V] single keys, ascending; T behind the last
-    slashed: jax.Array  # [B, N, n] whether a tile so many blocks below the diagonal is computed; not of block_sparse
-    window: jax.Array  # [N] of the keys in tiles those at most so far back are seen, and the first `sinks`
-    sinks: jax.Array  # [N]
 
 
 def last_rows(q: jax.Array, k: jax.Array, length: jax.Array, rows: int = ROWS) -> jax.Array:
@@ -217,6 +218,7 @@ def sparse_attention(
     mask: Mask = Causal(),  # noqa: B008 (immutable)
     softcap: float | None = None,
     sinks: jax.Array | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """Attention of rows of `length` tokens within what the patterns of their heads see and `mask` allows.
 
@@ -226,105 +228,40 @@ def sparse_attention(
       length: `[B]` tokens of each row, from the first on.
       mask: without arrays, over places in the row; no query may see later keys.
       softcap, sinks: as in `attention`; patterns are found without them.
+      implementation: one of IMPLEMENTATIONS, or None for the one of the platform that the program is lowered for.
 
     Returns:
       `[B, T, N, H]` in q's type, zeros behind the length and where a query sees nothing.
+
+    Raises:
+      ValueError: the implementation is not known. NotImplementedError: a named one cannot do it, with the reason.
     """
-    (B, T, N, H), (K, block) = q.shape, (k.shape[2], heads.block)
-    dtype, lists, n = accumulator(q, k, v), find(q, k, heads, length), -(-T // block)
-    pad = lambda x: jnp.pad(x.astype(dtype), ((0, 0), (0, n * block - T), (0, 0), (0, 0)))  # noqa: E731
-    queries = (pad(q) * H**-0.5).reshape(B, n, block, N, H).transpose(0, 3, 1, 2, 4).reshape(B * N, n, block, H)
-    keys, values = (pad(x).transpose(0, 2, 1, 3).reshape(B * K, n * block, H) for x in (k, v))
-    step, group = min(TILES, heads.tiles), N // K
-    width = min(COLUMNS, max(heads.columns, 1))
-    tiles = jnp.pad(lists.tiles, ((0, 0),) * 3 + ((0, -heads.tiles % step),), constant_values=n)
-    columns = jnp.pad(lists.columns, ((0, 0),) * 2 + ((0, -heads.columns % width),), constant_values=T)
-    flat = lambda x: x.reshape(B * N, *x.shape[2:])  # noqa: E731
-    tiled = lambda x: jnp.tile(x, B)  # noqa: E731
-    sink = jnp.zeros(N, dtype) if sinks is None else sinks.astype(dtype)
-    listed = _Listed(*map(flat, (tiles, columns, lists.slashed)), *map(tiled, (lists.window, lists.sinks, sink)))
-    size = _Sizes(block, step, width, T, mask, softcap, sinks is not None)
-
-    def lane(args: tuple) -> jax.Array:
-        at, q, listed = args
-        mine = at // N * K + at % N // group
-        k, v = (lax.dynamic_index_in_dim(x, mine, keepdims=False) for x in (keys, values))
-        return _lane(size, q, k, v, listed)
-
-    out = lax.map(lane, (jnp.arange(B * N), queries, listed)).reshape(B, N, n * block, H).transpose(0, 2, 1, 3)[:, :T]
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"implementation={implementation!r} is not known; use None or one of {IMPLEMENTATIONS}.")
+    (_, T, N, H), K, block = q.shape, k.shape[2], heads.block
+    size = Sizes(N, K, H, block, -(-T // block), T, mask, softcap, sinks is not None)
+    listed = Listed.of(find(q, k, heads, length), size, sinks)
+    out = _dispatch(implementation, size, q, k, v, listed)
     real = jnp.arange(T) < length[:, None]
-    return jnp.where(real[..., None, None], out, 0).astype(q.dtype)
+    return jnp.where(real[..., None, None], token_major(out, size, q.shape[0]), 0).astype(q.dtype)
 
 
-class _Sizes(NamedTuple):
-    block: int
-    step: int
-    width: int
-    T: int
-    mask: Mask
-    softcap: float | None
-    sunk: bool
+def _dispatch(name: str | None, size: Sizes, *given: Any) -> jax.Array:
+    """The named implementation, or that of the platform, known when the program is lowered."""
 
+    def run(names: tuple[str, ...]) -> Any:
+        def of(*given: Any) -> jax.Array:
+            for each in names[:-1]:
+                with contextlib.suppress(NotImplementedError, ImportError):
+                    return importlib.import_module(KERNELS[each]).forward(size, *given)
+            return importlib.import_module(KERNELS[names[-1]]).forward(size, *given)
 
-class _Listed(NamedTuple):
-    """Of each head of each row, as in `Lists`, padded to whole turns; `sink`: the score of its virtual key."""
+        return of
 
-    tiles: jax.Array
-    columns: jax.Array
-    slashed: jax.Array
-    window: jax.Array
-    sinks: jax.Array
-    sink: jax.Array
-
-
-def _lane(size: _Sizes, q: jax.Array, k: jax.Array, v: jax.Array, listed: _Listed) -> jax.Array:
-    """One head of one row: q `[n, block, H]` against k, v `[n block, H]`; `[n, block, H]`."""
-    n, block, H = q.shape
-    columns = listed.columns
-    index = jnp.minimum(columns, n * block - 1)
-    single = k[index], v[index]
-
-    def row(args: tuple) -> jax.Array:
-        a, q, tiles = args
-        at = a * block + jnp.arange(block, dtype=jnp.int32)[:, None]
-
-        def some_tiles(turn: jax.Array, carry: tuple) -> tuple:
-            some = [lax.dynamic_index_in_dim(tiles, turn * size.step + i, keepdims=False) for i in range(size.step)]
-            first = [jnp.minimum(tile, n - 1) * block for tile in some]
-            part = lambda x: jnp.concatenate([lax.dynamic_slice_in_dim(x, i, block) for i in first])  # noqa: E731
-            place = jnp.concatenate([tile * block + jnp.arange(block, dtype=jnp.int32) for tile in some])
-            seen = (at - place < listed.window) | (place < listed.sinks)
-            return _more(size, q, part(k), part(v), at, place, seen & (place < n * block), carry)
-
-        def some_columns(turn: jax.Array, carry: tuple) -> tuple:
-            cut = lambda x: lax.dynamic_slice_in_dim(x, turn * size.width, size.width)  # noqa: E731
-            place = cut(columns)
-            apart = a - place // block
-            outside = (apart > 0) & ~listed.slashed[jnp.clip(apart, 0, n - 1)]
-            return _more(size, q, cut(single[0]), cut(single[1]), at, place, outside & (place < size.T), carry)
-
-        top = jnp.full(block, listed.sink if size.sunk else -jnp.inf, q.dtype)
-        carry = top, jnp.full(block, float(size.sunk), q.dtype), jnp.zeros((block, H), q.dtype)
-        carry = lax.fori_loop(0, -(-jnp.sum(tiles < n) // size.step), some_tiles, carry)
-        if columns.shape[0]:
-            below = jnp.sum(columns < a * block)
-            carry = lax.fori_loop(0, -(-below // size.width), some_columns, carry)
-        _, total, out = carry
-        return out / jnp.where(total > 0, total, 1)[:, None]
-
-    return lax.map(row, (jnp.arange(n, dtype=jnp.int32), q, listed.tiles))
-
-
-def _more(size: _Sizes, q, k, v, at, place, seen, carry) -> tuple:
-    """An online softmax with the keys k, v `[S, H]` at `place [S]` more; `seen` bool, broadcast to `[block, S]`."""
-    top, total, out = carry
-    dot = lambda x, y, letters: jnp.einsum(letters, x, y, precision=lax.Precision.HIGHEST)  # noqa: E731
-    score = dot(q, k, "th,sh->ts")
-    if size.softcap is not None:
-        score = size.softcap * jnp.tanh(score / size.softcap)
-    seen = seen & size.mask.evaluate(at, place[None], (), (), (), size.T, size.T)
-    score = jnp.where(seen, score, -jnp.inf)
-    new = jnp.maximum(top, score.max(-1))
-    pivot = jnp.where(new == -jnp.inf, 0, new)
-    weight, keep = jnp.exp(score - pivot[:, None]), jnp.exp(top - pivot)
-    return new, total * keep + weight.sum(-1), out * keep[:, None] + dot(weight, v, "ts,sh->th")
+    if name == LANES:
+        return run((name,))(*given)
+    if name is not None:
+        refusal = f"implementation={name!r} runs on {PLATFORMS[name]} only; use implementation={LANES!r} or None."
+        return by_platform(*given, default=refusal, **{PLATFORMS[name]: run((name,))})
+    kernels = {platform: run((each, LANES)) for each, platform in PLATFORMS.items()}
+    return by_platform(*given, default=run((LANES,)), **kernels)

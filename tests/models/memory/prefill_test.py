@@ -141,17 +141,6 @@ def test_lists_and_pairs_are_counted_one_by_one():
     )
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_it_is_lowered_for_accelerators_without_an_array_of_all_pairs(platform):
-    T = 2048
-    heads = sparse.Heads.of(PATTERNS, T)
-    run = lambda q, k, v, n: sparse.sparse_attention(q, k, v, heads, length=n)  # noqa: E731
-    shapes = [jax.ShapeDtypeStruct((2, T, heads, H), jnp.bfloat16) for heads in (N, K, K)]
-    made = jax.jit(run).trace(*shapes, jax.ShapeDtypeStruct((2,), jnp.int32))
-    text = made.lower(lowering_platforms=(platform,)).as_text()
-    assert "stablehlo.while" in text and f"{T}x{T}x" not in text
-
-
 def test_patterns_are_written_and_read():
     made = prefill.parsed("a_shape:4:32, vertical_slash:30:50; block_sparse:2:16")
     first = (sparse.Pattern("a_shape", 4, 32), sparse.Pattern("vertical_slash", 30, 50))
