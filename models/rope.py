@@ -15,6 +15,7 @@ def rotate(
     theta: float = 10000.0,
     fraction: float = 1.0,
     scaling: Callable[[int, float, jax.Array], tuple[Any, float]] | None = None,
+    within: int = 0,
 ) -> jax.Array:
     """Rotates the first `fraction` of H by angles `position * theta^(-2i/R)`, R the rotated width.
 
@@ -25,6 +26,8 @@ def rotate(
       fraction: share of H that is rotated; the rest is returned unchanged. R is rounded down to an even number.
       scaling: (R, theta, positions) -> the R/2 rates in place of those, and what multiplies cos and sin; see
         models/rope_scaling.py.
+      within: positions are 0 .. within - 1, many of them in many calls: cos and sin are looked up among those of all of
+        these, which are computed once for all layers and steps. 0, or with `scaling`: they are computed.
 
     Returns:
       `[B, T, N, H]` in x's dtype; angles are computed in float32 (float64 for float64 x).
@@ -40,8 +43,12 @@ def rotate(
     else:
         frequency, factor = scaling(R, theta, positions)
         frequency = jnp.asarray(frequency, dtype)
-    angle = positions[..., None].astype(dtype) * frequency
-    cos, sin = (_kept(f(angle))[..., None, :] for f in (jnp.cos, jnp.sin))
+    found = jnp.arange(within) if within and scaling is None else positions
+    angle = found[..., None].astype(dtype) * frequency
+    cos, sin = (_kept(f(angle)) for f in (jnp.cos, jnp.sin))
+    if found is not positions:
+        cos, sin = (table.at[positions].get(mode="clip") for table in (cos, sin))
+    cos, sin = cos[..., None, :], sin[..., None, :]
     if factor != 1.0:
         cos, sin = cos * jnp.asarray(factor, dtype), sin * jnp.asarray(factor, dtype)
     first, second = x[..., : R // 2].astype(dtype), x[..., R // 2 : R].astype(dtype)

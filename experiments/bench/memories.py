@@ -20,6 +20,7 @@ import numpy as np
 from experiments.bench import training
 from experiments.bench.comparison import Comparison, Planned
 from kernels import masks
+from models.decoding.rows import single
 from models.mixers.memory import Policy
 from models.mixers.memory.full import Full
 from models.mixers.memory.kept import Kept
@@ -83,7 +84,7 @@ def filled(memory: Any, context: int, key: jax.Array) -> Any:
     if isinstance(memory, Quest):
         position = jnp.where(jnp.arange(S) < context, jnp.arange(S), -1).astype(jnp.int32)
         pages = lambda k: quest_pages(k.swapaxes(0, 1), position >= 0, memory.rule.page)  # noqa: E731
-        low, high = jax.vmap(pages)(k)
+        low, high = (x.swapaxes(1, 2) for x in jax.vmap(pages)(k))
         return dataclasses.replace(
             memory, position=jnp.broadcast_to(position, memory.position.shape), low=low, high=high, prompt=count,
         )  # fmt: skip
@@ -102,12 +103,14 @@ def _row(name: str, context: int, budget: int, rows: int = 1) -> Comparison:
     def decode(params: Any, state: Any, token: jax.Array) -> tuple[Any, jax.Array]:
         model = made.decoder(params).for_decoding()
 
-        def step(_: Any, carry: tuple) -> tuple:
-            state, token = carry
-            out = model(token[:, None], mask=masks.Causal(), positions=state["slots"].length[:, None], state=state)
-            return out.state, jnp.argmax(model.logits(out.features)[:, 0], axis=-1).astype(jnp.int32)
+        carried, whole = single((state, token))
 
-        return jax.lax.fori_loop(0, TOKENS, step, (state, token))
+        def step(_: Any, carried: tuple) -> tuple:
+            state, token = whole(carried)
+            out = model(token[:, None], mask=masks.Causal(), positions=state["slots"].length[:, None], state=state)
+            return single((out.state, jnp.argmax(model.logits(out.features)[:, 0], axis=-1).astype(jnp.int32)))[0]
+
+        return whole(jax.lax.fori_loop(0, TOKENS, step, carried))
 
     def begin(policy: Policy, params: Any) -> Any:
         state = made.decoder(params).for_decoding().init_state(rows, length, policy)

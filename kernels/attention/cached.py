@@ -48,6 +48,7 @@ def attend_turned(
     turn: jax.Array,
     *,
     mask: Mask,
+    first: int | None = None,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
@@ -62,6 +63,7 @@ def attend_turned(
       k, v: [B, S, K, H], finite in every slot.
       turn: [B, S] int32 within 0 .. P - 1.
       mask: of the T queries.
+      first: keys that read form 0 are among the first so many, None: anywhere. Only these meet it.
       softcap, sinks: as in `attention`.
 
     Returns:
@@ -71,8 +73,13 @@ def attend_turned(
     forms = [_rows(form, K) for form in jnp.unstack(q.reshape(B, T, N, -1, H), axis=3)]
     order = _order(forms[0])
     turn = turn[:, None, :, None] if order == KEYS_FIRST else turn[:, None, None]
+    few = len(forms) * [None] if first is None else [first] + (len(forms) - 1) * [None]
     # One product of all forms is slower on a CPU: it lays the keys out anew.
-    score = sum(jnp.where(turn == p, _products(form, k, order), 0) for p, form in enumerate(forms))
+    parts = [_products(form, k[:, :some], order) for form, some in zip(forms, few, strict=True)]
+    axis, S = order.index("s"), k.shape[1]
+    wide = [(0, 0)] * axis
+    parts = [jnp.pad(x, [*wide, (0, S - x.shape[axis]), *[(0, 0)] * (x.ndim - axis - 1)]) for x in parts]
+    score = sum(jnp.where(turn == p, x, 0) for p, x in enumerate(parts))
     return _weighed(score, order, v, mask, T, softcap, sinks).astype(q.dtype)
 
 

@@ -97,7 +97,7 @@ def recall(
       context: of the pass; padding has negative positions.
       mask: what a token may see, by positions.
       memory: of this layer; its class says what becomes of the tokens.
-      rotate: `(x [B, T, N|K, H], positions [B, T]) -> x`, the layer's rotary positions.
+      rotate: `(x [B, T, N|K, H], positions [B, T], within=0) -> x`, the layer's rotary positions (`rope.rotate`).
       steady: whether turns by `rotate` add up, whatever the text.
       implementation: of the attention kernel.
       softcap: cap * tanh(score / cap), for memories that keep everything in sight; others do not look through it.
@@ -113,7 +113,8 @@ def recall(
         rule = masks.Positions(context.positions, view.position, rule=mask)
         return _turned(partition, q, view, rule, rotate, softcap=softcap, sinks=sinks), memory
     if not stored:
-        q, keys = rotate(q, view.query_place), rotate(keys, view.key_place)
+        ranks = {"within": keys.shape[1]} if q.shape[1] == 1 else {}  # Places of keys are among so many.
+        q, keys = rotate(q, view.query_place), rotate(keys, view.key_place, **ranks)
     if view.window:
         mask = mask & masks.Window(view.window - 1, view.window - 1)
     if not memory.looks and view.bias is None and view.keep is None and view.position.ndim == 2:
@@ -180,7 +181,7 @@ def _turned(
     cut = jax.tree.map(lambda x: ("batch" if x.shape[0] == B else None, *(None,) * (x.ndim - 1)), rule)
 
     def run(q, k, v, turn, rule, sinks):
-        return attend_turned(q, k, v, turn, mask=rule, softcap=softcap, sinks=sinks)
+        return attend_turned(q, k, v, turn, mask=rule, first=view.first, softcap=softcap, sinks=sinks)
 
     axes = (HEADS, HEADS, HEADS, ("batch", None), cut, None if sinks is None else ("heads",))
     return partition.run(run, (turned, view.k, view.v, view.turn, rule, sinks), axes, HEADS)

@@ -98,9 +98,9 @@ class Attention(nnx.Module):
         q, k, v = self.heads(x)
         return self.rotate(q, positions), self.rotate(k, positions), v
 
-    def rotate(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """x `[B, T, N|K, H]` turned by this layer's rotary positions."""
-        return rope.rotate(x, positions, theta=self.theta, fraction=self.fraction, scaling=self.scaling)
+    def rotate(self, x: jax.Array, positions: jax.Array, within: int = 0) -> jax.Array:
+        """x `[B, T, N|K, H]` turned by this layer's rotary positions; `within`: see `rope.rotate`."""
+        return rope.rotate(x, positions, theta=self.theta, fraction=self.fraction, scaling=self.scaling, within=within)
 
     def values(self, x: jax.Array) -> jax.Array:
         """Values alone, `[B, T, K * H]`."""

@@ -49,6 +49,19 @@ def test_each_key_reads_the_form_of_its_turn(more):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("rows", [1, B])
+def test_only_the_first_keys_meet_the_first_form(first, rows):
+    """With keys first (one row) and keys last."""
+    q, k, v, turn, _ = (x[:rows] for x in drawn())
+    q, turn = q[:, :1], np.where(np.arange(S) < first, 0, np.maximum(turn, 1))
+    seen = np.ones((rows, 1, S), bool)
+    given = jnp.asarray(q.reshape(rows, 1, N, P * H)), *map(jnp.asarray, (k, v, turn))
+    got = attend_turned(*given, mask=masks.Dense(jnp.asarray(seen)), first=first)
+    np.testing.assert_allclose(got, by_hand(q, k, v, turn, seen, None, None), atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("more", [{}, {"softcap": 0.7}, {"sinks": True}], ids=str)
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 2), (3, 1, 2, 2), (1, 1, 2, 2), (1, 2, 6, 2), (2, 1, 4, 2)], ids=str)
 def test_values_over_a_cache(sizes, more):

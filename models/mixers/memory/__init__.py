@@ -75,6 +75,7 @@ class View(NamedTuple):
     # In their place, of keys that are rotated already: the query is turned by each of P places, and a key reads one.
     turns: jax.Array | None = None  # [B, T, P] places
     turn: jax.Array | None = None  # [B, S] which of the P
+    first: int | None = None  # static; keys that read the first of them are among the first so many, None: anywhere
 
 
 class Looks(NamedTuple):

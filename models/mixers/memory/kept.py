@@ -177,8 +177,8 @@ class Kept(Memory):
     def merged(self, rated: Rated, kept: jax.Array, row: Row) -> Rated:
         """Keys and values once it is known what stays; most policies drop what does not.
 
-        In a step nothing leaves a row without a new token, and its keys and values must be those of before: nobody
-        reads and writes all of them to choose.
+        In a step nothing leaves a row without a new token, and its keys and values must be those of before, as must
+        `extra [J, S, ...]` with more dimensions that `rate` makes: nobody reads and writes all of them to choose.
         """
         return rated
 
@@ -248,8 +248,8 @@ class Kept(Memory):
     def _taken(self, k: jax.Array, v: jax.Array, positions: jax.Array) -> Self:
         slot = first_lowest(self.position)  # [B, J]: an empty one
         here = jnp.arange(self.position.shape[-1]) == slot[..., None]
-        wide = lambda x: here.reshape(*here.shape, *[1] * (x.ndim - 3))  # noqa: E731
-        fill = lambda x: jnp.where(wide(x), jnp.zeros((), x.dtype), x)  # noqa: E731
+        zero = lambda x: jnp.zeros_like(x[:, :, :1])  # noqa: E731
+        fill = lambda x: written(x, zero(x), slot) if x.ndim > 3 else jnp.where(here, zero(x), x)  # noqa: E731
         return dataclasses.replace(
             self,
             k=written(self.k, k, slot),
@@ -316,10 +316,9 @@ class Kept(Memory):
         rated = self.merged(rated, kept, row)
         idle = ~jnp.any(row.query >= 0)
         before = Rated(row.score, row.extra, row.told, row.k, row.v)
-        choose = lambda old, new: new if new is old else jnp.where(idle, old, new.astype(old.dtype))  # noqa: E731
-        after = jax.tree.map(choose, before, rated)
-        after = after._replace(k=rated.k, v=rated.v) if row.one else after
-        return after, jnp.where(idle, row.held, kept)
+        same = lambda old, new: new is old or (row.one and old.ndim > 2)  # noqa: E731 (see `merged`)
+        choose = lambda old, new: new if same(old, new) else jnp.where(idle, old, new.astype(old.dtype))  # noqa: E731
+        return jax.tree.map(choose, before, rated), jnp.where(idle, row.held, kept)
 
     def _gathered(self, kept: jax.Array) -> Self:
         """The tokens that stay, in the order of the text, from the first slot on."""
@@ -379,7 +378,7 @@ def first_lowest(x: jax.Array) -> jax.Array:
 
 
 def written(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-    """`cache [B, K, S, H]` with one token `new [B, K, 1, H]` in the slots `[B, K]`, or `[B, 1]` for all heads."""
+    """`cache [B, K, S, ...]` with one token `new [B, K, 1, ...]` in the slots `[B, K]`, or `[B, 1]` for all heads."""
     if slot.shape[1] == 1:
         return slots.put(cache, new, slot[:, 0], axis=2)
     put = lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=0)  # noqa: E731

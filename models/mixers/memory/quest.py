@@ -28,7 +28,7 @@ class Quest(Memory):
     Attributes:
       k, v: rotated keys, and values, `[B, K, S, H]`, S a multiple of the page.
       position: `[B, S]` int32, -1 = an empty slot.
-      low, high: `[B, P, K, H]`, (inf, -inf) of an empty page.
+      low, high: `[B, K, P, H]`, (inf, -inf) of an empty page.
       prompt: `[B]` tokens that were read in pieces.
       rule: static; limit: static: tokens that a row may come to have; dense: static: whether every page is read.
     """
@@ -52,7 +52,7 @@ class Quest(Memory):
         rule = Rule(**{name: whole(value) for name, value in options.items()})
         P = -(-sizes.slots // rule.page)
         shape = (sizes.batch, sizes.K, P * rule.page, sizes.H)
-        bounds = jnp.full((sizes.batch, P, sizes.K, sizes.H), jnp.inf, sizes.dtype)
+        bounds = jnp.full((sizes.batch, sizes.K, P, sizes.H), jnp.inf, sizes.dtype)
         return cls(
             jnp.zeros(shape, sizes.dtype),
             jnp.zeros(shape, sizes.dtype),
@@ -74,7 +74,7 @@ class Quest(Memory):
         )
         after = after._bounded(k, positions, context)
         if T == 1 and not self.dense:
-            return after, after._paged(q[:, 0]) if 2 * after._most <= after.low.shape[1] else after._in_place(q[:, 0])
+            return after, after._paged(q[:, 0]) if 2 * after._most <= after.low.shape[2] else after._in_place(q[:, 0])
         if context.fresh:
             return after, View(k, v, positions, jnp.zeros_like(context.start))
         return after, View(after.k.swapaxes(1, 2), after.v.swapaxes(1, 2), position, context.start)
@@ -84,21 +84,21 @@ class Quest(Memory):
         page = self.rule.page
         if k.shape[1] > 1:
             bounds = lambda k, held: selection.quest_pages(k.swapaxes(0, 1), held, page)  # noqa: E731
-            low, high = jax.vmap(bounds)(self.k, self.position >= 0)
+            low, high = (x.swapaxes(1, 2) for x in jax.vmap(bounds)(self.k, self.position >= 0))
             return dataclasses.replace(self, low=low, high=high)
         at = context.start // page
         row = jnp.arange(len(k))
         real = (positions >= 0)[..., None]
         key = k[:, 0].astype(self.low.dtype)
-        low = self.low.at[row, at].min(jnp.where(real, key, jnp.inf))
-        high = self.high.at[row, at].max(jnp.where(real, key, -jnp.inf))
+        low = self.low.at[row, :, at].min(jnp.where(real, key, jnp.inf))
+        high = self.high.at[row, :, at].max(jnp.where(real, key, -jnp.inf))
         return dataclasses.replace(self, low=low, high=high)
 
     @property
     def _most(self) -> int:
         """Pages that a query head reads, at most."""
         pages = budgets.tokens(self.rule.budget, self.limit) // self.rule.page
-        return min(max(self.rule.least, pages), self.low.shape[1])
+        return min(max(self.rule.least, pages), self.low.shape[2])
 
     def _count(self) -> jax.Array:
         """`[B]` pages that a query head of each row reads."""
@@ -107,7 +107,7 @@ class Quest(Memory):
 
     def _in_place(self, q: jax.Array) -> View:
         """All tokens, of which each query head sees those of its pages: less than to copy more than half of them."""
-        bound = jax.vmap(selection.quest_bound)(q, self.low, self.high)  # [B, N, P]
+        bound = jax.vmap(selection.quest_bound)(q, self.low.swapaxes(1, 2), self.high.swapaxes(1, 2))  # [B, N, P]
         keep = jnp.repeat(_best(bound, self._count()), self.rule.page, axis=2)[:, :, None]
         start = jnp.zeros_like(self.prompt)
         return View(self.k.swapaxes(1, 2), self.v.swapaxes(1, 2), self.position, start, keep=keep)
@@ -118,7 +118,7 @@ class Quest(Memory):
         P, most, count = S // page, self._most, self._count()
 
         def chosen(q, low, high, count):
-            bound = selection.quest_bound(q, low, high)
+            bound = selection.quest_bound(q, low.swapaxes(0, 1), high.swapaxes(0, 1))
             pick = lambda row: best_slots(row, ~jnp.isneginf(row), most, count)  # noqa: E731
             return jax.vmap(pick)(bound)  # [N, most]
 
@@ -126,8 +126,8 @@ class Quest(Memory):
         index = jnp.maximum(pages, 0).reshape(B, K, -1)
 
         def taken(x: jax.Array) -> jax.Array:
-            whole = x.reshape(B, K, P, page, H)
-            found = jnp.take_along_axis(whole, index[..., None, None], axis=2)
+            whole = x.reshape(B, K, P, page * H)
+            found = jnp.take_along_axis(whole, index[..., None], axis=2, mode="promise_in_bounds")
             return found.reshape(B, N, most * page, H).swapaxes(1, 2)
 
         slot = (pages[..., None] * page + jnp.arange(page)).reshape(B, N, -1)

@@ -17,9 +17,9 @@ def put_last(ring: jax.Array, said: jax.Array, query: jax.Array, newest: jax.Arr
     """
     window, T = ring.shape[-1], query.shape[0]
     place = jnp.arange(window)
-    if T == 1:  # A step: one pass over the ring.
-        here = (place == newest % window) & (query[0] >= 0)
-        return jnp.where(here, said[:, 0, :, None].astype(ring.dtype), ring)
+    if T == 1:  # A step: one place of the ring is written.
+        at = jnp.where(query[0] >= 0, newest % window, window)  # `window` is no place
+        return ring.at[:, :, at].set(said[:, 0].astype(ring.dtype), mode="drop")
     asked = newest - (newest - place) % window  # the last query that stands at each place
     index = asked - query[0]
     new = jnp.take(said, jnp.clip(index, 0, T - 1), axis=1)  # [J, window, S]

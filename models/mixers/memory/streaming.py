@@ -140,7 +140,7 @@ class Streaming(Memory):
         turns = jnp.stack([query - gap[:, None], home, home + trash - s], axis=2)
         slot = jnp.arange(trash + 1)
         turn = jnp.where(slot < s, 0, jnp.where(slot <= home, 1, 2))
-        places = {"turns": jnp.maximum(turns, 0), "turn": turn.astype(jnp.int32)}
+        places = {"turns": jnp.maximum(turns, 0), "turn": turn.astype(jnp.int32), "first": s}
         return View(k.swapaxes(1, 2), v.swapaxes(1, 2), held, jnp.zeros_like(length), **places)
 
     @classmethod

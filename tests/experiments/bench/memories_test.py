@@ -46,6 +46,6 @@ def test_bounds_of_filled_pages_are_those_of_their_keys():
     page, k = memory.rule.page, np.asarray(memory.k)
     for b, p, h in np.ndindex(ROWS, CONTEXT // page, K):
         keys = k[b, h, p * page : (p + 1) * page]
-        np.testing.assert_array_equal(np.asarray(memory.low)[b, p, h], keys.min(0))
-        np.testing.assert_array_equal(np.asarray(memory.high)[b, p, h], keys.max(0))
-    assert (np.asarray(memory.low)[:, -1] > np.asarray(memory.high)[:, -1]).all()  # An empty page.
+        np.testing.assert_array_equal(np.asarray(memory.low)[b, h, p], keys.min(0))
+        np.testing.assert_array_equal(np.asarray(memory.high)[b, h, p], keys.max(0))
+    assert (np.asarray(memory.low)[:, :, -1] > np.asarray(memory.high)[:, :, -1]).all()  # An empty page.

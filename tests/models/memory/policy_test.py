@@ -110,7 +110,7 @@ def test_it_keeps_and_gives_what_replay_says():
         def step(memory, slots, q, k, v, at):
             asked = Asked(jnp.asarray(lengths), jnp.zeros((B, 2), jnp.uint32))
             context = Context(at, None, masks.Causal(), slots.append(at), slots.length, asked=asked)
-            same = lambda x, positions: x  # noqa: E731
+            same = lambda x, positions, within=0: x  # noqa: E731
             return *recall(Partition(), q, k, v, context, masks.Causal(), memory, rotate=same), context.slots
 
         made = [[] for _ in range(B)]
