@@ -16,6 +16,7 @@ from experiments import workdir as files
 from experiments.bench import (
     attention,
     checks,
+    columns,
     context,
     controls,
     decoding,
@@ -81,6 +82,7 @@ def planned(platform: str) -> list[Planned]:
         *mixers.planned(platform),
         *memories.planned(),
         *prefill.planned(),
+        *columns.planned(platform),
         *training.planned(),
         *checks.planned(),
         *storage.planned(),
