@@ -95,6 +95,9 @@ class Row:
         if problems := [*self._problems(model.program)]:
             raise ConfigError(problems)
         self.weights = self.decoder.weights(model.params, self.parts)
+        own = self.decoder  # Not given away, as theirs are: a state that is gone back to is read twice.
+        self.read = jax.jit(own._read, static_argnames=("parts", "size", "fresh"))
+        self.extend = jax.jit(own._extend, static_argnames=("parts",))
 
     def _problems(self, program: Any) -> Iterator[str]:
         """Sentences about a model that cannot read drafts so."""
@@ -133,9 +136,6 @@ class Ahead:
         self.p = row.begun(prompt, room, room)
         self.held = int(self.p.length[0]) - 1
         self.kept = [(self.held, self.p)]
-        own = row.decoder  # Not given away: a state that is gone back to is read twice.
-        self._read = jax.jit(own._read, static_argnames=("parts", "size", "fresh"))
-        self._extend = jax.jit(own._extend, static_argnames=("parts",))
 
     def write(self, text: np.ndarray | None = None) -> tuple[int, ...]:
         """The next `length` tokens: behind what it wrote last, or behind the text `[n]`."""
@@ -144,7 +144,7 @@ class Ahead:
         else:
             self._back(text)
         given_to = (self.row.weights, self.p, jnp.int32(self.length), jnp.int32(2**31 - 1))
-        self.p = self._extend(*given_to, parts=self.row.parts)
+        self.p = self.row.extend(*given_to, parts=self.row.parts)
         start, self.held = self.held + 1, self.held + self.length
         return tuple(np.asarray(self.p.text)[0, start : start + self.length].tolist())
 
@@ -156,7 +156,7 @@ class Ahead:
         buffer[:, :n] = text
         p = dataclasses.replace(p, text=jnp.asarray(buffer), length=jnp.full(len(buffer), n, jnp.int32))
         if held < n - 1:
-            p = self._read(self.row.weights, p, parts=self.row.parts, size=self.length)
+            p = self.row.read(self.row.weights, p, parts=self.row.parts, size=self.length)
         self.p, self.held = p, n - 1
         self.kept = [(self.held, p)]
 

@@ -8,6 +8,7 @@ TREE, SIDES = (f"{TESTS}/drafts/model_tree_test.py",), (f"{TESTS}/drafts/sides_t
 SAID = ("tests/experiments/generation/drafting_test.py",)
 PROMPTS = ("tests/models/objectives/prompt_tokens_test.py",)
 FLOW = (f"{TESTS}/verify/denoising_test.py",)
+OVER, OVERLAPPED = "experiments/generation/overlapped.py", "tests/experiments/generation/overlapped_test.py"
 
 BUGS = (
     Bug(
@@ -212,5 +213,40 @@ BUGS = (
         "follows = jnp.concatenate([drawn.value, own[:, None]], axis=1)",
         "follows = jnp.concatenate([mine[:, :g] + 0 * drawn.value, own[:, None]], axis=1)",
         FLOW,
+    ),
+    Bug(
+        "overlapped: the first of the next drafts is not checked",
+        OVER,
+        "stays = good == len(pending) and int(text[now - 1]) == told.tokens[0]",
+        "stays = good == len(pending)",
+        (f"{OVERLAPPED}::test_steps_of_pearl_are_those_of_its_clock",),
+    ),
+    Bug(
+        "overlapped: the draft that is the target's own token stays pending",
+        OVER,
+        "told.tokens[1:] if stays",
+        "told.tokens[:-1] if stays",
+        (f"{OVERLAPPED}::test_steps_of_pearl_are_those_of_its_clock",),
+    ),
+    Bug(
+        "overlapped: a draft goes back one state too far, and reads too little",
+        OVER,
+        "self.kept = [self.kept[-1], (self.held, self.p)]",
+        "self.kept = [self.kept[0], (self.held, self.p)]",
+        (f"{OVERLAPPED}::test_steps_of_pearl_are_those_of_its_clock",),
+    ),
+    Bug(
+        "overlapped: the draft does not read what stayed",
+        OVER,
+        "        if held < n - 1:\n",
+        "        if held < n - 9:\n",
+        (f"{OVERLAPPED}::test_steps_of_pearl_are_those_of_its_clock",),
+    ),
+    Bug(
+        "overlapped: both halves of a step are added",
+        OVER,
+        "step.waited + max(step.target, step.draft)",
+        "step.waited + step.target + step.draft",
+        (f"{OVERLAPPED}::test_seconds_are_the_longer_half_of_each_step_and_what_was_waited_for",),
     ),
 )
