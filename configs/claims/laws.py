@@ -22,6 +22,7 @@ LAWS = (
     "drafts.gaussians",
     "drafts.kseq",
     "drafts.pearl",
+    "drafts.realignment",
     "drafts.recursive",
     "drafts.sequoia",
     "growth.parameter_tokens",

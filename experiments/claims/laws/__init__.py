@@ -24,6 +24,7 @@ LAWS = {
     "drafts.gaussians": drafts.gaussians,
     "drafts.kseq": drafts.kseq,
     "drafts.pearl": drafts.pearl,
+    "drafts.realignment": drafts.realignment,
     "drafts.recursive": drafts.recursive,
     "drafts.sequoia": drafts.sequoia,
     "growth.parameter_tokens": growth.parameter_tokens,

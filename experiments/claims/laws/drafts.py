@@ -7,9 +7,9 @@ import numpy as np
 
 from experiments.claims.laws.law import Law
 from experiments.generation.serving import clock
+from models.decoding.drafts import realign, trees
 from models.decoding.drafts import sequoia as dynamic
-from models.decoding.drafts import trees
-from models.decoding.verify import continuous, siblings
+from models.decoding.verify import continuous, siblings, walk
 from models.decoding.verify import kseq as coefficients
 from models.decoding.verify import laws as verify
 
@@ -183,3 +183,37 @@ def gaussians() -> Law:
             cases += 501
     # exp of a difference of logarithms up to 200, each within 2^-52; the kinked integral is within h^2 = 4e-8 / 12.
     return Law(far, 1e-8, cases)
+
+
+def realignment() -> Law:
+    """A batch that is padded anew after each ragged round and rows that keep their own lengths hold the same tokens.
+
+    Rounds of four rows with drawn numbers of accepted drafts: a left-padded cache moved by EQSPEC's map, and a cache
+    filled from the front where accepted drafts move within their row. Error: tokens that differ.
+
+    Source: Zhang et al. 2025, arXiv:2510.22876
+    """
+    rng, wrong, cases, B, drafts = np.random.default_rng(0), 0, 0, 4, 3
+    for _ in range(20):
+        length = rng.integers(2, 9, B)
+        pad = length.max() - length
+        texts = [[f"{b}.{i}" for i in range(n)] for b, n in enumerate(length)]
+        left = [[None] * p + text[:-1] for p, text in zip(pad, texts, strict=True)]
+        own = [text[:-1] for text in texts]
+        for _ in range(6):
+            accepted = rng.integers(1, drafts + 2, B)
+            found = realign.eqspec(length, pad, accepted)
+            for b, n in enumerate(accepted):
+                read = [f"{b}.{length[b] - 1 + j}" for j in range(n)]  # the last token, and the drafts that stay
+                path = np.concatenate([np.arange(1, n), np.full(drafts + 1 - n, -1)])  # node 0 is the last token
+                slots = [*own[b], *read, *["rejected"] * (drafts + 1 - n)]
+                map_ = np.asarray(walk.commit_map(path[None], np.array([n - 1]), np.array([len(own[b])]), len(slots)))[
+                    0
+                ]
+                own[b] = [slots[i] for i in map_][: len(own[b]) + n]
+                before = left[b] + read
+                left[b] = [before[i] if i >= 0 else None for i in found.source[b]]
+                wrong += [x for x in left[b] if x is not None] != own[b]
+                cases += 1
+            length, pad = length + accepted, found.pad
+    return Law(float(wrong), 0.0, cases)

@@ -34,6 +34,20 @@ def eqspec(length: np.ndarray, pad: np.ndarray, accepted: np.ndarray) -> Realign
     return Realigned(new, source, int(np.sum((source >= 0) & (source != slot))))
 
 
+def cost(length: np.ndarray, accepted: np.ndarray) -> tuple[int, int]:
+    """(slots that changed place, slots that were held) over the rounds `accepted [R, B]` of EQSPEC, in their order.
+
+    length `[B]`: tokens of each row before them, padded to the longest.
+    """
+    length = np.asarray(length)
+    pad, moved, held = length.max() - length, 0, 0
+    for one in np.asarray(accepted):
+        found = eqspec(length, pad, one)
+        length, pad = length + one, found.pad
+        moved, held = moved + found.moved, held + int(np.sum(length - 1))
+    return moved, held
+
+
 def same_length(lengths: Sequence[int], cached: Sequence[bool], batch: int) -> tuple[list[int], bool]:
     """EXSPEC's batch from a window of sequences: (their indices, whether nothing must be realigned).
 
