@@ -8,16 +8,19 @@ import pytest
 from configs.claims import denoising as flow
 from configs.speculation import HEADS_ALONE
 from experiments.claims import denoising, drafts
+from experiments.sweep import launchers
 from experiments.workdir import trained
 from models.decoding.verify import denoising as steps
 from tests.experiments import tiny
+from tests.experiments.claims.claims_test import Here
 
 pytestmark = pytest.mark.usefixtures("one_device")
 METHOD = {"effect": 0.5, "looks": (2,), "hours": 1.0, "seeds": (0, 1)}
 
 
-def test_runs_that_are_taught_begin_as_the_model_and_settings_name_who_writes(tmp_path):
+def test_runs_that_are_taught_begin_as_the_model_and_settings_name_who_writes(tmp_path, monkeypatch):
     """Prompt tokens learn beside a model that is held: its parameters are those of the run that it began with."""
+    monkeypatch.setattr(launchers, "make", lambda *_: Here())
     greedy, row = {"temperature": 0.0, "max_tokens": 12}, {"statement": "s", "published": "p"}
     learns = {"objective": "prompt_tokens", "optimizer.freeze": HEADS_ALONE, "train.steps": 2}
     claim = METHOD | {
@@ -58,14 +61,15 @@ def test_images_are_the_digits_and_distances_are_kolmogorov_s():
     np.testing.assert_allclose(denoising.far(a, b), np.mean(found), rtol=1e-12)
 
 
-def test_a_flow_learns_and_its_chains_are_those_steps():
-    """The loss falls well below that of a network that says nothing, which is Var(x_1) + 1 = 2."""
+def test_a_flow_learns_and_its_chains_are_those_steps(x64):
+    """The loss falls below pi / 2: 2 - (2 t - 1)^2 / (t^2 + (1 - t)^2), the least from the deviation of pixels alone,
+    over all times."""
     images = jnp.asarray(denoising.digits())
     net = denoising.learned(jax.random.key(0), images, 32, 1, 150)
     key, x = jax.random.key(1), images[:400]
     e, t = jax.random.normal(key, x.shape), jnp.linspace(0.05, 0.95, 400)
     v = denoising.velocity(net, t[:, None] * x + (1 - t[:, None]) * e, t)
-    assert float(jnp.mean((v - (x - e)) ** 2)) < 1.3
+    assert float(jnp.mean((v - (x - e)) ** 2)) < np.pi / 2
     times, start = jnp.array([0.0, 0.4, 0.8]), e[:5]
     model = lambda x, t: denoising.velocity(net, x, t)  # noqa: E731
     found, by_hand = denoising.plain(key, start, model, times), start
@@ -73,7 +77,7 @@ def test_a_flow_learns_and_its_chains_are_those_steps():
         t, s = jnp.full(5, t), jnp.full(5, s)
         noise = jax.random.normal(jax.random.fold_in(key, i), by_hand.shape)
         by_hand = steps.mean(by_hand, model(by_hand, t), t, s) + steps.scale(t, s)[:, None] * noise
-    np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, by_hand, rtol=0, atol=1e-11)  # Angles up to 64 pi, two steps of width 32.
 
 
 def test_rows_of_a_flow_are_differences_by_seed(monkeypatch, tmp_path):
