@@ -9,20 +9,22 @@ Beurer-Kellner et al. 2023 (LMQL, arXiv:2212.06094): constraints as masks of tok
 
 Every world is drawn from a seed and every number is a sum over all its texts or states: nothing is trained and nothing
 is sampled. Routing: a source of six symbols that looks back at two, a large model that knows it, and a small one that
-looks back at one and is the best of its kind; the large one decides 30 % of the places. Guiding: two chains of three
-symbols, all texts of four. Masking: a chain of two letters and an end, under a pattern.
+looks back at one and is the best of its kind; the large one decides 30 % of the places. How much the older symbol
+matters depends on the newer one; in `routing_alike` it does not, so that uncertainty has nothing to tell. Guiding: two
+chains of three symbols, all texts of four. Masking: a chain of two letters and an end, under a pattern.
 
-Expect: not run yet. Cost: seconds.
+Expect: of what an oracle gains beyond chance (0.08 bits a symbol) entropy finds half, and next to nothing (0.007 of
+0.12) in worlds where nothing is to be told; masked texts are far from the law given the constraint. Cost: seconds.
 """
 
 
 def get_claim():
     """The claim, for the check `worlds`."""
 
-    def row(measure, better, worse, statement, published, effect, control):
+    def row(measure, better, worse, statement, published, control):
         return {
             "measure": measure, "better": better, "worse": worse, "statement": statement, "published": published,
-            "effect": effect, "control": control,
+            "control": control,
         }  # fmt: skip
 
     gap = {"says": "the large model has at least 0.1 bits a symbol fewer", "reads": ("gap",), "least": 0.1}
@@ -37,17 +39,21 @@ def get_claim():
         "check": "worlds",
         "contrasts": [
             row("routing", "entropy", "random", "Places of high entropy gain more from the large model than others",
-                "a router on uncertainty finds the tokens that matter (R2R)", 0.005, gap),
+                "a router on uncertainty finds the tokens that matter (R2R)", gap),
             row("routing", "top", "random", "Places of low top probability gain more from the large model than others",
-                "that is where alignment shows (Nudging)", 0.005, gap),
+                "that is where alignment shows (Nudging)", gap),
             row("routing", "oracle", "entropy", "Who knows the gain finds better places than entropy does",
-                "trained routers are above entropy (R2R)", 0.005, gap),
+                "trained routers are above entropy (R2R)", gap),
+            row("routing_alike", "entropy", "random", "So does entropy where no symbol tells how much the past matters",
+                "a control of this house: nothing is to be told", gap),
             row("guiding", "bayes", "released", "Bayes' rule is nearer to the class than the released form",
-                "guides a model towards a class (GeDi)", 0.01, apart),
+                "guides a model towards a class (GeDi)", apart),
             row("masking", "weighed", "mask", "Masked texts are not the law given the constraint; weighed ones are",
-                "constraints as masks of tokens (LMQL)", 0.01, cut),
+                "constraints as masks of tokens (LMQL)", cut),
         ],
-        "looks": (10,),
+        "effect": 0.02,
+        "control": gap,
+        "looks": (50,),
         "hours": 0.1,
-        "seeds": tuple(range(20)),
+        "seeds": tuple(range(100)),
     }  # fmt: skip

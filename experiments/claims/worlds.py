@@ -39,11 +39,25 @@ def _row(claim: Mapping[str, Any], contrast: Mapping[str, Any], table: Mapping[s
     return found.row(contrast, f"{unit}: {shown}; the first ahead by {found.text(3)}", scale, numbers)
 
 
-def routing(rng: np.random.Generator) -> dict[str, float]:
-    """Bits a symbol of a source whose law depends on the last two symbols: "large" knows it, "small" is its best law
-    behind one. The others have the large law in a `SHARE` of all places: those of highest entropy of the small law, of
-    its lowest top probability, of largest gain ("oracle"), or any ("random", the mean over all)."""
-    world = rng.dirichlet(np.full(V, 0.5), (V, V))
+def unlike(rng: np.random.Generator) -> np.ndarray:
+    """Laws `[V, V, V]` behind the last two symbols; how much the older one matters differs by the newer."""
+    own, one = rng.dirichlet(np.full(V, 0.5), (V, V)), rng.dirichlet(np.full(V, 0.2), V)
+    matters = rng.random(V)[None, :, None]
+    return matters * own + (1 - matters) * one
+
+
+def alike(rng: np.random.Generator) -> np.ndarray:
+    """Laws `[V, V, V]` behind the last two symbols, all drawn alike: nothing tells how much the older one matters."""
+    return rng.dirichlet(np.full(V, 0.5), (V, V))
+
+
+def routing(world: np.ndarray) -> dict[str, float]:
+    """Bits a symbol of a source, laws `[V, V, V]` behind its last two symbols.
+
+    "large" knows it, "small" is its best law behind one symbol. The others have the large law in a `SHARE` of places:
+    those of highest entropy of the small law, of its lowest top probability, of largest gain ("oracle"), or any
+    ("random", the mean over all). "gap": small less large.
+    """
     often = _stationary(world)
     one = often.sum(axis=0)
     small = np.einsum("ab,abv->bv", often, world) / one[:, None]
@@ -127,7 +141,8 @@ def masking(rng: np.random.Generator) -> dict[str, float]:
 
 
 MEASURES: dict[str, tuple[str, Callable[[np.random.Generator], dict[str, float]]]] = {
-    "routing": ("bits a symbol", routing),
+    "routing": ("bits a symbol", lambda rng: routing(unlike(rng))),
+    "routing_alike": ("bits a symbol", lambda rng: routing(alike(rng))),
     "guiding": ("total variation", guiding),
     "masking": ("total variation", masking),
 }

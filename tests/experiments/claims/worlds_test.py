@@ -16,8 +16,9 @@ SEEDS = (0, 7)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_routing_is_a_sum_over_states_and_its_best_is_a_knapsack(seed):
-    found, V = worlds.routing(np.random.default_rng(seed)), worlds.V
-    world = np.random.default_rng(seed).dirichlet(np.full(V, 0.5), (V, V))
+    world, V = (worlds.unlike if seed else worlds.alike)(np.random.default_rng(seed)), worlds.V
+    assert world.shape == (V, V, V) and np.allclose(world.sum(-1), 1)
+    found = worlds.routing(world)
     step = np.zeros((V * V, V * V))
     for a, b, c in itertools.product(range(V), repeat=3):
         step[a * V + b, b * V + c] = world[a, b, c]
