@@ -72,9 +72,9 @@ def by_row(each: Sequence[Given]) -> Given:
         shape = np.max([x.shape for x in mine if x is not None], axis=0).astype(int)
         dtype = next(x.dtype for x in mine if x is not None)
         rows = np.zeros((len(each), *shape), dtype)
-        for row, x in zip(rows, mine, strict=True):
+        for row, x in enumerate(mine):
             if x is not None:
-                row[tuple(slice(n) for n in x.shape)] = x
+                rows[(row, *(slice(n) for n in x.shape))] = x
         made.setdefault(name, {})[key] = rows
     return made
 
