@@ -3,7 +3,7 @@
 import codecs
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -57,11 +57,14 @@ class Where(Control):
         if ends:
             mask[row.tokenizer.eos] = expression(said(written), True)[0]
         else:
-            texts = [b"" if word is None else word for word in words]
-            # What each token adds, so that characters of several tokens are read whole.
-            follow = [said(written + text) for text in texts]
-            mask[: len(words)] = predicates.allowed_texts(expression, follow, said(written), row.tokenizer.eos)
-            mask[: len(words)] &= [word is not None or i == row.tokenizer.eos for i, word in enumerate(words)]
+            source = row.options["where"]["predicate"]
+            for token, word in enumerate(words):
+                if word is not None:
+                    mask[token] = any(
+                        value or final != predicates.FIN
+                        for value, final in (expression(text, False) for text in ways(written + word, source))
+                    )
+            mask[row.tokenizer.eos] = expression(said(written), True)[0]
         if not mask.any():
             raise ValueError("no token is left that may still fulfil the predicate" + " at the limit" * (left == 1))
         return {"allowed": mask}
@@ -82,6 +85,32 @@ def parsed(source: str) -> predicates.Expression:
 def said(text: bytes) -> str:
     """A text as readers see it: what is no character is U+FFFD, one that is not whole is still to come."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(text)
+
+
+def ways(text: bytes, source: str) -> Iterator[str]:
+    """What a text may be to its readers once its last character is whole: the text itself if it is.
+
+    Else it ends in each character of `source`, the predicate, that begins so, and in others that do, as far as their
+    last two bytes differ in the first of them.
+    """
+    seen = said(text)
+    opened = next(
+        (text[-n:] for n in (3, 2, 1) if len(text) >= n and said(text[:-n]) == seen and _opens(text[-n:])), b""
+    )
+    if not opened:
+        yield seen
+        return
+    yield from (seen + c for c in dict.fromkeys(source) if c.encode("utf-8", "replace").startswith(opened))
+    missing = 2 + (opened[0] >= 0xE0) + (opened[0] >= 0xF0) - len(opened)
+    for byte in range(0x80, 0xC0):
+        try:
+            yield seen + (opened + bytes([byte]) + b"\x80" * (missing - 1)).decode()
+        except UnicodeDecodeError:
+            continue
+
+
+def _opens(tail: bytes) -> bool:
+    return tail[0] >= 0xC2 and said(tail) == ""
 
 
 PARTS = {"where": Where}

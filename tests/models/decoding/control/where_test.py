@@ -87,7 +87,11 @@ def test_characters_of_several_tokens_are_read_whole():
         1,
     )
     mask = where.Where().between(row, {"allowed": np.ones(V, bool)})["allowed"]
-    assert mask[[1, 2, Bytes.eos]].all()  # é is one character, and what is no character yet counts as none.
+    # é is one character; a byte that is none and an a are two; what is no character yet counts as none.
+    assert mask[[1, Bytes.eos]].all() and not mask[2]
+    found = list(where.ways(b"a\xc3", "'\u00e9' in text"))
+    assert found[0] == "a\u00e9" and all(len(one) == 2 and one[1].encode()[:1] == b"\xc3" for one in found)
+    assert list(where.ways(b"ab", "")) == ["ab"] and list(where.ways(b"\xe2\x82", "\u20ac"))[0] == "\u20ac"
 
 
 def test_answers_fulfil_their_predicates_and_others_end_with_a_message():
