@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from kernels.checks import check_shapes
-from kernels.ttt import chunked, tpu
+from kernels.ttt import chunked, gpu, tpu
 from kernels.ttt import reference as ref
 from kernels.ttt.chunked import TTTState
 from kernels.ttt.reference import TTTParams
 
 __all__ = ["TTTParams", "TTTState", "init_state", "ttt_linear", "ttt_mlp"]
 
-IMPLEMENTATIONS = (None, "chunked", "pallas_tpu")
+KERNELS = {"pallas_tpu": (tpu, "tpu", "a TPU"), "pallas_gpu": (gpu, "cuda", "a CUDA GPU")}
+IMPLEMENTATIONS = (None, "chunked", *KERNELS)
 
 
 def ttt_linear(
@@ -45,7 +46,7 @@ def ttt_linear(
             mini-batch, and their outputs are undefined. None: all T.
         implementation: None takes a Pallas kernel for the whole mini-batches where the program is lowered for a TPU,
             rows are one document from its start, and `tpu.too_large` has nothing against it; else, and with "chunked",
-            the formulas in jnp. "pallas_tpu" is that kernel or an error.
+            the formulas in jnp. "pallas_tpu" or "pallas_gpu" is that kernel or an error.
         interpret: run a named kernel in Pallas' interpreter (tests).
 
     Returns out `[B, T, N, H]` in the dtype of `v`, and the state after the last token. Reverse-mode gradients pass
@@ -125,16 +126,18 @@ def _kernels(q, layers, mini_batch, rows, implementation, interpret):
     steps, reason = q.shape[1] // mini_batch, None
     if implementation == "chunked":
         return None, ()
+    module, platform, chip = KERNELS[implementation or "pallas_tpu"]  # A GPU's run where named: none compiled them yet.
     if interpret:
-        return tpu.INTERPRETED, ()
+        return module.INTERPRETED, ()
     if any(x is not None for x in rows):
         reason = "rows with a state, documents or padding have no kernel"
-    reason = reason or tpu.too_large(layers, steps, q.dtype)
+    reason = reason or module.too_large(layers, steps if module is tpu else mini_batch, q.dtype)
     if implementation is None:
-        return None, () if reason else (("tpu", tpu.KERNELS),)
+        return None, () if reason else ((platform, module.KERNELS),)
     if reason:
         raise NotImplementedError(f"implementation={implementation!r} does not take this: {reason}; use 'chunked'.")
-    return f"implementation={implementation!r} runs on a TPU only; use 'chunked' or None.", (("tpu", tpu.KERNELS),)
+    refusal = f"implementation={implementation!r} runs on {chip} only; use 'chunked' or None."
+    return refusal, ((platform, module.KERNELS),)
 
 
 def _check(q, params, mini_batch, *, depth):

@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.lact.chunk_scan import Kernels, Walk
+from kernels.ttt.rows import flat, pairs, rows_of, tokens_of
 from kernels.ttt.tile import mini_batch
 
 TOGETHER = 4  # heads of a program
@@ -48,28 +49,6 @@ def _together(layers: Any, steps: int, heads: int) -> int:
     return next(n for n in (TOGETHER, 2, 1) if heads % n == 0 and (n <= most or n == 1))
 
 
-def _rows(x: jax.Array, walk: Walk) -> jax.Array:
-    """`[B, T, N, ...]` -> `[B N, steps, K, ...]` of the whole mini-batches."""
-    x = jnp.moveaxis(x[:, : walk.steps * walk.sizes[0]], 2, 1)
-    return x.reshape(-1, walk.steps, walk.sizes[0], *x.shape[3:])
-
-
-def _tokens(x: jax.Array, heads: int, length: int) -> jax.Array:
-    """The inverse of `_rows`, with zeros behind the last mini-batch."""
-    x = jnp.moveaxis(x.reshape(-1, heads, x.shape[1] * x.shape[2], *x.shape[3:]), 1, 2)
-    return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
-
-
-def _flat(layers: Any) -> list[jax.Array]:
-    """Each map's w and b as `[R, a, b]`, in turn."""
-    return [x.reshape(-1, *(x.shape[2:] if x.ndim == 4 else (1, x.shape[2]))) for x in jax.tree.leaves(layers)]
-
-
-def _pairs(values: Any) -> tuple:
-    """[w, b, w, b] as ((w, b), (w, b))."""
-    return tuple(zip(values[::2], values[1::2], strict=True))
-
-
 def _read(refs: tuple, head: int, wide: jnp.dtype) -> tuple:
     """(norm, rate, tokens) of one head, in the accumulator's type: gradients of the same array are added there."""
     scale, shift, rate, *tokens = refs
@@ -96,7 +75,7 @@ def _forward_body(*refs: Any, maps: int, group: int, low: jnp.dtype) -> None:
                 ref[...] = x[...]
 
     for head in range(out.shape[0]):
-        layers = _pairs([ref[head] for ref in held])
+        layers = pairs([ref[head] for ref in held])
         y, after = mini_batch(low, layers, *_read(given, head, held[0].dtype))
         out[head] = y.astype(out.dtype)
         _learn(learns[at], held, head, after)
@@ -144,17 +123,17 @@ def _backward_body(*refs: Any, maps: int, group: int, steps: int, low: jnp.dtype
         for ref, x in zip(stack, held, strict=True):
             ref[place] = x[...]
         for head in range(d_out.shape[0]):
-            layers = _pairs([ref[head] for ref in held])
+            layers = pairs([ref[head] for ref in held])
             _learn(learns[at], held, head, mini_batch(low, layers, *_read(given, head, wide))[1])
 
     @pl.when(back & (at < steps))
     def _():
         learned = learns[at].astype(wide)
         for head in range(d_out.shape[0]):
-            layers = _pairs([ref[place, head] for ref in stack])
+            layers = pairs([ref[place, head] for ref in stack])
             _, pull = jax.vjp(functools.partial(mini_batch, low), layers, *_read(given, head, wide))
             after = [ref[head] for ref in d_held]
-            d_layers, norm, rate, tokens = pull((d_out[head].astype(wide), _pairs([learned * d for d in after])))
+            d_layers, norm, rate, tokens = pull((d_out[head].astype(wide), pairs([learned * d for d in after])))
             for ref, d, passed in zip(d_held, jax.tree.leaves(d_layers), after, strict=True):
                 ref[head] = d + (1 - learned) * passed
             for ref, d in zip((*d_norm, d_rate), (*norm, rate), strict=True):
@@ -197,7 +176,7 @@ class _Cut:
 def _inputs(walk: Walk, params: Any, flags: jax.Array, xs: tuple, wide: jnp.dtype) -> tuple[jax.Array, list]:
     """(learns `[steps]`, [scale, shift `[N, 1, H]`, rate `[1, K]`, q, k, v, eta by mini-batches])."""
     (norm, rate), (q, (k, v, eta)) = params, xs
-    tokens = [_rows(x, walk) for x in (q, k, v)] + [_rows(eta, walk)[:, :, None]]
+    tokens = [rows_of(x, walk) for x in (q, k, v)] + [rows_of(eta, walk)[:, :, None]]
     return flags.astype(jnp.int32), [*(x.astype(wide)[:, None] for x in norm), rate.astype(wide)[None], *tokens]
 
 
@@ -230,7 +209,7 @@ def _like(x: Any, *lead: int) -> jax.ShapeDtypeStruct:
 
 def forward(interpret: bool, walk: Walk, group: int, params: Any, layers: Any, flags: Any, xs: tuple) -> tuple:
     """`chunk_scan.Kernels.forward`: params (norm, rate), carry the maps, flags which mini-batches are learned from."""
-    wide, heads, first = layers[0][0].dtype, xs[0].shape[2], _flat(layers)
+    wide, heads, first = layers[0][0].dtype, xs[0].shape[2], flat(layers)
     learns, inputs = _inputs(walk, params, flags, xs, wide)
     cut = _Cut(_together(layers, walk.steps, heads), heads, lambda at: at)
     out, kept = inputs[3], [_like(x, -(-walk.steps // group)) for x in first] if group else []
@@ -251,13 +230,13 @@ def forward(interpret: bool, walk: Walk, group: int, params: Any, layers: Any, f
     if group:
         saved = zip(results[1 + len(first) :], jax.tree.leaves(layers), strict=True)
         held = jax.tree.unflatten(tree, [x.reshape(len(x), *y.shape) for x, y in saved])
-    return jax.tree.unflatten(tree, shaped), _tokens(results[0], heads, walk.length), held
+    return jax.tree.unflatten(tree, shaped), tokens_of(results[0], heads, walk.length), held
 
 
 def backward(interpret: bool, walk: Walk, group: int, residuals: tuple, cotangents: tuple) -> tuple:
     """`chunk_scan.Kernels.backward`."""
     (params, kept, flags, xs), (d_layers, d_out) = residuals, cotangents
-    wide, heads, d_last = d_layers[0][0].dtype, xs[0].shape[2], _flat(d_layers)
+    wide, heads, d_last = d_layers[0][0].dtype, xs[0].shape[2], flat(d_layers)
     learns, inputs = _inputs(walk, params, flags, xs, wide)
     groups = -(-walk.steps // group)
 
@@ -269,7 +248,7 @@ def backward(interpret: bool, walk: Walk, group: int, residuals: tuple, cotangen
     # The first look back is at the last mini-batch of a group: blocks of results stay there until then.
     back = _Cut(cut.heads, heads, functools.partial(place, False))
     saved = [x.reshape(groups, *y.shape) for x, y in zip(jax.tree.leaves(kept), d_last, strict=True)]
-    results, rows = _rows(d_out, walk), len(inputs[3])
+    results, rows = rows_of(d_out, walk), len(inputs[3])
     scale, shift, rate, *tokens = inputs
     rates = [jax.ShapeDtypeStruct((rows, 1, x.shape[-1]), wide) for x in (scale, shift, rate)]
     every = [cut.kept(x, lambda reverse, inner: groups - 1 - reverse) for x in saved]
@@ -289,7 +268,7 @@ def backward(interpret: bool, walk: Walk, group: int, residuals: tuple, cotangen
     over_batch = lambda x: jnp.sum(x.reshape(-1, heads, x.shape[-1]), axis=0)  # noqa: E731
     norm = tuple(over_batch(d).astype(x.dtype) for d, x in zip(found[:2], params[0], strict=True))
     d_rate = jnp.sum(found[2], axis=(0, 1)).astype(params[1].dtype)
-    q, k, v, eta = (_tokens(x, heads, walk.length) for x in (*found[3:6], found[6][:, :, 0]))
+    q, k, v, eta = (tokens_of(x, heads, walk.length) for x in (*found[3:6], found[6][:, :, 0]))
     leaves = [x.reshape(y.shape) for x, y in zip(found[7:], jax.tree.leaves(d_layers), strict=True)]
     return (norm, d_rate), jax.tree.unflatten(jax.tree.structure(d_layers), leaves), (q, (k, v, eta))
 

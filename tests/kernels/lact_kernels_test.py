@@ -145,13 +145,13 @@ def test_kernels_compile_by_themselves_and_hold_no_activations(generation, H, F)
 
 
 def test_gpu_kernels_lower_where_they_are_named_and_hold_no_activations():
-    """Three kernels of reading and three of learning; of the formulas in jnp much that is F wide has tokens."""
+    """The gradient, which needs no result of reading; of the formulas in jnp much that is F wide has tokens."""
     texts = [
         lower_for_cuda(program(2048, implementation=name), *shapes(1, 4096, 1, 384, 640))
         for name in ("pallas_gpu", "reference")
     ]
-    for name in ("read", "read_tokens", "read_weights", "learn", "learn_tokens", "learn_weights"):
-        assert re.search(rf"lact_{name}\b", texts[0]), name
+    for name in ("read_tokens", "read_weights", "learn", "learn_tokens", "learn_weights"):
+        assert f'"lact_{name}"' in texts[0], name
     activations = [re.search(r"tensor<[\dx]*x?2048x640x|tensor<[\dx]*x?640x2048x", text) for text in texts]
     assert activations[0] is None and activations[1]
 

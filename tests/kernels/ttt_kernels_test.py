@@ -1,4 +1,4 @@
-"""TTT's kernels on a TPU: values and gradients against the definition, what is learned from, absent chips."""
+"""TTT's kernels: values and gradients against the definition, what is learned from, absent chips."""
 
 import functools
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from kernels.platforms import lower_for_cuda
-from kernels.ttt import TTTParams, tpu, ttt_linear
+from kernels.ttt import TTTParams, gpu, tpu, ttt_linear
 from tests.kernels.described import compile_for_tpu
 from tests.kernels.probed import with_gradients
 from tests.kernels.ttt_test import F64, OPS, inputs, naive
 
-KERNEL = {"implementation": "pallas_tpu", "interpret": True}
+KERNELS = [{"implementation": name, "interpret": True} for name in ("pallas_tpu", "pallas_gpu")]
+each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda by: by["implementation"])
 # (B, T, N, H, K): ten mini-batches in groups of three, a short one behind them; two that fill the row.
 SIZES = {"linear": (1, 43, 2, 16, 4), "mlp": (1, 8, 1, 4, 4)}
 
@@ -23,17 +24,19 @@ def close(actual, expected):
         np.testing.assert_allclose(a, b, rtol=0, atol=F64 * max(1, abs(b).max()))
 
 
+@each_kernel
 @pytest.mark.parametrize("kind", OPS)
-def test_kernels_equal_the_definition_with_gradients(x64_in_threads, kind):
+def test_kernels_equal_the_definition_with_gradients(x64_in_threads, kernel, kind):
     *size, K = SIZES[kind]
     args = inputs(kind, *size, K)
-    got = with_gradients(lambda *a: OPS[kind](*a, mini_batch=K, **KERNEL)[0])(*args)
+    got = with_gradients(lambda *a: OPS[kind](*a, mini_batch=K, **kernel)[0])(*args)
     close(got, with_gradients(lambda *a: naive(*a, K))(*args))
     assert all(float(jnp.abs(g).max()) > 1e-4 for g in jax.tree.leaves(got))
 
 
+@each_kernel
 @pytest.mark.parametrize("kind, T", [("mlp", 23), ("linear", 16)])
-def test_the_state_and_its_gradients_are_those_of_the_formulas(x64_in_threads, kind, T):
+def test_the_state_and_its_gradients_are_those_of_the_formulas(x64_in_threads, kernel, kind, T):
     """A row that ends in the middle of a mini-batch, and one that ends with one: that is not learned from."""
     args = inputs(kind, 1, T, 2, 4, 4)
 
@@ -41,11 +44,12 @@ def test_the_state_and_its_gradients_are_those_of_the_formulas(x64_in_threads, k
         out, state = OPS[kind](*args, mini_batch=4, **by)
         return jnp.concatenate([x.ravel() for x in (out, *jax.tree.leaves(state.layers))])
 
-    got, want = (with_gradients(functools.partial(last, **by))(*args) for by in (KERNEL, {"implementation": "chunked"}))
+    got, want = (with_gradients(functools.partial(last, **by))(*args) for by in (kernel, {"implementation": "chunked"}))
     close(got, want)
 
 
-def test_bfloat16_is_rounded_as_the_formulas_are(x64_in_threads):
+@each_kernel
+def test_bfloat16_is_rounded_as_the_formulas_are(x64_in_threads, kernel):
     """Operands of the same products are rounded: the kernel is as far from float64 as the formulas in jnp, twice."""
     args = inputs("linear", 1, 32, 1, 64, 16)
     low = [x.astype(jnp.bfloat16) for x in args[:3]] + [args[3].astype(jnp.float32)]
@@ -53,7 +57,7 @@ def test_bfloat16_is_rounded_as_the_formulas_are(x64_in_threads):
     exact = ttt_linear(*(x.astype(jnp.float64) for x in low), jax.tree.map(lambda x: x.astype(jnp.float64), params))[0]
     errors = [
         float(jnp.abs(jax.jit(functools.partial(ttt_linear, **by))(*low, params)[0].astype(jnp.float64) - exact).max())
-        for by in (KERNEL, {"implementation": "chunked"})
+        for by in (kernel, {"implementation": "chunked"})
     ]
     assert 0 < errors[0] <= 2 * errors[1]
 
@@ -78,6 +82,24 @@ def program(kind, **options):
 def test_tpu_kernels_compile_by_themselves(generation, kind, F):
     compiled = compile_for_tpu(program(kind), *shapes(1, 512, 1, 64, F), generation=generation)
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
+
+
+@pytest.mark.parametrize("kind, H, F", [("linear", 64, 64), ("mlp", 32, 128)])
+def test_gpu_kernels_lower_where_they_are_named(kind, H, F):
+    """forward, and in the loop over groups again and pull."""
+    text = lower_for_cuda(program(kind, implementation="pallas_gpu"), *shapes(1, 512, 2, H, F))
+    assert text.count("@__gpu$xla.gpu.triton") == 3
+    assert "triton" not in lower_for_cuda(program(kind), *shapes(1, 512, 2, H, F))
+
+
+def test_what_no_gpu_kernel_takes_is_refused():
+    for (H, F), words in {(64, 256): "128 KiB", (24, 24): "24 is no power of two"}.items():
+        with pytest.raises(NotImplementedError, match=words):
+            named = program("linear" if H == F else "mlp", implementation="pallas_gpu")
+            jax.eval_shape(named, *shapes(1, 32, 1, H, F))
+    assert "float64" in gpu.too_large(shapes(1, 32, 1, 16, 16)[4].layers, 16, jnp.dtype("float64"))
+    with pytest.raises(NotImplementedError, match="runs on a CUDA GPU only"):
+        jax.jit(functools.partial(ttt_linear, implementation="pallas_gpu")).lower(*shapes(1, 32, 1, 16, 16))
 
 
 def test_what_no_kernel_takes_stays_with_the_formulas():
