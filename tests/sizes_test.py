@@ -16,7 +16,9 @@ FORMULAS = {  # plain functions, whose arguments tests/models/plain_functions_te
     "models.decoding.canvas.guided.decode", "models.decoding.canvas.neodiff.sample",
     "models.objectives.block_diffusion.corrupt", "models.objectives.masked_diffusion.corrupt",
 }  # fmt: skip
-ENTRIES = {  # what a user calls with the settings of a config, and two that hand on all that such a call is given
+# What a user calls with the settings of a config, or as an operation, and two that hand on all that it is given.
+ENTRIES = {
+    "kernels.attention.sparse.sparse_attention",
     "data.corpus.load", "data.loader.Loader.__init__", "models.lm.LM.__call__", "models.segmented.Segmented.__call__",
     "models.mixers.attend.recall", "experiments.generation.decoder.Decoder._start", "experiments.scaling.study.study",
 }  # fmt: skip

@@ -97,16 +97,11 @@ def _kernel(size: Sizes, walk_ref: Any, sink_ref: Any, q_ref: Any, k_hbm: Any, v
         old = max_ref[...]
         new = jnp.maximum(old, s.max(axis=1, keepdims=True))
         # Where nothing was seen yet the maximum is MASKED, and so are all scores: their weights are not 1, but 0.
-        p = jnp.where(seen, jnp.exp2(s - spread(new, s.shape[1])), 0.0)
+        p = jnp.where(seen, jnp.exp2(s - _spread(new, s.shape[1])), 0.0)
         keep = jnp.exp2(old - new)
         max_ref[...] = new
         sum_ref[...] = keep * sum_ref[...] + p.sum(axis=1, keepdims=True)
-        acc_ref[...] = acc_ref[...] * spread(keep, size.H) + dot(p.astype(v.dtype), v, NN)
-
-    def spread(x: jax.Array, width: int) -> jax.Array:
-        if width <= LANES or not width % LANES:
-            return spread_lanes(x, width)
-        return jnp.broadcast_to(x[:, :1], (block, width))
+        acc_ref[...] = acc_ref[...] * _spread(keep, size.H) + dot(p.astype(v.dtype), v, NN)
 
     def copies(i: Any, slot: Any) -> tuple:
         where = pl.ds(jnp.minimum(walk_ref[0, 0, FIXED + i], size.n - 1) * block, block)
@@ -138,4 +133,11 @@ def _kernel(size: Sizes, walk_ref: Any, sink_ref: Any, q_ref: Any, k_hbm: Any, v
         more(k_one[0, cut], v_one[0, cut], column_ref[0, :, cut], outside_ref[0, :, cut] > 0)
 
     total = sum_ref[...]
-    out_ref[0] = acc_ref[...] / spread(jnp.where(total > 0, total, 1.0), size.H)
+    out_ref[0] = acc_ref[...] / _spread(jnp.where(total > 0, total, 1.0), size.H)
+
+
+def _spread(x: jax.Array, width: int) -> jax.Array:
+    """`[block, LANES]`, alike along lanes, as `[block, width]`."""
+    if width <= LANES or not width % LANES:
+        return spread_lanes(x, width)
+    return jnp.broadcast_to(x[:, :1], (x.shape[0], width))
