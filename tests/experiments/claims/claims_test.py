@@ -85,6 +85,7 @@ def test_a_claim_of_the_house_is_complete_and_passes_the_preflight(name):
     beside = {"draft": claim["draft"]} if "draft" in claim else claim.get("taught")
     runs = {"model": {}} | beside if claim["check"] == "drafts" else claim.get("arms")
     runs = {name: claim[name] for name in ("chance", "router")} if claim["check"] == "paths" else runs
+    runs = {"before": {}, "after": claim["change"]} if claim["check"] == "transplants" else runs
     arms = claim.get("small", []) + claim.get("large", []) or runs or table.cells(claim)
     if claim["check"] == "growth":
         made = [trial for arm in arms.values() for trial in trials.resolve(arm, [{}])]
