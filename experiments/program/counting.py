@@ -65,6 +65,8 @@ def flops_per_token(program: Any) -> dict[str, float]:
     # What is held has no gradient of its own: two products of three.
     matmul -= copies * each * sum(size for size, held in multiplied if held) / max(kernels, 1)
     matmul -= head * bool(program.fixed["embedding" if spec.tied else "head"])
+    if more := getattr(program.objective, "more_flops", None):  # Heads that are read otherwise than that.
+        matmul += more(spec)
     if own := getattr(program.objective, "matmul_flops", None):  # A model that is frozen, and a head that learns.
         found = zip(*map(jax.tree.leaves, (sizes["heads"], program.roles["heads"])), strict=True)
         heads = sum(size for size, role in found if role in MULTIPLIED)

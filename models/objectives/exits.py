@@ -63,6 +63,15 @@ class Exits:
         """Nats of each row's valid next tokens, `[B]`."""
         return next_token.row_nll(model, batch, key)
 
+    def more_flops(self, spec: Spec) -> float:
+        """FLOPs of a step's products, a token, beside one reading of the unembedding and three products a kernel.
+
+        Every layer's state is read for its likeliest token and, if it is to learn, for its loss; states have no
+        gradient from their classifiers.
+        """
+        readings = 1 + 3 * (self.layers_weight > 0)
+        return spec.L * (readings * 2.0 * spec.V * spec.D - 6.0 * spec.D)
+
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """The formula's sum over the valid targets of a batch, in nats, plus the z-loss of each layer's law.
 

@@ -55,6 +55,11 @@ class Remaining:
         """Nats of each row's valid next tokens, `[B]`."""
         return next_token.row_nll(model, batch, key)
 
+    def more_flops(self, spec: Spec) -> float:
+        """FLOPs of a step's products, a token, beside three products a kernel: of the head the two rows of the next
+        token alone are read, and features have no gradient from it."""
+        return 8.0 * spec.D - 12.0 * spec.V * spec.D
+
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Sum over scored tokens of `-log p` of the next token and of the weighted loss of the length behind it.
 

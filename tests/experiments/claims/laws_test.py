@@ -58,6 +58,10 @@ WRONG = {  # name: (module, attribute, what is wrong with it)
     ),
     "drafts.best_first": (drafts.trees, "best_first", lambda found: found._replace(value=found.value * (1 + 1e-12))),
     "drafts.expected_tokens": (drafts.clock, "tokens_per_round", lambda tokens: tokens * (1 + 1e-12)),
+    "drafts.gaussians": (drafts.continuous, "residual_chance", lambda chance: chance * (1 + 1e-9)),
+    "drafts.realignment": (
+        drafts.realign, "eqspec", lambda found: found._replace(source=[row[::-1] for row in found.source]),
+    ),
     "drafts.kseq": (drafts.coefficients, "smallest_rho", lambda rho: 1 + 0.99 * (rho - 1)),
     "drafts.pearl": (drafts.clock, "pearl_trace", lambda steps: steps[1:]),
     "drafts.recursive": (drafts.verify, "drawn", lambda ways: wrong_laws(ways)),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import data
-from experiments import modes, tokenizers
+from experiments import modes, opening, tokenizers
 from experiments.settings.errors import ConfigError, Refused
 from tests.experiments import tiny
 
@@ -43,7 +43,7 @@ def test_measures_by_hand():
 
 def test_the_mode_compares_and_leaves_a_figure(tmp_path, monkeypatch, capsys):
     made = tiny.config(tmp_path, data__vocab_size=300)
-    monkeypatch.setattr(modes, "config", lambda *_: made)
+    monkeypatch.setattr(opening, "config", lambda *_: made)
     flags = types.SimpleNamespace(mode="tokenize", workdir=str(tmp_path / "out"), filter="bytes, bpe,lzw")
     modes.run(flags, [])
     rows = json.loads((tmp_path / "out" / tokenizers.FILE).read_text())
