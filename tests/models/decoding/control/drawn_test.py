@@ -190,6 +190,8 @@ def test_the_next_token_is_weighed_by_the_linearised_verifier():
             tokens.append(int(np.argmax(log_p + 4.0 * np.log(expected))))
             total = total + table[tokens[-1]]
         assert text(p)[row] == tokens
+        np.testing.assert_allclose(p.side["semantic"]["sum"][row], total, rtol=1e-5, atol=1e-6)
+        assert p.side["semantic"]["many"][row] == 8
     assert p.calls.tolist() == [16] * 3 and text(p) != best(0)
 
 

@@ -74,6 +74,18 @@ def test_it_is_the_whole_pass_with_the_layouts_mask():
     assert different
 
 
+def test_places_and_what_members_see_by_hand():
+    """of [x yz] [a|b] :, whose members begin at one place; what is written stands behind the longest."""
+    side = {"place": jnp.array([[0, 1, 1, 2, 3, 3, 4, 9]] * 2), "many": jnp.array([7, 0]), "next": jnp.array([5, 0])}
+    positions = jnp.array([[0, 2, 5, 6, 7, 8, -1]] * 2)
+    found = members.Sets().placed(side, positions)
+    assert found.tolist() == [[0, 1, 3, 4, 5, 6, -1], [0, 2, 5, 6, 7, 8, -1]]
+    group, member = [0, 1, 1, 1, 2, 2, 0], [0, 1, 2, 2, 1, 2, 0]
+    apart = [(i, j) for i in range(7) for j in range(7) if group[i] == group[j] > 0 and member[i] != member[j]]
+    seen = np.asarray(sets.among(jnp.array([[*group, 5]]), jnp.array([[*member, 5]]), 7))[0]
+    assert [tuple(pair) for pair in np.argwhere(~seen)] == apart and len(apart) == 6
+
+
 def test_the_order_of_members_changes_nothing_at_all():
     """Order sensitivity is exactly 0: ids, positions, groups, and so every bit."""
     maker, _ = generator()
