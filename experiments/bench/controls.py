@@ -43,7 +43,7 @@ def _schema(shape: str, batch: int = 8, prompt: int = 64, max_new: int = 400, ro
     decoder, params = Decoder(made, tokenizer), made.init()["params"]
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch, prompt)), jnp.int32)
     masked = GREEDY | {"control": "constraint", "max_tokens": max_new}
-    masked |= {"constraint": GREEDY["constraint"] | {"schema": json.dumps(SCHEMA)}}
+    masked |= {"constraint": GREEDY["constraint"] | {"schema": json.dumps(SCHEMA), "states": 4096}}
     weights = decoder.weights(params, decoder.parts([masked]))
     begun = time.process_time()
     entries = given(decoder.parts([masked]), masked, tokenizer, decoder.sides(weights, decoder.parts([masked]), 1))
