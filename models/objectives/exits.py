@@ -17,17 +17,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kernels import masks
 from models import depth, parameters
 from models.decoding.control.depth import exit_labels
 from models.lm import Head
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits, weighted_nll
 from models.spec import Spec
@@ -37,31 +36,15 @@ SITE = "residual"
 
 
 @dataclasses.dataclass(frozen=True)
-class Exits:
+class Exits(LeftToRight):
     """Options of `config.exits`: `weight` w and `layers_weight` a of the formula."""
 
     weight: float = 1.0
     layers_weight: float = 0.3
 
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
-    extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
-    adds_z_loss: ClassVar[bool] = True
-
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`exits`, a classifier of each layer."""
         return {"exits": functools.partial(_make, spec)}
-
-    def corrupt(self, batch: dict, key: Array) -> dict:
-        """The batch as it is."""
-        return batch
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid next tokens, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def more_flops(self, spec: Spec) -> float:
         """FLOPs of a step's products, a token, beside one reading of the unembedding and three products a kernel.

@@ -11,17 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kernels import masks
 from models import parameters
 from models.decoding.control.budget import gamma_of_token, negative_log_likelihood
 from models.lm import Head
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import forward, weighted_nll
 from models.spec import Spec
@@ -30,30 +29,14 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Remaining:
+class Remaining(LeftToRight):
     """Options of `config.remaining`: `weight` of the head's loss, which trains the head alone."""
 
     weight: float = 1.0
 
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
-    extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
-    adds_z_loss: ClassVar[bool] = True
-
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`remaining`, two linear maps of features for each token."""
         return {"remaining": functools.partial(_make, spec)}
-
-    def corrupt(self, batch: dict, key: Array) -> dict:
-        """The batch as it is."""
-        return batch
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid next tokens, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def more_flops(self, spec: Spec) -> float:
         """FLOPs of a step's products, a token, beside three products a kernel: of the head the two rows of the next

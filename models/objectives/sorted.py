@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kernels import masks
 from models.facts import Facts, listed
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import weighted_nll
 
@@ -41,7 +40,7 @@ def weighted(losses: Sequence[Array] | Array, weights: Sequence[float]) -> Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorted:
+class Sorted(LeftToRight):
     """Options of `config.sorted`.
 
     exits: layers after which a sub-model ends, a comma list. weights: of the exits in their order, then of the whole
@@ -51,14 +50,6 @@ class Sorted:
     exits: str = "1"
     weights: str = ""
     choice: str = "all"
-
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
-    extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
-    adds_z_loss: ClassVar[bool] = True
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -81,10 +72,6 @@ class Sorted:
             return batch
         one = jax.random.choice(key, len(self.shares), p=jnp.asarray(self.shares))
         return batch | {"chosen": jnp.full(batch["tokens"].shape[:1], one)}
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid next tokens under the whole model, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """The sum of the formula above over the valid targets of a batch, in nats, plus the z-loss of each sub-model.
