@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,22 @@ def by_platform(*args: Any, default: Callable | str, **functions: Callable) -> A
     choices = tuple((name, flat(run)) for name, run in [*functions.items(), (OTHERWISE, default)])
     outs = _by_platform.bind(*leaves, choices=choices, platform=platform, traced=traced)
     return jax.tree.unflatten(jax.tree.structure(out), outs)
+
+
+def first_that_can(by: Callable[[str], Callable], names: Sequence[str]) -> Callable:
+    """f(*args) = by(name)(*args) of the first of `names` that neither lacks a package nor raises NotImplementedError.
+
+    by: makes an implementation of its name when it is wanted; the last of the names must do it.
+    """
+
+    def run(*args: Any) -> Any:
+        *first, last = names
+        for name in first:
+            with contextlib.suppress(NotImplementedError, ImportError):
+                return by(name)(*args)
+        return by(last)(*args)
+
+    return run
 
 
 _by_platform = Primitive("by_platform")

@@ -1,6 +1,5 @@
 """Attention under any mask of `kernels.masks`: one function, and the choice of what computes it."""
 
-import contextlib
 import functools
 import importlib
 import math
@@ -14,7 +13,7 @@ from kernels.attention import chunked, decode, library, reference
 from kernels.attention.chunked import accumulator
 from kernels.attention.decode import merge
 from kernels.attention.scoring import Result, Scoring
-from kernels.lowering import by_platform
+from kernels.lowering import by_platform, first_that_can
 from kernels.masks import Causal, Mask
 
 __all__ = ["IMPLEMENTATIONS", "attention", "explain", "merge"]
@@ -166,14 +165,7 @@ def _dispatch(by: Any, name: str | None, T: int, S: int, *args: Any) -> Any:
         return by_platform(*args, default=refusal, **{platform: run})
 
     def run_for(platform: str) -> Any:
-        def run(*args):
-            *first, last = _choose(platform, T, S)[0]
-            for name in first:
-                with contextlib.suppress(NotImplementedError, ImportError):  # what `explain` tells
-                    return by(name)(*args)
-            return by(last)(*args)
-
-        return run
+        return first_that_can(by, _choose(platform, T, S)[0])  # What cannot, `explain` tells.
 
     if len({_choose(platform, T, S)[0] for platform in ("cpu", "tpu", "cuda", "other")}) == 1:
         return run_for("cpu")(*args)

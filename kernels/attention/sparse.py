@@ -7,8 +7,8 @@ those of `kernels.attention.patterns`, here for rows of unlike lengths. Forward 
 width H, n = ceil(T / block) blocks.
 """
 
-import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jax import lax
 
 from kernels.attention.chunked import accumulator
 from kernels.attention.sparse_lanes import Listed, Lists, Sizes, token_major
-from kernels.lowering import by_platform
+from kernels.lowering import by_platform, first_that_can
 from kernels.masks import Causal, Mask
 
 LANES = "lanes"
@@ -249,19 +249,13 @@ def sparse_attention(
 def _dispatch(name: str | None, size: Sizes, *given: Any) -> jax.Array:
     """The named implementation, or that of the platform, known when the program is lowered."""
 
-    def run(names: tuple[str, ...]) -> Any:
-        def of(*given: Any) -> jax.Array:
-            for each in names[:-1]:
-                with contextlib.suppress(NotImplementedError, ImportError):
-                    return importlib.import_module(KERNELS[each]).forward(size, *given)
-            return importlib.import_module(KERNELS[names[-1]]).forward(size, *given)
-
-        return of
+    def by(name: str) -> Any:
+        return functools.partial(importlib.import_module(KERNELS[name]).forward, size)
 
     if name == LANES:
-        return run((name,))(*given)
+        return by(name)(*given)
     if name is not None:
         refusal = f"implementation={name!r} runs on {PLATFORMS[name]} only; use implementation={LANES!r} or None."
-        return by_platform(*given, default=refusal, **{PLATFORMS[name]: run((name,))})
-    kernels = {platform: run((each, LANES)) for each, platform in PLATFORMS.items()}
-    return by_platform(*given, default=run((LANES,)), **kernels)
+        return by_platform(*given, default=refusal, **{PLATFORMS[name]: by(name)})
+    kernels = {platform: first_that_can(by, (each, LANES)) for each, platform in PLATFORMS.items()}
+    return by_platform(*given, default=by(LANES), **kernels)

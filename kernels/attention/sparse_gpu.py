@@ -13,7 +13,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, in_32_bits, pad_to, scores
 from kernels.attention.flash import Sizes as Tile
-from kernels.attention.sparse_lanes import Listed, Sizes, head_major, key_lanes
+from kernels.attention.sparse_lanes import Listed, Sizes, gathered, head_major
 
 WIDTH = 64  # columns of a turn
 LEAST = 16  # tokens of a block, and width of a head, at least
@@ -37,16 +37,10 @@ def forward(
     H = max(LEAST, 1 << (size.H - 1).bit_length())
     queries, keys, values = (pad_to(head_major(x, size), 2, H) for x in (q, k, v))
     L, block = queries.shape[0], size.block
-    columns = pad_to(jnp.pad(listed.columns, ((0, 0), (0, 1)), constant_values=size.T), 1, WIDTH)
-    columns = jnp.where(jnp.arange(columns.shape[1]) <= listed.columns.shape[1], columns, size.T).astype(jnp.int32)
-    listed = listed._replace(columns=columns)
-    index = jnp.minimum(columns, size.n * block - 1)
-    single = [x[key_lanes(size, jnp.arange(L))[:, None], index] for x in (keys, values)]
-    outside = listed.outside(size).astype(jnp.int32)
-    number = jnp.sum(listed.tiles < size.n, axis=2, dtype=jnp.int32)
-    counts = jnp.stack([number, -(-listed.below(size) // WIDTH)], axis=2)
+    single = gathered(size, keys, values, listed, WIDTH)
+    counts = jnp.stack([single.tiles, single.turns], axis=2)
     ends = jnp.stack([listed.window, listed.sinks], axis=1).astype(jnp.int32)
-    group, V = size.N // size.K, columns.shape[1]
+    group, V = size.N // size.K, single.columns.shape[1]
 
     def mine(a: Any, lane: Any) -> tuple:
         row = jax.lax.div(lane, jnp.int32(size.N))
@@ -69,7 +63,8 @@ def forward(
         name="sparse_attention",
     )(
         listed.tiles, counts, ends, listed.sink.astype(jnp.float32)[:, None],
-        queries.reshape(L, size.n, block, H), keys, values, *single, columns, outside,
+        queries.reshape(L, size.n, block, H), keys, values,
+        single.keys, single.values, single.columns, single.outside,
     )  # fmt: skip
     return out[..., : size.H]
 

@@ -92,6 +92,29 @@ def token_major(out: jax.Array, size: Sizes, B: int) -> jax.Array:
     return out.transpose(0, 2, 1, 3)[:, : size.T]
 
 
+class Gathered(NamedTuple):
+    """The columns of every lane as kernels walk them, in whole turns, and how far each block of queries walks."""
+
+    keys: jax.Array  # [L, V, H]
+    values: jax.Array  # [L, V, H]
+    columns: jax.Array  # [L, V] int32, ascending; T behind the last, at least one
+    outside: jax.Array  # [L, n, V] int32, `Listed.outside`
+    tiles: jax.Array  # [L, n] tiles in the list of a block
+    turns: jax.Array  # [L, n] turns of columns that lie before it
+
+
+def gathered(size: Sizes, keys: jax.Array, values: jax.Array, listed: Listed, width: int) -> Gathered:
+    """Columns for turns of `width`; keys, values `[B K, n block, H]` of `head_major`."""
+    more = 1 + -(listed.columns.shape[1] + 1) % width
+    columns = jnp.pad(listed.columns, ((0, 0), (0, more)), constant_values=size.T).astype(jnp.int32)
+    listed = listed._replace(columns=columns)
+    mine, index = key_lanes(size, jnp.arange(len(columns))), jnp.minimum(columns, size.n * size.block - 1)
+    single = (x[mine[:, None], index] for x in (keys, values))
+    tiles = jnp.sum(listed.tiles < size.n, axis=2, dtype=jnp.int32)
+    outside = listed.outside(size).astype(jnp.int32)
+    return Gathered(*single, columns, outside, tiles, -(-listed.below(size) // width))
+
+
 def forward(size: Sizes, q: jax.Array, k: jax.Array, v: jax.Array, listed: Listed) -> jax.Array:
     """`[L, n, block, H]` in float32 or wider; q `[B, T, N, H]`, k, v `[B, T, K, H]`."""
     dtype, (_, _, M) = accumulator(q, k, v), listed.tiles.shape

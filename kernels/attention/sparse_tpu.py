@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, in_32_bits, pad_to, scores
+from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, in_32_bits, scores
 from kernels.attention.flash import Sizes as Tile
-from kernels.attention.sparse_lanes import Listed, Sizes, head_major, key_lanes
+from kernels.attention.sparse_lanes import Listed, Sizes, gathered, head_major
 from kernels.attention.tpu_common import LANES, compiler_params, interpret_params, spread_lanes
 
 WIDTH = LANES  # columns of a turn
@@ -33,18 +33,11 @@ def forward(size: Sizes, q: jax.Array, k: jax.Array, v: jax.Array, listed: Liste
         )
     queries, keys, values = (head_major(x, size) for x in (q, k, v))
     L, H, block = queries.shape[0], size.H, size.block
-    mine = key_lanes(size, jnp.arange(L))
-    columns = pad_to(jnp.pad(listed.columns, ((0, 0), (0, 1)), constant_values=size.T), 1, WIDTH)
-    columns = jnp.where(jnp.arange(columns.shape[1]) <= listed.columns.shape[1], columns, size.T)
-    listed = listed._replace(columns=columns.astype(jnp.int32))
-    index = jnp.minimum(columns, size.n * block - 1)
-    single = [x[mine[:, None], index] for x in (keys, values)]
-    outside = listed.outside(size).astype(jnp.int32).reshape(L * size.n, 1, -1)
-    number = jnp.sum(listed.tiles < size.n, axis=2, dtype=jnp.int32)
+    single = gathered(size, keys, values, listed, WIDTH)
     ends = jnp.broadcast_to(jnp.stack([listed.window, listed.sinks], axis=1)[:, None], (L, size.n, 2))
-    turns = -(-listed.below(size) // WIDTH)
-    walk = jnp.concatenate([number[..., None], turns[..., None], ends, listed.tiles], axis=2).astype(jnp.int32)
-    V, steps = columns.shape[1], walk.shape[2]
+    counts = jnp.stack([single.tiles, single.turns], axis=2)
+    walk = jnp.concatenate([counts, ends, listed.tiles], axis=2).astype(jnp.int32)
+    V, steps = single.columns.shape[1], walk.shape[2]
     rows = lambda *shape, memory=None: pl.BlockSpec(  # noqa: E731
         (1, *shape), lambda lane, a: (lane * size.n + a, 0, 0), memory_space=memory
     )
@@ -71,7 +64,7 @@ def forward(size: Sizes, q: jax.Array, k: jax.Array, v: jax.Array, listed: Liste
         name="sparse_attention",
     )(
         walk.reshape(L * size.n, 1, steps), listed.sink.astype(jnp.float32).reshape(L, 1, 1), queries, keys, values,
-        *single, columns.astype(jnp.int32).reshape(L, 1, V), outside,
+        single.keys, single.values, single.columns.reshape(L, 1, V), single.outside.reshape(L * size.n, 1, V),
     )  # fmt: skip
     return out.reshape(L, size.n, block, H)
 

@@ -7,7 +7,6 @@ Ones in `weights` give H2O's score, powers of alpha A2SF's, ones for the last qu
 Keyformer's is `column_sums` of noisy scores, under their own `row_lse`.
 """
 
-import contextlib
 import importlib
 import math
 from typing import Any
@@ -20,7 +19,7 @@ from kernels.attention import SHORT
 from kernels.attention.scoring import Scoring
 from kernels.column_sums import chunked, reference
 from kernels.column_sums.noisy import Noise
-from kernels.lowering import by_platform
+from kernels.lowering import by_platform, first_that_can
 from kernels.masks import Causal, Mask
 
 __all__ = ["IMPLEMENTATIONS", "Noise", "column_sums", "row_lse"]
@@ -100,27 +99,18 @@ def _dispatch(part: str, name: str | None, q: jax.Array, k: jax.Array, *args: An
 
     def by(name: str) -> Any:
         module = IN_JAX.get(name) or importlib.import_module(KERNELS[name])
-        return lambda q, k, *arrays, scoring: getattr(module, part)(q, k, *arrays, scoring, noise)
-
-    def run(names: tuple[str, ...]) -> Any:
-        def of(q, k, arrays, scoring):
-            for each in names[:-1]:
-                with contextlib.suppress(NotImplementedError, ImportError):
-                    return by(each)(q, k, *arrays, scoring=scoring)
-            return by(names[-1])(q, k, *arrays, scoring=scoring)
-
-        return of
+        return lambda q, k, arrays, scoring: getattr(module, part)(q, k, *arrays, scoring, noise)
 
     given = (q, k, tuple(arrays), scoring)
     if name in IN_JAX:
-        return run((name,))(*given)
+        return by(name)(*given)
     if name is not None:
         refusal = f"implementation={name!r} runs on {PLATFORMS[name]} only; use implementation='chunked' or None."
-        return by_platform(*given, default=refusal, **{PLATFORMS[name]: run((name,))})
+        return by_platform(*given, default=refusal, **{PLATFORMS[name]: by(name)})
     if q.shape[1] * k.shape[1] < SHORT:
-        return by_platform(*given, default=run(("reference",)), cpu=run(("chunked",)))
-    kernels = {platform: run((each, "chunked")) for each, platform in PLATFORMS.items()}
-    return by_platform(*given, default=run(("chunked",)), **kernels)
+        return by_platform(*given, default=by("reference"), cpu=by("chunked"))
+    kernels = {platform: first_that_can(by, (each, "chunked")) for each, platform in PLATFORMS.items()}
+    return by_platform(*given, default=by("chunked"), **kernels)
 
 
 def _check(q: jax.Array, k: jax.Array, lse: Any, weights: Any, implementation: str | None) -> None:
