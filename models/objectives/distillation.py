@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from kernels import masks
 from kernels.cross_entropy import MAX_LOGITS, reference
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import forward
 
@@ -28,30 +27,15 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Distillation:
+class Distillation(LeftToRight):
     """Options of `config.distillation`; see the formula above."""
 
     mask_id: int  # the number of the tokenizer's ids: what both models predict, whatever each adds to them
     weight: float = 0.5
     temperature: float = 2.0
 
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
     context_parallel: ClassVar[bool] = True
-    extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
-    adds_z_loss: ClassVar[bool] = True
     companions: ClassVar[tuple[str, ...]] = ("teacher",)
-
-    def corrupt(self, batch: dict, key: Array) -> dict:
-        """The batch as it is."""
-        return batch
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid targets under the student, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def loss(self, model: Any, batch: dict, key: Array, *, companions: Mapping[str, Any], z_loss: float = 0.0) -> Loss:
         """The sum of the formula above over the valid targets of a batch, plus the z-loss of the student.

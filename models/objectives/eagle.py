@@ -26,14 +26,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kernels import masks
 from kernels.cross_entropy.reference import shape_logits
 from models import parameters
 from models.block import Period
 from models.lm import Head
 from models.mixers.context import Context
 from models.mixers.memory import Policy
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import forward, weighted_nll
 from models.products import by_rows
@@ -90,31 +89,18 @@ class Drafting(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Eagle:
+class Eagle(LeftToRight):
     """Options of `config.eagle`; see the formula above."""
 
     feature_weight: float = 1.0
     token_weight: float = 0.1
 
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
-    extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
+    adds_z_loss: ClassVar[bool] = False
     predictions: ClassVar[int] = 3
 
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`eagle`, the head."""
         return {"eagle": functools.partial(_make, spec)}
-
-    def corrupt(self, batch: dict, key: Array) -> dict:
-        """The batch as it is."""
-        return batch
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid next tokens under the model itself, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def matmul_flops(self, spec: Spec, forward: float, head: int) -> float:
         """FLOPs of a step's products, a token: the model forward, three passes of the `head` numbers of the head's

@@ -11,16 +11,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kernels import masks
 from models import parameters
 from models.lm import Head
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import forward, weighted_nll
 from models.products import by_rows
@@ -30,18 +29,10 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiToken:
+class MultiToken(LeftToRight):
     """Options of `config.multi_token`: `tokens`, n above."""
 
     tokens: int = 4
-
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
-    extra_tokens: ClassVar[int] = 0
-    copies: ClassVar[int] = 1
-    adds_z_loss: ClassVar[bool] = True
 
     @property
     def predictions(self) -> int:
@@ -52,14 +43,6 @@ class MultiToken:
         """`ahead_i`, the linear map of the i-th next token, for i = 2..n."""
         make = functools.partial(_make, spec)
         return {f"ahead_{i}": make for i in range(2, self.tokens + 1)}
-
-    def corrupt(self, batch: dict, key: Array) -> dict:
-        """The batch as it is."""
-        return batch
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid next tokens, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """Sum of `-log p` of the next n tokens over the valid ones of a batch, in nats, plus the z-loss of each head.

@@ -27,7 +27,7 @@ from kernels import masks
 from models import parameters
 from models.facts import Facts, listed
 from models.lm import Head
-from models.objectives import next_token
+from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
 from models.objectives.next_token import over_logits, weighted_nll
 from models.spec import Spec
@@ -88,7 +88,7 @@ class Vectors(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptTokens:
+class PromptTokens(LeftToRight):
     """Options of `config.prompt_tokens`: `tokens`, n above; see the formula."""
 
     tokens: int = 3
@@ -96,11 +96,7 @@ class PromptTokens:
     decay: float = 0.8
     target: str = "law"
 
-    mask: ClassVar[masks.Mask] = masks.Causal()
-    bound: ClassVar[str] = "="
-    causal: ClassVar[bool] = True
-    generator: ClassVar[str] = "autoregressive"
-    extra_tokens: ClassVar[int] = 0
+    adds_z_loss: ClassVar[bool] = False
 
     @property
     def share(self) -> float:
@@ -131,10 +127,6 @@ class PromptTokens:
         first = jnp.arange(0, T, self.every)
         drawn = first + jax.random.randint(key, (B, len(first)), 0, jnp.minimum(self.every, T - first))
         return batch | {"places": drawn}
-
-    def row_nll(self, model: Any, batch: dict, key: Array) -> Array:
-        """Nats of each row's valid next tokens under the model itself, `[B]`."""
-        return next_token.row_nll(model, batch, key)
 
     def loss(self, model: Any, batch: dict, key: Array, *, z_loss: float = 0.0) -> Loss:
         """`every` times the sum of the formula above over the places of a batch: a mean a scored token, all in all.
