@@ -159,12 +159,7 @@ class Or(Expression):
 
 def allowed(expression: Expression, text: str, tokens: Sequence[str], eos: int) -> np.ndarray:
     """`[V]` bool: token t is forbidden if (text + t) is False and FIN; `eos` is allowed if the text, done, is True."""
-    return allowed_texts(expression, [text + token for token in tokens], text, eos)
-
-
-def allowed_texts(expression: Expression, texts: Sequence[str], text: str, eos: int) -> np.ndarray:
-    """`allowed` where texts[t] is the text behind token t: bytes of a character may lie in several tokens."""
-    verdicts = (expression(one, False) for one in texts)
+    verdicts = (expression(text + token, False) for token in tokens)
     mask = np.array([value or final != FIN for value, final in verdicts])
     mask[eos] = bool(expression(text, True)[0])
     return mask

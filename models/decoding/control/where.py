@@ -54,9 +54,7 @@ class Where(Control):
         left = row.options["max_tokens"] - (len(row.tokens) - row.prompt)
         mask = np.zeros(side["allowed"].shape, bool)
         ends = left == 1 or (row.options["where"]["stop"] and predicates.may_stop(expression, said(written)))
-        if ends:
-            mask[row.tokenizer.eos] = expression(said(written), True)[0]
-        else:
+        if not ends:
             source = row.options["where"]["predicate"]
             for token, word in enumerate(words):
                 if word is not None:
@@ -64,7 +62,7 @@ class Where(Control):
                         value or final != predicates.FIN
                         for value, final in (expression(text, False) for text in ways(written + word, source))
                     )
-            mask[row.tokenizer.eos] = expression(said(written), True)[0]
+        mask[row.tokenizer.eos] = expression(said(written), True)[0]
         if not mask.any():
             raise ValueError("no token is left that may still fulfil the predicate" + " at the limit" * (left == 1))
         return {"allowed": mask}
@@ -95,7 +93,7 @@ def ways(text: bytes, source: str) -> Iterator[str]:
     """
     seen = said(text)
     opened = next(
-        (text[-n:] for n in (3, 2, 1) if len(text) >= n and said(text[:-n]) == seen and _opens(text[-n:])), b""
+        (text[-n:] for n in (3, 2, 1) if len(text) >= n and _opens(text[-n:]) and said(text[:-n]) == seen), b""
     )
     if not opened:
         yield seen
