@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from scipy import stats
 
 from data import sources
@@ -95,18 +96,14 @@ def learned(key: jax.Array, images: jax.Array, width: int, layers: int, steps: i
         x = t[:, None] * data + (1 - t[:, None]) * e
         return jnp.mean((velocity(kernels, x, t) - (data - e)) ** 2)
 
-    def step(carry: tuple, i: jax.Array) -> tuple[tuple, None]:
-        kernels, first, second = carry
-        gradient = jax.grad(loss)(kernels, jax.random.fold_in(key, i + 1))
-        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
-        second = jax.tree.map(lambda v, g: 0.99 * v + 0.01 * g * g, second, gradient)
-        rate = RATE * (1 - i / steps)
-        a, b = 1 - 0.9 ** (i + 1.0), 1 - 0.99 ** (i + 1.0)
-        moved = lambda p, m, v: p - rate * (m / a) / (jnp.sqrt(v / b) + 1e-8)  # noqa: E731
-        return (jax.tree.map(moved, kernels, first, second), first, second), None
+    made = optax.adam(optax.linear_schedule(RATE, 0.0, steps), b2=0.99)
 
-    zeros = jax.tree.map(jnp.zeros_like, kernels)
-    return jax.lax.scan(step, (kernels, zeros, zeros), jnp.arange(steps))[0][0]
+    def step(carry: tuple, i: jax.Array) -> tuple[tuple, None]:
+        kernels, state = carry
+        updates, state = made.update(jax.grad(loss)(kernels, jax.random.fold_in(key, i + 1)), state)
+        return (optax.apply_updates(kernels, updates), state), None
+
+    return jax.lax.scan(step, (kernels, made.init(kernels)), jnp.arange(steps))[0][0]
 
 
 def plain(key: jax.Array, x: jax.Array, model: denoising.Velocity, times: jax.Array) -> jax.Array:
