@@ -69,7 +69,7 @@ def test_the_longer_run_costs_what_two_of_eight_cost():
 
 def test_leverage_of_curves_that_follow_a_law():
     """Losses C^-0.1 of the dense model, and of shapes that need EL times less: the fit tells unseen shapes exactly."""
-    claim = efficiency_leverage.get_claim()
+    claim = {**efficiency_leverage.get_claim(), "after": 100}
     truth = dataclasses.replace(law.PUBLISHED, a=0.9, d=-0.02, a_start=0.03, a_max=np.inf)
     steps = np.arange(50, 451, 50.0)
     dense = np.geomspace(1e9, 1e13, 4001)
