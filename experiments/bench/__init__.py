@@ -190,7 +190,8 @@ def _compile(row: Planned, generation: str, console: Console) -> dict[str, Any]:
         said = {"compiles": True, **row.ahead_of_time(generation)}
     except Exception as error:  # Whatever the compiler raises is the result of this row.
         said = {"compiles": False, "error": str(error).splitlines()[0][:200]}
-    console.print(f"{row.name} for {generation}: " + ", ".join(f"{k} {v}" for k, v in said.items()))
+    shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in said.items())
+    console.print(f"{row.name} for {generation}: " + ", ".join(shown))
     return {"row": row.name, "topology": generation, **said}
 
 

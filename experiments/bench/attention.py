@@ -113,7 +113,7 @@ def _check(shape: shapes.Shape, backward: bool, platform: str) -> str:
 
 def _ahead_of_time(shape: shapes.Shape, backward: bool, generation: str) -> dict[str, Any]:
     args = jax.eval_shape(lambda: _inputs(shape))
-    return ops.ahead_of_time(_forward(shape, "pallas_tpu"), args, backward, generation)
+    return ops.ahead_of_time({"pallas_tpu": _forward(shape, "pallas_tpu")}, args, backward, generation)
 
 
 def _torch(shape: shapes.Shape, backward: bool, args: list[jax.Array]) -> Any:

@@ -83,4 +83,4 @@ def wrong(T: int, dtype: str) -> str:
 def ahead_of_time(T: int, dtype: str, generation: str) -> dict[str, Any]:
     """What a TPU generation's compiler says of the sums."""
     given = jax.eval_shape(functools.partial(inputs, T, dtype))
-    return ops.ahead_of_time(calls(T)["sums"], (given, given[2]), False, generation)
+    return ops.ahead_of_time({"sums": calls(T)["sums"]}, (given, given[2]), False, generation)

@@ -150,4 +150,4 @@ def _matmul(name: str, layer: Layer, backward: bool) -> Comparison:
 
 def _ahead_of_time(layer: Layer, backward: bool, generation: str) -> dict[str, Any]:
     args = jax.eval_shape(lambda: _matmul_args(layer))
-    return ops.ahead_of_time(_matmul_forwards(layer, "pallas_tpu")["grouped"], args, backward, generation)
+    return ops.ahead_of_time({"grouped": _matmul_forwards(layer, "pallas_tpu")["grouped"]}, args, backward, generation)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.comparison import Comparison
+from experiments.planning import hlo, traffic
+from experiments.planning.chips import CHIPS
 from kernels import platforms
 
 Forward = Callable[..., jax.Array]
@@ -86,13 +88,40 @@ def wrong(forwards: Mapping[str, Forward], exact: Forward, args: tuple, backward
     return ""
 
 
-def ahead_of_time(forward: Forward, args: tuple, backward: bool, generation: str) -> dict[str, Any]:
-    """The figures of a TPU generation's compiler for a kernel: that it compiles, and its temporaries outside VMEM."""
-    compiled = platforms.compile_for_tpu(call(forward, backward), *args, generation=generation)
-    return {
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "kernels": compiled.as_text().count("tpu_custom_call"),
-    }
+def ahead_of_time(
+    forwards: Mapping[str, Forward], args: tuple, backward: bool, generation: str, flops: float = 0
+) -> dict[str, Any]:
+    """The figures of a TPU generation's compiler for a kernel, and for other forms beside it.
+
+    Args:
+      forwards: by name, the kernel first.
+      args: shapes of (inputs, cotangent).
+      backward: whether gradients of the inputs are asked for.
+      generation: v5e, v5p, v6e or tpu7x.
+      flops: of a call; with them the roofline is said.
+
+    Returns: of the kernel `temporaries` (bytes in HBM), `kernels` in the program, `MiB` that it moves between HBM and
+      the chip, `at least`, the MiB of its inputs and outputs, and `ms` of the roofline at the vendor's peak rates, of
+      its bytes and of its FLOPs; of each other form its MiB, and how many times fewer the kernel moves.
+    """
+    chip, said = CHIPS[generation], {}
+    for name, forward in forwards.items():
+        traced = platforms.trace_for_tpu(call(forward, backward), *args, generation=generation)
+        compiled = platforms.compile_described(traced)
+        moved = traffic.scheduled(hlo.computations(compiled.as_text())) + traffic.again(traced.jaxpr.jaxpr)
+        if not said:
+            arrays = jax.tree.leaves((args if backward else args[0], traced.out_info))
+            said = {
+                "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+                "kernels": compiled.as_text().count("tpu_custom_call"),
+                "MiB": moved / 2**20,
+                "at least": sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / 2**20,
+                "ms of bytes": 1e3 * moved / chip.bandwidth,
+                **({"ms of FLOPs": 1e3 * flops / chip.flops} if flops else {}),
+            }
+            continue
+        said |= {f"MiB, {name}": moved / 2**20, f"fewer than {name}": moved / 2**20 / said["MiB"]}
+    return said
 
 
 def normal(dtype: str, *sizes: tuple[int, ...]) -> list[jax.Array]:

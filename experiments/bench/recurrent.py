@@ -71,13 +71,17 @@ def _forwards(kind: str, platform: str) -> dict[str, ops.Forward]:
     return {name: _forward(kind, name) for name in (*kernels, BASELINE)}
 
 
-def _row(name: str, kind: str, shape: tuple[int, ...], dtype: str, backward: bool, platform: str) -> Comparison:
+def _flops(kind: str, shape: tuple[int, ...], backward: bool) -> float:
+    """Scores and what they read, writing and reading the memory; with the delta rule the overlap of the keys, its side
+    of the system and the solution. The inverse of the system is not counted."""
     B, T, N, H = shape
-    # Scores and what they read, writing and reading the memory; with the delta rule the overlap of the keys, its side
-    # of the system and the solution. The inverse of the system is not counted.
     products = 4 * CHUNK * H + 4 * H**2 + (kind == "delta") * (4 * CHUNK * H + 2 * H**2)
     if kind == TTT:  # The map at keys and queries, and what it learns; the dual form's two products of a mini-batch.
         products = 6 * H**2 + 4 * MINI_BATCH * H
+    return B * T * N * products * (1 + 2 * backward)
+
+
+def _row(name: str, kind: str, shape: tuple[int, ...], dtype: str, backward: bool, platform: str) -> Comparison:
     return ops.row(
         name,
         _forwards(kind, platform),
@@ -85,8 +89,8 @@ def _row(name: str, kind: str, shape: tuple[int, ...], dtype: str, backward: boo
         backward,
         baseline=BASELINE,
         check=lambda: _check(kind, shape, dtype, backward, platform),
-        flops=B * T * N * products * (1 + 2 * backward),
-        work=(B * T, "tokens"),
+        flops=_flops(kind, shape, backward),
+        work=(shape[0] * shape[1], "tokens"),
     )
 
 
@@ -101,4 +105,7 @@ def _check(kind: str, shape: tuple[int, ...], dtype: str, backward: bool, platfo
 
 def _ahead_of_time(kind: str, shape: tuple[int, ...], backward: bool, generation: str) -> dict[str, Any]:
     args = jax.eval_shape(lambda: _inputs(kind, shape, "bfloat16"))
-    return ops.ahead_of_time(_forward(kind, "pallas_tpu"), args, backward, generation)
+    return ops.ahead_of_time(
+        {name: _forward(kind, name) for name in ("pallas_tpu", BASELINE)}, args, backward, generation,
+        _flops(kind, shape, backward),
+    )  # fmt: skip

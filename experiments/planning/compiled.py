@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.planning import hlo
+from experiments.planning import hlo, traffic
 from experiments.planning.chips import Chip
 from experiments.program import Program, companions, counting, in_order, sharding
 from kernels import platforms
@@ -70,7 +70,7 @@ def compile_step(program: Program, chip: Chip | None) -> Compiled:
         memory=memory,
         largest=hlo.largest(computations),
         collectives=hlo.collectives(computations, mesh),
-        traffic=hlo.traffic(computations),
+        traffic=traffic.scheduled(computations),
         compile_seconds=took,
     )
 

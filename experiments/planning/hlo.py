@@ -115,7 +115,7 @@ def times(found: Mapping[str, list[Instruction]]) -> dict[str, int]:
         counts[name] += count
         for instruction in found[name]:
             repeat = _trips(instruction, found) if instruction.op == "while" else 1
-            for called in _called(instruction, found):
+            for called in bodies(instruction, found):
                 visit(called, count * repeat)
 
     visit("ENTRY", 1)
@@ -138,7 +138,7 @@ def _trips(loop: Instruction, found: Mapping[str, list[Instruction]]) -> int:
     return 1
 
 
-def _called(instruction: Instruction, found: Mapping[str, Any]) -> list[str]:
+def bodies(instruction: Instruction, found: Mapping[str, Any]) -> list[str]:
     """Computations that an instruction runs; the scalar ones of reductions are not worth a visit."""
     names = re.findall(r"(?:calls|body|condition|called_computations)=\{?%?([\w.\-]+)", instruction.rest)
     branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
@@ -238,62 +238,34 @@ def short(name: str) -> str:
     return re.sub(r"^(jit\(\w+\)/)+", "", name)
 
 
-def _scheduled(found: Mapping[str, list[Instruction]]) -> Iterator[tuple[int, list[Instruction]]]:
+def scheduled(found: Mapping[str, list[Instruction]]) -> Iterator[tuple[int, list[Instruction]]]:
     """(times, instructions) of the computations that run by themselves: entry, loops, branches, but no fusions."""
     count, names = times(found), {"ENTRY"}
     while True:
         instructions = [i for name in names for i in found[name] if i.op in ("while", "conditional", "call")]
-        more = {name for i in instructions for name in _called(i, found)} - names
+        more = {name for i in instructions for name in bodies(i, found)} - names
         if not more:
             return iter([(count[name], found[name]) for name in names])
         names |= more
 
 
-_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
-         "after-all", "partition-id", "replica-id", "copy-done", "slice-done", "optimization-barrier")  # fmt: skip
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota",
+        "after-all", "partition-id", "replica-id", "copy-done", "slice-done", "optimization-barrier")  # fmt: skip
 
 
-def traffic(found: Mapping[str, list[Instruction]]) -> float:
-    """Bytes that the scheduled instructions read and write in HBM a step, on each device.
-
-    Arrays in on-chip memory (memory space 1 and up) do not count. Where a fusion only slices an operand, the slices
-    count. A kernel counts its operands and results once.
-    """
-    total = 0.0
-    for repeat, instructions in _scheduled(found):
-        shapes = {i.name: i.shape for i in instructions}
-        for instruction in instructions:
-            if instruction.op in _FREE or instruction.op.removesuffix("-start").removesuffix("-done") in KINDS:
-                continue
-            total += repeat * (_in_hbm(instruction.shape) + _read(instruction, shapes, found))
-    return total
-
-
-def _in_hbm(shape: str) -> float:
+def in_hbm(shape: str) -> float:
+    """Bytes of the arrays of a shape that lie in HBM: memory space 1 and up is on the chip."""
     return sum(
         size(part) for part in re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape) if not re.search(r"S\([1-9]", part)
     )
 
 
-def _read(instruction: Instruction, shapes: Mapping[str, str], found: Mapping[str, list[Instruction]]) -> float:
-    """Bytes of the operands that an instruction reads."""
-    inside = found[_called(instruction, found)[0]] if instruction.op == "fusion" and _called(instruction, found) else []
-    parameters = {i.place: i.name for i in inside if i.op == "parameter"}
-    total = 0.0
-    for n, operand in enumerate(instruction.operands):
-        whole = _in_hbm(shapes.get(operand, ""))
-        users = [i for i in inside if parameters.get(n) in i.operands]
-        sliced = bool(users) and all(i.op in ("dynamic-slice", "slice", "gather") for i in users)
-        total += min(whole, sum(size(i.shape) for i in users)) if sliced else whole
-    return total
-
-
 def largest(found: Mapping[str, list[Instruction]], count: int = 8) -> list[tuple[float, str]]:
     """(bytes, shape and operation) of the largest arrays in HBM that the program makes, each operation once."""
     seen: dict[str, float] = {}
-    for _, instructions in _scheduled(found):
+    for _, instructions in scheduled(found):
         for i in instructions:
-            if i.op not in _FREE and not i.shape.startswith("("):
+            if i.op not in FREE and not i.shape.startswith("("):
                 label = f"{i.shape.split('{')[0]} {short(_source(i))}"
-                seen[label] = max(seen.get(label, 0.0), _in_hbm(i.shape))
+                seen[label] = max(seen.get(label, 0.0), in_hbm(i.shape))
     return sorted(((s, label) for label, s in seen.items() if s), reverse=True)[:count]

@@ -180,11 +180,11 @@ def _inputs(walk: Walk, params: Any, flags: jax.Array, xs: tuple, wide: jnp.dtyp
     return flags.astype(jnp.int32), [*(x.astype(wide)[:, None] for x in norm), rate.astype(wide)[None], *tokens]
 
 
-def _specs(cut: _Cut, inputs: list) -> list:
-    scale, shift, rate, *tokens = inputs
+def _specs(cut: _Cut, inputs: list, queries: _Cut | None = None) -> list:
+    scale, shift, rate, q, *tokens = inputs
     whole = pl.BlockSpec(rate.shape, lambda *at: (0, 0))
     memory = pl.BlockSpec(memory_space=pltpu.SMEM)
-    return [memory, cut.norm(scale), cut.norm(shift), whole, *(cut.tokens(x) for x in tokens)]
+    return [memory, cut.norm(scale), cut.norm(shift), whole, (queries or cut).tokens(q), *(cut.tokens(x) for x in tokens)]
 
 
 def _call(body: Any, grid: tuple, specs: tuple, shapes: list, scratch: list, interpret: bool, name: str) -> Any:
@@ -245,7 +245,7 @@ def backward(interpret: bool, walk: Walk, group: int, residuals: tuple, cotangen
         return jnp.minimum((groups - 1 - reverse) * group + at, walk.steps - 1)
 
     cut = _Cut(_together(d_layers, walk.steps, heads), heads, functools.partial(place, True))
-    # The first look back is at the last mini-batch of a group: blocks of results stay there until then.
+    # The first look back is at the last mini-batch of a group: blocks that the way forth needs not stay there until then.
     back = _Cut(cut.heads, heads, functools.partial(place, False))
     saved = [x.reshape(groups, *y.shape) for x, y in zip(jax.tree.leaves(kept), d_last, strict=True)]
     results, rows = rows_of(d_out, walk), len(inputs[3])
@@ -257,7 +257,7 @@ def backward(interpret: bool, walk: Walk, group: int, residuals: tuple, cotangen
         functools.partial(_backward_body, maps=count, group=group, steps=walk.steps, low=xs[0].dtype),
         (rows // cut.heads, groups, 2 * group),
         (
-            [*_specs(cut, inputs), *every, back.tokens(results), *maps],
+            [*_specs(cut, inputs, queries=back), *every, back.tokens(results), *maps],
             [*(cut.rows(x) for x in rates), *(back.tokens(x) for x in tokens), *maps],
         ),
         [*rates, *map(_like, tokens), *map(_like, d_last)],

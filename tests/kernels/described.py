@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from experiments.planning import traffic
 from kernels import platforms
 from tests import environment
 
@@ -30,3 +31,9 @@ def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
     said = json.loads(path.read_text())
     memory = types.SimpleNamespace(temp_size_in_bytes=said["temp_size_in_bytes"])
     return types.SimpleNamespace(as_text=lambda: said["text"], memory_analysis=lambda: memory)
+
+
+def moves(fn: Callable, *shapes: Any, generation: str = "v5e") -> dict[str, float]:
+    """{kernel: bytes that it moves between HBM and the chip, in those of its inputs and outputs}; nothing is compiled."""
+    traced = platforms.trace_for_tpu(fn, *shapes, generation=generation)
+    return {name: moves / once for name, _, once, moves in traffic.kernels(traced.jaxpr.jaxpr)}

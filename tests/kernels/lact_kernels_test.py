@@ -11,7 +11,7 @@ import pytest
 
 from kernels.lact import apply_fast_weights, fast_weight_gradient, gpu, lact, tpu
 from kernels.platforms import lower_for_cuda
-from tests.kernels.described import compile_for_tpu
+from tests.kernels.described import compile_for_tpu, moves
 from tests.kernels.lact_test import NS5, inputs, naive
 from tests.kernels.probed import joined, with_gradients
 from tests.plain import fast_weights
@@ -142,6 +142,13 @@ def test_kernels_compile_by_themselves_and_hold_no_activations(generation, H, F)
     assert not held
     if generation == "v5e":
         assert wide(True)[1]
+
+
+@pytest.mark.parametrize("H, F", [(384, 512), (768, 640)])
+def test_kernels_move_their_arrays_once(H, F):
+    found = moves(program(2048), *shapes(2, 4096, 2, H, F))
+    assert set(found) == {"lact_apply", "lact_apply_backward", "lact_learn", "lact_learn_backward"}
+    assert max(found.values()) == 1
 
 
 def test_gpu_kernels_lower_where_they_are_named_and_hold_no_activations():

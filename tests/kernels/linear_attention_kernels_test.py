@@ -12,7 +12,7 @@ from kernels.lact.schedule import boundaries
 from kernels.linear_attention import LinearState, gated_delta_rule, gpu, linear_attention, tpu, unsupported
 from kernels.linear_attention.chunked import inverse
 from kernels.platforms import lower_for_cuda
-from tests.kernels.described import compile_for_tpu
+from tests.kernels.described import compile_for_tpu, moves
 from tests.kernels.probed import joined, with_gradients
 from tests.plain.recurrences import remembered
 
@@ -177,6 +177,13 @@ def test_tpu_kernels_compile_by_themselves(generation, kind, size, chunk, kernel
     """Forward, the memories that were not kept (at one chunk of 64 for 128 x 128 numbers), backward."""
     compiled = compile_for_tpu(program(kind, chunk_size=chunk), *structs(*size), generation=generation)
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == kernels
+
+
+@pytest.mark.parametrize("kind", ["decay", "delta"])
+def test_tpu_kernels_move_their_arrays_once(kind):
+    found = moves(program(kind, chunk_size=64), *structs(2, 1024, 2, 128, 128, jnp.bfloat16))
+    assert set(found) == {"linear_attention", "linear_attention_again", "linear_attention_backward"}
+    assert max(found.values()) == 1
 
 
 @pytest.mark.parametrize("kind, kernels", [("decay", 7), ("delta", 7)])

@@ -207,27 +207,6 @@ def test_groups_of_devices_are_read_in_every_way_that_they_are_written():
     assert axes("replica_groups={}") == ("data", "fsdp")
 
 
-def test_traffic_counts_reads_and_writes_and_only_the_slices_that_a_fusion_takes():
-    text = """HloModule m, is_scheduled=true
-
-%inside (a: f32[4,256], i: s32[]) -> f32[1,256] {
-  %a = f32[4,256]{1,0} parameter(0)
-  %i = s32[] parameter(1)
-  ROOT %cut = f32[1,256]{1,0} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={1,256}
-}
-
-ENTRY %main (x: f32[4,256], n: s32[]) -> f32[256,256] {
-  %x = f32[4,256]{1,0:T(8,128)} parameter(0)
-  %n = s32[] parameter(1)
-  %row = f32[1,256]{1,0:T(8,128)S(1)} fusion(%x, %n), kind=kLoop, calls=%inside
-  ROOT %out = f32[256,256]{1,0:T(8,128)} dot(%row, %row), lhs_contracting_dims={0}
-}
-"""
-    found = hlo.computations(text)
-    assert hlo.traffic(found) == (1024 + 4) + 256 * 256 * 4  # the row itself lies on chip
-    assert hlo.largest(found) == [(256 * 256 * 4, "f32[256,256] out")]
-
-
 def test_what_does_not_fit_is_read_from_the_words_of_the_compiler():
     """Both sentences as a TPU compiler printed them."""
     said = (
