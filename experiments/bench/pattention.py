@@ -66,5 +66,8 @@ def _check(shape: shapes.Shape, dtype: str, backward: bool, platform: str) -> st
 def _ahead_of_time(shape: shapes.Shape, backward: bool, generation: str) -> dict[str, Any]:
     args = jax.eval_shape(lambda: _inputs(shape, "bfloat16"))
     return ops.ahead_of_time(
-        {name: functools.partial(pattention, implementation=name) for name in ("tpu", BASELINE)}, args, backward, generation
+        {name: functools.partial(pattention, implementation=name) for name in ("tpu", BASELINE)},
+        args,
+        backward,
+        generation,
     )

@@ -184,7 +184,8 @@ def _specs(cut: _Cut, inputs: list, queries: _Cut | None = None) -> list:
     scale, shift, rate, q, *tokens = inputs
     whole = pl.BlockSpec(rate.shape, lambda *at: (0, 0))
     memory = pl.BlockSpec(memory_space=pltpu.SMEM)
-    return [memory, cut.norm(scale), cut.norm(shift), whole, (queries or cut).tokens(q), *(cut.tokens(x) for x in tokens)]
+    by_tokens = [(queries or cut).tokens(q), *(cut.tokens(x) for x in tokens)]
+    return [memory, cut.norm(scale), cut.norm(shift), whole, *by_tokens]
 
 
 def _call(body: Any, grid: tuple, specs: tuple, shapes: list, scratch: list, interpret: bool, name: str) -> Any:
