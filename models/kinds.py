@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from flax import nnx
 
+from models.hamburger import Hamburger
 from models.lm import LM, Head
 from models.rewired import Rewired
 from models.segmented import Segmented
 from models.spec import Spec
 
-MODELS: dict[str, type[LM]] = {"lm": LM, "segmented": Segmented, "swiftkv": Rewired}
+MODELS: dict[str, type[LM]] = {"lm": LM, "segmented": Segmented, "hamburger": Hamburger, "swiftkv": Rewired}
 
 
 def make(spec: Spec, *, rngs: nnx.Rngs, heads: Mapping[str, Head] | None = None) -> LM:

@@ -9,7 +9,7 @@ documents is each of them alone. `models.segments.segmenters` has the cuts, `mod
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -194,13 +194,7 @@ class Segmented(LM):
 
         if held["slots"] is None or pooled.shape[1] > 1 or inner.taps:
             return run(held["backbone"])
-        # A byte that marks nothing costs the backbone nothing.
-        shapes = jax.eval_shape(run, held["backbone"])
-        idle = lambda state: Pass(  # noqa: E731
-            jnp.zeros(shapes.features.shape, shapes.features.dtype), state,
-            jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes.report),
-        )  # fmt: skip
-        return jax.lax.cond(jnp.any(found.held), run, idle, held["backbone"])
+        return when_any(found.held, run, held["backbone"])
 
     def _smoothed(
         self, made: jax.Array, found: Tokens, cut: Cut, seen: Bytes, before: jax.Array, *, soft: bool
@@ -245,6 +239,16 @@ class Segmented(LM):
         return {"slots": Slots.empty(batch, size), "layers": held}
 
 
+def when_any(held: jax.Array, run: Callable[[Any], Pass], state: Any) -> Pass:
+    """`run(state)` where any of `held` is, else zeros and the state as it was: a token that makes no step of the
+    backbone costs it nothing."""
+    shapes = jax.eval_shape(run, state)
+    zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)  # noqa: E731
+    return jax.lax.cond(
+        jnp.any(held), run, lambda state: Pass(zeros(shapes.features), state, zeros(shapes.report)), state
+    )
+
+
 def of_bytes(spec: Spec, layers: str = "") -> Spec:
     """The spec of the bytes' layers: of the encoder or the decoder, by the knob that says how many there are."""
     options = spec.options["segmented"]
@@ -262,9 +266,12 @@ def segments(spec: Spec, length: int) -> int:
 
     Documents of l bytes have at most ceil(l / least) tokens, so that a row of `segmented.documents` fits.
     """
-    options, ways = spec.options["segmented"], spec.partition.ways("stream")
-    least = options["least"]
-    most = length if least == 1 else min(length, -(-length // least) + options["documents"])
+    return room(spec, length, spec.options["segmented"]["least"], spec.options["segmented"]["documents"])
+
+
+def room(spec: Spec, length: int, least: int, documents: int) -> int:
+    """As `segments`, for at least `least` bytes a token and so many documents."""
+    most, ways = length if least == 1 else min(length, -(-length // least) + documents), spec.partition.ways("stream")
     return -(-most // ways) * ways
 
 
@@ -281,13 +288,8 @@ def forward_flops(spec: Spec, length: int, causal: bool) -> dict[str, float]:
         (spec, share, S),
         (of_bytes(spec, "decoder_layers"), 1.0, length),
     ):
-        blocks = nnx.eval_shape(lambda each=each: Period(each, rngs=nnx.Rngs(0))).blocks.values()
-        repeats = each.L // len(blocks)
-        for block in blocks:
-            free = 2 * (kernel_size(block) - kernel_size(block.channel)) + block.channel.flops()
-            found["matmul"] += part * repeats * free
-            for kind, flops in block.mixer.context_flops(tokens, causal).items():
-                found[kind] = found.get(kind, 0.0) + part * repeats * flops
+        for kind, flops in stack_flops(each, tokens, causal).items():
+            found[kind] = found.get(kind, 0.0) + part * flops
     segmenter = nnx.eval_shape(lambda: SEGMENTERS[name](outer, rngs=nnx.Rngs(0)))
     pool = nnx.eval_shape(lambda: POOLS[spec.options["segmented"]["pool"]](outer, rngs=nnx.Rngs(0)))
     found["matmul"] += 2 * kernel_size(segmenter) + share * 2 * (pool.width + outer.D) * spec.D
@@ -296,9 +298,21 @@ def forward_flops(spec: Spec, length: int, causal: bool) -> dict[str, float]:
     return found
 
 
+def stack_flops(spec: Spec, tokens: int, causal: bool) -> dict[str, float]:
+    """FLOPs of a token's forward pass through all layers in a row of `tokens`: `matmul`, and those of the mixers."""
+    blocks = nnx.eval_shape(lambda: Period(spec, rngs=nnx.Rngs(0))).blocks.values()
+    repeats, found = spec.L // len(blocks), {"matmul": 0.0}
+    for block in blocks:
+        free = 2 * (kernel_size(block) - kernel_size(block.channel)) + block.channel.flops()
+        found["matmul"] += repeats * free
+        for kind, flops in block.mixer.context_flops(tokens, causal).items():
+            found[kind] = found.get(kind, 0.0) + repeats * flops
+    return found
+
+
 def features_width(spec: Spec) -> int:
     """D': what the head reads."""
     return of_bytes(spec).D
 
 
-__all__ = ["Segmented", "features_width", "forward_flops", "of_bytes", "segments"]
+__all__ = ["Segmented", "features_width", "forward_flops", "of_bytes", "room", "segments", "stack_flops", "when_any"]

@@ -6,8 +6,9 @@ model = group("The model.")
 model.kind = part(
     "lm",
     "models.kinds:MODELS",
-    "lm: one stack of layers; segmented: layers of bytes around layers of segments (models/segmented.py); swiftkv: "
-    "later layers read keys of an early one (models/rewired.py).",
+    "lm: one stack of layers; segmented: layers of bytes around layers of segments (models/segmented.py); hamburger: "
+    "a step reads and writes several tokens (models/hamburger.py); swiftkv: later layers read keys of an early one "
+    "(models/rewired.py).",
     before="lm",
 )
 model.vocab_size = whole(0, "V. 0 = what the tokenizer and the objective need.", least=0, smoke=0)
@@ -186,3 +187,48 @@ gate.k = number(-30.0, "Added to the scores of a byte that is deleted.", least=-
 gate.deleted = number(0.5, "Share of bytes that the controller aims at.", least=0, most=1, before=0.5)
 gate.proportional = number(0.5, "p of the controller: answers the error of now.", least=0, before=0.5)
 gate.integral = number(1e-5, "i of the controller: adds errors up.", least=0, before=1e-5)
+
+model.hamburger = burger = group("Several tokens a step of the stack.", of="model.kind=hamburger")
+burger.most = whole(4, "Tokens of a step at most; 1: the plain model.", least=1, before=4)
+burger.groups = one_of(
+    "confidence",
+    ("confidence", "fixed"),
+    "Who says where a group ends: a teacher that finds the next token hard to predict, or its length alone.",
+    before="confidence",
+)
+burger.confidence = number(
+    0.7,
+    "A token is easy where the teacher's entropy is below that of one with this probability, the rest even.",
+    least=1e-3,
+    most=1,
+    of="model.hamburger.groups=confidence",
+    before=0.7,
+)
+burger.least = whole(
+    2,
+    "Tokens a group at least, on average from a document's first on; the stack is computed for length / least steps a "
+    "row. Groups that would end earlier go on.",
+    least=1,
+    small=1,
+    of="model.hamburger.groups=confidence",
+    before=2,
+)
+burger.documents = whole(
+    8, "Documents of a row for which there is room beside; tokens for which there is none read nothing.",
+    least=0, of="model.kind=hamburger", before=8,
+)  # fmt: skip
+burger.features = whole(4, "F: layers of the stack that the micro decoder reads.", least=1, small=2, before=4)
+burger.layers = whole(4, "Layers of the micro decoder.", least=1, small=1, before=4)
+burger.stop = one_of(
+    "teacher",
+    ("teacher", "head"),
+    "Who ends a group where text is written token by token: as in training, or the stop head as released.",
+    before="teacher",
+)
+burger.stop_confidence = number(
+    0.9, "The stop head ends a group where it goes on with less than this probability.", least=0, most=1, before=0.9
+)
+burger.stop_weight = number(0.5, "Of the stop head's loss.", least=0, before=0.5)
+burger.teacher_weight = number(
+    1.0, "Of the teacher's loss.", least=0, of="model.hamburger.groups=confidence", before=1.0
+)

@@ -10,6 +10,7 @@ The model is a function from ids so far to log-probabilities `[V]` of the next; 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -47,7 +48,11 @@ class Valid:
 
     def __init__(self, tokenizer: Encoder):
         self._tokenizer, self._known = tokenizer, {}
-        self._inner = [i for i, piece in enumerate(tokenizer.pieces) if piece and 0x80 <= piece[0] < 0xC0]
+
+    @functools.cached_property
+    def _inner(self) -> list[int]:
+        """Tokens that begin inside of a character."""
+        return [i for i, piece in enumerate(self._tokenizer.pieces) if piece and 0x80 <= piece[0] < 0xC0]
 
     def __call__(self, ids: Ids) -> bool:
         if ids not in self._known:

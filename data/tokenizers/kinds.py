@@ -12,7 +12,8 @@ import numpy as np
 from data.tokenizer import ByteLevel, as_bytes, byte_alphabet
 from data.tokenizers import lzw
 
-_TO_CHARACTER = {byte: character for character, byte in byte_alphabet().items()}
+# Code units of UTF-16 of the characters of the bytes 0..255.
+_CODE = np.array([ord(character) for character, _ in sorted(byte_alphabet().items(), key=lambda pair: pair[1])], "<u2")
 
 
 class GreedyTokenizer(ByteLevel):
@@ -98,7 +99,7 @@ _BYTES = [bytes([b]) for b in range(256)]
 
 def characters(text: bytes) -> str:
     """Each byte as its character of GPT-2's table."""
-    return text.decode("latin-1").translate(_TO_CHARACTER)
+    return _CODE[np.frombuffer(text, np.uint8)].tobytes().decode("utf-16-le")
 
 
 def from_characters(texts: Iterable[str]) -> list[bytes]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.generation.between import entering
 from experiments.generation.text import Generator
+from experiments.preflight.segments import STEPPED
 from experiments.program import Program, counting
 from experiments.settings.errors import ConfigError
 from kernels import masks
@@ -101,7 +102,7 @@ class Edited(Generator):
         if parts.memory.name != "full":
             name = parts.memory.name
             yield f"{key} turns the keys of all tokens, and generate.memory={name!r} drops some; use 'full'."
-        if any(name.strip() != "attention" for name in model.mixer.split(",")) or model.kind == "segmented":
+        if any(name.strip() != "attention" for name in model.mixer.split(",")) or model.kind in STEPPED:
             yield f"{key} turns keys of attention, and model.mixer={model.mixer!r} has others; use --prompt alone."
         if model.positions:
             yield f"{key} turns rotary keys, and model.positions={model.positions} are learned; use --prompt alone."

@@ -234,6 +234,7 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
     yield from memory_problems(groups["generate"], config.model.mixer)
     yield from preflight_sizes.problems(config)
     yield from preflight_segments.problems(config)
+    yield from preflight_segments.of_hamburger(config)
     yield from preflight_rewired.problems(config)
     yield from preflight_experts.problems(config)
     yield from preflight_optimizer.problems(config)

@@ -1,9 +1,11 @@
-"""What does not go with `model.kind="segmented"`, each with a value that works."""
+"""What does not go with models that make steps of several tokens, segmented or HAMburger, each with a value that works."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from models.facts import listed, nearest_multiple
+
+STEPPED = ("segmented", "hamburger")  # Kinds whose steps are of several tokens.
 
 
 def problems(config: Any) -> Iterator[str]:
@@ -44,6 +46,34 @@ def problems(config: Any) -> Iterator[str]:
                 f"model.attention.softcap={config.model.attention.softcap} does not go with {why_soft}; use "
                 "model.attention.softcap=0.0."
             )
+    yield from refused(config)
+    for key in ("logit_scale", "embedding_scale"):
+        if not config.model[key]:
+            yield f"model.{key}=0 follows the width of all layers, and {why} has two widths; use model.{key}=1.0."
+
+
+def of_hamburger(config: Any) -> Iterator[str]:
+    """Sentences about HAMburger."""
+    if config.model.kind != "hamburger":
+        return
+    options, model = config.model.hamburger, config.model
+    if options.least > options.most:
+        yield (
+            f"model.hamburger.least={options.least} tokens a group do not go with at most model.hamburger.most="
+            f"{options.most}; use model.hamburger.least={options.most}."
+        )
+    if model.width % (2 * model.num_heads):
+        works = nearest_multiple(model.width, 2 * model.num_heads)
+        yield (
+            f"model.width={model.width} does not divide into the model.num_heads={model.num_heads} heads of a merger "
+            f"with half as many numbers of a place; use model.width={works}."
+        )
+    yield from refused(config)
+
+
+def refused(config: Any) -> Iterator[str]:
+    """What goes with no model that makes steps of several tokens of a row."""
+    why = f"model.kind={config.model.kind!r}"
     for key, value, works in (
         ("objective", config.objective, "next_token"),
         ("model.parametrization", config.model.parametrization, "standard"),
@@ -56,12 +86,8 @@ def problems(config: Any) -> Iterator[str]:
     ):
         if value != works:
             yield f"{key}={value!r} does not go with {why}; use {key}={works!r}."
-    yield from decoding_problems(
-        config.model.kind, config.generate.drafter, config.generate.memory, config.generate.prefill
-    )
-    for key in ("logit_scale", "embedding_scale"):
-        if not config.model[key]:
-            yield f"model.{key}=0 follows the width of all layers, and {why} has two widths; use model.{key}=1.0."
+    generate = config.generate
+    yield from decoding_problems(config.model.kind, generate.drafter, generate.memory, generate.prefill)
     if config.model.channel == "moe" or len(listed(config.model.channel)) > 1:
         yield f"model.channel={config.model.channel!r} does not go with {why}; use model.channel='swiglu'."
     if config.mesh.context != 1:
@@ -78,9 +104,9 @@ def _is_share(text: str) -> bool:
 
 def decoding_problems(kind: str, drafter: str, memory: str, prefill: str = "dense") -> Iterator[str]:
     """What of `generate` reads a stack of layers, where the model of `model.kind` has several."""
-    if kind == "segmented" and drafter not in ("none", "lookup"):
+    if kind in STEPPED and drafter not in ("none", "lookup"):
         yield f"generate.drafter={drafter!r} does not go with model.kind={kind!r}; use generate.drafter='lookup'."
-    if kind == "segmented" and memory != "full":
+    if kind in STEPPED and memory != "full":
         yield f"generate.memory={memory!r} does not go with model.kind={kind!r}; use generate.memory='full'."
-    if kind == "segmented" and prefill != "dense":
+    if kind in STEPPED and prefill != "dense":
         yield f"generate.prefill={prefill!r} does not go with model.kind={kind!r}; use generate.prefill='dense'."

@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 
 from experiments.program import freezing, precision
-from models import kinds, segmented
+from models import hamburger, kinds, segmented
 from models.block import Period
 from models.objectives import next_token
 from models.parameters import MULTIPLIED, UNTRAINED, kernel_size
 from models.rewired import sizes as rewired_sizes
 
+COUNTED = {"segmented": segmented, "hamburger": hamburger}  # kinds of models that count their own FLOPs
 MIXING = ("attention", "recurrent", "fast")  # kinds of what mixers do beyond their projections
 
 
@@ -53,9 +54,9 @@ def flops_per_token(program: Any) -> dict[str, float]:
     kernels = sum(size for size, _ in multiplied)
     spec, length = program.spec, program.config.data.length
     causal = program.objective.causal
-    if spec.kind == "segmented":
-        forward = segmented.forward_flops(spec, length, causal)
-        each, copies, width = forward["matmul"], 1, segmented.features_width(spec)
+    if own := COUNTED.get(spec.kind):
+        forward = own.forward_flops(spec, length, causal)
+        each, copies, width = forward["matmul"], 1, own.features_width(spec)
         parts = {kind: 3 * forward.get(kind, 0.0) for kind in MIXING}
     else:
         each, parts, copies, width = *_layers(program, kernels), program.objective.copies, spec.D
