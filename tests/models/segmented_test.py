@@ -376,7 +376,7 @@ def test_bytes_beyond_the_room_of_a_row_read_nothing_and_are_told():
 
 
 def test_kinds_are_found_by_name():
-    assert set(MODELS) == {"lm", "segmented", "swiftkv"}
+    assert set(MODELS) == {"lm", "segmented", "hamburger", "swiftkv"}
     with pytest.raises(ValueError, match="one after another"):
         made = program("words")
         made.merge(made.init()["params"])(jnp.zeros((1, 4), jnp.int32), mask=masks.Window(3))

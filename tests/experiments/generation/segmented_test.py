@@ -1,4 +1,4 @@
-"""Text of models that cut bytes into segments, by the engine: as the whole forward pass says, drafted or not."""
+"""Text of models whose steps are of several tokens, by the engine: as the whole forward pass says, drafted or not."""
 
 import jax
 import numpy as np
@@ -8,15 +8,19 @@ import data
 from experiments import generation
 from experiments.settings.errors import ConfigError
 from kernels import masks
-from tests.models import segmented_test
+from tests.models import hamburger_test, segmented_test
 
 TOKENIZER = data.ByteTokenizer()
 
 
-@pytest.fixture(scope="module", params=["words", "mrt5"])
+@pytest.fixture(scope="module", params=["words", "mrt5", "hamburger"])
 def made(request):
     wide = {"model.dtype": "float32", "model.param_dtype": "float32", "data.length": 48, "generate.max_tokens": 16}
-    program = segmented_test.program(request.param, **wide, **segmented_test.LIMITED, **{"generate.temperature": 0.0})
+    wide |= {"generate.temperature": 0.0}
+    if request.param == "hamburger":
+        program = hamburger_test.program(**wide, **hamburger_test.LIMITED)
+    else:
+        program = segmented_test.program(request.param, **wide, **segmented_test.LIMITED)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), segmented_test.drawn(program))
     return program, jax.device_put(params, program.shardings["params"])
 
@@ -47,5 +51,5 @@ def test_parts_that_read_one_stack_are_refused(made):
     program, params = made
     generator, options = generation.make(program, TOKENIZER), program.config.generate.to_dict()
     for key, name in (("drafter", "recycling"), ("memory", "h2o")):
-        with pytest.raises(ConfigError, match=f"generate.{key}='{name}' does not go with model.kind='segmented'"):
+        with pytest.raises(ConfigError, match=f"generate.{key}='{name}' does not go with model.kind='{program.spec.kind}'"):
             generator(params, ["a"], options | {key: name})

@@ -49,6 +49,13 @@ MODELS |= {
     for name in SEGMENTERS
 }  # fmt: skip
 MODELS["segments=words, attention"] = MODELS["segments=words"] | {"model.segmented.pool": "attention"}
+MODELS |= {
+    f"hamburger={name}": {
+        "model.kind": "hamburger", "model.hamburger.groups": name, "model.hamburger.documents": 2,
+        "model.hamburger.layers": 1,
+    }
+    for name in ("confidence", "fixed")
+}  # fmt: skip
 REWIRED = {"model.num_layers": 3, "model.swiftkv.layer": 1, "model.swiftkv.share": 2}
 MODELS |= {"swiftkv": {"model.kind": "swiftkv", **REWIRED}}
 LEARNT = {changes.get("objective", base.get_config().objective) for changes in MODELS.values()}
@@ -141,7 +148,7 @@ def shares_sequences(model):
     """Whether the model says that devices may share a sequence of it."""
     made = config(MODELS[model], {})
     goal, mixer = OBJECTIVES[made.objective], MIXERS[made.model.mixer]
-    if made.model.kind == "segmented":
+    if made.model.kind in ("segmented", "hamburger"):
         return False
     return getattr(mixer, "context_parallel", False) and getattr(goal, "context_parallel", False) and goal.copies == 1
 
