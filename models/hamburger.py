@@ -2,8 +2,8 @@
 
     tokens -> groups of up to S -> [merged] -> stack -> features of some layers -> micro decoder -> tokens of a group
 
-Liu et al. 2025, arXiv:2505.20438 (HAMburger). A step is the merged vector of a group of tokens, in the place of its last
-one, so that keys and values of the stack are kept for groups, not for tokens. What the stack says behind a group
+Liu et al. 2025, arXiv:2505.20438 (HAMburger). A step is the merged vector of a group of tokens, in the place of its
+last one, so that keys and values of the stack are kept for groups, not for tokens. What the stack says behind a group
 predicts the first token of the next one as in any model; behind each further token the micro decoder says what follows,
 from features of F layers of that step and the tokens of its group so far. A stop head says of each token, before it is
 known, whether it will end its group. Groups of one token make the plain model.
@@ -167,7 +167,7 @@ class Hamburger(LM):
         def run(state: Any) -> Pass:
             x = self._merged(line, steps)
             x = self.spec.partition.constrain(x, STREAM)
-            out = self.stack(x, context) if state is None else self.stack(x, context, state)
+            out = self.stack(x, context) if state is None else self.stack(x, context, state)  # ty: ignore
             each = [out.report["residual"][layer] for layer in wired(self.spec)[:-1]]
             return Pass(jnp.stack([*each, self.norm(out.features)], axis=2), out.state, out.report)
 
@@ -361,7 +361,7 @@ def features_width(spec: Spec) -> int:
 
 
 def _cut(line: jax.Array, begin: jax.Array, count: int) -> jax.Array:
-    """`count` entries of `line [B, T, D]` from each of `begin [B, S]` on, `[B, S, count, D]`; the last beyond its end."""
+    """`count` entries of `line [B, T, D]` from each of `begin [B, S]`, `[B, S, count, D]`; the last beyond its end."""
     index = jnp.minimum(begin[..., None] + jnp.arange(count), line.shape[1] - 1)
     return cuts.at(line, index.reshape(len(line), -1)).reshape(*begin.shape, count, line.shape[-1])
 

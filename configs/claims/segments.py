@@ -3,21 +3,22 @@
     python main.py --mode=claim --config=configs/claims/segments.py --workdir=runs/claims/segments --jobs=1
 
 The papers report bits per byte on a par with bytes or subwords, or better, at the compute of one of them: MegaByte (Yu
-et al. 2023, arXiv:2305.07185, patches of one length), Learn Your Tokens (Thawani et al. 2023, arXiv:2310.11628, means of
-words here), MAGNET (Ahia et al. 2024, arXiv:2407.08818), H-Net (Hwang et al. 2025, arXiv:2507.07955) and MrT5 (Kallini
-et al. 2025, arXiv:2410.20771).
+et al. 2023, arXiv:2305.07185, patches of one length), Learn Your Tokens (Thawani et al. 2023, arXiv:2310.11628, here
+means of words), MAGNET (Ahia et al. 2024, arXiv:2407.08818), H-Net (Hwang et al. 2025, arXiv:2507.07955), MrT5
+(Kallini et al. 2025, arXiv:2410.20771) and HAMburger (Liu et al. 2025, arXiv:2505.20438, of tokens there).
 
 The model of bytes has four layers of width 64. The others have a layer of that on either side of two layers of width
-128 over at most a third of the bytes (a quarter: strides), MrT5 of width 64 over all, which is what it trains on. BPE of
-512 ids, two bytes a token, has four layers of width 96 and rows of 112 tokens. That is 0.87 to 1.03 times the FLOPs of
-bytes a byte; each trains for as many steps as cost the same, and so reads about as much text. The rate of Muon is the
-better of two for each arm, by a seed of its own.
+128 over at most a third of the bytes (a quarter: strides), MrT5 of width 64 over all, which is what it trains on.
+HAMburger has the four layers over at most half of the bytes and a micro decoder of one layer, which reads two of them.
+BPE, 512 ids, two bytes a token, has four layers of width 96 and rows of 112 tokens. That is 0.84 to 1.13 times the
+FLOPs of bytes a byte; each trains for as many steps as cost the same, and so reads about as much text. The rate of Muon
+is the better of two for each arm, by a seed of its own.
 
 `effect` is a tenth of what the model of bytes ends with: "equal" is within 10% of it. The control is its level. A count
 of pairs of neighbouring bytes (an order-1 n-gram, Witten-Bell, of as much text drawn from the training split) has 3.63
 bits a byte, one of order 2 has 2.69.
 
-Expect: what the run says. Cost: 35 runs of about 300 steps of 4 x 256 bytes, planned for 20 CPU minutes.
+Expect: what the run says. Cost: 40 runs of about 300 steps of 4 x 256 bytes, planned for 20 CPU minutes.
 """
 
 from configs import segments
@@ -31,6 +32,7 @@ PAPERS = {
     "magnet": "learned boundaries (MAGNET)",
     "hnet": "chunks where neighbours differ (H-Net)",
     "mrt5": "a gate that deletes half of the bytes (MrT5)",
+    "hamburger": "up to four bytes a step (HAMburger)",
 }
 PUBLISHED = {
     "bpe": "the field's default",
@@ -39,6 +41,7 @@ PUBLISHED = {
     "magnet": "as good as bytes, fewer steps",
     "hnet": "ahead of BPE at equal compute and data",
     "mrt5": "little loss with up to 80% fewer bytes",
+    "hamburger": "on a par with the model that it was made of, twice as fast",
 }
 
 
@@ -49,11 +52,15 @@ def get_claim():
     config.data.update({"length": 256, "batch_size": 4})
     config.optimizer.name = "muon"
     bpe = {"data.tokenizer": "bpe", "data.vocab_size": 512, "model.width": 96, "data.length": 112}
-    arms = {"bytes": {}} | {name: bpe if name == "bpe" else _segmented(name) for name in PAPERS}
+    burger = {"least": 2, "layers": 1, "features": 2, "documents": 2}
+    own = {"bpe": bpe, "hamburger": {"model.kind": "hamburger"}}
+    own["hamburger"] |= {f"model.hamburger.{key}": value for key, value in burger.items()}
+    arms = {"bytes": {}} | {name: own.get(name) or _segmented(name) for name in PAPERS}
     return {
         "statement": "At equal training FLOPs models with segments end within 10% of bytes",
         "source": "Yu et al. 2023, arXiv:2305.07185; Thawani et al. 2023, arXiv:2310.11628; Ahia et al. 2024, "
-        "arXiv:2407.08818; Hwang et al. 2025, arXiv:2507.07955; Kallini et al. 2025, arXiv:2410.20771",
+        "arXiv:2407.08818; Hwang et al. 2025, arXiv:2507.07955; Kallini et al. 2025, arXiv:2410.20771; "
+        "Liu et al. 2025, arXiv:2505.20438",
         "published": "on a par with bytes or subwords, or better",
         "family": "tokens",
         "check": "contrast",

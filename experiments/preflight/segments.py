@@ -1,4 +1,4 @@
-"""What does not go with models that make steps of several tokens, segmented or HAMburger, each with a value that works."""
+"""What does not go with models whose steps are of several tokens, each with a value that works."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""HAMburger: the value of the whole in plain numpy, causal, packed, stepped, counted; with groups of one the plain model."""
+"""HAMburger: its value in plain numpy, causal, packed, stepped, counted; groups of one are the plain model."""
 
 import functools
 

@@ -51,5 +51,7 @@ def test_parts_that_read_one_stack_are_refused(made):
     program, params = made
     generator, options = generation.make(program, TOKENIZER), program.config.generate.to_dict()
     for key, name in (("drafter", "recycling"), ("memory", "h2o")):
-        with pytest.raises(ConfigError, match=f"generate.{key}='{name}' does not go with model.kind='{program.spec.kind}'"):
+        with pytest.raises(
+            ConfigError, match=f"generate.{key}='{name}' does not go with model.kind='{program.spec.kind}'"
+        ):
             generator(params, ["a"], options | {key: name})
