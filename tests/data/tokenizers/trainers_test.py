@@ -1,8 +1,13 @@
 """Every trainer of the table: lossless, counted, kept, the same from the same texts, and chosen by name."""
 
 import functools
+import hashlib
 import itertools
+import json
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ import pytest
 import data
 from configs import knobs
 from data import tokenise, tokenizer
+from tests import environment
 
 TEXTS = [
     b"def add(left, right):\n    return left + right  # 1234567 and 89\n" * 8,
@@ -48,6 +54,22 @@ def test_it_is_learned_kept_and_the_same_again(name, tmp_path):
         np.testing.assert_array_equal(back.encode(text), made.encode(text))
     again = tokenise.TRAINERS[name](TEXTS, 340)
     assert again.hash == made.hash
+
+
+def digests():
+    """Of every trainer's tokenizer, and of the ids that it gives many texts at once."""
+    some = [text[k : k + 90] for text in TEXTS for k in range(0, len(text), 90)]
+    ids = lambda made: b"".join(each.astype(np.int32).tobytes() for each in made.encode_batch(some))  # noqa: E731
+    return [[name, trained(name).hash, hashlib.sha256(ids(trained(name))).hexdigest()] for name in tokenise.TRAINERS]
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_another_process_with_other_threads_learns_the_same(threads):
+    """The library reads how many threads it has when a process begins; its hashes differ from process to process."""
+    script = f"import json, {__name__} as here; print(json.dumps(here.digests()))"
+    variables = os.environ | {"RAYON_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(threads)}
+    told = {"cwd": environment.ROOT, "env": variables, "capture_output": True, "text": True, "check": True}
+    assert json.loads(subprocess.run([sys.executable, "-c", script], **told).stdout) == digests()
 
 
 def test_numbers_are_cut_from_their_side():
