@@ -6,7 +6,8 @@
 Each preset is the tiny Transformer over bytes; `data.tokenizer` may be any. docs/tokens.md says what it does,
 `train/report/segments` in metrics.jsonl is steps a token, `train/report/stops` how often the stop head is right.
 
-Expect: not measured yet. `--mode=plan` has the FLOPs a token; that of the plain model is configs/transformer.py:tiny.
+Expect: bits per byte beside the plain model at equal training FLOPs: docs/claims/segments.md (`confidence`).
+`--mode=plan` has the FLOPs a token; that of the plain model is configs/transformer.py:tiny.
 """
 
 from configs import base, transformer
@@ -18,6 +19,7 @@ PRESETS = {
         {"groups": "confidence", "least": 2},
         says="Groups of up to four tokens, ended where the next is hard to predict",
         source=SOURCE,
+        claim="segments",
     ),
     "fixed": preset(
         {"groups": "fixed"},

@@ -7,8 +7,8 @@ Each preset is the tiny Transformer as the backbone, with a layer of width 64 be
 `model.segmented` says where bytes are cut, docs/tokens.md how to choose. `train/report/segments` in metrics.jsonl
 is tokens a byte.
 
-Expect: not measured yet. `--mode=plan` has the FLOPs a byte; that of the same backbone over bytes alone is
-configs/transformer.py:tiny.
+Expect: bits per byte of strides, words, MAGNET, H-Net and MrT5 beside bytes at equal training FLOPs: see
+docs/claims/segments.md; spaces and entropy are not measured. `--mode=plan` has the FLOPs a byte.
 """
 
 from configs import base, transformer
@@ -19,11 +19,13 @@ PRESETS = {
         {"segmenter": "stride", "least": 4},
         says="Segments of four bytes",
         source="Yu et al. 2023, arXiv:2305.07185, pools patches of a fixed size",
+        claim="segments",
     ),
     "words": preset(
         {"segmenter": "words", "least": 3},
         says="Segments are words, each read by the bytes behind it as the mean of its own",
         source="Thawani et al. 2023, arXiv:2310.11628, and Neitemeier et al. 2025, arXiv:2501.10322",
+        claim="segments",
     ),
     "spaces": preset(
         {"segmenter": "spaces", "least": 3},
@@ -34,11 +36,13 @@ PRESETS = {
         {"segmenter": "magnet", "least": 3},
         says="Learned boundaries, straight-through, held near a rate by a binomial prior",
         source="Ahia et al. 2024, arXiv:2407.08818",
+        claim="segments",
     ),
     "hnet": preset(
         {"segmenter": "hnet", "least": 2},
         says="Chunks begin where neighbouring bytes differ, held near a ratio",
         source="Hwang et al. 2025, arXiv:2507.07955",
+        claim="segments",
     ),
     "entropy": preset(
         {"segmenter": "entropy", "least": 3},
@@ -49,6 +53,7 @@ PRESETS = {
         {"segmenter": "mrt5", "least": 1},
         says="A gate deletes half of the bytes, softly in training",
         source="Kallini et al. 2025, arXiv:2410.20771",
+        claim="segments",
     ),
 }
 

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data.tokenizers import patches
 from kernels import masks
 from models import parameters
 from models.block import STREAM, Pass, Stack, Unstacked
@@ -36,7 +35,7 @@ from models.products import by_rows
 from models.reports import Mean
 from models.segmented import room, stack_flops, when_any
 from models.segments import cuts, mrt5
-from models.segments.hamburger import Groups, groups, merge
+from models.segments.hamburger import Groups, groups, largest_entropy, merge
 from models.segments.segmenters import last
 from models.spec import Spec
 
@@ -138,7 +137,7 @@ class Hamburger(LM):
         if self.teacher is None:
             return jnp.zeros(tokens.shape, bool), 0.0
         log_p = self.teacher(x)
-        bar = patches.largest_entropy(self.spec.options["hamburger"]["confidence"], self.spec.V)
+        bar = largest_entropy(self.spec.options["hamburger"]["confidence"], self.spec.V)
         nats = -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
         nats = jnp.sum(jnp.where(_pairs(live, first), nats, 0))
         weight = self.spec.options["hamburger"]["teacher_weight"]

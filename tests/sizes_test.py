@@ -20,6 +20,7 @@ FORMULAS = {  # plain functions, whose arguments tests/models/plain_functions_te
 ENTRIES = {
     "kernels.attention.sparse.sparse_attention",
     "data.corpus.load", "data.loader.Loader.__init__", "models.lm.LM.__call__", "models.segmented.Segmented.__call__",
+    "models.hamburger.Hamburger.__call__",
     "models.mixers.attend.recall", "experiments.generation.decoder.Decoder._start", "experiments.scaling.study.study",
 }  # fmt: skip
 

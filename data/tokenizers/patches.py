@@ -1,6 +1,5 @@
 """Where a patch of bytes begins: by entropy (BLT), by blanks, and groups of tokens for HAMburger. Arrays in numpy."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -74,17 +73,6 @@ def lengths(starts: np.ndarray) -> np.ndarray:
     """Lengths of the patches of one row of starts `[T]`; they sum to T."""
     at = np.flatnonzero(starts)
     return np.diff([*at, len(starts)])
-
-
-def largest_entropy(confidence: float, vocab_size: int) -> float:
-    """Entropy in nats of one token with `confidence` and the rest spread evenly over the V - 1 others.
-
-    -(p log p + (1 - p) log((1 - p) / (V - 1))); 0 at p = 1 (HAMburger's thresholds: 0.7 and 0.95).
-    """
-    if not 0 < confidence <= 1 or vocab_size < 2:
-        raise ValueError(f"confidence={confidence!r} must be in 0..1 and vocab_size at least 2; use 0.7 and 128256.")
-    p = confidence
-    return 0.0 if p == 1 else -(p * math.log(p) + (1 - p) * math.log((1 - p) / (vocab_size - 1)))
 
 
 def token_groups(values: Sequence[float], strategy: str, most: int = 4, threshold: float = 0.0, ratio: float = 0.3):

@@ -92,6 +92,17 @@ def groups(
     return Groups(*(x.T for x in found))
 
 
+def largest_entropy(confidence: float, vocab_size: int) -> float:
+    """Entropy in nats of one token with `confidence` and the rest spread evenly over the V - 1 others.
+
+    -(p log p + (1 - p) log((1 - p) / (V - 1))); 0 at p = 1 (HAMburger's thresholds: 0.7 and 0.95).
+    """
+    if not 0 < confidence <= 1 or vocab_size < 2:
+        raise ValueError(f"confidence={confidence!r} must be in 0..1 and vocab_size at least 2; use 0.7 and 128256.")
+    p = confidence
+    return 0.0 if p == 1 else -(p * math.log(p) + (1 - p) * math.log((1 - p) / (vocab_size - 1)))
+
+
 def positions(instruction: int, groups: Sequence[int]) -> np.ndarray:
     """Positions of the steps: 0..n - 1 for an instruction, then the last position plus the size of each group."""
     return np.concatenate([np.arange(instruction), instruction - 1 + np.cumsum(groups)]).astype(int)

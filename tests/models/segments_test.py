@@ -271,3 +271,11 @@ def test_hamburger_merges_positions_and_stops():
     assert hamburger.stop_targets([1, 3]).tolist() == [1, 0, 0, 1]
     assert hamburger.emitted([0.05, 0.05, 0.2, 0.9]) == 3 and hamburger.emitted([0.05] * 9) == 4
     assert hamburger.emitted([0.05, 0.4, 0.6], confidence=None) == 3
+
+
+def test_the_entropy_of_a_confidence():
+    plain = lambda p, V: -(p * math.log(p) + (V - 1) * ((1 - p) / (V - 1)) * math.log((1 - p) / (V - 1)))  # noqa: E731
+    assert hamburger.largest_entropy(0.7, 1000) == pytest.approx(plain(0.7, 1000))
+    assert hamburger.largest_entropy(1.0, 5) == 0
+    with pytest.raises(ValueError, match="must be in 0..1"):
+        hamburger.largest_entropy(0.0, 5)

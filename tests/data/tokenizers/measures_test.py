@@ -97,11 +97,3 @@ def test_blanks_end_patches():
 def test_groups_of_tokens(strategy, want):
     values = [2.0, 0.5, 0.9, 0.1, 0.2, 0.04, 0.3, 0.02, 0.9, 0.3]
     assert patches.token_groups(values, strategy, most=4, threshold=0.35, ratio=0.3) == want
-
-
-def test_the_entropy_of_a_confidence():
-    plain = lambda p, V: -(p * math.log(p) + (V - 1) * ((1 - p) / (V - 1)) * math.log((1 - p) / (V - 1)))  # noqa: E731
-    assert patches.largest_entropy(0.7, 1000) == pytest.approx(plain(0.7, 1000))
-    assert patches.largest_entropy(1.0, 5) == 0
-    with pytest.raises(ValueError, match="must be in 0..1"):
-        patches.largest_entropy(0.0, 5)
