@@ -14,9 +14,9 @@ BPE, 512 ids, two bytes a token, has four layers of width 96 and rows of 112 tok
 FLOPs of bytes a byte; each trains for as many steps as cost the same, and so reads about as much text. Muon's rate
 is one for all; it was set after H-Net's arm, by another seed, ended at 3.13 with 7e-3 and at 2.93 with this one.
 
-`effect` is a tenth of what the model of bytes was expected to end with: "equal" is within 10% of it. The control is its level. A count
-of pairs of neighbouring bytes (an order-1 n-gram, Witten-Bell, of as much text drawn from the training split) has 3.63
-bits a byte, one of order 2 has 2.69.
+`effect` is a tenth of what the model of bytes was expected to end with: "equal" is within 10% of it. The control is its
+level. A count of pairs of neighbouring bytes (an order-1 n-gram, Witten-Bell, of as much text drawn from the training
+split) has 3.63 bits a byte, one of order 2 has 2.69.
 
 Expect, as seen: bytes 2.92 bits a byte, BPE 2.60; strides 2.83, words 2.89, MAGNET 2.90, H-Net 2.88, MrT5 2.95: within
 10% of bytes. HAMburger has 3.17, 9% more (6 to 11%): tokens behind a group's first are told by the micro decoder alone.
