@@ -4,8 +4,8 @@
     python main.py --mode=generate --workdir=runs/budget --prompt="def main(" --config.generate.control=budget \\
         --config.generate.budget.tokens=60
     python main.py --config=configs/control.py:exits --workdir=runs/exits
-    python main.py --mode=generate --workdir=runs/exits --prompt="def main(" --config.generate.control=exits \\
-        --config.generate.exits.threshold=0.6
+    python main.py --mode=generate --workdir=runs/exits --prompt="def main(" --config.generate.control=early_exit \\
+        --config.generate.early_exit.threshold=0.6
 
 | preset | L | D   | expected                                                                                        |
 |--------|---|-----|-------------------------------------------------------------------------------------------------|

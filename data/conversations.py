@@ -6,11 +6,11 @@ plain text. Only what an assistant says, or the completion, is scored; prompts a
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import chat
+from data import chat, roles
 
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 FORMS = (
@@ -88,29 +88,74 @@ def _checked(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return messages
 
 
-def spans(messages: Sequence[Mapping[str, str]], template: str, tokenizer: Any) -> tuple[str, list]:
-    """(the text of a conversation, [(first, last) character of each answer]) by a chat template, as in `rendered`.
+class Told(NamedTuple):
+    """A document as ids `[n]` int32; whether each is scored, `[n]` bool; its kind, `[n]` uint8, of `data.roles`."""
 
-    An answer is all that stands behind the beginning that the template writes for it, what ends it included. Errors:
-    ValueError where the template writes earlier messages differently once later ones are there.
+    ids: np.ndarray
+    scored: np.ndarray
+    kinds: np.ndarray
+
+
+Segments = list[tuple[int, int, int]]  # (first character, last, kind of data.roles), in their order, of a whole text
+
+
+def segments(
+    messages: Sequence[Mapping[str, str]], template: str, tokenizer: Any, *, answer: bool = False
+) -> tuple[str, Segments]:
+    """(the text of a conversation, its segments) by a chat template, as in `rendered`.
+
+    An answer is all that stands behind the beginning that the template writes for it, what ends it included. What
+    stands between two answers is cut where the kind of messages changes, and where the template does not keep earlier
+    messages as they were it is one segment, of the least trusted kind in it. Errors: ValueError where the template
+    writes what stands before an answer differently once the answer is there.
     """
-    whole, found = rendered(tokenizer, template, messages, answer=False), []
+    whole, found, waiting = rendered(tokenizer, template, messages, answer=answer), [], []
+    text = lambda end, asks: rendered(tokenizer, template, messages[:end], answer=asks)  # noqa: E731
+    at = 0
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
+            waiting.append(i)
             continue
-        before = rendered(tokenizer, template, messages[:i], answer=True)
-        after = rendered(tokenizer, template, messages[: i + 1], answer=False)
+        before, after = text(i, True), text(i + 1, False)
         if not (after.startswith(before) and whole.startswith(after)):
             raise ValueError(
                 f"the chat template does not keep message {i + 1} as it was once others follow, so that its place is "
                 "not known; use data.template='chatml' or a template that only adds."
             )
-        found.append((len(before), len(after)))
-    return whole, found
+        found += _given(messages, waiting, (at, len(before)), whole, text)
+        found.append((len(before), len(after), roles.OUTPUT))
+        waiting, at = [], len(after)
+    return whole, found + _given(messages, waiting, (at, len(whole)), whole, text)
 
 
-def encoded(document: bytes, tokenizer: Any, template: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids `[n]` int32 of a canonical conversation, and whether each is scored, `[n]` bool; the first one never is.
+def _given(
+    messages: Sequence[Mapping[str, str]], which: Sequence[int], span: tuple[int, int], whole: str, text: Any
+) -> Segments:
+    """Segments of the messages between two answers, which fill the characters `span` of the whole text."""
+    found: Segments = []
+    (at, end), kinds = span, [roles.of_message(messages[i]["role"]) for i in which]
+    if at == end:
+        return found
+    least = kinds[0] if kinds else roles.OUTPUT
+    for place, i in enumerate(which[1:], 1):
+        if kinds[place] != kinds[place - 1] and at < (cut := _kept(text, i, whole)) < end:
+            found.append((at, cut, least))
+            at, least = cut, kinds[place]
+        least = max(least, kinds[place])
+    return [*found, (at, end, least)]
+
+
+def _kept(text: Any, count: int, whole: str) -> int:
+    """Where the first `count` messages end in the whole text; -1: the template does not say."""
+    try:
+        before = text(count, False)
+    except ValueError:  # Of a template that wants a user's message, for one.
+        return -1
+    return len(before) if whole.startswith(before) else -1
+
+
+def encoded(document: bytes, tokenizer: Any, template: str) -> Told:
+    """A canonical conversation as ids; the first one is never scored.
 
     Args:
       document: of `canonical`.
@@ -121,41 +166,63 @@ def encoded(document: bytes, tokenizer: Any, template: str) -> tuple[np.ndarray,
     """
     told = json.loads(document)
     if "messages" in told:
-        text, answers = spans(told["messages"], template, tokenizer)
-        ids, scored = marked(tokenizer, text, answers, specials=True)
+        ids, scored, kinds = marked(tokenizer, *segments(told["messages"], template, tokenizer), specials=True)
         starts = getattr(tokenizer, "add_bos", True)
         front = [tokenizer.bos] if starts and ids[:1].tolist() != [tokenizer.bos] else []
         back: list[int] = []
     else:
-        text = told["prompt"] + told["completion"]
-        ids, scored = marked(tokenizer, text, [(len(told["prompt"]), len(text))], specials=False)
+        text, cut = told["prompt"] + told["completion"], len(told["prompt"])
+        parts = [(0, cut, roles.USER), (cut, len(text), roles.OUTPUT)]
+        ids, scored, kinds = marked(tokenizer, text, parts, specials=False)
         front, back = [tokenizer.bos], [tokenizer.eos]
     ids = np.concatenate([front, ids, back]).astype(np.int32)
     scored = np.concatenate([np.zeros(len(front), bool), scored, np.ones(len(back), bool)])
+    first = kinds[:1] if len(kinds) else [roles.USER]
+    kinds = np.concatenate([[first[0]] * len(front), kinds, [roles.OUTPUT] * len(back)]).astype(np.uint8)
     scored[:1] = False
-    return ids, scored
+    return Told(ids, scored, kinds)
 
 
-def marked(tokenizer: Any, text: str, answers: Sequence[tuple[int, int]], *, specials: bool) -> tuple:
-    """(ids, scored) of a text: scored is what begins within one of `answers`, (first, last) characters.
+def asked(messages: Sequence[Mapping[str, str]], template: str, tokenizer: Any) -> tuple[str, Told]:
+    """(text, ids) of messages and the beginning of an answer: a prompt, read as one text, without bos in front."""
+    text, parts = segments(messages, template, tokenizer, answer=True)
+    ids, first, at = _placed(tokenizer, [text] if text else [], specials=True)
+    kinds = roles.of_tokens(first, [(at(text, begin), at(text, end), kind) for begin, end, kind in parts])
+    return text, Told(ids, np.zeros(len(ids), bool), kinds)
 
-    A tokenizer that tells where its pieces stand reads the text as a whole; others read it in parts.
+
+def marked(tokenizer: Any, text: str, parts: Segments, *, specials: bool) -> Told:
+    """A text as ids; scored is what begins within a part whose kind is output.
+
+    A tokenizer that tells where its pieces stand reads the text as a whole; others read what stands between answers,
+    and answers, by themselves, and a piece's place is that of its first byte.
+    """
+    pieces, flags, last = [], [], 0
+    for begin, end, kind in parts:
+        if kind == roles.OUTPUT:
+            pieces += [text[last:begin], text[begin:end]]
+            flags += [False, True]
+            last = end
+    pieces, flags = [*pieces, text[last:]], [*flags, False]
+    ids, first, at = _placed(tokenizer, pieces, specials=specials)
+    spans = [(at(text, begin), at(text, end), kind) for begin, end, kind in parts]
+    scored = np.zeros(len(ids), bool)
+    for begin, end, kind in spans:
+        scored |= (kind == roles.OUTPUT) & (first >= begin) & (first < end)
+    return Told(ids, scored, roles.of_tokens(first, spans))
+
+
+def _placed(tokenizer: Any, pieces: Sequence[str], *, specials: bool) -> tuple[np.ndarray, np.ndarray, Any]:
+    """(ids `[n]`, where each begins `[n]`, at(text, character): that place in the same count) of a text's pieces.
+
+    Places are characters where the tokenizer tells them, else bytes.
     """
     if hasattr(tokenizer, "encode_placed"):
-        ids, first = tokenizer.encode_placed(text, specials=specials)
-        scored = np.zeros(len(ids), bool)
-        for begin, end in answers:
-            scored |= (first >= begin) & (first < end)
-        return ids, scored
-    found, at = [], 0
-    for begin, end in answers:
-        found += [(text[at:begin], False), (text[begin:end], True)]
-        at = end
-    parts = [
-        (np.asarray(tokenizer.encode(part), np.int32), flag) for part, flag in (*found, (text[at:], False)) if part
-    ]
-    ids = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in parts)])
-    return ids, np.concatenate([np.empty(0, bool), *(np.full(len(ids), flag) for ids, flag in parts)])
+        return *tokenizer.encode_placed("".join(pieces), specials=specials), lambda text, k: k
+    made = [np.asarray(tokenizer.encode(piece), np.int32) for piece in pieces if piece]
+    ids = np.concatenate([np.empty(0, np.int32), *made])
+    sizes = np.asarray(tokenizer.token_bytes)[ids]
+    return ids, np.cumsum(sizes) - sizes, lambda text, k: len(text[:k].encode("utf-8", "surrogateescape"))
 
 
 def template_of(named: str) -> str:

@@ -332,8 +332,10 @@ def _open(folder: pathlib.Path, split: str, meta: dict[str, Any]) -> Tokens:
     tokens = np.memmap(path, meta["dtype"], "r", shape=(count,)) if count else np.empty(0, meta["dtype"])
     starts, marks = np.load(folder / f"{split}.starts.npy"), folder / f"{split}.scored.bin"
     scored = np.asarray(np.memmap(marks, bool, "r", shape=(count,))) if count and marks.is_file() else None
+    said = folder / f"{split}.kinds.bin"  # Not in caches of older houses.
+    kinds = np.asarray(np.memmap(said, np.uint8, "r", shape=(count,))) if count and said.is_file() else None
     size = meta["splits"][split]["bytes"]
-    return Tokens(np.asarray(tokens), starts, size, scored=scored, folder=str(folder), split=split)
+    return Tokens(np.asarray(tokens), starts, size, scored=scored, kinds=kinds, folder=str(folder), split=split)
 
 
 def _mixed(corpora: Sequence[Corpus], names: Sequence[str], weights: tuple[int, ...]) -> Corpus:

@@ -1,7 +1,7 @@
 """Documents to ids on disk, a few MiB at a time: what a killed process wrote is kept and gone on from.
 
 A split is NAME.tokens.bin, the ids end to end; NAME.starts.npy, where each document begins; and of conversations
-NAME.scored.bin, a byte a token. Beside them, until all is done, stand the lengths of documents and a journal with a
+NAME.scored.bin and NAME.kinds.bin (data.roles), a byte a token each. Beside them, until all is done, stand the lengths of documents and a journal with a
 line a chunk: the sizes of the files after it and the CRC-32 of what it added, so that only whole chunks count.
 """
 
@@ -22,8 +22,8 @@ from data import conversations, disk, progress
 _CHUNK_BYTES = 4 << 20
 _JOURNAL = "journal.jsonl"
 
-# Of each document its ids, whole, and which of them are scored; None where all are.
-Encoded = list[tuple[np.ndarray, np.ndarray | None]]
+# Of each document its ids, whole, which of them are scored (None: all), and their kinds (None: all are output).
+Encoded = list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def texts(kind: Any) -> Encode:
         for ids in kind.encode_batch(list(documents)):
             whole = np.empty(len(ids) + 2, dtype)
             whole[0], whole[1:-1], whole[-1] = kind.bos, ids, kind.eos
-            found.append((whole, None))
+            found.append((whole, None, None))
         return found
 
     return Encode(of, dtype, masked=False)
@@ -62,7 +62,7 @@ def talks(kind: Any, template: str) -> Encode:
 
     def of(documents: Sequence[bytes]) -> Encoded:
         found = (conversations.encoded(document, kind, template) for document in documents)
-        return [(ids.astype(dtype), scored) for ids, scored in found]
+        return [(ids.astype(dtype), scored, kinds) for ids, scored, kinds in found]
 
     return Encode(of, dtype, masked=True, token_bytes=kind.token_bytes)
 
@@ -101,17 +101,18 @@ def _split(
     folder: pathlib.Path, made: Any, which: np.ndarray, split: str, encode: Encode, begun: list[dict], journal: Any,
     told: Callable[[int], None],
 ) -> dict[str, int]:  # fmt: skip
-    last = begun[-1] if begun else {"tokens": 0, "lengths": 0, "scored": 0, "documents": 0, "bytes": 0}
-    names = ("tokens", "lengths", *(["scored"] if encode.masked else []))
+    last = begun[-1] if begun else {"tokens": 0, "lengths": 0, "scored": 0, "kinds": 0, "documents": 0, "bytes": 0}
+    names = ("tokens", "lengths", *(["scored", "kinds"] if encode.masked else []))
     size, first = last["bytes"], last["documents"]
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(disk.grown(folder / f"{split}.{name}.bin", last[name])) for name in names}
         for chunk, documents in _ahead(made, which[first:]):
             rows = encode.of(documents)
-            ids = np.concatenate([ids for ids, _ in rows])
-            added = {"tokens": memoryview(ids), "lengths": memoryview(np.array([len(i) for i, _ in rows], np.int64))}
+            ids = np.concatenate([row[0] for row in rows])
+            added = {"tokens": memoryview(ids), "lengths": memoryview(np.array([len(row[0]) for row in rows], np.int64))}
             if encode.masked:
-                added["scored"] = memoryview(np.concatenate([scored for _, scored in rows]).view(np.uint8))
+                added["scored"] = memoryview(np.concatenate([row[1] for row in rows]).view(np.uint8))
+                added["kinds"] = memoryview(np.concatenate([row[2] for row in rows]))
             content = sum(map(len, documents))
             size += content if encode.token_bytes is None else int(encode.token_bytes[ids].sum())
             first += len(chunk)
@@ -188,7 +189,7 @@ def _begun(folder: pathlib.Path, hashed: str) -> dict[str, list[dict]]:
 def _crc(folder: pathlib.Path, line: dict[str, Any], before: dict[str, Any]) -> int:
     """The CRC-32 of what a chunk added, as it stands on the disk, and of its line."""
     crc = 0
-    for name in ("tokens", "lengths", "scored"):
+    for name in ("tokens", "lengths", "scored", "kinds"):
         if name in line:
             with (folder / f"{line['split']}.{name}.bin").open("rb") as file:
                 file.seek(before.get(name, 0))

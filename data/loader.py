@@ -33,6 +33,7 @@ class Loader:
       epochs: None repeats for ever. A number ends after that many passes, with rows of padding to fill the last batch;
         a mixture is then read part after part (or shuffled as one), each row once per pass, and weights do not apply.
       packing: "stream", "first_fit" or "alone" (see `data.packing`).
+      kinds: batches have `kinds`, too: uint8 of `data.roles`, anything at padding.
 
     Errors: ValueError with one sentence: the argument, its value, and a value that works.
     """
@@ -51,12 +52,13 @@ class Loader:
         process_count: int = 1,
         epochs: int | None = None,
         packing: str = "stream",
+        kinds: bool = False,
     ):
         mixed = isinstance(tokens, Mixture)
         parts = tokens.parts if mixed else (tokens,)
         _check(parts, batch_size, length, process_index, process_count, epochs, packing)
         self.batch_size, self.length, self.pad, self.seed = batch_size, length, pad, seed
-        self.shuffle, self.isolate, self.epochs = shuffle, isolate, epochs
+        self.shuffle, self.isolate, self.epochs, self.kinds = shuffle, isolate, epochs, kinds
         self._first_row = batch_size // process_count * process_index
         self._local = batch_size // process_count
         self._packed = [
@@ -103,7 +105,7 @@ class Loader:
             rows = self._packed[0].rows(row)
         else:
             rows = self._gather(component, row)
-        return packing.finish(rows, pad=self.pad, isolate=self.isolate)
+        return packing.finish(rows, pad=self.pad, isolate=self.isolate, kinds=self.kinds)
 
     def iterate(self, start_step: int = 0) -> Any:
         """A grain iterator over batches from `start_step`, one batch ahead on a thread of its own.

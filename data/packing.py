@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from data import disk
+from data import disk, roles
 from data.splits import Rows, Tokens
 
 _PIECE_FIELDS = ("begin", "size", "ends", "row_first")
@@ -46,7 +46,8 @@ class Stream:
         held = (place >= 0) & (place < len(flat))
         target = held[:, 1:] & held[:, :-1] & ~begins[:, 1:] & _scored(self.tokens, place[:, 1:])
         begins[:, 0] = True
-        return Rows(window[:, :-1], window[:, 1:], begins[:, :-1], held[:, :-1], target)
+        kinds = _kinds(self.tokens, place[:, :-1])
+        return Rows(window[:, :-1], window[:, 1:], begins[:, :-1], held[:, :-1], target, kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Alone:
         window = np.take(flat, place, mode="clip")
         first = np.zeros((len(index), self.length), bool)
         first[:, 0] = True
-        return Rows(window[:, :-1], window[:, 1:], first, held[:, :-1], held[:, 1:])
+        kinds = _kinds(self.tokens, place[:, :-1])
+        return Rows(window[:, :-1], window[:, 1:], first, held[:, :-1], held[:, 1:], kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +123,20 @@ class FirstFit:
         ends = self.ends[piece]
         target[which[ends], (column + size - 1)[ends]] = False
         target &= _scored(self.tokens, place + 1)
-        return Rows(np.take(flat, place, mode="clip"), np.take(flat, place + 1, mode="clip"), first, held, target)
+        window = np.take(flat, place, mode="clip"), np.take(flat, place + 1, mode="clip")
+        return Rows(*window, first, held, target, _kinds(self.tokens, place))
 
 
 def _scored(tokens: Tokens, place: np.ndarray) -> np.ndarray | bool:
     """Whether the tokens at these places are targets, as far as the corpus says; places outside of it are any."""
     return True if tokens.scored is None else np.take(tokens.scored, place, mode="clip")
+
+
+def _kinds(tokens: Tokens, place: np.ndarray) -> np.ndarray:
+    """The kinds (`data.roles`) of the tokens at these places, uint8; places outside of the corpus are any."""
+    if tokens.kinds is not None:
+        return np.take(tokens.kinds, place, mode="clip")
+    return np.where(_scored(tokens, place), roles.OUTPUT, roles.USER) * np.ones(place.shape, np.uint8)
 
 
 def first_fit(tokens: Tokens, length: int) -> FirstFit:
@@ -216,7 +226,7 @@ def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def finish(rows: Rows, *, pad: int, isolate: bool) -> dict[str, np.ndarray]:
+def finish(rows: Rows, *, pad: int, isolate: bool, kinds: bool = False) -> dict[str, np.ndarray]:
     """The batch of raw rows: see `data.loader.Loader.batch`."""
     batch, length = rows.tokens.shape
     column = np.arange(length, dtype=np.int32)
@@ -239,4 +249,5 @@ def finish(rows: Rows, *, pad: int, isolate: bool) -> dict[str, np.ndarray]:
         "positions": positions,
         "segment_ids": segments,
         "scored": rows.scored,
+        **({"kinds": rows.kinds} if kinds else {}),
     }

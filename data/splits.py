@@ -17,6 +17,7 @@ class Tokens:
     num_bytes: bytes of the original content.
     labels: `[D]` int32 or None.
     scored: `[n]` bool, whether a token is a target (not the first of a document), or None where all are.
+    kinds: `[n]` uint8, the kind of a token (`data.roles`), or None where it follows from `scored`.
     folder, split: where indices of these tokens may be cached; empty: nowhere.
     """
 
@@ -25,6 +26,7 @@ class Tokens:
     num_bytes: int
     labels: np.ndarray | None = None
     scored: np.ndarray | None = None
+    kinds: np.ndarray | None = None
     folder: str = ""
     split: str = ""
 
@@ -78,6 +80,7 @@ class Rows:
     first: bool, a segment begins here.
     held: bool, a token stands here (not padding).
     scored: bool, the token that follows is a target: of the same document, and in a task an answer.
+    kinds: uint8, of `data.roles`.
     """
 
     tokens: np.ndarray
@@ -85,3 +88,4 @@ class Rows:
     first: np.ndarray
     held: np.ndarray
     scored: np.ndarray
+    kinds: np.ndarray

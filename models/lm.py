@@ -50,6 +50,8 @@ class LM(nnx.Module):
         head = None if spec.tied else parameters.param(init, rngs, (V, D), ("vocab", "embed"), "embedding", spec)
         self.head = head
         self.heads = Heads(heads, rngs=rngs) if heads else None
+        table = ((spec.roles, D), (None, "embed"), "embedding", spec)
+        self.roles = parameters.param(parameters.zeros, rngs, *table) if spec.roles else None
         self.spec = spec
 
     def __call__(
@@ -61,6 +63,7 @@ class LM(nnx.Module):
         segment_ids=None,
         time=None,
         condition=None,
+        roles=None,
         state=None,
         fresh: bool = False,
         prefill: Prefill | None = None,
@@ -83,6 +86,7 @@ class LM(nnx.Module):
           time: `[B]` or `[B, T]` in 0..1, how noisy the tokens are; read where `model.time_features` asks for it.
           condition: `[B, T, D]` an earlier prediction, read through the learned map of `model.self_condition` (zero at
             first). None: there is no earlier prediction.
+          roles: `[B, T]` who a token comes from, 0 to `model.roles` - 1, where the model has them (zero at first).
           state: from `init_state`, for decoding; None in training.
           fresh: the state holds no token yet. The new tokens then see one another, and no slot of a cache is read.
           prefill: what the heads see of one another's tokens in a fresh pass; None: everything.
@@ -107,6 +111,7 @@ class LM(nnx.Module):
         if self.condition is not None and condition is not None:
             kernel = self.condition[...].astype(x.dtype)
             x = x + by_rows(lambda earlier: earlier @ kernel, condition.astype(x.dtype), self.spec.partition)
+        x = self._with_roles(x, roles)
         x = self.spec.partition.constrain(x, STREAM)
         edits = edits or {}
         check_sites(tuple(taps), edits)
@@ -129,6 +134,7 @@ class LM(nnx.Module):
           rows: of several states; see `models.mixers.together`.
           mask: of all.
         """
+        self._with_roles(jnp.zeros(()), None)  # No row tells roles.
         states, parts = [r.state for r in rows], []
         for r in rows:
             at = jnp.broadcast_to(r.positions, r.tokens.shape[:2])
@@ -152,6 +158,15 @@ class LM(nnx.Module):
             return x
         # Padding has negative positions.
         return x + look_up(self.positions[...], jnp.maximum(positions, 0), self.spec.dtype)
+
+    def _with_roles(self, x: jax.Array, roles: jax.Array | None) -> jax.Array:
+        """x_t + R[role_t]. Errors: ValueError where the model has roles and is told none, or the other way round."""
+        if (self.roles is None) != (roles is None):
+            raise ValueError(
+                f"model.roles={self.spec.roles}, and this pass {'tells' if self.roles is None else 'does not tell'} who "
+                "a token comes from; read the model by a part that does, e.g. plain decoding, or use model.roles=0."
+            )
+        return x if roles is None else x + look_up(self.roles[...], roles, self.spec.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""

@@ -63,7 +63,7 @@ class Segmented(LM):
         self.norm = norms.make_final(outer, rngs=rngs)
         self.head = None if spec.tied else parameters.param(init, rngs, *table)
         self.heads = Heads(heads, rngs=rngs) if heads else None
-        self.time = self.condition = self.positions = None
+        self.time = self.condition = self.positions = self.roles = None
         self.spec, self.inner = outer, spec
 
     def __call__(

@@ -42,6 +42,7 @@ class Spec:
     embedding_scale: float
     time_features: int
     self_condition: bool
+    roles: int
     init: str
     init_std: float
     dtype: Any
@@ -98,5 +99,5 @@ class Spec:
 _COPIED = (
     "channel", "projection", "norm", "norm_place", "norm_scale", "norm_offset", "norm_bias", "norm_eps", "final_norm",
     "parallel", "residual_scale", "positions", "tied", "softcap", "init", "init_std", "remat", "time_features",
-    "self_condition", "kind",
+    "self_condition", "roles", "kind",
 )  # fmt: skip

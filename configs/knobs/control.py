@@ -2,6 +2,11 @@
 
 from configs.knobs.kinds import group, number, one_of, switch, text, whole
 
+roles = group("Who the tokens of a prompt come from.", of="model.roles=*")
+roles.marked = switch(
+    False, "<|system|>, <|user|> and <|data|> begin segments of a prompt and are no tokens of it.", before=False
+)
+
 where = group("Answers that fulfil a predicate.", of="generate.control=where")
 where.predicate = text("", "E.g. len(words(text)) < 20 and 'x' not in text; docs/control.md has the words.", before="")
 where.stop = switch(False, "Ends the answer as soon as the predicate stays true.", before=False)
@@ -39,11 +44,11 @@ skip = group("Fewer layers the later the token.", of="generate.control=skip")
 skip.least = whole(0, "Layers of the last token; 0 = off.", least=0, before=0)
 skip.warm_up = whole(1, "First layers that always run.", least=0, before=1)
 
-exits = group("Tokens leave at the layer whose classifier says so.", of="generate.control=exits")
-exits.threshold = number(
+early_exit = group("Tokens leave at the layer whose classifier says so.", of="generate.control=early_exit")
+early_exit.threshold = number(
     2.0, "Chance of its class from which a classifier is heard; above 1 = off.", least=0, before=2.0
 )
-exits.stops = switch(True, "The class that ends an answer is heard, too.", before=True)
+early_exit.stops = switch(True, "The class that ends an answer is heard, too.", before=True)
 
 sets = group("Sets in a prompt, whose order does not count.", of="generate.control=sets")
 sets.open = text("[[", "Begins a set.", before="[[")

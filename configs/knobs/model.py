@@ -74,6 +74,14 @@ model.time_features = whole(
     0, "Even: features of the noise level t, added to the input by a learned map; 0 = t is not told.", least=0
 )
 model.self_condition = switch(False, "A learned map of an earlier prediction, added to the input (neodiff).")
+model.roles = whole(
+    0,
+    "A learned vector added to a token's embedding by who it comes from (data.roles): 4 = system, user, data, output; "
+    "3 = instructions, data, output; 2 = given, written; 0 = none.",
+    least=0,
+    most=4,
+    before=0,
+)
 model.parametrization = part(
     "standard",
     "models.parametrization:RULES",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data import cache
+from data import cache, roles
 from data.splits import Corpus, Rows
 from data.tasks import Task, curriculum, draws, make
 from data.tokenizer import SymbolTokenizer
@@ -36,7 +36,8 @@ class Packed:
         held = (sequence >= 0) & (index >= 0)[:, None]
         first = np.zeros((len(index), self.length), bool)
         first[:, 0] = True
-        return Rows(sequence[:, :-1], sequence[:, 1:], first, held[:, :-1], (answers & held)[:, 1:])
+        kinds = np.where(answers, roles.OUTPUT, roles.USER).astype(np.uint8)[:, :-1]
+        return Rows(sequence[:, :-1], sequence[:, 1:], first, held[:, :-1], (answers & held)[:, 1:], kinds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,13 +33,16 @@ def given(parts: Parts, options: Mapping[str, Any], tokenizer: Any, sides: Mappi
 
 
 def parsed(
-    parts: Parts, options: Mapping[str, Any], tokenizer: Any, prompt: str | np.ndarray
+    parts: Parts, options: Mapping[str, Any], tokenizer: Any, prompt: str | np.ndarray | requests.Spoken
 ) -> tuple[np.ndarray, Given]:
     """Ids of a prompt `[n]`, the start of a document included, and what the control that reads it says of its row; ids
-    `[n]` are taken as they are.
+    `[n]` are taken as they are, with the kinds that they come with.
 
     Errors: ConfigError with the sentence of that control.
     """
+    if isinstance(prompt, requests.Spoken):
+        roles = {name: part.of(prompt.kinds) for name, part in parts.control if name == "roles"}
+        return np.asarray(prompt.ids, np.int32), roles
     if not isinstance(prompt, str):
         return np.asarray(prompt, np.int32), {}
     for name, part in parts.control:

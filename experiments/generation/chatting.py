@@ -1,5 +1,6 @@
 """A tokenizer whose prompts are what a user says: the chat template stands around them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class Chat:
     def encode(self, text: str | bytes) -> np.ndarray:
         """`[n]` int32."""
         said = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        told = [{"role": "user", "content": said}]
-        whole = conversations.rendered(self._tokenizer, self._template, told, answer=True)
-        return conversations.marked(self._tokenizer, whole, (), specials=True)[0]
+        return self.spoken([{"role": "user", "content": said}]).ids
+
+    def spoken(self, messages: Sequence[Mapping[str, str]]) -> conversations.Told:
+        """Messages and the beginning of the answer to them, without bos in front."""
+        return conversations.asked(messages, self._template, self._tokenizer)[1]

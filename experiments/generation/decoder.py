@@ -71,6 +71,7 @@ class Decoder:
             "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos,
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
+        known["roles"] = self.program.spec.roles
         parts = sockets.make(asked, _defaults(), every=every, shared=shared, **known)
         named = parts.drafter[0], parts.memory.name, "dense" if parts.prefill is None else "minference"
         if problems := [*segments.decoding_problems(self.program.spec.kind, *named)]:

@@ -5,7 +5,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,15 @@ import numpy as np
 from experiments.generation import drafted
 from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
+
+
+
+class Spoken(NamedTuple):
+    """A prompt as ids `[n]`, the start of a document included, with the kind of each, `[n]` of `data.roles`."""
+
+    ids: np.ndarray
+    kinds: np.ndarray
+
 
 MEASURED = 64  # Tokens of plain decoding that drafts are compared with.
 

@@ -87,6 +87,8 @@ def batch_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
     kinds = {"tokens": np.int32, "targets": np.int32, "scored": np.bool_}
     if config.data.isolate or not program.objective.causal:
         kinds |= {"positions": np.int32, "segment_ids": np.int32}
+    if config.model.roles:
+        kinds["roles"] = np.int32
     batch = in_order({name: np.zeros(shape, kind) for name, kind in kinds.items()}, program.spec.partition)
     where = sharding.batch_sharding(config, program.mesh)
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for name, x in batch.items()}

@@ -21,6 +21,7 @@ def check_corpus(config: Any, corpus: Any) -> None:
             f"{corpus.tokenizer.name!r} and objective {config.objective!r}; use model.vocab_size=0 for what is needed."
         ])  # fmt: skip
     inputs.check_splits(config, corpus)
+    inputs.check_roles(config, corpus)
 
 
 def check_memory(program: Any) -> None:

@@ -32,6 +32,13 @@ def problems(config: Any, facts: Facts) -> Iterator[str]:
             f"model.self_condition=True wants an earlier prediction, which objective={name!r} does not make; "
             "use model.self_condition=False."
         )
+    if model.roles == 1:
+        yield "model.roles=1 adds one vector to all tokens; use model.roles=2, for what is given and what is written."
+    if model.roles and not getattr(goal, "tells_roles", False):
+        yield (
+            f"model.roles={model.roles} wants to know who a token comes from, which objective={name!r} does not tell; "
+            "use objective='next_token'."
+        )
     if config.loss.z_loss and not getattr(goal, "adds_z_loss", False):
         yield f"loss.z_loss={config.loss.z_loss} has no meaning for objective={name!r}; use loss.z_loss=0.0."
     if model.attention.window and getattr(goal, "laid_out_twice", False):

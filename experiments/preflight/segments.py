@@ -80,6 +80,7 @@ def refused(config: Any) -> Iterator[str]:
         ("model.positions", config.model.positions, 0),
         ("model.time_features", config.model.time_features, 0),
         ("model.self_condition", config.model.self_condition, False),
+        ("model.roles", config.model.roles, 0),
         ("init.grow_from", config.init.grow_from, ""),
         ("init.transplant", config.init.transplant, ""),
         ("init.pretrained", config.init.pretrained, ""),

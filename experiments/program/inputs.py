@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 import data
+from data import roles
 from data.tokenise import TRAINERS
 from experiments import workdir as files
 from experiments.pretrained import gguf_tokenizer
@@ -209,6 +210,30 @@ def check_splits(config, corpus: data.Corpus) -> None:
             raise ConfigError([sentence]) from error
 
 
+def check_roles(config, corpus: data.Corpus) -> None:
+    """Raises ConfigError where nothing of the training split has some of the roles of `model.roles`."""
+    if not config.model.roles:
+        return
+    parts = corpus.train.parts if isinstance(corpus.train, data.Mixture) else (corpus.train,)
+    kinds = {roles.USER} if config.data.given else set()
+    for part in parts:
+        found = getattr(part, "kinds", None)
+        if found is not None:
+            kinds |= set(np.flatnonzero(np.bincount(found, minlength=1)).tolist())
+        elif isinstance(part, data.Tokens) and part.scored is None:
+            kinds |= {roles.OUTPUT}
+        else:
+            kinds |= {roles.USER, roles.OUTPUT}
+    fits = lambda count: len(set(roles.role(np.array(sorted(kinds)), count).tolist())) == count  # noqa: E731
+    if not fits(config.model.roles):
+        works = next((count for count in (4, 3, 2) if fits(count)), 0)
+        named = ", ".join(roles.KINDS[kind] for kind in sorted(kinds))
+        raise ConfigError([
+            f"model.roles={config.model.roles} are more than the data has: its tokens are {named} (data.roles); use "
+            f"model.roles={works}."
+        ])  # fmt: skip
+
+
 def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **kw) -> data.Loader:
     length = config.data.length
     if _whole_rows(config):
@@ -225,6 +250,7 @@ def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **k
         isolate=config.data.isolate,
         process_index=rows[0],
         process_count=rows[1],
+        kinds=bool(config.model.roles),
         **{"packing": config.data.packing, **kw},
     )
 
@@ -232,6 +258,12 @@ def _loader(config, corpus: data.Corpus, tokens: Any, rows: tuple[int, int], **k
 def prepare(config, corpus: data.Corpus, batch: dict) -> dict:
     """A batch of the loader as the objective reads it; targets among the first `data.given` tokens are not scored."""
     made = _as_read(config, corpus, batch)
+    if config.model.roles:
+        made, kinds = dict(made), made["kinds"]
+        del made["kinds"]
+        if config.data.given and "positions" in batch:
+            kinds = np.where(batch["positions"] < config.data.given, np.minimum(kinds, roles.USER), kinds)
+        made["roles"] = roles.role(kinds, config.model.roles)
     if config.data.given:
         place = batch["positions"] + 1 if OBJECTIVES[config.objective].causal else made["positions"]
         made = {**made, "scored": made["scored"] & (place >= config.data.given)}

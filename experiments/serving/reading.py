@@ -20,11 +20,18 @@ class Prompt:
       ids: `[n]` int32, the start of a document included.
       hidden: leading ids that the server put in front, which nobody is shown.
       name: the text whose number the request has: see `generation.requests.number`.
+      kinds: `[n]` of `data.roles`, of a chat; None: what a user says.
     """
 
     ids: np.ndarray
     hidden: int
     name: str
+    kinds: np.ndarray | None = None
+
+    @property
+    def told(self) -> np.ndarray | requests.Spoken:
+        """What an engine is given."""
+        return self.ids if self.kinds is None else requests.Spoken(self.ids, self.kinds)
 
 
 def prompt(tokenizer: Any, template: str, given: dict[str, Any]) -> Prompt:
@@ -53,13 +60,14 @@ def prompt(tokenizer: Any, template: str, given: dict[str, Any]) -> Prompt:
         return Prompt(whole, len(whole) - len(ids), tokenizer.decode(ids))
     told = given["messages"]
     try:
-        text = conversations.rendered(tokenizer, template, told, answer=True)
+        text, made = conversations.asked(told, template, tokenizer)
     except ValueError as error:
         raise Wrong(f"messages: {error}", param="messages") from None
-    ids = np.asarray(conversations.marked(tokenizer, text, (), specials=True)[0], np.int32)
+    ids, kinds = np.asarray(made.ids, np.int32), made.kinds
     whole = with_start(tokenizer, ids)
+    kinds = np.concatenate([kinds[:1]] * (len(whole) - len(ids)) + [kinds])
     name = told[0]["content"] if [message["role"] for message in told] == ["user"] else text
-    return Prompt(whole, len(whole) - len(ids), name)
+    return Prompt(whole, len(whole) - len(ids), name, kinds)
 
 
 def with_start(tokenizer: Any, ids: np.ndarray) -> np.ndarray:

@@ -109,9 +109,9 @@ class Worker:
             number = requests.number(prompt.name, message["choice"])
             asked = {"seed": message["seed"], "number": number} | settings
             if self.planned is None:
-                self.engine.admit(prompt.ids, **asked)
+                self.engine.admit(prompt.told, **asked)
             else:
-                self.planned.admit(prompt.ids, time.monotonic(), **asked)
+                self.planned.admit(prompt.told, time.monotonic(), **asked)
             request = self.engine.waiting[-1]
         self.tracks[message["id"]] = Track(
             message["id"], prompt, self.engine.tokenizer, request, message["alternatives"], message["echo"],

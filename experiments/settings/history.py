@@ -40,8 +40,24 @@ def rows_of(batches: Any, flat: Mapping[str, Any]) -> Any:
         return batches
 
 
+def control_renamed(old: str, new: str) -> Change:
+    """A change by which an entry of `generate.control` has another name; its options are renamed by themselves."""
+
+    def change(flat: dict[str, Any]) -> dict[str, Any]:
+        named = flat.get("generate.control")
+        if not isinstance(named, str):
+            return flat
+        names = [new if name.strip() == old else name for name in named.split(",")]
+        return {**flat, "generate.control": ",".join(names)}
+
+    return change
+
+
 CHANGES: tuple[Change, ...] = (  # In the order in which they came.
     renamed("eval.batches", "eval.rows", value=rows_of),
+    renamed("generate.exits.threshold", "generate.early_exit.threshold"),
+    renamed("generate.exits.stops", "generate.early_exit.stops"),
+    control_renamed("exits", "early_exit"),
 )
 
 

@@ -13,6 +13,7 @@ from experiments.routing import traces
 from experiments.settings import processes
 from models.experts.options import Options
 from models.mixers.context import EXPERTS
+from models.objectives import next_token
 
 
 def record(program: Program, params: Any, batches: Iterable[dict], tokens: int) -> np.ndarray:
@@ -45,7 +46,7 @@ def by_row(
     """(experts `[B, T, L, K]`, -1 = none; whether a token is no padding, and its id `[B, T]`) of each batch."""
 
     def step(params: Any, batch: dict) -> jax.Array:
-        told = {name: batch.get(name) for name in ("positions", "segment_ids")}
+        told = next_token.told_of(batch)
         report = program.merge(params)(batch["tokens"], mask=program.objective.mask, taps=(EXPERTS,), **told).report
         return report[EXPERTS]
 

@@ -25,6 +25,7 @@ def make(
     banned: tuple[int, ...] = (),
     eos: int = -1,
     every: bool = False,
+    roles: int = 0,
     shared: Mapping[str, Any] | None = None,
 ) -> Parts:
     """Parts for requests that are served together: `config.generate` of each, as plain dicts.
@@ -39,12 +40,15 @@ def make(
       vocab_size, banned: see `control.warp.Allowed`.
       eos: see `stream.Parts`.
       every: leaves no entry out.
+      roles: `model.roles`.
       shared: the settings that the parts are made of; None: those of the first request.
     """
     first = requests[0] if shared is None else shared
     options = lambda name: dict(value) if isinstance(value := first.get(name), Mapping) else {}  # noqa: E731
     greedy = all(request["temperature"] == 0 for request in requests)
     chosen: list[tuple[str, Control]] = [("allowed", CONTROLS["allowed"](vocab_size, banned))]  # ty: ignore
+    if roles:
+        chosen.append(("roles", CONTROLS["roles"](count=roles)))  # ty: ignore
     for name in order(first["control"]):
         part = control(name, options(name), eos)
         turned = (*part.dials, *(f"{name}.{field}" for field in part.own if name in defaults))

@@ -140,6 +140,7 @@ def pass_(models: Models, p: Progress, parts: Parts, tokens: jax.Array, position
     positions: `[B, T]` of the tokens in their texts, -1 = padding; controls may place them elsewhere.
     """
     more: dict[str, Any] = {"asked": Asked(p.prompt, p.key)}
+    text = positions
     for name, part in parts.control:
         side = p.side[name]
         positions = part.placed(side, positions)
@@ -152,6 +153,8 @@ def pass_(models: Models, p: Progress, parts: Parts, tokens: jax.Array, position
                 there[site] = behind(there[site], value) if key == "edits" and site in there else value
     if parts.taps:
         more["taps"] = parts.taps
+    if (roles := more.pop("roles", None)) is not None:
+        more["roles"] = roles(text)
     if (among := more.pop("among", None)) is not None and kw.get("fresh"):
         more["among"] = among(tokens.shape[1])
     return models["model"](tokens, mask=masks.Causal(), positions=positions, **more, **kw)

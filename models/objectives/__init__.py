@@ -39,6 +39,7 @@ class Objective(Protocol):
     # One that does not say so does not:
     adds_z_loss: bool  # heeds `z_loss`; of others the log-partition is part of what they learn
     timed: bool  # tells the model a time, for `model.time_features`
+    tells_roles: bool  # hands the model `roles` of the batch, for `model.roles`
     predicts_twice: bool  # hands the model an earlier prediction, for `model.self_condition`
     laid_out_twice: bool  # a row passes the backbone with a copy of itself, so that windows would count both
     # Of those that ask for more than the backbone; see docs/house.md:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from models.decoding.control.depth import exit_labels
 from models.lm import Head
 from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
-from models.objectives.next_token import over_logits, weighted_nll
+from models.objectives.next_token import forward, over_logits, weighted_nll
 from models.spec import Spec
 
 Array = jax.Array
@@ -41,6 +41,8 @@ class Exits(LeftToRight):
 
     weight: float = 1.0
     layers_weight: float = 0.3
+
+    tells_roles: ClassVar[bool] = True
 
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`exits`, a classifier of each layer."""
@@ -67,8 +69,7 @@ class Exits(LeftToRight):
         Returns:
           The sum to differentiate; `nll`, `nll_layers` and `nll_class` (without weights) a scored token; the report.
         """
-        told = {name: batch.get(name) for name in ("positions", "segment_ids")}
-        out = model(batch["tokens"], mask=self.mask, taps=(SITE,), **told)
+        out = forward(model, batch, taps=(SITE,))
         states, scored, targets = out.report[SITE], batch["scored"], batch["targets"]
         total, nll = weighted_nll(model, out.features, targets, scored, z_loss=z_loss)
         early, predicted = jnp.zeros(()), []

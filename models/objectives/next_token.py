@@ -21,6 +21,7 @@ context_parallel = True
 extra_tokens = 0
 copies = 1
 adds_z_loss = True
+tells_roles = True
 
 
 def corrupt(batch: dict, key: jax.Array) -> dict:
@@ -131,5 +132,10 @@ def over_logits(
 
 def forward(model, batch: dict, **told: Any) -> Pass:
     """A plain pass over a batch: each token sees those before it in its segment; `told` goes to the model."""
-    where = {name: batch.get(name) for name in ("positions", "segment_ids")}
-    return model(batch["tokens"], mask=mask, **where, **told)
+    return model(batch["tokens"], mask=mask, **told_of(batch), **told)
+
+
+def told_of(batch: dict) -> dict[str, Any]:
+    """What of a batch the model is told beside its tokens: places, documents, and roles where there are any."""
+    roles = {"roles": batch["roles"]} if "roles" in batch else {}
+    return {name: batch.get(name) for name in ("positions", "segment_ids")} | roles

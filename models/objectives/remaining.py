@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ class Remaining(LeftToRight):
     """Options of `config.remaining`: `weight` of the head's loss, which trains the head alone."""
 
     weight: float = 1.0
+
+    tells_roles: ClassVar[bool] = True
 
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`remaining`, two linear maps of features for each token."""

@@ -59,18 +59,18 @@ def shown(tokenizer, ids, scored):
 
 def test_answers_alone_are_scored_by_the_template_of_the_tokenizer():
     document = json.dumps({"messages": TALK}).encode()
-    ids, scored = conversations.encoded(document, chatting(), "")
+    ids, scored, _ = conversations.encoded(document, chatting(), "")
     assert shown(chatting(), ids, scored) == MARKED
     whole, _ = chatting().encode_placed(MARKED.replace("[", "").replace("]", ""), specials=True)
     np.testing.assert_array_equal(ids, whole)
-    ids, scored = conversations.encoded(document, data.ByteTokenizer(), "chatml")
+    ids, scored, _ = conversations.encoded(document, data.ByteTokenizer(), "chatml")
     assert ids[0] == 256 and not scored[0] and shown(data.ByteTokenizer(), ids[1:], scored[1:]) == MARKED
 
 
 def test_plain_prompts_and_completions():
     document = json.dumps({"prompt": "ab", "completion": "cd"}).encode()
     for tokenizer in (data.ByteTokenizer(), chatting()):
-        ids, scored = conversations.encoded(document, tokenizer, "")
+        ids, scored, _ = conversations.encoded(document, tokenizer, "")
         wanted = [tokenizer.bos, *b"abcd", tokenizer.eos]
         assert ids.tolist() == wanted if tokenizer.name == "bytes" else len(ids) == 6
         assert scored.tolist() == [False] * 3 + [True] * 3
@@ -100,7 +100,7 @@ def test_a_template_that_changes_what_was_said_is_refused():
     pytest.importorskip("jinja2")
     template = "{% for m in messages %}{% if loop.last %}{{ m.content }}{% else %}-{% endif %}{% endfor %}"
     with pytest.raises(ValueError, match="does not keep message 2 as it was once others follow"):
-        conversations.spans(TALK, template, data.ByteTokenizer())
+        conversations.segments(TALK, template, data.ByteTokenizer())
 
 
 def test_a_tokenizer_without_a_template_is_told():

@@ -93,7 +93,7 @@ class Control:
 
     def enters(self, models: Mapping[str, Any], side: Any, p: Any) -> Mapping[str, Any]:
         """What the model's passes are given besides tokens, of prompts, too: "layers", "edits" and "depth" of
-        `LM.__call__`, and "among", which gives its array for T first tokens.
+        `LM.__call__`; "among", which gives its array for T first tokens, and "roles", which gives those of places.
 
         Values of several entries go together; of edits at one site that of the later entry is made behind the other, of
         others that is no mapping the last is heard.

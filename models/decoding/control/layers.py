@@ -81,14 +81,14 @@ class Skip(Counted):
 
 
 @dataclasses.dataclass(frozen=True)
-class Exits(Counted):
+class EarlyExit(Counted):
     """Exits by the classifiers that objective=exits trains: a token of the answer leaves at the first layer whose class
     "exit" has a chance of `threshold` at least; above 1 is off. `stops`: where it is "stop", the answer ends.
 
     Layers above write its keys and values from the state that left (`depth.exit_cost` with fill).
     """
 
-    dials = ("exits.threshold",)
+    dials = ("early_exit.threshold",)
 
     threshold: float = 2.0
     stops: bool = True
@@ -98,15 +98,15 @@ class Exits(Counted):
         """See `Control.problems`."""
         if config.objective != "exits":
             yield (
-                f"generate.control='exits' reads classifiers that objective={config.objective!r} does not train; use a "
+                f"generate.control='early_exit' reads classifiers that objective={config.objective!r} does not train; use a "
                 "run of objective='exits'."
             )
-        yield from refused("exits", config, parts)
+        yield from refused("early_exit", config, parts)
 
     def enters(self, models: Mapping[str, Any], side: Any, p: Any) -> Mapping[str, Any]:
         """See `Control.enters`."""
         head, L = models["model"].heads["exits"], models["model"].spec.L
-        threshold = jnp.broadcast_to(p.dials["exits.threshold"], (L, len(p.length)))
+        threshold = jnp.broadcast_to(p.dials["early_exit.threshold"], (L, len(p.length)))
         values = {"kernel": head.kernel[...], "bias": head.bias[...], "threshold": threshold}
         return {"layers": {"exits": values}, "depth": Exiting(self.stops and self.eos >= 0)}
 
@@ -140,4 +140,4 @@ def refused(name: str, config: Any, parts: Any) -> Iterator[str]:
         yield f"generate.control={name!r} is for model.kind='lm'; this run has {config.model.kind!r}."
 
 
-PARTS = {"skip": Skip, "exits": Exits}
+PARTS = {"skip": Skip, "early_exit": EarlyExit}

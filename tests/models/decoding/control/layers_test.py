@@ -147,13 +147,13 @@ def exited(row, threshold, stops):
 
 @pytest.mark.parametrize("threshold, stops", [(0.0, False), (0.6, True), (1.1, True)])
 def test_exits_are_the_pass_in_which_who_left_stays_as_it_is(threshold, stops):
-    p = run({"control": "exits", "exits": {"threshold": threshold, "stops": stops}}, eos=EOS)
+    p = run({"control": "early_exit", "early_exit": {"threshold": threshold, "stops": stops}}, eos=EOS)
     counts = []
     for row in range(3):
         want, taken = exited(row, threshold, stops)
         assert p.text[row, : p.length[row]].tolist() == want
-        assert int(p.side["exits"]["took"][row].sum()) == sum(taken)
-        assert p.side["exits"]["read"][row] == len(taken)
+        assert int(p.side["early_exit"]["took"][row].sum()) == sum(taken)
+        assert p.side["early_exit"]["read"][row] == len(taken)
         counts += taken[LENGTH[row] - 1 :]
     assert (set(counts) == {L}) == (threshold > 1) and (len(set(counts)) > 1 or threshold > 1)
     if threshold > 1:
