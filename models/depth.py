@@ -102,8 +102,8 @@ def decided(x: jax.Array, kernel: jax.Array, bias: jax.Array, threshold: jax.Arr
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x over the root of its mean square along the last axis, float32."""
-    x = x.astype(jnp.float32)
+    """x over the root of its mean square along the last axis, float32 or wider."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 

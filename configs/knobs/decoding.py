@@ -8,7 +8,7 @@ CONFIDENT = ("max_prob", "margin", "entropy", "random", "left_to_right", "candid
 CACHES = ("prefix", "dual", "free", "adaptive")
 # An objective that is still to come may write text in any of these ways.
 TOKEN_BY_TOKEN = "objective!=masked_diffusion|block_diffusion|score_entropy|any_subset|insertion|neodiff"
-LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv|prompt_tokens|sorted|remaining|exits"
+LEFT_TO_RIGHT = "next_token|distillation|multi_token|eagle|swiftkv|prompt_tokens|sorted|remaining|exits|router"
 CANVAS = f"objective!={LEFT_TO_RIGHT}"
 STEPS = f"{CANVAS}|any_subset|insertion"
 FILLED = f"{STEPS}|neodiff"
@@ -243,7 +243,12 @@ r2r.workdir = text("", "The workdir of the other run; it has the same tokenizer.
 r2r.threshold = number(
     1000.0, "Uncertainty at which the other run writes; 1000 = off.", least=0, most=1000, before=1000.0
 )
-r2r.measure = one_of("entropy", ("entropy", "aleatoric"), "Of the law, or of its ten largest logits.", before="entropy")
+r2r.measure = one_of(
+    "entropy",
+    ("entropy", "aleatoric", "router"),
+    "Of the law, of its ten largest logits, or by the classifier that objective=router trains: 0 to 1.",
+    before="entropy",
+)
 
 generate.nudging = nudging = group("Words of a helper where the model is unsure.", of="generate.control=nudging")
 nudging.workdir = text("", "The workdir of the helper; it has the same tokenizer.", before="")

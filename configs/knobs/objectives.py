@@ -145,6 +145,12 @@ exits.layers_weight = number(
     before=0.3,
 )
 
+router = group("A classifier of the tokens that the teacher would write otherwise (R2R).", of="objective=router")
+router.top = whole(8, "k: log-probabilities that it reads; 100 as published.", least=1, small=4, before=8)
+router.hidden = whole(64, "F: of its hidden layer; 0 = it is linear.", least=0, small=4, before=64)
+router.recall = number(1.0, "r: weight of the tokens that differ beside those that do not.", least=0, before=1.0)
+router.weight = number(1.0, "Of its loss, which trains it alone.", least=0, before=1.0)
+
 multi_token = group("Prediction of several tokens.", of="objective=multi_token")
 multi_token.tokens = whole(
     4,

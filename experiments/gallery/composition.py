@@ -22,7 +22,7 @@ from models.decoding.control import CONTROLS
 
 MARK = "<!-- composition -->"
 PLACE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "control.md"
-SAMPLING = ("allowed", *sockets.SAMPLING)
+SAMPLING = ("allowed", "roles", *sockets.SAMPLING)
 NEEDS = {"budget": "remaining", "early_exit": "exits"}  # The objective whose heads a control reads.
 MEMORIES = ("window", "h2o")
 

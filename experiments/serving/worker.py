@@ -196,7 +196,7 @@ def _engine(trained: Any, **settings: Any) -> Engine:
     asked = trained.config.generate.engine
     settings["pool"] = asked.pool
     whole = trained.config.generate.to_dict() | settings
-    if not asked.prefix_blocks or cached.refusal(whole):
+    if not asked.prefix_blocks or cached.refusal(whole, trained.config.model.roles):
         return Engine(trained, **settings)
     return CachedEngine(trained, blocks=asked.prefix_blocks, **settings)
 

@@ -175,18 +175,22 @@ def periods(stacked, repeats):
 
 
 def model(
-    p, x, *, mixers, channel, norms=("rmsnorm", "rmsnorm"), eps=1e-6, branch=1.0, scale=1.0, time=None, condition=None
+    p, x, *, mixers, channel, norms=("rmsnorm", "rmsnorm"), eps=1e-6, branch=1.0, scale=1.0, time=None, condition=None,
+    roles=None,
 ):
     """Features [T, D] of tokens x [T], or of vectors [T, D].
 
     mixers: a callable (p, h [T, D]) -> [T, D] for each block of a period. channel: likewise. branch: what multiplies
-    each part's output (depth). scale: of the embedding. time [T]: noise levels; condition [T, D].
+    each part's output (depth). scale: of the embedding. time [T]: noise levels; condition [T, D]; roles [T]: rows
+    of their table.
     """
     h = scale * p["embedding"][x] if x.ndim == 1 else x
     if time is not None:
         h = h + time_features(time, len(p["time"]["kernel"])) @ p["time"]["kernel"]
     if condition is not None:
         h = h + condition @ p["condition"]
+    if roles is not None:
+        h = np.stack([token + p["roles"][role] for token, role in zip(h, roles, strict=True)])
     stacked = p["stack"]["period"]
     names = sorted(stacked)
     first = stacked[names[0]]

@@ -29,8 +29,14 @@ BLOCK = 32
 """Tokens of a block where the state is slots alone; else a snapshot stands behind each, and `Engine.chunk` are one."""
 
 
-def refusal(settings: Mapping[str, Any]) -> str:
-    """Why no beginning of a prompt can be another's under `config.generate` = settings, in a sentence; "": it can."""
+def refusal(settings: Mapping[str, Any], roles: int = 0) -> str:
+    """Why no beginning of a prompt can be another's under `config.generate` = settings and `model.roles` = roles, in a
+    sentence; "": it can."""
+    if roles:
+        return (
+            f"model.roles={roles} tells tokens of one text apart by who they come from; leave the cache of beginnings "
+            "away: generate.engine.prefix_blocks=0."
+        )
     if settings["memory"] != "full":
         return (
             f"generate.memory={settings['memory']!r} keeps what it chooses of a whole prompt, which is no beginning of "
@@ -82,7 +88,7 @@ class CachedEngine(Engine):
         super().__init__(trained, **settings)
         if block < 0 or blocks < 1:
             raise ConfigError([f"blocks={blocks}, block={block} must be at least 1, e.g. blocks=512, block=32."])
-        if problem := refusal(self.settings):
+        if problem := refusal(self.settings, trained.config.model.roles):
             raise ConfigError([problem])
         both = (Control.read, Drafter.read)
         self._changed = tuple(name for name, part in self._parts.sides if type(part).read not in both)

@@ -1,13 +1,14 @@
 """Controls that read a second run: GeDi's guide, R2R's large model, Nudging's helper. Its tokenizer is the model's."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.block import Pass
 from models.decoding.control import Control, gedi, rollouts, routing, second
 from models.decoding.drafts import Seen, Tree
 
@@ -19,7 +20,8 @@ class R2R(Control):
     """The small model writes; where it is uncertain, the other run does, which then reads the tokens that it missed.
 
     `measure`: "entropy" of the small model's law, or "aleatoric", of its ten largest logits, which must be positive
-    (`routing.log_uncertainty`). The side counts the calls of the other run, `large [B]`.
+    (`routing.log_uncertainty`); or "router", P(critical) of the classifier that objective=router trains beside the
+    small model (`models.objectives.router`), whose threshold lies between 0 and 1. The side counts the calls of the other run, `large [B]`.
     """
 
     NAME = "r2r"
@@ -36,12 +38,33 @@ class R2R(Control):
         state = second.said(models, self.NAME).init_state(batch, capacity)
         return {"state": state, "large": jnp.zeros((batch,), jnp.int32)}
 
+    def problems(self, config: Any, parts: Any) -> Iterator[str]:
+        """See `Control.problems`."""
+        if self.measure == "router" and config.objective != "router":
+            yield (
+                f"generate.r2r.measure='router' reads a classifier that objective={config.objective!r} does not train; "
+                "use a run of objective='router', or generate.r2r.measure='entropy'."
+            )
+
+    def shown(self, models: Mapping[str, Any], side: Any, made: Pass) -> Any:
+        """See `Control.shown`: P(critical) of the token that the small model would write."""
+        if self.measure != "router":
+            return side
+        model, features = models["model"], made.features[:, 0]
+        head = model.heads["router"]
+        own, log_p = routing.likeliest(model.logits(features)[..., : head.classes], head.top)
+        return side | {"critical": jax.nn.sigmoid(head(features, model.embed(own), log_p))}
+
     def process(
         self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
     ) -> tuple[jax.Array, Any]:
         """See `Control.process`."""
         here = logits[:, 0]
-        value = rollouts.entropy(here) if self.measure == "entropy" else routing.log_uncertainty(here)[0]
+        measures = {
+            "entropy": rollouts.entropy, "aleatoric": lambda x: routing.log_uncertainty(x)[0],
+            "router": lambda _: side["critical"],
+        }  # fmt: skip
+        value = measures[self.measure](here)
         asked = routing.to_large(value, p.dials["r2r.threshold"]) & (position[:, 0] >= 0)
         model = second.said(models, self.NAME)
         heard = second.hear_if(model, side["state"], p.length, asked, logits.shape[-1], p)

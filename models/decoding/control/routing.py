@@ -15,9 +15,29 @@ def to_large(critical: Array, threshold: Array | float) -> Array:
     return critical >= threshold
 
 
-def router(features: Array, kernel: Array, bias: Array | float = 0.0) -> Array:
-    """A linear router: sigmoid(features kernel + bias), features `[..., F]`: hidden state, embedding, top logits."""
-    return jax.nn.sigmoid(features @ kernel + bias)
+def likeliest(logits: Array, top: int) -> tuple[Array, Array]:
+    """(the likeliest token `[...]`, log-probabilities of the `top` likeliest `[..., top]`) of logits `[..., V]`."""
+    found, which = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), top)
+    return which[..., 0], found
+
+
+def router_logit(
+    features: Array, kernel: Array, bias: Array | float = 0.0, inner: tuple[Array, Array] | None = None
+) -> Array:
+    """s = kernel silu(W features + b) + bias with inner = (W `[I, F]`, b `[F]`); None: kernel features + bias.
+
+    features `[..., I]`: hidden state, embedding, top logits (`router_features`) -> `[...]`.
+    """
+    if inner is not None:
+        features = jax.nn.silu(features @ inner[0] + inner[1])
+    return features @ kernel + bias
+
+
+def router(
+    features: Array, kernel: Array, bias: Array | float = 0.0, inner: tuple[Array, Array] | None = None
+) -> Array:
+    """P(critical) = sigmoid(`router_logit`): `[...]`."""
+    return jax.nn.sigmoid(router_logit(features, kernel, bias, inner))
 
 
 def recall_weight(label: Array, factor: float = 1.0) -> Array:
@@ -44,10 +64,15 @@ def router_features(hidden: Array, embedded: Array, logits: Array, top: int = 10
     return jnp.concatenate([hidden, embedded, jax.lax.top_k(logits, top)[0]], axis=-1)
 
 
-def router_loss(critical_logit: Array, label: Array, positive_weight: float = 1.0) -> Array:
-    """Mean of -w y log s - (1 - y) log(1 - s), s = sigmoid(logit): w weighs recall. `[...]`, labels 0 or 1."""
+def router_nats(critical_logit: Array, label: Array, positive_weight: float | Array = 1.0) -> Array:
+    """-w y log s - (1 - y) log(1 - s), s = sigmoid(logit): w weighs recall. `[...]`, labels 0 or 1."""
     log_yes, log_no = jax.nn.log_sigmoid(critical_logit), jax.nn.log_sigmoid(-critical_logit)
-    return -jnp.mean(positive_weight * label * log_yes + (1 - label) * log_no)
+    return -(positive_weight * label * log_yes + (1 - label) * log_no)
+
+
+def router_loss(critical_logit: Array, label: Array, positive_weight: float | Array = 1.0) -> Array:
+    """The mean of `router_nats`."""
+    return jnp.mean(router_nats(critical_logit, label, positive_weight))
 
 
 def entropy_to_large(logits: Array, threshold: float = 0.45) -> Array:

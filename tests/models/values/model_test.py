@@ -16,18 +16,19 @@ from tests.plain.drawn import drawn, spec
 V, D, N, H, T = 11, 12, 2, 6, 9
 
 
-def whole(changes, *, attention, scale=1.0, logit_scale=1.0, softcap=0.0, told=False, **plain):
+def whole(changes, *, attention, scale=1.0, logit_scale=1.0, softcap=0.0, told=False, roles=0, **plain):
     """(features, logits) of the model and of its plain form, for tokens of one row."""
     run, p = drawn(lambda rngs: LM(spec(vocab_size=V, **changes), rngs=rngs), seed=3)
     rng = np.random.default_rng(4)
     x = rng.integers(0, V, (1, T))
     time, condition = (rng.uniform(size=(1, T)), rng.normal(size=(1, T, D))) if told else (None, None)
-    given = {"time": time, "condition": condition} if told else {}
+    given, role = {"time": time, "condition": condition} if told else {}, rng.integers(0, max(1, roles), (1, T))
+    given |= {"roles": role} if roles else {}
     call = lambda model, x: model(x, mask=masks.Causal(), **given)[0]  # noqa: E731
     features = run(call, x)
     logits = run(lambda model, x: model.logits(x), features)
     want = layers.model(
-        p, x[0], scale=scale, **plain, **({"time": time[0], "condition": condition[0]} if told else {}),
+        p, x[0], scale=scale, roles=role[0] if roles else None, **plain, **({"time": time[0], "condition": condition[0]} if told else {}),
         mixers=[lambda p, h: layers.attention(p, h, N=N, K=N, H=H, **attention)],
     )  # fmt: skip
     return (features[0], want), (logits[0], layers.logits(p, want, logit_scale, softcap), p)
@@ -38,6 +39,7 @@ def mlp(p, h):
 
 
 CASES = {
+    "roles": ({"roles": 3, "embedding_scale": 0.0}, {"attention": {}, "roles": 3, "scale": D**0.5}),
     "tied": ({"logit_scale": 0.0, "embedding_scale": 0.0}, {"attention": {}, "scale": D**0.5, "logit_scale": D**-0.5}),
     "told": (
         {"time_features": 6, "self_condition": True, "tied": False, "softcap": 2.0, "logit_scale": 0.5},
