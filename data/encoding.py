@@ -1,8 +1,8 @@
 """Documents to ids on disk, a few MiB at a time: what a killed process wrote is kept and gone on from.
 
 A split is NAME.tokens.bin, the ids end to end; NAME.starts.npy, where each document begins; and of conversations
-NAME.scored.bin and NAME.kinds.bin (data.roles), a byte a token each. Beside them, until all is done, stand the lengths of documents and a journal with a
-line a chunk: the sizes of the files after it and the CRC-32 of what it added, so that only whole chunks count.
+NAME.scored.bin and NAME.kinds.bin (data.roles), a byte a token each. Beside them, until all is done, stand the lengths
+of documents and a journal with a line a chunk: the sizes of the files after it and the CRC-32 of what it added, so that only whole chunks count.
 """
 
 import contextlib
@@ -109,7 +109,10 @@ def _split(
         for chunk, documents in _ahead(made, which[first:]):
             rows = encode.of(documents)
             ids = np.concatenate([row[0] for row in rows])
-            added = {"tokens": memoryview(ids), "lengths": memoryview(np.array([len(row[0]) for row in rows], np.int64))}
+            added = {
+                "tokens": memoryview(ids),
+                "lengths": memoryview(np.array([len(row[0]) for row in rows], np.int64)),
+            }
             if encode.masked:
                 added["scored"] = memoryview(np.concatenate([row[1] for row in rows]).view(np.uint8))
                 added["kinds"] = memoryview(np.concatenate([row[2] for row in rows]))

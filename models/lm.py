@@ -162,8 +162,9 @@ class LM(nnx.Module):
     def _with_roles(self, x: jax.Array, roles: jax.Array | None) -> jax.Array:
         """x_t + R[role_t]. Errors: ValueError where the model has roles and is told none, or the other way round."""
         if (self.roles is None) != (roles is None):
+            told = "tells" if self.roles is None else "does not tell"
             raise ValueError(
-                f"model.roles={self.spec.roles}, and this pass {'tells' if self.roles is None else 'does not tell'} who "
+                f"model.roles={self.spec.roles}, and this pass {told} who "
                 "a token comes from; read the model by a part that does, e.g. plain decoding, or use model.roles=0."
             )
         return x if roles is None else x + look_up(self.roles[...], roles, self.spec.dtype)

@@ -196,7 +196,9 @@ init.grow_optimizer = one_of(
 )
 
 companions = group("Trained models that an objective reads beside its own, and does not train.")
-companions.teacher = group("The model whose predictions are imitated; of a router, the large one.", of="objective=distillation|swiftkv|router")
+companions.teacher = group(
+    "The model whose predictions are imitated; of a router, the large one.", of="objective=distillation|swiftkv|router"
+)
 companions.teacher.workdir = text(
     "", 'A workdir with a trained model of the same tokenizer, or "self": the model as this run starts.', before=""
 )

@@ -25,7 +25,8 @@ PAGES: dict[str, tuple[str, ...]] = {
     "control": tuple(f"{DECODING}.control.{name}" for name in (
         "gedi", "budget", "semantic", "routing", "rollouts", "search", "superposed", "thinking", "penalties", "repeats",
         "cuts", "regex", "automata", "schema", "nested", "predicates", "conditional", "depth", "sets", "steering",
-    )) + ("models.depth", "models.objectives.remaining", "models.objectives.exits"),
+    )) + ("models.depth", "models.objectives.remaining", "models.objectives.exits", "models.objectives.router",
+         "data.roles"),
     "serving": tuple(f"{SERVING}.{name}" for name in (
         "sarathi", "past_future", "batchllm", "prepacking", "splitwise", "cluster", "lamina", "flover", "plan",
         "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "planned", "driven", "cached",

@@ -133,7 +133,12 @@ class Engine(Lanes):
     # The four verbs.
 
     def admit(
-        self, prompt: str | np.ndarray | requests.Spoken, *, seed: int | None = None, number: int | None = None, **settings: Any
+        self,
+        prompt: str | np.ndarray | requests.Spoken,
+        *,
+        seed: int | None = None,
+        number: int | None = None,
+        **settings: Any,
     ) -> int:
         """Hands a request in and returns its id.
 
@@ -222,7 +227,9 @@ class Engine(Lanes):
             ])  # fmt: skip
         return options
 
-    def _request(self, prompt: str | np.ndarray | requests.Spoken, options: dict[str, Any], seed: int | None, number: int) -> Request:
+    def _request(
+        self, prompt: str | np.ndarray | requests.Spoken, options: dict[str, Any], seed: int | None, number: int
+    ) -> Request:
         ids, read = parsed(self._parts, options, self.tokenizer, prompt)
         if len(ids) + options["max_tokens"] > self.pool.capacity:
             raise ConfigError([

@@ -16,7 +16,6 @@ from experiments.settings.errors import ConfigError
 from models.decoding import keys as key_scheme
 
 
-
 class Spoken(NamedTuple):
     """A prompt as ids `[n]`, the start of a document included, with the kind of each, `[n]` of `data.roles`."""
 

@@ -9,7 +9,7 @@ the log-probabilities l [k] of the k likeliest tokens, u = [h / rms(h), e / rms(
 
 (`routing.router_features`, `router_logit`, `router_loss`). The authors label a token critical where a judge finds the
 texts to mean something else; here every difference counts. Their classifier has more layers, k = 100 and raw logits. It
-reads the small model as it is: the loss changes no other parameter. Losses in nats; what is evaluated is the small model.
+reads the small model as it is: the loss changes no other parameter. Losses in nats; evaluated is the small model.
 """
 
 from __future__ import annotations

@@ -175,7 +175,17 @@ def periods(stacked, repeats):
 
 
 def model(
-    p, x, *, mixers, channel, norms=("rmsnorm", "rmsnorm"), eps=1e-6, branch=1.0, scale=1.0, time=None, condition=None,
+    p,
+    x,
+    *,
+    mixers,
+    channel,
+    norms=("rmsnorm", "rmsnorm"),
+    eps=1e-6,
+    branch=1.0,
+    scale=1.0,
+    time=None,
+    condition=None,
     roles=None,
 ):
     """Features [T, D] of tokens x [T], or of vectors [T, D].

@@ -21,7 +21,8 @@ class R2R(Control):
 
     `measure`: "entropy" of the small model's law, or "aleatoric", of its ten largest logits, which must be positive
     (`routing.log_uncertainty`); or "router", P(critical) of the classifier that objective=router trains beside the
-    small model (`models.objectives.router`), whose threshold lies between 0 and 1. The side counts the calls of the other run, `large [B]`.
+    small model (`models.objectives.router`), whose threshold lies between 0 and 1. The side counts the calls of the
+    other run, `large [B]`.
     """
 
     NAME = "r2r"

@@ -98,8 +98,8 @@ class EarlyExit(Counted):
         """See `Control.problems`."""
         if config.objective != "exits":
             yield (
-                f"generate.control='early_exit' reads classifiers that objective={config.objective!r} does not train; use a "
-                "run of objective='exits'."
+                f"generate.control='early_exit' reads classifiers that objective={config.objective!r} does not train; "
+                "use a run of objective='exits'."
             )
         yield from refused("early_exit", config, parts)
 

@@ -309,3 +309,18 @@ def test_a_run_of_an_older_house_goes_on_to_the_bits_of_one_left_alone(added, tm
     if early == here[:2]:
         assert_same_bits(tmp_path / "whole", tmp_path / "alone")
     assert was["step"] == 2 and np.isfinite(lines[-1]["eval/loss"])
+
+
+def test_a_control_that_has_another_name_is_read_by_the_old_one():
+    """`exits` is `early_exit` today, alone and in a list, with its options; other words stay."""
+    old = {
+        "generate": {"control": "exits, typical_p", "exits": {"threshold": 0.4, "stops": False}},
+        "exits": {"weight": 2.0},
+    }
+    found = history.changed(old)
+    assert found == {
+        "generate.control": "early_exit, typical_p", "generate.early_exit.threshold": 0.4,
+        "generate.early_exit.stops": False, "exits.weight": 2.0,
+    }  # fmt: skip
+    for same in ("early_exit", "", "penalties"):
+        assert history.changed({"generate": {"control": same}}) == {"generate.control": same}

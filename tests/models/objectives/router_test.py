@@ -37,7 +37,9 @@ def by_hand(params, other, batch, hidden):
         told = {"segments": batch["segment_ids"][b], "positions": batch["positions"][b]}
         h, g = tiny.features(p, tokens, **told), tiny.features(q, tokens, **told)
         for t in range(len(tokens)):
-            small, large = (layers.log_softmax(layers.logits(x, f[t : t + 1])[:, : tiny.V])[0] for x, f in ((p, h), (q, g)))
+            small, large = (
+                layers.log_softmax(layers.logits(x, f[t : t + 1])[:, : tiny.V])[0] for x, f in ((p, h), (q, g))
+            )
             v = int(small.argmax())
             u = np.concatenate([unit(h[t]), unit(p["embedding"][v]), np.sort(small)[::-1][:3]])
             if hidden:
@@ -98,8 +100,9 @@ def test_the_control_reads_the_classifier_of_the_token_that_the_model_would_writ
     # Where it is at the threshold or above, the other run writes.
     seen = {}
     part_second = types.SimpleNamespace(
-        hear_if=lambda model, state, length, asked, V, p: seen.update(asked=asked)
-        or types.SimpleNamespace(state=state, logits=jnp.full((4, V), 7.0)),
+        hear_if=lambda model, state, length, asked, V, p: (
+            seen.update(asked=asked) or types.SimpleNamespace(state=state, logits=jnp.full((4, V), 7.0))
+        ),
         said=lambda models, name: None,
     )
     before, guides.second = guides.second, part_second
@@ -107,11 +110,15 @@ def test_the_control_reads_the_classifier_of_the_token_that_the_model_would_writ
         bar = float(np.sort(shown["critical"])[2])
         p = types.SimpleNamespace(dials={"r2r.threshold": jnp.full(4, bar)}, length=None)
         side = shown | {"large": jnp.zeros(4, jnp.int32)}
-        logits, kept = part.process({}, side, jnp.zeros((4, 1, tiny.V)), p, Tree(None, None, None, None), jnp.zeros((4, 1)))
+        logits, kept = part.process(
+            {}, side, jnp.zeros((4, 1, tiny.V)), p, Tree(None, None, None, None), jnp.zeros((4, 1))
+        )
     finally:
         guides.second = before
     want = np.asarray(shown["critical"]) >= bar
-    assert want.sum() == 2 and np.array_equal(seen["asked"], want) and kept["large"].tolist() == want.astype(int).tolist()
+    assert (
+        want.sum() == 2 and np.array_equal(seen["asked"], want) and kept["large"].tolist() == want.astype(int).tolist()
+    )
     assert np.array_equal(logits[:, 0, 0] == 7, want)
 
 

@@ -27,8 +27,9 @@ def whole(changes, *, attention, scale=1.0, logit_scale=1.0, softcap=0.0, told=F
     call = lambda model, x: model(x, mask=masks.Causal(), **given)[0]  # noqa: E731
     features = run(call, x)
     logits = run(lambda model, x: model.logits(x), features)
+    more = {"time": time[0], "condition": condition[0]} if told else {}
     want = layers.model(
-        p, x[0], scale=scale, roles=role[0] if roles else None, **plain, **({"time": time[0], "condition": condition[0]} if told else {}),
+        p, x[0], scale=scale, roles=role[0] if roles else None, **plain, **more,
         mixers=[lambda p, h: layers.attention(p, h, N=N, K=N, H=H, **attention)],
     )  # fmt: skip
     return (features[0], want), (logits[0], layers.logits(p, want, logit_scale, softcap), p)
