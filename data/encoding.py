@@ -2,7 +2,8 @@
 
 A split is NAME.tokens.bin, the ids end to end; NAME.starts.npy, where each document begins; and of conversations
 NAME.scored.bin and NAME.kinds.bin (data.roles), a byte a token each. Beside them, until all is done, stand the lengths
-of documents and a journal with a line a chunk: the sizes of the files after it and the CRC-32 of what it added, so that only whole chunks count.
+of documents and a journal with a line a chunk: the sizes of the files after it and the CRC-32 of what it added, so that
+only whole chunks count.
 """
 
 import contextlib
