@@ -6,11 +6,11 @@ Fu et al. 2025 (R2R, arXiv:2505.21600): few tokens differ in a way that matters,
 model's state finds them. Fei et al. 2024 (Nudging, arXiv:2410.09300): they are those of low top probability.
 
 A small and a large model learn the default corpus, which is code, byte by byte. A classifier of the small one then
-learns, for a third of the steps, where the two would write different bytes (`objective=router`, the model held). All
+learns, in half of its steps, where the two would write different bytes (`objective=router`, the model held). All
 read the same held-out rows, and the large model has the law of 30 % of the bytes. Only what stands before a byte
 decides, so that the bits are those of one law.
 
-Expect: see docs/claims/two_models.md. Cost: 9 runs of 100 or 300 steps, about 10 minutes of CPU.
+Expect: see docs/claims/two_models.md. Cost: 9 runs of 200 to 800 steps.
 """
 
 from configs.claims import small
@@ -19,7 +19,7 @@ from configs.speculation import HEADS_ALONE
 
 def get_claim():
     """The claim, for the check `routed`."""
-    config = small(300, log_every=50, rows=64, width=96)
+    config = small(800, log_every=100, rows=64, width=96)
     config.data.batch_size = 8
 
     def row(measure, better, worse, statement, published, **more):
@@ -34,10 +34,10 @@ def get_claim():
         "family": "decoding",
         "check": "routed",
         "base": config,
-        "small": {"model.width": 32, "model.num_layers": 1},
+        "small": {"model.width": 32, "model.num_layers": 1, "train.steps": 400},
         "large": {"model.num_layers": 3},
         "router": {
-            "objective": "router", "optimizer.freeze": HEADS_ALONE, "train.steps": 100, "optimizer.learning_rate": 3e-3,
+            "objective": "router", "optimizer.freeze": HEADS_ALONE, "train.steps": 200, "optimizer.learning_rate": 3e-3,
         },
         "share": 0.3,
         "contrasts": [

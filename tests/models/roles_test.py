@@ -162,7 +162,7 @@ def test_objectives_tell_the_model_the_roles_of_packed_rows(name, x64):
     np.testing.assert_allclose(got.total, total, rtol=1e-6)
 
 
-def test_untrained_roles_are_the_plain_model_bit_for_bit_and_untold_ones_are_an_error():
+def test_untrained_roles_are_the_plain_model_bit_for_bit_and_untold_ones_are_an_error(x64):
     plain, with_roles = tiny.program(tiny.config("remaining")), tiny.program(tiny.config("remaining", model__roles=4))
     first, second = plain.init()["params"], with_roles.init()["params"]
     assert not np.any(second["roles"]) and "roles" not in first
@@ -255,13 +255,14 @@ def test_lanes_serve_chats_with_their_roles_beside_plain_prompts():
         Engine(model, lanes=2, capacity=64, control="sets")
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_chat_is_learned_saved_and_answered(tmp_path):
     file = tmp_path / "talks.jsonl"
     talks = [[{**m, "content": f"{m['content']} {i}"} for m in TALK] for i in range(60)]
     file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    chat = {"data__source": "chat", "data__path": str(file), "data__template": "chatml", "data__length": 64}
-    train(runs.config(tmp_path, **chat, model__roles=4), tmp_path / "run", quiet=True)
+    chat = {"data__source": "chat", "data__path": str(file), "data__template": "chatml", "data__length": 224}
+    train(runs.config(tmp_path, **chat, data__packing="alone", model__roles=4), tmp_path / "run", quiet=True)
     model = trained.load(tmp_path / "run")
     assert np.all(np.any(np.asarray(model.params["roles"]) != 0, axis=1))  # Each role came in the data.
-    text = Engine(model, lanes=1, capacity=96, chat=True, max_tokens=4).generate(["hello"])
+    text = Engine(model, lanes=1, capacity=128, chat=True, max_tokens=4).generate(["hello"])
     assert len(text) == 1
