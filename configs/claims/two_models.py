@@ -6,11 +6,11 @@ Fu et al. 2025 (R2R, arXiv:2505.21600): few tokens differ in a way that matters,
 model's state finds them. Fei et al. 2024 (Nudging, arXiv:2410.09300): they are those of low top probability.
 
 A small and a large model learn the default corpus, which is code, byte by byte. A classifier of the small one then
-learns, in half of its steps, where the two would write different bytes (`objective=router`, the model held). All
+learns, in fewer steps, where the two would write different bytes (`objective=router`, the model held). All
 read the same held-out rows, and the large model has the law of 30 % of the bytes. Only what stands before a byte
 decides, so that the bits are those of one law.
 
-Expect: see docs/claims/two_models.md. Cost: 9 runs of 200 to 800 steps.
+Expect: see docs/claims/two_models.md. Cost: 9 runs of 150 to 500 steps.
 """
 
 from configs.claims import small
@@ -18,8 +18,8 @@ from configs.speculation import HEADS_ALONE
 
 
 def get_claim():
-    """The claim, for the check `routed`."""
-    config = small(800, log_every=100, rows=64, width=96)
+    """The claim, for the check `pairs`."""
+    config = small(500, log_every=100, rows=64, width=96)
     config.data.batch_size = 8
 
     def row(measure, better, worse, statement, published, **more):
@@ -32,12 +32,13 @@ def get_claim():
         "source": "Fu et al. 2025, arXiv:2505.21600; Fei et al. 2024, arXiv:2410.09300",
         "published": "a trained router is ahead of uncertainty, and both of any choice of as many tokens",
         "family": "decoding",
-        "check": "routed",
+        "check": "pairs",
         "base": config,
-        "small": {"model.width": 32, "model.num_layers": 1, "train.steps": 400},
-        "large": {"model.num_layers": 3},
+        "arms": {
+            "small": {"model.width": 32, "model.num_layers": 1, "train.steps": 400}, "large": {"model.num_layers": 3},
+        },
         "router": {
-            "objective": "router", "optimizer.freeze": HEADS_ALONE, "train.steps": 200, "optimizer.learning_rate": 3e-3,
+            "objective": "router", "optimizer.freeze": HEADS_ALONE, "train.steps": 150, "optimizer.learning_rate": 3e-3,
         },
         "share": 0.3,
         "contrasts": [

@@ -31,7 +31,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "denoising": "denoising",
     "memories": "memories",
     "rewiring": "rewiring",
-    "routed": "routed",
+    "pairs": "pairs",
     "transplants": "transplants",
     "editing": "editing",
     "serving": "serving",

@@ -9,7 +9,7 @@ CONSTRAINTS, PARTS = (f"{TESTS}/constraints_test.py",), (f"{TESTS}/parts_test.py
 SECOND, DRAWN = (f"{TESTS}/second_test.py",), (f"{TESTS}/drawn_test.py",)
 LAYERS, MEMBERS, WHERE = (f"{TESTS}/layers_test.py",), (f"{TESTS}/members_test.py",), (f"{TESTS}/where_test.py",)
 ROUTER, ROLES = ("tests/models/objectives/router_test.py",), ("tests/models/roles_test.py",)
-ROUTED = ("tests/experiments/claims/routed_test.py",)
+PAIRS = ("tests/experiments/claims/pairs_test.py",)
 
 BUGS = (
     Bug(
@@ -496,23 +496,23 @@ BUGS = (
     ),
     Bug(
         "random choices do not count what is saved",
-        "experiments/claims/routed.py",
+        "experiments/claims/pairs.py",
         'weight * read["large"] + (1 - weight) * read["small"]',
         'weight * read["large"]',
-        ROUTED,
+        PAIRS,
     ),
     Bug(
         "a nudge ends where it begins",
-        "experiments/claims/routed.py",
+        "experiments/claims/pairs.py",
         "need or (inside and not first and not begins)",
         "need",
-        ROUTED,
+        PAIRS,
     ),
     Bug(
         "a nudge goes on in the next row",
-        "experiments/claims/routed.py",
+        "experiments/claims/pairs.py",
         "inside and not first and not begins",
         "inside and not begins",
-        ROUTED,
+        PAIRS,
     ),
 )

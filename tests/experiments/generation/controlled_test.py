@@ -35,7 +35,9 @@ HOT = ("best_of_n",)  # Draws that are greedy are all alike.
 def made(devices, objective):
     config = smoke.shrink(transformer.get_config("tiny"))
     config.objective = objective
-    config.model.update({"init": "fan_in", "init_std": 0.5, "num_layers": 3, "width": 16, "num_heads": 2, "tied": False})
+    config.model.update(
+        {"init": "fan_in", "init_std": 0.5, "num_layers": 3, "width": 16, "num_heads": 2, "tied": False}
+    )
     config.mesh.data = devices
     program = build(config.lock(), vocab_size=259, mesh=make_mesh(config, jax.devices()[:devices]))
     params, rng = program.init()["params"], np.random.default_rng(0)

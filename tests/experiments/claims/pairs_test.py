@@ -1,10 +1,10 @@
-"""The check `routed`: who decides, by loops on a few tokens; and all of it on two small models."""
+"""The check `pairs`: who decides, by loops on a few tokens; and all of it on two small models."""
 
 import numpy as np
 import pytest
 
 from configs.claims import two_models
-from experiments.claims import routed
+from experiments.claims import pairs
 from tests.experiments import tiny
 
 READ = {
@@ -16,7 +16,7 @@ READ = {
 
 
 def test_who_decides_by_hand():
-    found = routed.deciders(READ, 0.4)
+    found = pairs.deciders(READ, 0.4)
     bits = lambda *which: np.mean([READ["large" if i in which else "small"][i] for i in range(5)])  # noqa: E731
     left = lambda *which: 1 - sum(READ["differ"][i] for i in range(5) if i not in which) / 5  # noqa: E731
     for name, which in {"entropy": (1, 2), "router": (3, 4), "oracle": (1, 3)}.items():
@@ -26,16 +26,16 @@ def test_who_decides_by_hand():
     np.testing.assert_allclose(found["random"]["agreement"], 1 - 0.6 * 0.6)
     # Any that asks for 1 asks until a blank: for 1, 2 and 3, more than 2 of 5; so that none is asked for.
     assert found["nudging"]["share"] == found["random as nudging"]["share"] == 0
-    more = routed.deciders(READ, 0.6)
+    more = pairs.deciders(READ, 0.6)
     assert more["nudging"]["share"] == 0.6 and more["nudging"]["bits"] == bits(1, 2, 3)
 
 
 def test_nudges_are_words_and_end_with_their_row():
-    assert routed.nudged(READ, 0.5).tolist() == [False, True, True, True, False]
-    assert routed.nudged(READ, 0.92).tolist() == [True, True, True, True, False]
-    assert not routed.nudged(READ, 0.1).any() and routed.nudged(READ, 1.1).all()
+    assert pairs.nudged(READ, 0.5).tolist() == [False, True, True, True, False]
+    assert pairs.nudged(READ, 0.92).tolist() == [True, True, True, True, False]
+    assert not pairs.nudged(READ, 0.1).any() and pairs.nudged(READ, 1.1).all()
     other = READ | {"first": np.array([True, False, False, True, False])}
-    assert routed.nudged(other, 0.5).tolist() == [False, True, True, False, False]
+    assert pairs.nudged(other, 0.5).tolist() == [False, True, True, False, False]
 
 
 @pytest.mark.usefixtures("one_device")
@@ -43,10 +43,11 @@ def test_the_claim_on_two_small_models(tmp_path):
     claim = two_models.get_claim()
     few = {"train.steps": 2}
     claim |= {
-        "base": tiny.config(tmp_path), "seeds": (0, 1), "looks": (2,), "small": {"model.num_layers": 1, **few},
-        "large": {"model.num_layers": 2, **few}, "router": claim["router"] | few,
+        "base": tiny.config(tmp_path), "seeds": (0, 1), "looks": (2,),
+        "arms": {"small": {"model.num_layers": 1, **few}, "large": {"model.num_layers": 2, **few}},
+        "router": claim["router"] | few,
     }  # fmt: skip
-    rows = routed.run(claim, tmp_path, jobs=1, quiet=True)
+    rows = pairs.run(claim, tmp_path, jobs=1, quiet=True)
     numbers = rows[0].numbers
     assert len(rows) == 4 and all(len(values) == 2 for values in numbers["bits"].values())
     for at in range(2):
