@@ -1,10 +1,10 @@
 """Check: a small and a large model of one tokenizer share the bytes of held-out text: who decides which of them.
 
-The claim has `base`, `arms` with "small" and "large", and `router` ({dotted key: value} each; the router begins as the small model and
-is told the large one as its teacher), `share` of the tokens that the large model decides, `contrasts`, each with
-`statement`, `published`, `measure` (of `MEASURES`), `better` and `worse` (deciders), and `seeds`. What decides reads
-the text before a token alone, so that the bits of the two together are those of one law (the oracle's are not); the
-threshold, which sets the share, is taken from the rows that are measured.
+The claim has `base`, `arms` with "small" and "large", and `router` ({dotted key: value} each; the router begins as the
+small model and is told the large one as its teacher), `share` of the tokens that the large model decides, `contrasts`,
+each with `statement`, `published`, `measure` (of `MEASURES`), `better` and `worse` (deciders), and `seeds`. What
+decides reads the text before a token alone, so that the bits of the two together are those of one law (the oracle's are
+not); the threshold, which sets the share, is taken from the rows that are measured.
 """
 
 import pathlib

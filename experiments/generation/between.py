@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.generation import requests
+from experiments.generation import requests, speakers
 from experiments.settings.errors import ConfigError
 from models.decoding.control import Control, Host
 from models.decoding.stream import Parts, Progress
@@ -40,9 +40,11 @@ def parsed(
 
     Errors: ConfigError with the sentence of that control.
     """
-    if isinstance(prompt, requests.Spoken):
-        roles = {name: part.of(prompt.kinds) for name, part in parts.control if name == "roles"}
-        return np.asarray(prompt.ids, np.int32), roles
+    told = [part.count for name, part in parts.control if name == "roles"]
+    if told:
+        ids, role = speakers.read(tokenizer, prompt, told[0], marked=options["roles"]["marked"])
+        return ids, {"roles": {"prompt": role}}
+    prompt = prompt.ids if isinstance(prompt, requests.Spoken) else prompt
     if not isinstance(prompt, str):
         return np.asarray(prompt, np.int32), {}
     for name, part in parts.control:
