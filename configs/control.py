@@ -15,7 +15,7 @@ leave, and where a larger model is needed.
 | preset | L | D   | expected                                                                                        |
 |--------|---|-----|-------------------------------------------------------------------------------------------------|
 | budget | 2 | 128 | not run; the text's law is the tiny Transformer's, the head adds 2 V (D + 1) parameters         |
-| router | 1 | 64  | not run; beside a model that is held: docs/claims; adds (2 D + k + 2) F parameters              |
+| router | 1 | 64  | not run; the classifier adds (2 D + k + 2) F parameters                                         |
 | exits  | 2 | 128 | not run; the loss of all layers' states costs some of the last one's, classifiers add 3 L (D + 1) |
 
 `train/nll` is that of the next token in all, so that bits per byte compare with every other run.
@@ -43,7 +43,6 @@ PRESETS = {
         },
         says="A small model learns beside its text where the tiny one would write another byte, for R2R's router",
         source="Fu et al. 2025, arXiv:2505.21600",
-        claim="two_models",
         needs="python main.py --config=configs/transformer.py:tiny --workdir=runs/tiny",
     ),
 }

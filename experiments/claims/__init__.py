@@ -31,7 +31,6 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "denoising": "denoising",
     "memories": "memories",
     "rewiring": "rewiring",
-    "pairs": "pairs",
     "transplants": "transplants",
     "editing": "editing",
     "serving": "serving",
