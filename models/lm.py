@@ -23,7 +23,7 @@ from models.mixers.memory import Policy
 from models.mixers.prefill import Prefill
 from models.mixers.slots import Slots
 from models.mixers.together import Rows, cut, joined
-from models.products import by_rows
+from models.products import against, by_rows
 from models.spec import Spec
 
 STACKED = ("period", "late")  # Parts of a stack whose parameters have the layers in front; see models/rewired.py.
@@ -184,8 +184,7 @@ class LM(nnx.Module):
     def logits(self, features: jax.Array) -> jax.Array:
         """`[..., D] -> [..., V]` in float32, scaled and capped as the config says."""
         weights = self.head_weights().astype(features.dtype)
-        multiply = functools.partial(jnp.einsum, "...d,vd->...v", preferred_element_type=jnp.float32)
-        logits = by_rows(lambda x: multiply(x, weights), features, self.spec.partition)
+        logits = by_rows(lambda x: against(x, weights, self.spec.partition), features, self.spec.partition)
         return shape_logits(logits, self.spec.logit_scale, self.spec.softcap)
 
     def for_decoding(self, layers: tuple | None = None) -> "LM":

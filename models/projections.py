@@ -8,7 +8,7 @@ from flax import nnx
 from models import parameters
 from models.lora import Lora
 from models.pattention import Pattention
-from models.products import by_rows
+from models.products import by_rows, times
 from models.spec import Spec
 
 
@@ -49,7 +49,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
-        y = by_rows(lambda x: x @ kernel, x.astype(self.dtype), self.partition)
+        y = by_rows(lambda x: times(x, kernel, self.partition), x.astype(self.dtype), self.partition)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

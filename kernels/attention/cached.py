@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kernels.attention import attention
 from kernels.masks import Mask
 
-FEW_QUERIES = 16
+FEW_QUERIES = 24
 KEYS_FIRST = "bksm"
 
 

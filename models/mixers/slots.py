@@ -57,7 +57,11 @@ def gathered(cache: jax.Array, path: jax.Array, start: jax.Array, axis: int) -> 
     """
     shape = [1] * cache.ndim
     shape[0], shape[axis] = path.shape
-    return put(cache, jnp.take_along_axis(cache, (start[:, None] + path).reshape(shape), axis=axis), start, axis)
+    read = lambda path: jnp.take_along_axis(cache, (start[:, None] + path).reshape(shape), axis=axis)  # noqa: E731
+    lie = jnp.broadcast_to(jnp.arange(path.shape[1], dtype=path.dtype), path.shape)
+    # A branch of its own: XLA would read and write the cache in one loop, and copy all of it for that.
+    moved = jax.lax.cond(jnp.any(path != lie), read, lambda _: read(lie), path)
+    return put(cache, moved, start, axis)
 
 
 def ancestors(parents: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from models.channels import through
 from models.lm import LM
 from models.mixers import MIXERS
 from models.partition import Partition
-from models.products import by_rows
+from models.products import against, by_rows, times
 from models.spec import Spec
 
 V, B, T, D, F = 19, 3, 20, 24, 40
@@ -192,3 +192,27 @@ def test_rotation_by_hand(x64):
     turned = (x[..., :4] + 1j * x[..., 4:8]) * np.exp(1j * angle)
     wanted = np.concatenate([turned.real, turned.imag, x[..., 8:]], -1)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)  # angles up to 4000, so 4000 eps of float64 in each
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9])
+def test_few_rows_are_products_like_many(rows):
+    """Values and gradients beside numpy in float64, whatever the number of rows and how a CPU reads the matrix."""
+    rng = np.random.default_rng(rows)
+    x, kernel, way = (rng.normal(size=shape) for shape in ((rows, D), (D, F), (rows, F)))
+    for product, matrix in ((times, kernel), (against, kernel.T)):
+        run = jax.jit(lambda x, w, product=product: jnp.sum(product(x, w) * way.astype(np.float32)))
+        made = jax.jit(product)(x.astype(np.float32), matrix.astype(np.float32))
+        dx, dw = jax.grad(run, (0, 1))(x.astype(np.float32), matrix.astype(np.float32))
+        inner = way.T @ x if product is against else x.T @ way
+        for found, exact, terms in ((made, x @ kernel, D), (dx, way @ kernel.T, F), (dw, inner, rows)):
+            # A float32 sum of so many products of numbers within 5.
+            np.testing.assert_allclose(found, exact, rtol=0, atol=terms * 25 * 2.0**-24 * terms)
+
+
+def test_two_rows_on_a_cpu_are_two_products():
+    """And a vocabulary stands at the left, where it is read as it lies."""
+    x, kernel = np.ones((2, D), np.float32), np.ones((D, F), np.float32)
+    rows = jax.jit(times).lower(x, kernel).compile().as_text()
+    assert not re.search(rf"f32\[2,{F}\]\S* dot\(", rows) and f"f32[1,{F}]" in rows
+    columns = jax.jit(against).lower(x, kernel.T).compile().as_text()
+    assert re.search(rf"f32\[{F},4\]\S* dot\(", columns)

@@ -15,7 +15,7 @@ from kernels import masks
 from models.block import Pass
 from models.decoding import keys
 from models.decoding.commit import rewinds
-from models.decoding.drafts import Drafter, Tree
+from models.decoding.drafts import Drafter, Seen, Tree
 from models.decoding.drafts.none import last_token
 
 
@@ -23,8 +23,8 @@ from models.decoding.drafts.none import last_token
 class ByModel(Drafter):
     """Drafts of the run in `workdir`, which `NAME` (of the drafter) leads to.
 
-    The side is the smaller model's decoding state. It holds the text as far as it stands, so that nothing has to be
-    taken back: drafts are written from a state that is dropped.
+    The side is the smaller model's decoding state. It holds no token that is not of the text, so that nothing has to be
+    taken back: drafts are written behind it, and what was read of those that stay is kept where the state rewinds.
     """
 
     NAME: ClassVar[str]
@@ -56,12 +56,21 @@ class ModelDraft(ByModel):
         return self.length + 1
 
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
-        """See `Drafter.propose`. First the smaller model reads what the last round wrote."""
-        model, state, feature = caught_up(models[f"{self.NAME}.workdir"], p, p.side[self.NAME], self.depth)
+        """See `Drafter.propose`. First the smaller model reads what it has not read of the text."""
+        unread = 2 if rewinds(p.side[self.NAME]) else self.depth
+        model, state, feature = caught_up(models[f"{self.NAME}.workdir"], p, p.side[self.NAME], unread)
         tree, going = written(models, p, parts, model, state, feature, self.length)
         # What was written behind the text has no position in these slots: the state is as it was, and is not copied.
         side = {"slots": state["slots"], "layers": going["layers"]} if rewinds(state) else state
         return tree, side
+
+    def observe(self, models: Mapping[str, Any], side: Any, seen: Seen) -> Any:
+        """See `Drafter.observe`. Drafts that stay lie where they were written: all but the last, which was not read."""
+        if not rewinds(side):
+            return side
+        at = jnp.arange(self.length - 1)
+        stay = jnp.where(at < seen.count[:, None] - 1, seen.p.length[:, None] + at, -1)
+        return side | {"slots": side["slots"].append(stay)}
 
 
 def caught_up(model: Any, p: Any, state: Any, count: int) -> tuple[Any, Any, jax.Array]:
@@ -70,7 +79,7 @@ def caught_up(model: Any, p: Any, state: Any, count: int) -> tuple[Any, Any, jax
     Args:
       model: the one that drafts, inside a trace; state: of the text that it has read.
       p: `stream.Progress`.
-      count: tokens that a round writes at most.
+      count: tokens that it may not have read at most.
     """
     at = state["slots"].length[:, None] + jnp.arange(count)
     position = jnp.where((at < p.length[:, None]) & p.live[:, None], at, -1)

@@ -148,27 +148,44 @@ def test_a_row_by_itself_writes_what_it_writes_in_company(name, changes):
         assert run(name, (5, 13), changes, order=(row,))[0] == [wanted(name)[row]]
 
 
-def test_the_cache_of_one_row_is_copied_by_no_round():
-    """And rotary tables of all layers are one: both cost a quarter of a step of a small model on a CPU."""
-    graphdef, params = nnx.split(make(num_layers=3))
-    parts = sockets.make([DEFAULTS | SETTINGS[0]], DEFAULTS, vocab_size=V)
+DRAFTING = {
+    "none": {},
+    "lookup": {"lookup": {"length": 3, "ngram": 2}},
+    "model_draft": {"model_draft": {"workdir": "w", "length": 3}},
+    "recycling": {"recycling": {"template": "2x1x1", "shared": False}},
+}
+
+
+@pytest.mark.parametrize("drafter", DRAFTING)
+def test_the_caches_of_one_row_are_copied_by_no_round(drafter):
+    """Those of a model that drafts neither. And rotary tables of all layers are one: both cost a quarter of a step of a
+    small model on a CPU."""
+    made, small = make(num_layers=3), make(num_layers=2)
+    graphs, params = zip(nnx.split(made), nnx.split(small), strict=True)
+    asked = DEFAULTS | SETTINGS[0] | {"drafter": drafter} | DRAFTING[drafter]
+    parts = sockets.make([asked], DEFAULTS, vocab_size=V)
 
     def rounds(params):
-        models = {"model": nnx.merge(graphdef, params).for_decoding()}
+        merged = (nnx.merge(*both).for_decoding() for both in zip(graphs, params, strict=True))
+        models = dict(zip(("model", "model_draft.workdir"), merged, strict=True))
         given = prompts()[:1], jnp.asarray(LENGTH[:1]), jnp.asarray(LIMIT[:1]), key_data()[:1]
         p = stream.begin(models, parts, *given, sockets.dials([DEFAULTS], parts))
         return stream.extend(models, stream.read(models, p, parts, 17, fresh=True), parts, 100).text
 
-    program = jax.jit(rounds).lower(params).compile().as_text()
-    spec = make(num_layers=3).spec
-    size = spec.K * R * spec.H
-    bodies = [part for part in program.split("\n\n") if " dot(" in part and "ENTRY" not in part]
-    made = re.findall(r"%(\S+) = f32\[([\d,]+)\]", max(bodies, key=len))
-    large = [name for name, shape in made if math.prod(map(int, shape.split(","))) == size]
-    assert len(large) >= 2 * 3  # Keys and values of each layer.
+    program, spec = jax.jit(rounds).lower(params).compile().as_text(), made.spec
+    size = spec.K * (R + parts.drafter[1].nodes - 1) * spec.H
+
+    def held(body):
+        shapes = re.findall(r"%(\S+) = f32\[([\d,]+)\]", body)
+        return [name for name, shape in shapes if math.prod(map(int, shape.split(","))) == size]
+
+    body = max((part for part in program.split("\n\n") if "ENTRY" not in part), key=lambda part: len(held(part)))
+    large = held(body)
+    assert len(large) >= 2 * (3 + 2 * (drafter == "model_draft"))  # Keys and values of each layer.
     assert not [name for name in large if re.search("copy|transpose", name)]
-    tables = re.findall(rf"= f32\[1,{spec.H // 2}\]\S* dot\(", max(bodies, key=len))
-    assert len(tables) == 2, "cos and sin, not those of every layer"
+    if drafter == "none":
+        tables = re.findall(rf"= f32\[1,{spec.H // 2}\]\S* dot\(", body)
+        assert len(tables) == 2, "cos and sin, not those of every layer"
 
 
 def test_the_end_token_ends_a_row_within_its_drafts():
