@@ -56,8 +56,8 @@ def times(x: jax.Array, kernel: jax.Array, partition: Partition = Partition()) -
 def against(x: jax.Array, vectors: jax.Array, partition: Partition = Partition()) -> jax.Array:  # noqa: B008
     """Products of x `[..., D]` with each of `vectors [V, D]`, in float32: `[..., V]`.
 
-    On a CPU 2 to `COLUMNS` rows `[R, D]` are the columns of a product whose rows are `vectors`, which are then read where they
-    lie; XLA lays out anew what stands at the right.
+    On a CPU 2 to `COLUMNS` rows `[R, D]` are the columns of a product whose rows are `vectors`, which are then read
+    where they lie; XLA lays out anew what stands at the right.
     """
     multiply = functools.partial(jnp.einsum, "...d,vd->...v", preferred_element_type=jnp.float32)
     if x.ndim != 2 or not partition.trivial or not 1 < x.shape[0] <= COLUMNS:

@@ -203,8 +203,9 @@ class Bench:
 def overheads(ways: Mapping[str, Any], found: Mapping[str, Sequence], target: Mapping, draft: Mapping) -> dict:
     """Of each drafter: what a round takes beyond passes of the models, over a step of the target.
 
-    target, draft: medians of `pass_costs`. A draft model reads what the last round wrote in one pass over `depth`
-    tokens, then one token a pass; a tree of it, all nodes so far a pass.
+    target, draft: medians of `pass_costs`. A draft model reads what it lacks of the text in one pass over two tokens,
+    then one token a pass; a tree of it begins with what the last round wrote, `depth` tokens, then all nodes so far a
+    pass.
     """
     made = {}
     for name, way in ways.items():
@@ -214,7 +215,7 @@ def overheads(ways: Mapping[str, Any], found: Mapping[str, Sequence], target: Ma
         spent = statistics.median(cpu for cpu, _ in found[name]) / way.calls
         forward = at(target, drafter.nodes)
         if name == "model_draft":
-            forward += at(draft, drafter.depth) + (drafter.length - 1) * at(draft, 1)
+            forward += at(draft, 2) + (drafter.length - 1) * at(draft, 1)
         if name == "model_tree":
             forward += at(draft, drafter.depth) + sum(at(draft, drafter.beam * i) for i in range(1, drafter.levels))
         made[name] = (spent - forward) / at(target, 1)

@@ -6,6 +6,7 @@ VERIFY, DRAFTS, TESTS = "models/decoding/verify", "models/decoding/drafts", "tes
 SIBLINGS, WALK = (f"{TESTS}/verify/siblings_test.py",), (f"{TESTS}/verify/walk_test.py",)
 TREES, TRIE = (f"{TESTS}/drafts/trees_test.py",), (f"{TESTS}/drafts/trie_test.py",)
 CLOCK = ("tests/experiments/generation/serving/clock_test.py",)
+CHAIN, PRODUCTS = (f"{TESTS}/drafts/model_test.py",), ("tests/models/products_test.py",)
 
 BUGS = (
     Bug(
@@ -133,5 +134,47 @@ BUGS = (
         "checked = g if post else 1",
         "checked = g - 1 if post else 1",
         CLOCK,
+    ),
+    Bug(
+        "a CPU multiplies the first of a few rows alone",
+        "models/products.py",
+        "x[i : i + 1] @ kernel",
+        "x[:1] @ kernel",
+        PRODUCTS,
+    ),
+    Bug(
+        "columns of a vocabulary come back in another order",
+        "models/products.py",
+        "(columns)[:, :R].T",
+        "(columns)[:, ::-1][:, :R].T",
+        PRODUCTS,
+    ),
+    Bug(
+        "drafts of a tree are read and written in one loop",
+        "models/mixers/slots.py",
+        "jax.lax.cond(jnp.any(path != lie), read, lambda _: read(lie), path)",
+        "read(path)",
+        ("tests/models/decoding/stream_test.py::test_the_caches_of_one_row_are_copied_by_no_round",),
+    ),
+    Bug(
+        "drafts of a tree move where none of them lies right",
+        "models/mixers/slots.py",
+        "jnp.any(path != lie)",
+        "jnp.all(path != lie)",
+        ("tests/models/decoding/tree_test.py",),
+    ),
+    Bug(
+        "a draft model keeps the draft that was rejected",
+        "models/decoding/drafts/model.py",
+        "at < seen.count[:, None] - 1",
+        "at < seen.count[:, None]",
+        CHAIN,
+    ),
+    Bug(
+        "a draft model reads one token where all its drafts stay",
+        "models/decoding/drafts/model.py",
+        "unread = 2 if",
+        "unread = 1 if",
+        CHAIN,
     ),
 )
