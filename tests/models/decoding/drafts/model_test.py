@@ -13,11 +13,11 @@ from tests.models.decoding.stream_test import DEFAULTS, LENGTH, LIMIT, V, forwar
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_drafts_are_those_of_the_whole_forward_pass(length):
-    """Greedy rows of which few, some or all drafts stay: the target is the draft model with noise in its norm."""
+    """Greedy rows of which few, some or all drafts stay: the target is the draft model with noise."""
     asked = DEFAULTS | {"temperature": 0.0, "drafter": "model_draft", "model_draft": {"workdir": "w", "length": length}}
     parts = sockets.make([asked], DEFAULTS, vocab_size=V)
     graphdef, params = model("attention")
-    near = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    near = jax.tree.map(lambda x: x + 0.15 * jax.random.normal(jax.random.key(x.size), x.shape), params)
 
     def models():
         pairs = {"model": near, "model_draft.workdir": params}
@@ -43,6 +43,7 @@ def test_drafts_are_those_of_the_whole_forward_pass(length):
                 best = np.asarray(forward("attention")(text[None])[0, n + i - 1])
                 assert best.max() - best[int(token[row, 1 + i])] < 1e-4, (row, n, i)
                 text[n + i] = token[row, 1 + i]
-            stayed.append(int(after.length[row]) - n - 1)
+            if n + length < LIMIT[row]:  # Else the limit has cut drafts.
+                stayed.append(int(after.length[row]) - n - 1)
         p = after
     assert set(stayed) >= {0, length}, "rounds of which nothing, and of which all stays"
