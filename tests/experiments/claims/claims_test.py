@@ -25,7 +25,7 @@ from configs.claims import (
 from data import tasks
 from experiments import claims, modes, preflight
 from experiments import workdir as files
-from experiments.claims import answers, arms, assd, contrast, curve, evidence, measures, table
+from experiments.claims import answers, arms, assd, contrast, curve, evidence, measures, method, table
 from experiments.claims import tokenization as tokens_check
 from experiments.claims.laws import decoding
 from experiments.program import build, counting, sharding
@@ -175,6 +175,7 @@ def test_pairs_of_likelihoods_are_judged_by_less_being_better(tmp_path, monkeypa
 def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monkeypatch):
     claim = digits_reversed.get_claim()
     claim["base"], claim["seeds"] = small(claim["base"], tmp_path), (0, 1)
+    claim = {key: value for key, value in claim.items() if key not in ("tune", *method.KEYS)}
     scored = {}
 
     def pretended(workdir):
@@ -197,7 +198,7 @@ def test_a_contrast_is_paired_by_seed_and_judged_by_its_interval(tmp_path, monke
 
 def test_a_contrast_of_losses_gives_a_row_for_each_pair(tmp_path, monkeypatch):
     """Lower is better; what any model of the task can reach stands beside it."""
-    claim = language_in_context.get_claim()
+    claim = language_in_context.get_claim() | {"seeds": (0, 1, 2)} | dict.fromkeys(method.KEYS)
     losses = {"attention": [0.8, 0.9, 0.7], "linear_attention": [1.2, 1.3, 1.15], "gated_delta": [0.5, 0.6, 0.4]}
 
     def trained(base, arms, seeds, workdir, **_):
