@@ -10,8 +10,8 @@ by heads that count n-grams. Here: automata of 4 states over 6 symbols, 2 of the
 equal steps; linear attention has a gate that forgets.
 
 The control: attention counts more than single symbols, 1.1 nats or less. Counts of the symbols of a row so far give
-1.39 nats (a guess among all six 1.79), counts of what followed the last symbol 0.98 (400 rows, smoothed), and who
-knows the automaton has 0.69. Seen: after these steps the arms stand at 1.37, 1.40 and 1.28, about where counts of single
+1.39 nats (a guess among all six 1.79), counts of what followed the last symbol 0.98 (400 rows, smoothed), and who knows
+the automaton has 0.69. Seen: after these steps the arms stand at 1.37, 1.40 and 1.28, about where counts of single
 symbols do, so that they test nothing of heads that count n-grams. What learns it, in pilots of 800 steps of 8 rows at a
 rate of 5e-3, one seed each: attention that sees two tokens in its first layer and all in its second, 0.948; the gated
 delta rule with convolutions over four tokens, 0.997. Attention, gated delta and linear attention of this kind at three

@@ -3,88 +3,80 @@
     python main.py --mode=claim --config=configs/claims/recall.py --workdir=runs/claims/recall --jobs=2
 
 Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv:2312.04927; 2024, "Based", arXiv:2402.18668):
-pairs of keys and values, then the keys again. Models with a recurrent state need one that grows with the number of
-pairs. Here: two layers of width 64; the first is attention over two tokens (in place of the papers' short convolution),
-the second the mixer of the line, except for `attention` (both over everything), `window` (both over two tokens) and
-`lact` (both LaCT with that window, chunk 8). `linear` and `gated_delta` have memories of two sizes: one head of width
-64, or eight of 8, an eighth of the bytes. State bytes are those of a whole sequence; keys of attention over two tokens
-are counted for all of them, since its cache keeps them. Three seeds, paired by seed, 95% intervals (Student t).
+pairs of keys and values, then the keys again, each to be answered. Models with a recurrent state need one that grows
+with the number of pairs. Here: four pairs of 8 keys and 8 values in rows of 16 tokens, after 8000 rows of one or two
+pairs; two layers of width 64, equal steps. The memories have convolutions over four tokens in front, as the papers'
+models do, and one head of width 64 (4096 numbers a layer) or sixteen of 4 (256). Every arm has the same search of
+rates, on other held-out rows.
 
-Expect: larger memories above smaller ones, everyone worse at more pairs, `window` at chance. `attention` has no layer
-that only looks back one token and must find that by itself, which takes more steps than these (a pilot with 4 pairs of
-8 values: loss 1.18 after 2000 steps, where attention over two tokens and a gated delta memory reached 0.001 after 800).
-Seen: 500 steps are too few. With 4 pairs all but `window` answer about as well as a guess among the four values would.
-Cost: 54 runs of 500 steps of 16 x 64 tokens; took 24 minutes on two busy CPU cores.
+The control: the task is learned in these steps, linear attention with one head recalls 95%.
+
+Attention is no arm of this claim. With a first layer that sees two tokens it found four pairs within 300 steps in one
+pilot, and with another seed stood at 1.23 nats after 600, at rates of 2e-3 and 5e-3: how soon it finds them is luck.
+Pilots without the rows of one or two pairs, with 16 keys and values, ended after 800 steps of 64 rows at 1.37 nats with
+attention, 0.82 with linear attention and 0.99 with the gated delta rule, one head each.
+
+Expect: larger memories above smaller ones. Seen: four pairs fit into 256 numbers nearly as well as into 4096, so the
+bound of the state does not show at so few pairs. Cost: six runs of the search and three a seed, each 600 steps of 32
+rows of 16 tokens; nine runs of the verdict took 10 minutes on two cores that did much else, and the budget ends there:
+three more seeds might decide the second row.
 """
 
 from configs.claims import small
 
-NEAR = {"model.attention.window": 2}
-LINES = {
-    "attention": {"model.mixer": "attention"},
-    "window": {"model.mixer": "attention", **NEAR},
-    "linear, 8 heads": {"model.mixer": "attention, linear_attention", "model.num_heads": 8, **NEAR},
-    "linear, 1 head": {"model.mixer": "attention, linear_attention", "model.num_heads": 1, **NEAR},
-    "gated_delta, 8 heads": {"model.mixer": "attention, gated_delta", "model.num_heads": 8, **NEAR},
-    "gated_delta, 1 head": {"model.mixer": "attention, gated_delta", "model.num_heads": 1, **NEAR},
-    "ttt_linear": {"model.mixer": "attention, ttt_linear", **NEAR},
-    "ttt_mlp": {"model.mixer": "attention, ttt_mlp", **NEAR},
-    "lact": {"model.mixer": "lact", "model.lact.chunk_size": 8, "model.lact.window": 2},
+TASK = "pairs=4, queries=4, keys=8, values=8, noise=1"
+CURRICULUM = f"8000: pairs=1 | pairs=2; {TASK}"
+MEMORIES = {  # arm: mixer, heads
+    "linear, 1 head": ("linear_attention", 1),
+    "linear, 16 heads": ("linear_attention", 16),
+    "gated_delta, 16 heads": ("gated_delta", 16),
 }
-FEW, MANY = "4", "16"
+PAIRS = (  # statement, published, better, worse
+    (
+        "Linear attention recalls 4 pairs better with sixteen times the state",
+        "recall grows with the size of the state",
+        "linear, 1 head",
+        "linear, 16 heads",
+    ),
+    (
+        "In as small a state a gated delta memory recalls 4 pairs better than linear attention",
+        "not given for these two",
+        "gated_delta, 16 heads",
+        "linear, 16 heads",
+    ),
+)
 
 
 def get_claim():
-    """The claim, for the check `table`."""
-    config = small(500, log_every=50, rows=512, width=128)
-    config.model.update({"width": 64, "num_heads": 4, "init": "fan_in"})
-    config.model.lact.rank = 8
-    config.data.update({"source": "task:recall", "length": 64, "batch_size": 16})
-    config.optimizer.update({"learning_rate": 3e-3, "schedule": "linear", "weight_decay": 0.0})
-
-    def contrast(statement, published, better, worse):
-        return {
-            "statement": statement, "published": published, "measure": "accuracy", "better": better, "worse": worse,
-        }  # fmt: skip
-
-    grows = "recall grows with the size of the state"
+    """The claim, for the check `contrast`."""
+    config = small(600, log_every=50, rows=512)
+    config.model.init = "fan_in"
+    config.data.update({"source": "task:recall", "name": CURRICULUM, "length": 16, "batch_size": 32})
+    config.optimizer.update({"schedule": "linear", "weight_decay": 0.0})
+    arms = {}
+    for name, (mixer, heads) in MEMORIES.items():
+        arms[name] = {"model.mixer": mixer, f"model.{mixer}.conv": 4, "model.num_heads": heads}
     return {
-        "source": "Arora et al. 2024, arXiv:2402.18668",
-        "family": "mixers and memory",
-        "check": "table",
         "statement": "What a mixer recalls is bounded by its state",
-        "published": grows,
+        "source": "Arora et al. 2024, arXiv:2402.18668",
+        "published": "recall grows with the size of the state",
+        "family": "mixers and memory",
+        "check": "contrast",
+        "score": "accuracy",
         "base": config,
-        "lines": LINES,
-        "points": {n: {"data.name": f"pairs={n}, queries=16, keys=32, values=16, noise=4"} for n in (FEW, MANY)},
-        "axis": "pairs in a row",
-        "contrasts": [
-            contrast(
-                "Linear attention recalls 16 pairs better with eight times the state",
-                grows,
-                ("linear, 1 head", MANY),
-                ("linear, 8 heads", MANY),
-            ),
-            contrast(
-                "A gated delta memory recalls 16 pairs better with eight times the state",
-                grows,
-                ("gated_delta, 1 head", MANY),
-                ("gated_delta, 8 heads", MANY),
-            ),
-            contrast(
-                "A gated delta memory of eight heads of 8 recalls 4 pairs better than 16",
-                "recall falls with the number of pairs",
-                ("gated_delta, 8 heads", FEW),
-                ("gated_delta, 8 heads", MANY),
-            ),
+        "arms": arms,
+        "pairs": [
+            {"statement": statement, "published": published, "better": better, "worse": worse}
+            for statement, published, better, worse in PAIRS
         ],
+        "tune": {"optimizer.learning_rate": (2e-3, 5e-3)},
         "effect": 0.05,
         "control": {
-            "says": "attention over 4 pairs, share right",
-            "reads": ("accuracy", "attention", "4"),
-            "least": 0.9,
+            "says": "linear attention with one head, share right",
+            "reads": ("accuracy", "linear, 1 head"),
+            "least": 0.95,
         },
-        "looks": (3, 6),
-        "hours": 1.0,
-        "seeds": tuple(range(12)),
+        "looks": (3,),
+        "hours": 0.4,
+        "seeds": tuple(range(6)),
     }

@@ -2,17 +2,18 @@
 
 import pytest
 
-from configs.claims import recall
+from configs.claims import lact_chunk_size, recall
 from experiments.claims import measures, table
 from tests.experiments.claims.claims_test import small
 
 
 def test_a_table_measures_every_cell_and_judges_the_contrasts(tmp_path, monkeypatch):
     """Planted losses and answers; states and shares of the machine as they are."""
-    claim = recall.get_claim()
-    claim["base"], claim["seeds"] = small(claim["base"], tmp_path), (0, 1)
-    claim["lines"] = {name: claim["lines"][name] for name in ("window", "linear, 1 head")}
-    claim["points"] = {"4": claim["points"]["4"]}
+    claim = lact_chunk_size.get_claim()
+    claim["base"], claim["seeds"] = small(recall.get_claim()["base"], tmp_path), (0, 1)
+    claim["lines"] = {"window": {"model.attention.window": 2}, "linear, 1 head": {"model.mixer": "linear_attention"}}
+    claim["lines"]["linear, 1 head"]["model.num_heads"] = 1
+    claim["points"] = {"4": {"data.name": "pairs=4, queries=4, keys=16, values=16, noise=4", "data.length": 64}}
     contrast = {"statement": "s", "published": "p", "better": ("window", "4"), "worse": ("linear, 1 head", "4")}
     claim["contrasts"] = [{**contrast, "measure": measure} for measure in ("accuracy", "loss", "share")]
     loss = {"window, 4": 1.0, "linear, 1 head, 4": 2.0}
