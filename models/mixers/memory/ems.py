@@ -7,23 +7,29 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from models.mixers.memory import merging, scores
-from models.mixers.memory.kept import Kept, Rated, Row, policy, written
-from models.mixers.memory.ring import put_last
+from models.mixers.memory import merging, ring, scores
+from models.mixers.memory.kept import Kept, Rated, Row, first_lowest, in_order, policy, written
 
 
 @policy
 @dataclasses.dataclass(frozen=True)
 class EMS(Kept):
     """See the module's docstring. Of each token of each key head `extra` holds: `columns`, what all queries gave it;
-    `rows [..., window]`, what the last ones did; `count`, of how many tokens it is the mean; `norm`, of its key."""
+    `count`, of how many tokens it is the mean; `norm`, of its key. `told["rows"] [B, K, window, S]`: what the last
+    queries gave the slots. Nobody clears those of a slot that another token takes: no query before it saw it."""
 
     name: ClassVar[str] = "ems"
 
     @classmethod
     def more(cls, rule, sizes, heads, size, dtype):
         none = jnp.zeros((sizes.batch, heads, size), dtype)
-        return {"columns": none, "count": none, "norm": none, "rows": jnp.zeros((*none.shape, rule.window), dtype)}
+        return {"columns": none, "count": none, "norm": none}
+
+    @classmethod
+    def empty(cls, sizes, **options):
+        made = super().empty(sizes, **options)
+        B, K, S = made.score.shape
+        return dataclasses.replace(made, told={"rows": jnp.zeros((B, K, made.rule.window, S), made.score.dtype)})
 
     @classmethod
     def extra_bytes(cls, rule, sizes):
@@ -35,16 +41,28 @@ class EMS(Kept):
     def rate(self, row: Row) -> Rated:
         p = scores.by_key_head(row.p, row.K)  # [K, T, S]
         columns = row.extra["columns"] + row.sums["all"]
-        rows = put_last(row.extra["rows"], p, row.query, row.newest)
+        rows = ring.put_rows(row.told["rows"], p, row.query, row.newest)
+        local = ring.sums(rows, row.position, row.newest)
         count = jnp.maximum(row.extra["count"], 1)
         norm = jnp.linalg.norm(row.k, axis=-1)
         if row.one:  # That of the new key alone: the others' are known.
             new = row.position == row.newest
-            key = jnp.take_along_axis(row.k, jnp.argmax(new, axis=-1)[:, None, None], axis=1)
+            key = jnp.take_along_axis(row.k, first_lowest(jnp.where(new, 0, 1))[:, None, None], axis=1)
             norm = jnp.where(new, jnp.linalg.norm(key, axis=-1), row.extra["norm"])
         inside = lambda x: jnp.where(row.held, x, 0)  # noqa: E731
-        score = scores.ems(inside(columns), inside(rows.sum(-1)))
-        return Rated.of(row, score, extra={"columns": columns, "rows": rows, "count": count, "norm": norm})
+        score = scores.ems(inside(columns), inside(local))
+        return Rated.of(row, score, extra={"columns": columns, "count": count, "norm": norm}, told={"rows": rows})
+
+    def _beside(self, k, v, positions, *, fresh):
+        after, had = super()._beside(k, v, positions, fresh=fresh), self.told["rows"]
+        more = jnp.zeros((*had.shape[:3], after.position.shape[2] - (0 if fresh else had.shape[3])), had.dtype)
+        return dataclasses.replace(after, told={"rows": more if fresh else jnp.concatenate([had, more], axis=3)})
+
+    def _gathered(self, kept):
+        order, missing = in_order(kept, self.position, self.most + 1)
+        rows = jnp.take_along_axis(self.told["rows"], order[:, :, None], axis=3)
+        after = dataclasses.replace(self, told={"rows": jnp.pad(rows, [(0, 0)] * 3 + [(0, missing)])})
+        return Kept._gathered(after, kept)
 
     def best(self, rated: Rated, row: Row) -> tuple[jax.Array, jax.Array]:
         """(bool `[K, S]`, target `[K, S]`) of a prompt."""
@@ -77,7 +95,7 @@ class EMS(Kept):
         """The one token that leaves, in the kept one with the most similar key; dropped where that is not alike."""
         count, norm = rated.extra["count"], rated.extra["norm"]
         leaves = row.held & ~kept
-        at = jnp.argmax(leaves, axis=-1)[:, None]
+        at = first_lowest(jnp.where(leaves, 0, 1))[:, None]
         pick = lambda x, at: jnp.take_along_axis(x, at[..., None], axis=1)  # noqa: E731
         index, cosine = merging.most_similar(pick(row.k, at), row.k, kept, norm)
         joins = leaves.any(-1, keepdims=True) & (cosine >= self.rule.least) & ~row.unread

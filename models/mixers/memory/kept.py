@@ -322,15 +322,12 @@ class Kept(Memory):
 
     def _gathered(self, kept: jax.Array) -> Self:
         """The tokens that stay, in the order of the text, from the first slot on."""
-        size = self.most + 1
-        order = jnp.argsort(jnp.where(kept, self.position, LAST), axis=-1)
-        missing = size - order.shape[-1]
-        order = order[..., :size]
+        order, missing = in_order(kept, self.position, self.most + 1)
 
         def moved(x: jax.Array, order: jax.Array) -> jax.Array:
             index = jnp.broadcast_to(order, (*x.shape[:2], order.shape[-1]))
             x = jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 3)), axis=2)
-            return jnp.pad(x, [(0, 0), (0, 0), (0, max(missing, 0)), *[(0, 0)] * (x.ndim - 3)])
+            return jnp.pad(x, [(0, 0), (0, 0), (0, missing), *[(0, 0)] * (x.ndim - 3)])
 
         return dataclasses.replace(
             self,
@@ -368,6 +365,12 @@ def least(rule: Any, length: int) -> int:
     """Tokens that stay whatever they are worth, of a text of `length` tokens."""
     recent = getattr(rule, "recent", getattr(rule, "window", 0))
     return budgets.tokens(recent, length) + getattr(rule, "sinks", 0)
+
+
+def in_order(kept: jax.Array, position: jax.Array, size: int) -> tuple[jax.Array, int]:
+    """(`[B, J, s]` the slots of the tokens that stay, in the order of the text, then others; size - s), s <= size."""
+    order = jnp.argsort(jnp.where(kept, position, LAST), axis=-1)[..., :size]
+    return order, size - order.shape[-1]
 
 
 def first_lowest(x: jax.Array) -> jax.Array:

@@ -15,16 +15,33 @@ def put_last(ring: jax.Array, said: jax.Array, query: jax.Array, newest: jax.Arr
       query: `[T]` their positions, side by side from the first on, -1 behind the last.
       newest: `[]` position of the newest token.
     """
-    window, T = ring.shape[-1], query.shape[0]
-    place = jnp.arange(window)
-    if T == 1:  # A step: one place of the ring is written.
-        at = jnp.where(query[0] >= 0, newest % window, window)  # `window` is no place
-        return ring.at[:, :, at].set(said[:, 0].astype(ring.dtype), mode="drop")
-    asked = newest - (newest - place) % window  # the last query that stands at each place
-    index = asked - query[0]
+    T = query.shape[0]
+    index = asked(ring.shape[-1], newest) - query[0]
     new = jnp.take(said, jnp.clip(index, 0, T - 1), axis=1)  # [J, window, S]
     here = (index >= 0) & (index < T) & (query[0] >= 0)
     return jnp.where(here, new.swapaxes(1, 2).astype(ring.dtype), ring)
+
+
+def asked(window: int, newest: jax.Array) -> jax.Array:
+    """`[window]` position of the last query that stands at each place, negative where none did yet."""
+    return newest - (newest - jnp.arange(window)) % window
+
+
+def put_rows(rows: jax.Array, said: jax.Array, query: jax.Array, newest: jax.Array) -> jax.Array:
+    """As `put_last`, of `rows [J, window, S]`: a step writes one row, side by side."""
+    if query.shape[0] > 1:
+        return put_last(rows.swapaxes(1, 2), said, query, newest).swapaxes(1, 2)
+    at = newest % rows.shape[1]
+    old = jax.lax.dynamic_slice_in_dim(rows, at, 1, axis=1)
+    new = jnp.where(query[0] >= 0, said.astype(rows.dtype), old)
+    return jax.lax.dynamic_update_slice_in_dim(rows, new, at, axis=1)
+
+
+def sums(rows: jax.Array, position: jax.Array, newest: jax.Array) -> jax.Array:
+    """`[J, S]`: what the last queries, `rows [J, window, S]`, said of the tokens at `position [J, S]` from when they
+    were there. One loop over S: a compiler that reduces over `window` does not do several sums at once."""
+    at = asked(rows.shape[1], newest)
+    return sum(jnp.where(at[i] >= position, rows[:, i], 0) for i in range(rows.shape[1]))
 
 
 def put_votes(bits: jax.Array, votes: jax.Array, query: jax.Array, newest: jax.Array, window: int) -> jax.Array:
