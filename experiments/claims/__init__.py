@@ -39,6 +39,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "leverage": "leverage",
     "curve": "curve",
     "worlds": "worlds",
+    "patterns": "patterns",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -26,18 +26,19 @@ def attend_cache(
     softcap: float | None = None,
     sinks: jax.Array | None = None,
     implementation: str | None = None,
+    made: bool = False,
 ) -> jax.Array:
     """Attention of q [B, T, N, H] over a cache k, v [B, S, K, H] in which every slot, seen or not, is finite.
 
     A few queries are one small product per head, whose scores are no more numbers than the cache holds; more of them go
     to `attention`. Returns [B, T, N, H] in q's type; every query must see at least one key. `softcap` and `sinks [N]`
-    as in `attention`.
+    as in `attention`. `made`: keys are computed in this pass; they are then laid out token by token, as they come.
     """
     T, K = q.shape[1], k.shape[2]
     if implementation is not None or T > FEW_QUERIES:
         return attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks, implementation=implementation)
     rows = _rows(q, K)
-    order = _order(rows)
+    order = KEYS_FIRST if made else _order(rows)
     return _weighed(_products(rows, k, order), order, v, mask, T, softcap, sinks).astype(q.dtype)
 
 

@@ -127,7 +127,8 @@ def recall(
             rule = rule & masks.Dense(context.among)
         if context.prefill and mask.is_static and not all(each.covers(q.shape[1]) for each in context.prefill[0]):
             return attend_patterns(partition, q, keys, view.v, context, mask, softcap, sinks), memory
-        op = functools.partial(attend_cache, implementation=implementation, softcap=softcap)
+        made = not stored and q.shape[1] == 1  # Keys were rotated for this pass.
+        op = functools.partial(attend_cache, implementation=implementation, softcap=softcap, made=made)
         return attend(partition, op, q, keys, view.v, rule, sinks=sinks), memory
     if softcap is not None or sinks is not None:
         raise ValueError(
