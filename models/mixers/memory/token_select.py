@@ -19,6 +19,47 @@ from models.mixers.memory.rules.select import TokenSelect as Rule
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Near:
+    """Copies of what a query reads: the local tokens as a ring, the initial and chosen ones in order, one free slot.
+
+    Local keys are rotated by their positions, the others by their ranks, so that a step turns no key but its own. While
+    a row has no more tokens than a query reads, token p stands at place p of the second part, too. `k`, `v`:
+    `[B, K, local + M + 1, H]`; `built [B]`: whether the copies are those of the row's last choice.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    built: jax.Array
+
+    @classmethod
+    def empty(cls, sizes: Sizes, n: int) -> Self:
+        """No copy yet."""
+        shape = (sizes.batch, sizes.K, n, sizes.H)
+        return cls(jnp.zeros(shape, sizes.dtype), jnp.zeros(shape, sizes.dtype), jnp.zeros((sizes.batch,), bool))
+
+    def unbuilt(self, rows: jax.Array) -> Self:
+        """Without the copies of these rows, bool `[B]`."""
+        return dataclasses.replace(self, built=self.built & ~rows)
+
+    def row(self, b: jax.Array, k: jax.Array, v: jax.Array, t: jax.Array, some: jax.Array, context: Context) -> Self:
+        """With the last tokens up to t, and those in the slots `some [M]` of `k` and `v [K, S, H]`, in row b."""
+        local = self.k.shape[2] - 1 - some.shape[0]
+        last = in_ring(t, local)
+        index = jnp.concatenate([last, some, t[None]])
+        place = jnp.maximum(jnp.concatenate([last, jnp.arange(some.shape[0]), t[None]]), 0)
+        k, v = (jnp.take(x, index, axis=1, mode="clip")[None] for x in (k, v))
+        k = context.rotate(k.swapaxes(1, 2), place[None]).swapaxes(1, 2).astype(self.k.dtype)
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, b, axis=0)  # noqa: E731
+        return dataclasses.replace(self, k=write(self.k, k), v=write(self.v, v))
+
+    def put(self, k: jax.Array, v: jax.Array, at: jax.Array) -> Self:
+        """With one token of each row, `[B, 1, K, H]`, at `[B]`."""
+        k, v = (slots.put(old, new.swapaxes(1, 2), at, axis=2) for old, new in ((self.k, k), (self.v, v)))
+        return dataclasses.replace(self, k=k, v=v)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TokenSelect(Memory):
     """Every token in its slot. A single query reads `initial` + budget + `local` of them; pieces of a prompt read all.
 
@@ -26,6 +67,7 @@ class TokenSelect(Memory):
       k, v: unrotated keys, and values, `[B, K, S, H]`; their positions stand in `context.slots`.
       asked: `[B, N, H]` the query whose choice was used last; chosen: `[B, most]` its slots, -1 = none.
       prompt: `[B]` tokens that were read in pieces.
+      near: where choices are used again (`rule.least` below 1), else None: what the last query read.
       rule: static; limit: static: tokens that a row may come to have.
     """
 
@@ -38,6 +80,7 @@ class TokenSelect(Memory):
     asked: jax.Array
     chosen: jax.Array
     prompt: jax.Array
+    near: Near | None
     rule: Rule = dataclasses.field(metadata={"static": True})
     limit: int = dataclasses.field(metadata={"static": True})
 
@@ -53,6 +96,7 @@ class TokenSelect(Memory):
             jnp.zeros((sizes.batch, sizes.N, sizes.H), sizes.dtype),
             jnp.full((sizes.batch, most), -1, jnp.int32),
             jnp.zeros((sizes.batch,), jnp.int32),
+            Near.empty(sizes, rule.local + rule.initial + most + 1) if rule.least < 1 and rule.local else None,
             rule, sizes.length,
         )  # fmt: skip
 
@@ -66,7 +110,10 @@ class TokenSelect(Memory):
             self, k=write(self.k, k), v=write(self.v, v), prompt=self.prompt + (new if T > 1 else 0)
         )
         if T == 1:
-            return after._chosen(q, positions, context)
+            again = self.near is not None and context.steady
+            return after._again(q, k, v, context) if again else after._chosen(q, positions, context)
+        if self.near is not None:
+            after = dataclasses.replace(after, near=self.near.unbuilt(new > 0))
         keys = (k, v, positions) if context.fresh else (
             after.k.swapaxes(1, 2), after.v.swapaxes(1, 2), context.slots.position
         )  # fmt: skip
@@ -95,6 +142,50 @@ class TokenSelect(Memory):
         held = jnp.where(seen, jnp.take_along_axis(context.slots.position, index, axis=1), -1)
         places = {"key_place": rank, "query_place": jnp.maximum(last, 0)}
         return after, View(taken(self.k), taken(self.v), held, jnp.zeros_like(slot[:, 0]), **places)
+
+    def _again(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> tuple[Self, View]:
+        """As `_chosen`, from the copies in `near`: they are made anew in the rows whose choice is made anew."""
+        rule, local, M = self.rule, self.rule.local, self.near.k.shape[2] - 1 - self.rule.local
+        positions = jnp.broadcast_to(context.positions, k.shape[:2]).astype(jnp.int32)
+        t = positions[:, 0]
+        asking = context.rotate(q, jnp.full_like(positions, local))[:, 0]
+        count = jnp.broadcast_to(of_prompt(rule.budget, self.prompt, self.limit), t.shape)
+        few = rule.initial + count + local >= t + 1
+        alike = jax.vmap(lambda q, asked: selection.same_query(q, asked, rule.least))(asking, self.asked)
+        again = few | ((self.chosen >= 0).any(-1) & alike)
+        stale = (t >= 0) & ~(self.near.built & again)
+        at = lambda place: jnp.where(t >= 0, place, local + M)  # noqa: E731
+        key = context.rotate(k, jnp.maximum(positions, 0))
+        near = self.near.put(key, v, at(t % local)).put(key, v, at(jnp.where(few & (t < M), local + t, local + M)))
+
+        def anew(b: jax.Array, carried: tuple) -> tuple:
+            near, asked, chosen = carried
+            place = jnp.arange(self.k.shape[2])
+            candidates = (place >= rule.initial) & (place <= t[b] - local)
+            best = best_slots(self._votes(asking[b], self.k[b], candidates), candidates, chosen.shape[1], count[b])
+            best = jnp.where(again[b], chosen[b], best)
+            query = jnp.where(again[b], asked[b], asking[b].astype(asked.dtype))
+            some = jnp.where(few[b], jnp.arange(M), jnp.concatenate([jnp.arange(rule.initial), best]))
+            near = near.row(b, self.k[b], self.v[b], t[b], some, context)
+            return near, asked.at[b].set(query), chosen.at[b].set(best)
+
+        order, carried = jnp.argsort(~stale, stable=True), (near, self.asked, self.chosen)
+        near, asked, chosen = jax.lax.fori_loop(0, stale.sum(), lambda i, x: anew(order[i], x), carried)
+        near = dataclasses.replace(near, built=near.built | (t >= 0))
+        place = jnp.broadcast_to(jnp.arange(M), (len(t), M))
+        some = jnp.concatenate([place[:, : rule.initial], chosen], axis=1)
+        some = jnp.where(few[:, None], jnp.where(place <= t[:, None] - local, place, -1), some)
+        slot = jnp.concatenate([jax.vmap(lambda t: in_ring(t, local))(t), some, jnp.full_like(positions, -1)], axis=1)
+        found = jnp.take_along_axis(context.slots.position, jnp.maximum(slot, 0), axis=1, mode="clip")
+        last = jnp.where(few, t, rule.initial + (chosen >= 0).sum(-1) + local - 1)  # the query's rank
+        turns = {
+            "turns": jnp.maximum(jnp.stack([t, last], axis=-1), 0)[:, None],
+            "turn": (jnp.arange(slot.shape[1]) >= local).astype(jnp.int32) + jnp.zeros_like(slot),
+            "first": local,
+        }
+        held = jnp.where(slot >= 0, found, -1)
+        after = dataclasses.replace(self, near=near, asked=asked, chosen=chosen)
+        return after, View(near.k.swapaxes(1, 2), near.v.swapaxes(1, 2), held, jnp.zeros_like(t), **turns)
 
     def _in_place(self, asking: jax.Array, positions: jax.Array, count: jax.Array, context: Context) -> View:
         """All tokens where they lie, of which the query sees those that it reads: less than to copy most of them."""
@@ -143,6 +234,11 @@ class TokenSelect(Memory):
     def problems(cls, options: Mapping[str, Any]) -> Iterator[str]:
         """See `Memory.problems`."""
         yield from budget_problems(cls.name, {"budget": options["budget"]})
+
+
+def in_ring(t: jax.Array, size: int) -> jax.Array:
+    """`[size]`: the last token up to t that stands at each place of a ring, token p at p mod size; -1 where none."""
+    return jnp.maximum(t - (t - jnp.arange(size)) % size, -1)
 
 
 def best_slots(score: jax.Array, candidates: jax.Array, most: int, count: jax.Array | int) -> jax.Array:
