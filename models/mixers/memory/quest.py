@@ -87,12 +87,13 @@ class Quest(Memory):
             low, high = (x.swapaxes(1, 2) for x in jax.vmap(bounds)(self.k, self.position >= 0))
             return dataclasses.replace(self, low=low, high=high)
         at = context.start // page
-        row = jnp.arange(len(k))
-        real = (positions >= 0)[..., None]
-        key = k[:, 0].astype(self.low.dtype)
-        low = self.low.at[row, :, at].min(jnp.where(real, key, jnp.inf))
-        high = self.high.at[row, :, at].max(jnp.where(real, key, -jnp.inf))
-        return dataclasses.replace(self, low=low, high=high)
+        real = (positions >= 0)[..., None, None]
+        key = k.swapaxes(1, 2).astype(self.low.dtype)
+        had = lambda x: jnp.take_along_axis(x, at[:, None, None, None], axis=2, mode="clip")  # noqa: E731
+        low = jnp.minimum(had(self.low), jnp.where(real, key, jnp.inf))
+        high = jnp.maximum(had(self.high), jnp.where(real, key, -jnp.inf))
+        write = lambda x, new: slots.put(x, new, at, axis=2)  # noqa: E731  (a scatter would turn all bounds over)
+        return dataclasses.replace(self, low=write(self.low, low), high=write(self.high, high))
 
     @property
     def _most(self) -> int:

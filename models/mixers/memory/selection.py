@@ -73,10 +73,11 @@ def quest_bound(q: jax.Array, least: jax.Array, greatest: jax.Array) -> jax.Arra
     (N, H), K = q.shape, least.shape[1]
     grouped = q.reshape(K, N // K, H)
     # max(q a, q b) with a <= b is q b where q is positive, else q a: two products, which read every page once.
-    dot = lambda q, x: jnp.einsum("kgh,pkh->kgp", q, x, precision="highest")  # noqa: E731
+    # Pages are the rows of the products: a compiler then reads them where they lie.
+    dot = lambda q, x: jnp.einsum("pkh,kgh->kpg", x, q, precision="highest")  # noqa: E731
     bound = dot(jnp.maximum(grouped, 0), greatest) + dot(jnp.minimum(grouped, 0), least)
     empty = least[:, 0, 0] > greatest[:, 0, 0]
-    return jnp.where(empty, -jnp.inf, bound.reshape(N, -1))
+    return jnp.where(empty, -jnp.inf, bound.swapaxes(1, 2).reshape(N, -1))
 
 
 def quest(bound: jax.Array, held: jax.Array, budget: int, page: int = 16, least: int = 3) -> jax.Array:
