@@ -47,9 +47,9 @@ class Near:
         last = in_ring(t, local)
         index = jnp.concatenate([last, some, t[None]])
         place = jnp.maximum(jnp.concatenate([last, jnp.arange(some.shape[0]), t[None]]), 0)
-        k, v = (jnp.take(x, index, axis=1, mode="clip")[None] for x in (k, v))
-        k = context.rotate(k.swapaxes(1, 2), place[None]).swapaxes(1, 2).astype(self.k.dtype)
-        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, b, axis=0)  # noqa: E731
+        k, v = (jnp.take(x, index, axis=1, mode="clip") for x in (k, v))
+        k = context.rotate(k[:, :, None], place[None])[:, :, 0].astype(self.k.dtype)
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[None], b, axis=0)  # noqa: E731
         return dataclasses.replace(self, k=write(self.k, k), v=write(self.v, v))
 
     def put(self, k: jax.Array, v: jax.Array, at: jax.Array) -> Self:
@@ -160,15 +160,18 @@ class TokenSelect(Memory):
 
         def anew(b: jax.Array, carried: tuple) -> tuple:
             near, asked, chosen = carried
-            place = jnp.arange(self.k.shape[2])
+            k, v = (x if len(t) == 1 else x[b] for x in whole)
+            place = jnp.arange(k.shape[1])
             candidates = (place >= rule.initial) & (place <= t[b] - local)
-            best = best_slots(self._votes(asking[b], self.k[b], candidates), candidates, chosen.shape[1], count[b])
+            best = best_slots(self._votes(asking[b], k, candidates), candidates, chosen.shape[1], count[b])
             best = jnp.where(again[b], chosen[b], best)
             query = jnp.where(again[b], asked[b], asking[b].astype(asked.dtype))
             some = jnp.where(few[b], jnp.arange(M), jnp.concatenate([jnp.arange(rule.initial), best]))
-            near = near.row(b, self.k[b], self.v[b], t[b], some, context)
+            near = near.row(b, k, v, t[b], some, context)
             return near, asked.at[b].set(query), chosen.at[b].set(best)
 
+        # Of one row without the row's dimension: XLA would write the new token into a second copy of all keys.
+        whole = [x[0] if len(t) == 1 else x for x in (self.k, self.v)]
         order, carried = jnp.argsort(~stale, stable=True), (near, self.asked, self.chosen)
         near, asked, chosen = jax.lax.fori_loop(0, stale.sum(), lambda i, x: anew(order[i], x), carried)
         near = dataclasses.replace(near, built=near.built | (t >= 0))
