@@ -37,8 +37,8 @@ BUGS = (
     Bug(
         "votes of the last queries: a step writes beside its place",
         f"{FOLDER}/ring.py",
-        "at = jnp.where(query[0] >= 0, newest % window, window)",
-        "at = jnp.where(query[0] >= 0, (newest + 1) % window, window)",
+        "at = newest % rows.shape[1]",
+        "at = (newest + 1) % rows.shape[1]",
         TESTS,
     ),
     Bug(
@@ -177,8 +177,8 @@ BUGS = (
     Bug(
         "the ring of queries is one place off",
         "models/mixers/memory/ring.py",
-        "asked = newest - (newest - place) % window",
-        "asked = newest - (newest - place + 1) % window",
+        "return newest - (newest - jnp.arange(window)) % window",
+        "return newest - (newest - jnp.arange(window) + 1) % window",
         ("tests/models/memory/engine_test.py",),
     ),
     Bug(
@@ -219,8 +219,8 @@ BUGS = (
     Bug(
         "quest: new keys do not widen their page",
         "models/mixers/memory/quest.py",
-        "high = self.high.at[row, :, at].max(",
-        "high = self.high.at[row, :, at].min(",
+        "high = jnp.maximum(had(self.high)",
+        "high = jnp.minimum(had(self.high)",
         ("tests/models/memory/engine_test.py",),
     ),
     Bug(
@@ -375,6 +375,62 @@ BUGS = (
         "models/mixers/memory/quest.py",
         "later = jnp.arange(P) > jnp.arange(P)[:, None]",
         "later = jnp.arange(P) < jnp.arange(P)[:, None]",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "ems: what a slot"s last token got counts for the next one",
+        "models/mixers/memory/ring.py",
+        "jnp.where(at[i] >= position, rows[:, i], 0)",
+        "rows[:, i]",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "ems: rows stay where they were when tokens move",
+        "models/mixers/memory/ems.py",
+        "order[:, :, None], axis=3)",
+        "jnp.sort(order)[:, :, None], axis=3)",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "token_select again: copies keep their last choice",
+        "models/mixers/memory/token_select.py",
+        "best = jnp.where(again[b], chosen[b], best)",
+        "best = chosen[b]",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "token_select again: the query stands one further",
+        "models/mixers/memory/token_select.py",
+        "(chosen >= 0).sum(-1) + local - 1)",
+        "(chosen >= 0).sum(-1) + local)",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "token_select again: copies are not made anew behind a piece",
+        "models/mixers/memory/token_select.py",
+        "built=self.built & ~rows",
+        "built=self.built",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "token_select again: any query uses the choice again",
+        "models/mixers/memory/token_select.py",
+        "again = few | ((self.chosen >= 0).any(-1) & alike)",
+        "again = few | (self.chosen >= 0).any(-1)",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "token_select again: a key is turned by its rank in the ring",
+        "models/mixers/memory/token_select.py",
+        "place = jnp.maximum(jnp.concatenate([last, jnp.arange",
+        "place = jnp.maximum(jnp.concatenate([last % local, jnp.arange",
+        ("tests/models/memory/engine_test.py",),
+    ),
+    Bug(
+        "quest: the least of a page counts against it",
+        "models/mixers/memory/selection.py",
+        "dot(jnp.maximum(grouped, 0), greatest) + dot(jnp.minimum(grouped, 0), least)",
+        "dot(jnp.maximum(grouped, 0), greatest) - dot(jnp.minimum(grouped, 0), least)",
         ("tests/models/memory/engine_test.py",),
     ),
 )

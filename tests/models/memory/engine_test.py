@@ -66,6 +66,8 @@ SELECTIONS = {
         "token_select", {"budget": 4, "initial": 2, "local": 3, "released": True, "smooth": 3, "narrow": True},
     ),
     "token_select-again": ("token_select", {"budget": 4, "initial": 2, "local": 3, "least": 0.5}),
+    "token_select-roomy again": ("token_select", {"budget": 12, "initial": 2, "local": 3, "least": 0.5}),
+    "token_select-share again": ("token_select", {"budget": 0.3, "initial": 1, "local": 2, "least": 0.5}),
     "token_select-share": ("token_select", {"budget": 0.3, "initial": 1, "local": 2}),
     "token_select-most": ("token_select", {"budget": 18, "initial": 2, "local": 3}),
     "token_select-most of a share": ("token_select", {"budget": 0.7, "initial": 1, "local": 2, "smooth": 3}),
@@ -178,6 +180,24 @@ def test_keys_that_keep_their_turns_give_what_keys_that_are_rotated_anew_do(name
     np.testing.assert_allclose(kept, anew, atol=1e-11)
     np.testing.assert_array_equal(memory.position, other.position)
     assert np.abs(memory.k[-1] - other.k[-1]).max() > 0.1  # What is stored differs.
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("budget", [4, 12])
+@pytest.mark.parametrize("sizes", [(SIZE,), (5, 4, 9)])
+def test_copies_of_what_was_chosen_give_what_keys_that_are_rotated_anew_do(budget, sizes):
+    """As above; some choices are used again, and some are not."""
+    options = {"budget": budget, "initial": 2, "local": 3, "least": 0.7}
+    (memory, kept), (other, anew) = (
+        run("token_select", options, sizes=sizes, seed=1, alike=True, steady=steady) for steady in (True, False)
+    )
+    for row in range(3):  # Behind its end a row's outputs are of nothing.
+        last = T[row] - PROMPT[row] + 1
+        np.testing.assert_allclose(kept[:last, row], anew[:last, row], atol=1e-11)
+    np.testing.assert_array_equal(memory.chosen, other.chosen)
+    assert memory.near.built[-1].all() and not other.near.built.any()
+    changed = (memory.chosen[2:, 0] != memory.chosen[1:-1, 0]).any(-1)
+    assert changed.any() and not changed.all()
 
 
 @pytest.mark.usefixtures("x64")
