@@ -36,6 +36,7 @@ def get_claim():
         "statement": "Prompts can be read within patterns that are found online",
         "published": "the accuracy of full attention, ten times as fast at a million tokens",
         "base": config,
+        "arms": {"base": {}},
         "lengths": (1024, 2048, 4096),
         "columns": 120,
         "window": 50,

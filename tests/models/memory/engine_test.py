@@ -187,7 +187,7 @@ def test_keys_that_keep_their_turns_give_what_keys_that_are_rotated_anew_do(name
 @pytest.mark.parametrize("sizes", [(SIZE,), (5, 4, 9)])
 def test_copies_of_what_was_chosen_give_what_keys_that_are_rotated_anew_do(budget, sizes):
     """As above; some choices are used again, and some are not."""
-    options = {"budget": budget, "initial": 2, "local": 3, "least": 0.7}
+    options = {"budget": budget, "initial": 2, "local": 3, "least": 0.93}
     (memory, kept), (other, anew) = (
         run("token_select", options, sizes=sizes, seed=1, alike=True, steady=steady) for steady in (True, False)
     )
@@ -196,7 +196,7 @@ def test_copies_of_what_was_chosen_give_what_keys_that_are_rotated_anew_do(budge
         np.testing.assert_allclose(kept[:last, row], anew[:last, row], atol=1e-11)
     np.testing.assert_array_equal(memory.chosen, other.chosen)
     assert memory.near.built[-1].all() and not other.near.built.any()
-    changed = (memory.chosen[2:, 0] != memory.chosen[1:-1, 0]).any(-1)
+    changed = (memory.chosen[2:] != memory.chosen[1:-1]).any(-1)
     assert changed.any() and not changed.all()
 
 
