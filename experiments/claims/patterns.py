@@ -1,12 +1,13 @@
-"""Check: attention mass that columns of keys keep, found on a prompt's last queries and otherwise, and seconds of reading.
+"""Check: attention mass that columns of keys keep, found on a prompt's last queries and otherwise, and reading times.
 
-The claim has `base`, which is trained with every seed; `lengths` of prompts, numbers of tokens; `columns` V and `window`
-W; `contrasts` with `statement`, `published`, `measure` ("mass" or "seconds"), `better` and `worse`, each (way, length);
-and `seeds`. Every way sees the W nearest keys and, of a head: the V columns that `vertical_slash` finds (`found`), the
-first V (`first`), 30 first ones and others by lot (`random`), or the V that keep the most of the queries which are asked
-(`best`); `oracle` is the V + W keys of the largest weight of each query alone. `room` is what `best` is ahead of
-`random`. The queries that are asked lie in the second half of held-out rows, none among those that columns are found on.
-Seconds are CPU seconds of a compiled pass over one row, `dense` and within the patterns (`sparse`), in turn.
+The claim has `base`, which is trained with every seed, and `arms` with it alone; `lengths` of prompts, in tokens;
+`columns` V and `window` W; `contrasts` with `statement`, `published`, `measure` ("mass" or "seconds"), `better` and
+`worse`, each (way, length); and `seeds`. Every way sees the W nearest keys and, of a head: the V columns that
+`vertical_slash` finds (`found`), the first V (`first`), 30 first ones and others by lot (`random`), or the V that keep
+the most of the queries that are asked (`best`); `oracle` is the V + W keys of the largest weight of each query alone.
+`room` is what `best` is ahead of `random`. The queries that are asked lie in the second half of held-out rows, none
+among those that columns are found on. Seconds are CPU seconds of a compiled pass over one row, `dense` and within the
+patterns (`sparse`), in turn.
 """
 
 import pathlib
@@ -39,7 +40,8 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
     found = arms.train(claim["base"], {"base": {}}, seeds, workdir, jobs=jobs, quiet=quiet)
     mass = {way: {length: [] for length in lengths} for way in (*WAYS, "room")}
     seconds = {way: {length: [] for length in lengths} for way in ("dense", "sparse")}
-    sizes = {"columns": claim["columns"], "window": claim["window"]}
+    columns, window = claim["columns"], claim["window"]
+    sizes = {"columns": columns, "window": window}
     for seed, row in zip(seeds, found["base"], strict=True):
         model = trained.load(row["workdir"])
         for length in lengths:
@@ -48,12 +50,14 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
             for way in WAYS:
                 mass[way][length].append(float(np.mean([each[way] for each in kept])))
             mass["room"][length].append(mass["best"][length][-1] - mass["random"][length][-1])
-            for way, value in timed(model, rows[0], parsed(f"vertical_slash:{sizes['columns']}:{sizes['window']}")).items():
+            for way, value in timed(model, rows[0], parsed(f"vertical_slash:{columns}:{window}")).items():
                 seconds[way][length].append(value)
     numbers = {"seeds": list(seeds), "mass": mass, "seconds": seconds}
     cells = {("base", way, length): values for way in WAYS for length, values in mass[way].items()}
     draw(claim, "kept_mass", cells, workdir / "patterns-mass")
-    scale = f"{arms.scale(found, seeds)}; {claim['base'].eval.rows} held-out rows of up to {max(claim['lengths'])} tokens"
+    scale = (
+        f"{arms.scale(found, seeds)}; {claim['base'].eval.rows} held-out rows of up to {max(claim['lengths'])} tokens"
+    )
     return [judged(claim, contrast, numbers, scale) for contrast in claim["contrasts"]]
 
 

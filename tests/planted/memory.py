@@ -378,7 +378,7 @@ BUGS = (
         ("tests/models/memory/engine_test.py",),
     ),
     Bug(
-        "ems: what a slot"s last token got counts for the next one",
+        "ems: what the last token of a slot got counts for the next one",
         "models/mixers/memory/ring.py",
         "jnp.where(at[i] >= position, rows[:, i], 0)",
         "rows[:, i]",
