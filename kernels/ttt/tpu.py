@@ -246,7 +246,7 @@ def backward(interpret: bool, walk: Walk, group: int, residuals: tuple, cotangen
         return jnp.minimum((groups - 1 - reverse) * group + at, walk.steps - 1)
 
     cut = _Cut(_together(d_layers, walk.steps, heads), heads, functools.partial(place, True))
-    # The first look back is at the last mini-batch of a group: blocks that the way forth needs not stay there until then.
+    # The first look back is at the last mini-batch of a group: what the way forth does not need stays there until then.
     back = _Cut(cut.heads, heads, functools.partial(place, False))
     saved = [x.reshape(groups, *y.shape) for x, y in zip(jax.tree.leaves(kept), d_last, strict=True)]
     results, rows = rows_of(d_out, walk), len(inputs[3])

@@ -34,6 +34,6 @@ def compile_for_tpu(fn: Callable, *shapes: Any, generation: str = "v5e") -> Any:
 
 
 def moves(fn: Callable, *shapes: Any, generation: str = "v5e") -> dict[str, float]:
-    """{kernel: bytes that it moves between HBM and the chip, in those of its inputs and outputs}; nothing is compiled."""
+    """{kernel: bytes that it moves between HBM and the chip over those of its arrays}; nothing is compiled."""
     traced = platforms.trace_for_tpu(fn, *shapes, generation=generation)
     return {name: moves / once for name, _, once, moves in traffic.kernels(traced.jaxpr.jaxpr)}
