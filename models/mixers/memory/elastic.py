@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from models.mixers.memory import merging
-from models.mixers.memory.kept import LAST, Rated, Row, policy
+from models.mixers.memory.kept import Rated, Row, policy
 from models.mixers.memory.prefix_kv import PrefixKV
+from models.mixers.memory.ring import LAST
 
 
 @policy

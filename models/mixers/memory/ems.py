@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from models.mixers.memory import merging, ring, scores
-from models.mixers.memory.kept import Kept, Rated, Row, first_lowest, in_order, policy, written
+from models.mixers.memory.kept import Kept, Rated, Row, first_lowest, policy, written
 
 
 @policy
@@ -59,7 +59,7 @@ class EMS(Kept):
         return dataclasses.replace(after, told={"rows": more if fresh else jnp.concatenate([had, more], axis=3)})
 
     def _gathered(self, kept):
-        order, missing = in_order(kept, self.position, self.most + 1)
+        order, missing = ring.in_order(kept, self.position, self.most + 1)
         rows = jnp.take_along_axis(self.told["rows"], order[:, :, None], axis=3)
         after = dataclasses.replace(self, told={"rows": jnp.pad(rows, [(0, 0)] * 3 + [(0, missing)])})
         return Kept._gathered(after, kept)

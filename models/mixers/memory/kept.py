@@ -23,9 +23,8 @@ from kernels.column_sums import Noise
 from models.mixers import slots
 from models.mixers.context import Context
 from models.mixers.memory import Looks, Memory, Sizes, Sums, View, budgets, scores
+from models.mixers.memory.ring import in_order
 from models.mixers.memory.rules import RULES
-
-LAST = jnp.iinfo(jnp.int32).max  # a position behind all others
 
 
 class Row(NamedTuple):
@@ -365,12 +364,6 @@ def least(rule: Any, length: int) -> int:
     """Tokens that stay whatever they are worth, of a text of `length` tokens."""
     recent = getattr(rule, "recent", getattr(rule, "window", 0))
     return budgets.tokens(recent, length) + getattr(rule, "sinks", 0)
-
-
-def in_order(kept: jax.Array, position: jax.Array, size: int) -> tuple[jax.Array, int]:
-    """(`[B, J, s]` the slots of the tokens that stay, in the order of the text, then others; size - s), s <= size."""
-    order = jnp.argsort(jnp.where(kept, position, LAST), axis=-1)[..., :size]
-    return order, size - order.shape[-1]
 
 
 def first_lowest(x: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from models.mixers.memory import scores
-from models.mixers.memory.kept import LAST, Kept, Rated, Row, policy
+from models.mixers.memory.kept import Kept, Rated, Row, policy
+from models.mixers.memory.ring import LAST
 
 
 @policy

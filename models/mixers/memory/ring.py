@@ -4,6 +4,13 @@ import jax
 import jax.numpy as jnp
 
 BITS = 32  # of a word of votes
+LAST = jnp.iinfo(jnp.int32).max  # a position behind all others
+
+
+def in_order(kept: jax.Array, position: jax.Array, size: int) -> tuple[jax.Array, int]:
+    """(`[B, J, s]` the slots of the tokens that stay, in the order of the text, then others; size - s), s <= size."""
+    order = jnp.argsort(jnp.where(kept, position, LAST), axis=-1)[..., :size]
+    return order, size - order.shape[-1]
 
 
 def put_last(ring: jax.Array, said: jax.Array, query: jax.Array, newest: jax.Array) -> jax.Array:

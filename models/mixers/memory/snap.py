@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from models.mixers.memory import budgets, scores
-from models.mixers.memory.kept import LAST, Kept, Rated, Row, policy
+from models.mixers.memory.kept import Kept, Rated, Row, policy
+from models.mixers.memory.ring import LAST
 
 
 @policy
