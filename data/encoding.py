@@ -191,7 +191,9 @@ def _begun(folder: pathlib.Path, hashed: str) -> dict[str, list[dict]]:
 
 
 def _crc(folder: pathlib.Path, line: dict[str, Any], before: dict[str, Any]) -> int:
-    """The CRC-32 of what a chunk added, as it stands on the disk, and of its line."""
+    """The CRC-32 of what a chunk added, as it stands on the disk, and of its line; -1: it is not whole."""
+    if ("scored" in line) != ("kinds" in line):  # Begun by a house that did not keep kinds.
+        return -1
     crc = 0
     for name in ("tokens", "lengths", "scored", "kinds"):
         if name in line:

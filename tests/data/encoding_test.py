@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_a_build_that_was_killed_is_gone_on_from(damage, tmp_path, monkeypatch):
     assert sorted(left) == ["meta.json", *sorted(f"{s}.{n}" for s, n in itertools.product(
         ("train", "valid"), ("starts.npy", "tokens.bin")))]  # fmt: skip
     assert not list((tmp_path / "cache" / "corpora").glob("*.begun*"))
+
+
+@pytest.mark.parametrize("kinds", [True, False])
+def test_a_build_of_conversations_without_kinds_is_begun_anew(kinds, tmp_path):
+    """An older house kept no kinds beside what is scored: its chunks do not count."""
+    line = {"split": "train", "documents": 1, "bytes": 3, "content": 3, "tokens": 2, "lengths": 8, "scored": 1}
+    line |= {"kinds": 1} if kinds else {}
+    added, crc = {"tokens": b"ab", "lengths": b"12345678", "scored": b"\1", "kinds": b"\2"}, 0
+    for name, raw in added.items():
+        (tmp_path / f"train.{name}.bin").write_bytes(raw)
+        crc = zlib.crc32(raw, crc) if name in line else crc
+    said = [{"hash": "h"}, {**line, "crc": encoding._with_facts(crc, line)}]
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in said))
+    assert len(encoding._begun(tmp_path, "h").get("train", [])) == kinds
 
 
 BOUNDED = """
