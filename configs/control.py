@@ -43,6 +43,7 @@ PRESETS = {
         },
         says="A small model learns beside its text where the tiny one would write another byte, for R2R's router",
         source="Fu et al. 2025, arXiv:2505.21600",
+        claim="two_models",
         needs="python main.py --config=configs/transformer.py:tiny --workdir=runs/tiny",
     ),
 }

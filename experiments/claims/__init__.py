@@ -31,6 +31,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "denoising": "denoising",
     "memories": "memories",
     "rewiring": "rewiring",
+    "pairs": "pairs",
     "transplants": "transplants",
     "editing": "editing",
     "serving": "serving",

@@ -1,10 +1,11 @@
-"""Who writes a token and who it comes from: routers and roles."""
+"""Who writes a token and who it comes from: routers, roles, the claim of two models."""
 
 from tests.planted import Bug
 
 CONTROL = "models/decoding/control"
 STEPS = ("tests/models/decoding/control/steps_test.py",)
 ROUTER, ROLES = ("tests/models/objectives/router_test.py",), ("tests/models/roles_test.py",)
+PAIRS = ("tests/experiments/claims/pairs_test.py",)
 
 BUGS = (
     Bug(
@@ -112,5 +113,26 @@ BUGS = (
         "new if name.strip() == old else name",
         "name",
         ("tests/experiments/settings/history_test.py",),
+    ),
+    Bug(
+        "random choices do not count what is saved",
+        "experiments/claims/pairs.py",
+        'weight * read["large"] + (1 - weight) * read["small"]',
+        'weight * read["large"]',
+        PAIRS,
+    ),
+    Bug(
+        "a nudge ends where it begins",
+        "experiments/claims/pairs.py",
+        "need or (inside and not first and not begins)",
+        "need",
+        PAIRS,
+    ),
+    Bug(
+        "a nudge goes on in the next row",
+        "experiments/claims/pairs.py",
+        "inside and not first and not begins",
+        "inside and not begins",
+        PAIRS,
     ),
 )
