@@ -10,7 +10,14 @@ learns, in fewer steps, where the two would write different bytes (`objective=ro
 read the same held-out rows, and the large model has the law of 30 % of the bytes. Only what stands before a byte
 decides, so that the bits are those of one law.
 
-Expect: see docs/claims/two_models.md. Cost: 9 runs of 150 to 500 steps.
+The control: the large model has at least 0.1 bits a byte fewer.
+
+Expect, as seen: the router and nudges are ahead of as many bytes by lot, entropy is not (equal within 0.02 bits: bytes of
+high entropy are often hard for both), and the router leaves fewer bytes that the large model would write otherwise than
+entropy does. Every byte that the two would write otherwise is a label here; the authors ask a judge whether the text
+says something else, so that their share of critical tokens is smaller. Three seeds left the row of entropy open; three
+more were then added, and all rows are judged at the level of two looks. Cost: 18 runs of 150 to 500 steps, 8 minutes
+beside other work.
 """
 
 from configs.claims import small
@@ -55,5 +62,5 @@ def get_claim():
         "control": {"says": "the large model has fewer bits a byte by", "reads": ("gap",), "least": 0.1},
         "looks": (3,),
         "hours": 0.4,
-        "seeds": (0, 1, 2),
+        "seeds": (0, 1, 2, 3, 4, 5),
     }  # fmt: skip
