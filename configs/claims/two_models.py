@@ -12,12 +12,12 @@ decides, so that the bits are those of one law.
 
 The control: the large model has at least 0.1 bits a byte fewer.
 
-Expect, as seen: the router and nudges are ahead of as many bytes by lot, entropy is not (equal within 0.02 bits: bytes of
-high entropy are often hard for both), and the router leaves fewer bytes that the large model would write otherwise than
-entropy does. Every byte that the two would write otherwise is a label here; the authors ask a judge whether the text
-says something else, so that their share of critical tokens is smaller. Three seeds left the row of entropy open; three
-more were then added, and all rows are judged at the level of two looks. Cost: 18 runs of 150 to 500 steps, 8 minutes
-beside other work.
+Expect, as seen: the router and nudges are ahead of as many bytes by lot, entropy is not (equal within 0.02 bits: bytes
+of high entropy are often hard for both), and the router leaves fewer bytes that the large model would write otherwise
+than entropy does. Every byte that the two would write otherwise is a label here; the authors ask a judge whether the
+text says something else, so that their share of critical tokens is smaller. Three seeds left the row of entropy open;
+three more were then added, and all rows are judged at the level of two looks. Cost: 18 runs of 150 to 500 steps, 8
+minutes beside other work.
 """
 
 from configs.claims import small
