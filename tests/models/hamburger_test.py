@@ -15,7 +15,7 @@ from experiments.settings.errors import ConfigError
 from kernels import masks
 from models import reports
 from models.segments import hamburger
-from tests.models import segmented_test
+from tests.models import readers, segmented_test
 from tests.models.segmented_test import NORM, TEXTS, T, V, drawn, features, rows
 from tests.plain import layers
 
@@ -156,13 +156,7 @@ def test_packed_documents_are_each_alone_where_groups_are_limited(x64):
 def test_no_token_sees_a_later_one(kind, x64):
     _, params, run = ready(kind)
     batch = rows([b"ab, cd. efg hij kl"])
-    want = run(params, batch).features
-    for t in range(1, 19):
-        tokens = batch["tokens"].copy()
-        tokens[0, t] = 46 if tokens[0, t] != 46 else 120
-        got = run(params, batch | {"tokens": tokens}).features
-        np.testing.assert_array_equal(got[:, :t], want[:, :t])
-        assert np.abs(got[:, t] - want[:, t]).max() > 1e-6
+    readers.no_token_sees_a_later_one(run, params, batch)
 
 
 def reader(**changes):
@@ -183,17 +177,7 @@ def test_prefill_and_steps_equal_the_whole(x64):
     texts = [b"ab, cd. efg hij kl.", b"x(1) \xc3\xa9t\xc3\xa9,  yes, no"]
     x = np.stack([rows([text])["tokens"][0] for text in texts])
     want = np.asarray(jax.jit(lambda p: made.merge(p)(jnp.asarray(x), mask=masks.Causal()).features)(params))
-    done = np.zeros(2, int)
-    for width, *used in ((6, 6, 3), (6, 2, 5), (1, 1, 0), *[(1, 1, 1)] * 8, (1, 0, 1)):
-        at = done[:, None] + np.arange(width)
-        real = np.arange(width) < np.array(used)[:, None]
-        piece = np.where(real, np.take_along_axis(x, np.minimum(at, T - 1), axis=1), 258)
-        out = read(params, jnp.asarray(piece), jnp.asarray(np.where(real, at, -1)), state)
-        state = out.state
-        for row in range(2):
-            got = out.features[row, : used[row]]
-            np.testing.assert_allclose(got, want[row, done[row] : done[row] + used[row]], rtol=0, atol=1e-12)
-        done += used
+    readers.pieces_are_the_whole(read, params, state, x, want)
 
 
 def test_the_stop_head_ends_groups_where_text_is_written_token_by_token(x64):

@@ -17,6 +17,7 @@ from models import reports
 from models.kinds import MODELS
 from models.segments import cuts, hnet, magnet, words
 from models.segments.segmenters import SEGMENTERS
+from tests.models import readers
 from tests.plain import layers
 
 D, W, N, H, T, V = 12, 8, 2, 6, 26, 259
@@ -199,13 +200,7 @@ def test_packed_documents_are_each_alone_where_segments_are_limited(name, x64):
 def test_no_byte_sees_a_later_one(name, x64):
     _, params, run = soft(-30.0) if name == "mrt5, trained" else ready(name)
     batch = rows([b"ab, cd. efg hij kl"])
-    want = run(params, batch).features
-    for t in range(1, 19):
-        tokens = batch["tokens"].copy()
-        tokens[0, t] = 46 if tokens[0, t] != 46 else 120
-        got = run(params, batch | {"tokens": tokens}).features
-        np.testing.assert_array_equal(got[:, :t], want[:, :t])
-        assert np.abs(got[:, t] - want[:, t]).max() > 1e-6
+    readers.no_token_sees_a_later_one(run, params, batch)
 
 
 @functools.cache
@@ -228,17 +223,7 @@ def test_prefill_and_steps_equal_the_whole(name, x64):
         return made.merge(params).for_decoding()(piece, mask=masks.Causal(), positions=positions, state=state)
 
     state = jax.jit(lambda p: made.merge(p).for_decoding().init_state(2, T))(params)
-    done = np.zeros(2, int)
-    for width, *used in ((6, 6, 3), (6, 2, 5), (1, 1, 0), *[(1, 1, 1)] * 8, (1, 0, 1)):
-        at = done[:, None] + np.arange(width)
-        real = np.arange(width) < np.array(used)[:, None]
-        piece = np.where(real, np.take_along_axis(x, np.minimum(at, T - 1), axis=1), 258)
-        out = read(params, jnp.asarray(piece), jnp.asarray(np.where(real, at, -1)), state)
-        state = out.state
-        for row in range(2):
-            got = out.features[row, : used[row]]
-            np.testing.assert_allclose(got, want[row, done[row] : done[row] + used[row]], rtol=0, atol=1e-12)
-        done += used
+    readers.pieces_are_the_whole(read, params, state, x, want)
 
 
 @NAMES
