@@ -54,13 +54,13 @@ def drop_key(tree: dict, key: str) -> None:
 def mutated(seed: int | str, start: dict) -> tuple[ConfigDict, list[str]]:
     """A config that differs from `start`, which is changed, in one to three places, and the keys that say where."""
     held, touched, tree = keys.flatten(start), [], start
-    unread = knobs.unread(held)
+    read = [key.split(".") for key in held.keys() - knobs.unread(held)]
+    read = {".".join(key[:end]) for key in read for end in range(1, len(key) + 1)}  # with the groups that hold them
 
     def draw(key: str) -> float:
         """In [0, 1), by the name of the key alone; only one in ten of the keys that nothing reads lies below 1."""
         chance = random.Random(f"{seed} {key}").random()
-        below = [k for k in held if k == key or k.startswith(f"{key}.")]
-        return 10 * chance if all(k in unread for k in below) else chance
+        return chance if key in read else 10 * chance
 
     groups = {key.rsplit(".", 1)[0] for key in held if "." in key}
     for key in sorted({*held, *groups}, key=draw)[: random.Random(f"{seed}").choice((1, 1, 1, 2, 3))]:
