@@ -171,10 +171,18 @@ class LM(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """`[B, T] -> [B, T, D]`, scaled as the config says."""
+        part, dtype = self.spec.partition, self.spec.dtype
+        table = self.embedding[...].astype(jnp.promote_types(dtype, self.embedding[...].dtype))
         # Gather the table's width first: a gather from width-sharded rows would otherwise be all-gathered per token.
-        wide = jnp.promote_types(self.spec.dtype, self.embedding[...].dtype)
-        table = self.spec.partition.constrain(self.embedding[...].astype(wide), ("vocab", None))
-        x = look_up(table, tokens, self.spec.dtype)
+        if part.ways("vocab") == 1 and part.ways("embed") > 1 and tokens.ndim == 2:
+
+            def local(table: jax.Array, tokens: jax.Array) -> jax.Array:
+                return look_up(part.gather(table, (None, "embed")), tokens, dtype)
+
+            rows = ("batch", "sequence")
+            x = part.run(local, (table, tokens), ((None, "embed"), rows), (*rows, None))
+        else:
+            x = look_up(part.constrain(table, ("vocab", None)), tokens, dtype)
         return x if self.spec.embedding_scale == 1.0 else x * jnp.asarray(self.spec.embedding_scale, x.dtype)
 
     def head_weights(self) -> jax.Array:

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from models import transfers
+
 Axes = Sequence[str | None]
 
 
@@ -78,10 +80,14 @@ class Partition:
         """Inside `run`: `x` gathered along its logical `axes`, e.g. a weight of which every device holds a part.
 
         A gather inside `run` has a reduce-scatter as its gradient: each device gets the sum of its own part, at half
-        the bytes of the whole sum on every device.
+        the bytes of the whole sum on every device. On a TPU both are transfers that run beside kernels.
         """
         for dimension, axis in enumerate(axes):
-            if names := self.mesh_axes(axis) if not self.trivial else ():
+            names = () if self.trivial else self.mesh_axes(axis)
+            if names and self.mesh.devices.flat[0].platform == "tpu":
+                for name in reversed(names):
+                    x = transfers.all_gather(x, name, dimension, self.mesh.shape[name])
+            elif names:
                 x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
         return x
 

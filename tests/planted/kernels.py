@@ -22,6 +22,8 @@ PATTENTION = (
 )
 SHARED = ("tests/kernels/context_attention_test.py::test_equals_one_device",)
 
+TRANSFERS, MOVED = "models/transfers.py", ("tests/models/transfers_test.py",)
+
 BUGS = (
     Bug(
         "cross-entropy: the z-loss half as steep",
@@ -352,5 +354,47 @@ BUGS = (
         "not steps[-1].blocks.any()",
         "not steps[-1].blocks.all()",
         SHARED,
+    ),
+    Bug(
+        "transfers: a piece is put where the one of the other side belongs",
+        TRANSFERS,
+        "whole, piece, (mine - step) % size * width",
+        "whole, piece, (mine + step) % size * width",
+        MOVED,
+    ),
+    Bug(
+        "transfers: stages of a gradient in the order of the gather",
+        TRANSFERS,
+        "for stage in reversed(stages(ways)):",
+        "for stage in stages(ways):",
+        MOVED,
+    ),
+    Bug(
+        "transfers: a device sends its own part in the place of the other's",
+        TRANSFERS,
+        "dynamic_slice_in_dim(x, (mine + step) % size * width",
+        "dynamic_slice_in_dim(x, mine % size * width",
+        MOVED,
+    ),
+    Bug(
+        "transfers: sums in the type of what is sent",
+        TRANSFERS,
+        "total += piece.astype(jnp.promote_types(x.dtype, jnp.float32))",
+        "total = (total + piece).astype(x.dtype)",
+        MOVED,
+    ),
+    Bug(
+        "transfers: neighbours of a stage that lie one apart",
+        TRANSFERS,
+        "(place(rank) + step) % size - place(rank)) * stride)",
+        "(place(rank) + step) % size - place(rank)))",
+        MOVED,
+    ),
+    Bug(
+        "transfers: a TPU gathers all at once, in front of its kernels",
+        "models/partition.py",
+        'self.mesh.devices.flat[0].platform == "tpu":',
+        'self.mesh.devices.flat[0].platform == "none":',
+        ("tests/experiments/planning/planning_test.py",),
     ),
 )

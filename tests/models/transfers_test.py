@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from models import transfers
+
+
+def test_stages_are_few_and_cover_all_devices():
+    assert transfers.stages(2) == ((1, 2),) and transfers.stages(16) == ((1, 16),)
+    assert transfers.stages(64) == ((1, 8), (8, 8)) and transfers.stages(32) == ((1, 4), (4, 8))
+    assert transfers.stages(17) == ((1, 17),)
+
+
+@pytest.mark.parametrize("at_once", [16, 4])
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(at_once, dimension, monkeypatch, x64):
+    """Of whole arrays: the gather is the array itself, its gradient the sum of what all devices hold of it."""
+    monkeypatch.setattr(transfers, "AT_ONCE", at_once)
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(24, 16)), rng.normal(size=(8, 24, 16))
+    cut = P("fsdp") if dimension == 0 else P(None, "fsdp")
+
+    def local(x, weights):
+        whole = transfers.all_gather(x, "fsdp", dimension, 8)
+        return whole[None], jnp.sum(whole * weights[0])[None]
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=(cut, P("fsdp")), out_specs=P("fsdp"), check_vma=False)
+    gathered, _ = jax.jit(run)(x, weights)
+    np.testing.assert_array_equal(gathered, np.broadcast_to(x, (8, 24, 16)))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x, weights)[1])))(x)
+    np.testing.assert_allclose(gradient, weights.sum(0), rtol=0, atol=8 * 8 * 2.0**-53 * np.abs(weights).max())
+
+
+def test_narrow_gradients_are_added_in_float32():
+    """256 + 7 x 1 is 256 where each sum is rounded to bfloat16, and 264 (of 263) where the last one alone is."""
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(x):
+        scale = jnp.where(jax.lax.axis_index("fsdp") == 0, 256.0, 1.0).astype(jnp.bfloat16)
+        return jnp.sum(transfers.all_gather(x, "fsdp", 0, 8) * scale)[None]
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x))))(jnp.ones(8, jnp.bfloat16))
+    np.testing.assert_array_equal(np.asarray(gradient, np.float32), 264.0)
