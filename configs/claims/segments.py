@@ -58,7 +58,7 @@ def get_claim():
     burger = {"least": 2, "layers": 1, "features": 2, "documents": 2}
     own = {"bpe": bpe, "hamburger": {"model.kind": "hamburger"}}
     own["hamburger"] |= {f"model.hamburger.{key}": value for key, value in burger.items()}
-    arms = {"bytes": {}} | {name: own.get(name) or _segmented(name) for name in PAPERS}
+    arms = {"bytes": {}} | {name: own.get(name) or segmented(name) for name in PAPERS}
     return {
         "statement": "At equal training FLOPs models with segments end within 10% of bytes",
         "source": "Yu et al. 2023, arXiv:2305.07185; Thawani et al. 2023, arXiv:2310.11628; Ahia et al. 2024, "
@@ -86,7 +86,7 @@ def get_claim():
     }  # fmt: skip
 
 
-def _segmented(name: str) -> dict:
+def segmented(name: str) -> dict:
     """A layer of bytes on either side of two layers over tokens, twice as wide where they are a third of the bytes."""
     made = dict(segments.PRESETS[name].changes)
     made |= {"width": 64, "heads": 4, "window": 64, "documents": 2}

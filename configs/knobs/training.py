@@ -109,8 +109,11 @@ evaluation.batch_size = whole(0, "0 = data.batch_size / train.accumulation.", le
 evaluation.texts = texts(
     (),
     "--mode=evaluate: other texts, NAME=PATH each (or PATH), a file, folder or pattern; each document by itself, as "
-    "many whole ones as eval.rows allow (0 = all).",
+    "many whole ones as eval.rows allow (0 = all). --mode=tokenize: parallel texts, as many documents in each.",
     before=(),
+)
+evaluation.morphemes = text(
+    "", '--mode=tokenize: a file of morphemes, one a line, for the share of tokens that are one; "" = none.', before=""
 )
 evaluation.bytes = one_of(
     "canonical",

@@ -35,6 +35,21 @@ def score(workdir: str | os.PathLike) -> dict[str, float]:
     }
 
 
+def by_lengths(workdir: str | os.PathLike) -> dict[str, float]:
+    """`exact` of sums (`task:arithmetic`) whose numbers and answer have lengths that agree modulo `group`
+    (`exact_alike`), and of the others (`exact_apart`); greedy answers over the eval batches."""
+    model = trained.load(workdir)
+    task, answer, found = model.corpus.valid.task, following(model), []
+    for batch in inputs.eval_batches(model.config, model.corpus):
+        scored, targets = np.asarray(batch["scored"], bool), np.asarray(batch["targets"])
+        right = ((answer(batch)[0] == targets) | ~scored).all(1)
+        lengths = task.lengths(np.concatenate([batch["tokens"], targets[:, -1:]], axis=1)) % task.group
+        alike = (lengths == lengths[:, :1]).all(1)
+        found.append(np.stack([right, alike])[:, scored.any(1)])
+    right, alike = np.concatenate(found, axis=1)
+    return {"exact_alike": float(right[alike].mean()), "exact_apart": float(right[~alike].mean())}
+
+
 def following(model: Any) -> Answer:
     """`(params, batch) -> tokens [B, T]`: the most probable token after the correct ones at each place, by one call."""
     from models.objectives import next_token

@@ -48,11 +48,13 @@ def flops_per_step(config: Any) -> float:
 
 
 def equalise(base: ConfigDict, arms: Mapping[str, dict[str, Any]], model: str) -> None:
-    """Sets `train.steps` of every arm, in place, such that it costs as many training FLOPs as the arm `model`."""
+    """Sets `train.steps` of every arm, in place, such that it costs as many training FLOPs as the arm `model`; an arm
+    that says how many steps it takes keeps them."""
     configs = {arm: trials.resolve(base, [values])[0].config for arm, values in arms.items()}
     spent = configs[model].train.steps * flops_per_step(configs[model])
     for arm, config in configs.items():
-        arms[arm]["train.steps"] = max(1, round(spent / flops_per_step(config)))
+        if "train.steps" not in arms[arm]:
+            arms[arm]["train.steps"] = max(1, round(spent / flops_per_step(config)))
 
 
 def compare(found: Mapping[str, Sequence[Mapping[str, Any]]], workdir: pathlib.Path) -> None:

@@ -9,7 +9,8 @@ Keys of the claim:
     its own.
   reference: an arm (may be missing); the numbers of a row then hold under `ahead` by how much each arm is better by
     the claim's score, which a control may read.
-  equal_to: an arm (may be missing); every other arm trains for as many steps as cost the FLOPs of this one.
+  equal_to: an arm (may be missing); every other arm trains for as many steps as cost the FLOPs of this one,
+    but those that set `train.steps` themselves.
 """
 
 import pathlib

@@ -1,6 +1,7 @@
 """What a claim may measure of finished runs: one table, read by the checks `contrast` and `table`."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,18 @@ def _answers(row: Mapping[str, Any]) -> dict[str, float]:
     return answers.score(row["workdir"])
 
 
+def _by_lengths(name: str, words: str) -> Measure:
+    """Exact sums among those whose numbers and answer have lengths that agree modulo `group`, or the others."""
+    of = lambda row: {name: answers.by_lengths(row["workdir"])[name]}  # noqa: E731
+    text = lambda kind, mean: f"{100 * mean[name]:.1f}% exact where lengths {words}"  # noqa: E731
+    return Measure("exact answers", 1, of, text=text, difference="{0:+.1%} [{1:+.1%}, {2:+.1%}]")
+
+
+def _bytes_a_token(row: Mapping[str, Any]) -> dict[str, float]:
+    """Held-out bytes of a token: nats a token over nats a byte."""
+    return {"bytes_per_token": row["loss"] / (row["eval/bits_per_byte"] * math.log(2))}
+
+
 def _shown(kind: str, mean: Mapping[str, float]) -> str:
     return f"{100 * mean['exact']:.1f}% exact ({mean['length']:.1f} symbols, {mean['calls']:.1f} calls)"
 
@@ -103,6 +116,8 @@ def _routed(name: str, label: str, sign: int, text: str, difference: str = "{0:+
 
 MEASURES = {
     "exact": Measure("exact answers", 1, _answers, text=_shown, difference="{0:+.1%} [{1:+.1%}, {2:+.1%}]"),
+    "exact_alike": _by_lengths("exact_alike", "agree"),
+    "exact_apart": _by_lengths("exact_apart", "differ"),
     "accuracy": Measure(
         "accuracy", 1, _answers, text=lambda kind, mean: f"{100 * mean['accuracy']:.1f}% of answered tokens right",
         difference="{0:+.1%} [{1:+.1%}, {2:+.1%}]",
@@ -110,6 +125,10 @@ MEASURES = {
     "bits_per_byte": Measure(
         "held-out bits per byte", -1, lambda row: {"bits_per_byte": row["eval/bits_per_byte"]},
         text=lambda kind, mean: f"{kind} {mean['bits_per_byte']:.3f} bits per byte",
+    ),
+    "bytes_per_token": Measure(
+        "held-out bytes a token", 1, _bytes_a_token,
+        text=lambda kind, mean: f"{mean['bytes_per_token']:.3f} bytes a token",
     ),
     "loss": Measure(
         "held-out loss, nats", -1, lambda row: {"loss": row["loss"]},

@@ -9,42 +9,86 @@ from typing import Any
 import numpy as np
 
 import data
+from data import sources
+from data.documents import Request
 from data.tokenizers import measures
 from experiments import workdir as files
 from experiments.program import inputs
 from experiments.settings.errors import ConfigError
+from experiments.training import other_texts
 from experiments.workdir import disk
 
 FILE, FIGURE = "tokenize.json", "tokenize.svg"
 _ROWS = {  # what is printed: measure -> heading
     "vocab_size": "ids", "bytes_per_token": "bytes/token", "interval": "95% of documents", "fertility": "tokens/word",
-    "renyi_efficiency": "Renyi 2.5", "coverage": "used", "boundary_f1": "words F1",
+    "renyi_efficiency": "Renyi 2.5", "coverage": "used", "boundary_f1": "words F1", "pure": "%Pure", "parity": "parity",
 }  # fmt: skip
 
 
 def compare(config: Any, workdir: pathlib.Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """The measures of each tokenizer of `names`, learned as `config.data` says; written to the workdir with a figure.
 
-    Errors: ConfigError where the corpus has no text, or nothing is held out.
+    With `eval.morphemes` also `pure` (%Pure of the tokens that the held-out documents use), with `eval.texts` `parity`:
+    {name: tokens of the text over those of the first}, document by document.
+
+    Errors: ConfigError where the corpus has no text, nothing is held out, or the texts are not parallel.
     """
-    found = []
+    found, texts, morphemes = [], parallel(config.eval.texts), listed(config.eval.morphemes)
     for name in names:
         changed = config.copy_and_resolve_references().unlock()
         changed.data.tokenizer = name
         if name == "bytes":
             changed.data.vocab_size = 0
-        found.append({"tokenizer": name, **measured(inputs.load(changed.lock()))})
+        corpus = inputs.load(changed.lock())
+        more: dict[str, Any] = {"tokenizer": name, **measured(corpus, morphemes)}
+        if texts:
+            counts = {name: [len(ids) for ids in corpus.tokenizer.encode_batch(some)] for name, some in texts.items()}
+            more["parity"] = measures.parity(counts, next(iter(texts)))
+        found.append(more)
     disk.folder(workdir)
     disk.write_file(workdir / FILE, json.dumps(found, indent=1).encode())
     _draw(found, workdir / FIGURE)
     return found
 
 
-def measured(corpus: data.Corpus) -> dict[str, Any]:
+def parallel(texts: Sequence[str]) -> dict[str, list[bytes]]:
+    """{name: its documents} of `eval.texts` in the order of their files, which must be translations of each other.
+
+    Errors: ConfigError where a text cannot be read, or they have no, or unlike numbers of, documents.
+    """
+    found: dict[str, list[bytes]] = {}
+    for name, path in other_texts.named(texts).items():
+        try:
+            read = sources.text(Request(path=path))
+            found[name] = [content for content, _ in read.documents([])]
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError([f"eval.texts {name!r}: {error}"]) from error
+    counts = {name: len(some) for name, some in found.items()}
+    if len({*counts.values()}) > 1 or 0 in counts.values():
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ConfigError([f"eval.texts has texts of unlike numbers of documents ({told}); use translations in order."])
+    return found
+
+
+def listed(path: str) -> frozenset[str]:
+    """The lines of the file at `path` in lower case, none where there is no path. ConfigError if it cannot be read."""
+    if not path:
+        return frozenset()
+    try:
+        lines = pathlib.Path(path).expanduser().read_text("utf-8").lower().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            [f"eval.morphemes={path!r} cannot be read: {error}; use a text, one morpheme a line."]
+        ) from error
+    return frozenset(line.strip() for line in lines) - {""}
+
+
+def measured(corpus: data.Corpus, morphemes: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Measures of a corpus' tokenizer on its held-out documents; see docs/tokens.md.
 
     A word is what stands between blanks; its tokens are those that it has a byte of. The interval is of bytes a token,
-    from documents drawn with replacement. `boundary_f1`: how well ends of tokens and of words agree.
+    from documents drawn with replacement. `boundary_f1`: how well ends of tokens and of words agree. With `morphemes`
+    also `pure`, 100 times the share of the tokens that are used which are one of them.
     """
     kind = corpus.tokenizer
     if not hasattr(kind, "pieces"):
@@ -65,6 +109,10 @@ def measured(corpus: data.Corpus) -> dict[str, Any]:
     if not sum(counts):
         raise ConfigError(["data.validation holds nothing out to measure on; use e.g. 0.05."])
     used = np.array([uses.get(i, 0) for i in range(kind.vocab_size) if kind.pieces[i]])
+    pure = {}
+    if morphemes:
+        unique = [kind.pieces[i].decode("utf-8", "replace") for i in uses]
+        pure = {"pure": measures.shares(unique, (), morphemes)["pure"]}
     return {
         "vocab_size": kind.vocab_size,
         "hash": kind.hash,
@@ -78,6 +126,7 @@ def measured(corpus: data.Corpus) -> dict[str, Any]:
         "coverage": measures.coverage(used),
         "boundary_f1": float(2 * agreed[0] / max(agreed[1] + agreed[2], 1)),
         "scripts": dict(sorted(measures.scripts(kind.pieces).items())),
+        **pure,
     }
 
 
@@ -103,9 +152,12 @@ def text(found: list[dict[str, Any]]) -> str:
         value = row[name]
         if name == "interval":
             return f"{value[0]:.3f} to {value[1]:.3f}"
+        if name == "parity":
+            return ", ".join(f"{text} {ratio:.2f}" for text, ratio in value.items())
         return f"{value:.3f}" if isinstance(value, float) else f"{value:,}"
 
-    table = [["tokenizer", *_ROWS.values()], *([row["tokenizer"], *(cell(row, n) for n in _ROWS)] for row in found)]
+    shown = {name: heading for name, heading in _ROWS.items() if name in found[0]}
+    table = [["tokenizer", *shown.values()], *([row["tokenizer"], *(cell(row, n) for n in shown)] for row in found)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
 

@@ -43,6 +43,37 @@ def test_sums_and_products_are_right(operation, room, pads, reverse):
     assert sizes == set(range(1, task.longest + 1))
 
 
+GROUPS = [text for n in (1, 2, 3) for text in map("".join, itertools.product("0123456789", repeat=n))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "cuts"),  # where numbers of 1 to 5 digits are cut
+    [
+        ({"group": 3}, {1: "1", 2: "2", 3: "3", 4: "13", 5: "23"}),
+        ({"group": 3, "from_left": True}, {1: "1", 2: "2", 3: "3", 4: "31", 5: "32"}),
+        ({"group": 2, "from_left": True, "reverse": True}, {1: "1", 2: "2", 3: "21", 4: "22", 5: "221"}),
+    ],
+)
+def test_digits_in_groups_are_symbols_of_their_own(settings, cuts):
+    task = tasks.make("arithmetic", {"digits": 4, **settings})
+    count = {2: 110, 3: 1110}[task.group]
+    assert task.num_symbols == count + 3 and task.end == count + 2
+    assert max(GROUPS.index(text) for text in GROUPS if len(text) <= task.group) == count - 1
+    sizes, (rows, _) = set(), task.sample(7, np.arange(300), task.least_length())
+    for (prompt, answer), told in zip(read(task, task.least_length()), task.lengths(rows), strict=True):
+        first, then = prompt.index(count), prompt.index(count + 1)
+        parts = prompt[:first], prompt[first + 1 : then], unpadded(answer, count + 2, 0, 0)
+        made = [[GROUPS[k] for k in part] for part in parts]
+        made[2] = made[2][::-1] if task.reverse else made[2]
+        a, b, c = ("".join(each) for each in made)
+        assert c == str(int(a) + int(b)) and a == str(int(a)) and b == str(int(b))
+        assert told.tolist() == [len(a), len(b), len(c)]
+        for each in made:
+            assert "".join(str(len(text)) for text in each) == cuts[sum(map(len, each))]
+        sizes.add(len(c))
+    assert sizes == {1, 2, 3, 4, 5} and then + 1 == len(prompt)
+
+
 @pytest.mark.parametrize(("least", "reverse"), [(4, False), (2, False), (2, True)])
 def test_the_path_of_a_star_leads_from_its_centre_to_the_goal(least, reverse):
     task = tasks.make("star_graph", {"least": least, "reverse": reverse})
@@ -106,6 +137,7 @@ def test_a_gap_is_what_both_sides_say(in_place):
     [
         ("arithmetic", "operation=divide", "operation='divide' is not known; use add or multiply."),
         ("arithmetic", "digits=12", "digits=12 makes answers beyond 64 bits; use 9 or fewer."),
+        ("arithmetic", "group=5", "group=5 has more than a hundred thousand symbols; use 4 or fewer."),
         ("arithmetic", "room=3", "room=3 does not hold an answer of 4 symbols and its end; use 5."),
         ("star_graph", "nodes=9", "nodes=9 are fewer than the 13 of the largest graph; use 13."),
         ("star_graph", "least=5", "least=5 lies above most=4; use least=4."),

@@ -27,6 +27,7 @@ CASES = {
     "markov": ("markov", "order=2, symbols=3", 40),
     "switching": ("markov", "order=3, symbols=3, kind=switching, flip=0.2", 40),
     "sums": ("arithmetic", "digits=3", 14),
+    "groups": ("arithmetic", "digits=4, group=2, from_left=true", 12),
     "products": ("arithmetic", "digits=2, operation=multiply, reverse=true, room=8, pads=3", 20),
     "stars": ("star_graph", "arms=3, least=2, most=4, nodes=15, room=6", 40),
     "sudoku": ("sudoku", "", 34),

@@ -54,3 +54,28 @@ def test_the_mode_compares_and_leaves_a_figure(tmp_path, monkeypatch, capsys):
     flags.filter = "bpe,bqe"
     with pytest.raises(Refused, match="'bqe' is no tokenizer; choose of bytes, bpe"):
         modes.run(flags, [])
+
+
+def test_parallel_texts_and_morphemes_are_measured_where_they_are_given(tmp_path, monkeypatch, capsys):
+    """Two documents each; tokens of a byte: bytes of one text over those of the other, the mean of both documents."""
+    made = tiny.config(tmp_path, data__vocab_size=300).unlock()
+    for name, some in {"en": ("abc", "abcd"), "ru": ("жж", "я")}.items():
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in some)
+        (tmp_path / f"{name}.jsonl").write_text(lines, "utf-8")
+    (tmp_path / "morphemes.txt").write_text("A\n\nxyz\n b\n")
+    made.eval.texts = (f"en={tmp_path / 'en.jsonl'}", f"ru={tmp_path / 'ru.jsonl'}")
+    made.eval.morphemes = str(tmp_path / "morphemes.txt")
+    monkeypatch.setattr(opening, "config", lambda *_: made)
+    flags = types.SimpleNamespace(mode="tokenize", workdir=str(tmp_path / "out"), filter="bytes")
+    modes.run(flags, [])
+    (row,) = json.loads((tmp_path / "out" / tokenizers.FILE).read_text())
+    assert row["parity"] == {"en": 1.0, "ru": pytest.approx((4 / 3 + 2 / 4) / 2)}
+    assert row["pure"] == pytest.approx(100 * 2 / 8)  # The corpus has the letters a to h, and blanks, which are none.
+    out = capsys.readouterr().out
+    assert "%Pure" in out and "en 1.00, ru 0.92" in out
+    (tmp_path / "ru.jsonl").write_text(json.dumps({"text": "я"}) + "\n")
+    with pytest.raises(ConfigError, match=r"unlike numbers of documents \(en 2, ru 1\)"):
+        tokenizers.compare(made, tmp_path / "out", ["bytes"])
+    made.eval.texts, made.eval.morphemes = (), str(tmp_path / "none.txt")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        tokenizers.compare(made, tmp_path / "out", ["bytes"])
