@@ -26,7 +26,7 @@ from flax import nnx
 from kernels import masks
 from models import parameters
 from models.block import STREAM, Pass, Stack, Unstacked
-from models.lm import LM
+from models.grouped import Grouped
 from models.mixers.context import Context
 from models.mixers.memory import Policy
 from models.mixers.slots import Slots
@@ -49,9 +49,10 @@ class Steps(NamedTuple):
     newest: jax.Array  # [B, T] steps of this pass up to each token, itself included
 
 
-class Hamburger(LM):
+class Hamburger(Grouped):
     """Tokens `[B, T]` to features `[B, T, D]`. The face is that of `LM`, whose parameters it has beside its own."""
 
+    named = "HAMburger reads tokens"
     reported = ("segments", "unread", "stops", "loss")  # Entries of the report that are not of the stack's layers.
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs, heads: Mapping[str, Any] | None = None):
@@ -79,14 +80,10 @@ class Hamburger(LM):
     ) -> Pass:
         """As `LM.__call__`; `layers`, `taps` and `edits` are of the stack, whose tokens are groups.
 
-        Errors: ValueError for a mask that is not causal, for vectors in place of ids, and for drafts in a tree.
+        Errors: as `Grouped._rows`.
         """
-        if mask != masks.Causal() or tokens.ndim != 2 or parents is not None:
-            raise ValueError("HAMburger reads tokens one after another; use mask=Causal(), ids and no tree.")
-        B, T = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(T)[None] if positions is None else positions, (B, T))
-        live = positions >= 0 if segment_ids is None else segment_ids != 0
-        first, x = live & (positions == 0), self.embed(tokens)
+        positions, live, first = self._rows(tokens, mask, positions, segment_ids, parents)
+        (B, T), x = tokens.shape, self.embed(tokens)
         held = self._begin(B) if state is None else state["layers"]
         wants, taught = self._wants(x, tokens, live, first)
         if state is not None and T == 1 and self.spec.options["hamburger"]["stop"] == "head":
@@ -96,7 +93,8 @@ class Hamburger(LM):
         line = jnp.concatenate([held["recent"].astype(x.dtype), x], axis=1)  # Token t stands at most + t.
         shown = {"layers": layers or {}, "taps": tuple(dict.fromkeys((*taps, "residual"))), "fresh": fresh}
         shown |= {"edits": tuple((edits or {}).items()), "asked": asked}
-        context, slots = self._context(steps, positions, segment_ids, held["slots"], shown)
+        place = cuts.at(positions, steps.at)
+        context = self._told(steps.at, steps.held, place, segment_ids, held["slots"], shown)
         wires, backbone, report = self._stacked(line, steps, context, held["backbone"])
         known = wires if state is None else jnp.concatenate([held["wires"][:, None].astype(wires.dtype), wires], axis=1)
         features = self._written(line, known, steps, found, inside=state is not None)
@@ -108,7 +106,7 @@ class Hamburger(LM):
             return Pass(features, None, report)
         count = jnp.sum(steps.held, axis=1)
         kept = {
-            "backbone": backbone, "slots": slots, "wires": cuts.at(known, count[:, None])[:, 0],
+            "backbone": backbone, "slots": context.slots, "wires": cuts.at(known, count[:, None])[:, 0],
             "recent": cuts.at(line, jnp.sum(live, axis=1)[:, None] + jnp.arange(self.most)),
             "group": self._left(found, live, held["group"]), "stop": held["stop"],
         }  # fmt: skip
@@ -146,19 +144,6 @@ class Hamburger(LM):
     def _steps(self, found: Groups, S: int) -> Steps:
         at, held = cuts.places(found.ends, S)
         return Steps(at, held, cuts.at(found.size, at), jnp.cumsum(found.ends, axis=1))
-
-    def _context(
-        self, steps: Steps, positions: jax.Array, segment_ids: Any, slots: Any, shown: dict
-    ) -> tuple[Context, Any]:
-        """What the stack's layers are told, and the slots of its cache; a step is in the place of its last token."""
-        place = cuts.at(positions, steps.at)
-        if slots is None:
-            own = cuts.at(jnp.ones_like(positions) if segment_ids is None else segment_ids, steps.at)
-            where = jnp.where(steps.held, place, 0), jnp.where(steps.held, own, 0)
-            return Context(*where, masks.Causal(), **shown), None
-        place = jnp.where(steps.held, place, -1)
-        after = slots.append(place)
-        return Context(place, None, masks.Causal(), after, slots.length, None, **shown), after
 
     def _stacked(self, line: jax.Array, steps: Steps, context: Context, state: Any) -> tuple[jax.Array, Any, dict]:
         """(features of F layers of each step `[B, S, F, D]`, the last of them what the head reads; state; report)."""

@@ -20,7 +20,8 @@ from flax import nnx
 from kernels import masks
 from models import norms, parameters
 from models.block import STREAM, Pass, Period, Stack, Unstacked
-from models.lm import LM, Heads
+from models.grouped import Grouped
+from models.lm import Heads
 from models.mixers.context import Context
 from models.mixers.memory import Policy
 from models.mixers.slots import Slots
@@ -42,8 +43,10 @@ class Tokens(NamedTuple):
     number: jax.Array  # [B, T] marks of the document up to each byte
 
 
-class Segmented(LM):
+class Segmented(Grouped):
     """Bytes `[B, T]` to features `[B, T, D']`; `logits` maps features to `[B, T, V]`. The face is that of `LM`."""
+
+    named = "a segmented model reads bytes"
 
     def __init__(self, spec: Spec, *, rngs: nnx.Rngs, heads: Mapping[str, Any] | None = None):
         outer, init = of_bytes(spec), parameters.normal(spec.init_std)
@@ -86,26 +89,24 @@ class Segmented(LM):
 
         `soft`: of a model that `softens`, the pass by which it is trained. All bytes are tokens of the backbone then.
 
-        Errors: ValueError for a mask that is not causal, for vectors in place of ids, and for drafts in a tree.
+        Errors: as `Grouped._rows`.
         """
-        if mask != masks.Causal() or tokens.ndim != 2 or parents is not None:
-            raise ValueError("a segmented model reads bytes one after another; use mask=Causal(), ids and no tree.")
-        B, T = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(T)[None] if positions is None else positions, (B, T))
-        live = positions >= 0 if segment_ids is None else segment_ids != 0
+        positions, live, first = self._rows(tokens, mask, positions, segment_ids, parents)
         slots = start = None
-        held = self._begin(B) if state is None else state["layers"]
+        held = self._begin(len(tokens)) if state is None else state["layers"]
         if state is not None:
             start, slots = state["slots"].length, state["slots"].append(positions)
         outer = Context(positions, segment_ids, mask, slots, start, None, fresh, asked)
         h, encoder, _ = self._through(self.encoder, self.embed(tokens), outer, held["encoder"])
-        seen = Bytes(h, tokens, positions, live & (positions == 0), live)
+        seen = Bytes(h, tokens, positions, first, live)
         cut, carry = self.segmenter(seen, held["carry"])
         found = self._tokens(cut, seen, held["number"], fixed=state is not None, soft=soft)
         pooled, kept = self._pooled(found, cut, seen, segment_ids, held)
         shown = {"layers": layers or {}, "taps": tuple(taps), "edits": tuple((edits or {}).items())}
         shown["key_bias"] = cut.gates if soft else None
-        inner = self._inner(found, seen, segment_ids, held, {"fresh": fresh, "asked": asked, **shown}, mask)
+        place = cuts.at(seen.place if self.segmenter.of_places else found.number - 1, found.at)
+        told = {"fresh": fresh, "asked": asked, **shown}
+        inner = self._told(found.at, found.held, place, segment_ids, held["slots"], told)
         made, backbone, report = self._backbone(pooled, inner, held, found)
         made = self._smoothed(made, found, cut, seen, held["read"], soft=soft)
         read = made if soft else cuts.read(made, found.marks, held["read"])
@@ -172,15 +173,6 @@ class Segmented(LM):
         bytes_ = Members(seen.hidden, member, segment, rest, newest == 0)
         made, kept = self.pool(bytes_, held["pool"], self.none[...])
         return made, {"pool": kept}
-
-    def _inner(self, found: Tokens, seen: Bytes, segment_ids: Any, held: dict, more: dict, mask: Any) -> Context:
-        """What the backbone's layers are told: places count the tokens of a document, or its bytes."""
-        place = cuts.at(seen.place if self.segmenter.of_places else found.number - 1, found.at)
-        if held["slots"] is None:
-            own = cuts.at(jnp.ones_like(found.number) if segment_ids is None else segment_ids, found.at)
-            return Context(jnp.where(found.held, place, 0), jnp.where(found.held, own, 0), mask, **more)
-        place = jnp.where(found.held, place, -1)
-        return Context(place, None, mask, held["slots"].append(place), held["slots"].length, None, **more)
 
     def _backbone(self, pooled: jax.Array, inner: Context, held: dict, found: Tokens) -> tuple[jax.Array, Any, dict]:
         """What the bytes are to read of each token `[B, S, D']`, the state and the report of the backbone."""

@@ -14,7 +14,7 @@ The control: all held-out texts together have fewer bits a byte under MAGNET tha
 from configs.claims import small
 from configs.claims.segments import segmented
 
-STEPS = 200
+STEPS = 150
 
 
 def get_claim():
@@ -22,6 +22,7 @@ def get_claim():
     config = small(STEPS, log_every=50, rows=64)
     config.model.update({"num_layers": 4, "init": "fan_in"})
     config.data.update({"length": 256, "batch_size": 4})
+    config.eval.batch_size = 16
     config.optimizer.update({"name": "muon", "learning_rate": 2e-2})
     bpe = {"data.tokenizer": "bpe", "data.vocab_size": 512, "model.width": 96, "data.length": 112}
 

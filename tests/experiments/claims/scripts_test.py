@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs.claims import scripts as claimed
-from experiments import train
 from experiments.claims import scripts
 from experiments.settings.errors import Refused
+from experiments.training import train
 from tests.experiments import tiny
 
 pytestmark = pytest.mark.usefixtures("one_device")
