@@ -114,7 +114,7 @@ def of_arm(measure: str, numbers: Mapping[str, Any], arm: str) -> list[float]:
     """A measure of an arm by seed, from its segments and bits by language."""
     if measure == "disparity":
         counts = np.array([numbers["segments"][arm][name] for name in numbers["characters"]], float)
-        return (counts.max(0) / counts.min(0)).tolist()
+        return (counts.max(0) / np.maximum(counts.min(0), 1)).tolist()
     others = [name for name in numbers["characters"] if (name == ENGLISH) == (measure == "bits_english")]
     each = [np.array(numbers["bits"][arm][name]) / numbers["characters"][name] for name in others]
     return np.mean(each, axis=0).tolist()
