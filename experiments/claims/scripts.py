@@ -31,7 +31,8 @@ from models.objectives import next_token
 from models.segments import magnet
 
 ENGLISH = catalogues.ENGLISH
-TEXTS, TRAIN, SCRIPTS = "texts", "train.jsonl", {"en": "latin", "el": "greek", "ru": "cyrillic"}
+TEXTS, TRAIN = "texts", "train.jsonl"
+SCRIPTS = {"en": "latin", "el": "greek", "ru": "cyrillic"}  # of a language: where its priors stand in magnet.SCRIPTS
 MEASURES = {  # What is less where it is better, in words.
     "disparity": "most segments of a language over fewest",
     "bits_english": "bits a character of English",
@@ -41,7 +42,12 @@ _MAGNET = "model.segmented.magnet."
 
 
 def prepare(claim: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
-    """Writes the texts, and gives the claim their path and the priors that follow from them."""
+    """Writes the texts, and gives the claim their path and the priors that follow from them.
+
+    Errors: Refused for a language whose script has no predictor, and where there are no or few catalogues.
+    """
+    if unknown := [name for name in claim["languages"] if name not in SCRIPTS]:
+        raise Refused(f"languages has {unknown[0]!r}, whose script is not known here; use one of {', '.join(SCRIPTS)}.")
     try:
         messages = catalogues.parallel(claim["catalogues"], claim["languages"])
     except FileNotFoundError as error:

@@ -39,6 +39,8 @@ def test_texts_are_held_out_alike_and_priors_give_equally_many_segments(tmp_path
     assert one * sum(sizes) == pytest.approx(3 * 0.2 * sizes[0], rel=5e-4 / 0.1)
     with pytest.raises(Refused, match="61 common messages"):
         scripts.prepare(claim(monkeypatch, together=4), tmp_path / "few")
+    with pytest.raises(Refused, match="'ja', whose script is not known"):
+        scripts.prepare(claim(monkeypatch, languages=("el", "ja")), tmp_path / "other")
 
 
 def test_measures_compare_languages_by_seed(tmp_path, monkeypatch):
