@@ -20,10 +20,10 @@ DIGITS, GROUP = 3, 2
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(900, log_every=100, rows=1024)
+    config = small(1500, log_every=100, rows=1024)
     config.model.init = "fan_in"
     config.data.update({"source": "task:arithmetic", "length": 8, "batch_size": 128})
-    config.optimizer.name = "muon"
+    config.optimizer.update({"name": "muon", "learning_rate": 1e-2})
     name = f"digits={DIGITS}, group={GROUP}"
     return {
         "statement": "Sums are learned better in groups of digits from the right than from the left",
@@ -59,7 +59,6 @@ def get_claim():
                 "published": "not compared", "better": "left", "worse": "single",
             },
         ],
-        "tune": {"optimizer.learning_rate": (1e-2, 2e-2)},
         "effect": 0.05,
         "control": {"says": "sums in groups from the right, share exact", "reads": ("exact", "right"), "least": 0.9},
         "looks": (3,),

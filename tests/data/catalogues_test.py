@@ -39,9 +39,10 @@ def test_messages_are_parallel_where_all_languages_have_them_in_their_script(tmp
     long = "This message has more than twenty-four letters"
     texts = {
         "el": {"b": {long: "Ελληνικά", long + " 2": "Δύο", "short": "Μικρό"},
-               "c": {long: "Πάλι", long + " 3": "Only Latin ε", long + " 4": "τέσσερα", long + " 5": "πέντε"}},
+               "c": {long: "Πάλι", long + " 3": "Only Latin ε", long + " 4": "τέσσερα", long + " 5": "πέντε",
+                     long + " 6": "Ελλη abc где"}},
         "ru": {"b": {long: "Русский", long + " 2": "Два"},
-               "c": {long: "Снова", long + " 3": "три", long + " 5": "12 - %s"}},
+               "c": {long: "Снова", long + " 3": "три", long + " 5": "12 - %s", long + " 6": "шесть"}},
     }  # fmt: skip
     for language, programs in texts.items():
         folder = tmp_path / language / "LC_MESSAGES"
