@@ -8,9 +8,17 @@ the right end at powers of a hundred in every number (claim `laws`); groups from
 where lengths agree modulo the group's size, which `exact_alike` and `exact_apart` tell apart.
 
 Here: numbers of one to three digits, a token for every string of one or two (the paper's: three), the sum as we write
-it, two layers of width 64 that learn it from nothing. All arms read as many sums, and have the same search of rates.
+it, two layers of width 64 that learn it from nothing. All arms read as many sums. The rate is one for all: of 1e-2 and
+2e-2, tried for every arm with 900 steps by a seed of its own, 1e-2 ended lower for each; sums in groups were not learned
+by then (0.54 bits a symbol from the right, 0.60 from the left; 0.03 by single digits). With groups of three, numbers of
+up to four digits, 2e-2 and 1,500 steps 30% of the sums from the right were exact: two are what is learned in a minute.
 
 The control: sums of groups from the right are learned, nine in ten of them exactly.
+
+Expect, as seen: 99.0% exact from the right (98.5 to 99.4), 84.0% from the left (73, 90, 89), 96.2% by single digits.
+What the left side lacks is where lengths differ modulo two: 77.2% beside 99.2%; where they agree 95.5% beside 98.7%.
+All three seeds say so, and differ so much in by how much that none of the rows is decided. Cost: nine runs of 1,500
+steps of 128 sums, 7.4 CPU minutes, and six of 900 for the rates.
 """
 
 from configs.claims import small
