@@ -9,8 +9,8 @@ where lengths agree modulo the group's size, which `exact_alike` and `exact_apar
 
 Here: numbers of one to three digits, a token for every string of one or two (the paper's: three), the sum as we write
 it, two layers of width 64 that learn it from nothing. All arms read as many sums. The rate is one for all: of 1e-2 and
-2e-2, tried for every arm with 900 steps by a seed of its own, 1e-2 ended lower for each; sums in groups were not learned
-by then (0.54 bits a symbol from the right, 0.60 from the left; 0.03 by single digits). With groups of three, numbers of
+2e-2, tried for every arm with 900 steps by a seed of its own, 1e-2 ended lower for each; groups were not learned by
+then (0.54 bits a symbol from the right, 0.60 from the left; 0.03 by single digits). With groups of three, numbers of
 up to four digits, 2e-2 and 1,500 steps 30% of the sums from the right were exact: two are what is learned in a minute.
 
 The control: sums of groups from the right are learned, nine in ten of them exactly.
