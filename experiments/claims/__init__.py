@@ -20,9 +20,7 @@ from experiments.settings import overrides
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
 
-# name: module with `run(claim, workdir, jobs, quiet) -> list[Evidence]`, and where runs need what is written before
-# them, `prepare(claim, workdir) -> claim`.
-CHECKS = {
+CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Evidence]`
     "law": "law",
     "contrast": "contrast",
     "growth": "growth",
@@ -43,7 +41,6 @@ CHECKS = {
     "curve": "curve",
     "worlds": "worlds",
     "patterns": "patterns",
-    "scripts": "scripts",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")
@@ -81,8 +78,6 @@ def run(
 
     check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
     method.of(claim)  # What cannot be decided is refused before anything is trained.
-    if prepare := getattr(check, "prepare", None):
-        claim = prepare(claim, workdir)
     claim, tuned = tuning.tuned(claim, workdir, jobs=jobs, quiet=quiet)
     rows = _looks(check, claim, workdir, jobs=jobs, quiet=quiet)
     record = {
