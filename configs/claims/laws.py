@@ -27,6 +27,7 @@ LAWS = (
     "drafts.sequoia",
     "growth.parameter_tokens",
     "mixers.delta_rule_chunks",
+    "parallel.ring_bytes",
     "parallel.token_ring_bytes",
     "scaling.compute_optimal",
     "scaling.overtraining",

@@ -4,8 +4,10 @@ from tests.planted import Bug
 
 STATISTICS, METHOD, TUNING = (f"experiments/claims/{name}.py" for name in ("statistics", "method", "tuning"))
 CLAIMS, FIT, ISOFLOP = "experiments/claims/__init__.py", "experiments/scaling/fit.py", "experiments/scaling/isoflop.py"
+SENT = "kernels/context_attention/bytes.py"
 PLOT, REJUDGE = "experiments/claims/interval_plot.py", "experiments/claims/rejudge.py"
 VALUES = ("tests/experiments/claims/statistics_test.py",)
+EXACT = ("tests/experiments/claims/laws_test.py",)
 DECIDED = ("tests/experiments/claims/method_test.py",)
 PAGES = ("tests/experiments/claims/ledger_test.py",)
 FITS = ("tests/experiments/scaling/values_test.py",)
@@ -28,6 +30,14 @@ BUGS = (
     Bug("the worst rate is taken", TUNING, "np.argmax([score.sign * value", "np.argmax([-score.sign * value", DECIDED),
     Bug("skipped rows are scored", "experiments/program/inputs.py", "array[:begin] = array[end:] =", "array[end:] =", DECIDED),
     Bug("a deviation of the mean", REJUDGE, "deviation = half * math.sqrt(seeds)", "deviation = half", DECIDED),
+    Bug("evidence is always judged anew", REJUDGE, "if _method(anew) != _method(row):", "if True:", DECIDED),
+    Bug("evidence judged anew by its verdict alone", REJUDGE, '("effect", "looks", "control")', "()", DECIDED),
+    Bug("errors are held to no bound", REJUDGE, 'sign * numbers.get("within", 0.0)', "0.0", DECIDED),
+    Bug("more errors are better", REJUDGE, 'LESS = ("growth", "overtraining")', 'LESS = ("growth",)', DECIDED),
+    Bug("gradients of keys stop before home", SENT, "2 * R * size.kv_sum", "2 * (R - 1) * size.kv_sum", EXACT),
+    Bug("gathered gradients are as narrow as keys", SENT, "size.kv_sum if backward else 0", "size.kv if backward else 0", EXACT),
+    Bug("results of dealt heads stay", SENT, "(2 * size.q + 2 * size.kv + (", "(size.q + 2 * size.kv + (", EXACT),
+    Bug("dealt keys are not repeated", SENT, "K = K if u == 1 else math.lcm(K, u)", "K = K", EXACT),
     Bug("the interval of a figure is turned", PLOT, "value / span * (_RIGHT - _LEFT) / 2, 1)", "-value / span * (_RIGHT - _LEFT) / 2, 1)", PAGES),
     Bug("residuals are not smoothed", FIT, "self.smooth * rng.normal(size=groups)", "0 * rng.normal(size=groups)", FITS),
     Bug("the ratio of residuals upside down", FIT, "(own / theirs if theirs > 0 else 1.0) * (found - theta)", "(theirs / own if theirs > 0 else 1.0) * (found - theta)", FITS),

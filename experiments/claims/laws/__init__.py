@@ -29,6 +29,7 @@ LAWS = {
     "drafts.sequoia": drafts.sequoia,
     "growth.parameter_tokens": growth.parameter_tokens,
     "mixers.delta_rule_chunks": mixers.delta_rule_chunks,
+    "parallel.ring_bytes": parallel.ring_bytes,
     "parallel.token_ring_bytes": parallel.token_ring_bytes,
     "scaling.compute_optimal": scaling.compute_optimal,
     "scaling.overtraining": scaling.overtraining,

@@ -70,6 +70,7 @@ WRONG = {  # name: (module, attribute, what is wrong with it)
     "mixers.delta_rule_chunks": (
         mixers.linear_attention, "gated_delta_rule", lambda found: (found[0] * (1 + 1e-9), found[1]),
     ),
+    "parallel.ring_bytes": (parallel, "sent", lambda found: found._replace(across=found.across // 2)),
     "parallel.token_ring_bytes": (parallel, "sent", lambda found: found._replace(back=found.back[::-1])),
     "scaling.compute_optimal": (
         scaling.laws, "compute_optimal", lambda best: best | {"parameters": best["parameters"] * 1.000001},

@@ -303,6 +303,31 @@ def test_stored_evidence_is_judged_by_what_its_claim_states_today():
     assert rejudge.rejudged(record, {"seeds": (0, 1, 2)}) == record
 
 
+def test_evidence_that_was_judged_so_from_the_start_stays_as_it_is(tmp_path):
+    """Same verdict, control, effect and looks: no bit changes, and no page says that the method came after the runs."""
+    (row,) = claims._looks(made_up([0.5, 0.9, 1.6]), stated((3,)), tmp_path, jobs=1, quiet=True)
+    record = {"claim": "a.py", "rows": [row]}
+    assert rejudge.rejudged(record, stated((3,))) == record
+    for change in ({"effect": 3.0}, {"looks": (2,)}, {"control": {**CONTROL, "least": 0.8}}):
+        assert rejudge.rejudged(record, stated((3,)) | change)["judged_anew"], change
+    wrong = {"claim": "a.py", "rows": [row | {"verdict": "does not"}]}
+    assert rejudge.rejudged(wrong, stated((3,)))["rows"][0]["verdict"] == row["verdict"] != "does not"
+
+
+def test_errors_are_judged_anew_by_what_counts_as_reliable():
+    """Errors of 1.5% to 2.5%, less of which is better: above 1%, below 4%, and equal to 2% within 2 points."""
+    numbers = {"seeds": [0, 1, 2], "mean": 0.02, "low": 0.015, "high": 0.025, "exact": {"easy": [1.0]}}
+    claim = stated((3,)) | {"check": "overtraining"}
+    for within, effect, verdict in (
+        (0.01, 0.004, "does not"),
+        (0.04, 0.004, "holds"),
+        (0.02, 0.02, "equal within the effect"),
+    ):
+        row = {"statement": "s", "measured": "m", "verdict": "undecided", "numbers": numbers | {"within": within}}
+        found = rejudge.rejudged({"claim": "a.py", "rows": [row]}, claim | {"effect": effect})
+        assert found["rows"][0]["verdict"] == verdict
+
+
 def test_growth_keeps_losses_and_less_of_them_is_better():
     """Grown less rival, -1.1 to -0.9: the grown model is better, and the row's numbers stay as they are."""
     numbers = {"seeds": [0, 1, 2], "mean": -1.0, "low": -1.1, "high": -0.9, "exact": {"easy": [1.0]}}
