@@ -122,7 +122,9 @@ lookup.ngram = whole(3, "The last so many tokens are looked for, then fewer.", l
 
 generate.model_draft = model_draft = group("Drafts of a smaller run.", of="generate.drafter=model_draft")
 model_draft.workdir = text("", "The workdir of the smaller run; it has the same tokenizer.", before="")
-model_draft.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+model_draft.length = whole(
+    4, "Drafts a round; 0 = what rounds that are timed before the texts say, up to 12.", least=0, small=2, before=4
+)
 
 generate.random = random = group("Drafts drawn evenly: a control.", of="generate.drafter=random")
 random.length = whole(4, "Drafts a round.", least=1, small=2, before=4)

@@ -9,7 +9,8 @@ transformers and torch are installed its assisted generation writes the same tex
 Costs of passes are fitted as the simulator of serving fits its steps (`costs.fit`); each schedule's clock then says
 from them, and from which drafts stayed, what its speed-up should be: `model_draft` is the serial one, `model_tree` that
 of Dovetail (the target's pass grows with the nodes), `pearl` and `llmcad` are `generation.overlapped` with the draft in
-a process of its own: by CPU the longer half of each step counts, as on two devices.
+a process of its own: by CPU the longer half of each step counts, as on two devices. `chosen` is the serial draft with
+the length that `generation.draft_length` finds behind the first prompt.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax
 import numpy as np
 
 from experiments.bench.drafts import passes
-from experiments.generation import held_out, overlapped, requests
+from experiments.generation import draft_length, drafted, held_out, overlapped, requests
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.serving import clock, costs
 from experiments.generation.serving.clock import StepCosts
@@ -53,13 +54,15 @@ class Writer:
     def __init__(self, model: Any, prompts: Sequence[str], tokens: int, **changes: Any):
         options = model.config.generate.to_dict() | {"temperature": 0.0} | changes
         self.decoder, self.tokens = Decoder(model.program, model.tokenizer), tokens
+        self.prompts = [requests.encode(model.tokenizer, prompt) for prompt in prompts]
+        options = draft_length.settled(self.decoder, model.params, options, self.prompts[:1])
         self.parts = dataclasses.replace(self.decoder.parts([options]), eos=-1)  # All texts are as long.
         self.weights = self.decoder.weights(model.params, self.parts)
-        self.prompts = [requests.encode(model.tokenizer, prompt) for prompt in prompts]
         self.keys = [key_data([prompt], 0) for prompt in prompts]
         self.width = -(-(max(map(len, self.prompts)) + tokens + max(NODES)) // 64) * 64
         self.texts: list[list[int]] = []
         self.calls = 0
+        self.wrote: list[np.ndarray] = []  # of each text, as of `Progress`
 
     def begun(self, i: int) -> stream.Progress:
         """The row of prompt i, read."""
@@ -73,7 +76,7 @@ class Writer:
 
     def __call__(self) -> tuple[float, float]:
         """(CPU, wall) seconds of all texts."""
-        self.texts, self.calls, cpu, wall = [], 0, 0.0, 0.0
+        self.texts, self.wrote, self.calls, cpu, wall = [], [], 0, 0.0, 0.0
         for i, ids in enumerate(self.prompts):
             p = self.begun(i)
             begun = time.process_time(), time.perf_counter()
@@ -84,6 +87,7 @@ class Writer:
             cpu, wall = cpu + time.process_time() - begun[0], wall + time.perf_counter() - begun[1]
             self.texts.append(np.asarray(p.text)[0, len(ids) : int(p.length[0])].tolist())
             self.calls += int(p.calls[0])
+            self.wrote.append(np.asarray(p.wrote)[0])
         return cpu, wall
 
 
@@ -183,6 +187,7 @@ class Bench:
         """Every way of writing; processes end with `stack`."""
         made: dict[str, Any] = {"plain": self.writer("none", {})}
         made |= {name: self.writer(name, options) for name, options in DRAFTERS.items()}
+        made["chosen"] = self.writer("model_draft", {"length": 0})
         for schedule in overlapped.SCHEDULES:
             made[schedule] = Overlapping(self, schedule, stack)
         return made | self.peers(made["plain"].prompts)
@@ -214,7 +219,7 @@ def overheads(ways: Mapping[str, Any], found: Mapping[str, Sequence], target: Ma
         drafter = way.parts.drafter[1]
         spent = statistics.median(cpu for cpu, _ in found[name]) / way.calls
         forward = at(target, drafter.nodes)
-        if name == "model_draft":
+        if name == "model_draft" or (name == "chosen" and drafter.nodes > 1):
             forward += at(draft, 2) + (drafter.length - 1) * at(draft, 1)
         if name == "model_tree":
             forward += at(draft, drafter.depth) + sum(at(draft, drafter.beam * i) for i in range(1, drafter.levels))
@@ -268,12 +273,16 @@ def run(bench: Bench, stack: contextlib.ExitStack) -> dict:
         row = {"cpu": speed(found[plain], found[name]), "wall": speed(found[plain], found[name], 1)}
         row |= {"per_call": bench.tokens * len(bench.prompts) / way.calls, "same": same}
         row |= {"overhead": beyond[name]} if name in beyond else {}
+        if isinstance(way, Writer):
+            row["stays"] = drafted.acceptance(np.stack(way.wrote)).tolist()
         table[name] = row
         more = f"; overhead {row['overhead']:+.1%} of a step" if "overhead" in row else ""
         print(
             f"{name:12} {row['cpu']:.2f} times by CPU, {row['wall']:.2f} by wall; {row['per_call']:.2f} tokens a call; "
             f"{same} of {len(bench.prompts)} texts those of plain decoding{more}"
         )
+        if row.get("stays"):
+            print(f"{'':12} drafts that stay by depth {' '.join(f'{share:.2f}' for share in row['stays'])}")
     alone = statistics.median(cpu for cpu, _ in found["plain"])
     for name, seconds in clocks(ways, fitted.cost.costs, draft).items():
         says, was = alone / seconds, table[name]["cpu"]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import preflight
-from experiments.generation import drafting, requests
+from experiments.generation import draft_length, drafting, requests
 from experiments.generation.between import between, given, hosted, parsed, together
 from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
@@ -73,6 +73,9 @@ class Engine(Lanes):
         self.tokenizer = spoken_to(trained.tokenizer, self.settings["chat"], trained.config.data.template)
         self.chunk, self.rounds = chunk, rounds
         self.decoder = Decoder(trained.program, self.tokenizer)
+        if draft_length.asked(self.settings):  # There is no prompt yet: texts from their start.
+            ids = [requests.encode(self.tokenizer, "")] * lanes
+            self.settings = draft_length.settled(self.decoder, trained.params, self.settings, ids)
         self._parts = self.decoder.parts([self.settings], every=True)  # What a state is made for.
         reads = any(part.whole for _, part in self._parts.control)
         self._whole = reads or self._parts.prefill is not None or not MEMORIES[self._parts.memory.name].pieces

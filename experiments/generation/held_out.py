@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import generation
 from experiments import workdir as files
-from experiments.generation import drafted, requests
+from experiments.generation import draft_length, drafted, requests
 from experiments.generation.drafted import Drafted
 from experiments.program import inputs
 from experiments.workdir import trained, writers
@@ -44,9 +44,12 @@ def measure(model: trained.Trained, asked: list[str], options: dict[str, Any]) -
 def record(options: dict[str, Any], step: Any, found: Drafted, plain: Drafted) -> dict[str, Any]:
     """What `drafts.jsonl` holds of one measurement."""
     name = options["drafter"]
+    own = dict(options.get(name) or {})
+    if draft_length.asked(options):
+        own["length"] = found.wrote.shape[1] - 1  # The length that was chosen.
     return {
         "step": step, "drafter": name, "verifier": options["verifier"], "temperature": options["temperature"],
-        "options": dict(options.get(name) or {}), "prompts": len(found.wrote), "tokens": found.tokens,
+        "options": own, "prompts": len(found.wrote), "tokens": found.tokens,
         "calls": int(found.calls.sum()), "wrote": found.wrote.sum(axis=0).tolist(),
         "tokens_per_second": found.per_second, "plain_tokens_per_second": plain.per_second,
     }  # fmt: skip

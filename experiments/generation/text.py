@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import preflight
-from experiments.generation import drafting, requests
+from experiments.generation import draft_length, drafting, requests
 from experiments.generation.between import between, by_row, entering, given, hosted, parsed, started, together
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.drafted import Drafted
@@ -49,6 +49,8 @@ class Generator:
         preflight.check_generation(options, tables=True)
         if not prompts:
             return
+        if draft_length.asked(options):
+            options = draft_length.settled(self.decoder, params, options, [self.encode(prompt) for prompt in prompts])
         parts = self.decoder.parts([options])
         read = [parsed(parts, options, self.tokenizer, prompt) for prompt in prompts]
         ids, real = [row for row, _ in read], len(read)

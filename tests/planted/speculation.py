@@ -10,6 +10,8 @@ PROMPTS = ("tests/models/objectives/prompt_tokens_test.py",)
 FLOW = (f"{TESTS}/verify/denoising_test.py",)
 OVER, OVERLAPPED = "experiments/generation/overlapped.py", "tests/experiments/generation/overlapped_test.py"
 
+LENGTHS = ("tests/experiments/generation/draft_length_test.py",)
+
 BUGS = (
     Bug(
         "the token behind the drafts has the numbers of the one before it",
@@ -248,5 +250,40 @@ BUGS = (
         "step.waited + max(step.target, step.draft)",
         "step.waited + step.target + step.draft",
         (f"{OVERLAPPED}::test_seconds_are_the_longer_half_of_each_step_and_what_was_waited_for",),
+    ),
+    Bug(
+        "lengths of drafts: a round's own token is not counted",
+        "experiments/generation/serving/clock.py",
+        "tokens = 1 + np.cumsum([0.0, *stay])",
+        "tokens = np.cumsum([0.0, *stay])",
+        LENGTHS,
+    ),
+    Bug(
+        "lengths of drafts: shares by depth are not multiplied",
+        "experiments/generation/draft_length.py",
+        "return np.cumprod(np.divide(",
+        "return (np.divide(",
+        LENGTHS,
+    ),
+    Bug(
+        "lengths of drafts: rounds that were not to draft further count as stopped",
+        "experiments/generation/draft_length.py",
+        "came[: len(reached) - 1] += reached[:-1]",
+        "came[: len(reached)] += reached[: len(came)]",
+        LENGTHS,
+    ),
+    Bug(
+        "lengths of drafts: the longest that was timed is drafted",
+        "experiments/generation/draft_length.py",
+        "    return with_length(options, length)",
+        "    return with_length(options, max(LENGTHS))",
+        LENGTHS,
+    ),
+    Bug(
+        "lengths of drafts: rules whose text depends on them may go with it",
+        "experiments/generation/draft_length.py",
+        'SAME = ("same_draw", "greedy")',
+        'SAME = ("same_draw", "greedy", "token")',
+        LENGTHS,
     ),
 )

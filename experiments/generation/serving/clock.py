@@ -73,9 +73,22 @@ def tree_speedup(tokens: float, levels: int, nodes: int, costs: StepCosts) -> fl
     return tokens * costs.target / (levels * costs.draft + costs.verify(nodes))
 
 
+def best_length(stay: Sequence[float], seconds: Sequence[float]) -> int:
+    """The g of 0..most whose rounds give the most tokens a second, 1 + sum_{j<=g} stay_j of them; of equal ones the
+    smallest.
+
+    Args:
+      stay: `[most]` the chance that at least j = 1..most drafts stay, where so many are written.
+      seconds: `[most + 1]` of a round with 0..most drafts.
+    """
+    tokens = 1 + np.cumsum([0.0, *stay])
+    return int(np.argmax(tokens / np.asarray(seconds)))
+
+
 def best_drafts(a: float, costs: StepCosts, most: int) -> int:
-    """The g of 0..most with the largest serial speed-up; of equal ones the smallest."""
-    return max(range(most + 1), key=lambda g: (serial_speedup(a, g, costs), -g))
+    """The g of 0..most with the largest serial speed-up; of equal ones the smallest: `best_length` at chances a^j."""
+    stay = [a**j for j in range(1, most + 1)]
+    return best_length(stay, [g * costs.draft + costs.verify(g + 1) for g in range(most + 1)])
 
 
 def pearl_tokens_per_step(a: float, g: int) -> float:

@@ -5,7 +5,7 @@ with the keys of the request couples the two models: a draft is the token itself
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -54,6 +54,14 @@ class ModelDraft(ByModel):
     def nodes(self) -> int:
         """The last token and the drafts."""
         return self.length + 1
+
+    def problems(self, config: Any) -> Iterator[str]:
+        """See `Drafter.problems`."""
+        if self.length < 1:
+            yield (
+                "generate.model_draft.length=0 is chosen before texts are written, which nothing does here; use e.g. "
+                "generate.model_draft.length=4."
+            )
 
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
         """See `Drafter.propose`. First the smaller model reads what it has not read of the text."""

@@ -201,6 +201,41 @@ def test_copies_of_what_was_chosen_give_what_keys_that_are_rotated_anew_do(budge
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("budget", [4, 24])
+def test_copies_of_what_was_chosen_are_made_anew_behind_a_piece(budget):
+    """Steps, a piece of more of the text, steps: the copies of before lack the piece, whether all is read or a part.
+
+    Row 1 has no token in that piece. Any choice may be used again, so that nothing else makes the copies anew.
+    """
+    q, k, v = (jnp.asarray(x[:2]) for x in streams(1, True))
+    options = (("budget", budget), ("initial", 2), ("least", -1.0), ("local", 3))
+    made = Policy("token_select", options, slots=LONGEST + 8)
+    rotate = functools.partial(rope.rotate, theta=THETA)
+    passes = [(8, 8), *[(1, 1)] * 3, (6, 0), *[(1, 1)] * 4]
+
+    def read(steady):
+        memory, slots = made.empty(2, LONGEST, N=N, K=K, H=H, dtype=q.dtype), Slots.empty(2, LONGEST + 8)
+        outs, begun = [], np.zeros(2, int)
+        step = jax.jit(lambda memory, q, k, v, context: recall(
+            Partition(), q, k, v, context, context.mask, memory, rotate=rotate, steady=steady
+        ))  # fmt: skip
+        for i, sizes in enumerate(passes):
+            at = begun[:, None] + np.arange(max(sizes))
+            position = jnp.asarray(np.where(np.arange(max(sizes)) < np.array(sizes)[:, None], at, -1))
+            take = lambda x, at=at: jnp.take_along_axis(x, jnp.asarray(at)[..., None, None], axis=1)  # noqa: E731
+            start, slots = slots.length, slots.append(position)
+            context = Context(position, None, masks.Causal(), slots, start, fresh=i == 0)
+            out, memory = step(memory, take(q), take(k), take(v), context)
+            begun += np.array(sizes)
+            outs.append(np.where(np.asarray(position)[..., None, None] >= 0, out, 0)[:, -1])
+        return np.stack(outs), memory.near.built
+
+    (kept, built), (anew, _) = map(read, (True, False))
+    np.testing.assert_allclose(kept, anew, atol=1e-11)
+    assert built.all() and np.abs(kept[5] - kept[6]).max() > 1e-3
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_turns_add_up_where_a_scaling_is_called_steady(kind):
     options = {
