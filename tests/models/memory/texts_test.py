@@ -30,8 +30,9 @@ SMALL = {
     "token_select": {"budget": 2.0, "initial": 1, "local": 2}, "a2sf": {"budget": 6.0, "recent": 2.0},
     "scissorhands": {"budget": 6.0, "recent": 2.0, "window": 4}, "random": {"budget": 6.0, "recent": 2.0},
     "pyramid": {"budget": 6.0, "window": 2}, "prefix_kv": {"sinks": 1},
+    "token_select again": {"budget": 2.0, "initial": 1, "local": 2, "least": 0.5},
 }  # fmt: skip
-SAMPLE = ("h2o", "elastic", "ems", "quest", "token_select")
+SAMPLE = ("h2o", "elastic", "ems", "quest", "token_select again")
 
 
 def policies(*sample):
@@ -40,9 +41,10 @@ def policies(*sample):
     return [*sample, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in rest)]
 
 
-def asked(name, **more):
+def asked(case, **more):
+    name = case.split()[0]
     options = stream_test.DEFAULTS | {"memory": name, "max_tokens": 24} | more
-    return options | {group(name): options[group(name)] | SMALL[name]}
+    return options | {group(name): options[group(name)] | SMALL[case]}
 
 
 @functools.cache
@@ -90,7 +92,7 @@ def generator(tensor):
 
 
 @pytest.mark.parametrize("devices", [4, pytest.param(2, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", policies("h2o", "prefix_kv", "token_select"))
+@pytest.mark.parametrize("name", policies("h2o", "prefix_kv", "token_select again"))
 def test_heads_on_several_devices_give_the_same_text(name, devices):
     options = asked(name, temperature=0.0, max_tokens=16)
     one, many = (maker(params, PROMPTS[:2], options, seed=5) for maker, params in map(generator, (1, devices)))
