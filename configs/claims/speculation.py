@@ -31,6 +31,12 @@ def judged(arm, **bound):
     }  # fmt: skip
 
 
+RANDOM = {
+    "effect": 0.2, "looks": (3,), "hours": 1.0,
+    "control": {"says": "tokens a call of random drafts", "reads": ("tokens_a_call", "random"), "most": 1.1},
+}  # fmt: skip
+
+
 def get_claim():
     """The claim, for the check `drafts`."""
     config = small(300, log_every=50, rows=16, width=96)
@@ -84,15 +90,15 @@ def get_claim():
             },
             {
                 "statement": "Token Recycling gives more than one token a call on code",
-                "published": "about 2 times as fast", "better": "recycling", "worse": "",
+                "published": "about 2 times as fast", "better": "recycling", "worse": "", **RANDOM,
             },
             {
                 "statement": "A trie of prompt and outputs gives more than one token a call on code",
-                "published": "2.06 to 3.92 times as fast", "better": "trie", "worse": "",
+                "published": "2.06 to 3.92 times as fast", "better": "trie", "worse": "", **RANDOM,
             },
             {
                 "statement": "A model's first two of four layers draft more than one token a call",
-                "published": "up to 1.99 times as fast", "better": "exit", "worse": "",
+                "published": "up to 1.99 times as fast", "better": "exit", "worse": "", **RANDOM,
             },
             {
                 "statement": "Token Recycling gives more tokens a call than random drafts",

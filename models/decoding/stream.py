@@ -209,7 +209,7 @@ def beside(
     asked = _asked(models, p, parts, live)
     tokens, position = piece(others, size)
     rows = [
-        Rows(asked.tokens, asked.position, p.state, asked.parents, Asked(p.prompt, p.key)),
+        Rows(asked.tokens, asked.position, asked.state, asked.parents, Asked(p.prompt, p.key)),
         Rows(tokens, position, others.state, None, Asked(others.prompt, others.key)),
     ]
     made, other = models["model"].together(rows, masks.Causal())
@@ -231,6 +231,7 @@ class _Asked(NamedTuple):
     tokens: jax.Array  # [B, N + P] ids, or vectors [B, N + P, D]: the nodes and what is read beside them
     position: jax.Array  # [B, N + P], -1 where it is not read
     parents: jax.Array | None
+    state: Any  # the model's, behind which it reads them
 
 
 def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progress:
@@ -243,7 +244,7 @@ def round_(models: Models, p: Progress, parts: Parts, live: jax.Array) -> Progre
       live: `[B]` bool.
     """
     asked = _asked(models, p, parts, live)
-    made = pass_(models, p, parts, asked.tokens, asked.position, state=p.state, parents=asked.parents)
+    made = pass_(models, p, parts, asked.tokens, asked.position, state=asked.state, parents=asked.parents)
     return _judged(models, p, parts, live, asked, made)
 
 
@@ -251,6 +252,7 @@ def _asked(models: Models, p: Progress, parts: Parts, live: jax.Array) -> _Asked
     """Last tokens and drafts."""
     drafter = parts.drafter[1]
     tree, side = drafter.propose(models, p, parts)
+    state, side = drafter.left(p.state, side)
     tokens, parents, valid = tree.token, tree.parent, tree.valid
     if p.feed is not None:
         tokens = fed(models["model"], p.feed, tokens)
@@ -260,13 +262,13 @@ def _asked(models: Models, p: Progress, parts: Parts, live: jax.Array) -> _Asked
     valid = valid & (depth <= (p.limit - p.length - 1)[:, None]) | (depth == 0)
     tree = tree._replace(valid=valid[:, : tree.token.shape[1]])
     position = jnp.where(valid & live[:, None], (p.length - 1)[:, None] + depth, -1)
-    return _Asked(tree, side, tokens, position, parents if drafter.branches else None)
+    return _Asked(tree, side, tokens, position, parents if drafter.branches else None, state)
 
 
 def _judged(models: Models, p: Progress, parts: Parts, live: jax.Array, asked: _Asked, made: Pass) -> Progress:
     """`p` when the model has read what a round asked it to."""
     name, drafter = parts.drafter
-    tree, side, tokens, every, _ = asked
+    tree, side, tokens, every, *_ = asked
     N = tree.token.shape[1]
     position, nodes = every[:, :N], made._replace(features=made.features[:, :N])
     logits, processed = _controlled(models, p, parts, nodes, tree, position)

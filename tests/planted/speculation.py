@@ -286,4 +286,18 @@ BUGS = (
         'SAME = ("same_draw", "greedy", "token")',
         LENGTHS,
     ),
+    Bug(
+        "exit: what its layers wrote is dropped, so that their caches are copied first",
+        "models/decoding/drafts/exits.py",
+        "if not rewinds(state):",
+        "if True:",
+        (f"{TESTS}/stream_test.py::test_the_caches_of_one_row_are_copied_by_no_round",),
+    ),
+    Bug(
+        "exit: a recurrence goes on from its own drafts",
+        "models/decoding/drafts/exits.py",
+        "if not rewinds(state):",
+        "if False:",
+        GREEDY,
+    ),
 )

@@ -115,6 +115,13 @@ class Drafter:
         """
         raise NotImplementedError
 
+    def left(self, state: Any, side: Any) -> tuple[Any, Any]:
+        """(the model's state that the drafts are to be read behind, the side), of what `propose` returned as the side.
+
+        A drafter that wrote into the slots behind the text hands them on: else they would have to be copied first.
+        """
+        return state, side
+
     def observe(self, models: Mapping[str, Any], side: Any, seen: "Seen") -> Any:
         """The side after the model has read the tree and the verifier has judged it."""
         return side

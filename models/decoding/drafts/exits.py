@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from kernels import masks
 from models.block import Unstacked
+from models.decoding.commit import rewinds
 from models.decoding.drafts import Drafter, Tree
 from models.decoding.drafts.model import written
 from models.decoding.drafts.none import last_token
@@ -53,12 +54,19 @@ class Exit(Drafter):
             )
 
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
-        """See `Drafter.propose`. What the layers write is dropped: the whole model reads the drafts again."""
+        """See `Drafter.propose`. The side is what the layers wrote."""
         model, state = shallow(models["model"], p.state, self.layers)
         here = jnp.where(p.live, p.length - 1, -1)[:, None]
         token = last_token(p.text, p.length)
         feature, state, _ = model(token, mask=masks.Causal(), positions=here, state=state)
-        return written(models, p, parts, model, state, feature, self.length)[0], p.side["exit"]
+        tree, state = written(models, p, parts, model, state, feature, self.length)
+        return tree, state["layers"]
+
+    def left(self, state: Any, side: Any) -> tuple[Any, Any]:
+        """See `Drafter.left`. The whole model reads the drafts again, into the slots where these layers wrote them."""
+        if not rewinds(state):
+            return state, {}
+        return state | {"layers": (*side, *state["layers"][len(side) :])}, {}
 
 
 PARTS = {"exit": Exit}
