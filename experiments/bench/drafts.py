@@ -41,18 +41,54 @@ def passes(decoder: Decoder) -> Callable[..., tuple[jax.Array, jax.Array]]:
         carried, rows = single(p.state)
 
         def one(_: int, carry: tuple) -> tuple:
-            token, state = carry[0], rows(carry[1])
-            place = state["slots"].length[:, None] + jnp.arange(nodes)
-            after = model(token, mask=masks.Causal(), positions=place, state=state)
-            token = jnp.argmax(model.logits(after.features), axis=-1).astype(jnp.int32)
-            kept = {"slots": state["slots"].append(place[:, :1]), "layers": after.state["layers"]}
-            return token, single(kept)[0]
+            token, state = _pass(model, carry[0], rows(carry[1]))
+            return token, single(state)[0]
 
         token = jnp.broadcast_to(p.text[:, :1], (len(p.text), nodes))
         token, carried = jax.lax.fori_loop(0, rounds, one, (token, carried))
         return rows(carried)["slots"].length, token  # What is not returned would not be computed.
 
     return run
+
+
+def pair_passes(target: Decoder, draft: Decoder) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """(weights, p, weights, p, rounds, nodes=, reads=) -> tokens held, and the last ones: so many rounds of passes of
+    two models alone, the draft's over `reads` tokens, then the target's over `nodes`, each behind the one before it.
+
+    Between two passes of a small model the large one's parameters take the processor's cache: passes of each model by
+    itself say less than a round of both costs.
+    """
+
+    @functools.partial(jax.jit, static_argnames=("nodes", "reads"))
+    def run(
+        weights: dict, p: stream.Progress, own: dict, q: stream.Progress, rounds: int, *, nodes: int, reads: tuple
+    ) -> tuple[jax.Array, jax.Array]:
+        large, small = target.models(weights)["model"], draft.models(own)["model"]
+        (carried, rows), (drafted, others) = single(p.state), single(q.state)
+
+        def one(_: int, carry: tuple) -> tuple:
+            token, state, after = carry[0], rows(carry[1]), others(carry[2])
+            slots = after["slots"]
+            for n in reads:
+                made, after = _pass(small, jnp.broadcast_to(token[:, :1], (len(token), n)), after)
+                token = jnp.concatenate([made[:, -1:], token[:, 1:]], axis=1)
+            after["slots"] = slots.append(slots.length[:, None])  # Else a text would grow by all drafts.
+            token, state = _pass(large, jnp.broadcast_to(token[:, :1], (len(token), nodes)), state)
+            return token, single(state)[0], single(after)[0]
+
+        token = jnp.broadcast_to(p.text[:, :1], (len(p.text), nodes))
+        token, carried, _ = jax.lax.fori_loop(0, rounds, one, (token, carried, drafted))
+        return rows(carried)["slots"].length, token
+
+    return run
+
+
+def _pass(model: Any, token: jax.Array, state: Any) -> tuple[jax.Array, dict]:
+    """The likeliest tokens behind `token [B, n]`, and the state with the first of these."""
+    place = state["slots"].length[:, None] + jnp.arange(token.shape[1])
+    after = model(token, mask=masks.Causal(), positions=place, state=state)
+    token = jnp.argmax(model.logits(after.features), axis=-1).astype(jnp.int32)
+    return token, {"slots": state["slots"].append(place[:, :1]), "layers": after.state["layers"]}
 
 
 class _Bench:

@@ -3,7 +3,8 @@
     python -m experiments.bench.speculation --workdir=runs/big --draft=runs/small
 
 Greedy texts behind held-out prompts, one row at a time, the ways of writing in turn; the prompt is read before the time
-begins. `overhead` is what a round takes beyond passes of the models over as many tokens, in steps of the target. Where
+begins. `overhead` is what a round takes beyond passes of the models over as many tokens (of both models in turn, where
+there are two), in steps of the target. Where
 transformers and torch are installed its assisted generation writes the same texts from the exported pair.
 
 Costs of passes are fitted as the simulator of serving fits its steps (`costs.fit`); each schedule's clock then says
@@ -26,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.bench.drafts import passes
+from experiments.bench.drafts import pair_passes, passes
 from experiments.generation import draft_length, drafted, held_out, overlapped, requests
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.serving import clock, costs
@@ -205,24 +206,49 @@ class Bench:
         }
 
 
-def overheads(ways: Mapping[str, Any], found: Mapping[str, Sequence], target: Mapping, draft: Mapping) -> dict:
+def reads(name: str, drafter: Any) -> tuple[int, ...]:
+    """Tokens of each pass of the draft model in a round; () of a drafter without one.
+
+    A draft model reads what it lacks of the text in one pass over two tokens, then one token a pass; a tree of it
+    begins with what the last round wrote, `depth` tokens, then all nodes so far a pass.
+    """
+    if name == "model_tree":
+        return (drafter.depth, *(drafter.beam * i for i in range(1, drafter.levels)))
+    if name == "model_draft" or (name == "chosen" and drafter.nodes > 1):
+        return (2, *[1] * (drafter.length - 1))
+    return ()
+
+
+def round_costs(ways: Mapping[str, Any], draft: Writer, rounds: int, passes_each: int = 24) -> dict[str, float]:
+    """Of each way with a draft model: median seconds of a round's passes of both models, in turn."""
+    own = {name: way for name, way in ways.items() if isinstance(way, Writer) and reads(name, way.parts.drafter[1])}
+    found: dict[str, list[float]] = {name: [] for name in own}
+    run, state = {name: pair_passes(way.decoder, draft.decoder) for name, way in own.items()}, draft.begun(0)
+    begun = {name: way.begun(0) for name, way in own.items()}
+    for turn in range(rounds + 1):
+        for name in list(own) if turn % 2 else list(own)[::-1]:
+            way, drafter = own[name], own[name].parts.drafter[1]
+            given = (way.weights, begun[name], draft.weights, state, passes_each)
+            began = time.process_time()
+            jax.block_until_ready(run[name](*given, nodes=drafter.nodes, reads=reads(name, drafter)))
+            if turn:
+                found[name].append((time.process_time() - began) / passes_each)
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def overheads(
+    ways: Mapping[str, Any], found: Mapping[str, Sequence], target: Mapping, pairs: Mapping[str, float]
+) -> dict[str, float]:
     """Of each drafter: what a round takes beyond passes of the models, over a step of the target.
 
-    target, draft: medians of `pass_costs`. A draft model reads what it lacks of the text in one pass over two tokens,
-    then one token a pass; a tree of it begins with what the last round wrote, `depth` tokens, then all nodes so far a
-    pass.
+    target: medians of `pass_costs`; pairs: `round_costs` of those that read a draft model.
     """
     made = {}
     for name, way in ways.items():
         if not isinstance(way, Writer) or name == "exit":  # Its drafts are passes of a part of the model.
             continue
-        drafter = way.parts.drafter[1]
         spent = statistics.median(cpu for cpu, _ in found[name]) / way.calls
-        forward = at(target, drafter.nodes)
-        if name == "model_draft" or (name == "chosen" and drafter.nodes > 1):
-            forward += at(draft, 2) + (drafter.length - 1) * at(draft, 1)
-        if name == "model_tree":
-            forward += at(draft, drafter.depth) + sum(at(draft, drafter.beam * i) for i in range(1, drafter.levels))
+        forward = pairs[name] if name in pairs else at(target, way.parts.drafter[1].nodes)
         made[name] = (spent - forward) / at(target, 1)
     return made
 
@@ -261,11 +287,14 @@ def run(bench: Bench, stack: contextlib.ExitStack) -> dict:
     ways = bench.ways(stack)
     found = in_turn(ways, bench.rounds)
     fitted, target = pass_costs(ways["random"], bench.rounds)
-    _, draft = pass_costs(Writer(bench.draft, bench.prompts, bench.tokens), bench.rounds)
+    small = Writer(bench.draft, bench.prompts, bench.tokens)
+    _, draft = pass_costs(small, bench.rounds)
+    pairs = round_costs(ways, small, bench.rounds)
     says = ", ".join(f"{n}: {1e3 * seconds:.2f}" for n, seconds in target.items())
     print(f"CPU ms of a pass of the target by tokens {says}; error on held-out passes {fitted.error:.1%}")
     print(f"of the draft {', '.join(f'{n}: {1e3 * seconds:.2f}' for n, seconds in draft.items())}")
-    beyond = overheads(ways, found, target, draft)
+    print(f"of a round's passes of both {', '.join(f'{n}: {1e3 * seconds:.2f}' for n, seconds in pairs.items())}")
+    beyond = overheads(ways, found, target, pairs)
     table: dict[str, dict] = {}
     for name, way in ways.items():
         plain = "transformers" if name == "assisted" else "plain"

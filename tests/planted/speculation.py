@@ -300,4 +300,18 @@ BUGS = (
         "if False:",
         GREEDY,
     ),
+    Bug(
+        "bench of drafts: a tree's draft is read like a chain's",
+        "experiments/bench/speculation.py",
+        "return (drafter.depth, *(drafter.beam * i for i in range(1, drafter.levels)))",
+        "return (2, *(drafter.beam * i for i in range(1, drafter.levels)))",
+        ("tests/experiments/bench/speculation_test.py",),
+    ),
+    Bug(
+        "bench of drafts: passes of the draft model count as machinery",
+        "experiments/bench/speculation.py",
+        "forward = pairs[name] if name in pairs else at(target, way.parts.drafter[1].nodes)",
+        "forward = at(target, way.parts.drafter[1].nodes)",
+        ("tests/experiments/bench/speculation_test.py",),
+    ),
 )

@@ -7,7 +7,7 @@ import pytest
 from experiments.bench import speculation
 from experiments.bench.speculation import Overlapping, Writer
 from experiments.generation.overlapped import Step, Written
-from models.decoding.drafts import chance, model, model_tree
+from models.decoding.drafts import chance, model, model_tree, none
 
 TARGET = {1: 10.0, 2: 11.0, 3: 12.0, 5: 14.0, 9: 18.0, 17: 26.0}  # 10 + (n - 1)
 DRAFT = {n: 1.0 for n in TARGET}
@@ -43,17 +43,23 @@ def test_ways_take_turns_and_the_round_that_compiles_does_not_count():
 
 
 def test_overhead_is_what_passes_do_not_take():
-    """24 rounds of five nodes, 15 each: one beyond the pass; a draft's four passes and a tree's four are taken off."""
+    """24 rounds of five nodes, 15 each: one beyond the pass; of those with a draft, beyond the passes of both."""
     tree = {"template": "", "beam": 2, "independent_draws": False, "workdir": "w", "width": 2}
     ways = {
         "random": writer(chance.Chance(4), 24),
         "model_draft": writer(model.ModelDraft("w", 4), 24),
         "model_tree": writer(model_tree.ModelTree(builder="dyspec", size=8, levels=4, **tree), 24),
+        "chosen": writer(none.Nothing(), 64),
         "pearl": None,
     }
+    assert {name: speculation.reads(name, way.parts.drafter[1]) for name, way in ways.items() if way} == {
+        "random": (), "model_draft": (2, 1, 1, 1), "model_tree": (5, 2, 4, 6), "chosen": (),
+    }  # fmt: skip
+    assert speculation.reads("chosen", model.ModelDraft("w", 2)) == (2, 1)
     found = {"random": [(24 * 15.0, 0)], "model_draft": [(24 * 20.0, 0)], "model_tree": [(24 * 23.0, 0)]}
-    made = speculation.overheads(ways, found, TARGET, DRAFT)
-    assert made == pytest.approx({"random": 0.1, "model_draft": 0.2, "model_tree": 0.1})
+    found["chosen"] = [(64 * 10.5, 0)]
+    made = speculation.overheads(ways, found, TARGET, {"model_draft": 18.0, "model_tree": 22.0})
+    assert made == pytest.approx({"random": 0.1, "model_draft": 0.2, "model_tree": 0.1, "chosen": 0.05})
 
 
 def test_clocks_are_given_the_rounds_and_costs_of_another_run():
