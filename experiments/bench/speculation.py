@@ -139,7 +139,8 @@ def speed(plain: Sequence[tuple[float, float]], other: Sequence[tuple[float, flo
 
 
 def pass_costs(writer: Writer, rounds: int, passes_each: int = 24) -> tuple[costs.Fitted, dict[int, float]]:
-    """(target, node) of passes over `NODES` tokens with the error on held-out ones, and the median of each size."""
+    """(target, node, more) of passes over `NODES` tokens with the error on held-out ones, and the median of each
+    size."""
     run, p = passes(writer.decoder), writer.begun(0)
     measured: dict[int, list[float]] = {n: [] for n in NODES}
     for turn in range(rounds + 1):
@@ -150,7 +151,7 @@ def pass_costs(writer: Writer, rounds: int, passes_each: int = 24) -> tuple[cost
                 measured[n].append((time.process_time() - begun) / passes_each)
     sizes = [n for turn in range(rounds) for n in NODES]
     seconds = [measured[n][turn] for turn in range(rounds) for n in NODES]
-    fitted = costs.fit(sizes, seconds, lambda n: np.array([1.0, n - 1.0]))
+    fitted = costs.fit(sizes, seconds, lambda n: np.array([1.0, n - 1.0, n > 1]))
     return fitted, {n: statistics.median(each) for n, each in measured.items()}
 
 
@@ -253,19 +254,26 @@ def overheads(
     return made
 
 
-def clocks(ways: Mapping[str, Any], target: Sequence[float], draft: Mapping) -> dict[str, float]:
+def clocks(
+    ways: Mapping[str, Any], target: Sequence[float], medians: Mapping, pairs: Mapping[str, float]
+) -> dict[str, float]:
     """Seconds that each schedule's clock gives for the rounds that there were, from costs that were measured apart.
 
-    target: fitted (a pass, each further token of it); draft: medians of its passes, by tokens.
+    target: fitted (a pass, each further token of it, more than one of them); medians: of its passes, by tokens; pairs:
+    `round_costs`, which say what the draft's part of a round takes between passes of the target.
     """
-    own = StepCosts(at(draft, 1), *target)
-    tree = ways["model_tree"].parts.drafter[1]
+    drafters = {name: ways[name].parts.drafter[1] for name in pairs}
+    drafts = {name: pairs[name] - at(medians, each.nodes) for name, each in drafters.items()}
+    made = {}
+    for name, each in drafters.items():
+        steps = each.levels if name == "model_tree" else each.length
+        own = StepCosts(drafts[name] / steps, *target)
+        made[name] = ways[name].calls * (drafts[name] + own.verify(each.nodes))
+        if name != "model_tree":
+            made[name] = clock.serial_time([steps] * ways[name].calls, own)
     pearl, llmcad = ways["pearl"].written, ways["llmcad"].written
     of_pearl, of_llmcad = halves(ways["pearl"]), halves(ways["llmcad"])
-    levels = StepCosts(at(draft, tree.beam * tree.levels / 2), *target)
-    return {
-        "model_draft": clock.serial_time([LENGTH] * ways["model_draft"].calls, own),
-        "model_tree": ways["model_tree"].calls * (tree.levels * levels.draft + levels.verify(tree.nodes)),
+    return made | {
         "pearl": sum(clock.pearl_time([step.clock for step in made.steps], LENGTH, of_pearl) for made in pearl),
         "llmcad": sum(
             clock.llmcad_time([LENGTH] * len(made.steps), [not step.rejected for step in made.steps], of_llmcad)
@@ -313,7 +321,7 @@ def run(bench: Bench, stack: contextlib.ExitStack) -> dict:
         if row.get("stays"):
             print(f"{'':12} drafts that stay by depth {' '.join(f'{share:.2f}' for share in row['stays'])}")
     alone = statistics.median(cpu for cpu, _ in found["plain"])
-    for name, seconds in clocks(ways, fitted.cost.costs, draft).items():
+    for name, seconds in clocks(ways, fitted.cost.costs, target, pairs).items():
         says, was = alone / seconds, table[name]["cpu"]
         table[name]["clock"] = says
         print(f"clock of {name:12} {says:.2f} times, measured {was:.2f}: {says / was - 1:+.1%}")

@@ -15,17 +15,19 @@ from scipy import optimize
 
 @dataclasses.dataclass(frozen=True)
 class StepCosts:
-    """draft: one step of the draft; target: a pass of the target over one token; node: each further token of it;
-    exchange: what two devices need to tell each other a step's result."""
+    """draft: one step of the draft; target: a pass of the target over one token; node: each further token of it; more:
+    what a pass over more than one token takes once, however many; exchange: what two devices need to tell each other a
+    step's result."""
 
     draft: float
     target: float
     node: float = 0.0
+    more: float = 0.0
     exchange: float = 0.0
 
     def verify(self, tokens: float) -> float:
         """A pass of the target over `tokens` tokens."""
-        return self.target + self.node * (tokens - 1)
+        return self.target + self.node * (tokens - 1) + (self.more if tokens > 1 else 0.0)
 
 
 class PearlStep(NamedTuple):

@@ -70,9 +70,9 @@ def test_clocks_are_given_the_rounds_and_costs_of_another_run():
         "pearl": overlapping(14.0, 2.0, [True, False, False]),
         "llmcad": overlapping(14.0, 2.0, [True, False, False]),
     }
-    made = speculation.clocks(ways, (10.0, 1.0), DRAFT)
-    assert made["model_draft"] == pytest.approx(10 * (4 * 1.0 + 14.0))
-    assert made["model_tree"] == pytest.approx(10 * (4 * 1.0 + 18.0))
+    made = speculation.clocks(ways, (10.0, 1.0, 0.5), TARGET, {"model_draft": 18.0, "model_tree": 22.5})
+    assert made["model_draft"] == pytest.approx(10 * (4 * 1.0 + 14.5))  # A pass over five tokens is 14 by itself.
+    assert made["model_tree"] == pytest.approx(10 * (4.5 + 18.5))
     assert made["pearl"] == pytest.approx(2 * 3 * 28.0)
     # Of both texts: two rounds of four drafts of 1 each, and one whose drafts are written: 28 seconds were enough.
     assert made["llmcad"] == pytest.approx(2 * (2 * (4 * 1.0 + 28.0) + 28.0))

@@ -99,6 +99,8 @@ def test_dovetail_takes_fewer_nodes_where_they_cost():
         best = clock.best_drafts(0.8, costs, 12)
         assert clock.serial_speedup(0.8, best, costs) == max(clock.serial_speedup(0.8, g, costs) for g in range(13))
     assert clock.best_drafts(0.0, free, 5) == 0
+    once = StepCosts(1.0, 10.0, node=3.0, more=5.0)
+    assert (once.verify(1), once.verify(2), once.verify(4)) == (10.0, 18.0, 24.0)
 
 
 def test_costs_are_fitted_to_measured_passes():
