@@ -55,8 +55,8 @@ BUGS = (
     Bug(
         "drafts that are read beside a piece are a chain",
         STREAM,
-        "Rows(asked.tokens, asked.position, p.state, asked.parents, Asked(p.prompt, p.key))",
-        "Rows(asked.tokens, asked.position, p.state, None, Asked(p.prompt, p.key))",
+        "Rows(asked.tokens, asked.position, asked.state, asked.parents, Asked(p.prompt, p.key))",
+        "Rows(asked.tokens, asked.position, asked.state, None, Asked(p.prompt, p.key))",
         ("tests/experiments/generation/drafting_test.py", *BESIDE),
     ),
     Bug(
