@@ -13,6 +13,8 @@ from experiments.settings.errors import ConfigError
 from models.decoding.control import Control, Host
 from models.decoding.stream import Parts, Progress
 
+NOT_FINITE = "the model's numbers are not finite"
+NO_TOKEN = f"its controls leave no token, or {NOT_FINITE}"
 Given = Mapping[str, Mapping[str, Any]]
 """By control and entry of its side: what a request's row starts with."""
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import draft_length, drafting, requests
-from experiments.generation.between import between, given, hosted, parsed, together
+from experiments.generation.between import NO_TOKEN, NOT_FINITE, between, given, hosted, parsed, together
 from experiments.generation.chatting import spoken_to
 from experiments.generation.decoder import Decoder
 from experiments.generation.lanes import Lanes
@@ -36,8 +36,6 @@ from models.decoding.stream import Parts, Progress
 from models.mixers.memory import MEMORIES
 
 BESIDE = 64  # Tokens of a piece of a prompt, at most, that is read in one pass with a round: few programs are compiled.
-NOT_FINITE = "the model's numbers are not finite"
-NO_TOKEN = f"its controls leave no token, or {NOT_FINITE}"
 
 
 class Engine(Lanes):

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import preflight
 from experiments.generation import draft_length, drafting, requests
-from experiments.generation.between import between, by_row, entering, given, hosted, parsed, started, together
+from experiments.generation.between import NO_TOKEN, between, by_row, entering, given, hosted, parsed, started, together
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.drafted import Drafted
 from experiments.program import Program
@@ -78,13 +78,14 @@ class Generator:
         if entered and self.reads:
             p = self.decoder.read(weights, p, parts=parts, size=size, fresh=True)
         readers = [requests.RowText(self.tokenizer, tuple(options["stop"])) for _ in range(real)]
-        seen, rounds, waits = length, 1, hosted(parts, options)
+        seen, rounds, waits, done = length, 1, hosted(parts, options), np.zeros(real, bool)
         self.drafted, seconds, timed = None, 0.0, 0
         while not all(reader.ended for reader in readers):
             if waits:
                 rows = {
                     row: Host(options, self.tokenizer, np.array(p.text[row, : seen[row]]), int(length[row]))
                     for row in range(real)
+                    if not (done[row] or readers[row].ended)  # What a stop string has ended need not be fulfilled.
                 }
                 p, failed = between(parts, p, rows)
                 if failed:
@@ -92,6 +93,7 @@ class Generator:
             began = time.perf_counter()
             p = self.decoder.extend(weights, p, jnp.int32(rounds), jnp.int32(len(ids) + 1), parts=parts)
             tokens, now, done = np.array(p.text), np.array(p.length), np.array(p.done)  # Copies: p is given away.
+            without = np.array(p.failed)
             if seen is not length:  # The first rounds compile.
                 seconds, timed = seconds + time.perf_counter() - began, timed + int((now - seen)[:real].sum())
             self.drafted = Drafted(np.array(p.wrote)[:real], np.array(p.calls)[:real], seconds, timed)
@@ -99,6 +101,8 @@ class Generator:
                 piece = reader.push(tokens[row, seen[row] : now[row]], last=bool(done[row]))
                 if piece:
                     yield row, piece
+                if without[row] and own and not reader.stopped:
+                    raise RuntimeError(NO_TOKEN)
             if done[:real].all():
                 return
             seen, rounds = now, 1 if waits else CHUNK

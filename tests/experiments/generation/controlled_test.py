@@ -1,7 +1,8 @@
 """Controls behind the generator: on two devices they write what one writes, whatever stands beside a row; off, the
-plain text; without the head that they read, a sentence."""
+plain text; a stop string cuts the text of each where it stands; without the head that they read, a sentence."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,10 @@ import pytest
 
 import data
 from configs import base, transformer
+from experiments.gallery import composition
+from experiments.generation import beside, text
+from experiments.generation.between import NO_TOKEN
+from experiments.generation.engine import Engine
 from experiments.generation.text import Generator
 from experiments.program import build
 from experiments.program.sharding import make_mesh
@@ -28,7 +33,20 @@ SETTINGS = {
     "best_of_n": {"n": 3, "choose": "majority"},
 }
 READS = {"budget": "remaining", "early_exit": "exits"}
-HOT = ("best_of_n",)  # Draws that are greedy are all alike.
+HOT = ("best_of_n", "cntp")  # Draws that are greedy are all alike.
+STEPS = {
+    "adadec": {"threshold": 0.1, "candidates": 2, "length": 1},
+    "beam": {"beams": 2},
+    "cntp": {"most": 2, "high": 0.1, "places": 2, "length": 2},
+}
+LANES = {
+    "logit_bias": {"ids": "97:5, 98:4"}, "penalties": {"repetition": 1.5}, "min_length": {"tokens": 5},
+    "no_repeat_ngram": {"n": 1}, "dry": {"multiplier": 2.0}, "typical_p": {"mass": 0.5}, "top_n_sigma": {"n": 0.5},
+    "mirostat": {"tau": 1.0, "rate": 0.3}, "constraint": {"pattern": "[a-d]{9,12}"}, "json": {"on": True},
+    "gedi": {"weight": 1.0, "wanted": "a", "other": "b"}, "r2r": {"threshold": 3.0}, "nudging": {"threshold": 0.3},
+    "swi": {"steps": 12, "window": 1}, "vectors": {"strength": 2.0},
+}  # fmt: skip
+RUNS = ("gedi", "r2r", "nudging")
 
 
 @functools.cache
@@ -48,11 +66,11 @@ def made(devices, objective):
     return Generator(program, data.ByteTokenizer()), params
 
 
-def written(name, devices, prompts, path, **settings):
+def written(name, devices, prompts, path, stop=(), **settings):
     maker, params = made(devices, READS.get(name, "next_token"))
-    own = SETTINGS[name] | ({"path": path} if name == "semantic" else {}) | settings
+    own = (SETTINGS | STEPS)[name] | ({"path": path} if name == "semantic" else {}) | settings
     options = OPTIONS | {"control": name, name: OPTIONS[name] | own, "temperature": 1.0 if name in HOT else 0.0}
-    return maker(params, prompts, options, seed=5)
+    return maker(params, prompts, options | {"stop": stop}, seed=5)
 
 
 @functools.cache
@@ -79,6 +97,59 @@ def test_two_devices_write_what_one_writes_beside_anything(name, verifier):
         assert one != plain(READS.get(name, "next_token"), 1.0 if name in HOT else 0.0)
 
 
+def cut(answer, stop):
+    """The text before the first place where one of the strings begins."""
+    return answer[: min((at for at in map(answer.find, stop) if at >= 0), default=len(answer))]
+
+
+def apart(answers):
+    """Two stop strings that cut the texts of a batch at places as unlike as can be, one of them not at all at once."""
+    pieces = sorted({answer[i : i + n] for answer in answers for i in range(len(answer)) for n in (1, 2)})
+    ways = [(one, other) for one in pieces for other in (*pieces, "never")]
+    return max(
+        ways, key=lambda stop: (len({len(cut(a, stop)) for a in answers}), sum(a != cut(a, stop) for a in answers))
+    )
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *STEPS])
+def test_a_stop_string_cuts_what_is_written_without_one(name, verifier, monkeypatch):
+    """Rows of a batch that stop at different places; the text as it comes token by token, and at once."""
+    asked = PROMPTS if name != "sets" else ["[[a||b]]:", "[[x||yy||z]] is", "[[1||2]]+"]
+    milder = {"threshold": 0.99} if name == "early_exit" else {}  # Else nothing is written.
+    whole = written(name, 1, asked, verifier, **milder)
+    stop = apart(whole)
+    want = [cut(answer, stop) for answer in whole]
+    assert want != whole and len({len(answer) for answer in want}) > 1
+    for chunk in (1, text.CHUNK):
+        monkeypatch.setattr(text, "CHUNK", chunk)
+        assert written(name, 1, asked, verifier, stop, **milder) == want
+
+
+def test_what_a_stop_string_has_ended_need_not_be_fulfilled():
+    """A predicate that the second row alone fulfils: without the stop string the first comes to its limit with a
+    message, and so would the batch."""
+    asked = {"predicate": "'F' in text"}
+    assert [answer.find("F") for answer in plain("next_token", 0.0)] == [-1, 1, -1]
+    with pytest.raises(RuntimeError, match="at the limit"):
+        written("where", 1, PROMPTS, "", **asked)
+    assert written("where", 1, PROMPTS, "", ("\ufffd",), **asked) == ["", "&F", ""]
+
+
+def test_rows_whose_controls_leave_no_token_end_with_a_message():
+    """Behind the a of the pattern a bias forbids the b; a stop string before it is soon enough."""
+    maker, params = made(1, "next_token")
+    small = {"pattern": "ab", "states": 8, "classes": 8}
+    options = OPTIONS | {"control": "constraint,logit_bias", "constraint": OPTIONS["constraint"] | small}
+    options["logit_bias"] = {"ids": "98:-inf"}
+    with pytest.raises(RuntimeError, match=NO_TOKEN):
+        maker(params, ["x", "y"], options)
+    assert maker(params, ["x", "y"], options | {"stop": ("a",)}) == ["", ""]
+
+
+def test_every_control_is_among_these():
+    assert {*SETTINGS, *STEPS, *LANES, *composition.SAMPLING} == {*composition.CONTROLS, *composition.SAMPLING}
+
+
 OFF = {
     "budget": {"tokens": 0}, "where": {"predicate": ""}, "semantic": {"weight": 0.0}, "superposed": {"drafts": 0},
     "skip": {"least": 0}, "early_exit": {"threshold": 2.0}, "sets": {"on": False}, "best_of_n": {"n": 1},
@@ -89,6 +160,50 @@ OFF = {
 def test_off_they_are_the_plain_model(name, verifier):
     want = plain(READS.get(name, "next_token"), 1.0 if name in HOT else 0.0)
     assert written(name, 1, PROMPTS, verifier, **OFF[name]) == want
+
+
+@pytest.fixture(scope="module")
+def lanes(tmp_path_factory):
+    """An engine whose program has all of LANES, and their groups; other parameters of the same model read along."""
+    maker, params = made(1, "next_token")
+    path = tmp_path_factory.mktemp("vectors") / "u.npy"
+    np.save(path, np.random.default_rng(2).normal(size=(3, 16)))
+    program = maker.program
+    groups = {name: {"workdir": "other"} for name in RUNS} | {"vectors": {"path": str(path)}}
+    trained = types.SimpleNamespace(
+        config=program.config, program=program, params=params, tokenizer=data.ByteTokenizer()
+    )
+    other = jax.tree.map(lambda x: x[..., ::-1], params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beside, "load", lambda _, __, runs: (dict.fromkeys(runs, program), dict.fromkeys(runs, other)))
+        small = {"constraint": {"states": 64, "classes": 16}}
+        made_of = {"control": ",".join(LANES), "max_tokens": 12} | groups | small
+        engine = Engine(trained, lanes=8, capacity=64, rounds=3, **made_of)
+        patch.setattr(engine.decoder, "parts", functools.partial(engine.decoder.parts, every=True))  # One program.
+        yield engine
+
+
+def answers(engine, stop):
+    """Of a request under each of LANES alone: what was written and why it ended."""
+    ids = {}
+    for name, group in LANES.items():
+        for prompt in PROMPTS[:2]:
+            settings = {"temperature": 1.0, "stop": stop.get((name, prompt), ())}
+            ids[engine.admit(prompt, number=len(ids), **{name: group}, **settings)] = name, prompt
+    return {ids[result.id]: result for result in engine.results()}
+
+
+def test_a_stop_string_ends_a_lane_under_each_control(lanes):
+    """Requests of unlike controls in one program: each ends at a stop string of its own, and no other does."""
+    whole = answers(lanes, {})
+    assert not any(result.failed for result in whole.values())
+    at = {key: i % 4 for i, key in enumerate(whole) if i % 5}
+    stop = {key: (whole[key].text[n : n + 2], "never seen") for key, n in at.items() if whole[key].text[n : n + 2]}
+    found = answers(lanes, stop)
+    for key, result in found.items():
+        assert result.text == cut(whole[key].text, stop.get(key, ())), key
+        assert result.reason == ("stop" if key in stop else whole[key].reason), key
+    assert len(stop) > len(LANES)
 
 
 def test_all_layers_is_the_plain_model_in_the_program_of_fewer():
