@@ -18,6 +18,7 @@ from data.tasks.copying import Copying
 from data.tasks.disjointness import Disjointness
 from data.tasks.infilling import Infilling
 from data.tasks.markov import Markov
+from data.tasks.programs import Programs
 from data.tasks.recall import Recall
 from data.tasks.scoring import score
 from data.tasks.sorting import Sorting
@@ -26,8 +27,8 @@ from data.tasks.sudoku import Sudoku
 from data.tasks.threading import Threading
 
 __all__ = [
-    "TASKS", "Arithmetic", "Automata", "Copying", "Disjointness", "Infilling", "Markov", "Recall",
-    "Sorting", "StarGraph", "Sudoku", "Task", "Threading", "make", "score",
+    "TASKS", "Arithmetic", "Automata", "Copying", "Disjointness", "Infilling", "Markov", "Programs",
+    "Recall", "Sorting", "StarGraph", "Sudoku", "Task", "Threading", "make", "score",
 ]  # fmt: skip
 
 
@@ -66,6 +67,7 @@ TASKS: dict[str, type] = {
     "threading": Threading,
     "automata": Automata,
     "markov": Markov,
+    "programs": Programs,
     "disjointness": Disjointness,
     "sorting": Sorting,
     "arithmetic": Arithmetic,

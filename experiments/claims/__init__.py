@@ -41,6 +41,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "curve": "curve",
     "worlds": "worlds",
     "patterns": "patterns",
+    "steered": "steered",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")

@@ -151,3 +151,31 @@ def test_what_cannot_be_asked_is_refused(name, settings, sentence):
     with pytest.raises(ValueError) as refused:
         tasks.make(name, settings)
     assert str(refused.value).endswith(sentence)
+
+
+@pytest.mark.parametrize(("statements", "back"), [(4, 1), (6, 3)])
+def test_a_trace_is_what_running_the_program_gives(statements, back):
+    task = tasks.make("programs", {"statements": statements, "names": 4, "back": back})
+    assign, plus, stop, run = range(14, 18)
+    far = 0
+    for prompt, answer in read(task, task.least_length()):
+        values, trace, code = {}, [], prompt
+        assert code.pop() == run and code.pop() == task.stop == stop
+        for at, statement in enumerate(split(code, stop)):
+            name, sign, *terms = statement
+            assert sign == assign and 10 <= name < 14
+            assert terms[1:2] == ([plus] if at else [])
+            far += at > 1 and split(code, stop)[at - 1][0] != terms[0]
+            value = (values[terms[0]] + terms[2]) % 10 if at else terms[0]
+            values[name] = value
+            trace += [value, stop]
+        assert trace == answer
+    assert (far > 0) == (back > 1)
+
+
+def split(code, stop):
+    """The statements of a program without the last STOP."""
+    made = [[]]
+    for symbol in code:
+        made.append([]) if symbol == stop else made[-1].append(symbol)
+    return made

@@ -25,6 +25,7 @@ CASES = {
     "branches": ("threading", "hops=3, branches=2, threads=2, symbols=8, width=2", 80),
     "automata": ("automata", "states=4, symbols=5, degree=2, string_length=6", 50),
     "markov": ("markov", "order=2, symbols=3", 40),
+    "programs": ("programs", "statements=3, back=2", 30),
     "switching": ("markov", "order=3, symbols=3, kind=switching, flip=0.2", 40),
     "sums": ("arithmetic", "digits=3", 14),
     "groups": ("arithmetic", "digits=4, group=2, from_left=true", 12),

@@ -45,10 +45,11 @@ class Cntp(Control):
         return {"entropy": zeros, "log_p": zeros, "stops": jnp.zeros((batch, V), bool)}
 
     def given(self, options: Mapping[str, Any], tokenizer: Any, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Control.given`: the tokens that end a trial, those that are one of the characters."""
-        stops = np.zeros(sizes["stops"].shape[1:], bool)
-        for character in options["cntp"]["stops"]:
-            ids = tokenizer.encode(character)
+        """See `Control.given`: the tokens that end a trial, those that are one of the characters; of a task's symbols
+        one of the numbers between blanks."""
+        stops, asked = np.zeros(sizes["stops"].shape[1:], bool), options["cntp"]["stops"]
+        for one in asked.split() if hasattr(tokenizer, "num_symbols") else asked:
+            ids = tokenizer.encode(one)
             if len(ids) == 1:
                 stops[ids[0]] = True
         return {"stops": stops}

@@ -1,0 +1,71 @@
+"""Claim: tokens late in a text need fewer layers.
+
+    python main.py --mode=claim --config=configs/claims/fewer_layers.py --workdir=runs/claims/fewer_layers
+
+Del Corro et al. 2023 (SkipDecode, arXiv:2307.02628): the number of layers falls along the text, from all of them to a
+few, the same for every row; the first layer and the last ones are those that run. Beside it, at as many layers computed
+a token: exits by trained classifiers (Sun et al. 2024, arXiv:2401.09964), and a model that never had more layers.
+
+A model of six layers learns the default corpus, which is code, byte by byte, with the classifiers and the early layers'
+own predictions (`objective=exits`), so that states of early layers can be read; it is not trained with layers left
+out. The first half of each held-out row is a prompt, the second is scored token by token under each setting, keys and
+values as the setting leaves them.
+
+The control: six layers are ahead of a model of one by at least 0.05 nats, so that layers are worth something.
+
+EXPECT
+"""
+
+from configs.claims import small
+
+
+def get_claim():
+    """The claim, for the check `steered`."""
+    config = small(400, log_every=100, rows=64)
+    config.data.batch_size = 8
+    skip = {str(n): {"control": "skip", "skip": {"least": n}} for n in (1, 2, 4)}
+    leave = {
+        str(bar): {"control": "early_exit", "early_exit": {"threshold": bar, "stops": False}}
+        for bar in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    }
+    half = ("deep", "skip", "2")
+    row = {"measure": "loss", "better": half}
+    return {
+        "statement": "Tokens late in a text need fewer layers",
+        "source": "Del Corro et al. 2023, arXiv:2307.02628; Sun et al. 2024, arXiv:2401.09964",
+        "published": "2 to 5 times less computing with little loss, ahead of exits",
+        "family": "decoding",
+        "check": "steered",
+        "base": config,
+        "arms": {
+            "deep": {"model.num_layers": 6, "objective": "exits"},
+            "four": {"model.num_layers": 4}, "one": {"model.num_layers": 1},
+        },
+        "prompt": config.data.length // 2,
+        "lines": {"full": {"6": {}}, "skip": skip, "exits": leave},
+        "reads": {"four": ("full",), "one": ("full",)},
+        "axis": "least layers, or threshold",
+        "gain": {"depth": (("loss", ("deep", "full", "6")), ("loss", ("one", "full", "6")))},
+        "contrasts": [
+            row | {
+                "worse": ("deep", "full", "6"), "effect": 0.05,
+                "statement": "A schedule that falls from six layers to two costs nothing against all six",
+                "published": "little loss at 2 times less computing (SkipDecode)",
+            },
+            row | {
+                "worse": ("deep", "exits"), "at": "layers",
+                "statement": "It is ahead of exits by classifiers at as many layers a token",
+                "published": "ahead of early exits (SkipDecode)",
+            },
+            row | {
+                "worse": ("four", "full", "6"),
+                "statement": "It is ahead of a model of four layers, as many as it computes a token",
+                "published": "a row of this house",
+            },
+        ],
+        "effect": 0.02,
+        "control": {"says": "six layers ahead of one, nats", "reads": ("gain", "depth"), "least": 0.05},
+        "looks": (3,),
+        "hours": 0.4,
+        "seeds": tuple(range(5)),
+    }  # fmt: skip
