@@ -42,22 +42,24 @@ MEASURES = {  # name: (what it is, 1 or -1 where less is better)
 
 @dataclasses.dataclass(frozen=True)
 class Scored(Control):
-    """The text goes on as it stands, `target [B, R]`; `nats [B]` is -log of it by the law behind all other controls."""
+    """The text goes on as it stands, `target [B, R]`; `nats [B]` is -log of what `counts [B, R]` by the law behind all
+    other controls, temperature among them."""
 
     alone = True
 
     def init(self, models: Mapping[str, Any], batch: int, capacity: int) -> Any:
         """See `Control.init`."""
-        return {"target": jnp.zeros((batch, capacity), jnp.int32), "nats": jnp.zeros((batch,))}
+        zeros = jnp.zeros((batch, capacity), jnp.int32)
+        return {"target": zeros, "counts": zeros, "nats": jnp.zeros((batch,))}
 
     def process(
         self, models: Mapping[str, Any], side: Any, logits: jax.Array, p: Any, tree: Tree, position: jax.Array
     ) -> tuple[jax.Array, Any]:
         """See `Control.process`."""
-        token = jnp.take_along_axis(side["target"], p.length[:, None], axis=1)
-        log_p = jax.nn.log_softmax(logits[:, 0], axis=-1)
+        token, counts = (jnp.take_along_axis(side[key], p.length[:, None], axis=1) for key in ("target", "counts"))
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits[:, 0], axis=-1), token, axis=-1)
         only = jnp.arange(logits.shape[-1]) == token
-        return jnp.where(only[:, None], 0.0, -jnp.inf), jnp.take_along_axis(log_p, token, axis=-1)[:, 0]
+        return jnp.where(only[:, None], 0.0, -jnp.inf), jnp.where(counts > 0, log_p, 0)[:, 0]
 
     def commit(self, models: Mapping[str, Any], side: Any, made: Any, seen: Seen) -> Any:
         """See `Control.commit`."""
@@ -65,15 +67,16 @@ class Scored(Control):
 
 
 class Rows(NamedTuple):
-    """Prompts of held-out rows `ids`, and what follows them, `wanted`: a list of `[n]` each."""
+    """Prompts of held-out rows `ids`, what follows them, `wanted`, and what of it `counts`: a list of `[n]` each."""
 
     ids: list[np.ndarray]
     wanted: list[np.ndarray]
+    counts: list[np.ndarray]
 
 
 def held_out(model: Any, prompt: int) -> Rows:
     """The eval rows of a run, cut behind `prompt` tokens, or (0) before the first token of the answer."""
-    ids, wanted = [], []
+    ids, wanted, counts = [], [], []
     for batch in inputs.eval_batches(model.config, model.corpus):
         for tokens, targets, scored in zip(
             *(np.asarray(batch[k]) for k in ("tokens", "targets", "scored")), strict=True
@@ -83,7 +86,8 @@ def held_out(model: Any, prompt: int) -> Rows:
             cut = prompt or int(np.argmax(scored)) + 1
             ids.append(tokens[:cut])
             wanted.append(tokens[cut:] if prompt else targets[scored])
-    return Rows(ids, wanted)
+            counts.append(scored[cut - 1 : -1] if prompt else np.ones(len(wanted[-1]), bool))
+    return Rows(ids, wanted, counts)
 
 
 class Reader:
@@ -105,22 +109,32 @@ class Reader:
         more = max(len(row) for row in rows.wanted)
         width, size = -(-(int(length.max()) + more) // 64) * 64, int(length.max()) - 1
         text = np.zeros((len(length), width), np.int32)
-        for at, (row, wanted) in enumerate(zip(rows.ids, rows.wanted, strict=True)):
-            text[at, : len(row)], text[at, len(row) : len(row) + len(wanted)] = row, wanted
-        target, asked = text.copy(), np.arange(width) < length[:, None]
+        counts = np.zeros_like(text)
+        for at, (row, wanted, some) in enumerate(zip(*rows, strict=True)):
+            text[at, : len(row)] = row
+            if self.prompt:
+                behind = slice(len(row), len(row) + len(wanted))
+                text[at, behind], counts[at, behind] = wanted, some
+        target = {"target": text, "counts": counts}
         weights = decoder.weights(self.model.params, parts)
         dials = {name: np.repeat(x, len(length)) for name, x in sockets.dials([options], parts).items()}
         key = key_data([f"{draw} {at}" for at in range(len(length))], self.model.config.seed)
         limit = length + more
         p = decoder.start(
-            weights, np.where(asked, text, 0), length, limit, key, dials, parts=parts, size=0, capacity=width
+            weights,
+            np.where(np.arange(width) < length[:, None], text, 0),
+            length,
+            limit,
+            key,
+            dials,
+            parts=parts,
+            size=0,
+            capacity=width,
         )
         own = between.given(
             parts, {**options, "max_tokens": more}, decoder.tokenizer, decoder.sides(weights, parts, width)
         )
-        own = between.together(
-            between.by_row([own] * len(length)), {"scored": {"target": target}} if self.prompt else {}
-        )
+        own = between.together(between.by_row([own] * len(length)), {"scored": target} if self.prompt else {})
         p = decoder.read(weights, between.started(p, own), parts=parts, size=size, fresh=True)
         return decoder.extend(weights, p, jnp.int32(more), jnp.int32(len(length) + 1), parts=parts)
 
@@ -128,13 +142,13 @@ class Reader:
         """MEASURES of the rows; `any_of` is that of so many draws."""
         if self.prompt:
             p = self.progress(options)
-            drawn = sum(map(len, self.rows.wanted))
+            drawn, counted = sum(map(len, self.rows.wanted)), sum(int(some.sum()) for some in self.rows.counts)
             side = next((p.side[name] for name in ("skip", "early_exit") if name in p.side), None)
             layers = float(self.model.program.spec.L)
             if side is not None:  # Prompts take all layers.
                 took = np.asarray(side["took"]).sum() - layers * (np.asarray(p.prompt) - 1).sum()
                 layers = float(took / drawn)
-            return {"loss": float(np.asarray(p.side["scored"]["nats"], np.float64).sum() / drawn), "layers": layers}
+            return {"loss": float(np.asarray(p.side["scored"]["nats"], np.float64).sum() / counted), "layers": layers}
         right, calls = [], []
         for draw in range(draws):
             p = self.progress(options, draw)
