@@ -148,6 +148,9 @@ exits.layers_weight = number(
 router = group("A classifier of the tokens that the teacher would write otherwise (R2R).", of="objective=router")
 router.top = whole(8, "k: log-probabilities that it reads; 100 as published.", least=1, small=4, before=8)
 router.hidden = whole(64, "F: of its hidden layer; 0 = it is linear.", least=0, small=4, before=64)
+router.blocks = whole(
+    0, "N: blocks behind the hidden layer, which is then linear; 6 of F=1024 as published.", least=0, before=0
+)
 router.recall = number(1.0, "r: weight of the tokens that differ beside those that do not.", least=0, before=1.0)
 router.weight = number(1.0, "Of its loss, which trains it alone.", least=0, before=1.0)
 

@@ -5,11 +5,12 @@ norm), the embedding e [D] of its likeliest token v, and its largest logits says
 the log-probabilities l [k] of the k likeliest tokens, u = [h / rms(h), e / rms(e), l], and s the classifier's logit,
 
     s = w silu(W u + b) + c        hidden width F; F = 0: s = w u + c        P = sigmoid(s)
+    s = w layer_norm(x_N) + c      with N blocks, x_0 = W u + b, x_i = `routing.router_block`(x_(i-1))
     loss = mean of -r y log P - (1 - y) log(1 - P),    y = 1 where argmax of the large model's law is not v
 
 (`routing.router_features`, `router_logit`, `router_loss`). The authors label a token critical where a judge finds the
-texts to mean something else; here every difference counts. Their classifier has more layers, k = 100 and raw logits. It
-reads the small model as it is: the loss changes no other parameter. Losses in nats; evaluated is the small model.
+texts to mean something else; here every difference counts. What else is not as released is in docs/control.md. It reads
+the small model as it is: the loss changes no other parameter. Losses in nats; evaluated is the small model.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Router(LeftToRight):
-    """Options of `config.router`: `top` k, `hidden` F, `recall` r of the formula, `weight` of its loss."""
+    """Options of `config.router`: `top` k, `hidden` F, `blocks` N, `recall` r of the formula, `weight` of its loss."""
 
     mask_id: int  # the number of the tokenizer's ids: what both models predict
     top: int = 8
     hidden: int = 64
+    blocks: int = 0
     recall: float = 1.0
     weight: float = 1.0
 
@@ -51,10 +53,12 @@ class Router(LeftToRight):
         """See `Objective.problems`."""
         if facts.data["tokenizer"] == "bytes" and options["top"] > 256:
             yield f"router.top={options['top']} are more tokens than there are bytes; use at most router.top=256."
+        if options["blocks"] and not options["hidden"]:
+            yield f"router.blocks={options['blocks']} have no width at router.hidden=0; use e.g. router.hidden=64."
 
     def heads(self, spec: Spec) -> Mapping[str, Head]:
         """`router`, the classifier."""
-        return {"router": lambda rngs: Classifier(spec, self.top, self.hidden, self.mask_id, rngs=rngs)}
+        return {"router": lambda rngs: Classifier(spec, self.top, (self.hidden, self.blocks), self.mask_id, rngs=rngs)}
 
     def more_flops(self, spec: Spec) -> float:
         """FLOPs of a step's products, a token, beside three products a kernel: the law is read once more, the state has
@@ -93,10 +97,11 @@ class Router(LeftToRight):
 
 class Classifier(nnx.Module):
     """into kernel `[2 D + k, F]`, bias `[F]`, drawn; out kernel `[F]` (F = 0: `[2 D + k]`), bias `[1]`: zeros at first,
-    so that P is 1/2."""
+    so that P is 1/2. `shape`: (F, N); blocks stand side by side, `[N, ...]`."""
 
-    def __init__(self, spec: Spec, top: int, hidden: int, classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, spec: Spec, top: int, shape: tuple[int, int], classes: int, *, rngs: nnx.Rngs):
         size, self.top, self.classes = 2 * spec.D + top, top, classes
+        hidden, self.blocks = shape
         wide = hidden or size
         if hidden:
             init = parameters.normal(size**-0.5)
@@ -105,11 +110,25 @@ class Classifier(nnx.Module):
         self.out = parameters.param(parameters.zeros, rngs, (wide, 1), (None, None), "kernel", spec)
         self.shift = parameters.param(parameters.zeros, rngs, (1,), (None,), "bias", spec)
         self.hidden = hidden
+        if N := self.blocks:
+            make = lambda init, shape, role: parameters.param(init, rngs, shape, (None,) * len(shape), role, spec)  # noqa: E731
+            F, zeros, ones = hidden, parameters.zeros, parameters.ones
+            self.scale, self.move = make(ones, (N + 1, F), "norm"), make(zeros, (N + 1, F), "norm")
+            self.wide = make(parameters.normal(F**-0.5), (N, F, 4 * F), "kernel")
+            self.wide_bias = make(zeros, (N, 4 * F), "bias")
+            self.back = make(parameters.normal((4 * F) ** -0.5), (N, 4 * F, F), "kernel")
+            self.back_bias = make(zeros, (N, F), "bias")
 
     def __call__(self, features: Array, embedded: Array, log_p: Array) -> Array:
         """s: features, embedded `[..., D]`, log_p `[..., k]` -> `[...]`, float32 or wider."""
         u = routing.router_features(depth.unit(features), depth.unit(embedded), log_p, self.top)
-        inner = (self.kernel[...], self.bias[...]) if self.hidden else None
+        if self.blocks:
+            u = u @ self.kernel[...] + self.bias[...]
+            for i in range(self.blocks):
+                wide, back = (self.wide[...][i], self.wide_bias[...][i]), (self.back[...][i], self.back_bias[...][i])
+                u = routing.router_block(u, (self.scale[...][i], self.move[...][i]), wide, back)
+            u = routing.layer_norm(u, self.scale[...][-1], self.move[...][-1])
+        inner = (self.kernel[...], self.bias[...]) if self.hidden and not self.blocks else None
         return routing.router_logit(u, self.out[...][:, 0], self.shift[...][0], inner)
 
 

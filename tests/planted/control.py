@@ -9,7 +9,42 @@ CONSTRAINTS, PARTS = (f"{TESTS}/constraints_test.py",), (f"{TESTS}/parts_test.py
 SECOND, DRAWN = (f"{TESTS}/second_test.py",), (f"{TESTS}/drawn_test.py",)
 LAYERS, MEMBERS, WHERE = (f"{TESTS}/layers_test.py",), (f"{TESTS}/members_test.py",), (f"{TESTS}/where_test.py",)
 
+CONTROLLED = "tests/experiments/generation/controlled_test.py"
+STEERED, TASKS = ("tests/experiments/claims/steered_test.py",), ("tests/data/tasks_structured_test.py",)
+ROUTER = ("tests/models/objectives/router_test.py",)
+STOPS = (f"{CONTROLLED}::test_a_stop_string_cuts_what_is_written_without_one",)
+
 BUGS = (
+    Bug("what a stop string has ended is held to its predicate", "experiments/generation/text.py",
+        "if not (done[row] or readers[row].ended)", "if not done[row]",
+        (f"{CONTROLLED}::test_what_a_stop_string_has_ended_need_not_be_fulfilled",)),
+    Bug("a text without a token ends in silence", "experiments/generation/text.py",
+        "if without[row] and own and not reader.stopped:", "if without[row] and not own:",
+        (f"{CONTROLLED}::test_rows_whose_controls_leave_no_token_end_with_a_message",)),
+    Bug("the last of several stop strings counts", "experiments/generation/requests.py",
+        "cut = min((at for at in map(self.held.find, self.stop) if at >= 0), default=-1)",
+        "cut = max((at for at in map(self.held.find, self.stop) if at >= 0), default=-1)", STOPS),
+    Bug("a character of a stop string is shown", "experiments/generation/requests.py",
+        "max(map(len, self.stop), default=1) - 1", "max(map(len, self.stop), default=1) - 2", STOPS),
+    Bug("trials stop at the digits of a symbol", f"{CONTROL}/trials.py",
+        'asked.split() if hasattr(tokenizer, "num_symbols") else asked', 'asked.replace(" ", "")',
+        (f"{TESTS}/second_test.py::test_trials_end_at_characters_or_at_symbols_of_a_task",)),
+    Bug("a block of the router forgets what it had", f"{CONTROL}/routing.py",
+        "return x + jax.nn.gelu(", "return jax.nn.gelu(", ROUTER),
+    Bug("a block of the router has the other gelu", f"{CONTROL}/routing.py",
+        "approximate=False", "approximate=True", ROUTER),
+    Bug("what does not count is scored", "experiments/claims/steered.py",
+        "jnp.where(counts > 0, log_p, 0)", "jnp.where(counts >= 0, log_p, 0)", STEERED),
+    Bug("an answer is right if it begins so", "experiments/claims/steered.py",
+        "np.array_equal(text[i, start[i] : end[i]], self.rows.wanted[i])",
+        "text[i, start[i]] == self.rows.wanted[i][0]", STEERED),
+    Bug("prompts count as layers of what is written", "experiments/claims/steered.py",
+        "- layers * (np.asarray(p.prompt) - 1).sum()", "", STEERED),
+    Bug("a curve is read at the other's value", "experiments/claims/steered.py",
+        "pairs = sorted((c[seed], v[seed])", "pairs = sorted((v[seed], c[seed])", STEERED),
+    Bug("a program reads a name as it was first", "data/tasks/programs.py",
+        "last = i - 1 - np.argmax(name[:, :i][:, ::-1] == read, axis=1)",
+        "last = np.argmax(name[:, :i] == read, axis=1)", TASKS),
     Bug("GeDi divides by one token too few", f"{CONTROL}/gedi.py",
         "(jnp.asarray(steps)[..., None, None] + 1)", "(jnp.asarray(steps)[..., None, None] + 2)", GUIDES),
     Bug("the bias of a class goes to the other", f"{CONTROL}/gedi.py",

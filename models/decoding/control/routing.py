@@ -33,6 +33,20 @@ def router_logit(
     return features @ kernel + bias
 
 
+def router_block(x: Array, norm: tuple[Array, Array], wide: tuple[Array, Array], back: tuple[Array, Array]) -> Array:
+    """x + gelu(layer_norm(x) W + b) V + c, a block of the released classifier at its dropout of none: `[..., F]`.
+
+    norm: scale and shift `[F]`; wide: (W `[F, 4 F]`, b); back: (V `[4 F, F]`, c). gelu is the exact one.
+    """
+    return x + jax.nn.gelu(layer_norm(x, *norm) @ wide[0] + wide[1], approximate=False) @ back[0] + back[1]
+
+
+def layer_norm(x: Array, scale: Array, shift: Array) -> Array:
+    """(x - mean) / sqrt(variance + 1e-5) scale + shift along the last axis: `[..., F]`."""
+    apart = x - jnp.mean(x, axis=-1, keepdims=True)
+    return apart * jax.lax.rsqrt(jnp.mean(apart**2, axis=-1, keepdims=True) + 1e-5) * scale + shift
+
+
 def router(
     features: Array, kernel: Array, bias: Array | float = 0.0, inner: tuple[Array, Array] | None = None
 ) -> Array:

@@ -7,24 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from models.decoding.control import guides, routing
 from models.decoding.drafts import Tree
+from models.objectives.router import Router
 from tests.plain import layers, tiny
 
 pytestmark = pytest.mark.usefixtures("one_device")
 OPTIONS = {"router__top": 3, "router__recall": 2.5, "router__weight": 0.7}
 
 
-def drawn(hidden):
+def drawn(hidden, blocks=0):
     """(program, parameters, the teacher's) with every number of the classifier drawn."""
-    made = tiny.program(tiny.config("router", **OPTIONS, router__hidden=hidden))
+    made = tiny.program(tiny.config("router", **OPTIONS, router__hidden=hidden, router__blocks=blocks))
     teacher = tiny.program(tiny.config("next_token", model__init_std=1.0))
     made = dataclasses.replace(made, companions={"teacher": teacher})
     params, rng = made.init()["params"], np.random.default_rng(2)
     params["heads"]["router"] = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params["heads"]["router"])
     other = jax.tree.map(lambda x: x + 0.3 * jnp.asarray(rng.normal(size=x.shape)), teacher.init()["params"])
     return made, params, other
+
+
+def norm(x, scale, shift):
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * scale + shift
 
 
 def by_hand(params, other, batch, hidden):
@@ -44,15 +50,22 @@ def by_hand(params, other, batch, hidden):
             u = np.concatenate([unit(h[t]), unit(p["embedding"][v]), np.sort(small)[::-1][:3]])
             if hidden:
                 u = u @ head["kernel"] + head["bias"]
+            if hidden and "wide" not in head:
                 u = u / (1 + np.exp(-u))
+            for i in range(len(head.get("wide", ()))):
+                inner = norm(u, head["scale"][i], head["move"][i]) @ head["wide"][i] + head["wide_bias"][i]
+                inner = inner * (1 + special.erf(inner / np.sqrt(2))) / 2
+                u = u + inner @ head["back"][i] + head["back_bias"][i]
+            if "wide" in head:
+                u = norm(u, head["scale"][-1], head["move"][-1])
             logit[b, t] = u @ head["out"][:, 0] + head["shift"][0]
             label[b, t] = v != large.argmax()
     return logit, label
 
 
-@pytest.mark.parametrize("hidden", [5, 0])
-def test_the_loss_is_its_formula_and_trains_the_classifier_alone(hidden, x64):
-    made, params, other = drawn(hidden)
+@pytest.mark.parametrize("hidden, blocks", [(5, 0), (0, 0), (5, 2)])
+def test_the_loss_is_its_formula_and_trains_the_classifier_alone(hidden, blocks, x64):
+    made, params, other = drawn(hidden, blocks)
     batch = tiny.batch()
 
     @jax.jit
@@ -128,6 +141,13 @@ def test_a_run_without_a_classifier_is_refused():
     assert "objective='next_token' does not train" in says and "generate.r2r.measure='entropy'" in says
     assert not [*guides.R2R(measure="router").problems(tiny.config("router"), None)]
     assert not [*guides.R2R().problems(config, None)]
+
+
+def test_blocks_need_a_width():
+    facts = types.SimpleNamespace(data={"tokenizer": "bpe"})
+    (says,) = Router.problems({"top": 3, "hidden": 0, "blocks": 2}, facts)
+    assert "router.blocks=2" in says and "router.hidden=64" in says
+    assert not [*Router.problems({"top": 3, "hidden": 4, "blocks": 2}, facts)]
 
 
 def test_the_loss_of_all_is_the_mean_of_each(x64):

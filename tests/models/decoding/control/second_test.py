@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import data
 from kernels import masks
 from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets
 from models.decoding import stream
-from models.decoding.control import states, steering, thinking
+from models.decoding.control import states, steering, thinking, trials
 from tests.models.decoding.stream_test import DEFAULTS, LENGTH, V, key_data, model, prompts
 from tests.plain import control as plain
 
@@ -250,6 +251,15 @@ def test_cntp_keeps_the_least_perplexing_trial():
             tokens = min(trials, key=lambda trial: trial[0])[1]
         want.append(tokens)
     assert text(get()) == want and want != plainly and tried > 2
+
+
+def test_trials_end_at_characters_or_at_symbols_of_a_task():
+    part, sizes = trials.Cntp(), {"stops": np.zeros((1, 259))}
+    asked = lambda stops, tokenizer: np.flatnonzero(  # noqa: E731
+        part.given({"cntp": {"stops": stops}}, tokenizer, sizes)["stops"]
+    ).tolist()
+    assert asked(".\n1", data.ByteTokenizer()) == [10, 46, 49]
+    assert asked("12 3", data.SymbolTokenizer(15)) == [3, 12]
 
 
 def test_beam_search_finds_what_the_search_over_texts_finds():
