@@ -58,6 +58,9 @@ def made(devices, objective):
     )
     config.mesh.data = devices
     program = build(config.lock(), vocab_size=259, mesh=make_mesh(config, jax.devices()[:devices]))
+    if devices > 1:  # Nothing is compiled to begin with what one device has.
+        params = jax.device_put(jax.device_get(made(1, objective)[1]), program.shardings["params"])
+        return Generator(program, data.ByteTokenizer()), params
     params, rng = program.init()["params"], np.random.default_rng(0)
     if "heads" in params:  # Drawn: untrained ones say nothing.
         params["heads"] = jax.tree.map(
@@ -86,7 +89,7 @@ def verifier(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [*SETTINGS, *STEPS])
 def test_two_devices_write_what_one_writes_beside_anything(name, verifier):
     asked = PROMPTS if name != "sets" else ["[[a||b]]:", "[[x||yy||z]] is", "[[1||2]]+"]
     one = written(name, 1, asked, verifier)
@@ -162,44 +165,44 @@ def test_off_they_are_the_plain_model(name, verifier):
     assert written(name, 1, PROMPTS, verifier, **OFF[name]) == want
 
 
-@pytest.fixture(scope="module")
-def lanes(tmp_path_factory):
-    """An engine whose program has all of LANES, and their groups; other parameters of the same model read along."""
-    maker, params = made(1, "next_token")
-    path = tmp_path_factory.mktemp("vectors") / "u.npy"
-    np.save(path, np.random.default_rng(2).normal(size=(3, 16)))
-    program = maker.program
-    groups = {name: {"workdir": "other"} for name in RUNS} | {"vectors": {"path": str(path)}}
+def lanes(devices, path, patch):
+    """An engine whose program has all of LANES; other parameters of the same model read along."""
+    maker, params = made(devices, "next_token")
+    program, other = maker.program, jax.tree.map(lambda x: x[..., ::-1], params)
     trained = types.SimpleNamespace(
         config=program.config, program=program, params=params, tokenizer=data.ByteTokenizer()
     )
-    other = jax.tree.map(lambda x: x[..., ::-1], params)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(beside, "load", lambda _, __, runs: (dict.fromkeys(runs, program), dict.fromkeys(runs, other)))
-        small = {"constraint": {"states": 64, "classes": 16}}
-        made_of = {"control": ",".join(LANES), "max_tokens": 12} | groups | small
-        engine = Engine(trained, lanes=8, capacity=64, rounds=3, **made_of)
-        patch.setattr(engine.decoder, "parts", functools.partial(engine.decoder.parts, every=True))  # One program.
-        yield engine
+    patch.setattr(beside, "load", lambda _, __, runs: (dict.fromkeys(runs, program), dict.fromkeys(runs, other)))
+    groups = {name: {"workdir": "other"} for name in RUNS} | {"vectors": {"path": path}}
+    groups["constraint"] = {"states": 64, "classes": 16}
+    engine = Engine(trained, lanes=8, capacity=64, rounds=3, control=",".join(LANES), max_tokens=12, **groups)
+    patch.setattr(engine.decoder, "parts", functools.partial(engine.decoder.parts, every=True))  # One program.
+    return engine
 
 
 def answers(engine, stop):
-    """Of a request under each of LANES alone: what was written and why it ended."""
+    """Of requests under each of LANES alone, and of plain ones, which draw with the same bits."""
     ids = {}
-    for name, group in LANES.items():
-        for prompt in PROMPTS[:2]:
+    for name, group in (LANES | {"": {}}).items():
+        for number, prompt in enumerate(PROMPTS[:2]):
+            own = {name: group} if name else {}
             settings = {"temperature": 1.0, "stop": stop.get((name, prompt), ())}
-            ids[engine.admit(prompt, number=len(ids), **{name: group}, **settings)] = name, prompt
+            ids[engine.admit(prompt, number=number, **own, **settings)] = name, prompt
     return {ids[result.id]: result for result in engine.results()}
 
 
-def test_a_stop_string_ends_a_lane_under_each_control(lanes):
-    """Requests of unlike controls in one program: each ends at a stop string of its own, and no other does."""
-    whole = answers(lanes, {})
+def test_a_stop_string_ends_a_lane_under_each_control(tmp_path, monkeypatch):
+    """Requests of unlike controls in one program, on two devices: each ends at a stop string of its own, and no other
+    does, where its text on one device has it."""
+    np.save(tmp_path / "u.npy", np.random.default_rng(2).normal(size=(3, 16)))
+    whole = answers(lanes(1, str(tmp_path / "u.npy"), monkeypatch), {})
     assert not any(result.failed for result in whole.values())
+    text_of = lambda name: [whole[name, prompt].text for prompt in PROMPTS[:2]]  # noqa: E731
+    same = {name for name in LANES if text_of(name) == text_of("")}
+    assert same <= {"min_length", "dry"}  # No text ends early or repeats what it has.
     at = {key: i % 4 for i, key in enumerate(whole) if i % 5}
     stop = {key: (whole[key].text[n : n + 2], "never seen") for key, n in at.items() if whole[key].text[n : n + 2]}
-    found = answers(lanes, stop)
+    found = answers(lanes(2, str(tmp_path / "u.npy"), monkeypatch), stop)
     for key, result in found.items():
         assert result.text == cut(whole[key].text, stop.get(key, ())), key
         assert result.reason == ("stop" if key in stop else whole[key].reason), key
