@@ -141,7 +141,7 @@ def test_what_a_stop_string_has_ended_need_not_be_fulfilled():
     assert [answer.find("<") for answer in plain(of("where"), 0.0)] == [-1, 2, -1]
     with pytest.raises(RuntimeError, match="at the limit"):
         written("where", 1, PROMPTS, "", **asked)
-    assert written("where", 1, PROMPTS, "", ("J",), **asked) == ["m", "\ufffd\ufffd<", "\ufffd\ufffd"]
+    assert written("where", 1, PROMPTS, "", ("m", "\ufffd\ufffdJ"), **asked) == ["", "\ufffd\ufffd<J\ufffd", ""]
 
 
 def test_rows_whose_controls_leave_no_token_end_with_a_message():
