@@ -81,15 +81,10 @@ class Generator:
         seen, rounds, waits, done = length, 1, hosted(parts, options), np.zeros(real, bool)
         self.drafted, seconds, timed = None, 0.0, 0
         while not all(reader.ended for reader in readers):
-            if waits:
-                rows = {
-                    row: Host(options, self.tokenizer, np.array(p.text[row, : seen[row]]), int(length[row]))
-                    for row in range(real)
-                    if not (done[row] or readers[row].ended)  # What a stop string has ended need not be fulfilled.
-                }
-                p, failed = between(parts, p, rows)
-                if failed:
-                    raise RuntimeError(next(iter(failed.values())))
+            if waits:  # What a stop string has ended need not be fulfilled.
+                live = [row for row in range(real) if not (done[row] or readers[row].ended)]
+                so_far = {row: (np.array(p.text[row, : seen[row]]), length[row]) for row in live}
+                p = self._told(parts, p, options, so_far)
             began = time.perf_counter()
             p = self.decoder.extend(weights, p, jnp.int32(rounds), jnp.int32(len(ids) + 1), parts=parts)
             tokens, now, done = np.array(p.text), np.array(p.length), np.array(p.done)  # Copies: p is given away.
@@ -110,6 +105,14 @@ class Generator:
     def _begun(self, weights: Any, rows: tuple, told: dict) -> Any:
         """Rows whose prompts are read, all but their last tokens; arguments of `Decoder.start`."""
         return self.decoder.start(weights, *rows, **told)
+
+    def _told(self, parts: Any, p: Any, options: dict, rows: dict[int, tuple[np.ndarray, int]]) -> Any:
+        """`p` once hosts have said what may follow in `rows` (their text so far, tokens of their prompt)."""
+        hosts = {row: Host(options, self.tokenizer, text, int(prompt)) for row, (text, prompt) in rows.items()}
+        p, failed = between(parts, p, hosts)
+        if failed:
+            raise RuntimeError(next(iter(failed.values())))
+        return p
 
     def encode(self, prompt: str) -> np.ndarray:
         """Ids of a prompt, `[n]` int32, the start of a document before them."""

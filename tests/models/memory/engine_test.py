@@ -4,7 +4,6 @@
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from models import rope
 from models.mixers import attend
 from models.mixers.attend import recall
 from models.mixers.context import Context
-from models.mixers.memory import Policy, quest, token_select
+from models.mixers.memory import Policy, quest
 from models.mixers.memory.replay import replay
 from models.mixers.memory.shadow import Shadow
 from models.mixers.slots import Slots
@@ -258,16 +257,6 @@ def test_a_long_prompt_is_read_by_sums(name, monkeypatch):
     """The same, where prompts are so long that the kernel of column sums takes the place of all weights."""
     monkeypatch.setattr(attend, "LONG", 2)
     test_a_memory_is_replay_at_every_step_of_ragged_rows(name)
-
-
-@pytest.mark.usefixtures("x64")
-def test_the_best_are_the_same_by_slot_and_in_place():
-    for seed, count in itertools.product(range(4), (0, 1, 3, 6)):
-        rng = np.random.default_rng(seed)
-        score, some = jnp.asarray(rng.integers(0, 4, 12) * 1.0), jnp.asarray(rng.random(12) < 0.6)
-        slots = np.asarray(token_select.best_slots(score, some, 6, count))
-        flags = np.asarray(token_select.best_of(score, some, 6, count))
-        assert np.flatnonzero(flags).tolist() == slots[slots >= 0].tolist()
 
 
 @pytest.mark.usefixtures("x64")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import noise
-from models.mixers.memory import budgets, edit, merging, scores, selection
+from models.mixers.memory import budgets, edit, merging, scores, selection, token_select
 from tests.plain import cache as plain
 from tests.plain.layers import softmax
 
@@ -344,3 +344,12 @@ def test_an_edited_prompt_keeps_what_it_shares():
         np.testing.assert_allclose(values[j], v[i] if i >= 0 else 0)
         want = [plain.turn(k[i, h], j, 50.0) for h in range(2)] if i >= 0 else np.zeros((2, 6))
         np.testing.assert_allclose(moved[j], want, **CLOSE)
+
+
+def test_the_best_are_the_same_by_slot_and_in_place():
+    for seed, count in itertools.product(range(4), (0, 1, 3, 6)):
+        rng = np.random.default_rng(seed)
+        score, some = jnp.asarray(rng.integers(0, 4, 12) * 1.0), jnp.asarray(rng.random(12) < 0.6)
+        slots = np.asarray(token_select.best_slots(score, some, 6, count))
+        flags = np.asarray(token_select.best_of(score, some, 6, count))
+        assert np.flatnonzero(flags).tolist() == slots[slots >= 0].tolist()
