@@ -84,7 +84,8 @@ class Partition:
         """
         for dimension, axis in enumerate(axes):
             names = () if self.trivial else self.mesh_axes(axis)
-            if names and self.mesh.devices.flat[0].platform == "tpu":
+            beside = names and self.mesh.devices.flat[0].platform == "tpu"
+            if beside and max(self.mesh.shape[name] for name in names) <= transfers.MOST:
                 for name in reversed(names):
                     x = transfers.all_gather(x, name, dimension, self.mesh.shape[name])
             elif names:

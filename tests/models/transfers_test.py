@@ -7,17 +7,9 @@ from jax.sharding import PartitionSpec as P
 from models import transfers
 
 
-def test_stages_are_few_and_cover_all_devices():
-    assert transfers.stages(2) == ((1, 2),) and transfers.stages(16) == ((1, 16),)
-    assert transfers.stages(64) == ((1, 8), (8, 8)) and transfers.stages(32) == ((1, 4), (4, 8))
-    assert transfers.stages(17) == ((1, 17),)
-
-
-@pytest.mark.parametrize("at_once", [16, 4])
 @pytest.mark.parametrize("dimension", [0, 1])
-def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(at_once, dimension, monkeypatch, x64):
+def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(dimension, x64):
     """Of whole arrays: the gather is the array itself, its gradient the sum of what all devices hold of it."""
-    monkeypatch.setattr(transfers, "AT_ONCE", at_once)
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     rng = np.random.default_rng(0)
     x, weights = rng.normal(size=(24, 16)), rng.normal(size=(8, 24, 16))

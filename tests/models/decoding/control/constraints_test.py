@@ -9,7 +9,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from models.decoding.control import automata, conditional, predicates, regex, schema
+from data.tokenizer import ByteTokenizer
+from models.decoding.control import automata, conditional, constraint, predicates, regex, schema
 from tests.plain import control as plain
 
 PATTERNS = (
@@ -91,6 +92,15 @@ def test_the_distance_is_the_fewest_tokens_to_an_end():
         assert automata.allowed(made, state, want)[token] and not automata.allowed(made, state, want - 1).any()
         state, want = made.next[state, token], want - 1
     assert not automata.allowed(made, 0, 4)[2] and automata.allowed(made, 0, 4)[0]
+
+
+def test_a_slow_compilation_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(constraint, "SLOW", -1.0)
+    made = constraint.compiled("slow(a|b)c", ByteTokenizer())
+    assert capsys.readouterr().out == f"constraint: {len(made.next)} states were compiled in 0.0 s\n"
+    monkeypatch.setattr(constraint, "SLOW", 600.0)
+    constraint.compiled("slow(a|b)d", ByteTokenizer())
+    assert capsys.readouterr().out == ""
 
 
 def test_no_token_can_begin_it():
