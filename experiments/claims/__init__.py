@@ -20,7 +20,9 @@ from experiments.settings import overrides
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
 
-CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Evidence]`
+# name: module with `run(claim, workdir, jobs, quiet) -> list[Evidence]`, and where runs need what is written before
+# them, `prepare(claim, workdir) -> claim`.
+CHECKS = {
     "law": "law",
     "contrast": "contrast",
     "growth": "growth",
@@ -42,6 +44,7 @@ CHECKS = {  # name: module with `run(claim, workdir, jobs, quiet) -> list[Eviden
     "worlds": "worlds",
     "patterns": "patterns",
     "steered": "steered",
+    "scripts": "scripts",
 }
 FILE = "claim.json"
 _NEEDED = ("statement", "source", "published", "check")
@@ -79,6 +82,8 @@ def run(
 
     check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
     method.of(claim)  # What cannot be decided is refused before anything is trained.
+    if prepare := getattr(check, "prepare", None):
+        claim = prepare(claim, workdir)
     claim, tuned = tuning.tuned(claim, workdir, jobs=jobs, quiet=quiet)
     rows = _looks(check, claim, workdir, jobs=jobs, quiet=quiet)
     record = {

@@ -11,6 +11,7 @@ MODULES = [
         for name in ("covers", "endings", "pairs", "unigram", "mixture", "theory", "lzw", "lib", "digits", "dynamic")
     ),
     *(f"data.tokenizers.{name}" for name in ("morphology", "patches", "measures")),
+    "data.catalogues",
     "models.transplant",
     "models.hypernetwork",
     *(f"models.segments.{name}" for name in ("cuts", "magnet", "mrt5", "hnet", "words", "hamburger")),
