@@ -34,7 +34,7 @@ ENGLISH = catalogues.ENGLISH
 TEXTS, TRAIN = "texts", "train.jsonl"
 SCRIPTS = {"en": "latin", "el": "greek", "ru": "cyrillic"}  # of a language: where its priors stand in magnet.SCRIPTS
 MEASURES = {  # What is less where it is better, in words.
-    "disparity": "most segments of a language over fewest",
+    "disparity": "share of all segments in the language of most beyond that of fewest",
     "bits_english": "bits a character of English",
     "bits_others": "bits a character of the other languages, their mean",
 }
@@ -120,7 +120,7 @@ def of_arm(measure: str, numbers: Mapping[str, Any], arm: str) -> list[float]:
     """A measure of an arm by seed, from its segments and bits by language."""
     if measure == "disparity":
         counts = np.array([numbers["segments"][arm][name] for name in numbers["characters"]], float)
-        return (counts.max(0) / np.maximum(counts.min(0), 1)).tolist()
+        return ((counts.max(0) - counts.min(0)) / np.maximum(counts.sum(0), 1)).tolist()
     others = [name for name in numbers["characters"] if (name == ENGLISH) == (measure == "bits_english")]
     each = [np.array(numbers["bits"][arm][name]) / numbers["characters"][name] for name in others]
     return np.mean(each, axis=0).tolist()

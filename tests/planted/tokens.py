@@ -27,7 +27,7 @@ BUGS = (
     Bug("held-out documents are trained on", SCRIPTS, "if k % 10 != 9]", "if k % 10 != 8]", CHECK),
     Bug("priors by characters", SCRIPTS, "len(_text(group, name).encode()) for group in kept", "len(_text(group, name)) for group in kept", CHECK),
     Bug("one prior for every byte of English", SCRIPTS, "one = len(languages) * claim", "one = claim", CHECK),
-    Bug("disparity by languages that are next", SCRIPTS, "counts.max(0) / np.maximum(counts.min(0), 1)", "counts[0] / counts[1]", CHECK),
+    Bug("disparity by languages that are next", SCRIPTS, "(counts.max(0) - counts.min(0))", "(counts[0] - counts[1])", CHECK),
     Bug("bits of all languages as the others'", SCRIPTS, 'if (name == ENGLISH) == (measure == "bits_english")', "if True", CHECK),
     Bug("the first of a row is a segment", SCRIPTS, '.total[0] - (batch["segment_ids"] != 0).any(1).sum()', ".total[0]", CHECK),
     Bug("pairs without what is below them", SCRIPTS, "(counts + kinds * p) / np.maximum(total, 1)", "(counts + kinds / 256) / np.maximum(total, 1)", CHECK),
