@@ -11,8 +11,9 @@ gain to test: 2.57 bytes a token beside 2.58 of BPE, 3.09 beside 3.01 of 2,048.
 
 The control: BPE ends at least a tenth of a bit per byte below bytes at equal FLOPs.
 
-Seen: a token has 7 % more bytes, and BPE ends lower by a tenth of a bit at equal FLOPs and at as many bytes: here a
-model of few steps learns less from rarer, longer tokens. Cost: 20 runs of some 200 steps of 8 rows, 9 CPU minutes.
+Expect: as published. Seen: a token has 7 % more bytes, and BPE ends lower by a tenth of a bit at equal FLOPs and at as
+many bytes: here a model of few steps learns less from rarer, longer tokens. Cost: 20 runs of some 200 steps of 8 rows,
+9 CPU minutes.
 """
 
 from configs.claims import small
