@@ -57,6 +57,6 @@ BUGS = (
         "models/mixers/memory/selection.py",
         "dot(jnp.maximum(grouped, 0), greatest) + dot(jnp.minimum(grouped, 0), least)",
         "dot(jnp.maximum(grouped, 0), greatest) - dot(jnp.minimum(grouped, 0), least)",
-        ("tests/models/memory/engine_test.py",),
+        ("tests/models/memory/formulas_test.py",),
     ),
 )

@@ -11,7 +11,7 @@ import pytest
 import data
 from configs import base, transformer
 from experiments.gallery import composition
-from experiments.generation import beside, text
+from experiments.generation import beside, requests, text
 from experiments.generation.between import NO_TOKEN
 from experiments.generation.engine import Engine
 from experiments.generation.text import Generator
@@ -118,6 +118,13 @@ def apart(answers):
     return max(
         ways, key=lambda stop: (len({len(cut(a, stop)) for a in answers}), sum(a != cut(a, stop) for a in answers))
     )
+
+
+@pytest.mark.parametrize("stop", [("bc", "abc"), ("abc", "bc")])
+def test_of_stop_strings_that_end_together_the_first_to_begin_cuts(stop):
+    tokenizer = data.ByteTokenizer()
+    row = requests.RowText(tokenizer, stop)
+    assert row.push(np.array(tokenizer.encode("xabcd")), last=False) == "x" and row.stopped
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, *STEPS])
