@@ -1,7 +1,7 @@
 """Arithmetic on written numbers: answers of unknown length, from the left or from the right, by digits or groups."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Arithmetic:
 
     @property
     def num_symbols(self) -> int:
-        return first_of(self.group + 1) + 3 + self.pads
+        return self.end + 1 + self.pads
 
     @property
     def end(self) -> int:
@@ -51,7 +51,12 @@ class Arithmetic:
     @property
     def longest(self) -> int:
         """Symbols of the largest answer."""
-        return -(-(self.digits + 1 if self.operation == "add" else 2 * self.digits) // self.group)
+        return -(-self._widest // self.group)
+
+    @property
+    def _widest(self) -> int:
+        """Digits of the largest answer."""
+        return self.digits + 1 if self.operation == "add" else 2 * self.digits
 
     def check(self) -> None:
         if self.operation not in OPERATIONS:
@@ -72,8 +77,8 @@ class Arithmetic:
         number = low + (draws.uniforms(seed, row, "numbers", 2) * (10**size - low)).astype(np.int64)
         a, b = (self._written(number[:, i], self.digits) for i in range(2))
         made = OPERATIONS[self.operation](number[:, 0], number[:, 1])
-        answer = self._written(made, self.digits + 1 if self.operation == "add" else 2 * self.digits)
-        sign = np.full((len(number), 1), first_of(self.group + 1))
+        answer = self._written(made, self._widest)
+        sign = np.full((len(number), 1), self.end - 2)
         prompt = answers.joined(a, sign, b, sign + 1)
         answer = answer[:, ::-1] if self.reverse else answer
         return answers.asked(prompt, answer, length + 1, end=self.end, room=self.room, pads=self.pads)
@@ -96,7 +101,7 @@ def written(number: np.ndarray, width: int) -> np.ndarray:
     return np.where((number[:, None] < power) & (power > 1), -1, digits)
 
 
-def first_of(digits: int) -> int:
+def first_of(digits: Any) -> Any:
     """The symbol of the first string of so many digits, where all shorter ones come before it: 0, 10, 110, 1110."""
     return (10**digits - 10) // 9
 
@@ -116,4 +121,4 @@ def grouped(digits: np.ndarray, size: int, *, from_left: bool) -> np.ndarray:
     value, count = np.zeros(made.shape[:2], np.int64), np.sum(made >= 0, axis=-1)
     for k in range(size):
         value = np.where(made[..., k] >= 0, 10 * value + made[..., k], value)
-    return np.where(count > 0, (10**count - 10) // 9 + value, -1)
+    return np.where(count > 0, first_of(count) + value, -1)

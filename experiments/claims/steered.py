@@ -117,7 +117,7 @@ class Reader:
                 text[at, behind], counts[at, behind] = wanted, some
         target = {"target": text, "counts": counts}
         weights = decoder.weights(self.model.params, parts)
-        dials = {name: np.repeat(x, len(length)) for name, x in sockets.dials([options], parts).items()}
+        dials = sockets.dials([options] * len(length), parts)
         key = key_data([f"{draw} {at}" for at in range(len(length))], self.model.config.seed)
         limit = length + more
         p = decoder.start(

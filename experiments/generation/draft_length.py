@@ -106,7 +106,7 @@ def timed(decoder: Decoder, params: Any, options: Mapping[str, Any], ids: Sequen
     for row, tokens in enumerate(ids):
         text[row, : len(tokens)] = tokens
     key = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), len(ids))))
-    dials = {name: np.repeat(value, len(ids)) for name, value in sockets.dials([options], parts).items()}
+    dials = sockets.dials([options] * len(ids), parts)
     given, seconds = (weights, text, length, np.full_like(length, width), key, dials), []
     for _ in range(TURNS + 1):  # The first compiles.
         p = jax.block_until_ready(decoder.start(*given, parts=parts, size=size, capacity=width))

@@ -66,7 +66,7 @@ class Generator:
         text = np.full((len(ids), width), self.tokenizer.pad, np.int32)
         for row, tokens in enumerate(ids):
             text[row, : len(tokens)] = tokens
-        dials = {name: np.repeat(value, len(ids)) for name, value in sockets.dials([options], parts).items()}
+        dials = sockets.dials([options] * len(ids), parts)
         own = given(parts, options, self.tokenizer, self.decoder.sides(weights, parts, width))
         own = by_row([together(own, mine) for _, mine in read])
         entered = entering(parts)  # Prompts are then read by rows that have what is their own.

@@ -26,6 +26,7 @@ from flax import nnx
 from models import depth, parameters
 from models.decoding.control import routing
 from models.facts import Facts
+from models.hypernetwork import layer_norm
 from models.lm import Head
 from models.objectives.left_to_right import LeftToRight
 from models.objectives.loss import Loss, per_scored
@@ -127,7 +128,7 @@ class Classifier(nnx.Module):
             for i in range(self.blocks):
                 wide, back = (self.wide[...][i], self.wide_bias[...][i]), (self.back[...][i], self.back_bias[...][i])
                 u = routing.router_block(u, (self.scale[...][i], self.move[...][i]), wide, back)
-            u = routing.layer_norm(u, self.scale[...][-1], self.move[...][-1])
+            u = layer_norm(u, self.scale[...][-1], self.move[...][-1], 1e-5)
         inner = (self.kernel[...], self.bias[...]) if self.hidden and not self.blocks else None
         return routing.router_logit(u, self.out[...][:, 0], self.shift[...][0], inner)
 

@@ -12,7 +12,7 @@ MODE = ("tests/experiments/tokenizers/compare_test.py",)
 
 BUGS = (
     Bug("groups from the right always", SUMS, "if from_left\n", "if not from_left\n", TASKS),
-    Bug("groups are not told apart by length", SUMS, "(10**count - 10) // 9 + value, -1)", "value, -1)", TASKS),
+    Bug("groups are not told apart by length", SUMS, "first_of(count) + value, -1)", "value, -1)", TASKS),
     Bug("a group's digits from its end", SUMS, "10 * value + made[..., k]", "value + 10**k * made[..., k]", TASKS),
     Bug("lengths count symbols", SUMS, "np.where(own & (part == k), size, 0)", "np.where(own & (part == k), 1, 0)", TASKS),
     Bug("lengths of the numbers alone", ANSWERS, "(lengths == lengths[:, :1]).all(1)", "(lengths[:, 0] == lengths[:, 1])", MEASURES),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from models.decoding.control.rollouts import entropy
+from models.hypernetwork import layer_norm
 
 Array = jax.Array
 
@@ -38,13 +39,7 @@ def router_block(x: Array, norm: tuple[Array, Array], wide: tuple[Array, Array],
 
     norm: scale and shift `[F]`; wide: (W `[F, 4 F]`, b); back: (V `[4 F, F]`, c). gelu is the exact one.
     """
-    return x + jax.nn.gelu(layer_norm(x, *norm) @ wide[0] + wide[1], approximate=False) @ back[0] + back[1]
-
-
-def layer_norm(x: Array, scale: Array, shift: Array) -> Array:
-    """(x - mean) / sqrt(variance + 1e-5) scale + shift along the last axis: `[..., F]`."""
-    apart = x - jnp.mean(x, axis=-1, keepdims=True)
-    return apart * jax.lax.rsqrt(jnp.mean(apart**2, axis=-1, keepdims=True) + 1e-5) * scale + shift
+    return x + jax.nn.gelu(layer_norm(x, *norm, 1e-5) @ wide[0] + wide[1], approximate=False) @ back[0] + back[1]
 
 
 def router(
