@@ -52,6 +52,7 @@ flags.DEFINE_string("host", "127.0.0.1", "serve: an address beyond this machine,
 flags.DEFINE_integer("lanes", 0, "serve: texts under way together; 0 takes generate.engine.lanes.")
 flags.DEFINE_string("runs", None, "report, ledger: workdirs to compare or to add, between commas.")
 flags.DEFINE_string("bench_filter", "", "bench: run only rows whose name contains this text.")
+flags.DEFINE_boolean("tune", False, "bench: search the tiles of the rows' kernels, and keep what is faster here.")
 flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting; tokenize: names.")
 flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, h100:8, cpu:8; bench: for v5e, v6e.")
 flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
@@ -64,7 +65,7 @@ FLAGS = flags.FLAGS
 KNOWN = (
     "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "output", "runs",
     "jobs", "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
-    "port", "host", "lanes",
+    "port", "host", "lanes", "tune",
 )  # fmt: skip
 SIMULATED = ("cpu", "a100", "h100", "h200")  # Topologies of CPU devices, before jax may be imported.
 NUMBERS = {"port": 8000, "lanes": 8, "simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}

@@ -294,4 +294,4 @@ def bench(flags: Any, changes: Changes) -> None:
     opening.start_jax(flags)
     from experiments import bench as benchmarks
 
-    benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir, topology=flags.topology)
+    benchmarks.run(filter=flags.bench_filter, workdir=flags.workdir, topology=flags.topology, tune=flags.tune)

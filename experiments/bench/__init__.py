@@ -34,8 +34,10 @@ from experiments.bench import (
     tokens,
     training,
 )
+from experiments.bench import tune as search
 from experiments.bench.comparison import Comparison, Planned
 from experiments.program import counting
+from experiments.settings.errors import Refused
 
 OTHER: dict[str, Callable[[], dict[str, Any]]] = {
     "data": training.data_path,
@@ -48,23 +50,29 @@ OTHER: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def run(*, filter: str = "", workdir: str | None = None, topology: str = "") -> list[dict[str, Any]]:
+def run(
+    *, filter: str = "", workdir: str | None = None, topology: str = "", tune: bool = False
+) -> list[dict[str, Any]]:
     """Runs the rows whose name contains `filter`, prints a table, writes `bench.json` and `bench.png` to `workdir`.
 
     With `topology` (a TPU generation: v5e, v5p, v6e) nothing is timed: kernels are compiled for it, and the compiler's
-    figures are printed.
+    figures are printed. With `tune` the tiles of the rows' kernels are searched instead (`experiments.bench.tune`).
     """
+    if tune and topology:
+        raise Refused(f"--tune times kernels, and --topology={topology} has no chip; use one of them.")
     console = Console(width=132, highlight=False)
     platform = jax.devices()[0].platform
     rows = [row for row in planned("tpu" if topology else platform) if filter in row.name]
     folder = pathlib.Path(workdir or "runs/bench")
     if topology:
         found = [_compile(row, topology, console) for row in rows if row.ahead_of_time]
+    elif tune:
+        found = [said for row in rows for said in search.row(row, console)]
     else:
         found = _measure(rows, filter, console)
-    record = {"platform": platform, "topology": topology, "rows": found}
+    record = {"platform": platform, "topology": topology, "tuned": tune, "rows": found}
     files.write_file(folder / "bench.json", json.dumps(record, indent=1).encode())
-    if not topology and found:
+    if not (topology or tune) and found:
         _plot(found, folder / "bench.png")
         mixers.plot(found, folder / "mixers.png")
     console.print(f"written to {folder / 'bench.json'}")

@@ -9,12 +9,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import choices
 from kernels.attention.flash import Call, Sizes, pad_to, stack
 
 # (block_q, block_k, warps, stages) by the width of a head: what fits registers and shared memory of sm_80 and later.
 # 64 and 128: the fastest of four to seven on an H100, causal, T 8192. 256: not measured.
 FORWARD_TILES = {64: (128, 128, 4, 2), 128: (64, 64, 4, 3), 256: (64, 32, 4, 2)}
 BACKWARD_TILES = {64: (64, 64, 4, 3), 128: (64, 64, 4, 2), 256: (32, 32, 4, 2)}
+
+# What a search tries beside them: those that do not fit are refused by the compiler.
+_BLOCKS = (128, 128), (128, 64), (64, 128), (64, 64), (64, 32)
+TRIED = tuple((*blocks, warps, stages) for blocks in _BLOCKS for warps in (4, 8) for stages in (2, 3))
 
 
 def sizes_of(q: jax.Array, k: jax.Array, backward: bool = False) -> tuple[Sizes, Any]:
@@ -24,7 +29,9 @@ def sizes_of(q: jax.Array, k: jax.Array, backward: bool = False) -> tuple[Sizes,
     if H > 256:
         raise NotImplementedError(f"implementation='pallas_gpu' takes heads up to 256 wide, not H={H}; use 'chunked'.")
     width = max(16, 1 << (H - 1).bit_length())
-    block_q, block_k, warps, stages = (BACKWARD_TILES if backward else FORWARD_TILES)[max(64, width)]
+    default = (BACKWARD_TILES if backward else FORWARD_TILES)[max(64, width)]
+    of = f"pallas_gpu {'backward' if backward else 'forward'}, H {max(64, width)}, S {choices.length(S)}"
+    block_q, block_k, warps, stages = choices.chosen("attention", of, "gpu", default, TRIED)
     if q.dtype == jnp.float32:  # twice the bytes per element
         block_q, block_k, stages = max(16, block_q // 2), max(16, block_k // 2), 2
     parameters = plgpu.CompilerParams(num_warps=warps, num_stages=stages)

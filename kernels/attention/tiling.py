@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernels import choices
 from kernels.attention import schedule
 from kernels.masks import And, Mask
 
@@ -16,6 +17,9 @@ UNROLLED = 4
 # Forward, on a CPU: the cost of a score by the binary logarithm of the side of its tile, and how much dearer one is in
 # a tile that has to look at the mask. Measured at H = 64 (docs/LEDGER.md).
 SCORE_COST, PARTIAL_COST = ((7, 8, 9), (1.45, 1.17, 1.0)), 1.3
+
+# (block_q, block_k) that a search tries.
+TRIED = tuple((q, k) for q in (64, 128, 256, 512) for k in (64, 128, 256, 512))
 
 
 class Tiling(NamedTuple):
@@ -49,6 +53,8 @@ def sizes(T: int, S: int, backward: bool) -> tuple[int, int, int]:
     cache; the forward pass of long sequences gains more from larger products.
     """
     block_q, block_k = (128 if backward else min(512, max(128, length // 4)) for length in (T, S))
+    of = f"chunked {'backward' if backward else 'forward'}, T {choices.length(T)}, S {choices.length(S)}"
+    block_q, block_k = choices.chosen("attention", of, "cpu", (block_q, block_k), TRIED)
     return block_q, block_k, 2048 * max(block_q, block_k)
 
 

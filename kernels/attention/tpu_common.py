@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import choices
 from kernels.attention import schedule
 from kernels.attention.flash import Call, Sizes, pad_to, stack
 
@@ -19,9 +20,12 @@ MOST_CODES = 1 << 16
 VMEM_LIMIT = 64 * 1024 * 1024
 
 
-def blocks(T: int, S: int) -> tuple[int, int]:
+def blocks(T: int, S: int, H: int = LANES) -> tuple[int, int]:
     """(block_q, block_k): whole lanes of keys, and few enough tiles that their list fits scalar memory."""
-    return _block(T, 512), _block(S, 1024 if S > 16384 else 512)
+    default = 512, 1024 if S > 16384 else 512
+    tried = tuple((q, k) for q in (256, 512, 1024) for k in (512, 1024, 2048) if S <= 16384 or k >= 1024)
+    most = choices.chosen("attention", f"pallas_tpu, H {H}, S {choices.length(S)}", "tpu", default, tried)
+    return _block(T, most[0]), _block(S, most[1])
 
 
 def _block(length: int, most: int) -> int:
@@ -32,7 +36,7 @@ def sizes_of(q: jax.Array, k: jax.Array) -> Sizes:
     """The sizes of q [B, T, N, H] against k [B, S, K, H]; heads wider than the lanes are padded to whole lanes."""
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
-    return Sizes(B, T, S, N, K, H if H <= LANES else -(-H // LANES) * LANES, *blocks(T, S))
+    return Sizes(B, T, S, N, K, H if H <= LANES else -(-H // LANES) * LANES, *blocks(T, S, H))
 
 
 def head_major(x: jax.Array, sizes: Sizes, block: int) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import choices
 from kernels.grouped_matmul.reference import accumulator
 
 TILES = {2: (128, 128, 64), 4: (64, 64, 32)}  # rows, F (and D of an outer product), and a step of the sum, by bytes
@@ -36,12 +37,19 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, b, precision=precision, preferred_element_type=accumulator(a.dtype))
 
 
+def _cut(product: str, M: int, groups: int, dtype: jnp.dtype) -> tuple[int, int, int]:
+    """Rows, F and a step of the sum."""
+    of = f"pallas_gpu {product}, {jnp.dtype(dtype).itemsize} bytes, M {choices.length(M)}, {groups} groups"
+    tried = tuple((m, n, k) for m in (64, 128) for n in (64, 128, 256) for k in (32, 64))
+    return choices.chosen("grouped_matmul", of, "gpu", TILES[jnp.dtype(dtype).itemsize], tried)
+
+
 def grouped_matmul_gpu(
     x: jax.Array, w: jax.Array, sizes: jax.Array, transposed: bool = False, interpret: bool = False
 ) -> jax.Array:
     """See `grouped_matmul_reference`."""
     (M, D), F = x.shape, w.shape[1 if transposed else 2]
-    tm, tn, tk = TILES[x.dtype.itemsize]
+    tm, tn, tk = _cut("matmul", M, len(sizes), x.dtype)
     plan = tiles(sizes, M, tm)
 
     def kernel(group, start, end, x_ref, w_ref, y_ref, out):
@@ -76,7 +84,7 @@ def grouped_matmul_gpu(
 def grouped_outer_gpu(x: jax.Array, y: jax.Array, sizes: jax.Array, interpret: bool = False) -> jax.Array:
     """See `grouped_outer_reference`."""
     D, F = x.shape[1], y.shape[1]
-    _, tn, step = TILES[x.dtype.itemsize]
+    _, tn, step = _cut("outer", len(x), len(sizes), x.dtype)
     tm = tn
     end = jnp.cumsum(sizes.astype(jnp.int32))
     start = end - sizes.astype(jnp.int32)

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from kernels import choices
 from kernels.grouped_matmul.reference import accumulator, product
 
 ROWS = 128  # of a tile: padding costs half a tile a group, and a matmul of fewer rows is slower
@@ -23,10 +24,16 @@ def _window(at: jax.Array, count: int, rows: int, end: jax.Array) -> tuple[jax.A
     return first, (place >= at) & (place < end)
 
 
+def tile_rows(M: int, groups: int) -> int:
+    """Rows of a tile where M rows belong to so many groups."""
+    of = f"tiled, M {choices.length(M)}, {groups} groups"
+    return min(M, *choices.chosen("grouped_matmul", of, "cpu", (ROWS,), ((32,), (64,), (256,), (512,))))
+
+
 def grouped_matmul_tiled(x: jax.Array, w: jax.Array, sizes: jax.Array, transposed: bool = False) -> jax.Array:
     """See `grouped_matmul_reference`."""
     (M, _), end = x.shape, jnp.cumsum(sizes)
-    F, tile = w.shape[1 if transposed else 2], min(ROWS, M)
+    F, tile = w.shape[1 if transposed else 2], tile_rows(M, len(sizes))
 
     def group(e: jax.Array, y: jax.Array) -> jax.Array:
         matrix = jax.lax.dynamic_index_in_dim(w, e, keepdims=False)  # here, so that it is read once a group

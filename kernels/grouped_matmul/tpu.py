@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import choices
 from kernels.grouped_matmul.reference import accumulator, product
 
 TILES = {2: (512, 512, 1024), 4: (256, 512, 512)}  # rows, D and F, by the bytes of a number
@@ -60,6 +61,14 @@ def _live(block: jax.Array, k: jax.Array, size: int, axis: int) -> jax.Array:
     return jnp.where(at < size, block, jnp.zeros_like(block))
 
 
+def _cut(M: int, D: int, F: int, groups: int, dtype: jnp.dtype) -> tuple[int, int, int]:
+    """Rows, D and F of a tile: whole registers, no longer than the axes."""
+    of = f"pallas_tpu, {jnp.dtype(dtype).itemsize} bytes, M {choices.length(M)}, {groups} groups"
+    tried = tuple((m, k, n) for m in (128, 256, 512) for k in (512, 1024) for n in (512, 1024))
+    tm, tk, tn = choices.chosen("grouped_matmul", of, "tpu", TILES[jnp.dtype(dtype).itemsize], tried)
+    return _multiple(M, tm, 16), _multiple(D, tk, 128), _multiple(F, tn, 128)
+
+
 def _multiple(size: int, tile: int, unit: int) -> int:
     return min(tile, -(-size // unit) * unit)
 
@@ -69,8 +78,7 @@ def grouped_matmul_tpu(
 ) -> jax.Array:
     """See `grouped_matmul_reference`. Grid (F tiles, visits, D tiles)."""
     (M, D), F = x.shape, w.shape[1 if transposed else 2]
-    tm, tk, tn = TILES[x.dtype.itemsize]
-    tm, tk, tn = _multiple(M, tm, 16), _multiple(D, tk, 128), _multiple(F, tn, 128)
+    tm, tk, tn = _cut(M, D, F, len(sizes), x.dtype)
     plan = visits(sizes, M, tm)
     steps = -(-D // tk)
 
@@ -114,8 +122,7 @@ def grouped_matmul_tpu(
 def grouped_outer_tpu(x: jax.Array, y: jax.Array, sizes: jax.Array, interpret: bool = False) -> jax.Array:
     """See `grouped_outer_reference`. Grid (D tiles, F tiles, visits)."""
     (M, D), F = x.shape, y.shape[1]
-    tm, tk, tn = TILES[x.dtype.itemsize]
-    tm, tk, tn = _multiple(M, tm, 16), _multiple(D, tk, 128), _multiple(F, tn, 128)
+    tm, tk, tn = _cut(M, D, F, len(sizes), x.dtype)
     plan = visits(sizes, M, tm)
     last = len(plan.group) - 1
 

@@ -21,6 +21,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import choices
 from kernels.pattention.rules import (
     Given,
     Returned,
@@ -39,9 +40,12 @@ SCORES_IN_VMEM = 16 * 2**20  # bytes that phase one may leave for phase two
 VMEM_LIMIT = 56 * 2**20  # bytes; v5p and tpu7x have 64 MiB, v5e and v6e 128 MiB
 
 
-def _tile(size: int, itemsize: int) -> int:
-    """Tile length along tokens or parameter tokens: 512 at two bytes, 256 at four; short axes are one tile."""
-    return min(size, 512 if itemsize <= 2 else 256)
+def _tiles(length: int, size: int, itemsize: int) -> tuple[int, int]:
+    """Tile lengths along tokens and parameter tokens: 512 at two bytes, 256 at four; short axes are one tile."""
+    most, of = 512 if itemsize <= 2 else 256, f"pallas_tpu, {itemsize} bytes, P {choices.length(size)}"
+    tried = tuple((t, p) for t in (128, 256, 512) for p in (128, 256, 512) if max(t, p) <= most)
+    of_tokens, of_parameters = choices.chosen("pattention", of, "tpu", (most, most), tried)
+    return min(length, of_tokens), min(size, of_parameters)
 
 
 def _live(tile: Array, start: Array, size: int, axis: int = 0) -> Array:
@@ -143,7 +147,7 @@ def forward(
     x, mask, stat = rows
     (length, width), (size, depth), wide = x.shape, values.shape, accumulator(x.dtype)
     two = rule.normalization == "l2_gelu" and stat is None
-    bt, bp = _tile(length, x.dtype.itemsize), _tile(size, x.dtype.itemsize)
+    bt, bp = _tiles(length, size, x.dtype.itemsize)
     tiles = pl.cdiv(size, bp)
     row_bytes = tiles * bp * wide.itemsize
     if two and bt * row_bytes > SCORES_IN_VMEM >= bt // 2 * row_bytes and bt % 32 == 0:
@@ -281,7 +285,7 @@ def _rows(rows: Returned, keys: Array, values: Array, rule: Rule) -> list[Array]
     x, masked = rows.x, rows.mask is not None
     (length, width), (size, depth), wide = x.shape, values.shape, accumulator(x.dtype)
     two = rule.normalization == "l2_gelu"
-    bt, bp = _tile(length, x.dtype.itemsize), _tile(size, x.dtype.itemsize)
+    bt, bp = _tiles(length, size, x.dtype.itemsize)
     inputs = _inputs(rows, keys, values, (bt, bp), by_parameters=False)
     widths = [width, width, 1] if two else [width]
     outputs = [(shape_like(x, (length, w), wide if two else x.dtype), (bt, w), lambda i, j: (i, 0)) for w in widths]
@@ -295,7 +299,7 @@ def _parameters(rows: Returned, keys: Array, values: Array, rule: Rule) -> list[
     """dkeys and dvalues, the coupling b known for every normalisation."""
     x, masked = rows.x, rows.mask is not None
     (length, width), (size, depth), wide = x.shape, values.shape, accumulator(x.dtype)
-    bt, bp = _tile(length, x.dtype.itemsize), _tile(size, x.dtype.itemsize)
+    bt, bp = _tiles(length, size, x.dtype.itemsize)
     inputs = _inputs(rows, keys, values, (bt, bp), by_parameters=True)
     outputs = [(shape_like(x, y.shape, y.dtype), (bp, y.shape[1]), lambda j, i: (j, 0)) for y in (keys, values)]
     scratch = [pltpu.VMEM((bp, width), wide), pltpu.VMEM((bp, depth), wide)]

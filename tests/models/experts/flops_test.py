@@ -31,13 +31,14 @@ def test_the_sorted_form_computes_the_chosen_experts_and_padding():
     x = np.random.default_rng(0).normal(size=(T, D)).astype(np.float32)
     z = x @ np.asarray(layer.router[...])
     sizes = np.bincount(np.argsort(-z, axis=1)[:, :K].ravel(), minlength=E)
-    tile = 2 * tiled.ROWS * D * F
-    trips = int(np.sum(-(-sizes // tiled.ROWS)))
+    rows = tiled.tile_rows(T * K, E)
+    tile = 2 * rows * D * F
+    trips = int(np.sum(-(-sizes // rows)))
     ran = once + 3 * (trips - 1) * tile
     told = T * layer.flops()
     assert told == T * 2 * (K * 3 * D * F + D * E)
     # A group's last tile is as long as the others: half a tile each in the mean. Beside the products: activations.
-    padding = 3 * (trips * tiled.ROWS - sizes.sum()) * 2 * D * F
+    padding = 3 * (trips * rows - sizes.sum()) * 2 * D * F
     assert 0 < padding < 0.1 * told
     assert ran - padding == pytest.approx(told, rel=0.03)
     assert ran < 0.35 * counted("dense")[0]
