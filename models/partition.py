@@ -84,13 +84,21 @@ class Partition:
         """
         for dimension, axis in enumerate(axes):
             names = () if self.trivial else self.mesh_axes(axis)
-            beside = names and self.mesh.devices.flat[0].platform == "tpu"
-            if beside and max(self.mesh.shape[name] for name in names) <= transfers.MOST:
+            gather = self._beside(names)
+            if gather:
                 for name in reversed(names):
-                    x = transfers.all_gather(x, name, dimension, self.mesh.shape[name])
+                    x = gather(x, name, dimension, self.mesh.shape[name])
             elif names:
                 x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
         return x
+
+    def _beside(self, names: Sequence[str]) -> Callable | None:
+        """The gather of `transfers` that runs beside other work over these mesh axes, if there is one."""
+        if not names or self.mesh.devices.flat[0].platform != "tpu":
+            return None
+        if self.mesh.size <= transfers.MOST:
+            return transfers.all_gather
+        return transfers.ring_gather if all(transfers.ring(self.mesh, name) for name in names) else None
 
     def run(self, fn: Callable, args: Sequence[Any], axes: Sequence[Any], out_axes: Any) -> Any:
         """`fn(*args)` on every device's own part.

@@ -2,37 +2,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from models import transfers
 
+GATHERS = transfers.all_gather, transfers.ring_gather
 
-@pytest.mark.parametrize("dimension", [0, 1])
-def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(dimension, x64):
+
+def on(ways):
+    return Mesh(np.array(jax.devices()[:ways]), ("fsdp",))
+
+
+@pytest.mark.parametrize(("gather", "dimension", "ways"), [
+    (transfers.all_gather, 0, 8), (transfers.all_gather, 1, 8), (transfers.ring_gather, 0, 8),
+    (transfers.ring_gather, 1, 4), (transfers.ring_gather, 0, 3), (transfers.ring_gather, 1, 2),
+])  # fmt: skip
+def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(gather, dimension, ways, x64):
     """Of whole arrays: the gather is the array itself, its gradient the sum of what all devices hold of it."""
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    rng = np.random.default_rng(0)
-    x, weights = rng.normal(size=(24, 16)), rng.normal(size=(8, 24, 16))
+    mesh, rng = on(ways), np.random.default_rng(0)
+    x, weights = rng.normal(size=(24, 16)), rng.normal(size=(ways, 24, 16))
     cut = P("fsdp") if dimension == 0 else P(None, "fsdp")
 
     def local(x, weights):
-        whole = transfers.all_gather(x, "fsdp", dimension, 8)
+        whole = gather(x, "fsdp", dimension, ways)
         return whole[None], jnp.sum(whole * weights[0])[None]
 
     run = jax.shard_map(local, mesh=mesh, in_specs=(cut, P("fsdp")), out_specs=P("fsdp"), check_vma=False)
     gathered, _ = jax.jit(run)(x, weights)
-    np.testing.assert_array_equal(gathered, np.broadcast_to(x, (8, 24, 16)))
+    np.testing.assert_array_equal(gathered, np.broadcast_to(x, (ways, 24, 16)))
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x, weights)[1])))(x)
     np.testing.assert_allclose(gradient, weights.sum(0), rtol=0, atol=8 * 8 * 2.0**-53 * np.abs(weights).max())
 
 
-def test_narrow_gradients_are_added_in_float32():
+@pytest.mark.parametrize("gather", GATHERS)
+def test_narrow_gradients_are_added_in_float32(gather):
     """256 + 7 x 1 is 256 where each sum is rounded to bfloat16, and 264 (of 263) where the last one alone is."""
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = on(8)
 
     def local(x):
         scale = jnp.where(jax.lax.axis_index("fsdp") == 0, 256.0, 1.0).astype(jnp.bfloat16)
-        return jnp.sum(transfers.all_gather(x, "fsdp", 0, 8) * scale)[None]
+        return jnp.sum(gather(x, "fsdp", 0, 8) * scale)[None]
 
     run = jax.shard_map(local, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=False)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x))))(jnp.ones(8, jnp.bfloat16))
