@@ -58,6 +58,17 @@ def test_what_is_asked_is_collected_and_what_is_given_is_answered(tables):
     assert asked == {choices.Question("op", of): choices.Asked(HERE.platform, (1,), ((2,),)) for of in "ab"}
 
 
+def test_what_was_traced_before_is_traced_anew_under_other_answers(tables):
+    @jax.jit
+    def times(x):
+        return x * choices.chosen("op", "a", HERE.platform, (1,))[0]
+
+    assert times(7) == 7
+    with choices.given({choices.Question("op", "a"): (3,)}):
+        assert times(7) == 21
+    assert times(7) == 7
+
+
 @pytest.mark.parametrize(("tokens", "power"), [(1, 1), (2, 2), (3, 4), (1024, 1024), (1025, 2048)])
 def test_lengths_of_one_class(tokens, power):
     assert choices.length(tokens) == power

@@ -22,66 +22,7 @@ PATTENTION = (
 )
 SHARED = ("tests/kernels/context_attention_test.py::test_equals_one_device",)
 
-CHOSEN = ("tests/kernels/choices_test.py",)
-TRANSFERS, MOVED = "models/transfers.py", ("tests/models/transfers_test.py",)
-
 BUGS = (
-    Bug(
-        "choices: a table of any chip answers on any platform",
-        "kernels/choices.py",
-        "    if device.platform != platform:\n        return default\n",
-        "",
-        CHOSEN,
-    ),
-    Bug(
-        "choices: one row is written over all others",
-        "kernels/choices.py",
-        "made = {name: dict(rows) for name, rows in table(op).items()}",
-        "made = {}",
-        CHOSEN,
-    ),
-    Bug(
-        "choices: what is given does not reach what was traced before",
-        "kernels/choices.py",
-        "    jax.clear_caches()\n    try:\n        yield\n",
-        "    try:\n        yield\n",
-        CHOSEN,
-    ),
-    Bug(
-        "choices: lengths of one class are rounded down",
-        "kernels/choices.py",
-        "1 << max(0, tokens - 1).bit_length()",
-        "1 << tokens.bit_length() - 1",
-        CHOSEN,
-    ),
-    Bug(
-        "tune: what is wrong may win",
-        "experiments/bench/tune.py",
-        "        if right:\n",
-        "        if True:\n",
-        CHOSEN,
-    ),
-    Bug(
-        "tune: the slowest is kept",
-        "experiments/bench/tune.py",
-        "best = max(faster, key=faster.get)",
-        "best = min(faster, key=faster.get)",
-        CHOSEN,
-    ),
-    Bug(
-        "tune: kept however little it gains",
-        "experiments/bench/tune.py",
-        "written if low >= LEAST else {}",
-        "written",
-        CHOSEN,
-    ),
-    Bug(
-        "grouped matmul: the tile may be longer than all rows",
-        "kernels/grouped_matmul/tiled.py",
-        "return min(M, *choices.chosen",
-        "return min(2 * M, *choices.chosen",
-        CHOSEN,
-    ),
     Bug(
         "cross-entropy: the z-loss half as steep",
         "kernels/cross_entropy/__init__.py",
@@ -411,33 +352,5 @@ BUGS = (
         "not steps[-1].blocks.any()",
         "not steps[-1].blocks.all()",
         SHARED,
-    ),
-    Bug(
-        "transfers: a piece is put where the one of the other side belongs",
-        TRANSFERS,
-        "whole, piece, (mine - step) % ways * width",
-        "whole, piece, (mine + step) % ways * width",
-        MOVED,
-    ),
-    Bug(
-        "transfers: a device sends its own part in the place of the other's",
-        TRANSFERS,
-        "dynamic_slice_in_dim(gradient, (mine + step) % ways * width",
-        "dynamic_slice_in_dim(gradient, mine % ways * width",
-        MOVED,
-    ),
-    Bug(
-        "transfers: sums in the type of what is sent",
-        TRANSFERS,
-        "total += piece.astype(jnp.promote_types(gradient.dtype, jnp.float32))",
-        "total = (total + piece).astype(gradient.dtype)",
-        MOVED,
-    ),
-    Bug(
-        "transfers: a TPU gathers all at once, in front of its kernels",
-        "models/partition.py",
-        'self.mesh.devices.flat[0].platform == "tpu"',
-        'self.mesh.devices.flat[0].platform == "none"',
-        ("tests/experiments/planning/planning_test.py",),
     ),
 )

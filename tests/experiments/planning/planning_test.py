@@ -317,6 +317,19 @@ def test_the_step_compiles_for_a_tpu_that_is_not_here(tmp_path):
     assert {c["kind"] for c in moved} == {"collective-permute"}
 
 
+def test_on_many_chips_pieces_go_round_a_ring_beside_other_work():
+    """Four neighbours of a pod of 64 share what fsdp cuts. Sums go round in float32, as the parameters are."""
+    config = tokenformer.get_config("tiny")
+    config.model.num_layers, config.data.batch_size = 1, 64
+    config.mesh.update({"data": 16, "fsdp": 4})
+    devices, chip = machines.devices("v5e:8x8")
+    program = build(config.lock(), vocab_size=259, mesh=sharding.make_mesh(config, devices))
+    moved = [c for c in compiled.compile_step(program, chip).collectives if c.axes == ("fsdp",)]
+    assert {c.kind for c in moved} == {"collective-permute"}
+    sent, beside = (sum(c.sent * c.times for c in moved if c.overlapped or not beside) for beside in (False, True))
+    assert beside > 0.9 * sent > 0
+
+
 def activations(stream: tuple[str, ...]) -> list[tuple[str, float]]:
     """(kind, bytes sent) of every transfer between tensor devices of about an activation's size, on four TPU chips."""
     config = transformer.get_config("tiny")
