@@ -73,7 +73,7 @@ class LibraryTokenizer(ByteLevel):
                 raise ValueError(f"its {name}={special} is outside its {len(pieces)} ids")
         self.specials = {token["content"]: token["id"] for token in told.get("added_tokens") or () if token["special"]}
         super().__init__("library", pieces, (bos, eos, pad))
-        self._blank_first = _blank_first(told)
+        self.blank_first = _blank_first(told)
         self._single = {piece[0]: i for i, piece in reversed([*enumerate(pieces)]) if len(piece) == 1}
 
     def _state(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class LibraryTokenizer(ByteLevel):
     def decode(self, ids) -> str:
         """The text of `ids`; the blank that `encode` puts in front of a text is taken away."""
         text = super().decode(ids)
-        return text[1:] if self._blank_first and text.startswith(" ") else text
+        return text[1:] if self.blank_first and text.startswith(" ") else text
 
     @functools.cached_property
     def names(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ class SentencePieceTokenizer(ByteLevel):
         self.add_bos = bos >= 0
         eos = bos if eos < 0 else eos
         super().__init__("sentencepiece", pieces, (eos if bos < 0 else bos, eos, eos if pad < 0 else pad))
-        self._blank_first = b"".join(pieces[i] for i in self._library.encode("a")).startswith(b" ")
+        self.blank_first = b"".join(pieces[i] for i in self._library.encode("a")).startswith(b" ")
         self._single = {piece[0]: i for i, piece in reversed([*enumerate(pieces)]) if len(piece) == 1}
 
     @classmethod
@@ -75,4 +75,4 @@ class SentencePieceTokenizer(ByteLevel):
     def decode(self, ids) -> str:
         """The text of `ids`; the blank that `encode` puts in front of a text is taken away."""
         text = super().decode(ids)
-        return text[1:] if self._blank_first and text.startswith(" ") else text
+        return text[1:] if self.blank_first and text.startswith(" ") else text

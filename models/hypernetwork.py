@@ -2,6 +2,10 @@
 
 A new token is written in ids of the ORIGINAL tokenizer; its row of input and output embeddings is the first place of
 what a Transformer encoder makes of those ids' own embeddings. Parameters are plain dicts, arrays are `x @ kernel`.
+
+It is trained on a frozen model, whose tables are replaced by what it predicts for a tokenizer drawn at random
+(`data.tokenizers.sampled`), by nats a token + weight * `lexical_loss`; first, it reproduces the old rows by
+`lexical_loss` alone. `experiments.workdir.zett` does so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,11 +63,44 @@ def encoder_layer(x: jax.Array, mask: jax.Array, p: Mapping[str, jax.Array], hea
     return layer_norm(x + h @ p["w2"] + p["b2"], p["scale2"], p["bias2"], 1e-5)
 
 
+def initial(key: jax.Array, D_in: int, D_out: int, width: int, layers: int, longest: int = LONGEST) -> dict:
+    """Parameters for `predict` that are trained: kernels N(0, 1 / inputs), position N(0, 0.02^2), scales 1, biases 0.
+
+    Hidden layers have 2 `width`.
+    """
+    keys = iter(jax.random.split(key, 7 + 6 * layers))
+
+    def kernel(*shape: int) -> jax.Array:
+        return jax.random.normal(next(keys), shape) / np.sqrt(shape[0])
+
+    def wide(number: str = "") -> dict[str, jax.Array]:
+        made = {"w1": kernel(width, 2 * width), "b1": jnp.zeros(2 * width), "w2": kernel(2 * width, width)}
+        return made | {"b2": jnp.zeros(width), f"scale{number}": jnp.ones(width), f"bias{number}": jnp.zeros(width)}
+
+    def layer() -> dict[str, jax.Array]:
+        made = {f"w{n}": kernel(width, width) for n in "qkvo"} | {f"b{n}": jnp.zeros(width) for n in "qkvo"}
+        return made | wide("2") | {"scale1": jnp.ones(width), "bias1": jnp.zeros(width)}
+
+    return {
+        "kernel": kernel(D_in, width), "bias": jnp.zeros(width), "first": wide(),
+        "position": 0.02 * jax.random.normal(next(keys), (longest, width)), "last": wide(),
+        "layers": [layer() for _ in range(layers)], "out_kernel": kernel(width, D_out), "out_bias": jnp.zeros(D_out),
+    }  # fmt: skip
+
+
+def scales(source: np.ndarray) -> dict[str, np.ndarray]:
+    """in_w, in_b, out_w and out_b for `predict`, which are not trained: columns of `source [V, D]` are read with mean 0
+    and deviation 1, and written with their own."""
+    mean, std = source.mean(0), source.std(0)
+    in_w, in_b = rescaling(source, 0.0, 1.0)
+    return {"in_w": in_w, "in_b": in_b, "out_w": std, "out_b": mean}
+
+
 def predict(forms: jax.Array, source: jax.Array, pad: int, p: Mapping, heads: int) -> jax.Array:
     """Embeddings of tokens, `[V', D_out]`.
 
     Args:
-      forms: `[V', S]` of `surface_forms`.
+      forms: `[V', S]` of `surface_forms`, S at most the longest.
       source: `[V, D_in]` embeddings of the original ids (input and output ones side by side where they are not tied).
       pad: id of no piece.
       p: in_w in_b [D_in] and out_w out_b [D_out] (rescaling), kernel bias (to the hidden width), position [S, H],
@@ -72,7 +109,7 @@ def predict(forms: jax.Array, source: jax.Array, pad: int, p: Mapping, heads: in
     """
     mask = forms != pad
     x = source[jnp.where(mask, forms, 0)] * p["in_w"] + p["in_b"]
-    x = projector(x @ p["kernel"] + p["bias"], p["first"]) + p["position"]
+    x = projector(x @ p["kernel"] + p["bias"], p["first"]) + p["position"][: forms.shape[1]]
     for layer in p["layers"]:
         x = encoder_layer(x, mask, layer, heads)
     made = projector(x[:, 0], p["last"]) @ p["out_kernel"] + p["out_bias"]

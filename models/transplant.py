@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from data.tokenizers.romanise import romanised
+
 Encode = Callable[[bytes], Sequence[int]]
 
 
@@ -42,8 +44,11 @@ def mean_rows(E: np.ndarray, count: int) -> np.ndarray:
 
 
 def pieces_mean(E: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """Mean of the rows of the old ids that a new piece is made of, `[D]` (ReTok, Gu et al. 2024, arXiv:2410.04335)."""
-    return E[np.asarray(ids, int)].mean(0)
+    """Mean of the rows of the old ids that a new piece is made of, `[D]` (ReTok, Gu et al. 2024, arXiv:2410.04335).
+
+    Of a piece that the old tokenizer has no ids for, the mean of all rows.
+    """
+    return E[np.asarray(ids, int)].mean(0) if len(ids) else E.mean(0)
 
 
 def softmax(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -172,6 +177,9 @@ class Change:
     weight: float = 0.3
     threshold: float | None = None
     variant: str = "averaged"
+    specials: Sequence[tuple[int, int]] | None = None  # (old id, new id) of each; None: empty pieces in their order
+    transliterate: Callable[[str], str] | None = None  # of TransMI; None: romanised
+    predicted: np.ndarray | None = None  # [V', D], of a hypernetwork
 
 
 def letter_counts(pieces: Sequence[bytes], size: int = 512) -> np.ndarray:
@@ -188,22 +196,27 @@ def letter_counts(pieces: Sequence[bytes], size: int = 512) -> np.ndarray:
 
 
 def _fill(change: Change, E: np.ndarray, rest: Callable[[int], np.ndarray], ignore_case: bool = False) -> np.ndarray:
-    """Shared pieces copied, the new piece i filled by rest(i); specials, at the end of both, in their order."""
+    """Shared pieces and specials copied, the new piece i filled by rest(i); specials without a pair have the mean."""
     known = shared(change.old, change.new, ignore_case)
-    out = np.empty((len(change.new), E.shape[1]), E.dtype)
-    specials = [[i for i, piece in enumerate(pieces) if not piece] for pieces in (change.old, change.new)]
-    known[specials[1][: len(specials[0])]] = specials[0][: len(specials[1])]
+    for o, i in pairs_of_specials(change):
+        known[i] = o
+    out, middle = np.empty((len(change.new), E.shape[1]), E.dtype), E.mean(0)
     for i, source in enumerate(known):
-        out[i] = E[source] if source >= 0 else rest(i)
+        out[i] = E[source] if source >= 0 else rest(i) if change.new[i] else middle
     return out
+
+
+def pairs_of_specials(change: Change) -> list[tuple[int, int]]:
+    """(old id, new id) of specials: those that `change` names, else the empty pieces of both in their order."""
+    if change.specials is not None:
+        return list(change.specials)
+    return list(zip(*([i for i, p in enumerate(pieces) if not p] for pieces in (change.old, change.new)), strict=False))
 
 
 def random_rule(change: Change, E: np.ndarray) -> np.ndarray:
     """Every piece anew, `[V', D]`; specials copied."""
     drawn = random_like(E, len(change.new), change.seed).astype(E.dtype)
-    specials = [i for i, piece in enumerate(change.new) if not piece]
-    olds = [i for i, piece in enumerate(change.old) if not piece]
-    for i, o in zip(specials, olds, strict=False):
+    for o, i in pairs_of_specials(change):
         drawn[i] = E[o]
     return drawn
 
@@ -219,8 +232,10 @@ def copy_mean_rule(change: Change, E: np.ndarray) -> np.ndarray:
     return _fill(change, E, lambda i: pieces_mean(E, change.encode(change.new[i])))
 
 
-def _local(change: Change, E: np.ndarray, i: int) -> np.ndarray:
+def _local(change: Change, E: np.ndarray, i: int) -> np.ndarray | None:
     ids = np.asarray(change.encode(change.new[i]), int)
+    if not len(ids):
+        return None
     parts = [change.old[k] for k in ids]
     embed = change.external or letter_counts
     told = embed([change.new[i], *parts])
@@ -251,6 +266,41 @@ def tokenadapt_rule(change: Change, E: np.ndarray, weight: float | None = None) 
     return _fill(change, E, rest, ignore_case=True)
 
 
+def transmi_rule(change: Change, E: np.ndarray, mode: str) -> np.ndarray:
+    """Shared pieces copied; transliterations of old pieces by `transmi_embedding`, others the mean of old pieces.
+
+    A piece scores the higher, the earlier it stands in the old vocabulary, as in those of BPE and unigram.
+    """
+    texts = {i: _text(piece) for i, piece in enumerate(change.old) if _text(piece)}
+    ids = {text: i for i, text in texts.items()}
+    found = transmi_sources([*ids], [*map(change.transliterate or romanised, ids)])
+
+    def rest(i: int) -> np.ndarray:
+        if not (sources := [ids[text] for text in found.get(_text(change.new[i]), ())]):
+            return pieces_mean(E, change.encode(change.new[i]))
+        return transmi_embedding(E[sources], [-k for k in sources], mode)
+
+    return _fill(change, E, rest)
+
+
+def _text(piece: bytes) -> str:
+    """A piece as text, "" where it is none."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def zett_rule(change: Change, E: np.ndarray) -> np.ndarray:
+    """Shared pieces copied, others as `change.predicted`, `[V', D]`, of a hypernetwork (`models.hypernetwork`).
+
+    Errors: ValueError without a prediction.
+    """
+    if change.predicted is None:
+        raise ValueError("rule='zett' needs the predictions of a hypernetwork; use e.g. rule='copy_mean'.")
+    return _fill(change, E, lambda i: change.predicted[i])
+
+
 # By name: (change, E [V, D]) -> [V', D]. An identical tokenizer keeps every row but of `random`.
 RULES: dict[str, Callable[[Change, np.ndarray], np.ndarray]] = {
     "random": random_rule,
@@ -259,6 +309,10 @@ RULES: dict[str, Callable[[Change, np.ndarray], np.ndarray]] = {
     "tokenadapt_local": lambda change, E: tokenadapt_rule(change, E, 0.0),
     "tokenadapt_global": lambda change, E: tokenadapt_rule(change, E, 1.0),
     "tokenadapt": tokenadapt_rule,
+    "transmi_max": lambda change, E: transmi_rule(change, E, "max"),
+    "transmi_min": lambda change, E: transmi_rule(change, E, "min"),
+    "transmi_average": lambda change, E: transmi_rule(change, E, "average"),
+    "zett": zett_rule,
 }
 
 

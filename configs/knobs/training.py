@@ -169,14 +169,44 @@ checkpoint.keep_best = whole(0, "Checkpoints with the lowest held-out loss that 
 init = group("What a run starts from, if not from random parameters.")
 init.warm_start = text("", "A workdir whose newest parameters start this run (not its optimizer or step).")
 init.transplant = text(
-    "", "A workdir whose model of another tokenizer starts this run, its embeddings moved by a rule.", before=""
+    "",
+    "A workdir, or a pretrained model with its tokenizer, whose model starts this run, its embeddings moved to another "
+    "tokenizer by a rule.",
+    before="",
 )
 init.transplant_rule = one_of(
     "copy_mean",
-    ("random", "mean", "copy_mean", "tokenadapt_local", "tokenadapt_global", "tokenadapt"),
+    (
+        "random", "mean", "copy_mean", "tokenadapt_local", "tokenadapt_global", "tokenadapt", "transmi_max",
+        "transmi_min", "transmi_average", "zett",
+    ),
     "Rows of pieces that are new: see docs/tokens.md, Transplants.",
     before="copy_mean",
+)  # fmt: skip
+init.zett = zett = group(
+    "The hypernetwork that says the rows of a transplant, trained on the frozen model as the run starts.",
+    of="init.transplant_rule=zett",
 )
+zett.steps = whole(400, "Updates with a tokenizer drawn at each.", least=0, smoke=2, before=400)
+zett.identity_steps = whole(200, "Updates before, which reproduce the old rows.", least=0, smoke=2, before=200)
+zett.learning_rate = number(1e-3, "Of Adam; falls by a cosine over `steps`.", least=0, before=1e-3)
+zett.width = whole(
+    0, "Of the hypernetwork, a multiple of its heads; 0 = that of its output.", least=0, small=8, before=0
+)
+zett.layers = whole(3, "Of its Transformer.", least=1, small=1, before=3)
+zett.heads = whole(4, "Of its attention.", least=1, small=2, before=4)
+zett.lexical = number(
+    0.5, "Weight of the distance from the old rows of pieces that are one old id.", least=0, before=0.5
+)
+zett.noise = number(
+    1e-5, "exp of the mean of log sigma, the noise on the shares by which pieces are chosen; 0 = none.", least=0,
+    before=1e-5,
+)  # fmt: skip
+zett.spread = number(4.0, "Deviation of log sigma.", least=0, before=4.0)
+zett.pieces = whole(
+    0, "Pieces of a drawn tokenizer, at least 257; 0 = as many as the new one has.", least=0, small=300, before=0
+)
+zett.pool = whole(16, "Batches of text around which a tokenizer is drawn.", least=1, small=2, before=16)
 init.grow_from = text("", "A workdir whose model starts this run with more parameter tokens, its function kept.")
 init.pretrained = text(
     "", "A folder in Hugging Face form or a .gguf file whose weights start this run: docs/pretrained.md.", before=""

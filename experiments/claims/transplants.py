@@ -43,7 +43,7 @@ def _bits(base: Any, changes: Mapping[str, Any]) -> float:
     (trial,) = trials.resolve(base, [dict(changes)])
     config, corpus = trial.config, inputs.load(trial.config)
     program = build(config, vocab_size=corpus.tokenizer.vocab_size, mesh=sharding.make_mesh(config))
-    state = transplanted.state(program, config.init.transplant, corpus.tokenizer)
+    state = transplanted.state(program, config.init.transplant, corpus)
     batches, step = inputs.eval_batches(config, corpus), evaluate.make_step(program)
     found = evaluate.evaluate(program, step, program.evaluation_params(state), batches, corpus.tokenizer.token_bytes)
     return found["eval/bits_per_byte"]

@@ -252,7 +252,7 @@ def _combination_problems(config: Any, begun: bool) -> Iterator[str]:
     there = lambda path: path.is_file() or (path / "config.json").is_file()  # noqa: E731
     if _is_path(tokenizer) and not found(tokenizer, there):
         yield f"data.tokenizer={short(tokenizer)} is not a saved tokenizer; use 'bytes' or 'bpe'."
-    for key, start in (("warm_start", warm), ("grow_from", grow), ("transplant", config.init.transplant)):
+    for key, start in (("warm_start", warm), ("grow_from", grow)):
         if start and not holds_checkpoint(start):
             yield f"init.{key}={short(start)} holds no finished checkpoint; give the --workdir of a trained model."
     yield from preflight_growth.problems(config)

@@ -131,7 +131,7 @@ def state(
     1. An unfinished run of this workdir goes on where its newest good checkpoint stands.
     2. A new run may take its parameters from another workdir (init.warm_start).
     3. Or from a smaller model there, with more parameter tokens and the same function (init.grow_from).
-    4. Or from one there with another tokenizer (init.transplant).
+    4. Or from one with another tokenizer, there or in the files of another library (init.transplant).
     5. Or from a dense one there, as a mixture of experts (init.upcycle_from).
     6. Or from one there, its later layers rewired to an early one (init.rewire_from).
     7. Or from the files of another library (init.pretrained).
@@ -162,7 +162,7 @@ def state(
         grown.source(config, rewired.start(config), corpus.tokenizer, key="init.rewire_from")
         return None, rewired.state(program, rewired.start(config), vocab_size=corpus.tokenizer.vocab_size), {}
     if init.transplant:
-        return None, transplanted.state(program, init.transplant, corpus.tokenizer), {}
+        return None, transplanted.state(program, init.transplant, corpus), {}
     return None, program.init(), {}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -95,6 +96,36 @@ def test_rules_fill_a_new_vocabulary():
     many = transplant.random_like(E, 20_000)
     assert abs(many.mean() - E.mean()) < 5 * E.std() / math.sqrt(100_000)
     assert abs(many.std() / E.std(ddof=1) - 1) < 5 / math.sqrt(200_000)
+
+
+def test_specials_keep_their_part_and_unknown_pieces_have_the_mean():
+    old, new = (b"", b"", b"a", b"b", b""), (b"a", b"\xff", b"", b"", b"")
+    encode = lambda text: [old.index(text)] if text in old else []  # noqa: E731
+    rows = RNG.normal(size=(5, 3))
+    in_order = transplant.transplanted(transplant.Change(old, new, encode), rows, "copy_mean")
+    np.testing.assert_array_equal(in_order[[0, 2, 3, 4]], rows[[2, 0, 1, 4]])
+    np.testing.assert_allclose(in_order[1], rows.mean(0))
+    told = transplant.Change(old, new, encode, specials=[(1, 2), (4, 3)])
+    for rule in ("copy_mean", "mean", "tokenadapt_local", "transmi_max"):
+        got = transplant.transplanted(told, rows, rule)
+        np.testing.assert_array_equal(got[[2, 3]], rows[[1, 4]])
+        np.testing.assert_allclose(got[4], rows.mean(0))
+    np.testing.assert_array_equal(transplant.transplanted(told, rows, "random")[[2, 3]], rows[[1, 4]])
+
+
+def test_rules_of_transliterations_and_of_a_hypernetwork():
+    old = tuple(each.encode() for each in ("a", "да", "δα", "ми", "da ")) + (b"\xd0", b"")
+    new = (b"a", b"da", b"mi", b"aa", b"")
+    encode = lambda text: [0] * len(text)  # noqa: E731
+    rows, change = RNG.normal(size=(7, 3)), transplant.Change(old, new, encode)
+    for rule, da in (("max", rows[1]), ("min", rows[2]), ("average", (rows[1] + rows[2]) / 2)):
+        got = transplant.transplanted(change, rows, f"transmi_{rule}")
+        np.testing.assert_allclose(got, [rows[0], da, rows[3], rows[0], rows[6]], rtol=1e-15)
+    told = transplant.Change(old, new, encode, predicted=RNG.normal(size=(5, 3)))
+    got = transplant.transplanted(told, rows, "zett")
+    np.testing.assert_array_equal(got, [rows[0], *told.predicted[1:4], rows[6]])
+    with pytest.raises(ValueError, match="needs the predictions"):
+        transplant.transplanted(change, rows, "zett")
 
 
 @pytest.mark.parametrize("rule", transplant.RULES)
@@ -202,3 +233,19 @@ def test_forms_and_rescaling():
     w, b = hypernetwork.rescaling(E, np.arange(5.0), 0.02)
     np.testing.assert_allclose((w * E + b).mean(0), np.arange(5.0), atol=1e-12)
     np.testing.assert_allclose((w * E + b).std(0), 0.02, rtol=1e-12)
+
+
+def test_a_new_hypernetwork_reads_and_writes_at_the_scale_of_the_rows(x64):
+    rows = np.random.default_rng(3).normal(2.0, 0.1, size=(400, 8)) * np.arange(1, 9)
+    held = hypernetwork.scales(rows)
+    read = held["in_w"] * rows + held["in_b"]
+    np.testing.assert_allclose([read.mean(0), read.std(0)], [[0] * 8, [1] * 8], atol=1e-12)
+    p = hypernetwork.initial(jax.random.key(0), 8, 8, 16, 2) | held
+    forms = np.full((400, hypernetwork.LONGEST), -1)
+    forms[:, 0] = np.arange(400)
+    made = hypernetwork.predict(jnp.asarray(forms), jnp.asarray(rows), -1, p, 2)
+    unit = (np.asarray(made) - rows.mean(0)) / rows.std(0)
+    assert 0.5 < unit.std() < 2 and len(p["layers"]) == 2  # Outputs of unit size: kernels are N(0, 1 / inputs).
+    for name, fan_in in (("kernel", 8), ("out_kernel", 16)):
+        assert abs(p[name].std() * np.sqrt(fan_in) - 1) < 5 / np.sqrt(2 * p[name].size)
+    assert jax.tree.structure(p["layers"][0]) == jax.tree.structure(parameters(8, 16, 7, 1, RNG)["layers"][0])

@@ -10,7 +10,7 @@ MODULES = [
         f"data.tokenizers.{name}"
         for name in ("covers", "endings", "pairs", "unigram", "mixture", "theory", "lzw", "lib", "digits", "dynamic")
     ),
-    *(f"data.tokenizers.{name}" for name in ("morphology", "patches", "measures")),
+    *(f"data.tokenizers.{name}" for name in ("morphology", "patches", "measures", "romanise", "sampled")),
     "data.catalogues",
     "models.transplant",
     "models.hypernetwork",
