@@ -116,6 +116,10 @@ def generate(flags: Any, changes: Changes) -> None:
     from experiments.generation import batch, requests
 
     model = opening.trained(flags, made)
+    if made.generate.merges:
+        from experiments.generation import dynamic
+
+        model = dynamic.merged(model, asked)
     lanes = model.program.objective.generator == "autoregressive"
     if flags.output and not lanes:
         raise Refused(
@@ -139,6 +143,8 @@ def serve(flags: Any, changes: Changes) -> None:
     from experiments.serving import server
 
     made = opening.readable(flags, changes)
+    if made.generate.merges:
+        raise Refused(f"generate.merges={made.generate.merges} merges prompts that are known together; use 0.")
     name = server.model_name(named.workdir(flags).resolve().name if flags.workdir else made.init.pretrained)
     lanes = flags.lanes or made.generate.engine.lanes
     serving = server.Serving(name, flags.host, flags.port, lanes, made.generate.engine.queue)

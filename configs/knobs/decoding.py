@@ -31,6 +31,22 @@ generate.edit_of = text(
     of=TOKEN_BY_TOKEN,
     before="",
 )
+generate.merges = whole(
+    0,
+    "--mode=generate: pairs of neighbouring tokens of the prompts that are merged, the most frequent first, so that "
+    "prompts are read in fewer tokens (dynamic tokenization); 0 = none.",
+    least=0,
+    of=TOKEN_BY_TOKEN,
+    before=0,
+)
+generate.merge_rows = one_of(
+    "copy_mean",
+    ("copy_mean", "zett"),
+    "Rows of merged tokens: the mean of those that they are made of, or what a hypernetwork says (init.zett, on the "
+    "run's text), trained before the prompts are read.",
+    of="generate.merges=*",
+    before="copy_mean",
+)
 generate.memory = part(
     "full", "models.mixers.memory:MEMORIES", "What attention keeps of the text.", of=TOKEN_BY_TOKEN, before="full"
 )

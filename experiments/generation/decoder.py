@@ -68,7 +68,7 @@ class Decoder:
         shared = None if shared is None else patterns.resolved(shared)
         tokenizer = self.tokenizer
         known = {} if tokenizer is None else {
-            "vocab_size": tokenizer.vocab_size, "eos": tokenizer.eos,
+            "vocab_size": getattr(tokenizer, "written", tokenizer.vocab_size), "eos": tokenizer.eos,
             "banned": tuple(i for i in (tokenizer.bos, tokenizer.pad) if i != tokenizer.eos),
         }  # fmt: skip
         known["roles"] = self.program.spec.roles

@@ -320,8 +320,8 @@ BUGS = (
     Bug(
         "specials of a transplant are shifted",
         "models/transplant.py",
-        "known[specials[1][: len(specials[0])]] = specials[0][: len(specials[1])]",
-        "known[specials[1][: len(specials[0])]] = specials[0][: len(specials[1])][::-1]",
+        "known[i] = o",
+        "known[i] = pairs_of_specials(change)[0][0]",
         ("tests/models/transplant_test.py",),
     ),
     Bug(

@@ -10,6 +10,15 @@ CHECK = ("tests/experiments/claims/scripts_test.py",)
 MEASURES = ("tests/experiments/claims/measures_test.py",)
 MODE = ("tests/experiments/tokenizers/compare_test.py",)
 
+RULES = ("tests/models/transplant_test.py",)
+DRAWN = ("tests/data/tokenizers/sampled_test.py",)
+MOVED = ("tests/experiments/workdir/transplanted_test.py",)
+LEARNED = ("tests/data/tokenizers/learners_test.py",)
+PROMPTS = ("tests/experiments/generation/dynamic_test.py",)
+TRANSPLANT, HYPER = "models/transplant.py", "models/hypernetwork.py"
+SAMPLED, DYNAMIC = "data/tokenizers/sampled.py", "data/tokenizers/dynamic.py"
+ZETT = "experiments/workdir/zett.py"
+
 BUGS = (
     Bug("groups from the right always", SUMS, "if from_left\n", "if not from_left\n", TASKS),
     Bug("groups are not told apart by length", SUMS, "first_of(count) + value, -1)", "value, -1)", TASKS),
@@ -33,4 +42,31 @@ BUGS = (
     Bug("pairs without what is below them", SCRIPTS, "(counts + kinds * p) / np.maximum(total, 1)", "(counts + kinds / 256) / np.maximum(total, 1)", CHECK),
     Bug("parity the wrong way round", TOKENIZE, "measures.parity(counts, next(iter(texts)))", "measures.parity(counts, [*texts][-1])", MODE),
     Bug("morphemes as they are written", TOKENIZE, '.read_text("utf-8").lower()', '.read_text("utf-8")', MODE),
+    Bug("specials of two tokenizers by their order", TRANSPLANT, "if change.specials is not None:", "if False:", RULES),
+    Bug("TransMI: the last source for the first", TRANSPLANT, "[-k for k in sources], mode", "[*sources], mode", RULES),
+    Bug("TransMI: pieces as they are", TRANSPLANT, "[*map(change.transliterate or romanised, ids)]", "[*ids]", RULES),
+    Bug("pieces without ids", TRANSPLANT, "if len(ids) else E.mean(0)", "if len(ids) else E[0]", RULES),
+    Bug("a prediction of another piece", TRANSPLANT, "lambda i: change.predicted[i]", "lambda i: change.predicted[i - 1]", RULES),
+    Bug("rows are read as they are", HYPER, "rescaling(source, 0.0, 1.0)", "rescaling(source, 0.0, 0.1)", RULES),
+    Bug("kernels by outputs", HYPER, "/ np.sqrt(shape[0])", "/ np.sqrt(shape[1])", RULES),
+    Bug("substrings by their uses", SAMPLED, "uses * (end - begin)", "uses", DRAWN),
+    Bug("noise on the logarithm", SAMPLED, "q = scores / scores.sum() + noise", "q = scores / scores.sum() * np.exp(noise)", DRAWN),
+    Bug("the worst substrings", SAMPLED, "np.argsort(-noised", "np.argsort(noised", DRAWN),
+    Bug("the noise of every tokenizer is one", SAMPLED, "math.log(noise) + spread * rng.standard_normal()", "math.log(noise)", DRAWN),
+    Bug("bytes are the best", SAMPLED, "math.log(scores.min()", "math.log(scores.max()", DRAWN),
+    Bug("marks stay", "data/tokenizers/romanise.py", "if not unicodedata.combining(c)", "if c", DRAWN),
+    Bug("nats of a batch", ZETT, "/ jnp.maximum(jnp.sum(batch[\"scored\"]), 1)", "", MOVED),
+    Bug("start and end change places", ZETT, "[tokenizer.bos, tokenizer.eos, tokenizer.pad])", "[tokenizer.eos, tokenizer.bos, tokenizer.pad])", MOVED),
+    Bug("the distance counts once", ZETT, "said = lexical * hyper", "said = hyper", MOVED),
+    Bug("without the text", ZETT, "nats(rows, batch, key) + said", "said", MOVED),
+    Bug("texts begin with their end", ZETT, "([size] * a)", "([size + 1] * a)", MOVED),
+    Bug("the new tokenizer's own prediction is left", "experiments/workdir/transplanted.py", "predicted=rows.get(name)", "predicted=None", MOVED),
+    Bug("specials of a pretrained model by place", "experiments/workdir/transplanted.py", "[(old_id, new_id) for", "[(new_id, old_id) for", MOVED),
+    Bug("words are not kept apart", DYNAMIC, "or pieces[i][:1].isspace()", "", LEARNED),
+    Bug("specials join words", DYNAMIC, "or not pieces[found[-1][-1]]", "", LEARNED),
+    Bug("a merged token for its first part", DYNAMIC, "self._ids.get(unit, unit[0])", "unit[0]", LEARNED),
+    Bug("merged ids begin at the tokenizer's", DYNAMIC, "size + k for k", "len(base.pieces) + k for k", LEARNED),
+    Bug("merged tokens are written", "experiments/generation/decoder.py", 'getattr(tokenizer, "written", tokenizer.vocab_size)', "tokenizer.vocab_size", PROMPTS),
+    Bug("merged rows are those of the first part", "experiments/generation/dynamic.py", "pieces_mean(E, unit)", "pieces_mean(E, unit[:1])", PROMPTS),
+    Bug("pairs that come once", "experiments/generation/dynamic.py", "LEAST = 2", "LEAST = 1", PROMPTS),
 )  # fmt: skip

@@ -158,6 +158,27 @@ def test_a_batch_is_merged_by_its_own_pairs():
     assert dynamic.merge_batch(batch, 9, least=2)[1] == [(a, b)]
 
 
+def test_merged_tokens_are_read_as_the_bytes_that_they_are_of():
+    base, text = tokenizer.ByteTokenizer(), b"abab cab  \xff ab"
+    assert [bytes(word) for word in dynamic.words(base.encode(text), base.pieces)] == [
+        b"abab", b" cab", b" ", b" \xff", b" ab"
+    ]  # fmt: skip
+    assert dynamic.words([256, 97, 98, 257, 97], base.pieces) == [[256], [97, 98], [257], [97]]
+    batch = [[[(i,) for i in word] for word in dynamic.words(base.encode(text), base.pieces)]]
+    after, pairs = dynamic.merge_batch(batch, 3, least=2)
+    a, b, blank = ((ord(x),) for x in "ab ")
+    assert pairs[0] == (a, b) and len(pairs) == 1
+    pairs += [(blank, a + b), (a + b, a + b)]
+    made = dynamic.Merged(base, pairs, 262)
+    assert made.encode(text).tolist() == [264, 32, 99, 262, 32, 32, 255, 263]
+    assert made.decode_bytes(made.encode(text)) == text and made.decode_bytes([264, 259]) == b"abab"
+    assert (made.bos, made.eos, made.pad, made.vocab_size, made.written) == (256, 257, 258, 265, 259)
+    assert [bytes(each) for each in (text, b"")] == [*map(made.decode_bytes, made.encode_batch([text, b""]))]
+    assert made.hash not in (base.hash, dynamic.Merged(base, pairs[:1], 262).hash)
+    for word in after[0]:
+        assert all(unit in ((made.units[0]), (unit[0],)) for unit in word)
+
+
 def test_turkish_affixes_follow_the_vowels_and_share_a_name():
     turkish = morphology.turkish(["ev", "kitap", "göz", "okul"])
     readings = {"evlerde": ["ev", "PLURAL", "LOCATIVE"], "kitapta": ["kitap", "LOCATIVE"],
