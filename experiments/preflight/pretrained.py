@@ -16,12 +16,8 @@ def problems(config: Any) -> Iterator[str]:
     path, init = config.init.pretrained, config.init
     if init.transplant and not holds_checkpoint(init.transplant):
         yield from _of_transplant(init.transplant, config)
-    width = init.zett.width or config.model.width
-    if init.transplant_rule == "zett" and width % init.zett.heads:
-        yield (
-            f"init.zett.heads={init.zett.heads} does not divide the {width} numbers of init.zett.width; use "
-            f"init.zett.width={init.zett.heads * max(1, width // init.zett.heads)}."
-        )
+    if init.transplant_rule == "zett":
+        yield from _of_network(init.zett, config.model.width * (1 if config.model.tied else 2))
     if not path:
         return
     for key in ("warm_start", "grow_from"):
@@ -40,11 +36,23 @@ def problems(config: Any) -> Iterator[str]:
         )
 
 
+def _of_network(zett: Any, output: int) -> Iterator[str]:
+    """Sizes of a hypernetwork that cannot be; `output`: the numbers that it writes for a piece."""
+    width = zett.width or output
+    if width % zett.heads:
+        yield (
+            f"init.zett.heads={zett.heads} does not divide the {width} numbers of init.zett.width; use "
+            f"init.zett.width={zett.heads * max(1, width // zett.heads)}."
+        )
+    if 0 < zett.pieces <= 256:
+        yield f"init.zett.pieces={zett.pieces} leaves no piece beside the 256 bytes; use e.g. init.zett.pieces=1024."
+
+
 def _of_transplant(path: str, config: Any) -> Iterator[str]:
     """What is no run, and no pretrained model of these settings."""
     try:
         family, told = families.describe(path)
-    except (families.Unreadable, OSError, ValueError):
+    except (families.Unreadable, OSError, RuntimeError, ValueError):
         yield f"init.transplant={short(path)} holds no finished checkpoint; give the --workdir of a trained model."
         return
     yield from _unlike("transplant", path, family, told, config)

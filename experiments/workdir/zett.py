@@ -25,6 +25,7 @@ from models import hypernetwork, reports
 from models.objectives import OBJECTIVES
 
 PAD, SPECIALS, CLIP, SAID = -1, 3, 0.1, 50
+AT_ONCE = 4096  # pieces whose rows are made together, once it is trained
 Drawn = tuple[np.ndarray, dict[str, np.ndarray]]  # forms [n, S], a batch
 
 
@@ -50,7 +51,8 @@ def predicted(old: Program, params: Any, tokenizer: Any, encode: Callable, run: 
     run_once = jax.jit(functools.partial(hypernetwork.predict, pad=PAD, p=p, heads=options.heads))
 
     def rows(forms: np.ndarray) -> dict[str, np.ndarray]:
-        wide = np.asarray(run_once(forms, jnp.float32(source)), np.float64)
+        parts = (forms[k : k + AT_ONCE] for k in range(0, len(forms), AT_ONCE))
+        wide = np.concatenate([np.asarray(run_once(part, jnp.float32(source)), np.float64) for part in parts])
         return dict(zip(names, np.split(wide, len(names), axis=1), strict=True))
 
     return rows

@@ -12,6 +12,7 @@ import safetensors.numpy
 import tokenizers
 
 from configs import knobs, pretrained
+from data.library_tokenizer import LibraryTokenizer
 from data.saved_tokenizers import load_tokenizer
 from data.tokenizers import sampled
 from experiments import preflight
@@ -204,6 +205,17 @@ def test_a_pretrained_model_keeps_its_logits_with_its_own_tokenizer(old, foreign
     np.testing.assert_array_equal(params["embedding"], theirs["model.embed_tokens.weight"])
 
 
+def test_pieces_are_cut_as_they_stand_inside_a_text():
+    """Of a tokenizer that puts a blank in front of a text."""
+    names = ["<e>", "\n", "\u2581", "a", "b", "\u2581a"]
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({name: i for i, name in enumerate(names)}, [("\u2581", "a")]))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made = LibraryTokenizer(library.to_str(), 0, 0, 0, False, "")
+    encode = transplanted.encoder(made)
+    assert made.encode(b"ab").tolist() == [5, 4] and encode(b"ab") == [3, 4]
+    assert encode(b" ab") == [5, 4] and encode(b"\n") == [1]
+
+
 def test_a_pretrained_model_goes_over_to_another_tokenizer(old, foreign):
     config = of_foreign(old, foreign, **{"data.tokenizer": "lzw", "data.vocab_size": 280, "model.vocab_size": 0})
     corpus = inputs.load(config)
@@ -235,5 +247,10 @@ def test_the_knob_names_every_rule_and_mistakes_are_sentences(old):
         preflight.check(tiny.config(old.parent, init__transplant="/nowhere"), num_devices=1)
     with pytest.raises(ConfigError, match="not the only start of the run"):
         preflight.check(tiny.config(old.parent, init__transplant=str(old), init__warm_start=str(old)), num_devices=1)
+    sizes = {"init__transplant": str(old), "init__transplant_rule": "zett"}
+    with pytest.raises(ConfigError, match="init.zett.heads=3 does not divide the 32 numbers .*use init.zett.width=30"):
+        preflight.check(tiny.config(old.parent, **sizes, init__zett__heads=3), num_devices=1)
+    with pytest.raises(ConfigError, match="init.zett.pieces=256 leaves no piece"):
+        preflight.check(tiny.config(old.parent, **sizes, init__zett__pieces=256), num_devices=1)
     with pytest.raises(ConfigError, match="only the vocabulary may differ"):
         started(old, "mean", model__width=64)
