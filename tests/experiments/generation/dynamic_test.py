@@ -59,6 +59,11 @@ def test_greedy_text_behind_merged_prompts_is_that_of_whole_passes(capsys):
             rows.append(E[drawn[-1]])
         reader = data.StreamDecoder(old.tokenizer)
         assert text == "".join(map(reader.push, drawn))
+    v = 100 * np.random.default_rng(0).normal(size=E.shape[1])
+    wild = {"embedding": jnp.asarray(np.concatenate([table[:W], [v, -v]]), jnp.float32)}
+    others, options = ["xyz wq", "k"], new.config.generate.to_dict()
+    likeliest = maker(new.params, others, options)
+    assert maker(new.params | wild, others, options) == likeliest, "no merged token is ever written"
 
 
 def test_without_a_pair_that_comes_twice_it_is_the_model_itself():
