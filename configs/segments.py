@@ -7,8 +7,8 @@ Each preset is the tiny Transformer as the backbone, with a layer of width 64 be
 `model.segmented` says where bytes are cut, docs/tokens.md how to choose. `train/report/segments` in metrics.jsonl
 is tokens a byte.
 
-Expect: bits per byte of strides, words, MAGNET, H-Net and MrT5 beside bytes at equal training FLOPs: see
-docs/claims/segments.md; spaces and entropy are not measured. `--mode=plan` has the FLOPs a byte.
+Expect: bits per byte of each beside bytes at equal training FLOPs, and of words with `model.segmented.pool=attention`:
+see docs/claims/segments.md. `--mode=plan` has the FLOPs a byte.
 """
 
 from configs import base, transformer
@@ -31,6 +31,7 @@ PRESETS = {
         {"segmenter": "spaces", "least": 3},
         says="Segments end at bytes that are no letters",
         source="Slagle 2024, arXiv:2404.14408, and Pagnoni et al. 2024, arXiv:2412.09871",
+        claim="segments",
     ),
     "magnet": preset(
         {"segmenter": "magnet", "least": 3},
@@ -48,6 +49,7 @@ PRESETS = {
         {"segmenter": "entropy", "least": 3},
         says="Patches begin at bytes that a head on the encoder finds hard to predict",
         source="Pagnoni et al. 2024, arXiv:2412.09871, with a model trained before",
+        claim="segments",
     ),
     "mrt5": preset(
         {"segmenter": "mrt5", "least": 1},
