@@ -132,6 +132,9 @@ def test_the_loss_of_a_hypernetwork_in_plain_numpy(old, x64):
     batch = zett.batch(texts, encode, len(pieces), small)
     ids = [len(pieces), *encode(texts[0][0])] if texts[0][1][0] else encode(texts[0][0])
     assert batch["tokens"][0].tolist() == ids[:T] and batch["targets"][0].tolist() == ids[1 : T + 1]
+    own = zett.batch([(b"ab", (True, True)), (b"cab", (False, True))], encode, 258, small)
+    assert own["tokens"][0].tolist() == [258, 256, 259, 99, 256, 259, 260, 260]
+    assert own["scored"][0].tolist() == [True, True, False, True, True, False, False, False]
     p = hypernetwork.initial(jax.random.key(1), *[E.shape[1]] * 2, 8, 1) | hypernetwork.scales(E)
     key, told = jax.random.key(0), {"heads": 2, "lexical": 0.25}
     nats = zett.frozen(program, params, len(pieces), was.tokenizer)
