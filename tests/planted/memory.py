@@ -366,8 +366,8 @@ BUGS = (
     Bug(
         "ems: the new key's length is that of the one before it",
         "models/mixers/memory/ems.py",
-        'norm = jnp.where(new, jnp.linalg.norm(key, axis=-1), row.extra["norm"])',
-        'norm = row.extra["norm"]',
+        'length.astype(self.score.dtype), self.extra["norm"])',
+        'self.extra["norm"], self.extra["norm"])',
         ("tests/models/memory/engine_test.py",),
     ),
     Bug(

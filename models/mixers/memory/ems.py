@@ -44,14 +44,16 @@ class EMS(Kept):
         rows = ring.put_rows(row.told["rows"], p, row.query, row.newest)
         local = ring.sums(rows, row.position, row.newest)
         count = jnp.maximum(row.extra["count"], 1)
-        norm = jnp.linalg.norm(row.k, axis=-1)
-        if row.one:  # That of the new key alone: the others' are known.
-            new = row.position == row.newest
-            key = jnp.take_along_axis(row.k, first_lowest(jnp.where(new, 0, 1))[:, None, None], axis=1)
-            norm = jnp.where(new, jnp.linalg.norm(key, axis=-1), row.extra["norm"])
+        norm = row.extra["norm"] if row.one else jnp.linalg.norm(row.k, axis=-1)
         inside = lambda x: jnp.where(row.held, x, 0)  # noqa: E731
         score = scores.ems(inside(columns), inside(local))
         return Rated.of(row, score, extra={"columns": columns, "count": count, "norm": norm}, told={"rows": rows})
+
+    def _taken(self, k, v, positions):
+        after = super()._taken(k, v, positions)
+        length = jnp.linalg.norm(k.astype(self.k.dtype), axis=-1)  # [B, K, 1]: the others' are known
+        norm = jnp.where(after.position != self.position, length.astype(self.score.dtype), self.extra["norm"])
+        return dataclasses.replace(after, extra=after.extra | {"norm": norm})
 
     def _beside(self, k, v, positions, *, fresh):
         after, had = super()._beside(k, v, positions, fresh=fresh), self.told["rows"]
