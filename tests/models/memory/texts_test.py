@@ -64,12 +64,17 @@ def program(name):
     return functools.partial(go, params)
 
 
-@pytest.mark.parametrize("name", policies("streaming", *SAMPLE))
-def test_a_row_is_the_same_bits_whatever_the_others_hold(name):
+def eight():
+    """Prompts of different lengths, their lengths and the keys of their draws."""
     text, key = (
         jnp.concatenate([x(seed) for seed in range(3)])[:8] for x in (stream_test.prompts, stream_test.key_data)
     )
-    length = jnp.tile(jnp.asarray(stream_test.LENGTH), 3)[:8]
+    return text, jnp.tile(jnp.asarray(stream_test.LENGTH), 3)[:8], key
+
+
+@pytest.mark.parametrize("name", policies("streaming", *SAMPLE))
+def test_a_row_is_the_same_bits_whatever_the_others_hold(name):
+    text, length, key = eight()
     first = program(name)(text, length, key)
     order = jnp.asarray([2, 0, 1, 7, 6, 3, 4, 5])
     turned = program(name)(text[order], length[order], key[order])
@@ -80,6 +85,16 @@ def test_a_row_is_the_same_bits_whatever_the_others_hold(name):
     for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True):
         np.testing.assert_array_equal(a[2], b[2])
     assert (first.length == length + 8).all()
+
+
+@pytest.mark.parametrize("name", policies("ems"))
+def test_a_row_alone_writes_what_it_writes_among_eight(name):
+    """One row goes through the loop without the row's dimension: other products, the same tokens."""
+    text, length, key = eight()
+    many, one = program(name)(text, length, key), program(name)(text[2:3], length[2:3], key[2:3])
+    count = int(length[2]) + 8
+    assert int(one.length[0]) == count
+    np.testing.assert_array_equal(one.text[0, :count], many.text[2, :count])
 
 
 @functools.cache
