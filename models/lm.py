@@ -21,7 +21,7 @@ from models.depth import Depth
 from models.mixers.context import Asked, Context, Edit, check_sites
 from models.mixers.memory import Policy
 from models.mixers.prefill import Prefill
-from models.mixers.slots import Slots
+from models.mixers.slots import Slots, ancestors
 from models.mixers.together import Rows, cut, joined
 from models.products import against, by_rows
 from models.spec import Spec
@@ -123,7 +123,8 @@ class LM(nnx.Module):
         slots = state["slots"].append(positions)
         patterns = self.stack.patterns(prefill) if prefill is not None and fresh else ()
         more = {"prefill": patterns, "depth": depth, "among": among if fresh else None}
-        context = Context(positions, segment_ids, mask, slots, start, parents, fresh, asked, **more, **shown)
+        paths = None if parents is None else ancestors(parents)  # Once for all layers.
+        context = Context(positions, segment_ids, mask, slots, start, paths, fresh, asked, **more, **shown)
         x, after, report = self.stack(x, context, state["layers"])
         return Pass(self.norm(x), {"slots": slots, "layers": after}, report)
 
@@ -139,7 +140,8 @@ class LM(nnx.Module):
         for r in rows:
             at = jnp.broadcast_to(r.positions, r.tokens.shape[:2])
             slots = r.state["slots"].append(at)
-            parts.append(Context(at, None, mask, slots, r.state["slots"].length, r.parents, asked=r.asked))
+            paths = None if r.parents is None else ancestors(r.parents)
+            parts.append(Context(at, None, mask, slots, r.state["slots"].length, paths, asked=r.asked))
         entered = [self._entered(r.tokens, part.positions) for r, part in zip(rows, parts, strict=True)]
         x = self.spec.partition.constrain(joined(entered), STREAM)
         whole = Context(joined([part.positions for part in parts]), None, mask, parts=tuple(parts))

@@ -3,8 +3,7 @@
     python -m experiments.bench.speculation --workdir=runs/big --draft=runs/small
 
 Greedy texts behind held-out prompts, one row at a time, the ways of writing in turn; the prompt is read before the time
-begins. `overhead` is what a round takes beyond passes of the models over as many tokens (of both models in turn, where
-there are two), in steps of the target. Where
+begins. `overhead` is what a round takes beyond its passes of the models, in steps of the target (`rounds.costs`). Where
 transformers and torch are installed its assisted generation writes the same texts from the exported pair.
 
 Costs of passes are fitted as the simulator of serving fits its steps (`costs.fit`); each schedule's clock then says
@@ -17,6 +16,7 @@ the length that `generation.draft_length` finds behind the first prompt.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.bench.drafts import pair_passes, passes
+from experiments.bench import rounds
 from experiments.generation import draft_length, drafted, held_out, overlapped, requests
 from experiments.generation.decoder import Decoder, key_data
 from experiments.generation.serving import clock, costs
@@ -36,6 +36,8 @@ from experiments.program import inputs
 from experiments.workdir import disk, trained
 from models.decoding import stream
 
+# transformers by itself and with the draft, where it is installed, and what of ours does the same.
+PEERS = {"transformers": "plain", "assisted": "model_draft"}
 NODES = (1, 2, 3, 5, 9, 17)  # tokens of the passes that costs are fitted to
 LENGTH = 4  # drafts of a round of the schedules that are compared
 DRAFTERS: Mapping[str, Mapping[str, Any]] = {
@@ -138,21 +140,25 @@ def speed(plain: Sequence[tuple[float, float]], other: Sequence[tuple[float, flo
     return statistics.median(a[of] / b[of] if b[of] else 0.0 for a, b in zip(plain, other, strict=True))
 
 
-def pass_costs(writer: Writer, rounds: int, passes_each: int = 24) -> tuple[costs.Fitted, dict[int, float]]:
+def pass_costs(writer: Writer, turns: int, passes_each: int = 24) -> tuple[costs.Fitted, dict[int, float]]:
     """(target, node, more) of passes over `NODES` tokens with the error on held-out ones, and the median of each
     size."""
-    run, p = passes(writer.decoder), writer.begun(0)
+    run = rounds.passes(writer.decoder)
     measured: dict[int, list[float]] = {n: [] for n in NODES}
-    for turn in range(rounds + 1):
+    for turn in range(turns + 1):
         for n in NODES if turn % 2 else NODES[::-1]:
-            begun = time.process_time()
-            jax.block_until_ready(run(writer.weights, p, passes_each, nodes=n))
+            seconds = rounds.alone(run, writer, 0, (), passes_each, nodes=n)
             if turn:
-                measured[n].append((time.process_time() - begun) / passes_each)
-    sizes = [n for turn in range(rounds) for n in NODES]
-    seconds = [measured[n][turn] for turn in range(rounds) for n in NODES]
+                measured[n].append(seconds / passes_each)
+    sizes = [n for turn in range(turns) for n in NODES]
+    seconds = [measured[n][turn] for turn in range(turns) for n in NODES]
     fitted = costs.fit(sizes, seconds, lambda n: np.array([1.0, n - 1.0, n > 1]))
     return fitted, {n: statistics.median(each) for n, each in measured.items()}
+
+
+def compared(way: Any) -> bool:
+    """Whether a round's passes are told apart from the rest of it: drafts of `exit` are passes of a part of a model."""
+    return isinstance(way, Writer) and way.parts.drafter[0] != "exit"
 
 
 def at(medians: Mapping[int, float], n: float) -> float:
@@ -185,20 +191,26 @@ class Bench:
         changes = {name: defaults | dict(options) | runs} if name != "none" else {}
         return Writer(self.model, self.prompts, self.tokens, drafter=name, **changes)
 
-    def ways(self, stack: contextlib.ExitStack) -> dict[str, Any]:
-        """Every way of writing; processes end with `stack`."""
+    def ways(self, stack: contextlib.ExitStack, names: Sequence[str] = ()) -> dict[str, Any]:
+        """The ways of writing of these names, plain decoding among them; () = all. Processes end with `stack`.
+
+        Errors: ValueError for a name of none.
+        """
+        known = {name: functools.partial(self.writer, name, options) for name, options in DRAFTERS.items()}
+        known["chosen"] = functools.partial(self.writer, "model_draft", {"length": 0})
+        known |= {name: functools.partial(Overlapping, self, name, stack) for name in overlapped.SCHEDULES}
+        if wrong := [name for name in names if name not in (*known, "plain", *PEERS)]:
+            raise ValueError(f"{wrong[0]!r} is no way of writing; use of {', '.join((*known, *PEERS))}.")
         made: dict[str, Any] = {"plain": self.writer("none", {})}
-        made |= {name: self.writer(name, options) for name, options in DRAFTERS.items()}
-        made["chosen"] = self.writer("model_draft", {"length": 0})
-        for schedule in overlapped.SCHEDULES:
-            made[schedule] = Overlapping(self, schedule, stack)
-        return made | self.peers(made["plain"].prompts)
+        made |= {name: make() for name, make in known.items() if not names or name in names}
+        return made | (self.peers(made["plain"].prompts) if not names or set(names) & set(PEERS) else {})
 
     def peers(self, ids: Sequence[np.ndarray]) -> dict[str, Any]:
         """transformers, where it is installed."""
         try:
             from experiments.bench import assisted
-        except ImportError:
+        except ImportError as missing:
+            print(f"note: {missing.name} is not installed, so that transformers' assisted generation is not compared.")
             return {}
         plain, target, draft = (assisted.theirs(each) for each in (self.model, self.model, self.draft))
         return {
@@ -207,60 +219,13 @@ class Bench:
         }
 
 
-def reads(name: str, drafter: Any) -> tuple[int, ...]:
-    """Tokens of each pass of the draft model in a round; () of a drafter without one.
-
-    A draft model reads what it lacks of the text in one pass over two tokens, then one token a pass; a tree of it
-    begins with what the last round wrote, `depth` tokens, then all nodes so far a pass.
-    """
-    if name == "model_tree":
-        return (drafter.depth, *(drafter.beam * i for i in range(1, drafter.levels)))
-    if name == "model_draft" or (name == "chosen" and drafter.nodes > 1):
-        return (2, *[1] * (drafter.length - 1))
-    return ()
-
-
-def round_costs(ways: Mapping[str, Any], draft: Writer, rounds: int, passes_each: int = 24) -> dict[str, float]:
-    """Of each way with a draft model: median seconds of a round's passes of both models, in turn."""
-    own = {name: way for name, way in ways.items() if isinstance(way, Writer) and reads(name, way.parts.drafter[1])}
-    found: dict[str, list[float]] = {name: [] for name in own}
-    run, state = {name: pair_passes(way.decoder, draft.decoder) for name, way in own.items()}, draft.begun(0)
-    begun = {name: way.begun(0) for name, way in own.items()}
-    for turn in range(rounds + 1):
-        for name in list(own) if turn % 2 else list(own)[::-1]:
-            way, drafter = own[name], own[name].parts.drafter[1]
-            given = (way.weights, begun[name], draft.weights, state, passes_each)
-            began = time.process_time()
-            jax.block_until_ready(run[name](*given, nodes=drafter.nodes, reads=reads(name, drafter)))
-            if turn:
-                found[name].append((time.process_time() - began) / passes_each)
-    return {name: statistics.median(each) for name, each in found.items()}
-
-
-def overheads(
-    ways: Mapping[str, Any], found: Mapping[str, Sequence], target: Mapping, pairs: Mapping[str, float]
-) -> dict[str, float]:
-    """Of each drafter: what a round takes beyond passes of the models, over a step of the target.
-
-    target: medians of `pass_costs`; pairs: `round_costs` of those that read a draft model.
-    """
-    made = {}
-    for name, way in ways.items():
-        if not isinstance(way, Writer) or name == "exit":  # Its drafts are passes of a part of the model.
-            continue
-        spent = statistics.median(cpu for cpu, _ in found[name]) / way.calls
-        forward = pairs[name] if name in pairs else at(target, way.parts.drafter[1].nodes)
-        made[name] = (spent - forward) / at(target, 1)
-    return made
-
-
 def clocks(
     ways: Mapping[str, Any], target: Sequence[float], medians: Mapping, pairs: Mapping[str, float]
 ) -> dict[str, float]:
     """Seconds that each schedule's clock gives for the rounds that there were, from costs that were measured apart.
 
     target: fitted (a pass, each further token of it, more than one of them); medians: of its passes, by tokens; pairs:
-    `round_costs`, which say what the draft's part of a round takes between passes of the target.
+    of ways with a draft model the passes of a round, which say what the draft's part takes between those of the target.
     """
     drafters = {name: ways[name].parts.drafter[1] for name in pairs}
     drafts = {name: pairs[name] - at(medians, each.nodes) for name, each in drafters.items()}
@@ -271,15 +236,16 @@ def clocks(
         made[name] = ways[name].calls * (drafts[name] + own.verify(each.nodes))
         if name != "model_tree":
             made[name] = clock.serial_time([steps] * ways[name].calls, own)
-    pearl, llmcad = ways["pearl"].written, ways["llmcad"].written
-    of_pearl, of_llmcad = halves(ways["pearl"]), halves(ways["llmcad"])
-    return made | {
-        "pearl": sum(clock.pearl_time([step.clock for step in made.steps], LENGTH, of_pearl) for made in pearl),
-        "llmcad": sum(
-            clock.llmcad_time([LENGTH] * len(made.steps), [not step.rejected for step in made.steps], of_llmcad)
-            for made in llmcad
-        ),
+    timed = {
+        "pearl": lambda steps, own: clock.pearl_time([step.clock for step in steps], LENGTH, own),
+        "llmcad": lambda steps, own: clock.llmcad_time([LENGTH] * len(steps), [not s.rejected for s in steps], own),
     }
+    for name, seconds in timed.items():
+        if name in ways:
+            texts = [text.steps for text in ways[name].written]
+            own = halves(ways[name])
+            made[name] = sum(seconds(steps, own) for steps in texts)
+    return made
 
 
 def halves(way: Overlapping) -> StepCosts:
@@ -290,30 +256,32 @@ def halves(way: Overlapping) -> StepCosts:
     return StepCosts(draft, statistics.median(step.target for step in steps))
 
 
-def run(bench: Bench, stack: contextlib.ExitStack) -> dict:
-    """Measures and prints; see the module."""
-    ways = bench.ways(stack)
+def run(bench: Bench, ways: Mapping[str, Any]) -> dict:
+    """Measures and prints; see the module. ways: of `bench`."""
     found = in_turn(ways, bench.rounds)
-    fitted, target = pass_costs(ways["random"], bench.rounds)
+    fitted, target = pass_costs(ways["plain"], bench.rounds)
     small = Writer(bench.draft, bench.prompts, bench.tokens)
     _, draft = pass_costs(small, bench.rounds)
-    pairs = round_costs(ways, small, bench.rounds)
+    beyond = rounds.costs({name: way for name, way in ways.items() if compared(way)}, small, bench.rounds)
+    pairs = {name: cost.passes for name, cost in beyond.items() if rounds.reads(*ways[name].parts.drafter)}
     says = ", ".join(f"{n}: {1e3 * seconds:.2f}" for n, seconds in target.items())
     print(f"CPU ms of a pass of the target by tokens {says}; error on held-out passes {fitted.error:.1%}")
     print(f"of the draft {', '.join(f'{n}: {1e3 * seconds:.2f}' for n, seconds in draft.items())}")
     print(f"of a round's passes of both {', '.join(f'{n}: {1e3 * seconds:.2f}' for n, seconds in pairs.items())}")
-    beyond = overheads(ways, found, target, pairs)
     table: dict[str, dict] = {}
     for name, way in ways.items():
         plain = "transformers" if name == "assisted" else "plain"
         same = sum(a == b for a, b in zip(way.texts, ways["plain"].texts, strict=True))
         row = {"cpu": speed(found[plain], found[name]), "wall": speed(found[plain], found[name], 1)}
         row |= {"per_call": bench.tokens * len(bench.prompts) / way.calls, "same": same}
-        row |= {"overhead": beyond[name]} if name in beyond else {}
+        row |= {"overhead": beyond[name].beyond} if name in beyond else {}
         if isinstance(way, Writer):
             row["stays"] = drafted.acceptance(np.stack(way.wrote)).tolist()
         table[name] = row
         more = f"; overhead {row['overhead']:+.1%} of a step" if "overhead" in row else ""
+        if (ours := PEERS.get(name)) in found:
+            row["ours"] = speed(found[name], found[ours]), speed(found[name], found[ours], 1)
+            more = f"; {ours} is {row['ours'][0]:.2f} times as fast by CPU, {row['ours'][1]:.2f} by wall"
         print(
             f"{name:12} {row['cpu']:.2f} times by CPU, {row['wall']:.2f} by wall; {row['per_call']:.2f} tokens a call; "
             f"{same} of {len(bench.prompts)} texts those of plain decoding{more}"
@@ -336,10 +304,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ways", default="", help="names of ways of writing beside plain decoding; all by default")
     parser.add_argument("--json", default="", help="a file for the figures")
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        found = run(Bench.load(given.workdir, given.draft, given.prompts, given.tokens, given.rounds), stack)
+        bench = Bench.load(given.workdir, given.draft, given.prompts, given.tokens, given.rounds)
+        found = run(bench, bench.ways(stack, [name for name in given.ways.split(",") if name]))
     if given.json:
         disk.write_file(given.json, json.dumps(found, indent=1).encode())
 

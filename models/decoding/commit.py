@@ -43,11 +43,8 @@ def commit(
     own = jnp.broadcast_to(order, (tokens.shape[0], order.shape[1]))
     at = jnp.where(jnp.arange(own.shape[1]) < count[:, None], jnp.take_along_axis(position, own, axis=1), -1)
     if rewinds(made):
-        start = before["slots"].length
-        move = lambda memory: memory.commit(path, count, start)  # noqa: E731
-        layers = jax.tree.map(move, made["layers"], is_leaf=lambda x: isinstance(x, Memory))
         slots: Slots = before["slots"].append(at)
-        return {"slots": slots, "layers": layers}, jnp.int32(0)
+        return {"slots": slots, "layers": _moved(made["layers"], path, count, before["slots"].length)}, jnp.int32(0)
 
     def replay() -> tuple[Any, jax.Array]:
         kept = jnp.take_along_axis(tokens, own if tokens.ndim == 2 else own[..., None], axis=1)
@@ -57,3 +54,14 @@ def commit(
         return replay()
     whole = jnp.all(count == jnp.sum(position >= 0, axis=1))
     return jax.lax.cond(whole, lambda: (made, jnp.int32(0)), replay)
+
+
+def _moved(layers: Any, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Any:
+    """The layers' memories with the accepted drafts, those of a kind together."""
+    memories, structure = jax.tree.flatten(layers, is_leaf=lambda x: isinstance(x, Memory))
+    for kind in dict.fromkeys(map(type, memories)):
+        own = [i for i, memory in enumerate(memories) if type(memory) is kind]
+        after = kind.commit(tuple(memories[i] for i in own), path, count, start)
+        for i, memory in zip(own, after, strict=True):
+            memories[i] = memory
+    return jax.tree.unflatten(structure, memories)

@@ -119,8 +119,8 @@ def recall(
         mask = mask & masks.Window(view.window - 1, view.window - 1)
     if not memory.looks and view.bias is None and view.keep is None and view.position.ndim == 2:
         rule = masks.Positions(context.positions, view.position, rule=mask)
-        if context.parents is not None:
-            rule = rule & masks.Dense(own_path(context.parents, view.start, keys.shape[1]))
+        if context.paths is not None:
+            rule = rule & masks.Dense(own_path(context.paths, view.start, keys.shape[1]))
         if context.segment_ids is not None:  # Texts that are read side by side, fresh: the keys are their own.
             rule = rule & masks.Segments(context.segment_ids, context.segment_ids)
         if context.among is not None:
@@ -250,8 +250,8 @@ def visible(view: View, context: Context, mask: masks.Mask) -> jax.Array:
     (B, T), S = context.positions.shape, held.shape[-1]
     by_head = lambda held: masks.Positions(context.positions, held, rule=mask).traced(T, S)[:, 0]  # noqa: E731
     seen = jax.vmap(by_head, in_axes=1, out_axes=1)(held)
-    if context.parents is not None:
-        seen = seen & own_path(context.parents, view.start, S)[:, None]
+    if context.paths is not None:
+        seen = seen & own_path(context.paths, view.start, S)[:, None]
     seen = jnp.broadcast_to(seen, (B, *seen.shape[1:]))[:, :, None]
     if view.keep is None:
         return seen

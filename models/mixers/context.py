@@ -35,7 +35,8 @@ class Context:
     mask: masks.Mask  # the objective's mask, over places in the row (training) or positions (decoding)
     slots: Slots | None = None  # decoding: where tokens stand, the new ones included
     start: jax.Array | None = None  # decoding: [B] the slot of each row's first new token
-    parents: jax.Array | None = None  # decoding: [1|B, T] new tokens are drafts in a tree: their parents, -1 = the past
+    # Decoding: the new tokens are drafts in a tree: [1|B, T, T] of each its ancestors and itself (`slots.ancestors`).
+    paths: jax.Array | None = None
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})  # decoding: no token came before these
     asked: Asked | None = None  # decoding: whose rows these are; None where no engine reads them
     layers: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> values of each layer

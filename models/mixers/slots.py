@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,22 +47,25 @@ def put(slots: jax.Array, new: jax.Array, start: jax.Array, axis: int = 1) -> ja
     return slots
 
 
-def gathered(cache: jax.Array, path: jax.Array, start: jax.Array, axis: int) -> jax.Array:
-    """Moves entries `start[b] + path[b, j]` of row b along `axis` to `start[b] + j`.
+def gathered(caches: Sequence[jax.Array], path: jax.Array, start: jax.Array, axis: int) -> list[jax.Array]:
+    """Moves entries `start[b] + path[b, j]` of row b along `axis` to `start[b] + j`, in each of `caches`.
 
     Args:
-      cache: `[B, ...]`.
+      caches: `[B, ...]` each.
       path: `[B, D]` which of the entries from `start` on, in any order.
       start: `[B]`.
-      axis: of `cache`, at least 1.
+      axis: of each, at least 1.
     """
-    shape = [1] * cache.ndim
-    shape[0], shape[axis] = path.shape
-    read = lambda path: jnp.take_along_axis(cache, (start[:, None] + path).reshape(shape), axis=axis)  # noqa: E731
     lie = jnp.broadcast_to(jnp.arange(path.shape[1], dtype=path.dtype), path.shape)
-    # A branch of its own: XLA would read and write the cache in one loop, and copy all of it for that.
+
+    def read(path: jax.Array) -> list[jax.Array]:
+        at = start[:, None] + path
+        wide = lambda cache: jnp.expand_dims(at, [i for i in range(1, cache.ndim) if i != axis])  # noqa: E731
+        return [jnp.take_along_axis(cache, wide(cache), axis=axis) for cache in caches]
+
+    # A branch of its own, one for all: XLA would read and write a cache in one loop, and copy all of it for that.
     moved = jax.lax.cond(jnp.any(path != lie), read, lambda _: read(lie), path)
-    return put(cache, moved, start, axis)
+    return [put(cache, new, start, axis) for cache, new in zip(caches, moved, strict=True)]
 
 
 def ancestors(parents: jax.Array) -> jax.Array:
@@ -82,19 +86,19 @@ def depths(parents: jax.Array) -> jax.Array:
     return jnp.sum(ancestors(parents), axis=-1, dtype=jnp.int32) - 1
 
 
-def own_path(parents: jax.Array, start: jax.Array, length: int) -> jax.Array:
+def own_path(paths: jax.Array, start: jax.Array, length: int) -> jax.Array:
     """Slots that a draft may see as far as the tree decides it: `[B, T, S]` bool, to be joined with a causal mask.
 
     Slots outside start[b] .. start[b] + T - 1 hold the past, which all drafts share; of the T new ones a draft sees
     itself and its ancestors.
 
     Args:
-      parents: `[1|B, T]` parent of each draft among the T, -1 = the past.
+      paths: `[1|B, T, T]` of each draft among the T its ancestors and itself (`ancestors`).
       start: `[B]` slot of the first draft.
       length: S.
     """
-    B, T = start.shape[0], parents.shape[-1]
-    own = jnp.broadcast_to(ancestors(parents), (B, T, T))
+    B, T = start.shape[0], paths.shape[-1]
+    own = jnp.broadcast_to(paths, (B, T, T))
     place = jnp.arange(length)[None] - start[:, None]  # [B, S] which draft stands there
     drafts = (place >= 0) & (place < T)
     seen = jnp.take_along_axis(own, jnp.clip(place, 0, T - 1)[:, None, :], axis=2)

@@ -47,8 +47,8 @@ BUGS = (
     Bug(
         "accepted drafts are moved from the front of the cache",
         "models/mixers/slots.py",
-        "(start[:, None] + path)",
-        "path",
+        "at = start[:, None] + path",
+        "at = path",
         ("tests/models/decoding/tree_test.py",),
     ),
     Bug(

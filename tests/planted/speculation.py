@@ -4,6 +4,7 @@ from tests.planted import Bug
 
 VERIFY, DRAFTS, TESTS = "models/decoding/verify", "models/decoding/drafts", "tests/models/decoding"
 RULES, GREEDY = (f"{TESTS}/verify/rules_test.py",), (f"{TESTS}/drafts/greedy_test.py",)
+BENCH = ("tests/experiments/bench/speculation_test.py",)
 TREE, SIDES = (f"{TESTS}/drafts/model_tree_test.py",), (f"{TESTS}/drafts/sides_test.py",)
 SAID = ("tests/experiments/generation/drafting_test.py",)
 PROMPTS = ("tests/models/objectives/prompt_tokens_test.py",)
@@ -302,16 +303,58 @@ BUGS = (
     ),
     Bug(
         "bench of drafts: a tree's draft is read like a chain's",
-        "experiments/bench/speculation.py",
+        "experiments/bench/rounds.py",
         "return (drafter.depth, *(drafter.beam * i for i in range(1, drafter.levels)))",
         "return (2, *(drafter.beam * i for i in range(1, drafter.levels)))",
-        ("tests/experiments/bench/speculation_test.py",),
+        BENCH,
     ),
     Bug(
         "bench of drafts: passes of the draft model count as machinery",
-        "experiments/bench/speculation.py",
-        "forward = pairs[name] if name in pairs else at(target, way.parts.drafter[1].nodes)",
-        "forward = at(target, way.parts.drafter[1].nodes)",
-        ("tests/experiments/bench/speculation_test.py",),
+        "experiments/bench/rounds.py",
+        "if not read:",
+        "if True:",
+        BENCH,
+    ),
+    Bug(
+        "bench of drafts: what is beyond the passes is told in rounds",
+        "experiments/bench/rounds.py",
+        "(each[:, 0] - each[:, 1]) / each[:, 2]",
+        "(each[:, 0] - each[:, 1]) / each[:, 1]",
+        BENCH,
+    ),
+    Bug(
+        "bench of drafts: a pass alone keeps all that it reads",
+        "experiments/bench/rounds.py",
+        'state["slots"].append(place[:, :1])',
+        'state["slots"].append(place)',
+        BENCH,
+    ),
+    Bug(
+        "bench of drafts: the target's pass goes on from the one before, not from the draft's",
+        "experiments/bench/rounds.py",
+        "token, state = _pass(large, jnp.broadcast_to(last, (len(last), nodes)), state, parents)",
+        "token, state = _pass(large, jnp.broadcast_to(token[:, :1], (len(last), nodes)), state, parents)",
+        BENCH,
+    ),
+    Bug(
+        "bench of drafts: the draft of a pair keeps all its drafts",
+        "experiments/bench/rounds.py",
+        'after["slots"] = slots.append(slots.length[:, None])',
+        "pass",
+        BENCH,
+    ),
+    Bug(
+        "trie: the rarest nodes are looked at first",
+        f"{DRAFTS}/trie.py",
+        "(-count[2], next(order), count, child)",
+        "(count[2], next(order), count, child)",
+        (f"{TESTS}/drafts/trie_test.py",),
+    ),
+    Bug(
+        "trie: the token before the last one is looked up",
+        f"{DRAFTS}/lookahead.py",
+        "asked[b, max(length - options.last, 0) : length].tolist()",
+        "asked[b, max(length - options.last - 1, 0) : length - 1].tolist()",
+        SIDES,
     ),
 )

@@ -28,9 +28,10 @@ class Chance(Drafter):
     def propose(self, models: Mapping[str, Any], p: Any, parts: Any) -> tuple[Tree, Any]:
         """See `Drafter.propose`."""
         V, request = models["model"].head_weights().shape[0], jax.random.wrap_key_data(p.key)
-        draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, V))
-        drafts = [draw(keys.fold(request, p.length + i, keys.DRAFT)) for i in range(self.length)]
-        token = jnp.concatenate([last_token(p.text, p.length), jnp.stack(drafts, axis=1)], axis=1)
+        places = p.length[:, None] + jnp.arange(self.length)
+        own = jax.vmap(keys.fold, (1, 1, None), 1)(jnp.broadcast_to(request[:, None], places.shape), places, keys.DRAFT)
+        drafts = jax.vmap(jax.vmap(lambda key: jax.random.randint(key, (), 0, V)))(own)
+        token = jnp.concatenate([last_token(p.text, p.length), drafts], axis=1)
         q = None
         if parts.verifier.needs_q:
             q = jnp.full((*token.shape, V), 1 / V)

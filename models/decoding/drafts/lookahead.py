@@ -35,51 +35,51 @@ class Shelf:
         self.numbers, self.everyone = itertools.count(), Trie()
 
     def answers(self, asked: np.ndarray) -> np.ndarray:
-        """`drafts` as one array `[B, 3, N]`, of its arguments side by side, `[B, R + 4]` int32: each array that a host
-        is given or gives takes longer than looking drafts up."""
-        text, length, key, done = np.split(np.asarray(asked), [-4, -3, -1], axis=1)
-        return np.stack(self.drafts(text, length[:, 0], key, done[:, 0] > 0), axis=1).astype(np.int32)
+        """Drafts `[B, 3, N]` int32, token, parent and whether there is such a node, of rows `[B, R + 4]` int32: a text,
+        its length, the two words of its request's key, and whether it is done.
 
-    def drafts(self, text: np.ndarray, length: np.ndarray, key: np.ndarray, done: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(token, parent, valid) `[B, N]`: text `[B, R]`, length, done `[B]`, key `[B, 2]` of the requests."""
-        text, length, key, done = map(np.asarray, (text, length, key, done))
-        B, N = len(text), self.options.nodes
-        token, parent, valid = np.zeros((B, N), np.int32), np.zeros((B, N), np.int32), np.zeros((B, N), bool)
-        parent[:, 0], valid[:, 0] = -1, True
-        here = {}
-        for b in np.flatnonzero(~done):
-            own, name = text[b, : length[b]].tolist(), key[b].tobytes()
-            here[name] = row = self._row(name, own)
-            row.stream.insert(own[row.seen :])
-            row.seen = len(own)
-        for b in np.flatnonzero(~done):
-            found = self._found(here[key[b].tobytes()], text[b, : length[b]].tolist())
+        One array each way, and lists in between: what numpy and the callback do with an array takes longer than looking
+        drafts up.
+        """
+        asked, options = np.asarray(asked), self.options
+        made = np.zeros((len(asked), 3, options.nodes), np.int32)
+        made[:, 1, 0], made[:, 2, 0] = -1, 1
+        here, live = {}, []
+        for b, (length, *key, done) in enumerate(asked[:, -4:].tolist()):
+            if done:
+                made[b, 0, 0] = asked[b, max(length - 1, 0)]
+                continue
+            row = here[tuple(key)] = self._row(tuple(key), asked[b, :length])
+            row.stream.insert(asked[b, row.seen : length].tolist())
+            row.seen = length
+            live.append((b, row, asked[b, max(length - options.last, 0) : length].tolist()))
+        for b, row, last in live:
+            found = self._found(row, last)
             n = len(found.token)
-            token[b, :n], parent[b, :n], valid[b, :n] = found.token, found.parent, True
-        token[done, 0] = np.take_along_axis(text, np.maximum(length - 1, 0)[:, None], axis=1)[done, 0]
+            made[b, 0, :n], made[b, 1, :n], made[b, 2, :n] = found.token, found.parent, 1
         for name in self.rows.keys() - here.keys():
             self._close(name)
-        return token, parent, valid
+        return made
 
-    def _row(self, name: bytes, own: list[int]) -> Row:
+    def _row(self, name: tuple[int, ...], own: np.ndarray) -> Row:
         """The request of this key: one that is known, or a new one, whose text so far is its prompt."""
         if name in self.rows and self.rows[name].seen > len(own):  # The same request, asked anew.
             self._close(name)
         if name not in self.rows:
             trie, number = self.everyone if self.options.shared else Trie(), next(self.numbers)
-            trie.insert(own, self.options.branch, number)
+            trie.insert(own.tolist(), self.options.branch, number)
             self.rows[name] = Row(number, trie, Stream(trie, self.options.branch), len(own))
-            self.rows[name].stream.insert(own[-1:])
+            self.rows[name].stream.insert(own[-1:].tolist())
         return self.rows[name]
 
-    def _found(self, row: Row, own: list[int]) -> Found:
+    def _found(self, row: Row, last: list[int]) -> Found:
         """Drafts behind the text, no node with more children than `Drafter` promises."""
         o = self.options
         asked = {"size": o.size, "branch": o.branch, "request": row.number, "output_weight": o.output_weight}
-        found = row.trie.query(own[-o.last :], **asked)
+        found = row.trie.query(last, **asked)
         return first_path(found) if o.chain else few_children(found, o.nodes - o.depth + 1)
 
-    def _close(self, name: bytes) -> None:
+    def _close(self, name: tuple[int, ...]) -> None:
         row = self.rows.pop(name)
         row.stream.insert([], final=True)
         row.trie.close(row.number)

@@ -6,6 +6,8 @@ one tree of drafts.
 """
 
 import dataclasses
+import heapq
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -22,7 +24,7 @@ class Found(NamedTuple):
     sizes: tuple[int, int]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Node:
     """Counts by request, `OUTPUT` for outputs, and what followed, by token."""
 
@@ -43,17 +45,16 @@ class Weights:
         return prompt, out, (1.0 - self.output) * prompt + self.output * out
 
 
-Counts = list[tuple[float, float, float]]
+Counts = Iterator[tuple[float, float, float]]
 Least = tuple[float, float, float]
 NOTHING = 1e9
 
 
 def largest(counts: Counts, size: int) -> Least:
     """The least mixture of the `size` largest, so that about so many nodes are left; all with a weight if there are no
-    more."""
-    if len(counts) <= size:
-        return NOTHING, NOTHING, math.ulp(0.0)
-    return NOTHING, NOTHING, sorted((mix for _, _, mix in counts), reverse=True)[size - 1]
+    more. counts: largest mixture first; no more of them are looked at."""
+    most = [mix for _, _, mix in itertools.islice(counts, size + 1)]
+    return NOTHING, NOTHING, math.ulp(0.0) if len(most) <= size else most[size - 1]
 
 
 def released(least_prompt: int, least_output: int) -> Callable[[Counts, int], Least]:
@@ -64,6 +65,7 @@ def released(least_prompt: int, least_output: int) -> Callable[[Counts, int], Le
     """
 
     def rule(counts: Counts, size: int) -> Least:
+        counts = list(counts)
         if len(counts) <= size:
             return NOTHING, NOTHING, 0.0
         prompts = sorted((count[0] for count in counts), reverse=True)
@@ -144,7 +146,7 @@ class Trie:
             if node is None or not any(weights.of(node)[:2]):
                 return Found(token, parent, (0, 0))
         size, branch = limits
-        bar = least(list(_counts(node, weights)), size)
+        bar = least(_counts(node, weights), size)
 
         def grow(node: Node, above: int, left: int) -> None:
             if left == 0:
@@ -189,12 +191,24 @@ def _nodes(node: Node) -> Iterator[Node]:
 
 
 def _counts(node: Node, weights: Weights) -> Iterator[tuple[float, float, float]]:
-    """Of all nodes below that this request may use: what no one counted hides what is below it."""
-    for child in node.children.values():
-        count = weights.of(child)
-        if count[0] > 0 or count[1] > 0:
-            yield count
-            yield from _counts(child, weights)
+    """Of all nodes below that this request may use, the largest mixture first; no node's is above its parent's.
+
+    What no one counted hides what is below it.
+    """
+    heap: list[tuple] = []
+    order = itertools.count()
+
+    def add(above: Node) -> None:
+        for child in above.children.values():
+            count = weights.of(child)
+            if count[0] > 0 or count[1] > 0:
+                heapq.heappush(heap, (-count[2], next(order), count, child))
+
+    add(node)
+    while heap:
+        *_, count, child = heapq.heappop(heap)
+        yield count
+        add(child)
 
 
 def _forget(node: Node, request: int) -> None:

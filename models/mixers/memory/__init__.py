@@ -9,7 +9,7 @@ front. One pass reads T new tokens of each row (a piece of the prompt, one token
 
     memory, view = memory.read(q, k, v, context)     # before attention: what the queries may look at
     memory = memory.looked(Looks(...), context)      # after it, where `looks`: the weights of every key
-    memory = memory.commit(path, count, start)       # where `rewinds`: those of T drafts that stay
+    layers = type(memory).commit(layers, path, count, start)  # where `rewinds`: those of T drafts that stay
 
 and, where `settles`, once for each row, all layers together: `Mine.settle(layers, ended)` when its prompt is read.
 
@@ -153,10 +153,14 @@ class Memory:
         """As `looked`, of a first pass over many tokens; called where `looks` and `sums` are True."""
         raise NotImplementedError
 
-    def commit(self, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Self:
-        """The memory with the accepted ones of the T tokens that the last `read` took in.
+    @classmethod
+    def commit(
+        cls, layers: tuple[Self, ...], path: jax.Array | None, count: jax.Array, start: jax.Array
+    ) -> tuple[Self, ...]:
+        """All layers' memories with the accepted ones of the T tokens that their last `read` took in.
 
         Args:
+          layers: those of the layers that keep such a memory, in order of depth.
           path: `[B, D]` their indices in order of depth; None: drafts were a chain, and they are 0..count-1.
           count: `[B]` how many stay, 0 for a row that is not live.
           start: `[B]` slot of the first of the T.

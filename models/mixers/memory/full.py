@@ -45,9 +45,15 @@ class Full(Memory):
 
         return Full(put(self.k, other.k), put(self.v, other.v))
 
-    def commit(self, path: jax.Array | None, count: jax.Array, start: jax.Array) -> Self:
+    @classmethod
+    def commit(
+        cls, layers: tuple[Self, ...], path: jax.Array | None, count: jax.Array, start: jax.Array
+    ) -> tuple[Self, ...]:
         """Moves the accepted drafts of a tree side by side. Those of a chain are: what lies behind has no position."""
-        return self if path is None else Full(*(slots.gathered(x, path, start, axis=2) for x in (self.k, self.v)))
+        if path is None:
+            return layers
+        moved = slots.gathered([x for layer in layers for x in (layer.k, layer.v)], path, start, axis=2)
+        return tuple(map(cls, moved[::2], moved[1::2]))
 
 
 PARTS = {"full": Full}

@@ -2,20 +2,25 @@
 
 import types
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from experiments.bench import speculation
+from experiments.bench import rounds, speculation
 from experiments.bench.speculation import Overlapping, Writer
 from experiments.generation.overlapped import Step, Written
-from models.decoding.drafts import chance, model, model_tree, none
+from models.decoding.drafts import chance, model, model_tree, none, recycling
+from tests.models.decoding import stream_test
 
 TARGET = {1: 10.0, 2: 11.0, 3: 12.0, 5: 14.0, 9: 18.0, 17: 26.0}  # 10 + (n - 1)
 DRAFT = {n: 1.0 for n in TARGET}
 
 
-def writer(drafter, calls):
+def writer(drafter, calls, name=""):
     made = object.__new__(Writer)
-    made.parts, made.calls = types.SimpleNamespace(drafter=("", drafter)), calls
+    made.parts, made.calls = types.SimpleNamespace(drafter=(name, drafter)), calls
+    made.decoder, made.prompts = None, ["a", "b"]
     return made
 
 
@@ -42,31 +47,107 @@ def test_ways_take_turns_and_the_round_that_compiles_does_not_count():
     assert speculation.speed([(6.0, 1.0), (2.0, 4.0), (8.0, 9.0)], [(3.0, 2.0), (4.0, 2.0), (1.0, 3.0)], 1) == 2.0
 
 
-def test_overhead_is_what_passes_do_not_take():
-    """24 rounds of five nodes, 15 each: one beyond the pass; of those with a draft, beyond the passes of both."""
-    tree = {"template": "", "beam": 2, "independent_draws": False, "workdir": "w", "width": 2}
-    ways = {
-        "random": writer(chance.Chance(4), 24),
-        "model_draft": writer(model.ModelDraft("w", 4), 24),
-        "model_tree": writer(model_tree.ModelTree(builder="dyspec", size=8, levels=4, **tree), 24),
-        "chosen": writer(none.Nothing(), 64),
-        "pearl": None,
-    }
-    assert {name: speculation.reads(name, way.parts.drafter[1]) for name, way in ways.items() if way} == {
-        "random": (), "model_draft": (2, 1, 1, 1), "model_tree": (5, 2, 4, 6), "chosen": (),
-    }  # fmt: skip
-    assert speculation.reads("chosen", model.ModelDraft("w", 2)) == (2, 1)
-    found = {"random": [(24 * 15.0, 0)], "model_draft": [(24 * 20.0, 0)], "model_tree": [(24 * 23.0, 0)]}
-    found["chosen"] = [(64 * 10.5, 0)]
-    made = speculation.overheads(ways, found, TARGET, {"model_draft": 18.0, "model_tree": 22.0})
-    assert made == pytest.approx({"random": 0.1, "model_draft": 0.2, "model_tree": 0.1, "chosen": 0.05})
+TREE = {"template": "", "beam": 2, "independent_draws": False, "workdir": "w", "width": 2}
+DYSPEC = model_tree.ModelTree(builder="dyspec", size=8, levels=4, **TREE)
+
+
+def test_what_is_read_of_a_draft_model_and_the_shape_of_a_round():
+    assert rounds.reads("random", chance.Chance(4)) == rounds.reads("none", none.Nothing()) == ()
+    assert rounds.reads("model_draft", model.ModelDraft("w", 4)) == (2, 1, 1, 1)
+    assert rounds.reads("model_draft", model.ModelDraft("w", 2)) == (2, 1)
+    assert rounds.reads("model_tree", DYSPEC) == (5, 2, 4, 6)
+    assert rounds.shape(chance.Chance(4)) is None
+    assert rounds.shape(recycling.Recycling("2x1x1x1", False)).tolist() == [[-1, 0, 1, 2, 3, 0, 0, 0, 0]]
+
+
+def test_overhead_is_what_passes_do_not_take(monkeypatch):
+    """Two texts, of 24 and 8 rounds: a round takes 15 or with a draft 20, its passes 14 or 18, a token 10."""
+    counts, round_, order = {0: 24, 1: 8}, {"random": 15.0, "model_draft": 20.0}, []
+
+    def passed(name, i, seconds):
+        order.append((name, i))
+        return counts[i] * seconds * (3.0 if 29 <= len(order) <= 40 else 1.0)  # The last turn is slow.
+
+    def written(way, i):
+        return passed("round", i, round_[way.parts.drafter[0]]), counts[i]
+
+    def alone(run, way, i, given, count, **sizes):
+        assert count == counts[i] and run == ("pair" if given else "alone")
+        if given:
+            assert given == ("weights", f"state {i}") and sizes["reads"] == (2, 1, 1, 1)
+        if sizes:
+            assert sizes["nodes"] == 5 and sizes["parents"] is None
+        return passed("passes" if sizes else "token", i, (18.0 if given else 14.0) if sizes else 10.0)
+
+    begun = lambda i: types.SimpleNamespace(state=f"state {i}")  # noqa: E731
+    draft = types.SimpleNamespace(weights="weights", begun=begun, decoder=None)
+    ways = {"random": writer(chance.Chance(4), 0, "random"), "long": writer(model.ModelDraft("w", 4), 0, "model_draft")}
+    fakes = {"passes": lambda _: "alone", "pair_passes": lambda *_: "pair", "alone": alone, "written": written}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(rounds, name, fake)
+    found = rounds.costs(ways, draft, 2)
+    forth = [(name, i) for i in (0, 1) for name in ("round", "passes", "token")]
+    back = [(name, i) for i in (0, 1) for name in ("token", "passes", "round")]
+    assert order == [("round", 0), ("round", 1)] * 2 + forth * 2 + back * 2 + forth * 2
+    # Of two turns, one of them three times as slow, in the middle: but what is beyond is told in steps of its turn.
+    assert found["random"] == pytest.approx(rounds.Cost(2 * 15.0, 2 * 14.0, 0.1))
+    assert found["long"] == pytest.approx(rounds.Cost(2 * 20.0, 2 * 18.0, 0.2))
+
+
+def plain_pass(name, kept, nodes, parents):
+    """The likeliest token behind each of `nodes` behind the tokens `kept`, by the whole forward pass."""
+    found = []
+    for i in range(len(nodes)):
+        path, at = [], i
+        while at >= 0:
+            path.append(nodes[at])
+            at = parents[at]
+        text = [*kept, *path[::-1]]
+        logits = stream_test.forward(name)(jnp.asarray([text + [0] * (32 - len(text))]))
+        found.append(int(jnp.argmax(logits[0, len(text) - 1])))
+    return found
+
+
+def decoder(name):
+    graphdef, params = stream_test.model(name)
+    models = lambda weights: {"model": nnx.merge(graphdef, weights).for_decoding()}  # noqa: E731
+    return types.SimpleNamespace(models=models), params, models(params)["model"].init_state(1, 24)
+
+
+@pytest.mark.parametrize("parents", [None, [[-1, 0, 1, 0]]])
+def test_passes_alone_are_those_of_the_whole_forward_pass(parents):
+    """Three passes over four nodes, in a chain and a tree; each keeps its first node."""
+    made, params, state = decoder("attention")
+    given = None if parents is None else np.asarray(parents, np.int32)
+    state, token = rounds.passes(made)(params, state, jnp.asarray([[5]]), 3, given, nodes=4)
+    kept, nodes = [], [5] * 4
+    for _ in range(3):
+        after = plain_pass("attention", kept, nodes, [-1, 0, 1, 2] if parents is None else parents[0])
+        kept, nodes = [*kept, nodes[0]], after
+    assert token.tolist() == [nodes] and state["slots"].length.tolist() == [3]
+
+
+def test_passes_of_a_pair_are_those_of_both_whole_forward_passes():
+    """Three rounds: a draft's pass over two tokens and two over one, each behind the last; then the target's."""
+    (large, params, state), (small, own, drafted) = decoder("attention"), decoder("gqa")
+    run = rounds.pair_passes(large, small)
+    found = run(params, state, own, drafted, jnp.asarray([[5]]), 3, nodes=3, reads=(2, 1, 1))
+    kept, held, nodes = [], [], [5] * 3
+    for _ in range(3):
+        last, seen = nodes[0], list(held)
+        for n in (2, 1, 1):
+            after = plain_pass("gqa", seen, [last] * n, range(-1, n - 1))
+            seen, last = [*seen, last], after[-1]
+        held.append(seen[len(held)])
+        nodes, kept = plain_pass("attention", kept, [last] * 3, [-1, 0, 1]), [*kept, last]
+    assert found[2].tolist() == [nodes]
+    assert found[0]["slots"].length.tolist() == found[1]["slots"].length.tolist() == [3]
 
 
 def test_clocks_are_given_the_rounds_and_costs_of_another_run():
-    tree = {"template": "", "beam": 2, "independent_draws": False, "workdir": "w", "width": 2}
     ways = {
         "model_draft": writer(model.ModelDraft("w", 4), 10),
-        "model_tree": writer(model_tree.ModelTree(builder="dyspec", size=8, levels=4, **tree), 10),
+        "model_tree": writer(DYSPEC, 10),
         "pearl": overlapping(14.0, 2.0, [True, False, False]),
         "llmcad": overlapping(14.0, 2.0, [True, False, False]),
     }

@@ -110,4 +110,5 @@ def test_the_past_is_seen_by_all_and_of_the_drafts_only_a_path():
                 at = parents[0, at]
             for draft in range(5):
                 wanted[row, node, first + draft] = draft in path
-    np.testing.assert_array_equal(slots.own_path(jnp.asarray(parents), jnp.asarray(start), S), wanted)
+    paths = slots.ancestors(jnp.asarray(parents))
+    np.testing.assert_array_equal(slots.own_path(paths, jnp.asarray(start), S), wanted)

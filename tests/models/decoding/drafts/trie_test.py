@@ -4,9 +4,10 @@ import collections
 import itertools
 
 import numpy as np
+import pytest
 
 from models.decoding.drafts import trie as house
-from models.decoding.drafts.trie import OUTPUT, Stream, Trie, largest, released
+from models.decoding.drafts.trie import OUTPUT, Stream, Trie, Weights, _counts, largest, released
 
 
 def branches(found):
@@ -87,8 +88,31 @@ def test_the_largest_weights_are_left_where_there_are_too_many():
     assert branches(made.query([0], size=3, branch=1, least=released(0, 0))) == []  # The released rule drafts nothing.
     assert branches(made.query([0], size=3, branch=1, least=released(0, 1))) == [(2,)]
     assert branches(made.query([0], size=9, branch=1, least=released(0, 0))) == [(2,), (4,), (3,), (1,)]
-    assert largest([(0, 0, w) for w in (3.0, 1.0, 2.0)], 2) == (1e9, 1e9, 2.0)
-    assert released(1, 0)([(4, 1, 0), (2, 0, 0)], 1) == (4, 1e9, 1e9)
+    assert largest(iter([(0, 0, w) for w in (3.0, 2.0, 1.0)]), 2) == (1e9, 1e9, 2.0)
+    assert released(1, 0)(iter([(4, 1, 0), (2, 0, 0)]), 1) == (4, 1e9, 1e9)
+
+
+def test_of_many_nodes_those_below_the_largest_are_found_without_a_look_at_all():
+    """Prompts of two requests and outputs, squeezed: every number of nodes, against a walk over the whole tree."""
+    rng = np.random.default_rng(0)
+    made = Trie(most_outputs=1, squeeze_after=1)
+    for request in (0, 1, -1, -1):
+        made.insert((rng.zipf(1.3, 500) % 6).tolist(), 4, request)
+    made.close(1)
+    tree, weights = made.trees[0], Weights(0, 0.3)
+
+    def walk(node):
+        for child in node.children.values():
+            prompt, out = child.counts.get(0, 0.0), child.counts.get(-1, 0.0)
+            if prompt or out:
+                yield 0.7 * prompt + 0.3 * out
+                yield from walk(child)
+
+    every = sorted(walk(tree), reverse=True)
+    assert len(every) > 30
+    for size in range(1, len(every)):
+        assert largest(_counts(tree, weights), size)[2] == pytest.approx(every[size - 1])
+    assert largest(_counts(tree, weights), len(every))[2] < 1e-9
 
 
 def test_the_end_of_a_request_clears_its_prompt_and_squeezes_outputs():
