@@ -15,6 +15,20 @@ FILLED = f"{STEPS}|neodiff"
 DRAFTS = f"{CANVAS}|masked_diffusion|block_diffusion|score_entropy|insertion|neodiff"
 TIMED = f"generate.diffusion.method!={'|'.join((*CONFIDENT, 'first_hitting', 'guided'))}"
 
+
+def by_level(name: str, drafter: Group) -> None:
+    """Knobs of `generate.NAME`, a drafter of trees that are written level by level."""
+    known, grown = f"generate.{name}.builder=template", f"generate.{name}.builder=eagle2|dyspec"
+    shapes = "Its tree: recycling, medusa, widths by depth, or sequoia:NODES:LEVELS:CHANCES."
+    drafter.template = text("3x2x1", shapes, of=known, before="3x2x1")
+    drafter.size = whole(12, "Nodes below the last token.", least=1, small=6, of=grown, before=12)
+    drafter.levels = whole(4, "Of the nodes.", least=1, small=2, of=grown, before=4)
+    drafter.width = whole(3, "Children of a node, at most.", least=1, small=2, of=grown, before=3)
+    drafter.beam = whole(3, "Nodes of a level that have children.", least=1, small=2, of=grown, before=3)
+    alone = "Children of a node are drawn each by itself, as kseq needs them; else they differ."
+    drafter.independent_draws = switch(False, alone, before=False)
+
+
 generate = group("How text is drawn.")
 generate.max_tokens = whole(200, "Tokens that are drawn.", least=1, smoke=8)
 generate.temperature = number(0.8, "Divides the logits; 0 = greedy.", least=0)
@@ -150,7 +164,14 @@ exits.layers = whole(2, "Layers that draft.", least=1, small=1, before=2)
 exits.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 
 generate.eagle = eagle = group("Drafts of the head that objective=eagle trains.", of="generate.drafter=eagle")
-eagle.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+eagle.builder = one_of(
+    "chain",
+    ("chain", "template", "eagle2", "dyspec"),
+    "One behind the other, a tree of known shape, the likeliest paths, or the slots that the walk reaches likeliest.",
+    before="chain",
+)
+eagle.length = whole(4, "Drafts a round.", least=1, small=2, of="generate.eagle.builder=chain", before=4)
+by_level("eagle", eagle)
 
 generate.ppd = ppd = group("Drafts of prompt tokens that objective=prompt_tokens trains.", of="generate.drafter=ppd")
 ppd.tree = text(
@@ -193,22 +214,7 @@ tree.builder = one_of(
     "A tree of known shape, the likeliest paths, or the slots that the walk reaches likeliest.",
     before="eagle2",
 )
-tree.template = text(
-    "3x2x1",
-    "Its tree: recycling, medusa, widths by depth, or sequoia:NODES:LEVELS:CHANCES.",
-    of="generate.model_tree.builder=template",
-    before="3x2x1",
-)
-GROWN = "generate.model_tree.builder=eagle2|dyspec"
-tree.size = whole(12, "Nodes below the last token.", least=1, small=6, of=GROWN, before=12)
-tree.levels = whole(4, "Of the nodes.", least=1, small=2, of=GROWN, before=4)
-tree.width = whole(3, "Children of a node, at most.", least=1, small=2, of=GROWN, before=3)
-tree.beam = whole(3, "Nodes of a level that have children.", least=1, small=2, of=GROWN, before=3)
-tree.independent_draws = switch(
-    False,
-    "Children of a node are drawn each by itself, as kseq needs them; else they differ.",
-    before=False,
-)
+by_level("model_tree", tree)
 
 generate.typical = typical = group("Typical acceptance.", of="generate.verifier=typical")
 typical.epsilon = number(0.3, "A draft stays above this, or above delta exp(-entropy).", least=0, most=1, before=0.3)

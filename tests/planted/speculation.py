@@ -4,6 +4,7 @@ from tests.planted import Bug
 
 VERIFY, DRAFTS, TESTS = "models/decoding/verify", "models/decoding/drafts", "tests/models/decoding"
 RULES, GREEDY = (f"{TESTS}/verify/rules_test.py",), (f"{TESTS}/drafts/greedy_test.py",)
+HEAD = ("tests/models/objectives/eagle_test.py",)
 BENCH = ("tests/experiments/bench/speculation_test.py",)
 TREE, SIDES = (f"{TESTS}/drafts/model_tree_test.py",), (f"{TESTS}/drafts/sides_test.py",)
 SAID = ("tests/experiments/generation/drafting_test.py",)
@@ -51,28 +52,28 @@ BUGS = (
     ),
     Bug(
         "children that a tree says are drawn are the likeliest",
-        f"{DRAFTS}/model_tree.py",
+        f"{DRAFTS}/by_level.py",
         "logs + noise, K)[1]",
         "logs, K)[1]",
         (f"{RULES[0]}::test_what_rounds_of_the_engine_write_has_the_law",),
     ),
     Bug(
         "a slot is worth what its parent is",
-        f"{DRAFTS}/model_tree.py",
+        f"{DRAFTS}/by_level.py",
         "return value[..., None] * before",
         "return value[..., None] * jnp.ones_like(before)",
         (f"{TREE[0]}::test_dyspec_fills_the_slots_of_largest_value",),
     ),
     Bug(
         "children of a level hang on the beam before",
-        f"{DRAFTS}/model_tree.py",
+        f"{DRAFTS}/by_level.py",
         "first - M + index // K",
         "first - M + index % K",
         (f"{TREE[0]}::test_each_node_of_a_model_s_tree_has_the_law_behind_its_own_path",),
     ),
     Bug(
         "parents are counted in the order of scores",
-        f"{DRAFTS}/model_tree.py",
+        f"{DRAFTS}/by_level.py",
         "index[:, None, :] < old[:, :, None]",
         "index[:, None, :] <= old[:, :, None]",
         (f"{TREE[0]}::test_the_best_nodes_keep_their_parents",),
@@ -342,6 +343,48 @@ BUGS = (
         'after["slots"] = slots.append(slots.length[:, None])',
         "pass",
         BENCH,
+    ),
+    Bug(
+        "eagle: a node of a tree is read beside the feature of the last token",
+        f"{DRAFTS}/eagle.py",
+        "1 + parent[..., None]",
+        "0 * parent[..., None]",
+        HEAD,
+    ),
+    Bug(
+        "eagle: drafts of a tree stand at the position of the last token",
+        f"{DRAFTS}/eagle.py",
+        "self.p.length[:, None] + depths(parent), -1)",
+        "self.p.length[:, None] + depths(parent) - 1, -1)",
+        HEAD,
+    ),
+    Bug(
+        "eagle: the nodes of a tree are read as a chain",
+        f"{DRAFTS}/eagle.py",
+        "read_on(self.model, self.state, token, before, place, parent)",
+        "read_on(self.model, self.state, token, before, place)",
+        HEAD,
+    ),
+    Bug(
+        "eagle: what stays of a tree has the features of its first nodes",
+        f"{DRAFTS}/eagle.py",
+        "features = jnp.take_along_axis(seen.made.features, at[..., None], axis=1)",
+        "features = seen.made.features[:, : self.depth]",
+        HEAD,
+    ),
+    Bug(
+        "eagle: the first nodes of a tree are taken for those that stay",
+        f"{DRAFTS}/eagle.py",
+        "at = jnp.where(jnp.arange(self.depth) < seen.count[:, None], seen.path, 0)",
+        "at = jnp.broadcast_to(jnp.arange(self.depth), seen.path.shape)",
+        HEAD,
+    ),
+    Bug(
+        "trees by level: what is read behind the text has no slots of its own",
+        f"{DRAFTS}/by_level.py",
+        "max(0, self.beam * (self.levels - 1) - self.size)",
+        "0",
+        (f"{TREE[0]}::test_nodes_that_are_read_have_slots_behind_the_longest_text",),
     ),
     Bug(
         "trie: the rarest nodes are looked at first",

@@ -28,3 +28,24 @@ class Table:
 
     def head_weights(self):
         return self.table
+
+
+class Headed(Table):
+    """A table with a head `eagle` that drafts by another one, whatever the feature before. Features are of both."""
+
+    def __init__(self, logits, drafts):
+        super().__init__(logits)
+        self.spec.D = 2 * self.spec.V
+        self.table = jnp.concatenate([self.table, jnp.asarray(drafts)])
+        self.heads = {"eagle": self}
+
+    def embed(self, tokens):
+        return jax.nn.one_hot(tokens, self.spec.D, dtype=self.table.dtype)
+
+    def init_state(self, batch, length, memory=None):
+        return super().init_state(batch, length) if memory else ()
+
+    def __call__(self, tokens, before=None, context=None, state=None, **kw):
+        if before is None:
+            return super().__call__(tokens, state=state, **kw)._replace(features=self.embed(tokens))
+        return jnp.roll(tokens, self.spec.V, axis=-1), state

@@ -12,6 +12,7 @@ from kernels import masks
 from models import objectives
 from models.decoding import parts as sockets
 from models.decoding import stream
+from models.decoding.drafts import trees
 from models.lm import LM
 from models.mixers.context import Context
 from models.objectives import eagle
@@ -100,7 +101,7 @@ def test_the_loss_is_that_of_loops_and_the_model_has_no_gradient():
 def test_drafts_are_the_head_s_on_the_model_s_features_and_then_on_its_own():
     """Two rounds: the first draft from the whole forward pass, the second with g in the place of f; the same text."""
     _, (graphdef, params) = made()
-    asked = DEFAULTS | {"temperature": 0.0, "drafter": "eagle", "eagle": {"length": 2}}
+    asked = DEFAULTS | {"temperature": 0.0, "drafter": "eagle", "eagle": DEFAULTS["eagle"] | {"length": 2}}
     parts = sockets.make([asked], DEFAULTS, vocab_size=V)
     plain = sockets.make([DEFAULTS | {"temperature": 0.0}], DEFAULTS, vocab_size=V)
 
@@ -134,3 +135,113 @@ def test_drafts_are_the_head_s_on_the_model_s_features_and_then_on_its_own():
         assert p.text[row, : LIMIT[row]].tolist() == want.text[row, : LIMIT[row]].tolist()
         assert trees[0][row].tolist() == drafted(params, prompts()[row], int(LENGTH[row])).tolist()
         assert trees[1][row].tolist() == drafted(params, text[row], int(length[row])).tolist()
+
+
+@functools.cache
+def head_logits(levels):
+    """(params, text `[T]`, n) -> logits `[levels, V]` behind n tokens, n + 1, ...: no cache; from the last of the n on
+    the head reads its own features."""
+    _, (graphdef, _) = made()
+
+    @jax.jit
+    def go(params, text, n):
+        model, tokens = nnx.merge(graphdef, params), text[None]
+        f = model(tokens, mask=masks.Causal()).features
+        for i in range(levels):
+            context = Context(jnp.arange(tokens.shape[1])[None], None, masks.Causal())
+            g, _ = model.heads["eagle"](model.embed(tokens), eagle.before(f), context)
+            f = f.at[0, n - 1 + i].set(g[0, n - 1 + i])
+        return jax.lax.dynamic_slice_in_dim(model.logits(f)[0], n - 1, levels)
+
+    return go
+
+
+def of_head(params, text, n):
+    """path -> law of the head behind it, by whole passes."""
+
+    def law(path):
+        tokens = np.asarray(text).copy()
+        tokens[n : n + len(path)] = path
+        logits = np.asarray(head_logits(3)(params, jnp.asarray(tokens), n), np.float64)[len(path)]
+        return np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+    return law
+
+
+TREE = {"length": 1, "size": 7, "levels": 3, "width": 3, "beam": 3, "independent_draws": False, "template": ""}
+EVERY = {"verifier": "typical", "typical": {"epsilon": 0.0, "delta": 0.0}}  # The first child of each node stays.
+
+
+def rows_of(builder, **changes):
+    """(models(params), parts, begun(models)) of three rows whose prompts are read."""
+    _, (graphdef, params) = made()
+    asked = DEFAULTS | {"drafter": "eagle", "eagle": TREE | {"builder": builder}} | changes
+    parts = sockets.make([asked], DEFAULTS, vocab_size=V)
+    models = lambda params: {"model": nnx.merge(graphdef, params).for_decoding()}  # noqa: E731
+
+    def begun(models):
+        given = (prompts(), jnp.asarray(LENGTH), jnp.asarray(LIMIT), key_data(), sockets.dials([asked] * 3, parts))
+        return stream.read(models, stream.begin(models, parts, *given, capacity=40), parts, 17, fresh=True)
+
+    return params, models, parts, begun
+
+
+def test_a_tree_of_the_head_is_eagle_2_s_on_the_host():
+    """Two rounds of three rows: tokens and parents, from laws of whole passes; drafts of the first round stay."""
+    params, models_of, parts, begun = rows_of("eagle2", **EVERY)
+
+    @jax.jit
+    def go(params):
+        models = models_of(params)
+        p = begun(models)
+        after = stream.round_(models, p, parts, p.live)
+        return [(parts.drafter[1].propose(models, q, parts)[0], q.text, q.length) for q in (p, after)]
+
+    found = jax.tree.map(np.asarray, go(params))
+    assert (found[1][2] - LENGTH).min() > 2
+    for tree, text, length in found:
+        for row in range(3):
+            wanted = trees.eagle2(of_head(params, text[row], int(length[row])), depth=2, top_k=3, nodes=7)
+            assert tree.parent[row].tolist() == wanted.parent.tolist()
+            assert tree.token[row, 1:].tolist() == wanted.token[1:].tolist()
+            assert tree.valid[row].all() and tree.q is None
+
+
+def test_each_node_of_a_drawn_tree_of_the_head_says_its_law():
+    """DySpec's: behind its own path, without the siblings that were drawn before it."""
+    params, models_of, parts, begun = rows_of("dyspec", verifier="recursive")
+
+    @jax.jit
+    def go(params):
+        models = models_of(params)
+        return parts.drafter[1].propose(models, begun(models), parts)[0]
+
+    tree = jax.tree.map(np.asarray, go(params))
+    for row in range(3):
+        law, path = of_head(params, prompts()[row], int(LENGTH[row])), {0: ()}
+        for i in range(1, tree.token.shape[1]):
+            above = int(tree.parent[row, i])
+            wanted = law(path[above])
+            for j in range(1, i):
+                if tree.parent[row, j] == above:
+                    wanted[tree.token[row, j]] = 0
+            np.testing.assert_allclose(tree.q[row, i], wanted / wanted.sum(), rtol=1e-3, atol=1e-6)
+            path[i] = (*path[above], int(tree.token[row, i]))
+        assert max(map(len, path.values())) > 1
+
+
+def test_greedy_texts_with_trees_of_the_head_are_the_model_s():
+    """Every token behind the prompts is the likeliest one of a whole pass over the text."""
+    params, models_of, parts, begun = rows_of("eagle2", temperature=0.0)
+    _, (graphdef, _) = made()
+
+    @jax.jit
+    def go(params):
+        models = models_of(params)
+        text = stream.extend(models, begun(models), parts, 100).text
+        model = nnx.merge(graphdef, params)
+        return text, jnp.argmax(model.logits(model(text, mask=masks.Causal()).features), axis=-1)
+
+    text, after = map(np.asarray, go(params))
+    for row in range(3):
+        assert text[row, LENGTH[row] : LIMIT[row]].tolist() == after[row, LENGTH[row] - 1 : LIMIT[row] - 1].tolist()

@@ -11,7 +11,7 @@ from flax import nnx
 from configs import base
 from models.decoding import parts as sockets
 from models.decoding import stream
-from models.decoding.drafts import model_tree, templates, trees
+from models.decoding.drafts import DRAFTERS, by_level, templates, trees
 from tests.models.decoding import stream_test
 from tests.models.decoding.tables import Table
 
@@ -176,6 +176,15 @@ def test_independent_children_are_drawn_from_the_law_itself():
     assert any(len(set(tree.token[0, 1:5].tolist())) < 4 for tree in found)
 
 
+def test_nodes_that_are_read_have_slots_behind_the_longest_text():
+    """Three of each of three levels are read, of which five stay in the tree: four slots more than the engine gives."""
+    options = DEFAULTS["model_tree"] | {"workdir": "w", "builder": "dyspec", "size": 5, "levels": 4, "beam": 3}
+    for changes, more in ({}, 4), ({"size": 9}, 0), ({"builder": "template"}, 0):
+        made = DRAFTERS["model_tree"](**options | changes)
+        side = made.init({"model_tree.workdir": Table(jnp.log(LAW))}, 2, 10)
+        assert side["slots"].position.shape == (2, 10 + more)
+
+
 def test_names_of_templates():
     tree = templates.named("3x2")
     assert tree.parent.tolist() == [-1, 0, 0, 0, 1, 1, 2, 2, 3, 3]
@@ -191,6 +200,6 @@ def test_names_of_templates():
 
 def test_the_best_nodes_keep_their_parents():
     priority = jnp.asarray([[0.9, 0.5, 0.5, 0.8, 0.0, 0.5]])
-    index, place, valid = model_tree.best_nodes(priority, jnp.asarray([[0, 0, 1, 1, 2, 4]]), 4)
+    index, place, valid = by_level.best_nodes(priority, jnp.asarray([[0, 0, 1, 1, 2, 4]]), 4)
     assert index.tolist() == [[0, 1, 2, 3]] and place.tolist() == [[0, 0, 1, 1]] and valid.all()
-    assert not model_tree.best_nodes(priority, jnp.asarray([[0, 0, 1, 1, 2, 4]]), 6)[2][0, 4]
+    assert not by_level.best_nodes(priority, jnp.asarray([[0, 0, 1, 1, 2, 4]]), 6)[2][0, 4]

@@ -15,7 +15,7 @@ from models.decoding import parts as sockets
 from models.decoding import stream
 from models.decoding.drafts import Tree
 from models.decoding.verify import VERIFIERS, laws, rules, siblings
-from tests.models.decoding.tables import Table
+from tests.models.decoding.tables import Headed, Table
 from tests.plain import verify as plain
 
 V, START = 3, 1
@@ -201,7 +201,8 @@ def written(verifier, drafter, options, seed=0, length=3):
     @jax.jit
     def go(key):
         small = Table(jnp.log(DRAFT))
-        models = {"model": Table(jnp.log(TARGET)), "model_draft.workdir": small, "model_tree.workdir": small}
+        model = Headed(jnp.log(TARGET), jnp.log(DRAFT)) if drafter == "eagle" else Table(jnp.log(TARGET))
+        models = {"model": model, "model_draft.workdir": small, "model_tree.workdir": small}
         keys = jax.vmap(jax.random.key_data)(jax.random.split(key, N))
         text = jnp.full((N, 1 + length), START)
         dials = sockets.dials([asked], parts)
@@ -223,6 +224,7 @@ def far(texts):
 
 MODEL = {"workdir": "w", "length": 2}
 TREE = {"workdir": "w", "size": 4, "levels": 2, "width": 2, "beam": 2, "independent_draws": False, "template": ""}
+TREE_OF_A_HEAD = {name: value for name, value in TREE.items() if name != "workdir"} | {"length": 1}
 RUNS = {
     "token": ("token", "model_draft", MODEL),
     "recursive, chain": ("recursive", "model_draft", MODEL),
@@ -234,6 +236,7 @@ RUNS = {
     "recursive, template": ("recursive", "model_tree", TREE | {"builder": "template", "template": "2x2"}),
     "kseq": ("kseq", "model_tree", TREE | {"builder": "template", "template": "3x1", "independent_draws": True}),
     "children, eagle2": ("children", "model_tree", TREE | {"builder": "eagle2"}),
+    "recursive, a head's dyspec": ("recursive", "eagle", TREE_OF_A_HEAD | {"builder": "dyspec"}),
     "same_draw, dyspec": ("same_draw", "model_tree", TREE | {"builder": "dyspec"}),
 }
 
