@@ -162,6 +162,10 @@ random.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
 generate.exit = exits = group("Drafts of the model's own first layers.", of="generate.drafter=exit")
 exits.layers = whole(2, "Layers that draft.", least=1, small=1, before=2)
 exits.length = whole(4, "Drafts a round.", least=1, small=2, before=4)
+exits.threshold = number(
+    0.0, "A draft ends before a token that is less likely than this at its likeliest; 0 = never.", least=0, most=1,
+    before=0.0,
+)  # fmt: skip
 
 generate.eagle = eagle = group("Drafts of the head that objective=eagle trains.", of="generate.drafter=eagle")
 eagle.builder = one_of(

@@ -5,6 +5,7 @@ from tests.planted import Bug
 VERIFY, DRAFTS, TESTS = "models/decoding/verify", "models/decoding/drafts", "tests/models/decoding"
 RULES, GREEDY = (f"{TESTS}/verify/rules_test.py",), (f"{TESTS}/drafts/greedy_test.py",)
 HEAD = ("tests/models/objectives/eagle_test.py",)
+UNSURE = (f"{GREEDY[0]}::test_layers_that_are_unsure_draft_no_further",)
 BENCH = ("tests/experiments/bench/speculation_test.py",)
 TREE, SIDES = (f"{TESTS}/drafts/model_tree_test.py",), (f"{TESTS}/drafts/sides_test.py",)
 SAID = ("tests/experiments/generation/drafting_test.py",)
@@ -385,6 +386,27 @@ BUGS = (
         "max(0, self.beam * (self.levels - 1) - self.size)",
         "0",
         (f"{TREE[0]}::test_nodes_that_are_read_have_slots_behind_the_longest_text",),
+    ),
+    Bug(
+        "exit: a draft behind one that was unsure is there",
+        f"{DRAFTS}/model.py",
+        "there = there & (jnp.max",
+        "there = (jnp.max",
+        UNSURE,
+    ),
+    Bug(
+        "exit: rows that are sure end where another one is not",
+        f"{DRAFTS}/model.py",
+        "jnp.any(carry[1].valid[:, carry[0]] & p.live)",
+        "jnp.all(carry[1].valid[:, carry[0]] | ~p.live)",
+        UNSURE,
+    ),
+    Bug(
+        "exit: drafts are read a place too far behind",
+        f"{DRAFTS}/model.py",
+        "jnp.where(p.live, p.length + i - 1, -1)[:, None], jnp.take",
+        "jnp.where(p.live, p.length + i, -1)[:, None], jnp.take",
+        UNSURE,
     ),
     Bug(
         "trie: the rarest nodes are looked at first",

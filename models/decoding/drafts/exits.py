@@ -33,12 +33,14 @@ def shallow(model: Any, state: Any, layers: int) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Exit(Drafter):
-    """See the module's docstring. `length` drafts a round of the first `layers` layers."""
+    """See the module's docstring. `length` drafts a round of the first `layers` layers, fewer where they are unsure:
+    no draft whose likeliest token has less than `threshold`, and none behind it (S2D, arXiv:2407.01955; `adaptive`)."""
 
     draws = True
 
     layers: int
     length: int
+    threshold: float
 
     @property
     def nodes(self) -> int:
@@ -59,7 +61,7 @@ class Exit(Drafter):
         here = jnp.where(p.live, p.length - 1, -1)[:, None]
         token = last_token(p.text, p.length)
         feature, state, _ = model(token, mask=masks.Causal(), positions=here, state=state)
-        tree, state = written(models, p, parts, model, state, feature, self.length)
+        tree, state = written(models, p, parts, model, (state, feature), self.length, self.threshold)
         return tree, state["layers"]
 
     def left(self, state: Any, side: Any) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ with the keys of the request couples the two models: a draft is the token itself
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from models.decoding import keys
 from models.decoding.commit import rewinds
 from models.decoding.drafts import Drafter, Seen, Tree
 from models.decoding.drafts.none import last_token
+from models.decoding.rows import single
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ModelDraft(ByModel):
         """See `Drafter.propose`. First the smaller model reads what it has not read of the text."""
         unread = 2 if rewinds(p.side[self.NAME]) else self.depth
         model, state, feature = caught_up(models[f"{self.NAME}.workdir"], p, p.side[self.NAME], unread)
-        tree, going = written(models, p, parts, model, state, feature, self.length)
+        tree, going = written(models, p, parts, model, (state, feature), self.length)
         # What was written behind the text has no position in these slots: the state is as it was, and is not copied.
         side = {"slots": state["slots"], "layers": going["layers"]} if rewinds(state) else state
         return tree, side
@@ -98,28 +99,65 @@ def caught_up(model: Any, p: Any, state: Any, count: int) -> tuple[Any, Any, jax
 
 
 def written(
-    models: Mapping[str, Any], p: Any, parts: Any, model: Any, state: Any, feature: jax.Array, length: int
-) -> tuple[Tree, Any]:
+    models: Mapping[str, Any], p: Any, parts: Any, model: Any, held: tuple[Any, jax.Array], length: int,
+    threshold: float = 0.0,
+) -> tuple[Tree, Any]:  # fmt: skip
     """A chain of `length` drafts that `model` writes behind the text, and its state once it has read all but the last.
 
     Args:
       models, p, parts: see `Drafter.propose`.
       model: the one that drafts; it has read the text, to its last token.
-      state: its state then; feature: `[B, 1, D]` what it made of the last token.
+      held: its state then, and `[B, 1, D]` what it made of the last token.
       length: of the chain.
+      threshold: a row drafts no further where its likeliest token (before the rules of sampling) is less likely: what
+        was drafted so far decides that, and not the draft itself, so that laws stay exact. Where no row does, nothing
+        more is read.
     """
-    drafts, laws = [last_token(p.text, p.length)[:, 0]], []
     request, V = jax.random.wrap_key_data(p.key), models["model"].head_weights().shape[0]
-    for i in range(length):
-        logits = warped(models, fitted(model.logits(feature), V), p, parts)[:, 0]
-        laws.append(jax.nn.softmax(logits, axis=-1))
-        drafts.append(parts.verifier.draw(keys.fold(request, p.length + i, keys.TOKEN), logits))
-        if i + 1 < length:
-            here = jnp.where(p.live, p.length + i, -1)[:, None]
-            feature, state, _ = model(drafts[-1][:, None], mask=masks.Causal(), positions=here, state=state)
-    token = jnp.stack(drafts, axis=1)
-    q = jnp.pad(jnp.stack(laws, axis=1), ((0, 0), (1, 0), (0, 0))) if parts.verifier.needs_q else None
-    return Tree.chain(token, jnp.ones(token.shape, bool), q), state
+    last = last_token(p.text, p.length)
+    B, law = len(last), parts.verifier.needs_q
+
+    def draft(i: Any, made: _Drafts, held: tuple) -> _Drafts:
+        logits = fitted(model.logits(held[1]), V)
+        there = made.valid[:, i]
+        if threshold:
+            there = there & (jnp.max(jax.nn.softmax(logits, axis=-1), axis=(1, 2)) >= threshold)
+        logits = warped(models, logits, p, parts)[:, 0]
+        token = parts.verifier.draw(keys.fold(request, p.length + i, keys.TOKEN), logits)
+        q = made.q.at[:, i + 1].set(jax.nn.softmax(logits, axis=-1)) if law else None
+        return _Drafts(made.token.at[:, i + 1].set(token), made.valid.at[:, i + 1].set(there), q)
+
+    def further(i: Any, made: _Drafts, held: tuple) -> tuple[_Drafts, tuple]:
+        here, token = jnp.where(p.live, p.length + i - 1, -1)[:, None], jnp.take(made.token, jnp.array([i]), axis=1)
+        feature, state, _ = model(token, mask=masks.Causal(), positions=here, state=held[0])
+        return draft(i, made, (state, feature)), (state, feature)
+
+    wide = jnp.result_type(held[1].dtype, jnp.float32)
+    q = jnp.zeros((B, length + 1, V), wide) if law else None
+    made = _Drafts(jnp.pad(last, ((0, 0), (0, length))), jnp.zeros((B, length + 1), bool).at[:, 0].set(True), q)
+    made = draft(0, made, held)
+    if not threshold:
+        for i in range(1, length):
+            made, held = further(i, made, held)
+    else:
+        carried, rows = single(held)
+        goes_on = lambda carry: (carry[0] < length) & jnp.any(carry[1].valid[:, carry[0]] & p.live)  # noqa: E731
+
+        def turned(carry: tuple) -> tuple:
+            made, held = further(carry[0], carry[1], rows(carry[2]))
+            return carry[0] + 1, made, single(held)[0]
+
+        _, made, carried = jax.lax.while_loop(goes_on, turned, (jnp.int32(1), made, carried))
+        held = rows(carried)
+    return Tree.chain(made.token, made.valid, made.q), held[0]
+
+
+class _Drafts(NamedTuple):
+    """token, valid `[B, 1 + length]` of a chain, and the laws `[B, 1 + length, V]`, None: not asked for."""
+
+    token: jax.Array
+    valid: jax.Array
+    q: jax.Array | None
 
 
 def fitted(logits: jax.Array, V: int) -> jax.Array:

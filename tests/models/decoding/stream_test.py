@@ -153,7 +153,7 @@ DRAFTING = {
     "lookup": {"lookup": {"length": 3, "ngram": 2}},
     "model_draft": {"model_draft": {"workdir": "w", "length": 3}},
     "recycling": {"recycling": {"template": "2x1x1", "shared": False}},
-    "exit": {"exit": {"layers": 1, "length": 3}},
+    "exit": {"exit": {"layers": 1, "length": 3, "threshold": 0.3}},
 }
 
 

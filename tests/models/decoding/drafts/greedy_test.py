@@ -17,7 +17,18 @@ from models.decoding import stream
 from models.decoding.drafts import Seen, ahead
 from models.lm import LM
 from models.spec import Spec
-from tests.models.decoding.stream_test import DEFAULTS, LENGTH, LIMIT, SETTINGS, V, key_data, model, prompts, wanted
+from tests.models.decoding.stream_test import (
+    DEFAULTS,
+    LENGTH,
+    LIMIT,
+    SETTINGS,
+    V,
+    forward,
+    key_data,
+    model,
+    prompts,
+    wanted,
+)  # fmt: skip
 
 TREE = {"workdir": "w", "size": 6, "levels": 3, "width": 2, "beam": 2}
 CASES = {
@@ -135,3 +146,55 @@ def test_heads_keep_the_feature_of_the_last_token_that_stays():
 def test_a_model_s_first_layers_draft_for_it():
     found, _ = texts("mixed", (2, 0, 1), frozen({"exit": {"layers": 1, "length": 3}}))
     assert found == [wanted("mixed")[i] for i in (2, 0, 1)]
+
+
+@functools.cache
+def plain_texts():
+    """The greedy texts of the three requests, by the whole forward pass."""
+    text = np.asarray(prompts()).copy()
+    for at in range(LENGTH.min(), LIMIT.max()):
+        best = np.asarray(forward("attention")(jnp.asarray(text)))[:, at - 1].argmax(-1)
+        text[:, at] = np.where((at >= LENGTH) & (at < LIMIT), best, text[:, at])
+    return [text[row, : LIMIT[row]].tolist() for row in range(3)]
+
+
+def test_layers_that_are_unsure_draft_no_further():
+    """Drafts, and which of them are there, against the stream of the whole forward pass behind the first layer."""
+    threshold, asked = 0.82, DEFAULTS | {"temperature": 0.0, "drafter": "exit"}
+    asked |= {"exit": {"layers": 1, "length": 3, "threshold": threshold}}
+    parts, (graphdef, params) = sockets.make([asked], DEFAULTS, vocab_size=V), model("attention")
+
+    @jax.jit
+    def go(params):
+        models = {"model": nnx.merge(graphdef, params).for_decoding()}
+        given = (prompts(), jnp.asarray(LENGTH), jnp.asarray(LIMIT), key_data())
+        p = stream.read(models, stream.begin(models, parts, *given, {}, capacity=40), parts, 17, fresh=True)
+        after = stream.round_(models, p, parts, p.live)
+        trees = [parts.drafter[1].propose(models, q, parts)[0] for q in (p, after)]
+        return trees, [(p.text, p.length), (after.text, after.length)], stream.extend(models, p, parts, 100).text
+
+    @jax.jit
+    def first_layer(params, text):
+        made = nnx.merge(graphdef, params)
+        stream_ = made(text, mask=masks.Causal(), taps=("residual",)).report["residual"][0]
+        return jax.nn.softmax(made.logits(made.norm(stream_)), axis=-1)
+
+    trees, before, ends = jax.tree.map(np.asarray, go(params))
+    assert [ends[row, : LIMIT[row]].tolist() for row in range(3)] == plain_texts()
+    counts = []
+    for tree, (text, length) in zip(trees, before, strict=True):
+        for row in range(3):
+            mine, sure = text[row : row + 1].copy(), True
+            for i in range(3):
+                law = np.asarray(first_layer(params, jnp.asarray(mine)))[0, length[row] - 1 + i]
+                sure = sure and bool(law.max() >= threshold)
+                assert bool(tree.valid[row, 1 + i]) == sure
+                if not sure:
+                    break
+                assert tree.token[row, 1 + i] == law.argmax()
+                mine[0, length[row] + i] = law.argmax()
+            assert tree.valid[row].tolist() == [True] * int(tree.valid[row].sum()) + [False] * int(
+                (~tree.valid[row]).sum()
+            )
+            counts.append(int(tree.valid[row].sum()) - 1)
+    assert len(set(counts)) > 1, counts

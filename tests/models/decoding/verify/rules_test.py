@@ -36,8 +36,9 @@ def parents(widths):
     return np.array(parent)
 
 
-def trees(widths, replace):
-    """Every tree of drafts: (tokens `[M, N]`, laws `[M, N, V]`, weight `[M]`); -1 where no token was left to draw."""
+def trees(widths, replace, there=lambda above, token: True):
+    """Every tree of drafts: (tokens `[M, N]`, laws `[M, N, V]`, weight `[M]`); -1 where no token was left to draw, or
+    where a token that was drawn is not `there`."""
     parent = parents(widths)
     found = [([START] + [0] * (len(parent) - 1), np.zeros((len(parent), V)), 1.0)]
     for node in range(len(parent)):
@@ -53,7 +54,7 @@ def trees(widths, replace):
             for drafts, chance, each in ways:
                 token_, q_ = list(token), q.copy()
                 for kid, x, law in zip(kids, drafts, each, strict=True):
-                    token_[kid], q_[kid] = x, law
+                    token_[kid], q_[kid] = x if x >= 0 and there(above, x) else -1, law
                 more.append((token_, q_, weight * chance))
         found = more
     return tuple(np.array(each) for each in zip(*found, strict=True))
@@ -79,13 +80,13 @@ def cells(edges):
     return [((a + b) / 2, b - a) for a, b in itertools.pairwise(edges) if b - a > 1e-14]
 
 
-def law_of_two_tokens(name, widths, replace, q_of=lambda token, q: q):
+def law_of_two_tokens(name, widths, replace, q_of=lambda token, q: q, there=lambda above, token: True):
     """Law `[V, V]` of the first two tokens: all trees, and of each all numbers up to where a decision changes."""
     parent, rule = parents(widths), VERIFIERS[name].rule
     depth = np.array([len(laws_path(parent, i)) for i in range(len(parent))])
     D, K = len(widths), max(widths)
     rows = []
-    for token, q, weight in zip(*trees(widths, replace), strict=True):
+    for token, q, weight in zip(*trees(widths, replace, there), strict=True):
         edges = [[[] for _ in range(K)] for _ in range(D)]
         for node in range(len(parent)):
             kids = np.flatnonzero(parent == node)
@@ -144,6 +145,18 @@ def test_drafts_that_are_not_what_their_law_says_are_seen(x64):
     p, q = (jnp.asarray(table[START]) for table in (TARGET, DRAFT))
     law, _ = laws.one_node(siblings.typical, p, q, 2, True)
     assert laws.total_variation(law, p) > 0.02 and not VERIFIERS["typical"].exact
+
+
+def test_drafts_end_where_the_draft_s_law_is_unsure_and_not_where_a_drawn_token_is_unlikely(x64):
+    """A threshold that some laws reach: the target's law. The same of the drawn token's own chance: another law."""
+    wanted = TARGET[START][:, None] * TARGET
+    bar = np.sort(DRAFT.max(axis=1))[1]
+    sure = lambda above, token: DRAFT[above].max() >= bar  # noqa: E731
+    assert len({sure(above, 0) for above in range(V)}) == 2
+    for widths in ((1, 1), (1,)):
+        assert laws.total_variation(law_of_two_tokens("token", widths, True, there=sure), wanted) < ROUNDING
+    likely = lambda above, token: DRAFT[above, token] >= 0.3  # noqa: E731
+    assert laws.total_variation(law_of_two_tokens("token", (1, 1), True, there=likely), wanted) > 0.02
 
 
 @pytest.mark.parametrize("name", ["token", "recursive", "kseq", "children", "typical"])
