@@ -92,6 +92,9 @@ def interactive(
     """Prints continuations: one prompt streams as it is drawn, several are printed whole, one after the other."""
     write = write or functools.partial(print, end="", flush=True, file=sys.stdout)
     check_length(generator.program, generator.tokenizer, prompts, options["max_tokens"])
+    drafts = options["drafter"] != "none"
+    if hasattr(generator, "settled"):  # What is chosen by time is told before the text, and not in the midst of it.
+        options = generator.settled(params, prompts, options)
     if len(prompts) == 1:
         write(_printable(prompts[0]))
         for _, text in generator.stream(params, prompts, options, seed=seed):
@@ -102,7 +105,7 @@ def interactive(
             show(prompt, text, write)
     if line := getattr(generator, "said", ""):
         print(line, file=sys.stderr)
-    if options["drafter"] != "none" and getattr(generator, "drafted", None) is not None:
+    if drafts and getattr(generator, "drafted", None) is not None:
         print(drafted.line(*compared(generator, params, prompts, options, seed=seed)), file=sys.stderr)
 
 

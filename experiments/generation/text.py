@@ -41,6 +41,12 @@ class Generator:
             texts[row] += text
         return texts
 
+    def settled(self, params: Any, prompts: Sequence[str], options: dict) -> dict:
+        """The options with what they leave to times behind these prompts: see `draft_length`."""
+        if not draft_length.asked(options):
+            return options
+        return draft_length.settled(self.decoder, params, options, [self.encode(prompt) for prompt in prompts])
+
     def stream(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> Iterator[tuple[int, str]]:
         """Yields `(row, piece of text)` as tokens arrive; a stop string ends its row and is not yielded.
 
@@ -49,8 +55,7 @@ class Generator:
         preflight.check_generation(options, tables=True)
         if not prompts:
             return
-        if draft_length.asked(options):
-            options = draft_length.settled(self.decoder, params, options, [self.encode(prompt) for prompt in prompts])
+        options = self.settled(params, prompts, options)
         parts = self.decoder.parts([options])
         read = [parsed(parts, options, self.tokenizer, prompt) for prompt in prompts]
         ids, real = [row for row, _ in read], len(read)

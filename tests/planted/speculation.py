@@ -422,4 +422,11 @@ BUGS = (
         "asked[b, max(length - options.last - 1, 0) : length - 1].tolist()",
         SIDES,
     ),
+    Bug(
+        "lengths of drafts: they are told when the prompt is shown",
+        "experiments/generation/requests.py",
+        "options = generator.settled(params, prompts, options)",
+        "pass",
+        LENGTHS,
+    ),
 )

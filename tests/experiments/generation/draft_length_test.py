@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.generation import draft_length, held_out
+from experiments.generation import draft_length, held_out, requests
 from experiments.generation.draft_length import Timed
 from experiments.generation.drafted import Drafted
 from experiments.generation.engine import Engine
@@ -65,6 +65,20 @@ def test_texts_are_those_of_plain_decoding_whatever_is_chosen(length, monkeypatc
     assert ("2 drafts a round" if length else "no drafts") in capsys.readouterr().err
     record = held_out.record(ASKED, 7, maker.drafted, Drafted(np.zeros((1, 1)), np.zeros(1)))
     assert record["options"] == {"workdir": "w", "length": length}
+
+
+def test_the_length_is_told_before_the_prompt_is_shown(monkeypatch, capsys):
+    """And it is timed once for the texts of a command."""
+    one = made()
+    maker = Generator(one.program, one.tokenizer)
+    beside_itself(maker.decoder, one)
+    monkeypatch.setattr(draft_length, "timed", always(lambda n: 1.0 + 5 * n))
+    shown = []
+    requests.interactive(maker, one.params, PROMPTS[:1], ASKED, seed=5, write=lambda text: shown.append(
+        (text, capsys.readouterr().err)
+    ))  # fmt: skip
+    assert shown[0][0] == PROMPTS[0] and shown[0][1].endswith("timed rounds say no drafts, which would not pay.\n")
+    assert not any("timed rounds" in said for _, said in shown[1:]) and "".join(t for t, _ in shown[1:]).strip("\n")
 
 
 def test_rounds_are_timed_behind_the_prompts(monkeypatch):
