@@ -41,7 +41,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         )),
         "models.mixers.slots",
         *(f"{DECODING}.drafts.{name}" for name in (
-            "trees", "sequoia", "prompts", "ppd", "recycling", "trie", "realign", "adaptive",
+            "trees", "by_level", "sequoia", "prompts", "ppd", "recycling", "trie", "realign", "adaptive",
         )),
         *(f"models.objectives.{name}" for name in ("eagle", "prompt_tokens", "sorted")), f"{SERVING}.clock",
     ),

@@ -4,7 +4,7 @@ from tests.planted import Bug
 
 VERIFY, DRAFTS, TESTS = "models/decoding/verify", "models/decoding/drafts", "tests/models/decoding"
 RULES, GREEDY = (f"{TESTS}/verify/rules_test.py",), (f"{TESTS}/drafts/greedy_test.py",)
-HEAD = ("tests/models/objectives/eagle_test.py",)
+HEAD = ("tests/models/objectives/eagle_test.py::test_a_tree_of_the_head_is_eagle_2_s_on_the_host",)
 UNSURE = (f"{GREEDY[0]}::test_layers_that_are_unsure_draft_no_further",)
 BENCH = ("tests/experiments/bench/speculation_test.py",)
 TREE, SIDES = (f"{TESTS}/drafts/model_tree_test.py",), (f"{TESTS}/drafts/sides_test.py",)
