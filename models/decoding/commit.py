@@ -41,10 +41,13 @@ def commit(
     """
     order = jnp.arange(tokens.shape[1])[None] if path is None else path
     own = jnp.broadcast_to(order, (tokens.shape[0], order.shape[1]))
-    at = jnp.where(jnp.arange(own.shape[1]) < count[:, None], jnp.take_along_axis(position, own, axis=1), -1)
+    lie = jnp.arange(own.shape[1])
+    stay = lie < count[:, None]
+    at = jnp.where(stay, jnp.take_along_axis(position, own, axis=1), -1)
     if rewinds(made):
+        kept = None if path is None else jnp.where(stay, path, lie)  # What is dropped need not move.
         slots: Slots = before["slots"].append(at)
-        return {"slots": slots, "layers": _moved(made["layers"], path, count, before["slots"].length)}, jnp.int32(0)
+        return {"slots": slots, "layers": _moved(made["layers"], kept, count, before["slots"].length)}, jnp.int32(0)
 
     def replay() -> tuple[Any, jax.Array]:
         kept = jnp.take_along_axis(tokens, own if tokens.ndim == 2 else own[..., None], axis=1)

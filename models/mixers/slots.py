@@ -52,7 +52,7 @@ def gathered(caches: Sequence[jax.Array], path: jax.Array, start: jax.Array, axi
 
     Args:
       caches: `[B, ...]` each.
-      path: `[B, D]` which of the entries from `start` on, in any order.
+      path: `[B, D]` which of the entries from `start` on, in any order. All of these are there.
       start: `[B]`.
       axis: of each, at least 1.
     """
@@ -61,10 +61,16 @@ def gathered(caches: Sequence[jax.Array], path: jax.Array, start: jax.Array, axi
     def read(path: jax.Array) -> list[jax.Array]:
         at = start[:, None] + path
         wide = lambda cache: jnp.expand_dims(at, [i for i in range(1, cache.ndim) if i != axis])  # noqa: E731
-        return [jnp.take_along_axis(cache, wide(cache), axis=axis) for cache in caches]
+        inside = {"axis": axis, "mode": "promise_in_bounds"}
+        return [jnp.take_along_axis(cache, wide(cache), **inside) for cache in caches]
+
+    def lying(path: jax.Array) -> list[jax.Array]:
+        if len(path) > 1:
+            return read(lie)
+        return [jax.lax.dynamic_slice_in_dim(cache, start[0], path.shape[1], axis) for cache in caches]
 
     # A branch of its own, one for all: XLA would read and write a cache in one loop, and copy all of it for that.
-    moved = jax.lax.cond(jnp.any(path != lie), read, lambda _: read(lie), path)
+    moved = jax.lax.cond(jnp.any(path != lie), read, lying, path)
     return [put(cache, new, start, axis) for cache, new in zip(caches, moved, strict=True)]
 
 
