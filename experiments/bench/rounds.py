@@ -69,20 +69,20 @@ def passes(decoder: Decoder) -> Callable[..., tuple[dict, jax.Array]]:
 
 
 def pair_passes(target: Decoder, draft: Decoder) -> Callable[..., tuple[dict, dict, jax.Array]]:
-    """(weights, state, draft's weights, its state, token `[B, 1]`, rounds, parents=None, nodes=, reads=) -> the states
-    and the last tokens: so many rounds of passes of two models alone, the draft's over `reads` tokens each, then the
-    target's over `nodes`, each behind what was likeliest at the end of the one before it.
+    """(weights, state, (draft's weights, its state), token `[B, 1]`, rounds, parents=None, nodes=, reads=) -> the
+    states and the last tokens: so many rounds of passes of two models alone, the draft's over `reads` tokens each, then
+    the target's over `nodes`, each behind what was likeliest at the end of the one before it.
 
     Between two passes of a small model the large one's parameters take the processor's cache: passes of each model by
     itself say less than a round of both costs. The draft keeps one token a round.
     """
 
     def run(
-        weights: dict, state: dict, own: dict, drafted: dict, token: jax.Array, rounds: int, parents=None,
+        weights: dict, state: dict, own: tuple[dict, dict], token: jax.Array, rounds: int, parents=None,
         *, nodes: int, reads: tuple[int, ...],
     ) -> tuple[dict, dict, jax.Array]:  # fmt: skip
-        large, small = target.models(weights)["model"], draft.models(own)["model"]
-        (carried, rows), (held, others) = single(state), single(drafted)
+        large, small = target.models(weights)["model"], draft.models(own[0])["model"]
+        (carried, rows), (held, others) = single(state), single(own[1])
 
         def one(_: int, carry: tuple) -> tuple:
             token, state, after = carry[0], rows(carry[1]), others(carry[2])
@@ -99,7 +99,7 @@ def pair_passes(target: Decoder, draft: Decoder) -> Callable[..., tuple[dict, di
         token, carried, held = jax.lax.fori_loop(0, rounds, one, (token, carried, held))
         return rows(carried), others(held), token
 
-    return jax.jit(run, static_argnames=("nodes", "reads"), donate_argnames=("state", "drafted"))
+    return jax.jit(run, static_argnames=("nodes", "reads"), donate_argnames=("state",))
 
 
 def _pass(model: Any, token: jax.Array, state: Any, parents: jax.Array | None) -> tuple[jax.Array, dict]:
@@ -185,7 +185,7 @@ def _once(way: Way, i: int, count: int, run: Callable, pair: Callable | None, dr
         read = reads(name, drafter)
         if not read:
             return alone(run, way, i, (), count, **sizes)
-        own = (draft.weights, draft.begun(i).state)
+        own = ((draft.weights, draft.begun(i).state),)
         return alone(pair, way, i, own, count, reads=read, **sizes)
 
     calls = [lambda: written(way, i)[0], both, lambda: alone(run, way, i, (), count)]

@@ -103,8 +103,8 @@ BUGS = (
     Bug(
         "rejected drafts stay in the cache",
         f"{FOLDER}/commit.py",
-        "at = jnp.where(jnp.arange(own.shape[1]) < count[:, None], ",
-        "at = jnp.where(jnp.arange(own.shape[1]) >= 0, ",
+        "stay = lie < count[:, None]",
+        "stay = jnp.broadcast_to(lie >= 0, own.shape)",
         STREAM,
     ),
     Bug(

@@ -74,7 +74,7 @@ def test_overhead_is_what_passes_do_not_take(monkeypatch):
     def alone(run, way, i, given, count, **sizes):
         assert count == counts[i] and run == ("pair" if given else "alone")
         if given:
-            assert given == ("weights", f"state {i}") and sizes["reads"] == (2, 1, 1, 1)
+            assert given == (("weights", f"state {i}"),) and sizes["reads"] == (2, 1, 1, 1)
         if sizes:
             assert sizes["nodes"] == 5 and sizes["parents"] is None
         return passed("passes" if sizes else "token", i, (18.0 if given else 14.0) if sizes else 10.0)
@@ -131,7 +131,7 @@ def test_passes_of_a_pair_are_those_of_both_whole_forward_passes():
     """Three rounds: a draft's pass over two tokens and two over one, each behind the last; then the target's."""
     (large, params, state), (small, own, drafted) = decoder("attention"), decoder("gqa")
     run = rounds.pair_passes(large, small)
-    found = run(params, state, own, drafted, jnp.asarray([[5]]), 3, nodes=3, reads=(2, 1, 1))
+    found = run(params, state, (own, drafted), jnp.asarray([[5]]), 3, nodes=3, reads=(2, 1, 1))
     kept, held, nodes = [], [], [5] * 3
     for _ in range(3):
         last, seen = nodes[0], list(held)
