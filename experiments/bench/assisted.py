@@ -32,15 +32,16 @@ def theirs(model: Any) -> LlamaForCausalLM:
     Errors: RuntimeError for parameters that such a model has not.
     """
     spec, told = model.program.spec, model.config.model
+    tensors = writing.theirs(spec, reading.flatten(model.params), names.HUGGING_FACE["llama"])
+    F = tensors["model.layers.0.mlp.up_proj.weight"].shape[0]
     config = LlamaConfig(
-        vocab_size=spec.V, hidden_size=spec.D, intermediate_size=told.mlp.hidden, num_hidden_layers=told.num_layers,
+        vocab_size=spec.V, hidden_size=spec.D, intermediate_size=F, num_hidden_layers=told.num_layers,
         num_attention_heads=spec.N, max_position_embeddings=4096, rms_norm_eps=told.norm_eps,
         rope_theta=told.attention.rope_theta, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     made = LlamaForCausalLM(config).eval()
     for layer in made.model.layers:
-        layer.mlp = Mlp(spec.D, told.mlp.hidden)
-    tensors = writing.theirs(spec, reading.flatten(model.params), names.HUGGING_FACE["llama"])
+        layer.mlp = Mlp(spec.D, F)
     missing = made.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in tensors.items()}, strict=False)
     if missing.unexpected_keys or set(missing.missing_keys) - {"lm_head.weight"}:
         raise RuntimeError(f"parameters that are not a Llama's: {missing}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from models.block import Pass
 from models.mixers.slots import Slots
+from models.partition import Partition
 
 
 class Table:
@@ -14,7 +15,7 @@ class Table:
 
     def __init__(self, logits):
         self.table = jnp.asarray(logits)
-        self.spec = types.SimpleNamespace(D=len(logits), V=len(logits), dtype=self.table.dtype)
+        self.spec = types.SimpleNamespace(D=len(logits), V=len(logits), dtype=self.table.dtype, partition=Partition())
 
     def init_state(self, batch, length, memory=None):
         return {"slots": Slots.empty(batch, length), "layers": ()}
