@@ -55,7 +55,7 @@ def behind_a_window(drafter, options, name):
     [
         ("lookup", (("length", 3), ("ngram", 2))),
         ("recycling", (("template", "1x1x1"), ("shared", False))),
-        ("exit", (("layers", 1), ("length", 2))),
+        ("exit", (("layers", 1), ("length", 2), ("threshold", 0.5))),
     ],
 )
 def test_chains_beside_a_window_change_no_text(drafter, options):
