@@ -18,12 +18,12 @@ the automaton has 0.69. What it takes: without windows and convolutions, and unt
 steps and attention stood at 1.39 in all of three seeds; 5e-3 was the better rate of every arm, above 2.5e-3. By fan-in
 attention is at 1.13 after 250 steps.
 
-Expect: the paper's order, for models that could not find the last symbols by themselves; with convolutions in front of
-the memories no difference is left. Seen before, with 400 steps: attention at 1.10 nats, above its level by 0.003. Seen
-now, with 800: attention at 0.96 in each of six seeds, linear attention at 0.95, the gated delta rule at 0.96 to 1.21: its
-search, by one seed, took 2e-2, where some seeds go astray (at 5e-3 and 1e-2 it ended at 0.95), so that its row stays
-open. The best possible is 0.69. Cost: nine runs of the search and three a seed, each 800 steps of 8 x 128 tokens; took 41
-minutes on two cores that did much else.
+Expect: the paper's order, for models that could not find the last symbols by themselves; with convolutions in front
+of the memories no difference is left. Seen before, with 400 steps: attention at 1.10 nats, above its level by 0.003.
+Seen now, with 800: attention at 0.96 in each of six seeds, linear attention at 0.95, the gated delta rule at 0.96 to
+1.21: its search, by one seed, took 2e-2, where some seeds go astray (at 5e-3 and 1e-2 it ended at 0.95), so that its
+row stays open. The best possible is 0.69. Cost: nine runs of the search and three a seed, each 800 steps of 8 x 128
+tokens; took 41 minutes on two cores that did much else.
 """
 
 from configs.claims import small

@@ -17,12 +17,12 @@ straight lines).
 
 The control: of four draws one is right more often than one draw, by at least 0.1, so that choosing can gain something.
 
-Expect: as published. Seen: trials beat plain sampling on sums by 12 points, and are within a point of the likeliest of n
-texts at as many passes; on programs so, too, and there they are ahead of plain sampling by 4 points with an interval that
-holds 0. Looking ahead writes what greedy decoding writes: a model so small is unsure where its greedy roll-outs are too.
-Three seeds had left two rows open; the second look, with nine, was added after they were seen, and decided one of them.
-Models of programs differ (0.02 bits where one learned them whole), so that the other asks for 123 seeds. Cost: 18 runs of
-600 steps, some 15 CPU minutes with the reading.
+Expect: as published. Seen: trials beat plain sampling on sums by 12 points, and are within a point of the likeliest
+of n texts at as many passes; on programs so, too, and there they are ahead of plain sampling by 4 points with an
+interval that holds 0. Looking ahead writes what greedy decoding writes: a model so small is unsure where its greedy
+roll-outs are too. Three seeds had left two rows open; the second look, with nine, was added after they were seen, and
+decided one of them. Models of programs differ (0.02 bits where one learned them whole), so that the other asks for
+123 seeds. Cost: 18 runs of 600 steps, some 15 CPU minutes with the reading.
 """
 
 from configs.claims import small

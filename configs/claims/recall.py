@@ -20,10 +20,10 @@ Pilots without the rows of one or two pairs, with 16 keys and values, ended afte
 attention, 0.82 with linear attention and 0.99 with the gated delta rule, one head each.
 
 Expect: larger memories above smaller ones. Seen: four pairs fit into 256 numbers nearly as well as into 4096, so the
-bound of the state does not show at so few pairs. Three seeds had left the second row open; a second look, with eight, was
-added after they were seen, and leaves it open: a memory of sixteen heads loses some points with one seed or another, by
-linear attention and by the gated delta rule. Cost: six runs of the search and three a seed, each 600 steps of 32 rows of
-16 tokens; 24 runs of the verdict took 25 minutes on two cores that did much else.
+bound of the state does not show at so few pairs. Three seeds had left the second row open; a second look, with eight,
+was added after they were seen, and leaves it open: a memory of sixteen heads loses some points with one seed or
+another, by linear attention and by the gated delta rule. Cost: six runs of the search and three a seed, each 600
+steps of 32 rows of 16 tokens; 24 runs of the verdict took 25 minutes on two cores that did much else.
 """
 
 from configs.claims import small
