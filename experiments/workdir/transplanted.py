@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from configs import families
+from data.tokenizers import romanise
 from experiments.pretrained import loaded
 from experiments.program import Program, build, inputs
 from experiments.settings.errors import CheckpointError, ConfigError
@@ -49,7 +50,7 @@ def state(program: Program, workdir: str | os.PathLike, corpus: Any) -> Any:
     specials = {getattr(tokenizer, name): getattr(old_tokenizer, name) for name in SPECIALS}
     change = transplant.Change(
         old_tokenizer.pieces, tokenizer.pieces, encode, seed=int(program.config.seed),
-        specials=[(old_id, new_id) for new_id, old_id in specials.items()],
+        specials=[(old_id, new_id) for new_id, old_id in specials.items()], transliterate=romanise.romanised,
     )  # fmt: skip
     rows = {}
     if rule == "zett" and list(change.old) != list(change.new):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.tokenizers import romanise
 from models import hypernetwork, transplant
 
 RNG = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_rules_of_transliterations_and_of_a_hypernetwork():
     old = tuple(each.encode() for each in ("a", "да", "δα", "ми", "da ")) + (b"\xd0", b"")
     new = (b"a", b"da", b"mi", b"aa", b"")
     encode = lambda text: [0] * len(text)  # noqa: E731
-    rows, change = RNG.normal(size=(7, 3)), transplant.Change(old, new, encode)
+    rows, change = RNG.normal(size=(7, 3)), transplant.Change(old, new, encode, transliterate=romanise.romanised)
     for rule, da in (("max", rows[1]), ("min", rows[2]), ("average", (rows[1] + rows[2]) / 2)):
         got = transplant.transplanted(change, rows, f"transmi_{rule}")
         np.testing.assert_allclose(got, [rows[0], da, rows[3], rows[0], rows[6]], rtol=1e-15)
