@@ -78,17 +78,17 @@ def table(op: str) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write(op: str, chip: str, of: str, row: Mapping) -> pathlib.Path:
-    """Puts one measured row into the table of `op`; without a `choice` takes out what stands there."""
+def edited(op: str, chip: str, of: str, row: Mapping) -> tuple[pathlib.Path, bytes]:
+    """The file of `op` and its contents with one measured row; without a `choice` without what stood there.
+
+    Whoever writes them calls `table.cache_clear()`.
+    """
     made = {name: dict(rows) for name, rows in table(op).items()}
     made.setdefault(chip, {}).pop(of, None)
     if "choice" in row:
         made[chip][of] = dict(row)
     made = {name: dict(sorted(rows.items())) for name, rows in sorted(made.items()) if rows}
-    path = ROOT / op / FILE
-    path.write_text(json.dumps(made, indent=1) + "\n")
-    table.cache_clear()
-    return path
+    return ROOT / op / FILE, (json.dumps(made, indent=1) + "\n").encode()
 
 
 @contextlib.contextmanager

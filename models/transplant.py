@@ -176,7 +176,7 @@ class Change:
     threshold: float | None = None
     variant: str = "averaged"
     specials: Sequence[tuple[int, int]] | None = None  # (old id, new id) of each; None: empty pieces in their order
-    transliterate: Callable[[str], str] = str  # of TransMI, e.g. `data.tokenizers.romanise.romanised`
+    transliterate: Callable[[str], str] | None = None  # of TransMI (`data.tokenizers.romanise`); None: as they are
     predicted: np.ndarray | None = None  # [V', D], of a hypernetwork
 
 
@@ -271,7 +271,7 @@ def transmi_rule(change: Change, E: np.ndarray, mode: str) -> np.ndarray:
     """
     texts = {i: _text(piece) for i, piece in enumerate(change.old) if _text(piece)}
     ids = {text: i for i, text in texts.items()}
-    found = transmi_sources([*ids], [*map(change.transliterate, ids)])
+    found = transmi_sources([*ids], [*map(change.transliterate or str, ids)])
 
     def rest(i: int) -> np.ndarray:
         if not (sources := [ids[text] for text in found.get(_text(change.new[i]), ())]):

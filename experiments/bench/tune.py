@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
+from experiments import workdir as files
 from experiments.bench import ops, timing
 from experiments.bench.comparison import Comparison, Planned
 from kernels import choices
@@ -82,7 +83,9 @@ def _best(made: Comparison, name: str, question: choices.Question, asked: choice
         again = _rounds({choice: calls[choice] for choice in (asked.default, best)}, asked.default, made, ROUNDS)[best]
         times, low = statistics.median(again), statistics.quantiles(again, n=4)[0]
     written = {"choice": best, "default": asked.default, "times_faster": round(times, 3), "row": made.name}
-    choices.write(question.op, jax.devices()[0].device_kind, question.of, written if low >= LEAST else {})
+    chip = jax.devices()[0].device_kind
+    files.write_file(*choices.edited(question.op, chip, question.of, written if low >= LEAST else {}))
+    choices.table.cache_clear()
     return {
         "row": made.name, "candidate": name, **question._asdict(), "default": asked.default,
         "times_faster": {str(choice): value for choice, value in faster.items()}, "again": times,

@@ -20,7 +20,7 @@ GENERATIONS = ("v5e", "v5p", "v6e")
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Tiles of 128 x 128, so that short sequences have several of them."""
-    monkeypatch.setattr(tpu_common, "blocks", lambda T, S: (128, 128))
+    monkeypatch.setattr(tpu_common, "blocks", lambda *sizes: (128, 128))
 
 
 @pytest.mark.parametrize("case", cases.cases(), ids=lambda case: case.name)

@@ -26,7 +26,7 @@ NOISES = {"plain": None, "noise": Noise(7, 1.5)}
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(tpu_common, "blocks", lambda T, S: (128, 128))
+    monkeypatch.setattr(tpu_common, "blocks", lambda *sizes: (128, 128))
 
 
 def hashed(noise, N, T, S):

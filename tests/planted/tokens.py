@@ -44,7 +44,7 @@ BUGS = (
     Bug("morphemes as they are written", TOKENIZE, '.read_text("utf-8").lower()', '.read_text("utf-8")', MODE),
     Bug("specials of two tokenizers by their order", TRANSPLANT, "if change.specials is not None:", "if False:", RULES),
     Bug("TransMI: the last source for the first", TRANSPLANT, "[-k for k in sources], mode", "[*sources], mode", RULES),
-    Bug("TransMI: pieces as they are", TRANSPLANT, "[*map(change.transliterate, ids)]", "[*ids]", RULES),
+    Bug("TransMI: pieces as they are", TRANSPLANT, "[*map(change.transliterate or str, ids)]", "[*ids]", RULES),
     Bug("pieces without ids", TRANSPLANT, "if len(ids) else E.mean(0)", "if len(ids) else E[0]", RULES),
     Bug("a prediction of another piece", TRANSPLANT, "lambda i: change.predicted[i]", "lambda i: change.predicted[i - 1]", RULES),
     Bug("rows are read as they are", HYPER, "rescaling(source, 0.0, 1.0)", "rescaling(source, 0.0, 0.1)", RULES),
