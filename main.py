@@ -68,6 +68,7 @@ KNOWN = (
     "port", "host", "lanes", "tune",
 )  # fmt: skip
 SIMULATED = ("cpu", "a100", "h100", "h200")  # Topologies of CPU devices, before jax may be imported.
+SWITCHES = ("smoke", "overwrite", "tune")
 NUMBERS = {"port": 8000, "lanes": 8, "simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
 
 
@@ -108,7 +109,7 @@ def _explain(arguments: list[str], error: flags.Error) -> str:
             near = difflib.get_close_matches(value, MODES, n=1, cutoff=0.5)
             hint = f"did you mean --mode={near[0]}? " if near else ""
             return f"--mode={value} is not a mode; {hint}choose one of: {', '.join(MODES)}."
-        if name in (*NUMBERS, "smoke", "nosmoke", "overwrite", "nooverwrite") and f"--{name}={value}" in str(error):
+        if name.removeprefix("no") in (*NUMBERS, *SWITCHES) and f"--{name}={value}" in str(error):
             kind = f"a whole number, e.g. --{name}={NUMBERS[name]}" if name in NUMBERS else "true or false"
             return f"--{name}={value} must be {kind}."
     return f"{' '.join(str(error).split())}; python main.py --help lists all flags."

@@ -63,6 +63,8 @@ def run(
     console = Console(width=132, highlight=False)
     platform = jax.devices()[0].platform
     rows = [row for row in planned("tpu" if topology else platform) if filter in row.name]
+    if not rows and not any(filter in name for name in OTHER):
+        raise Refused(f"--bench_filter={filter} is in no row's name; use e.g. --bench_filter=attention/.")
     folder = pathlib.Path(workdir or "runs/bench")
     if topology:
         found = [_compile(row, topology, console) for row in rows if row.ahead_of_time]

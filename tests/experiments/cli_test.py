@@ -317,6 +317,7 @@ def test_bad_commands_end_with_a_sentence_and_code_2_and_write_nothing(tmp_path)
         ([quick, workdir, "--mode=trian"], "--mode=trian is not a mode; did you mean --mode=train?"),
         ([quick, workdir, "plan"], "'plan' is not a flag; did you mean --mode=plan?"),
         ([quick, workdir, "--simulate=x"], "--simulate=x must be a whole number, e.g. --simulate=8."),
+        (["--mode=bench", "--tune=maybe"], "--tune=maybe must be true or false."),
         ([quick, workdir, "--simulate=8", "--config.data.batch_size=12"], "data.batch_size=12 does not divide over 8"),
         ([quick, "--workdir=/proc/run"], "'/proc/run' cannot be used: "),
         (

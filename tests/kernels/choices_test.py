@@ -156,3 +156,5 @@ def test_the_fastest_right_answer_is_kept_and_leaves_when_it_is_fastest_no_more(
 def test_a_search_needs_a_chip():
     with pytest.raises(Refused, match="--topology=v5e has no chip"):
         bench.run(topology="v5e", tune=True)
+    with pytest.raises(Refused, match="--bench_filter=atention/ is in no row's name; use e.g."):
+        bench.run(filter="atention/", tune=True)
