@@ -2,8 +2,8 @@
 
 A kernel asks `chosen(...)` while it is traced. The tables are `kernels/OP/choices.json`:
 
-    {"cpu": {"chunked forward, H 64, S 2048": {"choice": [256, 512], "default": [512, 512], "times_faster": 1.08,
-                                                "row": "attention/causal_2k/fwd"}}}
+    {"cpu": {"chunked forward, T 2048, S 2048": {"choice": [256, 512], "default": [512, 512],
+                                                "times_faster": 1.08, "row": "attention/causal_2k/fwd"}}}
 
 by the name that jax gives the chip (`jax.devices()[0].device_kind`). `--mode=bench --tune` searches and writes them;
 nothing is measured at any other time. A program that is compiled for a chip that is not here takes the defaults. Other
@@ -49,7 +49,7 @@ def chosen(op: str, of: str, platform: str, default: Choice, tried: tuple[Choice
 
     Args:
       op: a folder of kernels/, e.g. attention.
-      of: the kernel and the class of its shapes, e.g. "pallas_gpu forward, H 64"; see `length`.
+      of: the kernel and the class of its shapes, e.g. "pallas_gpu forward, H 64, S 2048"; see `length`.
       platform: whose kernel it is, cpu, gpu or tpu. With another device at hand the default is taken.
       default: what is right on every chip, e.g. (block_q, block_k).
       tried: what a search tries beside it.

@@ -14,7 +14,7 @@ class Comparison:
     flops, bytes: counted from the problem, not measured.
     temporaries: the compiler's bytes per candidate.
     work: a count and its unit, e.g. (4096, "tokens").
-    again: compiles a candidate by its name anew, under the choices of the moment (`kernels.choices`).
+    again: of candidates that are ours, what compiles them anew, under the choices of the moment (`kernels.choices`).
     counted: the name of a quantity and its value for each candidate, e.g. score entries: from a plan, not measured.
     Where candidates are not the same problem, `flops` and the count of `work` are mappings by candidate.
     """
@@ -28,7 +28,7 @@ class Comparison:
     work: tuple[float | Mapping[str, float], str] = (0.0, "")
     temporaries: Mapping[str, int] = dataclasses.field(default_factory=dict)
     counted: tuple[str, Mapping[str, int]] = ("", {})
-    again: Callable[[str], Callable[[], Any]] | None = None
+    again: Mapping[str, Callable[[], Callable[[], Any]]] = dataclasses.field(default_factory=dict)
     rounds: int = 5
     calls: int = 1
 

@@ -47,7 +47,7 @@ def row(
         return functools.partial(program, *given), program.memory_analysis().temp_size_in_bytes
 
     made = at_once(compiled, forwards)
-    rest.setdefault("again", lambda implementation: compiled(implementation)[0])
+    rest["again"] = {name: functools.partial(lambda name: compiled(name)[0], name) for name in made}
     candidates, temporaries = ({name: x[i] for name, x in made.items()} for i in range(2))
     candidates |= rest.pop("extra", {})
     if jax.default_backend() != "cpu":

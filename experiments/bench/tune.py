@@ -28,26 +28,25 @@ ROUNDINGS, TERMS = 2 * 8, 1 << 13
 def row(plan: Planned, console: Console) -> list[dict[str, Any]]:
     """The choices of one row of the bench: a record for each question that has answers to try."""
     made = plan.build()
-    if made.again is None or (wrong := made.check()):
-        console.print(f"{plan.name}: " + ("nothing to choose" if made.again is None else f"WRONG, not tuned: {wrong}"))
+    if made.again and (wrong := made.check()):
+        console.print(f"{plan.name}: WRONG, not tuned: {wrong}")
         return []
     found = []
-    for name in made.candidates:
-        for question, asked in questions(made, name).items():
+    for name, again in made.again.items():
+        for question, asked in questions(again).items():
             found.append(_best(made, name, question, asked))
             console.print(f"{plan.name}, {said(found[-1])}")
+    if not found:
+        console.print(f"{plan.name}: nothing to choose")
     jax.clear_caches()
     return found
 
 
-def questions(made: Comparison, name: str) -> dict[choices.Question, choices.Asked]:
-    """What the kernels of one candidate ask that this device can answer, where there is more than the default."""
+def questions(again: Callable[[], Any]) -> dict[choices.Question, choices.Asked]:
+    """What a candidate that `again` compiles asks, where this device can answer and there is more than a default."""
     jax.clear_caches()
     with choices.asking() as asked:
-        try:
-            made.again(name)
-        except KeyError:  # No kernel of ours: a peer.
-            return {}
+        again()
     here = jax.devices()[0].platform
     return {question: told for question, told in asked.items() if told.platform == here and told.tried}
 
@@ -95,7 +94,7 @@ def _best(made: Comparison, name: str, question: choices.Question, asked: choice
 
 def _answered(made: Comparison, name: str, question: choices.Question, choice: choices.Choice) -> Callable[[], Any]:
     with choices.given({question: choice}):
-        return made.again(name)
+        return made.again[name]()
 
 
 def _near(got: jax.Array, expected: jax.Array) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-LEAST = 32  # chips: on fewer any two exchange beside other work (`models.transfers`)
+from models import transfers
+
 Place = tuple[int, ...]
 
 
@@ -56,10 +57,11 @@ def _plane(rows: int, columns: int, turned: bool = False) -> Iterator[tuple[int,
 def rings(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray | None:
     """Devices in the `shape` of a mesh, those of each row along fsdp in a cycle of neighbours.
 
-    None: they are few, an axis besides data and fsdp is cut too, or there is no such cycle.
+    None: they are so few that any two exchange beside other work (`transfers.MOST`), an axis besides data and fsdp is
+    cut too, or there is no such cycle.
     """
     ways = shape["fsdp"]
-    if len(devices) < LEAST or ways < 2 or math.prod(shape.values()) != shape["data"] * ways:
+    if len(devices) <= transfers.MOST or ways < 2 or math.prod(shape.values()) != shape["data"] * ways:
         return None
     at = {tuple(device.coords): device for device in devices if hasattr(device, "coords")}
     if len(at) < len(devices):  # More than one to a place.
