@@ -83,8 +83,9 @@ def _best(made: Comparison, name: str, question: choices.Question, asked: choice
         times, low = statistics.median(again), statistics.quantiles(again, n=4)[0]
     written = {"choice": best, "default": asked.default, "times_faster": round(times, 3), "row": made.name}
     chip = jax.devices()[0].device_kind
-    files.write_file(*choices.edited(question.op, chip, question.of, written if low >= LEAST else {}))
-    choices.table.cache_clear()
+    if low >= LEAST or question.of in choices.table(question.op).get(chip, {}):
+        files.write_file(*choices.edited(question.op, chip, question.of, written if low >= LEAST else {}))
+        choices.table.cache_clear()
     return {
         "row": made.name, "candidate": name, **question._asdict(), "default": asked.default,
         "times_faster": {str(choice): value for choice, value in faster.items()}, "again": times,

@@ -141,6 +141,9 @@ def test_the_fastest_right_answer_is_kept_and_leaves_when_it_is_fastest_no_more(
     said = Console(quiet=True)
     made = Made({1: 1.0, 2: 0.9, 3: 0.8, 4: 0.1, 5: 0.1}, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.01, 5: None})
     monkeypatch.setattr(tune, "_rounds", made.rounds)
+    made.seconds[3], made.seconds[2] = 1.02, 1.01
+    assert tune.row(made.planned(), said)[0]["choice"] is None and not (tables / "op" / choices.FILE).exists()
+    made.seconds[3], made.seconds[2] = 0.8, 0.9
     (record,) = tune.row(made.planned(), said)
     assert record["choice"] == (3,) and record["again"] == pytest.approx(1 / 0.8)
     assert set(record["times_faster"]) == {"(1,)", "(2,)", "(3,)"}
