@@ -22,6 +22,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 # A kernel carries the names of its files: without their folders it is the same program in every clone.
 jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
+# Where an operation was written, without who called: a twentieth of all that a test takes.
+jax.config.update("jax_traceback_in_locations_limit", 1)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ CACHE = os.environ.get("TESSERA_TEST_CACHE", os.path.expanduser("~/.cache/tesser
 # On a busy machine eight simulated devices may wait for each other longer than the 40 seconds after which XLA aborts.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # Later ones know no other way and refuse the flag.
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
+    # Neither in parts that are compiled beside each other: that is more work, and both cores have a test of their own.
+    QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # For a program that is worth it: `jax.jit(..., compiler_options=environment.FAST)` where millions are drawn.
 FAST = {"xla_backend_optimization_level": 2}
 _DEVICES = "--xla_force_host_platform_device_count="
@@ -27,4 +28,5 @@ def child() -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": CACHE,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "1",
     }

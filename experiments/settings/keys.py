@@ -5,6 +5,7 @@ Rules about several keys together are in `experiments/preflight`.
 """
 
 import difflib
+import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -149,6 +150,7 @@ def unread_problems(config: Mapping, only: Collection[str] | None = None) -> Ite
       only: keys to judge; None: all.
     """
     flat = flatten(config)
+    unread = functools.cache(lambda: knobs.unread(flat))
     for key in knobs.KNOBS if only is None else only:
         default = knobs.KNOBS[key].default
         reasons = () if flat[key] == default else knobs.without(knobs.KNOBS[key], flat)
@@ -156,14 +158,15 @@ def unread_problems(config: Mapping, only: Collection[str] | None = None) -> Ite
             continue
         told = " and ".join(f"{way.key}={short(flat[way.key], 40)}" for way in reasons)
         verb = "with" if reasons[0].names == ("*",) else "by"
-        instead = _read_instead(key, reasons, flat)
+        instead = _read_instead(key, reasons, flat, unread())
         yield f"{key}={short(flat[key], 40)} is not used {verb} {told}{instead}; use {key}={short(default, 40)}."
 
 
-def _read_instead(key: str, reasons: Collection[knobs.Reader], flat: Mapping[str, Any]) -> str:
+def _read_instead(
+    key: str, reasons: Collection[knobs.Reader], flat: Mapping[str, Any], unread: Collection[str]
+) -> str:
     """ "; it reads ..." with keys that the parts in the places of `reasons` do read, of the same group if there are."""
     places = {way.key for way in reasons}
-    unread = knobs.unread(flat)
     read = [
         other
         for other, knob in knobs.KNOBS.items()

@@ -51,7 +51,9 @@ def within(size, q, k, v):
 @pytest.mark.parametrize("module", KERNELS, ids=lambda module: module.__name__.rpartition("_")[2])
 def test_equals_float64(module, case):
     size, q, k, v, listed = given(case)
-    out = module.forward(size, q, k, v, listed, interpret=True)
+    watched = module is sparse_tpu and case == "plain"  # Whether a tile is read while it is copied.
+    out = module.forward(size, q, k, v, listed, interpret=pltpu.InterpretParams(detect_races=True) if watched else True)
+    assert not watched or not races_found()
     out = np.asarray(sparse_lanes.token_major(out, size, len(ROWS)), np.float64)
     for row, n in enumerate(ROWS[:3]):
         want, top = within(size, *(np.asarray(x[row, :n], np.float64) for x in drawn()))
@@ -70,13 +72,6 @@ def test_bfloat16_is_rounded_weights(module):
     near = 2.0**-8 * float(jnp.abs(v.astype(jnp.float32)).max())
     real = lambda x: np.asarray(sparse_lanes.token_major(x, size, len(ROWS)))[1, : ROWS[1]]  # noqa: E731
     np.testing.assert_allclose(real(out), real(want), rtol=0, atol=near)
-
-
-@pytest.mark.usefixtures("x64")
-def test_no_tile_is_read_while_it_is_copied():
-    size, q, k, v, listed = given("plain")
-    sparse_tpu.forward(size, q, k, v, listed, interpret=pltpu.InterpretParams(detect_races=True))
-    assert not races_found()
 
 
 LONG = 8192

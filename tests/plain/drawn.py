@@ -1,5 +1,6 @@
 """Modules of the house with drawn parameters, in float64, and the same parameters by name for the plain forms."""
 
+import functools
 import math
 
 import jax
@@ -47,9 +48,12 @@ def drawn(make, seed=0):
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     state = jax.tree.map(fill, state, is_leaf=is_variable)
 
+    @functools.cache
+    def compiled(function):
+        return jax.jit(lambda state, *arrays: function(nnx.merge(graphdef, state), *arrays))
+
     def run(function, *arrays):
-        call = jax.jit(lambda state, *arrays: function(nnx.merge(graphdef, state), *arrays))
-        return jax.tree.map(np.asarray, call(state, *map(jnp.asarray, arrays)))
+        return jax.tree.map(np.asarray, compiled(function)(state, *map(jnp.asarray, arrays)))
 
     run.gradient = lambda function, *arrays: named(
         jax.jit(jax.grad(lambda state, *arrays: function(nnx.merge(graphdef, state), *arrays)))(state, *arrays)

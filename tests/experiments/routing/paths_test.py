@@ -1,5 +1,7 @@
 """Paths of Duo-LLM on a tiny model: every one is tried, and no router at the same cost is better than the best."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,7 @@ def test_every_path_of_every_token(tiny):
     np.testing.assert_allclose(found[:, 0], big, rtol=1e-12)
     for t in (0, 3, T - 1):
 
+        @functools.cache
         def alone(path, t=t):
             index = np.zeros((L, 1, T), np.int32)
             index[:, 0, t] = path
@@ -68,11 +71,11 @@ def test_every_path_of_every_token(tiny):
 
 
 def test_no_router_is_better_than_the_best_path_of_its_cost(tiny):
-    """The router's own choices, and a thousand drawn ones; a larger budget never hurts."""
+    """The router's own choices, and a hundred drawn ones; a larger budget never hurts."""
     call, own = tiny
     found = paths.table(call, (0, 0, 0), T, MODULES)
     assert own.shape == (T, L) and len(np.unique(own)) > 1
-    drawn_ = np.random.default_rng(0).integers(0, MODULES, (1000, T, L))
+    drawn_ = np.random.default_rng(0).integers(0, MODULES, (100, T, L))
     for chosen in (own, *drawn_):
         least, _ = paths.within(found, L, COSTS, paths.cost(chosen, COSTS))
         losses = paths.chosen(found, chosen, MODULES)
