@@ -68,15 +68,15 @@ def test_two_processes_learn_from_one_teacher(tmp_path):
     both start again."""
     train(tiny.config(tmp_path, train__steps=2, eval__every=0, model__width=48), tmp_path / "teacher", quiet=True)
     settings = SETTINGS | {
-        "train__steps": 4, "checkpoint__every": 2, "objective": "distillation",
+        "train__steps": 6, "checkpoint__every": 2, "objective": "distillation", "optimizer__schedule": "constant",
         "companions__teacher__workdir": str(tmp_path / "teacher"),
     }  # fmt: skip
     config = tiny.config(tmp_path, **settings)
-    for steps in (4, 6):  # A schedule follows the length, so both runs are made longer.
+    for steps in (4, 6):
         flags = many_processes.training(config.data.path, config.data.cache_dir, **settings | {"train__steps": steps})
         run(tmp_path / "both", *flags, processes=2)
-        made = tiny.config(tmp_path, **settings | {"mesh__data": 2, "train__steps": steps})
-        train(made, tmp_path / "alone", quiet=True)  # On the eight devices here.
+    made = tiny.config(tmp_path, **settings | {"mesh__data": 2})
+    train(made, tmp_path / "alone", quiet=True)  # On the eight devices here.
 
     one, other = losses(tmp_path / "alone"), losses(tmp_path / "both")
     assert one.keys() == other.keys() and {step for step, _ in one} == set(range(1, 7))
