@@ -84,21 +84,19 @@ class Partition:
         """
         for dimension, axis in enumerate(axes):
             names = () if self.trivial else self.mesh_axes(axis)
-            gather = self._beside(names)
-            if gather:
+            if orders := self._beside(names):
                 for name in reversed(names):
-                    x = gather(x, name, dimension, self.mesh.shape[name])
+                    x = transfers.all_gather(x, name, dimension, orders[name])
             elif names:
                 x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
         return x
 
-    def _beside(self, names: Sequence[str]) -> Callable | None:
-        """The gather of `transfers` that runs beside other work over these mesh axes, if there is one."""
+    def _beside(self, names: Sequence[str]) -> dict[str, tuple[transfers.Bits, ...]]:
+        """The orders of exchange over these mesh axes that run beside other work; {} where one of them has none."""
         if not names or self.mesh.devices.flat[0].platform != "tpu":
-            return None
-        if self.mesh.size <= transfers.MOST:
-            return transfers.all_gather
-        return transfers.ring_gather if all(transfers.ring(self.mesh, name) for name in names) else None
+            return {}
+        orders = {name: transfers.orders(self.mesh, name) for name in names}
+        return orders if all(orders.values()) else {}
 
     def run(self, fn: Callable, args: Sequence[Any], axes: Sequence[Any], out_axes: Any) -> Any:
         """`fn(*args)` on every device's own part.

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.planning import hlo, traffic
+from experiments.planning import hlo, traffic, waiting
 from experiments.planning.chips import Chip
 from experiments.program import Program, companions, counting, in_order, sharding
 from kernels import platforms
@@ -26,6 +26,7 @@ class Compiled:
     collectives: empty where it does not fit.
     traffic: HBM bytes read and written a step; empty where it does not fit.
     compile_seconds: that the compile took here.
+    played: seconds of a step in its schedule, see `waiting.played`; empty of a chip that is not described.
     """
 
     fits: bool
@@ -36,6 +37,7 @@ class Compiled:
     collectives: list[hlo.Collective]
     traffic: float
     compile_seconds: float = 0.0
+    played: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def compile_step(program: Program, chip: Chip | None) -> Compiled:
@@ -72,6 +74,7 @@ def compile_step(program: Program, chip: Chip | None) -> Compiled:
         collectives=hlo.collectives(computations, mesh),
         traffic=traffic.scheduled(computations),
         compile_seconds=took,
+        played=waiting.played(computations, list(program.mesh.devices.flat), chip) if described else {},
     )
 
 

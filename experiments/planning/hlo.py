@@ -173,7 +173,7 @@ def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int])
                 continue
             result.append(
                 Collective(
-                    kind, _axes(together, mesh), ways, _sent(kind, ways, payload), count[name],
+                    kind, _axes(together, mesh), ways, sent(kind, ways, payload), count[name],
                     "Start" in stage or (instruction.op.endswith("-start") and _beside(instructions, at)),
                     _source(instruction),
                 )
@@ -181,7 +181,7 @@ def collectives(found: Mapping[str, list[Instruction]], mesh: Mapping[str, int])
     return result
 
 
-def _sent(kind: str, n: int, payload: float) -> float:
+def sent(kind: str, n: int, payload: float) -> float:
     """Bytes that a device sends for `payload` bytes of its own, by the ring algorithms."""
     if kind == "all-gather":
         return (n - 1) * payload

@@ -186,6 +186,11 @@ def compiled(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"compiled for {record['topology']}{f' with {changed}' if changed else ''}: {_verdict(tried)}")
         lines += [f"  {_size(size)}: {name}" for size, name in tried["largest"][:4]] if not changed else []
         lines += [f"  {line}" for line in _collectives(tried)]
+        if played := {name: f"{seconds * 1e3:.1f}" for name, seconds in tried["played"].items()}:
+            lines.append(
+                f"  as scheduled, of {played['links']} ms on links {played['waiting']} are waited for, beside "
+                f"{played['work']} ms of work"
+            )
         if line := _speed(tried["roofline"]):
             lines.append(f"  {line}")
     if len(fitting := [t for t in record["tried"] if t["roofline"]]) > 1:

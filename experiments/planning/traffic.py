@@ -35,11 +35,11 @@ def scheduled(found: Mapping[str, list[hlo.Instruction]]) -> float:
         for instruction in instructions:
             if instruction.op in hlo.FREE or instruction.op.removesuffix("-start").removesuffix("-done") in hlo.KINDS:
                 continue
-            total += repeat * _of(instruction, shapes, found)
+            total += repeat * of(instruction, shapes, found)
     return total
 
 
-def _of(instruction: hlo.Instruction, shapes: Mapping[str, str], found: Mapping[str, list[hlo.Instruction]]) -> float:
+def of(instruction: hlo.Instruction, shapes: Mapping[str, str], found: Mapping[str, list[hlo.Instruction]]) -> float:
     """Bytes of one instruction, read and written."""
     given = [shapes.get(name, "") for name in instruction.operands]
     if instruction.op in ("copy-start", "slice-start"):  # Its result is a tuple of its operand and what is copied.

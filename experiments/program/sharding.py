@@ -42,8 +42,8 @@ def make_mesh(config, devices: Sequence[Any] | None = None) -> Mesh:
     shape = mesh_shape(config.mesh, len(devices))
     if devices[0].platform == "cpu":  # Fake devices have no topology to respect.
         return Mesh(np.asarray(devices).reshape(tuple(shape.values())), AXES)
-    if (ring := torus.rings(devices, shape)) is not None:
-        return Mesh(ring, AXES)
+    if (boxes := torus.boxes(devices, shape)) is not None:
+        return Mesh(boxes, AXES)
     # A mesh axis of 32 on a torus of 4 x 4 x 4 takes one and a half of its sides.
     return Mesh(create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True), AXES)
 

@@ -317,8 +317,8 @@ def test_the_step_compiles_for_a_tpu_that_is_not_here(tmp_path):
     assert {c["kind"] for c in moved} == {"collective-permute"}
 
 
-def test_on_many_chips_pieces_go_round_a_ring_beside_other_work():
-    """Four neighbours of a pod of 64 share what fsdp cuts. Sums go round in float32, as the parameters are."""
+def test_on_many_chips_what_is_cut_goes_beside_other_work():
+    """Four neighbours of a pod of 64 share what fsdp cuts. Sums are sent in float32, as the parameters are."""
     config = tokenformer.get_config("tiny")
     config.model.num_layers, config.data.batch_size = 1, 64
     config.mesh.update({"data": 16, "fsdp": 4})

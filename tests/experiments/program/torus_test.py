@@ -1,4 +1,4 @@
-"""Rows of a mesh on a large torus are cycles of neighbours."""
+"""Rows of a mesh on a large torus are boxes, in which ranks that differ in one bit lie along one side."""
 
 import dataclasses
 import itertools
@@ -18,46 +18,59 @@ class Chip:
     coords: tuple[int, ...]
 
 
-def neighbours(a, b):
-    return sum(abs(x - y) for x, y in zip(a, b, strict=True)) == 1
-
-
 @pytest.mark.parametrize(
-    "sides", [(2,), (2, 2), (4, 4), (2, 8), (3, 4), (4, 3), (5, 2), (1, 4, 4), (2, 2, 2), (3, 3, 2), (4, 4, 8)]
-)
-def test_a_cycle_goes_through_all_places_from_neighbour_to_neighbour(sides):
-    walk = torus.cycle(sides)
-    assert sorted(walk) == sorted(itertools.product(*(range(side) for side in sides if side > 1)))
-    assert all(neighbours(a, b) for a, b in zip(walk, walk[1:] + walk[:1], strict=True))
-
-
-@pytest.mark.parametrize("sides", [(3, 3), (16,), (3, 5, 1)])
-def test_a_line_and_an_odd_plane_have_no_cycle(sides):
-    assert torus.cycle(sides) is None
-
-
-@pytest.mark.parametrize(
-    ("sides", "data", "fsdp"), [((8, 8, 1), 4, 16), ((8, 8, 1), 1, 64), ((4, 4, 4), 2, 32), ((8, 16, 1), 16, 8)]
-)
-def test_rows_of_a_mesh_are_cycles_and_gathers_are_told_so(sides, data, fsdp):
-    """Boxes begin anywhere in a pod, and its devices come in any order."""
+    ("sides", "data", "fsdp", "box"),
+    [((8, 8, 1), 4, 16, (4, 4, 1)), ((8, 8, 1), 1, 64, (8, 8, 1)), ((4, 4, 4), 2, 32, (2, 4, 4)),
+     ((12, 4, 1), 3, 16, (4, 4, 1)), ((16, 2, 1), 4, 8, (4, 2, 1))],
+)  # fmt: skip
+def test_rows_of_a_mesh_are_boxes_and_gathers_are_told_so(sides, data, fsdp, box):
+    """Boxes begin anywhere in a pod, and its devices come in any order. Exchanges go along one side, a power of two
+    far, never farther than the one before them, and a device reaches all others of its row by them."""
     chips = [Chip((x + 4, y, z)) for x, y, z in itertools.product(*map(range, sides))]
     random.Random(0).shuffle(chips)
     shape = {"data": data, "fsdp": fsdp, "tensor": 1, "context": 1, "expert": 1}
-    found = torus.rings(chips, shape)
+    found = torus.boxes(chips, shape)
     assert found.shape == (data, fsdp, 1, 1, 1) and set(found.flat) == set(chips)
-    rows = found.reshape(data, fsdp)
-    assert all(neighbours(a.coords, b.coords) for a, b in zip(rows.flat, np.roll(rows, -1, 1).flat, strict=True))
-    mesh = types.SimpleNamespace(devices=found, axis_names=tuple(shape), shape=shape)
-    assert transfers.ring(mesh, "fsdp") and transfers.ring(mesh, "data") == (data == 1)
+    rows = np.array([[chip.coords for chip in row] for row in found.reshape(data, fsdp)])
+    assert (np.ptp(rows, axis=1) + 1 == box).all()
+    orders = transfers.orders(types.SimpleNamespace(devices=found, axis_names=tuple(shape), shape=shape), "fsdp")
+    assert len(orders) == sum(side > 1 for side in box)
+    for bits in orders:
+        assert sorted(bits) == [1 << i for i in range(len(bits))] and 1 << len(bits) == fsdp
+        apart = [np.abs(rows - rows[:, np.arange(fsdp) ^ bit]).reshape(-1, 3) for bit in bits]
+        assert all((np.sort(each) == [0, 0, each[0].max()]).all() for each in apart)
+        far = [each[0].max() for each in apart]
+        assert far == sorted(far, reverse=True) and not any(n & (n - 1) for n in far)
+
+
+def test_two_parts_go_along_different_sides_at_a_time():
+    chips = [Chip((x, y, 0)) for x, y in itertools.product(range(8), range(8))]
+    mesh = types.SimpleNamespace(devices=np.array(chips, object), axis_names=("fsdp",), shape={"fsdp": 64})
+    assert transfers.orders(mesh, "fsdp") == ((32, 4, 16, 2, 8, 1), (4, 32, 2, 16, 1, 8))
+
+
+def test_what_lies_in_no_box_has_no_order():
+    """A row that is not a box, one along both sides at once, three devices, and those without places."""
+
+    def along(places):
+        mesh = types.SimpleNamespace(devices=np.array([Chip(p) for p in places], object), axis_names=("fsdp",))
+        return transfers.orders(types.SimpleNamespace(**vars(mesh), shape={"fsdp": len(places)}), "fsdp")
+
+    assert along([(0, 0), (0, 1), (2, 0), (2, 1)]) == ((2, 1), (2, 1))
+    assert along([(0, 0), (0, 1), (2, 0), (3, 1)]) == ()
+    assert along([(0, 0), (1, 1)]) == () == along([(0, 0), (3, 0)]) == along([(0, 0), (1, 0), (2, 0)])
+    mesh = types.SimpleNamespace(devices=np.array(jax.devices()[:2]), axis_names=("fsdp",), shape={"fsdp": 2})
+    assert transfers.orders(mesh, "fsdp") == ()
 
 
 def test_other_meshes_are_left_to_jax():
     shape = {"data": 2, "fsdp": 16, "tensor": 1, "context": 1, "expert": 1}
     chips = [Chip(place) for place in itertools.product(range(4), range(8), range(1))]
-    assert torus.rings(chips, shape) is not None
-    assert torus.rings(chips[:16], shape | {"data": 1}) is None  # Few.
-    assert torus.rings(chips, shape | {"data": 1, "tensor": 2}) is None
-    assert torus.rings(chips, shape | {"data": 32, "fsdp": 1}) is None
-    assert torus.rings(chips[:31] + [Chip((9, 9, 0))], shape) is None  # No box.
-    assert torus.rings(jax.devices(), shape) is None
+    assert torus.boxes(chips, shape) is not None
+    assert torus.boxes(chips, shape | {"data": 1, "tensor": 2}) is None
+    assert torus.boxes(chips, shape | {"data": 32, "fsdp": 1}) is None
+    assert (
+        torus.boxes(chips[:31] + [Chip((9, 9, 0))], shape) is None
+    )  # Not full, or of sides that are no powers of two.
+    assert torus.boxes([Chip((x, 0, 0)) for x in range(24)], shape | {"data": 2, "fsdp": 12}) is None
+    assert torus.boxes(jax.devices(), shape) is None
