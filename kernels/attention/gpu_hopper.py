@@ -16,6 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels import choices
 from kernels.attention import schedule
 from kernels.attention.flash import LOG2_E, MASKED, Call, Sizes, in_32_bits
 from kernels.attention.gpu_common import mask_arrays, over_tiles, padded
@@ -72,11 +73,12 @@ def forward(
     check(q, k, v, scoring.scale, scoring.bias)
     mask, sinks = scoring.mask, scoring.sinks
     (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
-    sizes = Sizes(B, T, S, N, K, H, BLOCK, BLOCK_K)
-    table = schedule.classes(mask, T, S, BLOCK, BLOCK_K)
+    block_k, stages = _tiles(H, S)
+    sizes = Sizes(B, T, S, N, K, H, BLOCK, block_k)
+    table = schedule.classes(mask, T, S, BLOCK, block_k)
     if not all_seen(mask, sizes, table, axis=1):
         k, v = without_poison(k, v)
-    q, k, v = padded(q, sizes, BLOCK), padded(k, sizes, BLOCK_K), padded(v, sizes, BLOCK_K)
+    q, k, v = padded(q, sizes, BLOCK), padded(k, sizes, block_k), padded(v, sizes, block_k)
     sink_arrays = [] if sinks is None else [sinks.astype(jnp.float32) * LOG2_E]
     out, lse = plgpu.kernel(
         functools.partial(_kernel, Call.of(sizes, scoring), Cores(interpret is not None), sinks is not None),
@@ -87,7 +89,7 @@ def forward(
                 plgpu.SMEM((WARPGROUPS, ROWS), jnp.float32),
                 plgpu.Barrier(num_arrivals=1, num_barriers=WARPGROUPS),
                 plgpu.Barrier(num_arrivals=WARPGROUPS),
-                *(ring(STAGES[H], BLOCK_K, H, q.dtype) for _ in range(2)),
+                *(ring(stages, block_k, H, q.dtype) for _ in range(2)),
             )
         ],
         compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -98,6 +100,13 @@ def forward(
         interpret=interpret,
     )(*map(jnp.asarray, schedule.runs(table)), q, k, v, *mask_arrays(mask, sizes), *sink_arrays)
     return out[:, :T], lse[:, :, :T]
+
+
+def _tiles(H: int, S: int) -> tuple[int, int]:
+    """Keys of a tile, and buffers in the ring of keys and in that of values."""
+    tried = tuple((block_k, stages) for block_k in (64, 128) for stages in (2, 3, 4))
+    of = f"pallas_gpu_hopper forward, H {H}, S {choices.length(S)}"
+    return choices.chosen("attention", of, "gpu", (BLOCK_K, STAGES[H]), tried)
 
 
 def without_poison(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -146,13 +155,13 @@ def _kernel(call: Call, cores: Cores, with_sinks: bool, bounds_ref: Any, counts_
     @pl.when(warpgroup == WARPGROUPS)
     def _copy():
         plgpu.set_max_registers(COPY_REGISTERS, action="decrease")
-        kv_head = lax.div(head, jnp.int32(call.sizes.group))
+        kv_head, block_k = lax.div(head, jnp.int32(call.sizes.group)), call.sizes.block_k
 
         def walk(visit, step):
             return over_tiles(place.bounds, place.counts, lambda _, column, step: visit(column, step), step)
 
         def source(ref):
-            return lambda column: ref.at[batch, pl.ds(column * BLOCK_K, BLOCK_K), kv_head]
+            return lambda column: ref.at[batch, pl.ds(column * block_k, block_k), kv_head]
 
         keep_filled(walk, [(scratch.keys, [source(k_ref)]), (scratch.values, [source(v_ref)])])
 
@@ -162,7 +171,8 @@ def _attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Online softmax of this warpgroup's 64 queries over the tiles that arrive: out [64, H], natural lse [64]."""
     q, keys, values, turn = scratch.q.at[warpgroup], scratch.keys, scratch.values, scratch.turn
-    shape = ROWS, BLOCK_K
+    block_k = call.sizes.block_k
+    shape = ROWS, block_k
 
     def take_turns() -> None:
         """One warpgroup has the tensor cores while the other has its softmax."""
@@ -182,7 +192,7 @@ def _attend(
         plgpu.barrier_arrive(keys.freed.at[slot])
         s, factor, _ = capped(call, raw)
         if masked:
-            seen = masks.visible(own, place.batch, place.head, place.start, column * BLOCK_K, BLOCK_K)
+            seen = masks.visible(own, place.batch, place.head, place.start, column * block_k, block_k)
             s = jnp.where(seen, s, -jnp.inf)
         new = jnp.maximum(old, s.max(axis=1) * factor)
         p = jnp.exp2(s * factor - along(new, shape))

@@ -18,6 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels import choices
 from kernels.attention import schedule
 from kernels.attention.flash import Call, Sizes, in_32_bits, opening
 from kernels.attention.gpu_common import mask_arrays, padded
@@ -85,7 +86,9 @@ def backward(
     """
     check(q, k, v, scoring.scale, scoring.bias)
     mask, (B, T, N, H), (S, K) = scoring.mask, q.shape, k.shape[1:3]
-    sizes = Sizes(B, T, S, N, K, H, STREAMED[H], BLOCK)
+    of, tried = f"pallas_gpu_hopper backward, H {H}, S {choices.length(S)}", tuple((n,) for n in (64, 128))
+    (streamed,) = choices.chosen("attention", of, "gpu", (STREAMED[H],), tried)
+    sizes = Sizes(B, T, S, N, K, H, streamed, BLOCK)
     table = schedule.classes(mask, T, S, sizes.block_q, sizes.block_k)
     whole = all(all_seen(mask, sizes, table, axis) for axis in (0, 1))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import choices
 from kernels.cross_entropy.reference import Options, Rows, shape_logits
 from kernels.tiles import value
 
@@ -36,7 +37,9 @@ def too_large(features: Any, head: Any) -> str | None:
 
 def _tiles(dtype: jnp.dtype) -> tuple[int, int, int]:
     """Tile lengths along tokens, classes and the summed width, as measured for Pattention's products."""
-    return (128, 128, 64) if dtype.itemsize <= 2 else (64, 64, 32)
+    default = (128, 128, 64) if dtype.itemsize <= 2 else (64, 64, 32)
+    tried = tuple((tokens, classes, width) for tokens in (64, 128) for classes in (64, 128) for width in (32, 64))
+    return choices.chosen("cross_entropy", f"pallas_gpu, {dtype.itemsize} bytes", "gpu", default, tried)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

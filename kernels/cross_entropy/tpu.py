@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import choices
 from kernels.cross_entropy.reference import Options, Rows, shape_logits
 from kernels.tiles import product
 
@@ -42,15 +43,15 @@ class Cut(NamedTuple):
         return part * jnp.int32(self.class_tiles // self.parts) + tile
 
 
-def _bytes(classes: int, width: int, low: int, head: int) -> int:
+def _bytes(classes: int, width: int, low: int, head: int, tokens: int) -> int:
     """VMEM of the gradients' kernel: the head's tile, its gradient and sum, tokens, their sums, tiles of logits."""
     lanes = -(-width // 128) * 128
     of_head = classes * lanes * (2 * head + low + 2 * head + 4)
-    return of_head + TOKENS * lanes * (2 * low + 4 * 4) + classes * TOKENS * 4 * 5
+    return of_head + tokens * lanes * (2 * low + 4 * 4) + classes * tokens * 4 * 5
 
 
 def _classes(width: int, low: int, head: int) -> int | None:
-    return next((n for n in CLASSES if _bytes(n, width, low, head) <= VMEM_LIMIT * 7 // 8), None)
+    return next((n for n in CLASSES if _bytes(n, width, low, head, TOKENS) <= VMEM_LIMIT * 7 // 8), None)
 
 
 def too_large(features: Any, head: Any) -> str | None:
@@ -66,9 +67,11 @@ def too_large(features: Any, head: Any) -> str | None:
 def _cut(features: jax.Array, head: jax.Array, spare: bool) -> Cut:
     """spare: two parts only where a second sum of the features' gradient is little beside the head."""
     (length, width), count = features.shape, head.shape[0]
-    tokens = min(TOKENS, -(-length // 128) * 128)
-    most = _classes(width, features.dtype.itemsize, head.dtype.itemsize) or CLASSES[-1]
-    classes = min(most, -(-count // 128) * 128)
+    sizes = width, features.dtype.itemsize, head.dtype.itemsize
+    tried = tuple((t, c) for t in (128, 256, 512) for c in CLASSES if _bytes(c, *sizes, t) <= VMEM_LIMIT * 7 // 8)
+    of = f"pallas_tpu, D {choices.length(width)}, {sizes[1]} and {sizes[2]} bytes, M {choices.length(length)}"
+    most = choices.chosen("cross_entropy", of, "tpu", (TOKENS, _classes(*sizes) or CLASSES[-1]), tried)
+    tokens, classes = (min(n, -(-size // 128) * 128) for n, size in zip(most, (length, count), strict=True))
     tiles = -(-count // classes)
     parts = 2 if tiles % 2 == 0 and (not spare or count >= 6 * length) else 1
     return Cut(tokens, classes, -(-length // tokens), tiles, parts)

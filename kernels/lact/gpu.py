@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import choices
 from kernels.lact.reference import Network, Weights
 from kernels.lact.tile import applied, learned
 from kernels.lowering import by_platform
@@ -44,7 +45,9 @@ def too_large(width: int, hidden: int, dtype: jnp.dtype) -> str | None:
 
 def _tile(width: int) -> int:
     """Tokens, and hidden units, of a tile: fewer where heads are wide."""
-    return 64 if width <= 128 else 32 if width <= 256 else LEAST
+    default = 64 if width <= 128 else 32 if width <= 256 else LEAST
+    tried = tuple((n,) for n in (16, 32, 64, 128))
+    return choices.chosen("lact", f"pallas_gpu, H {choices.length(width)}", "gpu", (default,), tried)[0]
 
 
 def _side(n: int) -> int:

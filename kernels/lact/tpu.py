@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from kernels import choices
 from kernels.lact.reference import Network, Weights
 from kernels.lact.tile import applied, learned
 from kernels.lowering import by_platform
@@ -110,12 +111,21 @@ def _call(body: Callable, inputs: list, outputs: list, low: jnp.dtype, interpret
     return run(*inputs) if interpret else by_platform(*inputs, default=ELSEWHERE, tpu=run)
 
 
-def _tiles(x: jax.Array) -> jax.Array:
+def _size(x: jax.Array) -> int:
+    """Tokens of a tile of `[B, C, N, H]`."""
+    of = f"pallas_tpu, H {choices.length(x.shape[3])}, C {choices.length(x.shape[1])}"
+    return min(*choices.chosen("lact", of, "tpu", (TILE,), ((128,), (512,))), -(-x.shape[1] // 16) * 16)
+
+
+def _tiles(x: jax.Array, size: int) -> jax.Array:
     """`[B, C, N, H]` -> `[B N, tiles, c, H]`, zeros behind the last token: they read zero and teach nothing."""
-    length = x.shape[1]
-    size = min(TILE, -(-length // 16) * 16)
-    x = jnp.moveaxis(jnp.pad(x, ((0, 0), (0, -length % size), (0, 0), (0, 0))), 2, 1)
+    x = jnp.moveaxis(jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0))), 2, 1)
     return x.reshape(-1, x.shape[2] // size, size, x.shape[3])
+
+
+def _tokens_in(k: jax.Array, v: jax.Array, lr: jax.Array) -> list[jax.Array]:
+    size = _size(k)
+    return [_tiles(k, size), _tiles(v, size), _tiles(lr, size).swapaxes(2, 3)]
 
 
 def _tokens(x: jax.Array, heads: int, length: int) -> jax.Array:
@@ -134,7 +144,7 @@ def _shapes(arrays: list, dtype: jnp.dtype) -> list:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply(interpret: bool, x: jax.Array, weights: Weights) -> jax.Array:
-    tiles, low = _tiles(x), x.dtype
+    tiles, low = _tiles(x, _size(x)), x.dtype
     outputs = [jax.ShapeDtypeStruct(tiles.shape, low)]
     (out,) = _call(_apply_body, [tiles, *_matrices(weights, low)], outputs, low, interpret, "apply")
     return _tokens(out, x.shape[2], x.shape[1])
@@ -143,7 +153,8 @@ def _apply(interpret: bool, x: jax.Array, weights: Weights) -> jax.Array:
 def _apply_backward(interpret, saved, d_out):
     x, weights = saved
     low, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
-    inputs = [_tiles(x), *_matrices(weights, low), _tiles(d_out)]
+    size = _size(x)
+    inputs = [_tiles(x, size), *_matrices(weights, low), _tiles(d_out, size)]
     outputs = [*_shapes(inputs[:1], low), *_shapes(inputs[1:4], wide)]
     dx, *sums = _call(_apply_backward_body, inputs, outputs, low, interpret, "apply_backward")
     d_weights = tuple(d.reshape(w.shape).astype(w.dtype) for d, w in zip(sums, weights, strict=True))
@@ -156,7 +167,7 @@ _apply.defvjp(lambda interpret, x, weights: (_apply(interpret, x, weights), (x, 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _learn(interpret: bool, k: jax.Array, v: jax.Array, lr: jax.Array, weights: Weights) -> Weights:
     low, wide = k.dtype, jnp.promote_types(k.dtype, jnp.float32)
-    inputs = [_tiles(k), _tiles(v), _tiles(lr).swapaxes(2, 3), *_matrices(weights, low)]
+    inputs = [*_tokens_in(k, v, lr), *_matrices(weights, low)]
     sums = _call(_learn_body, inputs, _shapes(inputs[3:], wide), low, interpret, "learn")
     return tuple(d.reshape(w.shape) for d, w in zip(sums, weights, strict=True))
 
@@ -164,7 +175,7 @@ def _learn(interpret: bool, k: jax.Array, v: jax.Array, lr: jax.Array, weights: 
 def _learn_backward(interpret, saved, d_learned):
     k, v, lr, weights = saved
     low, wide = k.dtype, jnp.promote_types(k.dtype, jnp.float32)
-    inputs = [_tiles(k), _tiles(v), _tiles(lr).swapaxes(2, 3), *_matrices(weights, low), *_matrices(d_learned, low)]
+    inputs = [*_tokens_in(k, v, lr), *_matrices(weights, low), *_matrices(d_learned, low)]
     outputs = [*_shapes(inputs[:2], low), *_shapes(inputs[2:6], wide)]
     *tokens, rates, d0, d1, d2 = _call(_learn_backward_body, inputs, outputs, low, interpret, "learn_backward")
     dk, dv, d_lr = (_tokens(x, k.shape[2], k.shape[1]) for x in (*tokens, rates.swapaxes(2, 3)))

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextvars
+import functools
 import json
 
 import jax
@@ -15,9 +16,15 @@ from experiments.bench import ops, tune
 from experiments.bench.comparison import Planned
 from experiments.settings.errors import Refused
 from kernels import choices, masks
-from kernels.attention import attention
+from kernels.attention import attention, gpu_hopper
+from kernels.attention.scoring import Result, Scoring
+from kernels.cross_entropy import gpu as cross_gpu
+from kernels.cross_entropy import tpu as cross_tpu
+from kernels.cross_entropy.reference import Options
 from kernels.grouped_matmul import tiled
 from kernels.grouped_matmul.reference import grouped_matmul_reference
+from kernels.lact import gpu as lact_gpu
+from kernels.lact import tpu as lact_tpu
 
 HERE = jax.devices()[0]
 
@@ -113,6 +120,40 @@ def test_attention_and_grouped_products_mean_the_same_however_they_are_cut():
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
                 # Sums of at most 150 products in float32, in another order, of numbers of at most the largest.
                 np.testing.assert_allclose(a, b, rtol=0, atol=150 * 2**-23 * float(np.max(np.abs(b))))
+
+
+def tiled_programs():
+    """name -> (what is asked and the default, the function that asks, the shapes that it is traced at)."""
+    of = lambda *shape, kind=jnp.bfloat16: jax.ShapeDtypeStruct(shape, kind)  # noqa: E731
+    q, heads = of(1, 300, 2, 64), (of(1, 300, 2, 32), (of(1, 2, 48, 32), of(1, 2, 32, 48), of(1, 2, 48, 32)))
+    logits = of(600, 256), of(2000, 256), of(600, kind=jnp.int32)
+    scoring = Scoring(masks.Causal(), 1.0)
+    backward = lambda q, k, v, out, lse: gpu_hopper.backward(q, k, v, scoring, Result(out, lse), Result(out, None))  # noqa: E731
+    nll = {"options": Options(), "interpret": True}
+    lact_of = lambda module: functools.partial(module.apply, interpret=True)  # noqa: E731
+    return {
+        "hopper forward": ((128, 4), lambda q, k, v: gpu_hopper.forward(q, k, v, scoring), (q, q, q)),
+        "hopper backward": ((128,), backward, (q, q, q, q, of(1, 2, 300, kind=jnp.float32))),
+        "cross-entropy tpu": ((256, 1024), functools.partial(cross_tpu.statistics, **nll), logits),
+        "cross-entropy gpu": ((128, 128, 64), functools.partial(cross_gpu.statistics, **nll), logits),
+        "lact tpu": ((256,), lact_of(lact_tpu), heads),
+        "lact gpu": ((64,), lact_of(lact_gpu), heads),
+    }
+
+
+@pytest.mark.parametrize("name", tiled_programs())
+def test_kernels_of_accelerators_are_cut_as_they_are_told_and_else_as_before(name):
+    default, function, shapes = tiled_programs()[name]
+    traced = lambda: str(jax.make_jaxpr(function)(*shapes))  # noqa: E731
+    with choices.asking() as found:
+        before = traced()
+    ((question, asked),) = found.items()
+    assert asked.default == default and set(asked.tried) - {default}
+    assert question.op == {"hopper": "attention", "cross-entropy": "cross_entropy", "lact": "lact"}[name.split()[0]]
+    with choices.given({question: default}):
+        assert traced() == before
+    with choices.given({question: min(set(asked.tried) - {default})}):
+        assert traced() != before
 
 
 class Made:

@@ -65,6 +65,27 @@ BUGS = (
         CHOSEN,
     ),
     Bug(
+        "hopper: a table's tile is asked for and not taken",
+        "kernels/attention/gpu_hopper.py",
+        "    block_k, stages = _tiles(H, S)\n",
+        "    block_k, stages = _tiles(H, S) and (BLOCK_K, STAGES[H])\n",
+        CHOSEN,
+    ),
+    Bug(
+        "cross-entropy: the TPU's tokens are those of the table, its classes not",
+        "kernels/cross_entropy/tpu.py",
+        "for n, size in zip(most, (length, count), strict=True)",
+        "for n, size in zip((most[0], TOKENS), (length, count), strict=True)",
+        CHOSEN,
+    ),
+    Bug(
+        "lact: a default that is not today's",
+        "kernels/lact/gpu.py",
+        "default = 64 if width <= 128",
+        "default = 32 if width <= 128",
+        CHOSEN,
+    ),
+    Bug(
         "transfers: what a higher rank held is put in front",
         TRANSFERS,
         "jnp.concatenate([other, held]), jnp.concatenate([held, other])",

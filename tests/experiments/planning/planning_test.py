@@ -327,7 +327,7 @@ def test_on_many_chips_what_is_cut_goes_beside_other_work():
     moved = [c for c in compiled.compile_step(program, chip).collectives if c.axes == ("fsdp",)]
     assert {c.kind for c in moved} == {"collective-permute"}
     sent, beside = (sum(c.sent * c.times for c in moved if c.overlapped or not beside) for beside in (False, True))
-    assert beside > 0.9 * sent > 0
+    assert beside > 0.98 * sent > 0
 
 
 def activations(stream: tuple[str, ...]) -> list[tuple[str, float]]:
