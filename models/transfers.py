@@ -2,9 +2,9 @@
 
 Its compiler runs an all-gather in steps of a fusion that it can share with a matmul, never with a kernel: the kernel
 waits for all of it, and a scatter whose parts are no multiple of 128 lanes becomes a sum on every device, at twice the
-bytes. A permute is a copy that any work may run beside; on more than 16 chips of a v5e only between places that lie 1,
-2, 4, ... apart along one side of the torus. So devices whose ranks differ in one bit exchange all that they hold, bit
-by bit.
+bytes. A permute is a copy that any work may run beside; on more than `MOST` chips of a v5e only between places that lie
+1, 2, 4, ... apart along one side of the torus. So devices whose ranks differ in one bit exchange all that they hold,
+bit by bit.
 """
 
 import functools
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MOST = 16
 Bits = tuple[int, ...]
 
 
@@ -22,8 +23,8 @@ def orders(mesh: Any, axis_name: str) -> tuple[Bits, ...]:
     """In which order the devices along an axis exchange by `all_gather`, one order for each part of an array.
 
     An order has every bit of a rank, far places first, while little is held. The orders begin along different sides of
-    the torus, so that two parts seldom want the same link. (): the devices are no power of two, or some whose ranks
-    differ in one bit do not lie a power of two apart along one side.
+    the torus, so that two parts seldom want the same link. (): the devices are no power of two; or they are more than
+    `MOST`, and some whose ranks differ in one bit do not lie a power of two apart along one side.
     """
     rows = np.moveaxis(mesh.devices, list(mesh.axis_names).index(axis_name), -1).reshape(-1, mesh.shape[axis_name])
     ways = rows.shape[1]
@@ -33,8 +34,9 @@ def orders(mesh: Any, axis_name: str) -> tuple[Bits, ...]:
     moves = {}
     for bit in (1 << i for i in range(ways.bit_length() - 1)):
         apart = np.abs(places - places[:, np.arange(ways) ^ bit]).reshape(-1, places.shape[-1])
-        far = int(apart[0].max())
-        if (apart != apart[0]).any() or apart[0].sum() != far or far & (far - 1):
+        far = int(apart.sum(-1).max())
+        along = (apart == apart[0]).all() and apart[0].max() == far and not far & (far - 1)
+        if mesh.devices.size > MOST and not along:
             return ()
         moves[bit] = far, int(apart[0].argmax())
     sides = sorted({side for _, side in moves.values()})

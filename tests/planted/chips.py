@@ -137,15 +137,22 @@ BUGS = (
     Bug(
         "transfers: an exchange may go along two sides",
         TRANSFERS,
-        "apart[0].sum() != far or ",
-        "",
+        "apart[0].max() == far and not",
+        "not",
         TORUS,
     ),
     Bug(
         "transfers: an exchange may go any way",
         TRANSFERS,
-        "or far & (far - 1)",
+        " and not far & (far - 1)",
         "",
+        TORUS,
+    ),
+    Bug(
+        "transfers: few chips are refused what they can do",
+        TRANSFERS,
+        "if mesh.devices.size > MOST and not along",
+        "if not along",
         TORUS,
     ),
     Bug(

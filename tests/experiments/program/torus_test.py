@@ -49,16 +49,22 @@ def test_two_parts_go_along_different_sides_at_a_time():
     assert transfers.orders(mesh, "fsdp") == ((32, 4, 16, 2, 8, 1), (4, 32, 2, 16, 1, 8))
 
 
-def test_what_lies_in_no_box_has_no_order():
-    """A row that is not a box, one along both sides at once, three devices, and those without places."""
+def along(places, copies):
+    """Orders of one row of a mesh that has as many rows as `copies`."""
+    devices = np.empty((copies, len(places)), object)
+    for copy, (rank, place) in itertools.product(range(copies), enumerate(places)):
+        devices[copy, rank] = Chip((*place, copy))
+    shape = {"data": copies, "fsdp": len(places)}
+    return transfers.orders(types.SimpleNamespace(devices=devices, axis_names=tuple(shape), shape=shape), "fsdp")
 
-    def along(places):
-        mesh = types.SimpleNamespace(devices=np.array([Chip(p) for p in places], object), axis_names=("fsdp",))
-        return transfers.orders(types.SimpleNamespace(**vars(mesh), shape={"fsdp": len(places)}), "fsdp")
 
-    assert along([(0, 0), (0, 1), (2, 0), (2, 1)]) == ((2, 1), (2, 1))
-    assert along([(0, 0), (0, 1), (2, 0), (3, 1)]) == ()
-    assert along([(0, 0), (1, 1)]) == () == along([(0, 0), (3, 0)]) == along([(0, 0), (1, 0), (2, 0)])
+def test_what_lies_in_no_box_has_an_order_on_few_chips_alone():
+    """A row that is not a box, one along both sides at once and one three apart; three devices have none at all."""
+    assert along([(0, 0), (0, 1), (2, 0), (2, 1)], 16) == ((2, 1), (2, 1))
+    for places in ([(0, 0), (0, 1), (2, 0), (3, 1)], [(0, 0), (1, 1)], [(0, 0), (3, 0)]):
+        assert along(places, 16) == () != along(places, 4)
+    assert along([(0, 0), (0, 1), (2, 0), (3, 2)], 1) == ((2, 1), (2, 1))
+    assert along([(0, 0), (1, 0), (2, 0)], 1) == ()
     mesh = types.SimpleNamespace(devices=np.array(jax.devices()[:2]), axis_names=("fsdp",), shape={"fsdp": 2})
     assert transfers.orders(mesh, "fsdp") == ()
 
