@@ -162,9 +162,7 @@ def unread_problems(config: Mapping, only: Collection[str] | None = None) -> Ite
         yield f"{key}={short(flat[key], 40)} is not used {verb} {told}{instead}; use {key}={short(default, 40)}."
 
 
-def _read_instead(
-    key: str, reasons: Collection[knobs.Reader], flat: Mapping[str, Any], unread: Collection[str]
-) -> str:
+def _read_instead(key: str, reasons: Collection[knobs.Reader], flat: Mapping[str, Any], unread: Collection[str]) -> str:
     """ "; it reads ..." with keys that the parts in the places of `reasons` do read, of the same group if there are."""
     places = {way.key for way in reasons}
     read = [
