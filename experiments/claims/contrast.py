@@ -11,6 +11,7 @@ Keys of the claim:
     the claim's score, which a control may read.
   equal_to: an arm (may be missing); every other arm trains for as many steps as cost the FLOPs of this one,
     but those that set `train.steps` themselves.
+  curves: True (may be missing): the first row keeps the held-out curve of every run, and its page draws them.
 """
 
 import pathlib
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data import tasks
-from experiments.claims import arms, method
+from experiments.claims import arms, held_out, method
 from experiments.claims.evidence import Evidence
 from experiments.claims.measures import Measure, measure
 from experiments.settings.errors import Refused
@@ -53,7 +54,10 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         figures[key] = {arm: [row[key] for row in rows] for arm, rows in found.items()}
     figures |= _known(claim["base"].data)
     scale = arms.scale(found, seeds)
-    return [_row(claim, pair, pair.get("score", main), figures, shown, scale) for pair in pairs]
+    made = [_row(claim, pair, pair.get("score", main), figures, shown, scale) for pair in pairs]
+    if claim.get("curves"):
+        made[0].numbers["curves"] = {arm: held_out.curves(rows) for arm, rows in found.items()}
+    return made
 
 
 def _by_run(name: str) -> Measure:

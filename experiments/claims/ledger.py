@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import workdir as files
-from experiments.claims import FILE, interval_plot, pages
+from experiments.claims import FILE, curve_plot, interval_plot, pages
 from experiments.claims.evidence import VERDICTS
 from experiments.gallery import page as gallery
 from experiments.report import page
@@ -77,6 +77,8 @@ def written_pages(records: Sequence[dict[str, Any]]) -> dict[str, str]:
         made[f"{name}.md"] = pages.markdown(record)
         if figure := interval_plot.draw(record["rows"]):
             made[f"{name}.svg"] = figure + "\n"
+        if curves := curve_plot.draw(record["rows"]):
+            made[f"{name}-curves.svg"] = curves + "\n"
     return made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from experiments.bench import timing
-from experiments.claims import answers, routed
+from experiments.claims import answers, held_out, routed
 from experiments.program import build, counting, global_batch, inputs, sharding
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
@@ -125,6 +125,15 @@ MEASURES = {
     "bits_per_byte": Measure(
         "held-out bits per byte", -1, lambda row: {"bits_per_byte": row["eval/bits_per_byte"]},
         text=lambda kind, mean: f"{kind} {mean['bits_per_byte']:.3f} bits per byte",
+    ),
+    "lowest": Measure(
+        "lowest held-out bits per byte of the curve", -1, held_out.figures,
+        text=lambda kind, mean: f"{kind} {mean['lowest']:.3f} bits per byte at its lowest, after "
+        f"{mean['epochs_at_lowest']:.3g} epochs",
+    ),
+    "rise": Measure(
+        "held-out bits per byte, the last less the lowest", -1, held_out.figures,
+        text=lambda kind, mean: f"{mean['rise']:.3f} bits per byte above its lowest",
     ),
     "bytes_per_token": Measure(
         "held-out bytes a token", 1, _bytes_a_token,

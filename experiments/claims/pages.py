@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.claims import interval_plot
+from experiments.claims import curve_plot, interval_plot
 from experiments.claims.evidence import CONTROL_FAILED, COST, EQUAL, UNDECIDED
 from experiments.report import page
 from experiments.report.markdown import code, inline
@@ -159,6 +159,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         ]
     if interval_plot.draw(record["rows"]):
         lines += ["", "## Figure", "", f"![Differences with their intervals, a row each]({name}.svg)"]
+    if curve_plot.draw(record["rows"]):
+        lines += ["", f"![Held-out bits per byte over epochs, a line an arm]({name}-curves.svg)"]
     if doc:
         lines += ["", "## Why, and what to expect", "", *_paragraphs(doc)]
     if arms := _arms(claim, record):
@@ -192,6 +194,9 @@ def html(record: Mapping[str, Any]) -> str:
     if figure:
         caption = "<figcaption>Differences with their intervals, a row each, every row to its own scale.</figcaption>"
         body.append(page.section("figure", "Figure", f"<figure>{figure}{caption}</figure>"))
+    if curves := curve_plot.draw(record["rows"]):
+        caption = "<figcaption>Means over seeds; bands reach from the lowest to the highest seed.</figcaption>"
+        body.append(page.section("curves", "Over epochs", f"<figure>{curves}{caption}</figure>"))
     if doc:
         texts = [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
         body.append(page.section("why", "Why, and what to expect", *(f"<p>{page.escape(text)}</p>" for text in texts)))

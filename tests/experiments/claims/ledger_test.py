@@ -8,7 +8,7 @@ import pytest
 
 from experiments import claims
 from experiments import workdir as files
-from experiments.claims import interval_plot, ledger, pages
+from experiments.claims import curve_plot, interval_plot, ledger, pages
 from experiments.report import markdown
 from experiments.report.markdown import code
 from experiments.settings.errors import Refused
@@ -145,6 +145,29 @@ def test_a_figure_shows_each_interval_on_its_own_scale():
     assert float(band.get("x")) == round(zero - half / 4, 1)
     assert float(band.get("width")) == pytest.approx(half / 2, abs=0.11)
     assert interval_plot.draw([{"numbers": {"mean": float("nan"), "low": 0, "high": 1}}]) == ""
+
+
+def test_curves_of_arms_stand_under_each_other_on_one_scale():
+    arms = {
+        "up": {"epochs": [0.0, 5.0, 10.0], "bits_per_byte": [[3.0, 3.5, 4.0], [3.0, 4.0, 5.0]]},
+        "<down>": {"epochs": [0.0, 10.0], "bits_per_byte": [[5.0, 4.0], [5.0, 3.0]]},
+    }
+    row = RECORD["rows"][0] | {"numbers": {"curves": arms}}
+    drawn = curve_plot.draw([RECORD["rows"][0], row])
+    tree = ElementTree.fromstring(drawn)
+    lines, bands = (
+        [each.get("points") for each in tree.iter(f"{{http://www.w3.org/2000/svg}}{kind}")]
+        for kind in ("polyline", "polygon")
+    )
+    # 44 to 392 across for 0 to 10 epochs; 196 up to 12 for 2.9 to 5.1 bits, 5% beyond the lowest and the highest.
+    y = {bits: f"{196 - (bits - 2.9) / 2.2 * 184:.1f}" for bits in (3.0, 3.5, 3.75, 4.0, 4.5, 5.0)}
+    assert lines[0] == f"44.0,{y[3.0]} 218.0,{y[3.75]} 392.0,{y[4.5]}"
+    assert lines[1] == f"44.0,{y[5.0]} 392.0,{y[3.5]}"
+    assert bands[0] == f"44.0,{y[3.0]} 218.0,{y[4.0]} 392.0,{y[5.0]} 392.0,{y[4.0]} 218.0,{y[3.5]} 44.0,{y[3.0]}"
+    assert "&lt;down&gt;" in drawn and curve_plot.draw(RECORD["rows"]) == ""
+    record = RECORD | {"rows": [row]}
+    made = ledger.written_pages([record])
+    assert made["a-curves.svg"] == drawn + "\n" and "(a-curves.svg)" in made["a.md"] and drawn in pages.html(record)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 
 from configs.claims import small
 from data.tasks import loading
-from experiments.claims import answers, arms, measures
+from experiments import workdir as files
+from experiments.claims import answers, arms, contrast, held_out, measures
+from experiments.settings.errors import Refused
 
 
 @pytest.mark.parametrize(("differ", "wrong"), [(True, "exact_apart"), (False, "exact_alike")])
@@ -51,3 +53,44 @@ def test_an_arm_that_says_its_steps_keeps_them(monkeypatch):
     given = {"one": {}, "twice": {"model.width": 128}, "own": {"model.width": 256, "train.steps": 9}}
     arms.equalise(small(10, log_every=1, rows=8), given, "one")
     assert {arm: values["train.steps"] for arm, values in given.items()} == {"one": 10, "twice": 5, "own": 9}
+
+
+def evaluated(folder, bits, every=10):
+    """A run of 32 tokens a step over 80 tokens of text, evaluated every `every` steps."""
+    lines = [{"step": 5, "tokens": 160, "train/loss": 9.0}]
+    steps = [every * (k + 1) for k in range(len(bits))]
+    lines += [{"step": s, "tokens": 32 * s, "eval/bits_per_byte": b} for s, b in zip(steps, bits, strict=True)]
+    files.write_file(folder / files.METRICS, b"".join(map(files.line, lines)))
+    files.write_json(folder / files.RUN, {"corpus": {"splits": {"train": {"tokens": 80}, "valid": {"tokens": 7}}}})
+    return {"workdir": folder, "eval/bits_per_byte": bits[-1], "eval/kind": "="}
+
+
+def test_a_curve_has_a_lowest_value_and_rises_from_it(tmp_path):
+    row = evaluated(tmp_path / "run", [4.0, 3.5, 3.75, 4.5])
+    wanted = {"lowest": 3.5, "rise": 1.0, "epochs_at_lowest": 8.0}  # 20 steps of 32 tokens, 80 an epoch
+    assert measures.MEASURES["lowest"].of(row) == measures.MEASURES["rise"].of(row) == wanted
+    with pytest.raises(Refused, match="has 1 evaluations and no curve; let eval.every"):
+        held_out.figures(evaluated(tmp_path / "once", [4.0]))
+    with pytest.raises(Refused, match="evaluated at different steps"):
+        held_out.curves([row, evaluated(tmp_path / "other", [4.0, 3.5, 3.75, 4.5], every=20)])
+
+
+def test_a_contrast_keeps_the_curves_that_its_claim_asks_for(tmp_path, monkeypatch):
+    """One pair by the lowest value, another by the rise; curves go to the first row only."""
+    bits = {"steady": ([4.0, 3.7], [4.1, 3.8]), "rising": ([3.5, 4.4], [3.4, 4.5])}
+    about = {"parameters": 1e5, "tokens": 1e6, "flops": 1e9, "loss": 2.5}
+
+    def trained(base, arms, seeds, workdir, **_):
+        return {arm: [about | evaluated(tmp_path / f"{arm}{k}", bits[arm][k]) for k in seeds] for arm in arms}
+
+    monkeypatch.setattr(contrast.arms, "train", trained)
+    monkeypatch.setattr(contrast.arms, "compare", lambda *_: None)
+    pair = {"statement": "s", "published": "p", "better": "steady", "worse": "rising"}
+    claim = {"base": small(1, log_every=1, rows=8), "arms": {"steady": {}, "rising": {}}, "seeds": (0, 1)}
+    claim |= {"score": "lowest", "pairs": [pair, pair | {"score": "rise"}], "curves": True}
+    lowest, rise = contrast.run(claim, tmp_path, jobs=1, quiet=True)
+    assert lowest.numbers["differences"] == pytest.approx([-0.2, -0.4])
+    assert rise.numbers["differences"] == pytest.approx([0.9, 1.1])
+    assert "steady = 3.750 bits per byte at its lowest, after 8 epochs" in lowest.measured
+    assert lowest.numbers["curves"]["rising"] == {"epochs": [4.0, 8.0], "bits_per_byte": [[3.5, 4.4], [3.4, 4.5]]}
+    assert "curves" not in rise.numbers
