@@ -67,7 +67,5 @@ def _axes(most: float, low: float, high: float) -> list[str]:
         ]
         if k < 4:
             x = _LEFT + k / 4 * (_RIGHT - _LEFT)
-            made.append(
-                f'<text x="{x:g}" y="{_BOTTOM + 15}" fill="#62666d" font-size="11">{k / 4 * most:.3g}</text>'
-            )
+            made.append(f'<text x="{x:g}" y="{_BOTTOM + 15}" fill="#62666d" font-size="11">{k / 4 * most:.3g}</text>')
     return made

@@ -42,5 +42,5 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The runs of one arm: `epochs`, and `bits_per_byte` a list a seed. Errors: Refused where their steps differ."""
     found = [curve(row["workdir"]) for row in rows]
     if any(each["epochs"] != found[0]["epochs"] for each in found):
-        raise Refused("the runs of one arm were evaluated at different steps; let eval.every be the same for its seeds.")
+        raise Refused("the runs of one arm were evaluated at other steps; let eval.every be one for its seeds.")
     return {"epochs": found[0]["epochs"], "bits_per_byte": [each["bits_per_byte"] for each in found]}

@@ -6,10 +6,13 @@ STATISTICS, METHOD, TUNING = (f"experiments/claims/{name}.py" for name in ("stat
 CLAIMS, FIT, ISOFLOP = "experiments/claims/__init__.py", "experiments/scaling/fit.py", "experiments/scaling/isoflop.py"
 SENT = "kernels/context_attention/bytes.py"
 PLOT, REJUDGE = "experiments/claims/interval_plot.py", "experiments/claims/rejudge.py"
+CURVE, DRAWN = "experiments/claims/held_out.py", "experiments/claims/curve_plot.py"
+CONTRAST = "experiments/claims/contrast.py"
 VALUES = ("tests/experiments/claims/statistics_test.py",)
 EXACT = ("tests/experiments/claims/laws_test.py",)
 DECIDED = ("tests/experiments/claims/method_test.py",)
 PAGES = ("tests/experiments/claims/ledger_test.py",)
+MEASURED = ("tests/experiments/claims/measures_test.py",)
 FITS = ("tests/experiments/scaling/values_test.py",)
 MINIMA = ("tests/experiments/scaling/calibration_test.py::test_isoflop_intervals_cover_and_are_not_wide",)
 
@@ -39,6 +42,14 @@ BUGS = (
     Bug("results of dealt heads stay", SENT, "(2 * size.q + 2 * size.kv + (", "(size.q + 2 * size.kv + (", EXACT),
     Bug("dealt keys are not repeated", SENT, "K = K if u == 1 else math.lcm(K, u)", "K = K", EXACT),
     Bug("the interval of a figure is turned", PLOT, "value / span * (_RIGHT - _LEFT) / 2, 1)", "-value / span * (_RIGHT - _LEFT) / 2, 1)", PAGES),
+    Bug("a rise from the first value", CURVE, "bits[-1] - lowest", "bits[-1] - bits[0]", MEASURED),
+    Bug("the lowest value is the last", CURVE, "lowest = min(bits)", "lowest = bits[-1]", MEASURED),
+    Bug("epochs of all splits", CURVE, '["splits"]["train"]["tokens"]', '["splits"]["valid"]["tokens"]', MEASURED),
+    Bug("runs of other steps in one curve", CURVE, 'each["epochs"] != found[0]["epochs"]', "False", MEASURED),
+    Bug("every row keeps the curves", CONTRAST, 'made[0].numbers["curves"]', 'made[-1].numbers["curves"]', MEASURED),
+    Bug("curves upside down", DRAWN, "y = _BOTTOM - (value - low)", "y = _TOP + (value - low)", PAGES),
+    Bug("a band as wide as its mean", DRAWN, "at(epoch, min(some))", "at(epoch, max(some))", PAGES),
+    Bug("each arm to its own epochs", DRAWN, "most = max(epoch for arm in arms.values() for epoch in arm", "most = max(epoch for arm in [*arms.values()][1:] for epoch in arm", PAGES),
     Bug("residuals are not smoothed", FIT, "self.smooth * rng.normal(size=groups)", "0 * rng.normal(size=groups)", FITS),
     Bug("the ratio of residuals upside down", FIT, "(own / theirs if theirs > 0 else 1.0) * (found - theta)", "(theirs / own if theirs > 0 else 1.0) * (found - theta)", FITS),
     Bug("degrees of freedom dropped", FIT, "widened = groups / max(groups - free, 1)", "widened = 1.0", FITS),

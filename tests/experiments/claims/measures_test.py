@@ -71,7 +71,7 @@ def test_a_curve_has_a_lowest_value_and_rises_from_it(tmp_path):
     assert measures.MEASURES["lowest"].of(row) == measures.MEASURES["rise"].of(row) == wanted
     with pytest.raises(Refused, match="has 1 evaluations and no curve; let eval.every"):
         held_out.figures(evaluated(tmp_path / "once", [4.0]))
-    with pytest.raises(Refused, match="evaluated at different steps"):
+    with pytest.raises(Refused, match="evaluated at other steps"):
         held_out.curves([row, evaluated(tmp_path / "other", [4.0, 3.5, 3.75, 4.5], every=20)])
 
 
