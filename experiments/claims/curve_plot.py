@@ -1,5 +1,6 @@
-"""The second figure of a claim whose rows keep curves: held-out bits per byte over epochs, a line an arm."""
+"""The second figure of a claim whose rows keep curves: held-out bits per byte over epochs (log), a line an arm."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,15 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
     if not kept:
         return ""
     arms = kept[0]
-    most = max(epoch for arm in arms.values() for epoch in arm["epochs"])
+    epochs = [epoch for arm in arms.values() for epoch in arm["epochs"]]
+    least, most = min(epochs), max(epochs)
     bits = [value for arm in arms.values() for seed in arm["bits_per_byte"] for value in seed]
     low, high = min(bits), max(bits)
     room = 0.05 * (high - low) or 0.1
     low, high = low - room, high + room
 
     def at(epoch: float, value: float) -> str:
-        x = _LEFT + epoch / most * (_RIGHT - _LEFT)
+        x = _LEFT + math.log(epoch / least) / math.log(most / least) * (_RIGHT - _LEFT)
         y = _BOTTOM - (value - low) / (high - low) * (_BOTTOM - _TOP)
         return f"{x:.1f},{y:.1f}"
 
@@ -32,7 +34,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" '
         'style="max-width:600px;display:block;background:#fff;color:#1b1c1e" '
         'role="img" aria-label="Held-out bits per byte over epochs" font-family="sans-serif" font-size="12">',
-        *_axes(most, low, high),
+        *_axes(least, most, low, high),
     ]
     for k, (name, arm) in enumerate(arms.items()):
         colour, by_point = _COLOURS[k % len(_COLOURS)], list(zip(*arm["bits_per_byte"], strict=True))
@@ -51,7 +53,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _axes(most: float, low: float, high: float) -> list[str]:
+def _axes(least: float, most: float, low: float, high: float) -> list[str]:
     """Both axes with five marks each, and their names."""
     made = [
         f'<text x="{_LEFT}" y="{_TOP - 1}" fill="#62666d" font-size="11">held-out bits per byte</text>',
@@ -67,5 +69,6 @@ def _axes(most: float, low: float, high: float) -> list[str]:
         ]
         if k < 4:
             x = _LEFT + k / 4 * (_RIGHT - _LEFT)
-            made.append(f'<text x="{x:g}" y="{_BOTTOM + 15}" fill="#62666d" font-size="11">{k / 4 * most:.3g}</text>')
+            epoch = least * (most / least) ** (k / 4)
+            made.append(f'<text x="{x:g}" y="{_BOTTOM + 15}" fill="#62666d" font-size="11">{epoch:.3g}</text>')
     return made

@@ -49,7 +49,7 @@ BUGS = (
     Bug("every row keeps the curves", CONTRAST, 'made[0].numbers["curves"]', 'made[-1].numbers["curves"]', MEASURED),
     Bug("curves upside down", DRAWN, "y = _BOTTOM - (value - low)", "y = _TOP + (value - low)", PAGES),
     Bug("a band as wide as its mean", DRAWN, "at(epoch, min(some))", "at(epoch, max(some))", PAGES),
-    Bug("each arm to its own epochs", DRAWN, "most = max(epoch for arm in arms.values() for epoch in arm", "most = max(epoch for arm in [*arms.values()][1:] for epoch in arm", PAGES),
+    Bug("epochs as they are, not by logarithm", DRAWN, "math.log(epoch / least) / math.log(most / least)", "(epoch - least) / (most - least)", PAGES),
     Bug("residuals are not smoothed", FIT, "self.smooth * rng.normal(size=groups)", "0 * rng.normal(size=groups)", FITS),
     Bug("the ratio of residuals upside down", FIT, "(own / theirs if theirs > 0 else 1.0) * (found - theta)", "(theirs / own if theirs > 0 else 1.0) * (found - theta)", FITS),
     Bug("degrees of freedom dropped", FIT, "widened = groups / max(groups - free, 1)", "widened = 1.0", FITS),

@@ -149,8 +149,8 @@ def test_a_figure_shows_each_interval_on_its_own_scale():
 
 def test_curves_of_arms_stand_under_each_other_on_one_scale():
     arms = {
-        "up": {"epochs": [0.0, 5.0, 10.0], "bits_per_byte": [[3.0, 3.5, 4.0], [3.0, 4.0, 5.0]]},
-        "<down>": {"epochs": [0.0, 10.0], "bits_per_byte": [[5.0, 4.0], [5.0, 3.0]]},
+        "up": {"epochs": [2.0, 20.0, 200.0], "bits_per_byte": [[3.0, 3.5, 4.0], [3.0, 4.0, 5.0]]},
+        "<down>": {"epochs": [2.0, 200.0], "bits_per_byte": [[5.0, 4.0], [5.0, 3.0]]},
     }
     row = RECORD["rows"][0] | {"numbers": {"curves": arms}}
     drawn = curve_plot.draw([RECORD["rows"][0], row])
@@ -159,7 +159,7 @@ def test_curves_of_arms_stand_under_each_other_on_one_scale():
         [each.get("points") for each in tree.iter(f"{{http://www.w3.org/2000/svg}}{kind}")]
         for kind in ("polyline", "polygon")
     )
-    # 44 to 392 across for 0 to 10 epochs; 196 up to 12 for 2.9 to 5.1 bits, 5% beyond the lowest and the highest.
+    # 44 to 392 across for 2 to 200 epochs, by their logarithm; 196 up to 12 for 2.9 to 5.1 bits, 5% beyond the ends.
     y = {bits: f"{196 - (bits - 2.9) / 2.2 * 184:.1f}" for bits in (3.0, 3.5, 3.75, 4.0, 4.5, 5.0)}
     assert lines[0] == f"44.0,{y[3.0]} 218.0,{y[3.75]} 392.0,{y[4.5]}"
     assert lines[1] == f"44.0,{y[5.0]} 392.0,{y[3.5]}"
