@@ -53,7 +53,7 @@ PRESETS = {
         {"objective": "block_diffusion"},
         says="Writes block after block from left to right, each block by masked diffusion",
         source="Arriola et al. 2025, arXiv:2503.09573",
-        claim="toy_likelihood",
+        claim="block_sizes",
     ),
     "sedd": made(
         {"objective": "score_entropy", "model": {"time_features": 64}},

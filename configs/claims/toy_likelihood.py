@@ -16,7 +16,8 @@ claims of TokenFormer ask for).
 
 Expect: at so few steps diffusion stands near the plateau of byte frequencies (4.56), far behind the autoregressive
 model. Cost: 24 runs of 1.0e12 FLOPs at most; took 5 minutes with --jobs=2, so that a seed of all arms is 3.3 CPU
-minutes, and the 19 seeds that would tell block from masked within 0.05 bits are more than the hour of a claim.
+minutes, and the 19 seeds that would tell block from masked within 0.05 bits are more than the hour of a claim. Where
+diffusion has left that plateau five seeds decide it: configs/claims/block_sizes.py.
 """
 
 from configs.claims import small
