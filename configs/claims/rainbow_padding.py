@@ -11,9 +11,13 @@ of one or two digits and its END, padded by END or by K pads in turn; filled in 
 surest first. Answers are short whatever the canvas, so that an END at a late place is never wrong: the effect of the
 paper, where long answers are cut, has less to feed on.
 
-Expect: what the run says. Cost: 18 runs of 600 steps of 32 rows of 10 to 28 tokens; took 3.5 minutes with --jobs=2, so
-that a seed of all arms is 2.3 CPU minutes. An arm differs by up to 44 points between seeds: decisions within 10 points
-need 50 to 253 seeds, 1.9 to 10 CPU hours.
+600 steps of 32 rows by Adam left sums half learned (23 to 81% exact), arms up to 44 points apart between seeds and all
+rows open; by Muon, 800 steps of 64, an arm of each kind was learned in a pilot of one seed. Counting sequences with up
+to nine numbers missing, whose answers differ more in length, were not learned on any canvas (9% on the short one).
+
+The control: nine in ten sums are right on the short canvas.
+
+Expect: learned sums, which no padding spoils. Cost: 18 runs of 25 to 40 CPU seconds, 11 CPU minutes.
 """
 
 from configs.claims import small
@@ -23,10 +27,11 @@ PADS = (1, 3, 7, 8)
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(600, log_every=50, rows=1024)
+    config = small(800, log_every=100, rows=1024)
+    config.model.init = "fan_in"
     config.objective = "masked_diffusion"
-    config.data.update({"source": "task:arithmetic", "length": 28, "batch_size": 32})
-    config.optimizer.learning_rate = 8e-3
+    config.data.update({"source": "task:arithmetic", "length": 28, "batch_size": 64})
+    config.optimizer.update({"name": "muon", "learning_rate": 1e-2})
     config.eval.batch_size = 64
     config.generate.temperature = 0.0
     config.generate.diffusion.update({"method": "max_prob", "steps": 12})
@@ -61,7 +66,7 @@ def get_claim():
             ),
         ],
         "effect": 0.1,
-        "control": {"says": "answers on the short canvas, share", "reads": ("exact", "end, 6"), "least": 0.75},
+        "control": {"says": "answers on the short canvas, share", "reads": ("exact", "end, 6"), "least": 0.9},
         "looks": (3, 6),
         "hours": 1.0,
         "seeds": tuple(range(12)),
