@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from experiments.bench import timing
-from experiments.claims import answers, held_out, routed
+from experiments.claims import answers, held_out, places, routed
 from experiments.program import build, counting, global_batch, inputs, sharding
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
@@ -142,6 +142,11 @@ MEASURES = {
     "loss": Measure(
         "held-out loss, nats", -1, lambda row: {"loss": row["loss"]},
         text=lambda kind, mean: f"{kind} {mean['loss']:.4f} nats a token", difference="{0:+.4f} [{1:+.4f}, {2:+.4f}]",
+    ),
+    "fall": Measure(
+        "nats that the loss falls from a row's second eighth to its last", 1, lambda row: places.along(row["workdir"]),
+        text=lambda kind, mean: f"{mean['eighth 2']:.4f} to {mean['eighth 8']:.4f} nats a token",
+        difference="{0:+.4f} [{1:+.4f}, {2:+.4f}]",
     ),
     "share": Measure("share of matmul rate", 1, together=_shares),
     "specialisation": _routed(

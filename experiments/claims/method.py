@@ -90,6 +90,12 @@ def first(claim: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {**claim, "seeds": claim["seeds"][:count], "budgeted": len(claim["seeds"])}
 
 
+def listed(claim: Mapping[str, Any]) -> dict[str, Any]:
+    """The arms of a claim, those that borrow behind the others: {arm: what it sets beside its rates}."""
+    given = claim.get("arms", {})
+    return {**given, **{name: given[own] for name, (own, _) in claim.get("borrow", {}).items()}}
+
+
 def decide(mean: float, low: float, high: float, effect: float, *, last: bool) -> str:
     """The verdict on "greater than 0" for the interval of a look; UNDECIDED asks for more seeds.
 

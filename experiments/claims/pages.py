@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.claims import curve_plot, interval_plot
+from experiments.claims import curve_plot, interval_plot, method
 from experiments.claims.evidence import CONTROL_FAILED, COST, EQUAL, UNDECIDED
 from experiments.report import page
 from experiments.report.markdown import code, inline
@@ -123,7 +123,7 @@ def _arms(claim: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str
     """(name, what it sets) of each arm, line, point or setting of the claim."""
     made = []
     for group in ("arms", "lines", "points", "settings"):
-        some = claim.get(group)
+        some = method.listed(claim) if "borrow" in claim and group == "arms" else claim.get(group)
         if isinstance(some, Mapping):
             for name, values in some.items():
                 chosen = record.get("tuned", {}).get(name, {}).get("chosen", {})

@@ -3,6 +3,9 @@
 A claim may have `tune`: {dotted key: values}, e.g. {"optimizer.learning_rate": (1e-3, 3e-3, 1e-2)}. Every arm is
 trained with every combination under one seed of its own, SEED, and evaluated on the `eval.rows` held-out rows behind
 those of the verdict (`eval.skip`). An arm then has the values that were best for it by the claim's own measure.
+
+`borrow`, {name: (own, lender)}, adds arms that are not searched: each is the arm `own` with what was best for the arm
+`lender`, and `own` itself has what was best for it among all else, so that the two differ.
 """
 
 import itertools
@@ -12,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.claims import arms
+from experiments.claims import arms, method
 from experiments.claims.evidence import TUNING
 from experiments.claims.measures import measure
 from experiments.settings.errors import Refused
@@ -42,17 +45,24 @@ def tuned(
         raise Refused("eval.rows=0: the verdict reads every held-out row, and none is left to tune by; use e.g. 320.")
     base.eval.skip = base.eval.rows
     points = [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
-    given = {arm: dict(values) for arm, values in claim["arms"].items()}
+    borrow, given = claim.get("borrow", {}), {arm: dict(values) for arm, values in claim["arms"].items()}
     if "equal_to" in claim:
         arms.equalise(base, given, claim["equal_to"])
     tried = {f"{arm} {k}": {**given[arm], **point} for arm in given for k, point in enumerate(points)}
     found = arms.train(base, tried, (SEED,), workdir / TUNING, jobs=jobs, quiet=quiet)
-    made, said = {}, {}
-    for arm, values in claim["arms"].items():
-        scores = [score.of(found[f"{arm} {k}"][0])[name] for k in range(len(points))]
-        best = points[int(np.argmax([score.sign * value for value in scores]))]
-        made[arm] = {**values, **best}
-        said[arm] = {"chosen": best, "tried": [{**point, name: s} for point, s in zip(points, scores, strict=True)]}
+    scores = {arm: [score.of(found[f"{arm} {k}"][0])[name] for k in range(len(points))] for arm in given}
+    order = {arm: np.argsort([-score.sign * value for value in scores[arm]], kind="stable") for arm in given}
+    chosen = {arm: int(ranks[0]) for arm, ranks in order.items()}
+    lent = {arm: chosen[lender] for arm, (_, lender) in borrow.items()}
+    chosen |= {own: int(next(k for k in order[own] if k != lent[arm])) for arm, (own, _) in borrow.items()} | lent
+    said = {
+        arm: {
+            "chosen": points[k],
+            "tried": [{**points[j], name: value} for j, value in enumerate(scores.get(arm, ()))],
+        }
+        for arm, k in chosen.items()
+    }
+    made = {arm: {**values, **points[chosen[arm]]} for arm, values in method.listed(claim).items()}
     return {**claim, "arms": made}, said
 
 
@@ -69,6 +79,9 @@ def refuse_unequal(claim: Mapping[str, Any]) -> None:
             raise Refused(
                 f"tune={search!r} is no search that all arms share; use {{'optimizer.learning_rate': (1e-3, 3e-3)}}."
             )
+        for arm, (own, lender) in claim.get("borrow", {}).items():
+            if arm in given or not {own, lender} <= {*given}:
+                raise Refused(f"borrow: {arm!r} takes {(own, lender)!r}; give a new name two of: {', '.join(given)}.")
         if tuple(claim.get("seeds", ())) and SEED in claim["seeds"]:
             raise Refused(f"seeds={claim['seeds']!r} hold {SEED}, with which arms are tuned; use e.g. (0, 1, 2).")
     for arm, values in given.items():

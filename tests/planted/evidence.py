@@ -8,7 +8,9 @@ SENT = "kernels/context_attention/bytes.py"
 PLOT, REJUDGE = "experiments/claims/interval_plot.py", "experiments/claims/rejudge.py"
 CURVE, DRAWN = "experiments/claims/held_out.py", "experiments/claims/curve_plot.py"
 CONTRAST = "experiments/claims/contrast.py"
+PLACES = "experiments/claims/places.py"
 VALUES = ("tests/experiments/claims/statistics_test.py",)
+MEASURED = ("tests/experiments/claims/measures_test.py",)
 EXACT = ("tests/experiments/claims/laws_test.py",)
 DECIDED = ("tests/experiments/claims/method_test.py",)
 PAGES = ("tests/experiments/claims/ledger_test.py",)
@@ -30,7 +32,12 @@ BUGS = (
     Bug("a verdict is forgotten at the next look", CLAIMS, "if verdict != UNDECIDED and k not in decided:", "if verdict != UNDECIDED:", DECIDED),
     Bug("what tuning took is not counted", CLAIMS, "more = following is not None and before + hours", "more = following is not None and hours", DECIDED),
     Bug("arms are tuned on the verdict's rows", TUNING, "base.eval.skip = base.eval.rows", "base.eval.skip = 0", DECIDED),
-    Bug("the worst rate is taken", TUNING, "np.argmax([score.sign * value", "np.argmax([-score.sign * value", DECIDED),
+    Bug("the worst rate is taken", TUNING, "np.argsort([-score.sign * value", "np.argsort([score.sign * value", DECIDED),
+    Bug("an arm borrows its own best", TUNING, "for arm, (_, lender) in borrow", "for arm, (lender, _) in borrow", DECIDED),
+    Bug("a twin keeps the borrowed rate", TUNING, " if k != lent[arm])", ")", DECIDED),
+    Bug("a fall is from the first eighth", PLACES, 'named["eighth 2"] -', 'named["eighth 1"] -', MEASURED),
+    Bug("what is not scored counts", PLACES, "np.where(scored, nats, 0.0)", "nats", MEASURED),
+    Bug("eighths interleave", PLACES, "reshape(parts, -1).sum(1)", "reshape(-1, parts).sum(0)", MEASURED),
     Bug("skipped rows are scored", "experiments/program/inputs.py", "array[:begin] = array[end:] =", "array[end:] =", DECIDED),
     Bug("a deviation of the mean", REJUDGE, "deviation = half * math.sqrt(seeds)", "deviation = half", DECIDED),
     Bug("evidence is always judged anew", REJUDGE, "if _method(anew) != _method(row):", "if True:", DECIDED),

@@ -9,8 +9,10 @@ import pytest
 from configs.claims import small
 from data.tasks import loading
 from experiments import workdir as files
-from experiments.claims import answers, arms, contrast, held_out, measures
+from experiments.claims import answers, arms, contrast, held_out, measures, places
 from experiments.settings.errors import Refused
+from tests.experiments.program.step_values_test import drawn, numpy
+from tests.plain import tiny
 
 
 @pytest.mark.parametrize(("differ", "wrong"), [(True, "exact_apart"), (False, "exact_alike")])
@@ -94,3 +96,35 @@ def test_a_contrast_keeps_the_curves_that_its_claim_asks_for(tmp_path, monkeypat
     assert "steady = 3.750 bits per byte at its lowest, after 8 epochs" in lowest.measured
     assert lowest.numbers["curves"]["rising"] == {"epochs": [4.0, 8.0], "bits_per_byte": [[3.5, 4.4], [3.4, 4.5]]}
     assert "curves" not in rise.numbers
+
+
+def test_losses_along_rows_are_those_of_their_places(monkeypatch, x64):
+    """Eight places of logits by numpy in float64, one eighth each; padding and what is not scored do not count."""
+    made = tiny.program(tiny.config(data__length=8, eval__rows=3, data__batch_size=3))
+    params, rng = drawn(made), np.random.default_rng(0)
+    tokens, scored = rng.integers(0, tiny.V, (3, 9)), rng.random((3, 8)) < 0.7
+    scored[0] = True  # every place has a target
+    rows = {"positions": np.tile(np.arange(8), (3, 1)), "segment_ids": np.ones((3, 8), int)}
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], **rows}
+    batch = {name: x.astype(np.int32) for name, x in batch.items()} | {"scored": scored}
+    model = types.SimpleNamespace(config=made.config, program=made, params=params, corpus=None)
+    monkeypatch.setattr(places.trained, "load", lambda workdir: model)
+    monkeypatch.setattr(places.inputs, "eval_batches", lambda config, corpus: [batch, batch])
+    named, loss = numpy(params), []
+    for tokens_, targets in zip(batch["tokens"], batch["targets"], strict=True):
+        x = tiny.features(named, tokens_, segments=np.ones(8), positions=np.arange(8))
+        loss.append(-tiny.log_probs(named, x)[np.arange(8), targets])
+    wanted = [np.mean(np.array(loss)[scored[:, k], k]) for k in range(8)]
+    found = measures.MEASURES["fall"].of({"workdir": "run"})
+    np.testing.assert_allclose([found[f"eighth {k + 1}"] for k in range(8)], wanted, rtol=1e-9)
+    assert found["fall"] == pytest.approx(wanted[1] - wanted[7], rel=1e-9)
+
+
+def test_parts_of_rows_weigh_every_target_alike():
+    nats, scored = np.arange(12.0).reshape(2, 6), np.ones((2, 6), bool)
+    scored[0, 1] = scored[1, 5] = False
+    np.testing.assert_allclose(places.by_part(nats, scored, 2), [(0 + 2 + 6 + 7 + 8) / 5, (3 + 4 + 5 + 9 + 10) / 5])
+    with pytest.raises(Refused, match="data.length=6 has no 4 equal parts; use e.g. data.length=4"):
+        places.by_part(nats, scored, 4)
+    with pytest.raises(Refused, match="part 2 of 2 of the rows has no scored target"):
+        places.by_part(nats, scored & (np.arange(6) < 3), 2)

@@ -240,6 +240,28 @@ def test_arms_are_tuned_alike_on_rows_that_the_verdict_does_not_read(tmp_path, m
     assert tuning.tuned(untouched, tmp_path, jobs=1, quiet=True) == (untouched, {})
 
 
+def test_an_arm_borrows_what_was_best_for_another(tmp_path, monkeypatch):
+    """The base is best at 2: borrowed as it is. A wider arm that is best at 2, too, is left with its second best."""
+    loss = {8: {1: 2.0, 2: 1.0, 4: 3.0}, 16: {1: 0.5, 2: 0.4, 4: 0.6}, 32: {1: 0.2, 2: 0.4, 4: 0.6}}
+    claim = digits_reversed.get_claim() | {"tune": {"optimizer.learning_rate": (1, 2, 4)}, "score": "loss"}
+    claim["arms"] = {f"{width}": {"model.width": width} for width in loss}
+    claim["borrow"] = {f"{width} lent": (f"{width}", "8") for width in (16, 32)}
+
+    def train(base, given, seeds, workdir, **_):
+        assert not any("lent" in arm for arm in given)
+        return {a: [{"loss": loss[v["model.width"]][v["optimizer.learning_rate"]]}] for a, v in given.items()}
+
+    monkeypatch.setattr(arms, "train", train)
+    made, said = tuning.tuned(claim, tmp_path, jobs=1, quiet=True)
+    rates = {arm: values["optimizer.learning_rate"] for arm, values in made["arms"].items()}
+    assert rates == {"8": 2, "16": 1, "32": 1, "16 lent": 2, "32 lent": 2}
+    assert made["arms"]["32 lent"]["model.width"] == 32 and said["32 lent"]["chosen"] == {"optimizer.learning_rate": 2}
+    assert [t["loss"] for t in said["16"]["tried"]] == [0.5, 0.4, 0.6] and said["16 lent"]["tried"] == []
+    for wrong in ({"16 lent": ("16", "no arm")}, {"16": ("32", "8")}):
+        with pytest.raises(Refused, match=r"borrow: '16.* takes .* a new name two of: 8, 16, 32"):
+            tuning.refuse_unequal(claim | {"borrow": wrong})
+
+
 def test_a_claim_that_tunes_one_arm_only_is_void():
     arm = {"a": {"model.width": 8, "optimizer.learning_rate": 1e-3}, "b": {"model.width": 16}}
     with pytest.raises(Refused, match="'a' sets optimizer.learning_rate and 'b' does not: a claim that tunes one arm"):
