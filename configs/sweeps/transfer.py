@@ -7,7 +7,8 @@ rate stays where a small model has it. Here: two layers, heads of 16, widths 32,
 factor of 2.8 apart, both parametrizations, 150 steps of 16 x 64 bytes of the standard library's source, no warm-up
 but 5%.
 
-Expect: the best rate of `standard` falls with the width, that of `mup` stays within one place of the grid. Not run.
+Expect: the best rate of `standard` falls with the width, that of `mup` stays within one place of the grid. Not run; the
+claim learning_rate_transfer decides it between widths 16 and 128.
 Cost: 24 runs, 1.1e12 FLOPs; planned for 5 minutes with --jobs=2, most of it starting and compiling.
 """
 
@@ -21,6 +22,7 @@ PRESETS = {
         {},
         says="Whether the best learning rate carries over from a narrow model to a wider one, in mup and in standard",
         source="Yang et al. 2022, arXiv:2203.03466, figure 1",
+        claim="learning_rate_transfer",
     )
 }
 
