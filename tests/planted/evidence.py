@@ -48,6 +48,7 @@ BUGS = (
     Bug("gathered gradients are as narrow as keys", SENT, "size.kv_sum if backward else 0", "size.kv if backward else 0", EXACT),
     Bug("results of dealt heads stay", SENT, "(2 * size.q + 2 * size.kv + (", "(size.q + 2 * size.kv + (", EXACT),
     Bug("dealt keys are not repeated", SENT, "K = K if u == 1 else math.lcm(K, u)", "K = K", EXACT),
+    Bug("an arm that borrows is its lender", METHOD, "given[own] for name, (own, _)", "given[own] for name, (_, own)", (*DECIDED, *PAGES)),
     Bug("the interval of a figure is turned", PLOT, "value / span * (_RIGHT - _LEFT) / 2, 1)", "-value / span * (_RIGHT - _LEFT) / 2, 1)", PAGES),
     Bug("a rise from the first value", CURVE, "bits[-1] - lowest", "bits[-1] - bits[0]", MEASURED),
     Bug("the lowest value is the last", CURVE, "lowest = min(bits)", "lowest = bits[-1]", MEASURED),

@@ -181,3 +181,13 @@ def test_curves_of_arms_stand_under_each_other_on_one_scale():
 )
 def test_what_was_found_is_shown_short(numbers, text):
     assert pages.number({"numbers": numbers}) == text
+
+
+def test_an_arm_that_borrows_a_rate_has_its_line(monkeypatch):
+    """It is its own model with the rate of the lender, as the record of the search says."""
+    claim = {"arms": {"small": {"model.width": 8}, "wide": {"model.width": 64}}, "borrow": {"lent": ("wide", "small")}}
+    monkeypatch.setattr(pages, "stated", lambda name: ("", claim))
+    tuned = {"lent": {"chosen": {"optimizer.learning_rate": 0.5}}, "wide": {"chosen": {"optimizer.learning_rate": 0.1}}}
+    lines = pages.markdown(RECORD | {"tuned": tuned}).split("\n")
+    assert "| wide | model.width = 64, optimizer.learning_rate = 0.1 |" in lines
+    assert "| lent | model.width = 64, optimizer.learning_rate = 0.5 |" in lines
