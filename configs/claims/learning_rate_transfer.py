@@ -44,7 +44,7 @@ def get_claim():
     moved = {"says": loses, "reads": ("ahead", "standard"), "least": 2 * EFFECT}
     learned = {"says": "the base, nats a byte", "reads": ("loss", "base"), "most": 2.8}
     best = f"At the best rate of width {BASE}"
-    stays = f"The learning rate that is best at width {BASE} is best at width {BASE * TIMES}, too: "
+    stays = f"The best rate of width {BASE} is the best of width {BASE * TIMES}, too: "
     return {
         "statement": "In mup the best learning rate of a narrow model is that of a wide one; in standard it is not",
         "source": "Yang et al. 2022, arXiv:2203.03466, figure 1",
@@ -59,12 +59,12 @@ def get_claim():
         "reference": lent("standard"),
         "pairs": [
             {
-                "statement": f"{stays}in mup it is ahead of the best other one of a search",
+                "statement": f"{stays}in mup ahead of any other one that a search finds",
                 "published": "the optimum stays from width 128 to 8192",
                 "better": lent("mup"), "worse": "mup", "control": moved,
             },
             {
-                "statement": f"{stays}in standard it is ahead of the best other one of a search",
+                "statement": f"{stays}in standard ahead of any other one that a search finds",
                 "published": "no: the optimum falls with the width",
                 "better": lent("standard"), "worse": "standard", "control": learned,
             },
