@@ -18,11 +18,12 @@ The control: data are scarce indeed, the autoregressive model ends 0.25 bits a b
 bits matter.
 
 Expect, as seen with the rate that was best for both (2e-2): autoregressive 3.77 at its lowest, after 9 epochs, and 8.2
-in the end; masked diffusion <= 3.75 at its lowest, at or near the end of 146 epochs. Five seeds left the
-lowest points open (+0.022, an interval that reached 0.002 beyond what matters); a third look, with eight, was added
-after they were seen: +0.020, from 0.001 to 0.039, equal within what matters. At half that rate, in a trial with one seed, diffusion itself rose by 0.1 from its lowest (3.86, after 127 epochs). On 27 kB, by
-one seed, rate 1e-2: autoregressive 3.44 after 7 epochs, diffusion <= 3.50 after 76: the more data, the later they meet.
-Cost: four runs of the search and two a seed, 30 to 50 seconds each, 14 minutes of one core.
+in the end; masked diffusion <= 3.75 at its lowest, at or near the end of 146 epochs. Five seeds left the lowest points
+open (+0.022, an interval that reached 0.002 beyond what matters); a third look, with eight, was added after they were
+seen: +0.020, from 0.001 to 0.039, equal within what matters. At half that rate, in a trial with one seed, diffusion
+itself rose by 0.1 from its lowest (3.86, after 127 epochs). On 27 kB, by one seed, rate 1e-2: autoregressive 3.44 after
+7 epochs, diffusion <= 3.50 after 76: the more data, the later they meet. Cost: four runs of the search and two a seed,
+30 to 50 seconds each, 14 minutes of one core.
 """
 
 from configs.claims import small
