@@ -41,6 +41,7 @@ CHECKS = {
     "paths": "paths",
     "leverage": "leverage",
     "curve": "curve",
+    "exponents": "exponents",
     "worlds": "worlds",
     "patterns": "patterns",
     "steered": "steered",

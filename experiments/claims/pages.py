@@ -120,9 +120,9 @@ def _costs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _arms(claim: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, what it sets) of each arm, line, point or setting of the claim."""
+    """(name, what it sets) of each arm, size, line, point or setting of the claim."""
     made = []
-    for group in ("arms", "lines", "points", "settings"):
+    for group in ("arms", "sizes", "lines", "points", "settings"):
         some = method.listed(claim) if "borrow" in claim and group == "arms" else claim.get(group)
         if isinstance(some, Mapping):
             for name, values in some.items():
@@ -134,7 +134,7 @@ def _arms(claim: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str
 
 
 def _short(value: Any) -> str:
-    text = repr(value).replace("'", "")
+    text = "by a rule" if callable(value) else repr(value).replace("'", "")
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 

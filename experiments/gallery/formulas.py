@@ -32,7 +32,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "jobs", "schedulers", "prefix_cache", "costs", "traces", "simulator", "report", "planned", "driven", "cached",
         "apart",
     )),
-    "evidence": ("experiments.claims.statistics", "experiments.claims.places"),
+    "evidence": ("experiments.claims.statistics", "experiments.claims.places", "experiments.scaling.slope"),
     "pretrained": ("models.rope_scaling", "models.lora", "data.conversations",
                    *(f"experiments.pretrained.{name}" for name in ("copying", "packed"))),
     "speculation": (

@@ -9,12 +9,14 @@ PLOT, REJUDGE = "experiments/claims/interval_plot.py", "experiments/claims/rejud
 CURVE, DRAWN = "experiments/claims/held_out.py", "experiments/claims/curve_plot.py"
 CONTRAST = "experiments/claims/contrast.py"
 PLACES = "experiments/claims/places.py"
+SLOPE, EXPONENTS = "experiments/scaling/slope.py", "experiments/claims/exponents.py"
 VALUES = ("tests/experiments/claims/statistics_test.py",)
 MEASURED = ("tests/experiments/claims/measures_test.py",)
 EXACT = ("tests/experiments/claims/laws_test.py",)
 DECIDED = ("tests/experiments/claims/method_test.py",)
 PAGES = ("tests/experiments/claims/ledger_test.py",)
 MEASURED = ("tests/experiments/claims/measures_test.py",)
+SLOPES = ("tests/experiments/claims/exponents_test.py",)
 FITS = ("tests/experiments/scaling/values_test.py",)
 MINIMA = ("tests/experiments/scaling/calibration_test.py::test_isoflop_intervals_cover_and_are_not_wide",)
 
@@ -62,5 +64,18 @@ BUGS = (
     Bug("the ratio of residuals upside down", FIT, "(own / theirs if theirs > 0 else 1.0) * (found - theta)", "(theirs / own if theirs > 0 else 1.0) * (found - theta)", FITS),
     Bug("degrees of freedom dropped", FIT, "widened = groups / max(groups - free, 1)", "widened = 1.0", FITS),
     Bug("smoothing widens", FIT, "math.sqrt(widened / (1 + (self.smooth / spread) ** 2))", "math.sqrt(widened)", FITS),
+    Bug("an exponent is a falling slope's own sign", SLOPE, "return -slope,", "return slope,", SLOPES),
+    Bug("a slope of losses as they are", SLOPE, "np.log(left) - np.log(left).mean()", "left - left.mean()", SLOPES),
+    Bug("a slope in FLOPs as they are", SLOPE, "c, y = np.log(C) - np.log(C).mean()", "c, y = C - C.mean()", SLOPES),
+    Bug("the floor is not taken off", SLOPE, "np.asarray(loss, float) - floor", "np.asarray(loss, float) - 0 * floor", SLOPES),
+    Bug("a misfit of the losses, not of what is left", SLOPE, "(y - slope * c) ** 2", "y**2", SLOPES),
+    Bug("a difference of exponents the other way", EXPONENTS, "(better - worse).tolist()", "(worse - better).tolist()", SLOPES),
+    Bug("exponents by size, not by seed", EXPONENTS, "float).T for table in (flops, loss)", "float) for table in (flops, loss)", SLOPES),
+    Bug("the largest exponent is the control's", EXPONENTS, "np.min(list(exponents", "np.max(list(exponents", SLOPES),
+    Bug("all sizes have the smallest one's steps", EXPONENTS, 'tokens / (config.data', '3e4 / (config.data', SLOPES),
+    Bug("a rate follows the base's, not the arm's", EXPONENTS, 'resolve(claim["base"], [values])', 'resolve(claim["base"], [{key: value for key, value in values.items() if "optimizer" not in key}])', SLOPES),
+    Bug("tokens of each parameter but embeddings", EXPONENTS, 'counting.parameters(program)["total"]', 'counting.parameters(program)["non_embedding"]', SLOPES),
+    Bug("steps forget the rows of a batch", EXPONENTS, "(config.data.batch_size * config.data.length)", "config.data.length", SLOPES),
+    Bug("a page without its sizes", "experiments/claims/pages.py", 'for group in ("arms", "sizes", "lines"', 'for group in ("arms", "lines"', PAGES),
     Bug("isoFLOP: b is not the rest", ISOFLOP, '"b": (1 - high, 1 - low)}', '"b": (1 - low, 1 - high)}', MINIMA),
 )  # fmt: skip

@@ -191,3 +191,15 @@ def test_an_arm_that_borrows_a_rate_has_its_line(monkeypatch):
     lines = pages.markdown(RECORD | {"tuned": tuned}).split("\n")
     assert "| wide | model.width = 64, optimizer.learning_rate = 0.1 |" in lines
     assert "| lent | model.width = 64, optimizer.learning_rate = 0.5 |" in lines
+
+
+def test_a_size_has_its_line_and_a_function_is_called_a_rule(monkeypatch):
+    size = {"model.width": 8, "optimizer.learning_rate": lambda c: 1.0}
+    monkeypatch.setattr(
+        pages, "stated", lambda name: ("", {"arms": {"one": {"model.mixer": "lact"}}, "sizes": {"8": size}})
+    )
+    lines = pages.markdown(RECORD).split("\n")
+    assert (
+        "| one | model.mixer = lact |" in lines
+        and "| 8 | model.width = 8, optimizer.learning_rate = by a rule |" in lines
+    )
