@@ -25,9 +25,10 @@ seeds that lie too far apart for a verdict: attention less LaCT is 0.003, 0.000 
 to 0.109), so that these are means of a bent curve, and the ranges of FLOPs differ: a run of the two memories costs 1.5
 to 2 times one of attention. With 1.2 nats taken off (E of the first study) the mean differences keep their signs, 1.7
 and 3.2 times as large, and no more certain. At every width the gated delta rule ends below attention, by 0.14 to 0.19
-nats. The search took 1e-2 for attention and the gated delta rule, 3e-2 for LaCT, which hardly told them apart: the
-lower and the upper of its two rates. Cost: six runs of the search and nine a seed; took 17 minutes of CPU time with
---jobs=1, 22 minutes beside other work on two cores.
+nats; at equal FLOPs, read off the lines between widths, by less, and LaCT above it. The search took 1e-2 for attention
+and the gated delta rule, 3e-2 for LaCT, which hardly told them apart: the lower and the upper of its two rates. Cost:
+six runs of the search and nine a seed; took 17 minutes of CPU time with --jobs=1, 22 minutes beside other work on two
+cores.
 """
 
 from configs.claims import small

@@ -112,5 +112,7 @@ def _draw(numbers: Mapping[str, Any], folder: pathlib.Path) -> None:
             C, loss = (np.mean(list(table.values()), axis=1) for table in (numbers["flops"][arm], by_size))
             axes.plot(C, loss, marker="o", ms=3, label=f"{arm} {np.mean(numbers['exponents'][arm]):.3f}")
         axes.set(xlabel="training FLOPs", ylabel="held-out loss, nats", xscale="log", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(fontsize=6)
         plots.save(figure, folder / FIGURE, ("svg", "png"))
