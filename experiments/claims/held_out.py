@@ -1,14 +1,11 @@
 """Held-out likelihood over the epochs of a run: its curve, the lowest value, and how far the end lies above that."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import workdir as files
+from experiments.report import data
 from experiments.settings.errors import Refused
-
-_BITS = "eval/bits_per_byte"
 
 
 def curve(workdir: str | os.PathLike) -> dict[str, list[float]]:
@@ -16,17 +13,12 @@ def curve(workdir: str | os.PathLike) -> dict[str, list[float]]:
 
     Errors: Refused for a run that was evaluated once only: that is no curve.
     """
-    folder = pathlib.Path(workdir)
-    lines, _ = files.read_lines(folder / files.METRICS)
-    found = {line["step"]: line for line in lines if _BITS in line}  # A run that went on repeats none of its steps.
-    if len(found) < 2:
-        raise Refused(f"the run in {folder} has {len(found)} evaluations and no curve; let eval.every be e.g. 100.")
-    whole = (files.read_json(folder / files.RUN) or {})["corpus"]["splits"]["train"]["tokens"]
-    lines = [found[step] for step in sorted(found)]
-    return {
-        "epochs": [line["tokens"] / whole for line in lines],
-        "bits_per_byte": [line[_BITS] for line in lines],
-    }
+    run = data.load(workdir)
+    tokens, bits = data.series(run, data.BITS, "tokens")
+    if len(bits) < 2:
+        raise Refused(f"the run in {run.path} has {len(bits)} evaluations and no curve; let eval.every be e.g. 100.")
+    whole = run.run["corpus"]["splits"]["train"]["tokens"]
+    return {"epochs": (tokens / whole).tolist(), "bits_per_byte": bits.tolist()}
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
