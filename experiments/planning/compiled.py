@@ -44,7 +44,7 @@ def compile_step(program: Program, chip: Chip | None) -> Compiled:
     """Compiles the training step of `program` for the devices of its mesh."""
     more = [companions.abstract(program)] if program.companions else []
     described = chip is not None and chip.compiler == "tpu"
-    traced = program.train_step().trace(_state(program), batch_shapes(program), *more)
+    traced = program.train_step().trace(state_shapes(program), batch_shapes(program), *more)
     began = time.perf_counter()
     try:
         compiled = platforms.compile_described(traced) if described else traced.lower().compile()
@@ -78,7 +78,8 @@ def compile_step(program: Program, chip: Chip | None) -> Compiled:
     )
 
 
-def _state(program: Program) -> Any:
+def state_shapes(program: Program) -> Any:
+    """The state of `program` as it lies on its mesh, without its numbers."""
     place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
     return jax.tree.map(place, program.abstract, program.shardings)
 

@@ -165,7 +165,9 @@ def moved(*shapes):
     return 2 * (x + head) + sum(rows)
 
 
-@pytest.mark.parametrize("generation", ["v5e", "v5p", "v6e", "tpu7x"])
+@pytest.mark.parametrize("generation", [
+    "v5e", *(pytest.param(chip, marks=pytest.mark.exhaustive) for chip in ("v5p", "v6e")), "tpu7x",
+])  # fmt: skip
 def test_compiles_for_a_tpu_within_its_bytes(generation):
     """GPT-2's vocabulary, which no tile divides: loss and gradients take at most 1.3 times the bytes of all arrays."""
     given = structs(8192, 1536, 50257)

@@ -246,8 +246,10 @@ def structs(shape: Shape, dtype=jnp.bfloat16, masked=False):
     return [jax.ShapeDtypeStruct(size, dtype) for size in sizes] + mask
 
 
-@pytest.mark.parametrize("generation", ("v5e", "v5p", "v6e"))
-@pytest.mark.parametrize("shape", (BENCH[0], pytest.param(BENCH[1], marks=pytest.mark.slow)), ids=str)
+@pytest.mark.parametrize(("generation", "shape"), [
+    pytest.param(chip, shape, marks=() if (chip == "v5p") == (shape == BENCH[1]) else pytest.mark.exhaustive)
+    for chip in ("v5e", "v5p", "v6e") for shape in BENCH[:2]
+], ids=str)  # fmt: skip
 def test_tpu_kernels_compile_and_keep_no_scores(shape, generation):
     compiled = compile_for_tpu(program("l2_gelu"), *structs(shape), generation=generation)
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
