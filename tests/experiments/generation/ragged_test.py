@@ -1,5 +1,7 @@
 """The same prompt and seed give the same text in any batch: for every generator, whatever stands beside it."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -49,8 +51,10 @@ def merged(options, changes):
             for k, v in options.items()}  # fmt: skip
 
 
-def model(name, changes):
+@functools.cache
+def model(name, changes=()):
     """A model whose parameters are far from uniform, so that a wrong key or a wrong mask shows in its text."""
+    changes = dict(changes)
     config = program_test.config(**PRESETS.get(name, {"objective": name}), **changes)
     tokenizer = data.ByteTokenizer()
     made = program_test.build(
@@ -64,10 +68,10 @@ def model(name, changes):
 def test_text_does_not_depend_on_the_batch(case):
     """A short prompt alone, on a canvas of 64, and behind a long one, on a canvas of 128: tokens, calls and text."""
     name, changes, settings = CASES[case]
-    trained = model(name, changes)
+    trained = model(name, tuple(changes.items()))
     writer = generation.make(trained.program, trained.tokenizer)
     if case == "guided":
-        writer.guide = model("next_token", {})
+        writer.guide = model("next_token")
     options = merged(trained.config.generate.to_dict(), {"max_tokens": 12, "temperature": 1.0, **settings})
     if name == "next_token":
         write = lambda *prompts: writer(trained.params, prompts, options, seed=3)  # noqa: E731

@@ -53,8 +53,9 @@ def test_a_prompt_and_steps_are_the_whole_row(router):
     """And a later token changes nothing before it."""
     other = TOKENS.copy()
     other[:, 6] = (other[:, 6] + 1) % V
-    every = lambda lm, tokens, other: (whole(lm, tokens), whole(lm, other), *stepped(lm, tokens))  # noqa: E731
-    want, changed, first, after = model(router)(every, TOKENS, other)
+    every = lambda lm, tokens, both: (whole(lm, both), *stepped(lm, tokens))  # noqa: E731
+    both, first, after = model(router)(every, TOKENS, np.concatenate([TOKENS, other]))
+    want, changed = both[:B], both[B:]
     np.testing.assert_array_equal(want[:, :6], changed[:, :6])
     assert np.abs(want[:, 6:] - changed[:, 6:]).max() > 1e-3
     for row, begin in enumerate((FIRST, FIRST - 1, FIRST)):
