@@ -70,8 +70,8 @@ def chunk_scan(
     y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side, `[B, length, ...]`,
     zero after the last chunk.
 
-    Memory of the backward pass: the carry before each step where all of them are no larger than xs, otherwise before
-    every sqrt(steps)-th step at the price of one more forward pass.
+    Memory of the backward pass: the carry before each step where all of them are no larger than xs, or are less than 16;
+    otherwise before every sqrt(steps)-th step at the price of one more forward pass.
     """
     chosen = body if isinstance(body, ByPlatform) else ByPlatform(body)
     walk = Walk(chosen.default, sizes, steps, length)
@@ -131,6 +131,27 @@ def _when(condition: jax.Array, run: Callable, state: Any, uneven: int) -> Any:
     return jax.lax.cond(condition, run, lambda s: s, state) if uneven else run(state)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def run_if(run: Callable, skip: Callable, condition: jax.Array, flags: Any, args: Any) -> Any:
+    """run(flags, args) where the condition holds, else skip(flags, args); its gradient is one branch of the two again.
+
+    flags have no gradient. The gradient of `lax.cond` itself keeps what either branch computed, as zeros for the other.
+    """
+    return jax.lax.cond(condition, run, skip, flags, args)
+
+
+def _run_if_backward(run, skip, given, cotangents):
+    condition, flags, args = given
+
+    def pulled(branch):
+        return lambda args, cotangents: jax.vjp(functools.partial(branch, flags), args)[1](cotangents)[0]
+
+    return None, None, jax.lax.cond(condition, pulled(run), pulled(skip), args, cotangents)
+
+
+run_if.defvjp(lambda run, skip, *given: (run_if(run, skip, *given), given), _run_if_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(walk, params, carry, flags, xs):
     carry, out, _ = _forward(walk, params, carry, flags, xs, 0)
@@ -138,9 +159,10 @@ def _scan(walk, params, carry, flags, xs):
 
 
 def kept_every(walk: Walk, carry: Any, xs: tuple) -> int:
-    """How many steps lie between two carries that are kept for the backward pass."""
+    """How many steps lie between two carries that are kept for the backward pass; more than one if that halves them."""
     few = walk.steps * _nbytes(carry) <= _nbytes(xs)
-    return 1 if few else max(1, math.isqrt(walk.steps))
+    root = max(1, math.isqrt(walk.steps))
+    return 1 if few or 2 * (-(-walk.steps // root) + root) > walk.steps else root
 
 
 def scan_forward(walk: Walk, params: Any, carry: Any, flags: Any, xs: tuple) -> tuple[tuple, tuple]:

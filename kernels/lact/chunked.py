@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.lact import reference as ref
-from kernels.lact.chunk_scan import chunk_scan
+from kernels.lact.chunk_scan import chunk_scan, run_if
 from kernels.lact.schedule import (
     boundaries,
     end,
@@ -55,13 +55,14 @@ def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
         """learns: a traced bool, read only by apply_then_update: whether anything follows this chunk."""
         q, tokens = chunk
 
-        def learn(c):
-            return ref.learn(c, *tokens, norms, by)
+        def learn(_, args):
+            norms, carry, tokens = args
+            return ref.learn(carry, *tokens, norms, by)
 
-        if update_first:
-            carry = learn(carry)
+        args = norms, carry, tokens
+        carry = learn(None, args) if update_first else carry
         out = by.network.apply(q, ref.fast_weights(carry, norms, by))
-        return carry if update_first else jax.lax.cond(learns, learn, lambda c: c, carry), out
+        return carry if update_first else run_if(learn, lambda _, args: args[1], learns, None, args), out
 
     if whole:
         learns = jnp.arange(whole) < last
@@ -114,16 +115,16 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
     if where.when.shape[1]:
 
         def one_update(by, params, carry, flags, chunk):
-            (norms, initial), (active, reset), (q, tokens) = params, flags, chunk
-
-            def run(carry):
+            def run(flags, args):
+                (active, reset), ((norms, initial), carry, (q, tokens)) = flags, args
                 begun = select_rows(reset, initial, carry)
                 carry = select_rows(active, ref.learn(begun, *tokens, norms, by), carry)
                 return carry, by.network.apply(q, ref.fast_weights(carry, norms, by))
 
+            args = params, carry, chunk
             if rule.axis is not None:  # All devices of the mesh meet in its sums, whatever their rows hold.
-                return run(carry)
-            return jax.lax.cond(jnp.any(active), run, lambda c: (c, jnp.zeros_like(q)), carry)
+                return run(flags, args)
+            return run_if(run, lambda _, args: (args[1], jnp.zeros_like(args[2][0])), jnp.any(flags[0]), flags, args)
 
         begin = where.when - chunk_size + kept
         learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)

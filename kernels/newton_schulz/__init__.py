@@ -8,7 +8,13 @@ import jax.numpy as jnp
 
 from kernels.lowering import by_platform
 from kernels.newton_schulz import gpu, tpu
-from kernels.newton_schulz.reference import COEFFICIENTS, Triple, newton_schulz_reference, triples
+from kernels.newton_schulz.reference import (
+    COEFFICIENTS,
+    Triple,
+    newton_schulz_gradient,
+    newton_schulz_reference,
+    triples,
+)
 
 __all__ = ["COEFFICIENTS", "newton_schulz", "unsupported"]
 
@@ -83,8 +89,7 @@ def _op_fwd(schedule, implementation, g):
 
 def _op_bwd(schedule, implementation, g, ct):
     """Recomputes the steps from `g` with batched matmuls; the same on every platform."""
-    _, pull = jax.vjp(functools.partial(newton_schulz_reference, schedule=schedule), g)
-    return pull(ct)
+    return (newton_schulz_gradient(g, ct, schedule),)
 
 
 _op.defvjp(_op_fwd, _op_bwd)

@@ -43,16 +43,32 @@ def frobenius(x: jax.Array) -> jax.Array:
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
+def _product(a: jax.Array, b: jax.Array, low: jnp.dtype) -> jax.Array:
+    """ab with operands rounded to `low`, in the type of a."""
+    precision = None if jnp.dtype(low).itemsize < 4 else jax.lax.Precision.HIGHEST
+    return jnp.matmul(a.astype(low), b.astype(low), precision=precision, preferred_element_type=a.dtype)
+
+
+def _flipped(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _polynomial(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """(A, bA + cAA) with A = XX^T, both symmetric."""
+    gram = _product(x, _flipped(x), low)
+    return gram, abc[1] * gram + abc[2] * _product(gram, gram, low)
+
+
 def one_step(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> jax.Array:
     """aX + (bA + cAA)X with A = XX^T for wide (m <= n) matrices, operands of products rounded to `low`."""
-    precision = None if jnp.dtype(low).itemsize < 4 else jax.lax.Precision.HIGHEST
+    return abc[0] * x + _product(_polynomial(x, abc, low)[1], x, low)
 
-    def product(a, b):
-        return jnp.matmul(a.astype(low), b.astype(low), precision=precision, preferred_element_type=x.dtype)
 
-    a, b, c = abc
-    gram = product(x, jnp.swapaxes(x, -1, -2))
-    return a * x + product(b * gram + c * product(gram, gram), x)
+def _scaled(g: jax.Array) -> jax.Array:
+    """The first iterate: the wide one of G and G^T over its norm, in float32 (float64 for float64)."""
+    x = _flipped(g) if g.shape[-2] > g.shape[-1] else g
+    x = x.astype(jnp.promote_types(g.dtype, jnp.float32))
+    return x / (frobenius(x) + EPSILON)
 
 
 def newton_schulz_reference(g: jax.Array, schedule: tuple[Triple, ...]) -> jax.Array:
@@ -61,10 +77,32 @@ def newton_schulz_reference(g: jax.Array, schedule: tuple[Triple, ...]) -> jax.A
     The iterate is kept in float32 (float64 for float64). Operands of the products are rounded to the dtype of `g`
     when that is a 16-bit type, and the products accumulate in float32.
     """
-    tall = g.shape[-2] > g.shape[-1]
-    x = jnp.swapaxes(g, -1, -2) if tall else g
-    x = x.astype(jnp.promote_types(g.dtype, jnp.float32))
-    x = x / (frobenius(x) + EPSILON)
-    for abc in schedule:
-        x = one_step(x, abc, g.dtype)
-    return (jnp.swapaxes(x, -1, -2) if tall else x).astype(g.dtype)
+    x = _scaled(g)
+    x, _ = jax.lax.scan(lambda x, abc: (one_step(x, abc, g.dtype), None), x, jnp.asarray(schedule, x.dtype))
+    return (_flipped(x) if g.shape[-2] > g.shape[-1] else x).astype(g.dtype)
+
+
+def newton_schulz_gradient(g: jax.Array, cotangent: jax.Array, schedule: tuple[Triple, ...]) -> jax.Array:
+    """The gradient for `g` from that of the result, both `[..., m, n]`; one step of it is compiled, not all.
+
+    With P = bA + cAA, Y the cotangent of a step's result and S = YX^T + XY^T: X's is aY + PY + (bS + c(SA + AS))X.
+    """
+    low, (x, pull) = g.dtype, jax.vjp(_scaled, g)
+
+    def forward(x, abc):
+        gram, polynomial = _polynomial(x, abc, low)
+        return abc[0] * x + _product(polynomial, x, low), (x, gram, polynomial)
+
+    def backward(y, kept):
+        (a, b, c), (x, gram, polynomial) = kept
+        both = _product(y, _flipped(x), low)
+        both = both + _flipped(both)
+        mixed = _product(both, gram, low)
+        d_gram = b * both + c * (mixed + _flipped(mixed))
+        return a * y + _product(polynomial, y, low) + _product(d_gram, x, low), None
+
+    table = jnp.asarray(schedule, x.dtype)
+    _, kept = jax.lax.scan(forward, x, table)
+    y = (_flipped(cotangent) if g.shape[-2] > g.shape[-1] else cotangent).astype(x.dtype)
+    y, _ = jax.lax.scan(backward, y, (table, kept), reverse=True)
+    return pull(y)[0]
