@@ -129,8 +129,16 @@ class Lists(NamedTuple):
 
 
 def visits(cut: Tiling) -> Lists:
-    """The tiles that are computed, in order, for each lane of the batch; numpy when the mask is static."""
-    table = schedule.classes(cut.mask, cut.T, cut.S, cut.block_q, cut.block_k)
+    """The tiles that are computed, in order, for each lane of the batch; numpy when the mask is static.
+
+    Or when what is known of it leaves so few tiles that each is computed: none is looked for, and none is full.
+    """
+    known, sizes = _known(cut.mask), (cut.T, cut.S, cut.block_q, cut.block_k)
+    blocks = -(-cut.T // cut.block_q), -(-cut.S // cut.block_k)
+    table = np.full((1, *blocks), schedule.PARTIAL) if known is None else schedule.classes(known, *sizes)
+    if not cut.mask.is_static:
+        few = (table != schedule.EMPTY).sum() <= UNROLLED
+        table = np.minimum(table, schedule.PARTIAL) if few else schedule.classes(cut.mask, *sizes)
     if table.shape[0] > 1 and cut.lane_b > 1:  # a lane computes what any of its rows needs
         table = table.reshape(-1, cut.lane_b, *table.shape[1:])
         lowest, highest = table.min(1), table.max(1)
