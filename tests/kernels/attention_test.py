@@ -233,6 +233,15 @@ def test_empty_tiles_are_not_computed(mask, small_tiles, monkeypatch):
     assert len(computed) == 2 * needed
 
 
+def test_few_tiles_are_computed_without_looking_for_empty_ones():
+    """Three of four tiles are left by what is known (causal), one of them FULL, until documents are known as well."""
+    mask = masks.Segments(np.repeat([[1, 2], [3, 3]], 4, axis=1).repeat(20, axis=1)) & masks.Causal()
+    q, k, v, g = inputs(2, 160, 160, 2, 2, 8)
+    lists = tiling.visits(tiling.plan(q.shape, k.shape, mask))
+    assert isinstance(lists.total, np.ndarray) and lists.total.tolist() == [[1, 2]] and not lists.full.any()
+    agree(results(q, k, v, g, mask=mask), exact(q, k, v, g, mask=mask), F32)
+
+
 def temporaries(fn, length):
     shape = jax.ShapeDtypeStruct((1, length, 4, 64), jnp.float32)
     return jax.jit(fn).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.lact.chunk_scan import chunk_scan
+from kernels.lact.chunk_scan import Walk, chunk_scan, kept_every
 from kernels.linear_attention import gated_delta_rule, init_state, linear_attention
 from kernels.linear_attention.chunked import inverse
 from kernels.linear_attention.shapes import SMALL
@@ -138,8 +138,15 @@ def test_limits(x64):
     )
 
 
-@pytest.mark.parametrize("width", [1, 40])
-@pytest.mark.parametrize("steps", [1, 2, 5, 7, 9])
+def test_carries_are_left_out_where_that_halves_them():
+    """Of s carries every r-th is kept and r more are made again, r the root of s; all where they are as few as xs."""
+    size = lambda n: jax.ShapeDtypeStruct((n,), jnp.float32)  # noqa: E731
+    every = lambda steps, xs: kept_every(Walk("", (1,), steps, steps), size(10), (size(xs),))  # noqa: E731
+    assert [every(steps, 9) for steps in (1, 7, 15, 16, 18, 100)] == [1, 1, 1, 4, 4, 10]
+    assert [every(100, xs) for xs in (999, 1000)] == [10, 1]
+
+
+@pytest.mark.parametrize("steps,width", [(1, 40), (2, 1), (5, 1), (16, 40), (18, 40)])
 def test_chunk_scan_equals_a_plain_loop(x64, steps, width):
     """Both ways of keeping carries (width 1: all of them; 40: every root-th), even and uneven groups."""
     rng = np.random.default_rng(steps)

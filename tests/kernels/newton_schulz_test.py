@@ -10,7 +10,7 @@ import pytest
 
 from kernels.lact import lact
 from kernels.newton_schulz import COEFFICIENTS, gpu, newton_schulz, tpu
-from kernels.newton_schulz.reference import newton_schulz_reference, triples
+from kernels.newton_schulz.reference import newton_schulz_gradient, newton_schulz_reference, triples
 from kernels.newton_schulz.shapes import PUBLISHED, SMALL
 from kernels.platforms import lower_for_cuda
 from tests.kernels.described import compile_for_tpu
@@ -76,6 +76,15 @@ def test_gradient_against_differences(x64):
     step = 1e-5  # error of a central difference: step^2 * third derivative, here about 1e-10 * 1e3
     numeric = (f(g + step * direction) - f(g - step * direction)) / (2 * step)
     np.testing.assert_allclose(jnp.sum(jax.grad(f)(g) * direction), numeric, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6), (6, 4)])
+def test_gradient_by_hand_equals_that_of_the_steps(x64, shape):
+    g, cotangent, schedule = draw(shape), draw(shape, seed=1), triples(5, "quintic5")
+    _, pull = jax.vjp(functools.partial(newton_schulz_reference, schedule=schedule), g)
+    by_hand = newton_schulz_gradient(g, cotangent, schedule)
+    # Rounding of a step is multiplied by at most 4 in each that follows, forward and backward.
+    np.testing.assert_allclose(by_hand, pull(cotangent)[0], rtol=0, atol=2.0**-53 * 4**10)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
