@@ -76,8 +76,9 @@ def lact(
         out `[B, T, N, H]` in the dtype of `v`, and the state after the last token (None with `axis`).
 
     Memory: chunks are scanned and recomputed in the backward pass (reverse mode only). Beyond inputs and outputs the
-    forward pass holds one chunk; the backward pass also holds the weights (and momentum) before each chunk, or before
-    every sqrt-th one where that would exceed the inputs. Rows with `state` or `segment_ids` gather their chunks first.
+    forward pass holds one chunk; the backward pass also holds the weights (and momentum) before each chunk, or of 16
+    and more before every sqrt-th one where all would exceed the inputs. Rows with `state` or `segment_ids` gather their
+    chunks first.
 
     Raises:
         ValueError: shapes or names that do not fit. NotImplementedError: a combination that is not offered.

@@ -70,7 +70,7 @@ def chunk_scan(
     y of each step is as long as its chunk of xs[0]. Returns the last carry and the ys side by side, `[B, length, ...]`,
     zero after the last chunk.
 
-    Memory of the backward pass: the carry before each step where all of them are no larger than xs, or are less than 16;
+    Memory of the backward pass: the carry before each step where all of them are no larger than xs, or fewer than 16;
     otherwise before every sqrt(steps)-th step at the price of one more forward pass.
     """
     chosen = body if isinstance(body, ByPlatform) else ByPlatform(body)
