@@ -300,8 +300,8 @@ BUGS = (
     Bug(
         "Newton-Schulz: the square of the Gram matrix left out",
         "kernels/newton_schulz/reference.py",
-        "b * gram + c * product(gram, gram)",
-        "b * gram + c * gram",
+        "abc[1] * gram + abc[2] * _product(gram, gram, low)",
+        "abc[1] * gram + abc[2] * gram",
         (*MIXERS, "tests/kernels/newton_schulz_test.py"),
     ),
     Bug(
