@@ -45,23 +45,12 @@ class Dense(nnx.Module):
         std = parameters.kernel_std(spec, d_in, axes[0], residual=residual)
         self.kernel = parameters.param(parameters.normal(std), rngs, (d_in, d_out), axes, "kernel", spec)
         self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
-        self.dtype, self.partition, self.axes = spec.dtype, spec.partition, axes
+        self.dtype, self.partition = spec.dtype, spec.partition
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if self.partition.sends(self.axes):
-            y = self._gathered(x, kernel)
-        else:
-            y = by_rows(lambda x: times(x, kernel, self.partition), x, self.partition)
+        kernel = self.kernel[...].astype(self.dtype)
+        y = by_rows(lambda x: times(x, kernel, self.partition), x.astype(self.dtype), self.partition)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
-
-    def _gathered(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        def local(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            whole = self.partition.gather(kernel, self.axes)
-            return by_rows(lambda x: x @ whole, x)
-
-        rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))
-        return self.partition.run(local, (x, kernel), (rows, self.axes), rows)
 
 
 PROJECTIONS = {"dense": Dense, "lora": Lora, "pattention": Pattention}

@@ -121,13 +121,6 @@ BUGS = (
         MOVED,
     ),
     Bug(
-        "transfers: plain products of many chips are left to XLA",
-        "models/partition.py",
-        "if self.trivial or self.mesh.size <= transfers.MOST:",
-        "if self.trivial or self.mesh.size > transfers.MOST:",
-        ("tests/experiments/planning/planning_test.py::test_on_many_chips_what_is_cut_goes_beside_other_work",),
-    ),
-    Bug(
         "transfers: near places first",
         TRANSFERS,
         "(-moves[bit][0], ",
