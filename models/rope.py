@@ -16,6 +16,7 @@ def rotate(
     fraction: float = 1.0,
     scaling: Callable[[int, float, jax.Array], tuple[Any, float]] | None = None,
     within: int = 0,
+    along: jax.Array | None = None,
 ) -> jax.Array:
     """Rotates the first `fraction` of H by angles `position * theta^(-2i/R)`, R the rotated width.
 
@@ -28,14 +29,17 @@ def rotate(
         models/rope_scaling.py.
       within: positions are 0 .. within - 1, many of them in many calls: cos and sin are looked up among those of all of
         these, which are computed once for all layers and steps. 0, or with `scaling`: they are computed.
+      along: y `[B, 1|T, N, H]`: only products with y are asked for, not what is rotated, which nobody then writes.
 
     Returns:
-      `[B, T, N, H]` in x's dtype; angles are computed in float32 (float64 for float64 x).
+      `[B, T, N, H]` in x's dtype; angles are computed in float32 (float64 for float64 x). With `along`
+      `[B, T, N, H - R/2]` in that type, whose sum over the last axis is the rotated x . y: cos (a c + b d) +
+      sin (a d - b c) of each pair (a, b) of x and (c, d) of y, and the products of what is not rotated.
     """
     R = int(x.shape[-1] * fraction) // 2 * 2
-    if R == 0:
-        return x
     dtype = jnp.promote_types(x.dtype, jnp.float32)
+    if R == 0:
+        return x if along is None else x.astype(dtype) * along.astype(dtype)
     factor = 1.0
     if scaling is None:
         with jax.ensure_compile_time_eval():  # a constant: equal tables of several layers are then computed once
@@ -51,15 +55,21 @@ def rotate(
     cos, sin = cos[..., None, :], sin[..., None, :]
     if factor != 1.0:
         cos, sin = cos * jnp.asarray(factor, dtype), sin * jnp.asarray(factor, dtype)
-    first, second = x[..., : R // 2].astype(dtype), x[..., R // 2 : R].astype(dtype)
+    pair = lambda x: (x[..., : R // 2].astype(dtype), x[..., R // 2 : R].astype(dtype))  # noqa: E731
+    first, second = pair(x)
+    if along is not None:
+        c, d = pair(_kept(along))
+        made = (first * c + second * d) * cos + (first * d - second * c) * sin
+        rest = x[..., R:].astype(dtype) * along[..., R:].astype(dtype)
+        return made if R == x.shape[-1] else jnp.concatenate([made, rest], axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
     return turned if R == x.shape[-1] else jnp.concatenate([turned, x[..., R:]], axis=-1)
 
 
 def _kept(table: jax.Array) -> jax.Array:
-    """`table [..., R/2]` times the identity: the same numbers, computed once a pass.
+    """`table [..., n]` times the identity: the same numbers, computed once a pass.
 
-    XLA fuses cos and sin into each loop that reads them, and so evaluates them for every row, head and layer, forward
+    XLA fuses cos and sin, or what turns a query, into each loop that reads them, and so evaluates them for every row, head and layer, forward
     and backward; on CPUs `optimization_barrier` does not stop it. It fuses no product, and merges equal ones.
     """
     eye = np.eye(table.shape[-1], dtype=table.dtype)

@@ -42,6 +42,30 @@ def attend_cache(
     return _weighed(_products(rows, k, order), order, v, mask, T, softcap, sinks).astype(q.dtype)
 
 
+def attend_products(
+    q: jax.Array,
+    products: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """As `attend_cache` of one query a row and key head, [B, 1, K, H], by its products with the keys.
+
+    score_s = sum_r products_sr / sqrt(H). Where keys have to be rotated for a pass, products are formed without writing
+    what was rotated (`models.rope.rotate`, `along`). `products` [B, S, K, R], finite in every slot.
+    """
+    dtype = jnp.promote_types(products.dtype, jnp.float32)
+    # A product with ones: XLA on a CPU adds up the last axis of an array number by number. Keys of a head lie side by
+    # side, as in the caches: told otherwise, it turns the products over.
+    ones = jnp.ones(products.shape[-1], products.dtype)
+    products = products.swapaxes(1, 2)
+    score = jnp.einsum("bksr,r->bks", products, ones, precision="highest", preferred_element_type=dtype)
+    score = score[:, :, None] / math.sqrt(q.shape[-1])
+    return _weighed(score, "bkms", v, mask, 1, softcap, sinks).astype(q.dtype)
+
+
 def attend_turned(
     q: jax.Array,
     k: jax.Array,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kernels import masks
 from kernels.attention import attention
-from kernels.attention.cached import attend_cache, attend_looked, attend_turned
+from kernels.attention.cached import attend_cache, attend_looked, attend_products, attend_turned
 from kernels.attention.sparse import Heads, sparse_attention
 from kernels.column_sums import Noise, column_sums, row_lse
 from kernels.context_attention import context_attention
@@ -97,7 +97,8 @@ def recall(
       context: of the pass; padding has negative positions.
       mask: what a token may see, by positions.
       memory: of this layer; its class says what becomes of the tokens.
-      rotate: `(x [B, T, N|K, H], positions [B, T], within=0) -> x`, the layer's rotary positions (`rope.rotate`).
+      rotate: `(x [B, T, N|K, H], positions [B, T], within=0, along=None) -> x`, the layer's rotary positions
+        (`rope.rotate`).
       steady: whether turns by `rotate` add up, whatever the text.
       implementation: of the attention kernel.
       softcap: cap * tanh(score / cap), for memories that keep everything in sight; others do not look through it.
@@ -112,12 +113,16 @@ def recall(
     if view.turns is not None:
         rule = masks.Positions(context.positions, view.position, rule=mask)
         return _turned(partition, q, view, rule, rotate, softcap=softcap, sinks=sinks), memory
+    plain = not memory.looks and view.bias is None and view.keep is None and view.position.ndim == 2
+    products = False
     if not stored:
+        q = rotate(q, view.query_place)
         ranks = {"within": keys.shape[1]} if q.shape[1] == 1 else {}  # Places of keys are among so many.
-        q, keys = rotate(q, view.query_place), rotate(keys, view.key_place, **ranks)
+        products = plain and implementation is None and q.shape[1:3] == (1, keys.shape[2])
+        keys = rotate(keys, view.key_place, **ranks, **({"along": q} if products else {}))
     if view.window:
         mask = mask & masks.Window(view.window - 1, view.window - 1)
-    if not memory.looks and view.bias is None and view.keep is None and view.position.ndim == 2:
+    if plain:
         rule = masks.Positions(context.positions, view.position, rule=mask)
         if context.paths is not None:
             rule = rule & masks.Dense(own_path(context.paths, view.start, keys.shape[1]))
@@ -129,6 +134,7 @@ def recall(
             return attend_patterns(partition, q, keys, view.v, context, mask, softcap, sinks), memory
         made = not stored and q.shape[1] == 1  # Keys were rotated for this pass.
         op = functools.partial(attend_cache, implementation=implementation, softcap=softcap, made=made)
+        op = functools.partial(attend_products, softcap=softcap) if products else op
         return attend(partition, op, q, keys, view.v, rule, sinks=sinks), memory
     if softcap is not None or sinks is not None:
         raise ValueError(

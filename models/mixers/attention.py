@@ -98,9 +98,9 @@ class Attention(nnx.Module):
         q, k, v = self.heads(x)
         return self.rotate(q, positions), self.rotate(k, positions), v
 
-    def rotate(self, x: jax.Array, positions: jax.Array, within: int = 0) -> jax.Array:
-        """x `[B, T, N|K, H]` turned by this layer's rotary positions; `within`: see `rope.rotate`."""
-        return rope.rotate(x, positions, theta=self.theta, fraction=self.fraction, scaling=self.scaling, within=within)
+    def rotate(self, x: jax.Array, positions: jax.Array, **more: Any) -> jax.Array:
+        """x `[B, T, N|K, H]` turned by this layer's rotary positions; `within`, `along`: see `rope.rotate`."""
+        return rope.rotate(x, positions, theta=self.theta, fraction=self.fraction, scaling=self.scaling, **more)
 
     def values(self, x: jax.Array) -> jax.Array:
         """Values alone, `[B, T, K * H]`."""

@@ -153,8 +153,8 @@ class Lact(nnx.Module):
             out = out * jax.nn.silu(self.output_scale(x))[..., None].astype(out.dtype)
         return out.reshape(*out.shape[:2], -1), state
 
-    def _rotate(self, x: jax.Array, positions: jax.Array, within: int = 0) -> jax.Array:
-        return rope.rotate(x, positions, theta=self.options["rope_theta"], within=within)
+    def _rotate(self, x: jax.Array, positions: jax.Array, **more: Any) -> jax.Array:
+        return rope.rotate(x, positions, theta=self.options["rope_theta"], **more)
 
     def _learn(self, tokens: tuple, context: Context, state: LactState | None) -> tuple[jax.Array, LactState | None]:
         """The kernel on every device's own rows and heads; tokens: (q, k, v, rate, momentum or None)."""

@@ -38,6 +38,32 @@ def token_select(votes: jax.Array, candidates: jax.Array, held: jax.Array, count
     return (held & ~candidates) | keep_best(votes, candidates, count)
 
 
+DIGIT = 4  # bits of a number that one pass of `nth_largest` finds
+
+
+def nth_largest(x: jax.Array, n: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """(whole numbers `[S]` in the order of x, equal where x is; that of its n-th largest entry, ties counted one by one).
+
+    A search by digits, from the highest on: passes that compare and count, and no sort. `x [S]` floats without NaN;
+    n within 1 .. S.
+    """
+    bits = jnp.finfo(x.dtype).bits
+    whole = jnp.dtype(f"uint{bits}")
+    sign = jnp.asarray(1 << (bits - 1), whole)
+    raw = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x).astype(x.dtype), whole)  # -0 is 0
+    order = jnp.where(raw >= sign, ~raw, raw | sign)
+    digits = jnp.arange(1, 1 << DIGIT, dtype=whole)[:, None]
+
+    def digit(i: jax.Array, carried: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        order, found = carried
+        place = (bits - DIGIT - DIGIT * i).astype(whole)
+        enough = jnp.sum(order >= found + (digits << place), axis=1, dtype=jnp.int32) >= n
+        return order, found + (jnp.sum(enough, dtype=whole) << place)  # true of the first so many digits
+
+    # In a loop `order` is one array: a compiler that computes scores a second time may round them otherwise.
+    return jax.lax.fori_loop(0, bits // DIGIT, digit, (order, jnp.zeros((), whole)))
+
+
 def same_query(q: jax.Array, cached: jax.Array, least: float = 0.9) -> jax.Array:
     """Whether the last selection may be used again: cosine of the flat `q` and `cached` `[N, H]` at least `least`."""
     q, cached = q.reshape(-1), cached.reshape(-1)

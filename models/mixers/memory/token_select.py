@@ -264,13 +264,12 @@ def best_slots(score: jax.Array, candidates: jax.Array, most: int, count: jax.Ar
 
 
 def best_of(score: jax.Array, candidates: jax.Array, most: int, count: jax.Array | int) -> jax.Array:
-    """bool `[S]`: the candidates of `best_slots`, arguments as there. Nothing is sorted but for the largest scores."""
-    score = jnp.where(candidates, score, -jnp.inf)
-    most = min(most, score.shape[0])
-    least = jax.lax.top_k(score, most)[0][jnp.clip(count, 1, most) - 1]
-    above, equal = candidates & (score > least), candidates & (score == least)
+    """bool `[S]`: the candidates of `best_slots`, arguments as there. Nothing is sorted."""
+    count = jnp.minimum(count, min(most, score.shape[0]))
+    order, least = selection.nth_largest(jnp.where(candidates, score, -jnp.inf), jnp.maximum(count, 1))
+    above, equal = candidates & (order > least), candidates & (order == least)
     later = jnp.cumsum(equal[::-1])[::-1]  # how many equal ones stand here and behind
-    return (above | (equal & (later <= count - above.sum()))) & (jnp.asarray(count) > 0)
+    return (above | (equal & (later <= count - above.sum()))) & (count > 0)
 
 
 PARTS = {"token_select": TokenSelect}
