@@ -29,15 +29,18 @@ def rotate(
         models/rope_scaling.py.
       within: positions are 0 .. within - 1, many of them in many calls: cos and sin are looked up among those of all of
         these, which are computed once for all layers and steps. 0, or with `scaling`: they are computed.
-      along: y `[B, 1|T, N, H]`: only products with y are asked for, not what is rotated, which nobody then writes.
+      along: y `[B, 1|T, G N, H]`: only products with y are asked for, not what is rotated, which nobody then writes;
+        head n of x meets heads n G .. n G + G - 1 of y.
 
     Returns:
       `[B, T, N, H]` in x's dtype; angles are computed in float32 (float64 for float64 x). With `along`
-      `[B, T, N, H - R/2]` in that type, whose sum over the last axis is the rotated x . y: cos (a c + b d) +
+      `[B, T, G N, H - R/2]` in that type, whose sum over the last axis is the rotated x . y: cos (a c + b d) +
       sin (a d - b c) of each pair (a, b) of x and (c, d) of y, and the products of what is not rotated.
     """
     R = int(x.shape[-1] * fraction) // 2 * 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
+    if along is not None:
+        x = jnp.repeat(x, along.shape[2] // x.shape[2], axis=2)
     if R == 0:
         return x if along is None else x.astype(dtype) * along.astype(dtype)
     factor = 1.0
@@ -69,8 +72,9 @@ def rotate(
 def _kept(table: jax.Array) -> jax.Array:
     """`table [..., n]` times the identity: the same numbers, computed once a pass.
 
-    XLA fuses cos and sin, or what turns a query, into each loop that reads them, and so evaluates them for every row, head and layer, forward
-    and backward; on CPUs `optimization_barrier` does not stop it. It fuses no product, and merges equal ones.
+    XLA fuses cos and sin, or what turns a query, into each loop that reads them, and so evaluates them for every row,
+    head and layer, forward and backward; on CPUs `optimization_barrier` does not stop it. It fuses no product, and
+    merges equal ones.
     """
     eye = np.eye(table.shape[-1], dtype=table.dtype)
     return jnp.matmul(table, eye, precision=jax.lax.Precision.HIGHEST)

@@ -51,18 +51,18 @@ def attend_products(
     softcap: float | None = None,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attend_cache` of one query a row and key head, [B, 1, K, H], by its products with the keys.
+    """As `attend_cache` of one query a row, q [B, 1, N, H], by its products with the keys: [B, 1, N, H] in q's type.
 
-    score_s = sum_r products_sr / sqrt(H). Where keys have to be rotated for a pass, products are formed without writing
-    what was rotated (`models.rope.rotate`, `along`). `products` [B, S, K, R], finite in every slot.
+    score_s = sum_r products_sr / sqrt(H), `products` [B, S, N, R], finite in every slot. Where keys have to be rotated
+    for a pass, products are formed without writing what was rotated (`models.rope.rotate`, `along`).
     """
     dtype = jnp.promote_types(products.dtype, jnp.float32)
     # A product with ones: XLA on a CPU adds up the last axis of an array number by number. Keys of a head lie side by
     # side, as in the caches: told otherwise, it turns the products over.
     ones = jnp.ones(products.shape[-1], products.dtype)
     products = products.swapaxes(1, 2)
-    score = jnp.einsum("bksr,r->bks", products, ones, precision="highest", preferred_element_type=dtype)
-    score = score[:, :, None] / math.sqrt(q.shape[-1])
+    score = jnp.einsum("bnsr,r->bns", products, ones, precision="highest", preferred_element_type=dtype)
+    score = score.reshape(len(v), v.shape[2], -1, v.shape[1]) / math.sqrt(q.shape[-1])
     return _weighed(score, "bkms", v, mask, 1, softcap, sinks).astype(q.dtype)
 
 

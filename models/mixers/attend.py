@@ -21,6 +21,7 @@ from models.partition import Partition
 
 HEADS = ("batch", None, "heads", None)
 ROWS = ("batch", "heads", None)
+SHARED = 4  # Queries of up to so many heads a key head meet keys that are rotated for them number by number.
 LONG = 1024  # From so many first tokens on, memories that look are given sums: all weights take T x S numbers.
 
 
@@ -118,7 +119,8 @@ def recall(
     if not stored:
         q = rotate(q, view.query_place)
         ranks = {"within": keys.shape[1]} if q.shape[1] == 1 else {}  # Places of keys are among so many.
-        products = plain and implementation is None and q.shape[1:3] == (1, keys.shape[2])
+        few = q.shape[1] == 1 and q.shape[2] <= SHARED * keys.shape[2]
+        products = plain and implementation is None and few
         keys = rotate(keys, view.key_place, **ranks, **({"along": q} if products else {}))
     if view.window:
         mask = mask & masks.Window(view.window - 1, view.window - 1)

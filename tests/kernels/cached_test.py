@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kernels import masks
-from kernels.attention.cached import attend_cache, attend_turned
+from kernels.attention.cached import attend_cache, attend_products, attend_turned
 
 B, T, N, K, H, S, P = 2, 2, 4, 2, 3, 7, 3
 
@@ -76,4 +76,24 @@ def test_values_over_a_cache(sizes, more):
     want = by_hand(q, k, v, np.zeros((B, S), int), seen, more.get("softcap"), sink if "sinks" in more else None)
     more = more | ({"sinks": jnp.asarray(sink)} if "sinks" in more else {})
     got = attend_cache(jnp.asarray(q[..., 0, :]), jnp.asarray(k), jnp.asarray(v), mask=rule, **more)
+    np.testing.assert_allclose(got, want, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("more", [{}, {"softcap": 0.7}, {"sinks": True}], ids=str)
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2)], ids=str)
+def test_products_with_keys_are_added_up(sizes, more):
+    """A query's numbers times a key's, in the place of both, divided by the root of the query's width."""
+    B, N, K = sizes
+    rng = np.random.default_rng(2)
+    q, sink = rng.normal(size=(B, 1, N, 1, H)), rng.normal(size=N)
+    k, v = rng.normal(size=(2, B, S, K, H))
+    at = np.array([[4], [2]])[:B]
+    seen = np.arange(S) <= at[..., None]
+    rule = masks.Positions(jnp.asarray(at), jnp.arange(S)[None], rule=masks.Causal())
+    want = by_hand(q, k, v, np.zeros((B, S), int), seen, more.get("softcap"), sink if "sinks" in more else None)
+    more = more | ({"sinks": jnp.asarray(sink)} if "sinks" in more else {})
+    products = q[..., 0, :] * k.repeat(N // K, axis=2)
+    halved = np.stack([products[..., 0] + products[..., 1], products[..., 2]], axis=-1)  # As pairs that are added.
+    got = attend_products(*map(jnp.asarray, (q[..., 0, :], halved, v)), mask=rule, **more)
     np.testing.assert_allclose(got, want, atol=1e-13)

@@ -192,6 +192,13 @@ def test_rotation_by_hand(x64):
     turned = (x[..., :4] + 1j * x[..., 4:8]) * np.exp(1j * angle)
     wanted = np.concatenate([turned.real, turned.imag, x[..., 8:]], -1)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11)  # angles up to 4000, so 4000 eps of float64 in each
+    along = rng.normal(size=(2, 1, 6, 10))  # two heads of it for each of x
+    kw = {"theta": 500.0, "fraction": 0.8, "along": jnp.asarray(along)}
+    products = rope.rotate(jnp.asarray(x), jnp.asarray(positions), **kw)
+    assert products.shape == (2, 5, 6, 6)  # four pairs and two numbers that stay
+    np.testing.assert_allclose(products.sum(-1), (wanted.repeat(2, 2) * along).sum(-1), rtol=0, atol=1e-10)
+    products = rope.rotate(jnp.asarray(x), jnp.asarray(positions), **(kw | {"fraction": 0.0}))
+    np.testing.assert_allclose(products, x.repeat(2, 2) * along, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 9])

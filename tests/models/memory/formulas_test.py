@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -353,3 +354,19 @@ def test_the_best_are_the_same_by_slot_and_in_place():
         slots = np.asarray(token_select.best_slots(score, some, 6, count))
         flags = np.asarray(token_select.best_of(score, some, 6, count))
         assert np.flatnonzero(flags).tolist() == slots[slots >= 0].tolist()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_nth_largest_is_found_by_digits(wide):
+    """Signs, ties, zeros of both signs and minus infinity; the order of all entries is that of the numbers."""
+    with jax.enable_x64(wide):
+        rng = np.random.default_rng(0)
+        x = np.concatenate(
+            [rng.normal(size=9) * 10.0 ** rng.integers(-9, 9, 9), [0.0, -0.0, 1.5, 1.5, -np.inf, -2e-30]]
+        )
+        x = x.astype(np.float64 if wide else np.float32)
+        nth = jax.jit(selection.nth_largest)
+        for n, want in enumerate(sorted(x, reverse=True), 1):
+            order, found = map(np.asarray, nth(x, n))
+            assert {*x[order == found].tolist()} == {want.item()}
+        assert np.argsort(order[:9]).tolist() == np.argsort(x[:9]).tolist()
