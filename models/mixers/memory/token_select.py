@@ -43,12 +43,12 @@ class Near:
 
     def row(self, b: jax.Array, k: jax.Array, v: jax.Array, t: jax.Array, some: jax.Array, context: Context) -> Self:
         """With the last tokens up to t, and those in the slots `some [M]` of `k` and `v [K, S, H]`, in row b."""
-        local = self.k.shape[2] - 1 - some.shape[0]
+        local, S = self.k.shape[2] - 1 - some.shape[0], k.shape[1]
         last = in_ring(t, local)
         index = jnp.concatenate([last, some, t[None]])
         place = jnp.maximum(jnp.concatenate([last, jnp.arange(some.shape[0]), t[None]]), 0)
         k, v = (jnp.take(x, index, axis=1, mode="clip") for x in (k, v))
-        k = context.rotate(k[:, :, None], place[None])[:, :, 0].astype(self.k.dtype)
+        k = context.rotate(k[:, :, None], place[None], within=S)[:, :, 0].astype(self.k.dtype)
         write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[None], b, axis=0)  # noqa: E731
         return dataclasses.replace(self, k=write(self.k, k), v=write(self.v, v))
 
