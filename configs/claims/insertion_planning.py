@@ -6,26 +6,35 @@
 Patel et al. 2025, "Insertion Language Models" (arXiv:2505.05755): on star graphs with arms of unequal length insertion
 answers 100% (medium) and 99.1% (hard), masked diffusion 36.5% and 21.0%, an autoregressive model 23.0% (hard). The
 first node of the path can only be found from the goal, backwards, edge by edge (Bachmann and Nagarajan 2024).
-Here: two arms of two or three nodes with shuffled names, paths of unknown length; two layers, width 64, equal FLOPs.
-The masked model fills four places, END as padding, the surest first; the others stop by themselves. All are greedy.
+Here: two arms of one or two nodes with shuffled names, paths of unknown length; two layers of width 64, of which the
+first sees neighbours only (which edge a node is in) and the second everything, equal FLOPs. The masked model fills
+three places, END as padding, the surest first; the others stop by themselves. All are greedy.
 
-Expect: the paper's order, if the models learn to follow edges at all: a masked one began to after 700 steps at equal
-arms. Cost: nine runs of 2400 steps of 32 rows of 22 tokens; took 7.5 minutes with --jobs=2.
+With arms of two or three nodes and two whole layers, 2400 steps of 32 rows by Adam left all at chance (0.1, 1.5 and
+15.8%); by Muon and with rows of shorter arms before, an arm was at 70% after 3000 steps of 128. Pilots of one seed by
+Muon at 1e-2, arms of one or two nodes, two whole layers, 1200 steps of 128 rows: insertion 61.9%, masked diffusion
+60.4%, next-token prediction 82.7%. With a first layer of neighbours insertion answers all of arms of two nodes after
+800 steps of 64 rows, and, with a third layer, 83.6% of arms of two or three nodes after 1000 steps of 64.
+
+The control: insertion answers nine in ten.
+
+Expect: EXPECT
 """
 
 from configs.claims import small
 
-SETTINGS = "arms=2, least=2, most=3, nodes=7"
+SETTINGS = "arms=2, least=1, most=2, nodes=5"
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(2400, log_every=50, every=400, rows=1024)
-    config.data.update({"source": "task:star_graph", "name": SETTINGS, "length": 21, "batch_size": 32})
-    config.optimizer.learning_rate = 8e-3
+    config = small(800, log_every=100, rows=1024)
+    config.model.update({"init": "fan_in", "mixer": "attention,attention"})
+    config.model.by_position = ({"attention": {"window": 2}}, {})
+    config.data.update({"source": "task:star_graph", "name": SETTINGS, "length": 15, "batch_size": 64})
+    config.optimizer.update({"name": "muon", "learning_rate": 1e-2})
     config.eval.batch_size = 64
     config.generate.temperature = 0.0
-    config.generate.insertion.update({"stop": "threshold", "threshold": 0.5})
     rivals = {
         "masked": ("masked diffusion", "100 against 36.5% (medium), 99.1 against 21.0% (hard)"),
         "autoregressive": ("next-token prediction", "99.1 against 23.0% (hard)"),
@@ -38,10 +47,15 @@ def get_claim():
         "check": "contrast",
         "base": config,
         "arms": {
-            "insertion": {"objective": "insertion", "data.isolate": False},
+            "insertion": {
+                "objective": "insertion",
+                "data.isolate": False,
+                "generate.insertion.stop": "threshold",
+                "generate.insertion.threshold": 0.5,
+            },
             "masked": {
                 "objective": "masked_diffusion",
-                "data.name": f"{SETTINGS}, room=4",
+                "data.name": f"{SETTINGS}, room=3",
                 "generate.diffusion.method": "max_prob",
             },
             "autoregressive": {"objective": "next_token"},
@@ -58,7 +72,7 @@ def get_claim():
         ],
         "effect": 0.05,
         "control": {"says": "insertion answers, share", "reads": ("exact", "insertion"), "least": 0.9},
-        "looks": (3, 6),
-        "hours": 1.0,
-        "seeds": tuple(range(12)),
+        "looks": (3, 5),
+        "hours": 0.8,
+        "seeds": tuple(range(5)),
     }

@@ -3,47 +3,59 @@
     python main.py --mode=claim --config=configs/claims/just_read_twice.py \\
         --workdir=runs/claims/just_read_twice --jobs=2
 
-Arora et al. 2024, "Just read twice: closing the recall gap for recurrent language models" (arXiv:2407.05483): whether
-two sets meet takes a recurrent model less memory when the smaller set comes first, and repeating the context lifts
-recurrent models by 11.0 +- 1.3 points over six in-context tasks. Here: one element and a set of 8 of 16 elements,
-linear attention in two layers of width 32, rows of 24 tokens for every arm (noise fills the room), so equal compute.
+Arora et al. 2024, "Just read twice: closing the recall gap for recurrent language models" (arXiv:2407.05483): to find
+what two sets share takes a recurrent model less memory when the smaller set comes first, and repeating the context
+lifts recurrent models by 11.0 +- 1.3 points over six in-context tasks. Here, as in the paper's synthetic runs, the
+answer is the one element that a set of 2 and a set of 8 of 24 elements share. Linear attention in two layers of width
+32, sixteen heads of 2 (64 numbers a layer), convolutions over four tokens in front; rows of 25 tokens for every arm
+(noise fills the room), so equal compute. Sets of 1 and 2 elements come before, for 10000 rows.
 
-Expect: the paper's order where the task is learned at all; a row has one bit to learn from. Seen: every arm is at
-chance after these steps, 0.693 nats, and so is softmax attention of width 64 after 2000 steps of 256 rows: a claim for
-a larger machine. Cost: nine runs of 8000 steps of 64 rows of 24 tokens; took 22 minutes with --jobs=1 on busy cores.
+Asked whether a set of one element and one of 8 of 16 meet, which is one bit a row, every arm was at chance after 8000
+steps of 64 rows by Adam, 0.693 nats, and so was softmax attention of width 64 after 2000 steps of 256 rows. Asked for
+the element, by Muon, with convolutions and the rows of smaller sets, all is learned within 800 steps. Pilots of one
+seed, small set first and large set first: 97.6 and 99.7% with two heads of 16 (512 numbers a layer, 800 steps), 98.5 and
+99.6% with eight of 4 (128 numbers, 1000 steps), where the memory holds either set; 81 and 84% with sets of 2 and 16 of
+32 elements (eight heads, 800 steps), still being learned.
+
+The control: with the small set first nine in ten answers are right.
+
+Expect: EXPECT
 """
 
 from configs.claims import small
 
-SETS = "universe=16, small=1, large=8, noise=1"
+SETS = "universe=24, small=2, large=8, noise=1, asks=element"
+CURRICULUM = f"10000: small=1, large=2; {SETS}"
 
 
 def get_claim():
     """The claim, for the check `contrast`."""
-    config = small(8000, log_every=100, every=1000, rows=2048, save=1000, width=128)
-    config.model.update({"width": 32, "num_heads": 2, "mixer": "linear_attention"})
-    config.data.update({"source": "task:disjointness", "name": SETS, "length": 24, "batch_size": 64})
+    config = small(1000, log_every=100, every=200, rows=2048)
+    config.model.update({"width": 32, "num_heads": 16, "mixer": "linear_attention", "init": "fan_in"})
+    config.model.linear_attention.conv = 4
+    config.optimizer.update({"name": "muon", "learning_rate": 1e-2})
+    config.data.update({"source": "task:disjointness", "name": CURRICULUM, "length": 25, "batch_size": 64})
     return {
-        "statement": "Whether two sets meet, linear attention tells by their order, and from reading twice",
+        "statement": "What two sets share, linear attention tells by their order, and from reading twice",
         "source": "Arora et al. 2024, arXiv:2407.05483",
         "published": "see pairs",
         "family": "mixers and memory",
         "check": "contrast",
         "base": config,
         "arms": {
-            "small set first": {"data.name": f"{SETS}, order=small_first"},
-            "large set first": {"data.name": f"{SETS}, order=large_first"},
-            "large set first, twice": {"data.name": f"{SETS}, order=large_first, repeats=2"},
+            "small set first": {"data.name": f"{CURRICULUM}, order=small_first"},
+            "large set first": {"data.name": f"{CURRICULUM}, order=large_first"},
+            "large set first, twice": {"data.name": f"{CURRICULUM}, order=large_first, repeats=2"},
         },
         "pairs": [
             {
-                "statement": "Linear attention tells better whether two sets meet when the smaller one comes first",
+                "statement": "Linear attention tells better what two sets share when the smaller one comes first",
                 "published": "less memory is needed when the smaller set comes first (theory and synthetic runs)",
                 "better": "small set first",
                 "worse": "large set first",
             },
             {
-                "statement": "Linear attention tells better whether two sets meet when it reads them twice",
+                "statement": "Linear attention tells better what two sets share when it reads them twice",
                 "published": "+11.0 +- 1.3 points for 16 recurrent models over 6 in-context tasks",
                 "better": "large set first, twice",
                 "worse": "large set first",
@@ -51,7 +63,7 @@ def get_claim():
         ],
         "effect": 0.05,
         "control": {"says": "small set first, share right", "reads": ("exact", "small set first"), "least": 0.9},
-        "looks": (3, 6),
-        "hours": 1.0,
-        "seeds": tuple(range(12)),
+        "looks": (3, 5),
+        "hours": 0.8,
+        "seeds": tuple(range(5)),
     }

@@ -35,6 +35,7 @@ CASES = {
     "infilling": ("infilling", "gap=4, room=7, pads=2", 20),
     "infilling-in-place": ("infilling", "side=2, in_place=true", 12),
     "disjoint": ("disjointness", "universe=20, small=3, large=6, noise=4", 30),
+    "shared": ("disjointness", "universe=12, small=3, large=6, noise=2, order=large_first, asks=element", 24),
     "sorting": ("sorting", "items=4, symbols=9", 30),
     "middle-first": ("sorting", "items=5, symbols=12, order=median", 25),
     "twice": ("disjointness", "universe=20, small=3, large=6, overlap=2, order=large_first, repeats=2", 40),
@@ -215,7 +216,7 @@ def test_sets_by_sorting():
 
 
 def test_disjointness_by_sets():
-    for key in ("disjoint", "twice"):
+    for key in ("disjoint", "twice", "shared"):
         name, settings, length = CASES[key]
         task = tasks.make(name, settings)
         separator, ask, yes, no = range(task.universe, task.universe + 4)
@@ -229,11 +230,16 @@ def test_disjointness_by_sets():
             assert len(sets) == 2 * task.repeats and sets[:2] * task.repeats == sets
             sizes = [task.small, task.large]
             assert [len(s) for s in sets[:2]] == (sizes if task.order == "small_first" else sizes[::-1])
-            shared = len(sets[0] & sets[1])
-            assert shared == (0 if sequence[-1] == yes else task.overlap) and sequence[-1] in (yes, no)
-            verdicts.append(sequence[-1] == yes)
-        # A fair coin, 400 times: within 4 standard deviations.
-        assert abs(np.mean(verdicts) - 0.5) < 4 * 0.5 / math.sqrt(400)
+            shared = sets[0] & sets[1]
+            if task.asks == "element":
+                assert shared == {sequence[-1]}
+                verdicts.append(context[task.large + 1 : -1].tolist().index(sequence[-1]))
+                continue
+            assert len(shared) == (0 if sequence[-1] == yes else task.overlap) and sequence[-1] in (yes, no)
+            verdicts.append(int(sequence[-1] == yes))
+        # A fair coin, or any element of the small set, 400 times.
+        counts = np.bincount(verdicts)
+        assert stats.chisquare(counts).pvalue > 1e-4 and task.chance_loss == math.log(len(counts))
 
 
 def test_answers_are_uniform_where_chance_says_so():
@@ -319,6 +325,8 @@ def test_settings_reach_the_task():
         (lambda: tasks.make("markov", "order=9"), "use order=6"),
         (lambda: tasks.make("markov", "kind=switching, flip=0"), "flip=0.0"),
         (lambda: tasks.make("disjointness", "universe=9"), "use universe=40"),
+        (lambda: tasks.make("disjointness", "asks=elements"), "did you mean 'element'"),
+        (lambda: tasks.make("disjointness", "asks=element, overlap=2"), "use overlap=1"),
         (lambda: loader_of("recall", batch_size=1, length=10), "use 63 or more"),
         (lambda: loader_of("threading", batch_size=1, length=1 << 20).batch(0), "use width=5"),
     ],

@@ -145,6 +145,20 @@ BUGS = (
         "recall: values drawn with keys", "data/tasks/recall.py", "values = self.keys + draws", "values = draws", TASKS
     ),
     Bug(
+        "disjointness: any element of the small set is the answer",
+        "data/tasks/disjointness.py",
+        'if self.asks == "whether" else common[:, 0]',
+        'if self.asks == "whether" else small[:, 0]',
+        TASKS,
+    ),
+    Bug(
+        "disjointness: sets that share nothing are asked what they share",
+        "data/tasks/disjointness.py",
+        'meets |= self.asks == "element"',
+        'meets |= self.asks == "none"',
+        TASKS,
+    ),
+    Bug(
         "Markov: contexts read the newest first",
         "data/tasks/markov.py",
         "(state * self.symbols + drawn) % len(self.transitions)",
