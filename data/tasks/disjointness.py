@@ -15,7 +15,7 @@ _ASKED = ("whether", "element")
 
 @dataclasses.dataclass(frozen=True)
 class Disjointness:
-    """one set, SEPARATOR, the other, SEPARATOR, (all that again,) ASK, then YES (they are disjoint) or NO, or an element.
+    """one set, SEPARATOR, the other, SEPARATOR, (all that again,) ASK, then YES (they are disjoint), NO, or an element.
 
     Half of the rows are disjoint, by a coin; the others share `overlap` elements. `order` says which set is read first:
     a recurrent state that reads the small one first has less to keep. `repeats` 2 is just-read-twice (Arora et al.
