@@ -12,14 +12,19 @@ answer is the one element that a set of 2 and a set of 8 of 24 elements share. L
 
 Asked whether a set of one element and one of 8 of 16 meet, which is one bit a row, every arm was at chance after 8000
 steps of 64 rows by Adam, 0.693 nats, and so was softmax attention of width 64 after 2000 steps of 256 rows. Asked for
-the element, by Muon, with convolutions and the rows of smaller sets, all was learned within 800 steps. Pilots of one
+the element, by Muon, with convolutions and the rows of smaller sets, the task is learned. Pilots of one
 seed, small set first and large set first: 97.6 and 99.7% with two heads of 16 (512 numbers a layer, 800 steps), 98.5
 and 99.6% with eight of 4 (128 numbers, 1000 steps), where the memory holds either set; 81 and 84% with sets of 2 and 16
 of 32 elements (eight heads, 800 steps), still being learned. Sixteen heads had the small set first only: 97.1%.
 
 The control: with the small set first nine in ten answers are right.
 
-Expect: EXPECT
+Expect, as seen with three seeds: a second reading changes nothing where one suffices, 99.0 against 98.7%. The order is
+left open: 97.1, 97.7 and 92.8% with the small set first, 97.5, 99.3 and 99.3% with the large one first. All arms still
+learned when their steps ended, so that the shares say how soon as much as how well; that a state of 64 numbers bounds
+the large set does not show. A second look, at five seeds, was planned and not run: its hours were cut from 0.8 to 0.3
+when three had been seen. All arms have the same rate, by pilots. Cost: nine runs of 1000 steps of 64 rows of 25 tokens;
+took 18 minutes on two cores that did much else.
 """
 
 from configs.claims import small
@@ -64,6 +69,6 @@ def get_claim():
         "effect": 0.05,
         "control": {"says": "small set first, share right", "reads": ("exact", "small set first"), "least": 0.9},
         "looks": (3, 5),
-        "hours": 0.8,
+        "hours": 0.3,
         "seeds": tuple(range(5)),
     }
