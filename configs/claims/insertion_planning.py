@@ -21,9 +21,13 @@ before them, ended at 0.25 nats a symbol after 801 steps: edges are counted, not
 
 The control: insertion answers eight in ten. Who counts edges and sees which nodes are in two, but does not follow them,
 answers five in eight. (It was lowered from nine in ten after the pilot, before any run of the verdict had ended; looks
-at 3 and 5 seeds were then cut to one at 3.)
+at 3 and 5 seeds were cut to one at 3, for a lack of time, when the first had ended.)
 
-Expect: EXPECT
+Expect, as seen with three seeds: the left-to-right model answers all with every seed, at a held-out loss of
+1e-6; insertion 91, 90 and 64%, masked diffusion 74, 83 and 92%: some seeds had not learned it when their steps
+ended, and insertion's answers are too short. The control was barely reached (82%). Rows stay open, since seeds differ
+that much; the paper's order was not seen. More steps for all arms would be the next thing to try. Cost: nine runs of
+some 1000 steps of 64 rows of 15 tokens; took 10 minutes on two cores that did much else.
 """
 
 from configs.claims import small
