@@ -17,19 +17,31 @@ arms is 13 CPU minutes; the 33 and 47 seeds that decisions within 0.05 nats need
 """
 
 from configs import tokenformer, transformer
+from configs.claims import tokenformer_tiny
 
 TOKENS = {"small": 48, "large": 96}  # n; a channel has 4 n
 
 
 def get_claim():
     """The claim, for the check `growth`."""
+    base = transformer.get_config("tiny")
+    base.data.batch_size = 8
+    base.optimizer.learning_rate = 3e-3
+    base.eval.update({"every": 100, "rows": 320, "sample_prompt": ""})
+    base.checkpoint.every = 200
+    grows = tokenformer_tiny.values(tokenformer.get_config("tiny"))
     return {
         "statement": "Grown from a smaller model, a TokenFormer is better at equal compute",
         "source": "Wang et al. 2024, arXiv:2410.23168, figure 1",
         "published": "1.4B: perplexity 11.8 at a third of the TPU hours",
         "family": "growth",
         "check": "growth",
-        "arms": {name: _arm(name) for name in ("small", "large", "transformer")},
+        "base": base,
+        "arms": {
+            **{name: {**grows, **_tokens(n)} for name, n in TOKENS.items()},
+            "transformer": tokenformer_tiny.values(base),
+        },
+        "chain": tuple(TOKENS),
         "rivals": {
             "large": (
                 "Grown from a smaller model, a TokenFormer is better than itself trained from scratch at equal compute",
@@ -49,12 +61,5 @@ def get_claim():
     }
 
 
-def _arm(name: str):
-    config = transformer.get_config("tiny") if name == "transformer" else tokenformer.get_config("tiny")
-    if name in TOKENS:
-        config.model.pattention.update({"tokens": TOKENS[name], "channel_tokens": 4 * TOKENS[name]})
-    config.data.batch_size = 8
-    config.optimizer.learning_rate = 3e-3
-    config.eval.update({"every": 100, "rows": 320, "sample_prompt": ""})
-    config.checkpoint.every = 200
-    return config
+def _tokens(n: int) -> dict:
+    return {"model.pattention.tokens": n, "model.pattention.channel_tokens": 4 * n}

@@ -160,7 +160,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     if interval_plot.draw(record["rows"]):
         lines += ["", "## Figure", "", f"![Differences with their intervals, a row each]({name}.svg)"]
     if curve_plot.draw(record["rows"]):
-        lines += ["", f"![Held-out bits per byte over epochs, a line an arm]({name}-curves.svg)"]
+        lines += ["", f"![Held-out bits per byte as training goes on, a line an arm]({name}-curves.svg)"]
     if doc:
         lines += ["", "## Why, and what to expect", "", *_paragraphs(doc)]
     if arms := _arms(claim, record):
@@ -196,7 +196,7 @@ def html(record: Mapping[str, Any]) -> str:
         body.append(page.section("figure", "Figure", f"<figure>{figure}{caption}</figure>"))
     if curves := curve_plot.draw(record["rows"]):
         caption = "<figcaption>Means over seeds; bands reach from the lowest to the highest seed.</figcaption>"
-        body.append(page.section("curves", "Over epochs", f"<figure>{curves}{caption}</figure>"))
+        body.append(page.section("curves", "Curves", f"<figure>{curves}{caption}</figure>"))
     if doc:
         texts = [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
         body.append(page.section("why", "Why, and what to expect", *(f"<p>{page.escape(text)}</p>" for text in texts)))

@@ -9,6 +9,7 @@ PLOT, REJUDGE = "experiments/claims/interval_plot.py", "experiments/claims/rejud
 CURVE, DRAWN = "experiments/claims/held_out.py", "experiments/claims/curve_plot.py"
 CONTRAST = "experiments/claims/contrast.py"
 PLACES = "experiments/claims/places.py"
+GROWTH = "experiments/claims/growth.py"
 SLOPE, EXPONENTS = "experiments/scaling/slope.py", "experiments/claims/exponents.py"
 VALUES = ("tests/experiments/claims/statistics_test.py",)
 MEASURED = ("tests/experiments/claims/measures_test.py",)
@@ -16,6 +17,7 @@ EXACT = ("tests/experiments/claims/laws_test.py",)
 DECIDED = ("tests/experiments/claims/method_test.py",)
 PAGES = ("tests/experiments/claims/ledger_test.py",)
 SLOPES = ("tests/experiments/claims/exponents_test.py",)
+GROWN = ("tests/experiments/claims/growth_test.py",)
 FITS = ("tests/experiments/scaling/values_test.py",)
 MINIMA = ("tests/experiments/scaling/calibration_test.py::test_isoflop_intervals_cover_and_are_not_wide",)
 
@@ -76,5 +78,10 @@ BUGS = (
     Bug("tokens of each parameter but embeddings", EXPONENTS, 'counting.parameters(program)["total"]', 'counting.parameters(program)["non_embedding"]', SLOPES),
     Bug("steps forget the rows of a batch", EXPONENTS, "(config.data.batch_size * config.data.length)", "config.data.length", SLOPES),
     Bug("a page without its sizes", "experiments/claims/pages.py", 'for group in ("arms", "sizes", "lines"', 'for group in ("arms", "lines"', PAGES),
+    Bug("all sizes are grown from the smallest", GROWTH, "for seed, row in zip(seeds, stages[-1]", "for seed, row in zip(seeds, stages[0]", GROWN),
+    Bug("rivals have the FLOPs of the last size", GROWTH, 'flops = sum(rows[0]["flops"] for rows in stages)', 'flops = stages[-1][0]["flops"]', GROWN),
+    Bug("a stage's curve begins at nothing", GROWTH, 'before += rows[0]["flops"]', "before = 0.0", GROWN),
+    Bug("more loss of the grown is better", GROWTH, "np.subtract(losses[rival], losses[GROWN])", "np.subtract(losses[GROWN], losses[rival])", GROWN),
+    Bug("curves over FLOPs say epochs", DRAWN, 'over = "flops" if all', 'over = "epochs" if all', PAGES),
     Bug("isoFLOP: b is not the rest", ISOFLOP, '"b": (1 - high, 1 - low)}', '"b": (1 - low, 1 - high)}', MINIMA),
 )  # fmt: skip

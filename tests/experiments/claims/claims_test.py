@@ -376,8 +376,10 @@ def test_flops_are_those_of_the_tokens_that_are_fed(tmp_path):
 @pytest.mark.slow
 def test_growth_compares_at_equal_flops(tmp_path):
     claim = tokenformer_growth.get_claim()
-    claim.update({"seeds": (0, 1), "steps": (6, 6, 6), "effect": 1e-6, "looks": (2,)})
-    claim.pop("tune")
+    claim.update({"seeds": (0, 1), "effect": 1e-6, "looks": (2,)})
+    claim |= {"chain": ("small", "middle", "large"), "steps": (6, 6, 6)}
+    claim.pop("tune", None)
+    claim["arms"]["middle"] = dict(claim["arms"]["small"])
     claim["control"] = claim["control"] | {"most": 100.0}  # Six steps teach nothing.
     claim["base"] = small(claim["base"], tmp_path, texts=True)
     claim["base"].eval.every = 3

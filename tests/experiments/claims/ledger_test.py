@@ -168,6 +168,9 @@ def test_curves_of_arms_stand_under_each_other_on_one_scale():
     record = RECORD | {"rows": [row]}
     made = ledger.written_pages([record])
     assert made["a-curves.svg"] == drawn + "\n" and "(a-curves.svg)" in made["a.md"] and drawn in pages.html(record)
+    over = {name: {"flops": arm["epochs"], "bits_per_byte": arm["bits_per_byte"]} for name, arm in arms.items()}
+    same = curve_plot.draw([row | {"numbers": {"curves": over}}])
+    assert "200 FLOPs<" in same and same.replace("FLOPs", "epochs") == drawn
 
 
 @pytest.mark.parametrize(
