@@ -42,7 +42,7 @@ DIGIT = 4  # bits of a number that one pass of `nth_largest` finds
 
 
 def nth_largest(x: jax.Array, n: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-    """(whole numbers `[S]` in the order of x, equal where x is; that of its n-th largest entry, ties counted one by one).
+    """(whole numbers `[S]` in the order of x, equal where x is; that of its n-th largest entry, ties counted singly).
 
     A search by digits, from the highest on: passes that compare and count, and no sort. `x [S]` floats without NaN;
     n within 1 .. S.

@@ -396,9 +396,9 @@ def test_growth_compares_at_equal_flops(tmp_path):
         assert all(len(values) == 2 and np.all(np.isfinite(values)) for values in numbers["losses"].values())
     kept = found[0]["numbers"]["curves"]
     assert len(kept["grown"]["flops"]) == 6 and np.all(np.diff(kept["grown"]["flops"]) > 0)
-    for name, curve in kept.items():
-        assert curve["flops"][-1] == pytest.approx(kept["grown"]["flops"][-1], rel=0.06)
-        last = [bits[-1] * np.log(2) for bits in curve["bits_per_byte"]]
+    for name, made in kept.items():
+        assert made["flops"][-1] == pytest.approx(kept["grown"]["flops"][-1], rel=0.06)
+        last = [bits[-1] * np.log(2) for bits in made["bits_per_byte"]]
         assert last == pytest.approx(found[0]["numbers"]["losses"][name], rel=0.05)  # The ends of texts have no byte.
 
 

@@ -57,7 +57,8 @@ MODELS |= {
     for name in ("confidence", "fixed")
 }  # fmt: skip
 # As these two are: one whose segments come with the text, and one that groups by what it predicts.
-SHORT = {name for name in MODELS if name.startswith(("segments=", "hamburger="))} - {"segments=words", "hamburger=confidence"}
+SHORT = {name for name in MODELS if name.startswith(("segments=", "hamburger="))}
+SHORT -= {"segments=words", "hamburger=confidence"}
 REWIRED = {"model.num_layers": 3, "model.swiftkv.layer": 1, "model.swiftkv.share": 2}
 MODELS |= {"swiftkv": {"model.kind": "swiftkv", **REWIRED}}
 LEARNT = {changes.get("objective", base.get_config().objective) for changes in MODELS.values()}
