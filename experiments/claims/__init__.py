@@ -10,7 +10,7 @@ import importlib
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import workdir as files
@@ -112,7 +112,7 @@ def _looks(check: Any, claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs:
     decided: dict[int, dict] = {}
     for count, following in zip(looks, (*looks[1:], None), strict=True):
         found = check.run(method.first(claim, count), workdir, jobs=jobs, quiet=quiet)
-        hours, before = hours_of(workdir), hours_of(workdir / TUNING)
+        hours, before = hours_of(workdir, claim.get("seeds", ())[count:]), hours_of(workdir / TUNING)
         for k, row in enumerate(row.to_dict() for row in found):
             made = method.of(claim, pairs[k] if k < len(pairs) else None)
             if made is None or "deviation" not in row["numbers"]:  # an exact row of a claim that also trains
@@ -128,10 +128,15 @@ def _looks(check: Any, claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs:
     raise AssertionError("the last look decides every row")
 
 
-def hours_of(workdir: pathlib.Path) -> float:
-    """Hours of all finished runs of a claim, as they took them."""
-    results = (files.read_json(path) or {} for path in workdir.glob(f"{RUNS}/*/{files.RESULT}"))
-    return sum(float(result.get("seconds", 0.0)) for result in results) / 3600
+def hours_of(workdir: pathlib.Path, without: Sequence[int] = ()) -> float:
+    """Hours of all finished runs of a claim, as they took them, but of those with the seeds `without`: runs of a later
+    look may be there already, and are no part of what this look cost."""
+    found = 0.0
+    for path in workdir.glob(f"{RUNS}/*/{files.RESULT}"):
+        config = (files.read_json(path.with_name(files.CONFIG)) or {}).get("config", {})
+        if config.get("seed") not in without:
+            found += float((files.read_json(path) or {}).get("seconds", 0.0))
+    return found / 3600
 
 
 def _machine() -> str:

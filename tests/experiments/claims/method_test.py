@@ -156,6 +156,7 @@ def test_no_look_begins_that_the_hours_do_not_allow(tmp_path):
     def run(claim, workdir, **options):
         for seed in claim["seeds"]:  # half an hour each
             files.write_json(workdir / claims.RUNS / str(seed) / files.RESULT, {"seconds": 1800.0})
+            files.write_json(workdir / claims.RUNS / str(seed) / files.CONFIG, {"config": {"seed": seed}})
         return inner.run(claim, workdir, **options)
 
     check = types.SimpleNamespace(run=run)
@@ -165,6 +166,8 @@ def test_no_look_begins_that_the_hours_do_not_allow(tmp_path):
         assert row["verdict"] == "cost too high" and len(row["numbers"]["seeds"]) == seeds
     needs = row["numbers"]["needs"]
     assert needs["hours"] == pytest.approx(needs["seeds"] * 0.5)
+    (row,) = claims._looks(check, stated(hours=3.1), tmp_path / "12", jobs=1, quiet=True)
+    assert len(row["numbers"]["seeds"]) == 6  # runs of later looks that are there already cost this one nothing
     files.write_json(tmp_path / "t" / claims.TUNING / claims.RUNS / "t" / files.RESULT, {"seconds": 1800.0})
     (row,) = claims._looks(check, stated(hours=3.1), tmp_path / "t", jobs=1, quiet=True)
     assert len(row["numbers"]["seeds"]) == 3  # what tuning took is spent, too
