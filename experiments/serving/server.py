@@ -18,6 +18,7 @@ from experiments.settings.errors import Refused
 NEEDED = ("starlette", "uvicorn")
 KEY = "TESSERA_API_KEY"
 DRAIN = 120  # Seconds that texts under way have when the server is to end.
+BACKLOG = 2048  # Connections that wait to be taken.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ def listening(serving: Serving) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((serving.host, serving.port))
+        made.listen(BACKLOG)  # Before anybody is told where: who calls at once waits, and is not refused.
     except OSError as error:
         made.close()
         reason = (error.strerror or str(error)).lower()

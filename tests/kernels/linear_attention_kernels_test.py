@@ -165,9 +165,9 @@ def program(kind, **options):
 
 
 COMPILED = [
-    ("v5e", "delta", (1, 256, 1, 128, 128, jnp.bfloat16), 64, 3),
-    ("v5p", "delta", (1, 256, 1, 128, 128, jnp.bfloat16), 64, 3),
-    ("v6e", "delta", (1, 256, 1, 128, 128, jnp.bfloat16), 64, 3),
+    ("v5e", "delta", (1, 1024, 1, 128, 128, jnp.bfloat16), 64, 3),
+    ("v5p", "delta", (1, 1024, 1, 128, 128, jnp.bfloat16), 64, 3),
+    ("v6e", "delta", (1, 1024, 1, 128, 128, jnp.bfloat16), 64, 3),
     ("v5e", "decay", (1, 120, 2, 20, 36, jnp.float32), 24, 2),
 ]
 

@@ -95,6 +95,7 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(monkeypatch):
             serving.listening(Serving("m", port=port))
     with serving.listening(Serving("m", port=0)) as place:
         assert place.proto == socket.IPPROTO_TCP  # Else asyncio leaves Nagle's algorithm on.
+        socket.create_connection(place.getsockname(), timeout=5).close()  # Before anybody serves.
     with pytest.raises(Refused, match="--host=no.such.host.example --port=0 cannot be listened at"):
         serving.listening(Serving("m", host="no.such.host.example", port=0))
     real = importlib.util.find_spec
