@@ -52,7 +52,7 @@ def run(claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bo
         config = trials.resolve(claim["base"], [claim["arms"][name]])[0].config
         found[name] = go(name, {"train.steps": max(1, round(flops / arms.flops_per_step(config)))})
     arms.compare(found, workdir)
-    changes = [change_by_growth(before[0], after[0]) for before, after in itertools.pairwise(stages)]  # of one seed
+    changes = [change_by_growth(*pair) for stage in itertools.pairwise(stages) for pair in zip(*stage, strict=True)]
     numbers = {
         "seeds": list(seeds), "steps": list(claim["steps"]), "change_of_loss_by_growth": max(changes),
         "losses": {arm: [row["loss"] for row in rows] for arm, rows in found.items()},

@@ -51,7 +51,9 @@ def test_a_chain_grows_by_seed_and_its_rivals_train_for_all_its_flops(tmp_path, 
         ("large", 300, "/middle0", (0,)), ("large", 300, "/middle1", (1,)),
         ("large", round(flops / 3e9), None, (0, 1)), ("transformer", round(flops / 4e9), None, (0, 1)),
     ]  # fmt: skip
-    assert [(str(a), str(b)) for a, b in compared] == [("/small0", "/middle0"), ("/middle0", "/grown0")]
+    assert [(str(a), str(b)) for a, b in compared] == [
+        ("/small0", "/middle0"), ("/small1", "/middle1"), ("/middle0", "/grown0"), ("/middle1", "/grown1"),
+    ]  # fmt: skip
     assert first.numbers["mean"] == pytest.approx(-0.2) and second.numbers["mean"] == pytest.approx(0.2)
     assert first.verdict == "holds" and second.verdict == "does not" and "curves" not in second.numbers
     curves = first.numbers["curves"]
