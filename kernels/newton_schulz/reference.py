@@ -53,21 +53,26 @@ def _flipped(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2)
 
 
-def _polynomial(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """(A, bA + cAA) with A = XX^T, both symmetric."""
+def _turned(x: jax.Array, g: jax.Array) -> jax.Array:
+    """x, on its side where g is tall: from the shape of g to that of the iterate and back."""
+    return _flipped(x) if g.shape[-2] > g.shape[-1] else x
+
+
+def _step(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(`one_step`, A, bA + cAA) with A = XX^T; the last two are symmetric."""
     gram = _product(x, _flipped(x), low)
-    return gram, abc[1] * gram + abc[2] * _product(gram, gram, low)
+    polynomial = abc[1] * gram + abc[2] * _product(gram, gram, low)
+    return abc[0] * x + _product(polynomial, x, low), gram, polynomial
 
 
 def one_step(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> jax.Array:
     """aX + (bA + cAA)X with A = XX^T for wide (m <= n) matrices, operands of products rounded to `low`."""
-    return abc[0] * x + _product(_polynomial(x, abc, low)[1], x, low)
+    return _step(x, abc, low)[0]
 
 
 def _scaled(g: jax.Array) -> jax.Array:
     """The first iterate: the wide one of G and G^T over its norm, in float32 (float64 for float64)."""
-    x = _flipped(g) if g.shape[-2] > g.shape[-1] else g
-    x = x.astype(jnp.promote_types(g.dtype, jnp.float32))
+    x = _turned(g, g).astype(jnp.promote_types(g.dtype, jnp.float32))
     return x / (frobenius(x) + EPSILON)
 
 
@@ -79,7 +84,7 @@ def newton_schulz_reference(g: jax.Array, schedule: tuple[Triple, ...]) -> jax.A
     """
     x = _scaled(g)
     x, _ = jax.lax.scan(lambda x, abc: (one_step(x, abc, g.dtype), None), x, jnp.asarray(schedule, x.dtype))
-    return (_flipped(x) if g.shape[-2] > g.shape[-1] else x).astype(g.dtype)
+    return _turned(x, g).astype(g.dtype)
 
 
 def newton_schulz_gradient(g: jax.Array, cotangent: jax.Array, schedule: tuple[Triple, ...]) -> jax.Array:
@@ -90,8 +95,8 @@ def newton_schulz_gradient(g: jax.Array, cotangent: jax.Array, schedule: tuple[T
     low, (x, pull) = g.dtype, jax.vjp(_scaled, g)
 
     def forward(x, abc):
-        gram, polynomial = _polynomial(x, abc, low)
-        return abc[0] * x + _product(polynomial, x, low), (x, gram, polynomial)
+        following, gram, polynomial = _step(x, abc, low)
+        return following, (x, gram, polynomial)
 
     def backward(y, kept):
         (a, b, c), (x, gram, polynomial) = kept
@@ -103,6 +108,5 @@ def newton_schulz_gradient(g: jax.Array, cotangent: jax.Array, schedule: tuple[T
 
     table = jnp.asarray(schedule, x.dtype)
     _, kept = jax.lax.scan(forward, x, table)
-    y = (_flipped(cotangent) if g.shape[-2] > g.shape[-1] else cotangent).astype(x.dtype)
-    y, _ = jax.lax.scan(backward, y, (table, kept), reverse=True)
+    y, _ = jax.lax.scan(backward, _turned(cotangent, g).astype(x.dtype), (table, kept), reverse=True)
     return pull(y)[0]
