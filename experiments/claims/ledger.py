@@ -109,34 +109,49 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     """What LEDGER.md says of the claims: how many rows have each verdict, by family, and where they are."""
     if not records:
         return "\nNo claim has been run yet.\n\n"
-    total = pages.counts(records)
-    heads = list(total)
-    lines = ["", markdown_row(["family", "rows", *map(inline, heads)]), "|---" * (len(heads) + 2) + "|"]
-    for family, some in pages.by_family(records).items():
-        found = pages.counts(some)
-        cells = [inline(family), str(sum(found.values())), *(str(found.get(head, 0)) for head in heads)]
-        lines.append(markdown_row(cells))
-    lines.append(markdown_row(["all", str(sum(total.values())), *map(str, total.values())]))
+    heads, *rows = _counted(records)
+    lines = ["", markdown_row(map(inline, heads)), "|---" * len(heads) + "|"]
+    lines += [markdown_row(map(inline, row)) for row in rows]
     return "\n".join([*lines, "", f"Every row, by family: [claims/{pages.README}](claims/{pages.README}).", "", ""])
 
 
+def _counted(records: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """How many rows have each verdict: the heads, a row a family, and the sums."""
+    total = pages.counts(records)
+    made = [["family", "rows", *total]]
+    for family, some in (pages.by_family(records) | {"all": records}).items():
+        found = pages.counts(some)
+        made.append([family, str(sum(found.values())), *(str(found.get(verdict, 0)) for verdict in total)])
+    return made
+
+
 def _page(records: Sequence[dict[str, Any]]) -> str:
-    """The ledger as one page that needs nothing else."""
+    """The ledger as one page that needs nothing else: how many rows have each verdict, and all rows by family."""
+    count = sum(len(record["rows"]) for record in records)
+    title = f"{count} claim{'s' * (count != 1)}, re-tested"
+    body = [f'<header><p class="kicker">Ledger</p><h1>{title}</h1></header>']
+    if records:
+        heads, *rows = [[page.escape(cell) for cell in row] for row in _counted(records)]
+        numbers = page.table(heads, rows, numeric=range(1, len(heads)))
+        body.append(page.section("verdicts", "Verdicts", numbers))
+    else:
+        body.append(page.note("No claim has been run yet."))
+    for number, (family, some) in enumerate(pages.by_family(records).items()):
+        body.append(page.section(f"family-{number}", family.capitalize(), _rows(some)))
+    commands = "".join(
+        f"<p>{page.escape(record['date'])}, {page.escape(record['machine'])}</p>"
+        f"<pre>{page.escape(record['command'])}</pre>"
+        for record in records
+    )
+    return page.document("Ledger of claims", [*body, page.section("commands", "Commands", commands)])
+
+
+def _rows(records: Sequence[dict[str, Any]]) -> str:
+    """All rows of the records as a table whose statements lead to the pages of their claims."""
     rows = [
         [f'<a href="{STORE}/{page.escape(pages.stem(record["claim"]))}.html">{page.escape(row["statement"])}</a> '
          f"({page.escape(record['source'])})"]
         + [page.escape(row[key]) for key in _ROW[1:]]
         for record in records for row in record["rows"]
     ]  # fmt: skip
-    heads = [head.capitalize() for head in _HEADS]
-    table = page.table(heads, rows, kind="prose") if rows else page.note("No claim has been run yet.")
-    commands = "".join(
-        f"<p>{page.escape(record['date'])}, {page.escape(record['machine'])}</p>"
-        f"<pre>{page.escape(record['command'])}</pre>"
-        for record in records
-    )
-    count = sum(len(record["rows"]) for record in records)
-    title = f"{count} claim{'s' * (count != 1)}, re-tested"
-    header = f'<header><p class="kicker">Ledger</p><h1>{title}</h1></header>'
-    body = [header, page.section("claims", "Claims", table), page.section("commands", "Commands", commands)]
-    return page.document("Ledger of claims", body)
+    return page.table([head.capitalize() for head in _HEADS], rows, kind="prose")

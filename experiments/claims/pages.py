@@ -173,10 +173,20 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _texts(doc: str) -> list[str]:
+    """The paragraphs of a claim's docstring without its command, each on one line."""
+    return [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
+
+
 def _paragraphs(doc: str) -> list[str]:
-    """The docstring of a claim's file without its command, as paragraphs."""
-    made = [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
-    return [line for text in made for line in (inline(text), "")][:-1]
+    """The docstring of a claim's file as lines of Markdown."""
+    return [line for text in _texts(doc) for line in (inline(text), "")][:-1]
+
+
+def _marked(text: str) -> str:
+    """A paragraph as HTML, with what stands between backticks as code."""
+    parts = map(page.escape, text.split("`"))
+    return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
 
 
 def html(record: Mapping[str, Any]) -> str:
@@ -198,8 +208,7 @@ def html(record: Mapping[str, Any]) -> str:
         caption = "<figcaption>Means over seeds; bands reach from the lowest to the highest seed.</figcaption>"
         body.append(page.section("curves", "Curves", f"<figure>{curves}{caption}</figure>"))
     if doc:
-        texts = [" ".join(part.split()) for part in doc.split("\n\n") if "python main.py" not in part]
-        body.append(page.section("why", "Why, and what to expect", *(f"<p>{page.escape(text)}</p>" for text in texts)))
+        body.append(page.section("why", "Why, and what to expect", *(f"<p>{_marked(text)}</p>" for text in _texts(doc))))
     if arms := _arms(claim, record):
         table = page.table(["Arm", "What it sets"], [[page.escape(a), page.escape(b)] for a, b in arms], kind="prose")
         body.append(page.section("arms", "Arms", table))

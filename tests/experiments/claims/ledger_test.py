@@ -9,7 +9,7 @@ import pytest
 from experiments import claims
 from experiments import workdir as files
 from experiments.claims import curve_plot, interval_plot, ledger, pages
-from experiments.report import markdown
+from experiments.report import markdown, page
 from experiments.report.markdown import code
 from experiments.settings.errors import Refused
 
@@ -125,6 +125,26 @@ def test_every_row_of_the_house_is_on_its_page_under_a_family():
         arms = pages.stated(record["claim"])[1].get("arms", {})
         assert all(f"| {markdown.inline(arm)} |" in text for arm in (arms if isinstance(arms, dict) else ()))
     assert max(len(line) for line in table.splitlines()) < 300  # one readable line a row
+
+
+def test_the_page_of_the_ledger_counts_verdicts_and_shows_every_row_under_its_family():
+    """Each family has a section with its rows and no others; the table above says how many have each verdict."""
+    records = house()
+    top, *sections = ledger._page(records).split('<section id="')[1:-1]
+    families = pages.by_family(records)
+    assert len(sections) == len(families)
+    for section, (family, some) in zip(sections, families.items(), strict=True):
+        assert f"<h2>{family.capitalize()}</h2>" in section
+        assert section.count("<tr>") == 1 + sum(len(record["rows"]) for record in some)
+        assert all(page.escape(row["statement"]) in section for record in some for row in record["rows"])
+    holds = sum(row["verdict"] == "holds" for record in families["decoding"] for row in record["rows"])
+    column = top.split("</thead>")[0].split("<th ")[1:].index('scope="col" class="n">holds</th>')
+    cells = top.split('<th scope="row">decoding</th>')[1].split("</tr>")[0].split("</td>")
+    assert cells[column - 1].endswith(f">{holds}")
+
+
+def test_what_stands_between_backticks_is_code():
+    assert pages._marked("`a < b` and <c>, `d`") == "<code>a &lt; b</code> and &lt;c&gt;, <code>d</code>"
 
 
 def test_a_figure_shows_each_interval_on_its_own_scale():
