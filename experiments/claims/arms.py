@@ -58,10 +58,12 @@ def equalise(base: ConfigDict, arms: Mapping[str, dict[str, Any]], model: str) -
 
 
 def compare(found: Mapping[str, Sequence[Mapping[str, Any]]], workdir: pathlib.Path) -> None:
-    """Writes comparison.html of all runs."""
+    """Writes comparison.html of all runs, which have the names of their arms."""
     from experiments import report
 
-    report.compare([row["workdir"] for rows in found.values() for row in rows], workdir / table.COMPARISON)
+    names = [arm for arm, rows in found.items() for _ in rows]
+    workdirs = [row["workdir"] for rows in found.values() for row in rows]
+    report.compare(workdirs, workdir / table.COMPARISON, names)
 
 
 def scale(found: Mapping[str, Sequence[Mapping[str, Any]]], seeds: Sequence[int]) -> str:

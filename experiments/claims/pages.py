@@ -208,7 +208,8 @@ def html(record: Mapping[str, Any]) -> str:
         caption = "<figcaption>Means over seeds; bands reach from the lowest to the highest seed.</figcaption>"
         body.append(page.section("curves", "Curves", f"<figure>{curves}{caption}</figure>"))
     if doc:
-        body.append(page.section("why", "Why, and what to expect", *(f"<p>{_marked(text)}</p>" for text in _texts(doc))))
+        texts = (f"<p>{_marked(text)}</p>" for text in _texts(doc))
+        body.append(page.section("why", "Why, and what to expect", *texts))
     if arms := _arms(claim, record):
         table = page.table(["Arm", "What it sets"], [[page.escape(a), page.escape(b)] for a, b in arms], kind="prose")
         body.append(page.section("arms", "Arms", table))

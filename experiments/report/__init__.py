@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments import workdir as files
-from experiments.report import data, kept, more, page, plots, routing
+from experiments.report import data, grouping, kept, more, page, plots, routing
 
 __all__ = ["compare", "write"]
 
@@ -62,17 +62,25 @@ def _evaluated(run: data.Run) -> list[list[str]]:
     ]
 
 
-def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> pathlib.Path:
-    """Builds one page that compares the runs in `workdirs`, writes it to `out` and returns its path.
+def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names: Sequence[str] = ()) -> pathlib.Path:
+    """Builds one page that compares runs, writes it to `out` and returns its path.
 
     Runs whose configs differ in their seeds only are one group, drawn as a line with a band. Raises ValueError on an
     empty list or a folder without a run.
+
+    Args:
+      workdirs: of the runs; one that is named twice counts once.
+      out: the path of the page.
+      names: what the run in each workdir is called, see `grouping.group`.
     """
     if not workdirs:
         raise ValueError("runs='' names no workdir; give at least one, e.g. --runs=runs/a,runs/b.")
-    runs = list({pathlib.Path(path).resolve(): data.load(path) for path in workdirs}.values())
+    once = {pathlib.Path(path).resolve(): i for i, path in reversed([*enumerate(workdirs)])}
+    chosen = sorted(once.values())
+    runs = [data.load(workdirs[i]) for i in chosen]
+    groups = grouping.group(runs, [names[i] for i in chosen] if names else ())
     path = pathlib.Path(out)
-    files.write_file(path, page.document(_title(runs), _comparison(runs)).encode("utf-8"))
+    files.write_file(path, page.document(_title(groups), _comparison(groups)).encode("utf-8"))
     return path
 
 
@@ -303,18 +311,18 @@ def _environment(run: data.Run) -> str:
     return f'{more.downloads(run)}<div class="settings">{"".join(tables)}</div>'
 
 
-def _title(runs: Sequence[data.Run]) -> str:
+def _title(groups: Sequence[grouping.Group]) -> str:
     """The title of the page."""
-    groups = len(data.group(runs))
-    return f"Comparison of {len(runs)} runs" + (f" of {groups} configs" if 1 < groups < len(runs) else "")
+    runs = sum(len(group.runs) for group in groups)
+    return f"Comparison of {runs} runs" + (f" of {len(groups)} configs" if 1 < len(groups) < runs else "")
 
 
-def _comparison(runs: Sequence[data.Run]) -> list[str]:
+def _comparison(groups: Sequence[grouping.Group]) -> list[str]:
     """The sections of the page, as HTML."""
-    groups = data.group(runs)
-    notes = [f"{run.name}: {text}" for run in runs for text in run.notes] + data.code_notes(runs)
+    runs = [run for group in groups for run in group.runs]
+    notes = [f"{run.name}: {text}" for run in runs for text in run.notes] + grouping.code_notes(runs)
     header = (
-        f'<header><p class="kicker">Comparison</p><h1>{page.escape(_title(runs))}</h1>'
+        f'<header><p class="kicker">Comparison</p><h1>{page.escape(_title(groups))}</h1>'
         + '<p class="sub">'
         + "".join(f"<span>{page.escape(group.label)}</span>" for group in groups[:8])
         + "</p>"
@@ -332,7 +340,7 @@ def _comparison(runs: Sequence[data.Run]) -> list[str]:
     ]
 
 
-def _overlay(groups: Sequence[data.Group], key: str, axis: str, smoothed: bool) -> list[plots.Curve]:
+def _overlay(groups: Sequence[grouping.Group], key: str, axis: str, smoothed: bool) -> list[plots.Curve]:
     curves = []
     for i, group in enumerate(groups):
         lines = [data.series(run, key, axis) for run in group.runs]
@@ -345,7 +353,7 @@ def _overlay(groups: Sequence[data.Group], key: str, axis: str, smoothed: bool) 
     return curves
 
 
-def _overlays(groups: Sequence[data.Group]) -> list[str]:
+def _overlays(groups: Sequence[grouping.Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     axes = data.usable_axes(runs)
     tokenizers = {files.digest({"t": run.run["tokenizer"]}) for run in runs if "tokenizer" in run.run}
@@ -373,7 +381,7 @@ def _overlays(groups: Sequence[data.Group]) -> list[str]:
     return parts
 
 
-def _samples_beside(groups: Sequence[data.Group]) -> list[str]:
+def _samples_beside(groups: Sequence[grouping.Group]) -> list[str]:
     prompts = dict.fromkeys(str(row.get("prompt", "")) for group in groups for row in group.runs[0].samples)
     parts = []
     for prompt in list(prompts)[:_MAX_PROMPTS]:

@@ -1,7 +1,6 @@
-"""The data of a report: a workdir read into memory, its series, groups of seeds, and their statistics."""
+"""The data of a report: a workdir read into memory, its series, and their statistics."""
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -12,7 +11,6 @@ import numpy as np
 
 from experiments import workdir as files
 from experiments.settings import history
-from experiments.workdir import provenance
 
 # The horizontal axes: key, name, unit, logarithmic. Seconds come from timing.jsonl, the others from metrics.jsonl.
 AXES = {
@@ -196,76 +194,6 @@ def references(run: Run, suffix: str) -> list[tuple[str, float]]:
     return levels
 
 
-def code_notes(runs: Sequence[Run]) -> list[str]:
-    """One sentence for each run that was made by other code than the first run that says by which it was made."""
-    told = [(run, mapping(run.run, "code")) for run in runs]
-    told = [(run, code) for run, code in told if code.get("hash")]
-    return [
-        f"{told[0][0].name} and {run.name} were made by different code: {said}."
-        for run, code in told[1:]
-        if (said := provenance.differs(told[0][1], code))
-    ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Runs of one config that differ in their seeds only."""
-
-    runs: tuple[Run, ...]
-    label: str = ""
-
-    @property
-    def seeds(self) -> list[tuple]:
-        return [seeds(run) for run in self.runs]
-
-
-def seeds(run: Run) -> tuple:
-    """All values of a run's config whose key is `seed`, in order of their keys, but for those of generation."""
-    return tuple(json.dumps(value) for key, value in sorted(run.config.items()) if _is_seed(key))
-
-
-def _is_seed(key: str) -> bool:
-    return key.split(".")[-1] == "seed" and not key.startswith("generate.")
-
-
-def group(runs: Sequence[Run]) -> list[Group]:
-    """Groups runs by their config without its seeds, in order of first appearance, and labels each group.
-
-    A run without a config stands alone. Labels are the settings that differ, or the workdir's name.
-    """
-    found: dict[str, list[Run]] = {}
-    for i, run in enumerate(runs):
-        rest = {key: value for key, value in run.config.items() if not _is_seed(key)}
-        found.setdefault(files.digest(rest) if rest else f"alone {i}", []).append(run)
-    parts = list(found.values())
-    differing = [key for key in differences([part[0] for part in parts]) if not _is_seed(key)]
-    labels = []
-    for part in parts:
-        words = [_setting(key, part[0].config.get(key)) for key in differing if key in part[0].config]
-        text = ", ".join(words)
-        labels.append(text if words and len(differing) <= 3 and len(text) <= 48 else part[0].name)
-    if len(set(labels)) < len(labels):
-        labels = [part[0].name for part in parts]
-    if len(set(labels)) < len(labels):
-        labels = [f"{label} ({i + 1})" for i, label in enumerate(labels)]
-    return [Group(tuple(part), label) for part, label in zip(parts, labels, strict=True)]
-
-
-def _setting(key: str, value: Any) -> str:
-    name = key.split(".")[-1].replace("_", " ")
-    if isinstance(value, float):  # A name need not have all digits; the table of settings has them.
-        value = float(f"{value:.4g}")
-    return str(value) if isinstance(value, str) and value else f"{name} {value}"
-
-
-def differences(runs: Sequence[Run]) -> list[str]:
-    """The config keys, in order of appearance, whose values are not the same in all runs; missing counts as a value."""
-    configs = [run.config for run in runs if run.config]
-    keys = list(dict.fromkeys(key for config in configs for key in config))
-    absent = object()
-    return [key for key in keys if any(config.get(key, absent) != configs[0].get(key, absent) for config in configs)]
-
-
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half width of the 95% Student-t interval over runs; NaN half width below two values."""
     values = np.array([value for value in values if math.isfinite(value)], np.float64)
@@ -388,27 +316,7 @@ def usable_axes(runs: Sequence[Run]) -> list[tuple[str, str]]:
     ]
 
 
-def finals(group: Group, key: str) -> list[float]:
-    return [number(run.last(key) or run.result, key) for run in group.runs]
-
-
 def kind(row: dict[str, Any]) -> str:
     """The kind of an evaluation's bits: "=" exact, "<=" an upper bound, "~" no likelihood or unknown."""
     said = row.get("eval/kind", "=")
     return said if said in ("=", "<=") else "~"
-
-
-def kinds(groups: Sequence[Group]) -> set[str]:
-    return {kind(run.last(BITS) or {}) for group in groups for run in group.runs if run.metrics}
-
-
-def outcomes(groups: Sequence[Group]) -> tuple[list[list[float]], float]:
-    """Bits per byte of every run, by group, and the FLOPs at which they are read: NaN stands for the end of training.
-
-    They are read at equal compute if the runs end at different compute and all were evaluated at the shared one.
-    """
-    shared = shared_compute([run for group in groups for run in group.runs])
-    ends = [finals(group, BITS) for group in groups]
-    equal = [[at_compute(run, shared) for run in group.runs] for group in groups]
-    usable = all(math.isfinite(value) for values in equal for value in values)
-    return (equal, shared) if usable and equal != ends else (ends, math.nan)

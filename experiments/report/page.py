@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from experiments.report import data, plots
+from experiments.report import data, grouping, plots
 from experiments.settings.visible import visible
 
 _CSS = """
@@ -279,16 +279,16 @@ def chip(index: int) -> str:
     return f'<span class="chip" style="background:var(--s{index % plots.COLOURS})"></span>'
 
 
-def results(groups: Sequence[data.Group]) -> list[str]:
+def results(groups: Sequence[grouping.Group]) -> list[str]:
     """Two tables, quality and cost of each group, as means over its seeds."""
     runs = [run for group in groups for run in group.runs]
     shared = data.shared_compute(runs)
     quality, cost = [], []
     for i, group in enumerate(groups):
-        bound = MARKS[max(data.kinds([group]), key=list(MARKS).index, default="=")]
-        final = bound + with_error(*data.mean_interval(data.finals(group, data.BITS)))
+        bound = MARKS[max(grouping.kinds([group]), key=list(MARKS).index, default="=")]
+        final = bound + with_error(*data.mean_interval(grouping.finals(group, data.BITS)))
         equal = bound + with_error(*data.mean_interval([data.at_compute(run, shared) for run in group.runs]))
-        loss = with_error(*data.mean_interval(data.finals(group, "eval/loss")))
+        loss = with_error(*data.mean_interval(grouping.finals(group, "eval/loss")))
         name = chip(i) + escape(group.label)
         quality.append([name, str(len(group.runs)), *(cell.replace(f"{bound}–", "–") for cell in (final, equal)), loss])
         last = [run.metrics[-1] if run.metrics else {} for run in group.runs]
@@ -316,7 +316,7 @@ def results(groups: Sequence[data.Group]) -> list[str]:
         text += f" Equal compute: at {power(shared)} FLOPs, the most that every run has been evaluated at."
     parts = [_filled(["Config", "Seeds", "Bits per byte", "at equal compute", "Validation loss"], quality)]
     parts.append(f'<p class="note">{text}</p>')
-    if len(data.kinds(groups)) > 1:
+    if len(grouping.kinds(groups)) > 1:
         text = "≤ marks an upper bound, ~ no likelihood at all; gaps between kinds are not differences of models."
         parts.append(note(text, "warn"))
     head = ["Config", "Parameters", "Tokens", "FLOPs", "Wall time", "Tokens/s", "MFU", "Peak memory", "State"]
@@ -330,10 +330,10 @@ def _filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return table([head[column] for column in kept], cells, numeric=tuple(range(1, len(kept))))
 
 
-def tests(groups: Sequence[data.Group]) -> list[str]:
+def tests(groups: Sequence[grouping.Group]) -> list[str]:
     if len(groups) < 2:
         return [note("There is one config only, so there is nothing to test.")]
-    found, compute = data.outcomes(groups)
+    found, compute = grouping.outcomes(groups)
     values = [dict(zip(group.seeds, row, strict=True)) for group, row in zip(groups, found, strict=True)]
     rows, kinds = [], set()
     for i, group in enumerate(groups[1:], 1):
@@ -354,8 +354,8 @@ def tests(groups: Sequence[data.Group]) -> list[str]:
     return [table(head, rows, numeric=(1, 2, 3), kind="narrow"), f'<p class="note">{text}</p>']
 
 
-def settings(runs: Sequence[data.Run], groups: Sequence[data.Group]) -> str:
-    keys = data.differences(runs)
+def settings(runs: Sequence[data.Run], groups: Sequence[grouping.Group]) -> str:
+    keys = grouping.differences(runs)
     if not keys:
         return note("The configs are the same." if any(run.config for run in runs) else "No config was found.")
     rows = []
@@ -369,10 +369,10 @@ def settings(runs: Sequence[data.Run], groups: Sequence[data.Group]) -> str:
     return table(head, rows, kind="narrow")
 
 
-def runs_table(groups: Sequence[data.Group]) -> list[str]:
+def runs_table(groups: Sequence[grouping.Group]) -> list[str]:
     """Every run in one line, and the commands that repeat them."""
     runs = [(i, run) for i, group in enumerate(groups) for run in group.runs]
-    seeds = [data.seeds(run) for _, run in runs]
+    seeds = [grouping.seeds(run) for _, run in runs]
     # Of several seeds in a config (weights, data), those that every run shares say nothing here.
     varying = [c for c in range(min(map(len, seeds))) if len({seed[c] for seed in seeds}) > 1] or [0]
     rows = []

@@ -88,8 +88,8 @@ def test_text_of_a_claim_stays_in_its_cell_and_the_next_run_is_not_blocked(tmp_p
     assert len(re.findall(r"(?<!\\)\|", row)) == 5
     ledger.write(docs)
     assert (docs / "LEDGER.md").read_text() == first
-    for page in ("ledger.html", "claims/a.html"):
-        shown = (docs / page).read_text()
+    for name in ("ledger.html", "claims/a.html"):
+        shown = (docs / name).read_text()
         assert "\u202e" not in shown and "alert(1)</script>" not in shown
 
 
@@ -104,8 +104,8 @@ def test_the_ledger_of_the_house_is_up_to_date():
     assert text.split(ledger.BEGIN)[1].split(ledger.END)[0] == "\n" + ledger.markdown(house())
     folder, made = ledger.DOCS / ledger.STORE, ledger.written_pages(house())
     assert {path.name for path in folder.iterdir() if path.suffix in (".md", ".svg")} == {*made}
-    for name, page in made.items():
-        assert (folder / name).read_text("utf-8") == page, name
+    for name, text in made.items():
+        assert (folder / name).read_text("utf-8") == text, name
 
 
 def test_every_row_of_the_house_is_on_its_page_under_a_family():

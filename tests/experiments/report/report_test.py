@@ -13,7 +13,7 @@ import pytest
 
 from experiments import report
 from experiments import workdir as files
-from experiments.report import data, page
+from experiments.report import data, grouping, page
 from experiments.workdir import writers
 from tests.experiments.report.made_up import COMPARISON, SECTIONS, Page, make_workdir, read
 
@@ -179,12 +179,12 @@ def test_a_comparison_groups_seeds_and_shows_only_what_differs(seeds, tmp_path):
     found = read(report.compare(seeds, tmp_path / "deep" / "c.html"))
     assert found.ids("section") == COMPARISON
     assert "Comparison of 6 runs of 2 configs" in found.text
-    groups = data.group([data.load(path) for path in seeds])
+    groups = grouping.group([data.load(path) for path in seeds])
     assert [group.label for group in groups] == ["attention", "ttt_linear"]
     assert [group.seeds for group in groups] == [[("0", str(seed)) for seed in range(3)]] * 2
     assert "model.mixer" in found.text and "weight_decay" not in found.text and "learning_rate" not in found.text
     assert "paired, 3 seeds" in found.text and "at equal compute" not in found.text
-    finals = [data.finals(group, data.BITS) for group in groups]
+    finals = [grouping.finals(group, data.BITS) for group in groups]
     mean, half = data.mean_interval(finals[0])
     assert page.with_error(mean, half).replace("<small>", "").replace("</small>", "") in found.text
     curves = [attributes["data-label"] for _, attributes in found.tags if attributes.get("class") == "curve"]
@@ -193,12 +193,37 @@ def test_a_comparison_groups_seeds_and_shows_only_what_differs(seeds, tmp_path):
         assert path.name in found.text
 
 
+def test_the_label_of_a_group_is_what_tells_it_from_the_others(tmp_path):
+    """All settings that differ while they are few, else some that do, else the workdir; or what it is called."""
+
+    def labels(*configs, names=()):
+        runs = []
+        for i, config in enumerate(configs):
+            config = {"optimizer.rate": 0.1, "seed": 7, **config}
+            runs.append(data.Run(tmp_path / f"run{i}", {"config": config}, {}, {}, [], [], [], []))
+        return [group.label for group in grouping.group(runs, names)]
+
+    wide, narrow = {"model.width": 64, "model.heads": 4, "lr": 1e-3}, {"model.width": 32, "model.heads": 2, "lr": 2e-3}
+    assert labels(wide, narrow) == ["width 64, heads 4, lr 0.001", "width 32, heads 2, lr 0.002"]
+    wide, narrow = wide | {"model.inner": 256}, narrow | {"model.inner": 128}
+    assert labels(wide, narrow) == ["width 64", "width 32"]
+    both = [at | {"model.mixer": mixer} for at in (wide, narrow) for mixer in ("attention", "lact")]
+    for i, config in enumerate(both):
+        config["a.steps"] = 100 + i  # follows from both, and would tell them apart alone
+    told = [f"width {width}, {mixer}" for width in (64, 32) for mixer in ("attention", "lact")]
+    assert labels(*both) == told
+    assert labels(*both, both[1] | {"seed": 8}) == told  # another seed of the second
+    assert labels(wide, narrow, narrow | {"seed": 8}, names=("a", "b", "c")) == ["a", "b"]
+    assert labels(wide, narrow, names=("a", "a")) == ["run0", "run1"]
+    assert labels({"text": "x" * 50}, {"text": "y" * 50}) == ["run0", "run1"]
+
+
 def test_runs_of_unequal_length_are_compared_at_equal_compute(seeds, tmp_path):
     longer = make_workdir(tmp_path / "longer", steps=2000, changes={"train.steps": 2000, "model.mixer": "attention"})
     found = read(report.compare([longer, *seeds[:3]], tmp_path / "c.html"))
     shared = 1000 * 4096 * 3.1e7
-    groups = data.group([data.load(path) for path in (longer, *seeds[:3])])
-    values, compute = data.outcomes(groups)
+    groups = grouping.group([data.load(path) for path in (longer, *seeds[:3])])
+    values, compute = grouping.outcomes(groups)
     assert compute == pytest.approx(shared, rel=1e-12)
     run = data.load(longer)
     row = next(row for row in run.metrics if row["step"] == 1000 and data.BITS in row)

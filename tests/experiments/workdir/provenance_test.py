@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from experiments import workdir as files
-from experiments.report import data
+from experiments.report import data, grouping
 from experiments.settings import errors
 from experiments.workdir import provenance
 
@@ -87,8 +87,16 @@ def test_a_comparison_names_the_runs_made_by_other_code(tmp_path):
         (tmp_path / name).mkdir()
         files.write_run(tmp_path / name, {"code": code} if code else {})
         files.write_config(tmp_path / name, {}, "")
-    notes = data.code_notes([data.load(tmp_path / name) for name in "abcd"])
+    notes = grouping.code_notes([data.load(tmp_path / name) for name in "abcd"])
     assert notes == ["a and c were made by different code: c as committed and no commit as committed."]
+    for name, code in (("e", {"hash": "3", "commit": "c"}), *((name, {"hash": "2"}) for name in "fgh")):
+        (tmp_path / name).mkdir()
+        files.write_run(tmp_path / name, {"code": code})
+        files.write_config(tmp_path / name, {}, "")
+    assert grouping.code_notes([data.load(tmp_path / name) for name in "abcdefgh"]) == [
+        "a and 4 others (c, f, g, …) were made by different code: c as committed and no commit as committed.",
+        "a and e were made by different code: c as committed, of different texts.",
+    ]
 
 
 def test_this_house_has_a_hash():
