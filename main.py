@@ -56,6 +56,7 @@ flags.DEFINE_boolean("tune", False, "bench: search the tiles of the rows' kernel
 flags.DEFINE_string("filter", "", "list: words that must stand in what is shown, or a setting; tokenize: names.")
 flags.DEFINE_string("topology", "", "plan: compile for v5e:4x4, v5p:4x4x4, h100:8, cpu:8; bench: for v5e, v6e.")
 flags.DEFINE_integer("jobs", 1, "sweep, claim: runs at a time, each on its own share of the cores.")
+flags.DEFINE_integer("first_seed", 0, "claim: added to every seed: the same claim once more, by other seeds.")
 flags.DEFINE_enum("launcher", "local", ["local", "ray", "slurm"], "sweep: where runs go: local, ray or slurm.")
 flags.DEFINE_integer("simulate", 0, "Pretend that this CPU is so many devices; 0 takes what is here.")
 flags.DEFINE_string("coordinator", "", "One of many processes: HOST:PORT of process 0. TPU and SLURM need no flag.")
@@ -65,11 +66,11 @@ FLAGS = flags.FLAGS
 KNOWN = (
     "config", "workdir", "mode", "smoke", "overwrite", "step", "format", "prompt", "prompts", "output", "runs",
     "jobs", "launcher", "bench_filter", "filter", "topology", "simulate", "coordinator", "num_processes", "process_id",
-    "port", "host", "lanes", "tune",
+    "port", "host", "lanes", "tune", "first_seed",
 )  # fmt: skip
 SIMULATED = ("cpu", "a100", "h100", "h200")  # Topologies of CPU devices, before jax may be imported.
 SWITCHES = ("smoke", "overwrite", "tune")
-NUMBERS = {"port": 8000, "lanes": 8, "simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0}
+NUMBERS = {"port": 8000, "lanes": 8, "simulate": 8, "jobs": 2, "num_processes": 2, "process_id": 0, "first_seed": 100}
 
 
 def usage() -> str:

@@ -258,7 +258,8 @@ def claim(flags: Any, changes: Changes) -> None:
     made = claims.load(flags.config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Accelerators belong to the runs.
     opening.start_jax(flags)
-    record = claims.run(made, workdir, name=pathlib.Path(flags.config).name, jobs=flags.jobs)
+    name = pathlib.Path(flags.config).name
+    record = claims.run(made, workdir, name=name, first_seed=flags.first_seed, jobs=flags.jobs)
     for row in record["rows"]:
         print(f"\n{row['statement']}\n  published: {row['published']}\n  measured here: {row['measured']}")
         print(f"  scale: {row['scale']}\n  verdict: {row['verdict']}")

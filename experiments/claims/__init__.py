@@ -66,7 +66,13 @@ def load(path: str) -> dict[str, Any]:
 
 
 def run(
-    claim: Mapping[str, Any], workdir: pathlib.Path, *, name: str, jobs: int = 1, quiet: bool = False
+    claim: Mapping[str, Any],
+    workdir: pathlib.Path,
+    *,
+    name: str,
+    first_seed: int = 0,
+    jobs: int = 1,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Runs the check of a claim in `workdir` and returns what claim.json there holds.
 
@@ -76,30 +82,49 @@ def run(
       claim: from `load`.
       workdir: of the claim; its runs lie below.
       name: of the config file, as in the command that the record states.
+      first_seed: added to every seed of the claim; the ledger keeps such a run beside that of the claim's own seeds.
       jobs: runs that train side by side.
       quiet: whether nothing is shown.
     """
     from experiments.claims import tuning
 
     check = importlib.import_module(f"experiments.claims.{CHECKS[claim['check']]}")
+    claim = _from_seed(claim, first_seed)
     method.of(claim)  # What cannot be decided is refused before anything is trained.
     if prepare := getattr(check, "prepare", None):
         claim = prepare(claim, workdir)
     claim, tuned = tuning.tuned(claim, workdir, jobs=jobs, quiet=quiet)
     rows = _looks(check, claim, workdir, jobs=jobs, quiet=quiet)
+    folder = name.replace(".py", "").replace(":", "_") + (f"_from_{first_seed}" if first_seed else "")
     record = {
         "claim": name,
         "source": claim["source"],
-        "command": f"python main.py --mode=claim --config=configs/claims/{name} --workdir=runs/claims/"
-        f"{name.replace('.py', '').replace(':', '_')} --jobs={jobs}",
+        "command": f"python main.py --mode=claim --config=configs/claims/{name} --workdir=runs/claims/{folder} "
+        + (f"--first_seed={first_seed} " if first_seed else "")
+        + f"--jobs={jobs}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": _machine(),
         "rows": rows,
     }
     if tuned:
         record["tuned"] = tuned
+    if first_seed:
+        record["first_seed"] = first_seed
     files.write_json(workdir / FILE, record)
     return record
+
+
+def _from_seed(claim: Mapping[str, Any], first_seed: int) -> Mapping[str, Any]:
+    """The claim with `first_seed` added to its seeds. Refused where it has none, or shares some with its own run."""
+    if not first_seed:
+        return claim
+    seeds = tuple(claim.get("seeds", ()))
+    if not seeds:
+        raise Refused(f"--first_seed={first_seed}: this claim draws nothing by seed; leave it at 0.")
+    least = max(seeds) - min(seeds) + 1
+    if first_seed < least:
+        raise Refused(f"--first_seed={first_seed} repeats seeds of the claim's own run; use {least} or more, e.g. 100.")
+    return {**claim, "seeds": tuple(seed + first_seed for seed in seeds)}
 
 
 def _looks(check: Any, claim: Mapping[str, Any], workdir: pathlib.Path, *, jobs: int, quiet: bool) -> list[dict]:

@@ -6,6 +6,7 @@ command, the date and the machine. All tables are made of these files, pages als
 
 import pathlib
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,29 @@ def store(workdirs: Sequence[pathlib.Path], docs: pathlib.Path = DOCS) -> None:
             raise Refused(f"--runs={workdir} holds no {FILE}; give the --workdir of a --mode=claim that finished.")
         records.append(_checked(record, workdir / FILE))
     for record in records:
-        files.write_json(docs / STORE / f"{pages.stem(record['claim'])}.json", record)
+        path = docs / STORE / f"{pages.stem(record['claim'])}.json"
+        files.write_json(path, _with_second(record, files.read_json(path) or {}, path))
+
+
+def _with_second(record: dict[str, Any], stored: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """What is stored of a claim once `record` has come: a run of other seeds stands as "again" beside the claim's own
+    run, as long as both have the same rows. Refused where there is no such run."""
+    alike = [row["statement"] for row in stored.get("rows", ())] == [row["statement"] for row in record["rows"]]
+    if "first_seed" not in record:
+        return record | ({"again": stored["again"]} if alike and "again" in stored else {})
+    if not alike:
+        raise Refused(
+            f"--runs: '{path}' holds no run of the same rows; store the claim's run without --first_seed first."
+        )
+    kept = ("mean", "low", "high", "seeds")
+    rows = [
+        {key: row[key] for key in ("statement", "measured", "scale", "verdict")}
+        | {"numbers": {key: row["numbers"][key] for key in kept if key in row["numbers"]}}
+        for row in record["rows"]
+    ]
+    return stored | {
+        "again": {key: record[key] for key in ("first_seed", "command", "date", "machine")} | {"rows": rows}
+    }
 
 
 def write(docs: pathlib.Path = DOCS, page_folder: pathlib.Path | None = None) -> tuple[pathlib.Path, pathlib.Path]:
@@ -96,6 +119,9 @@ def _checked(record: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
         missing += [key for key in _ROW if not _is_text(row.get(key))]
         if row.get("verdict") not in VERDICTS:
             missing.append("verdict")
+    second = record.get("again", {}).get("rows", rows)
+    if [row.get("statement") for row in second] != [row.get("statement") for row in rows]:
+        missing.append("again")
     if missing:
         raise Refused(f"'{path}' has no usable {missing[0]!r}; run its claim again.")
     return record
@@ -112,7 +138,8 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     heads, *rows = _counted(records)
     lines = ["", markdown_row(map(inline, heads)), "|---" * len(heads) + "|"]
     lines += [markdown_row(map(inline, row)) for row in rows]
-    return "\n".join([*lines, "", f"Every row, by family: [claims/{pages.README}](claims/{pages.README}).", "", ""])
+    said = f"Every row, by family: [claims/{pages.README}](claims/{pages.README})."
+    return "\n".join([*lines, "", *textwrap.wrap(" ".join([said, pages.again(records)]).strip(), 120), "", ""])
 
 
 def _counted(records: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -4,6 +4,7 @@ A page is made of the stored evidence and of the claim's file in configs/claims:
 expect, its `family` where it stands.
 """
 
+import collections
 import importlib
 import importlib.util
 import inspect
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.claims import curve_plot, interval_plot, method
-from experiments.claims.evidence import CONTROL_FAILED, COST, EQUAL, UNDECIDED
+from experiments.claims.evidence import CONTROL_FAILED, COST, DOES_NOT, EQUAL, HOLDS, UNDECIDED
 from experiments.report import page
 from experiments.report.markdown import code, inline
 from experiments.report.markdown import row as markdown_row
@@ -21,7 +22,8 @@ OTHER = "other"
 _HEAD = """# Claims of papers, re-tested
 
 One line a row, from the evidence beside this page; each claim has a page with its arms, figure, command, seeds and
-caveats. How a verdict comes about: [evidence.md](../evidence.md). `python main.py --mode=ledger` writes these pages.
+caveats. "Once more" is the verdict of a second run with other seeds. How a verdict comes about:
+[evidence.md](../evidence.md). `python main.py --mode=ledger` writes these pages.
 """
 _CAVEATS = {
     COST: "The budget did not decide: the row says what a decision would cost.",
@@ -74,12 +76,13 @@ def readme(records: Sequence[Mapping[str, Any]]) -> str:
     """The table of all rows by family, as Markdown."""
     parts = [_HEAD]
     for family, some in by_family(records).items():
-        parts += [f"## {family}\n", markdown_row(["claim", "verdict", "found", "page"]), "|---|---|---|---|"]
+        parts += [f"## {family}\n", markdown_row(["claim", "verdict", "once more", "found", "page"]), "|---" * 5 + "|"]
         for record in some:
             name = stem(record["claim"])
-            for row in record["rows"]:
-                cells = [inline(row["statement"]), inline(row["verdict"]), inline(number(row)), f"[{name}]({name}.md)"]
-                parts.append(markdown_row(cells))
+            second = [row["verdict"] for row in record.get("again", {}).get("rows", [])] or [""] * len(record["rows"])
+            for row, verdict in zip(record["rows"], second, strict=True):
+                cells = map(inline, (row["statement"], row["verdict"], verdict, number(row)))
+                parts.append(markdown_row([*cells, f"[{name}]({name}.md)"]))
         parts.append("")
     return "\n".join(parts)
 
@@ -91,6 +94,25 @@ def counts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         for row in record["rows"]:
             found[row["verdict"]] = found.get(row["verdict"], 0) + 1
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def again(records: Sequence[Mapping[str, Any]]) -> str:
+    """What became of the rows that were run once more with other seeds, in a sentence; "" where none was."""
+    both = [
+        (first["verdict"], second["verdict"])
+        for record in records if "again" in record
+        for first, second in zip(record["rows"], record["again"]["rows"], strict=True)
+    ]  # fmt: skip
+    if not both:
+        return ""
+    held = collections.Counter(second for first, second in both if first == HOLDS)
+    said = ", ".join(f"{count} {verdict}" for verdict, count in held.most_common())
+    turned = sum(second == HOLDS for first, second in both if first == DOES_NOT)
+    refuted, count = sum(first == DOES_NOT for first, _ in both), sum("again" in record for record in records)
+    return (
+        f"Run once more with other seeds: {len(both)} rows of {count} claims. Of "
+        f"{held.total()} that hold the second run says: {said or 'nothing'}; of {refuted} that do not, {turned} hold."
+    )
 
 
 def caveats(record: Mapping[str, Any], claim: Mapping[str, Any]) -> list[str]:
@@ -113,10 +135,14 @@ def _costs(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     taken = f"{max(hours):.2g} hours of runs" if hours else "not recorded; see the text of the claim"
     seeds = sorted({len(row["numbers"]["seeds"]) for row in record["rows"] if "seeds" in row.get("numbers", {})})
     return [
-        ("run on", f"{record['date']}, {record['machine']}"),
+        ("run on", _ran(record)),
         ("seeds", ", ".join(map(str, seeds)) or "none: nothing is drawn by seed"),
         ("cost", taken),
     ]
+
+
+def _ran(record: Mapping[str, Any]) -> str:
+    return f"{record['date']}, {record['machine']}"
 
 
 def _arms(claim: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -168,7 +194,13 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += [markdown_row([inline(arm), inline(said)]) for arm, said in arms]
     lines += ["", "## Cost and seeds", ""]
     lines += [f"- {key}: {inline(value)}" for key, value in _costs(record)]
-    lines += [f"- command: {code(record['command'])}", "", "## Caveats", ""]
+    lines += [f"- command: {code(record['command'])}", ""]
+    if second := record.get("again"):
+        lines += ["## Once more, with other seeds", ""]
+        for row in second["rows"]:
+            lines += [f"- **{inline(row['verdict'])}**: {inline(row['statement'])}", f"  - {inline(row['measured'])}"]
+        lines += [f"- run on: {inline(_ran(second))}", f"- command: {code(second['command'])}", ""]
+    lines += ["## Caveats", ""]
     lines += [f"- {inline(text)}" for text in caveats(record, claim)] or ["- None beside its scale."]
     return "\n".join([*lines, ""])
 
@@ -216,6 +248,11 @@ def html(record: Mapping[str, Any]) -> str:
     costs = [[page.escape(key), page.escape(value)] for key, value in _costs(record)]
     command = f"<pre>{page.escape(record['command'])}</pre>"
     body.append(page.section("cost", "Cost and seeds", page.table(["", ""], costs, kind="narrow prose"), command))
+    if second := record.get("again"):
+        some = [[page.escape(row[key]) for key in ("statement", "measured", "verdict")] for row in second["rows"]]
+        found = page.table(["Statement", "Measured", "Verdict"], some, kind="prose")
+        ran = f"<p>{page.escape(_ran(second))}</p><pre>{page.escape(second['command'])}</pre>"
+        body.append(page.section("again", "Once more, with other seeds", found, ran))
     said = caveats(record, claim) or ["None beside its scale."]
     items = "".join(f"<li>{page.escape(text)}</li>" for text in said)
     body.append(page.section("caveats", "Caveats", f"<ul>{items}</ul>"))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from experiments import claims
 from experiments import workdir as files
 from experiments.claims import curve_plot, interval_plot, ledger, pages
+from experiments.claims.evidence import Evidence
 from experiments.report import markdown, page
 from experiments.report.markdown import code
 from experiments.settings.errors import Refused
@@ -33,7 +36,7 @@ def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tm
     assert first.startswith("before\n") and first.endswith("\nafter\n") and "old" not in first
     assert "| family | rows | does not |" in first and "| other | 1 | 1 |" in first and "| all | 1 | 1 |" in first
     named = (docs / "claims" / "README.md").read_text()
-    assert "## other" in named and "| A \\| B | does not | see its page | [a](a.md) |" in named
+    assert "## other" in named and "| A \\| B | does not |  | see its page | [a](a.md) |" in named
     its = (docs / "claims" / "a.md").read_text()
     assert "**does not**: A \\| B" in its and "published: 1 < 2" in its and f"`{RECORD['command']}`" in its
     assert not (docs / "claims" / "a.svg").exists()  # no interval, no figure
@@ -54,6 +57,7 @@ def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tm
         ("rows", ["a"]),
         ("rows", [RECORD["rows"][0] | {"measured": 3}]),
         ("rows", [RECORD["rows"][0] | {"verdict": "yes"}]),
+        ("again", {"rows": []}),
     ):
         files.write_json(run / claims.FILE, RECORD | {key: value})
         with pytest.raises(Refused, match="has no usable"):
@@ -64,6 +68,74 @@ def test_the_ledger_is_made_of_its_evidence_and_keeps_what_is_written_by_hand(tm
     (docs / "LEDGER.md").write_text("no markers")
     with pytest.raises(Refused, match="needs the lines"):
         ledger.write(docs)
+
+
+def test_a_second_run_stands_beside_the_first(tmp_path):
+    """Of rows that hold is said what a run with other seeds says; it stays until the rows are others."""
+    docs, run = tmp_path / "docs", tmp_path / "run"
+    docs.mkdir()
+    (docs / "LEDGER.md").write_text(f"{ledger.BEGIN}\n{ledger.END}\n")
+
+    def store(*rows, **more):
+        numbers = {"mean": 1.0, "low": 0.0, "high": 2.0, "seeds": [0, 1], "losses": [3.0]}
+        made = [RECORD["rows"][0] | {"statement": f"{k}", "verdict": v, "numbers": numbers} for k, v in enumerate(rows)]
+        files.write_json(run / claims.FILE, RECORD | {"rows": made} | more)
+        ledger.store([run], docs)
+        ledger.write(docs)
+        return files.read_json(docs / "claims" / "a.json"), (docs / "LEDGER.md").read_text()
+
+    with pytest.raises(Refused, match="without --first_seed first"):
+        store("holds", first_seed=100)
+    _, text = store("holds", "holds", "holds", "does not", "exact")
+    assert "Run once more" not in text
+    second = {"first_seed": 100, "date": "2026-03-04", "command": "second"}
+    record, text = store("holds", "does not", "holds", "holds", "exact", **second)
+    assert [row["verdict"] for row in record["rows"]] == ["holds", "holds", "holds", "does not", "exact"]
+    assert record["date"] == RECORD["date"] and record["again"]["date"] == "2026-03-04"
+    assert {*record["again"]["rows"][0]["numbers"]} == {"mean", "low", "high", "seeds"}
+    said = "5 rows of 1 claims. Of 3 that hold the second run says: 2 holds, 1 does not; of 1 that do not, 1 hold."
+    assert f"Run once more with other seeds: {said}" in " ".join(text.split())
+    page = (docs / "claims" / "a.md").read_text()
+    assert "## Once more, with other seeds\n\n- **holds**: 0\n  - 3\n- **does not**: 1" in page and "`second`" in page
+    assert "| 1 | holds | does not | 1 [0, 2] | [a](a.md) |" in (docs / "claims" / "README.md").read_text()
+    assert "Once more, with other seeds" in (docs / "claims" / "a.html").read_text()
+    again = record["again"]
+    assert store("does not", "holds", "holds", "does not", "exact")[0]["again"] == again
+    assert "again" not in store("holds", "holds")[0]
+
+
+def test_no_row_of_the_house_that_holds_is_refuted_by_its_second_run():
+    both = [
+        (first, second)
+        for record in house() if "again" in record
+        for first, second in zip(record["rows"], record["again"]["rows"], strict=True)
+    ]  # fmt: skip
+    assert both
+    for first, second in both:
+        assert {first["verdict"], second["verdict"]} != {"holds", "does not"}, first["statement"]
+        assert not {*first["numbers"].get("seeds", ())} & {*second["numbers"].get("seeds", ())}
+
+
+def test_a_claim_runs_by_other_seeds(tmp_path, monkeypatch):
+    """Every seed is shifted, and the record says by how much; the claim's own seeds are refused."""
+    seen = []
+
+    def run(claim, workdir, jobs, quiet):
+        seen.append(claim["seeds"])
+        return [Evidence("s", "p", "m", "c", "exact", {})]
+
+    monkeypatch.setitem(sys.modules, "experiments.claims.made_up", types.SimpleNamespace(run=run))
+    monkeypatch.setitem(claims.CHECKS, "made_up", "made_up")
+    claim = {"check": "made_up", "source": "A 2020", "seeds": (0, 1, 5)}
+    own = claims.run(claim, tmp_path, name="a.py")
+    other = claims.run(claim, tmp_path, name="a.py", first_seed=100)
+    assert seen == [(0, 1, 5), (100, 101, 105)]
+    assert "first_seed" not in own and "_from_" not in own["command"]
+    assert other["first_seed"] == 100 and "--workdir=runs/claims/a_from_100 --first_seed=100 " in other["command"]
+    with pytest.raises(Refused, match="use 6 or more"):
+        claims.run(claim, tmp_path, name="a.py", first_seed=5)
+    with pytest.raises(Refused, match="nothing by seed"):
+        claims.run({"check": "made_up", "source": "A 2020"}, tmp_path, name="a.py", first_seed=100)
 
 
 def test_text_of_a_claim_stays_in_its_cell_and_the_next_run_is_not_blocked(tmp_path):
@@ -85,7 +157,7 @@ def test_text_of_a_claim_stays_in_its_cell_and_the_next_run_is_not_blocked(tmp_p
         unfenced = text.replace(code(evil), "")
         assert not re.search(r"<[a-z/!]|\]\(http|\u202e|^# head", unfenced, re.MULTILINE), name
     (row,) = [line for line in (docs / "claims" / "README.md").read_text().splitlines() if line.startswith("| x")]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6
     ledger.write(docs)
     assert (docs / "LEDGER.md").read_text() == first
     for name in ("ledger.html", "claims/a.html"):
