@@ -38,7 +38,7 @@ def flags(**given):
         "topology": "",
         "simulate": 0,
     }
-    plain |= {"jobs": 1, "launcher": "local", "coordinator": "", "num_processes": 0, "process_id": -1}
+    plain |= {"jobs": 1, "launcher": "local", "coordinator": "", "num_processes": 0, "process_id": -1, "first_seed": 0}
     return types.SimpleNamespace(**(defaults | plain | given))
 
 
