@@ -80,7 +80,9 @@ def usage() -> str:
     described = {f"--{name}": re.sub(r"^<.*?>: ", "", FLAGS[name].help) for name in KNOWN}
     described["--config.KEY=VALUE"] = "Change one setting, e.g. --config.train.steps=500; docs/knobs.md lists all."
     rows = [f"  {name:<18} {text}" for name, text in described.items()]
-    return "\n".join([__doc__.strip(), "Modes (the first is the default):", *modes, "Flags:", *rows])
+    return "\n".join(
+        [__doc__.strip().replace("\n\n", "\n"), "Modes (the first is the default):", *modes, "Flags:", *rows]
+    )
 
 
 def parse(argv: list[str]) -> list[str]:
