@@ -20,6 +20,10 @@ SLOPES = ("tests/experiments/claims/exponents_test.py",)
 GROWN = ("tests/experiments/claims/growth_test.py",)
 FITS = ("tests/experiments/scaling/values_test.py",)
 MINIMA = ("tests/experiments/scaling/calibration_test.py::test_isoflop_intervals_cover_and_are_not_wide",)
+LEDGER, STATEMENTS = "experiments/claims/ledger.py", "experiments/claims/pages.py"
+GROUPS = "experiments/report/grouping.py"
+AGAIN = ("tests/experiments/claims/ledger_test.py",)
+COMPARED = ("tests/experiments/report/report_test.py",)
 
 BUGS = (
     Bug("crossing: drift by the whole time", STATISTICS, "places + drift * (t - before)", "places + drift * t", VALUES),
@@ -85,4 +89,11 @@ BUGS = (
     Bug("a look pays for runs of later ones", CLAIMS, 'if config.get("seed") not in without:', "if True:", DECIDED),
     Bug("curves over FLOPs say epochs", DRAWN, 'over = "flops" if all', 'over = "epochs" if all', PAGES),
     Bug("isoFLOP: b is not the rest", ISOFLOP, '"b": (1 - high, 1 - low)}', '"b": (1 - low, 1 - high)}', MINIMA),
+    Bug("a second run takes the seeds of the first", CLAIMS, "tuple(seed + first_seed for seed in seeds)", "seeds", AGAIN),
+    Bug("a second run stands for the first", LEDGER, 'return stored | {', 'return record | {', AGAIN),
+    Bug("a second run outlives its rows", LEDGER, 'if alike and "again" in stored', 'if "again" in stored', AGAIN),
+    Bug("rows that do not hold are counted as held", STATEMENTS, "if first == HOLDS)", "if first != HOLDS)", AGAIN),
+    Bug("a label by what follows from the settings", GROUPS, "key=lambda keys: max(values[key] for key in keys)", "key=len", COMPARED),
+    Bug("groups by seeds, too", GROUPS, "if not _is_seed(key)}\n        found", "}\n        found", COMPARED),
+    Bug("one run stands for all that other code made", GROUPS, "setdefault(said, []).append(run.name)", "__setitem__(said, [run.name])", ("tests/experiments/workdir/provenance_test.py",)),
 )  # fmt: skip
