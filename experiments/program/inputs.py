@@ -39,7 +39,7 @@ def load(config, tokenizer: str = "", expected: str = "") -> data.Corpus:
     except (ValueError, FileNotFoundError) as error:
         raise _named(config, error) from error
     for note in corpus.info["notes"]:
-        _noted(config.data.path, _keyed(config, note))
+        _noted(config.data.path, keyed(config, note))
     return corpus
 
 
@@ -128,13 +128,14 @@ def _arguments(config, tokenizer: str = "") -> dict[str, Any]:
 
 
 def _named(config, error: Exception) -> ConfigError:
-    """Errors of the data room begin with an argument's name, which is the config's key without `data.`."""
-    return ConfigError([_keyed(config, str(error))])
+    """Errors of the data room name its arguments, which are the config's keys without `data.`."""
+    return ConfigError([keyed(config, str(error))])
 
 
-def _keyed(config, text: str) -> str:
-    argument = re.match(r"\w+", text)
-    return f"data.{text}" if argument and argument[0] in config.data else text
+def keyed(config, text: str) -> str:
+    """A sentence of the data room with its arguments, such as `path=`, as keys of the config: `data.path=`."""
+    names = "|".join(map(re.escape, config.data))
+    return re.sub(rf"^(?:{names})\b|(?<=[\s(])(?:{names})(?==)", r"data.\g<0>", text)
 
 
 def train_loader(config, corpus: data.Corpus, rows: tuple[int, int] = (0, 1)) -> data.Loader:

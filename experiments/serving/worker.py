@@ -25,6 +25,7 @@ from experiments.generation.serving.cached import CachedEngine
 from experiments.generation.serving.plan import StepPlan
 from experiments.generation.serving.planned import Planned
 from experiments.generation.serving.schedulers import SCHEDULERS
+from experiments.program import inputs
 from experiments.serving import frames, reading
 from experiments.serving.kept import Watcher
 from experiments.serving.scores import Scorer
@@ -226,7 +227,7 @@ def _template(trained: Any) -> str:
     try:
         return conversations.template_of(named)
     except ValueError as error:
-        raise ConfigError([f"data.{error}"]) from None
+        raise ConfigError([inputs.keyed(trained.config, str(error))]) from None
 
 
 def turns(worker: Worker, inbox: queue.SimpleQueue, tell: Callable[[Any], None]) -> None:

@@ -92,8 +92,10 @@ def load(path: str | os.PathLike, function: str = "get_config", kind: type = Con
     file = pathlib.Path(name).expanduser()
     if name and not file.is_file() and (ROOT / name).is_file():
         file = ROOT / name  # One of ours, asked for from another folder.
+    if name and file.is_dir():
+        raise Refused(f"--config={path} is a folder; give a file, e.g. --config={_EXAMPLES[function]}.")
     if not name or not file.is_file() or file.suffix != ".py":
-        raise Refused(f"--config={path} is not a config file; {_near_file(name)}")
+        raise Refused(f"--config={path} is not a config file; {_near_file(name, colon + preset)}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -299,8 +301,11 @@ def meant(name: str) -> str:
     config = base_config.get_config()
     if not unknown(config, name.split(".")):
         return name
-    if "." in name and name.partition(".")[0] in config:  # A group of ours; what is wrong with the rest is said then.
+    group, _, rest = name.partition(".")
+    if rest and group in config:  # A group of ours; what is wrong with the rest is said then.
         return name
+    if rest and difflib.get_close_matches(group, ("config",)):  # --confg.KEY
+        return rest
     return _NICKNAMES.get(name) or _key_of_name(config, name)
 
 
@@ -329,15 +334,15 @@ def shown(value: Any) -> str:
     return shlex.quote(str(value))
 
 
-def _near_file(name: str) -> str:
-    """A file that was perhaps meant."""
+def _near_file(name: str, preset: str) -> str:
+    """A file that was perhaps meant, with `:PRESET` as it was given."""
     files = {path: path for path in sorted(str(p) for p in pathlib.Path("configs").glob("**/*.py"))}
     files = {path: path for path in files if not path.endswith("__init__.py")}
     by_stem = {pathlib.Path(path).stem: path for path in files}
     near = difflib.get_close_matches(name, files, n=1)
     stem = difflib.get_close_matches(pathlib.Path(name).stem, by_stem, n=1) if not near and name else []
     found = near[0] if near else by_stem[stem[0]] if stem else ""
-    return f"did you mean --config={found}?" if found else "try --config=configs/quickstart.py."
+    return f"did you mean --config={found}{preset}?" if found else "try --config=configs/quickstart.py."
 
 
 def _where(error: BaseException, file: pathlib.Path) -> str:

@@ -167,12 +167,14 @@ def test_a_broken_config_file_is_told_with_its_line(name, tmp_path):
 def test_a_config_file_that_is_not_there(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name, near in (
-        ("configs/quikstart.py", "quickstart"),
-        ("quickstart", "quickstart"),
-        ("transfomer.py:tiny", "transformer"),
+        ("configs/quikstart.py", "quickstart.py"),
+        ("quickstart", "quickstart.py"),
+        ("transfomer.py:tiny", "transformer.py:tiny"),
     ):
-        with pytest.raises(Refused, match=f"is not a config file; did you mean --config=configs/{near}.py"):
+        with pytest.raises(Refused, match=rf"is not a config file; did you mean --config=configs/{near}\?"):
             overrides.load(name)
+    with pytest.raises(Refused, match="configs is a folder; give a file, e.g. --config=configs/sweeps/scaling.py"):
+        overrides.load("configs", "get_sweep", dict)
     for name in ("", "README.md", "/nowhere/zzz.py"):
         with pytest.raises(Refused, match="is not a config file; try --config=configs/quickstart.py"):
             overrides.load(name)
@@ -314,6 +316,7 @@ def test_bad_commands_end_with_a_sentence_and_code_2_and_write_nothing(tmp_path)
         ([quick, workdir, "--config.model.widht=3"], "--config.model.widht is not a key of the config; did you mean"),
         ([quick, workdir, "--modes=plan"], "--modes=plan is not a flag; did you mean --mode=plan?"),
         ([quick, workdir, "--lr=0.1"], "--lr=0.1 is not a flag; settings begin with --config: --config.opt"),
+        ([quick, workdir, "--confg.seed=1"], "--confg.seed=1 is not a flag; settings begin with --config: --config.s"),
         ([quick, workdir, "--mode=trian"], "--mode=trian is not a mode; did you mean --mode=train?"),
         ([quick, workdir, "plan"], "'plan' is not a flag; did you mean --mode=plan?"),
         ([quick, workdir, "--simulate=x"], "--simulate=x must be a whole number, e.g. --simulate=8."),

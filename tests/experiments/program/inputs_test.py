@@ -45,6 +45,18 @@ def test_the_ids_of_a_tokenizer_are_known_before_the_corpus_is_read_or_assumed_a
     assert inputs.vocabulary(away)[0] == 5000
 
 
+def test_what_the_data_room_says_names_keys_of_the_config(tmp_path):
+    config = tiny.config(tmp_path)
+    for said, told in (
+        ("path='a b' is (name='x'); use source='text'", "data.path='a b' is (data.name='x'); use data.source='text'"),
+        ("components[0].weight=0 is none", "data.components[0].weight=0 is none"),
+        ("no.path='x' has my name", "no.path='x' has my name"),
+    ):
+        assert inputs.keyed(config, said) == told
+    with pytest.raises(ConfigError, match=r"data.path='/x' is no folder for data.source='stdlib'; use data.source="):
+        inputs.load(tiny.config(tmp_path, data__source="stdlib", data__path="/x"))
+
+
 def test_the_sample_that_bpe_learns_from_is_a_setting(tmp_path, said):
     one, other = (
         inputs.load(tiny.config(tmp_path, data__tokenizer="bpe", data__vocab_size=300, data__tokenizer_sample=n))
