@@ -254,6 +254,16 @@ def test_answers_are_uniform_where_chance_says_so():
         assert task.chance_loss == pytest.approx(math.log(count))
 
 
+def test_who_has_not_read_a_set_guesses_it_among_all_sets():
+    every = [*itertools.combinations(range(6), 4)]
+    task = tasks.make("sorting", "items=4, symbols=6")
+    sequence, answers = rows_of(task, 8, 1500)
+    written = sequence[answers].reshape(-1, 4).tolist()
+    counts = np.bincount([every.index(tuple(each)) for each in written], minlength=len(every))
+    assert stats.chisquare(counts).pvalue > 1e-4
+    assert task.chance_loss == pytest.approx(math.log(len(every)) / 4)  # nats of each of the four
+
+
 def test_draws_are_distinct_uniform_and_apart():
     row = np.arange(3000)
     drawn = draws.distinct(1, row, "a", 4, 7)

@@ -1,4 +1,4 @@
-"""How claims are decided, their pages, and the intervals of fits."""
+"""How claims are decided, their pages, the intervals of fits, and the numbers of reports."""
 
 from tests.planted import Bug
 
@@ -24,6 +24,9 @@ LEDGER, STATEMENTS = "experiments/claims/ledger.py", "experiments/claims/pages.p
 GROUPS = "experiments/report/grouping.py"
 AGAIN = ("tests/experiments/claims/ledger_test.py",)
 COMPARED = ("tests/experiments/report/report_test.py",)
+IDENTIFY, REPORT = "experiments/scaling/identify.py", "experiments/report/data.py"
+KNOWN = ("tests/experiments/scaling/identify_test.py",)
+NUMBERS = ("tests/experiments/report/numbers_test.py",)
 
 BUGS = (
     Bug("crossing: drift by the whole time", STATISTICS, "places + drift * (t - before)", "places + drift * t", VALUES),
@@ -96,4 +99,9 @@ BUGS = (
     Bug("a label by what follows from the settings", GROUPS, "key=lambda keys: max(values[key] for key in keys)", "key=len", COMPARED),
     Bug("groups by seeds, too", GROUPS, "if not _is_seed(key)}\n        found", "}\n        found", COMPARED),
     Bug("one run stands for all that other code made", GROUPS, "setdefault(said, []).append(run.name)", "__setitem__(said, [run.name])", ("tests/experiments/workdir/provenance_test.py",)),
+    Bug("known exponents by an interval of one side", IDENTIFY, "stats.t.ppf(0.975, freedom)", "stats.t.ppf(0.95, freedom)", KNOWN),
+    Bug("the worst exponent by its error as it stands", IDENTIFY, "errors[name] / max(abs(fit.values[name]), 1e-3)", "errors[name]", KNOWN),
+    Bug("planted studies are one study", "experiments/scaling/calibration.py", "runs, study])", "runs])", ("tests/experiments/scaling/calibration_test.py::test_every_study_is_planted_anew",)),
+    Bug("report: Welch's interval is twice as wide", REPORT, "float(high - low) / 2", "float(high - low)", NUMBERS),
+    Bug("report: between evaluations linear in FLOPs", REPORT, "np.interp(math.log(flops), np.log(x[keep]), y[keep])", "np.interp(flops, x[keep], y[keep])", NUMBERS),
 )  # fmt: skip

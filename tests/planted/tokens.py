@@ -69,4 +69,6 @@ BUGS = (
     Bug("merged tokens are written", "experiments/generation/decoder.py", 'getattr(tokenizer, "written", tokenizer.vocab_size)', "tokenizer.vocab_size", PROMPTS),
     Bug("merged rows are those of the first part", "experiments/generation/dynamic.py", "pieces_mean(E, unit)", "pieces_mean(E, unit[:1])", PROMPTS),
     Bug("pairs that come once", "experiments/generation/dynamic.py", "LEAST = 2", "LEAST = 1", PROMPTS),
+    Bug("an interval of one tail", "data/tokenizers/measures.py", "[(1 - level) / 2, (1 + level) / 2]", "[1 - level, level]", ("tests/data/tokenizers/measures_test.py",)),
+    Bug("a set's chance is that of the whole answer", "data/tasks/sorting.py", "math.log(math.comb(self.symbols, self.items)) / self.items", "math.log(math.comb(self.symbols, self.items))", ("tests/data/tasks_test.py",)),
 )  # fmt: skip

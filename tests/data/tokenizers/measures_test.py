@@ -57,6 +57,12 @@ def test_an_interval_covers_and_shrinks():
         assert low < high
     assert hits >= 48, "95 of 100 are promised; 48 of 60 is 5 standard deviations below"
     assert measures.interval([6, 3], [2, 1]) == (3, 3)
+    sizes, tokens = rng.normal(100, 15, 900), np.full(900, 10)
+    # Of many documents the ratio of sums is normal: mean -+ 1.96 deviations. The quantile of 4,000 draws at 2.5% has an
+    # error of sqrt(0.025 x 0.975 / 4000) / 0.058 = 0.042 deviations, and 1.645, of one tail, is 7 of these away.
+    deviation = sizes.std() / 10 / 30
+    for end, side in zip(measures.interval(sizes, tokens, draws=4000), (-1.96, 1.96), strict=True):
+        assert abs((end - sizes.mean() / 10) / deviation - side) < 4 * 0.042
 
 
 def test_entropies_and_where_patches_begin():

@@ -27,6 +27,8 @@ def test_intervals_and_tests_against_known_numbers():
     assert welch.kind == "unpaired" and welch.p == pytest.approx(
         stats.ttest_ind([1.9, 2.12], [2.0, 2.2, 2.1], equal_var=False).pvalue, rel=1e-12
     )
+    ends = stats.ttest_ind([1.9, 2.12], [2.0, 2.2, 2.1], equal_var=False).confidence_interval(0.95)
+    assert (welch.mean - welch.half_width, welch.mean + welch.half_width) == pytest.approx(ends, rel=1e-12)
     assert data.contrast(a, {("0",): 1.9}).kind == "none"
     same = data.contrast(a, dict(a))
     assert (same.kind, same.mean, same.half_width, same.p) == ("paired", 0.0, 0.0, 1.0)
@@ -69,6 +71,16 @@ def test_the_mean_curve_of_seeds_is_read_where_all_are_defined():
     assert x.tolist() == [2, 3, 4]
     assert mean.tolist() == [4, 3, 2.5] and low.tolist() == [3, 2, 1] and high.tolist() == [5, 4, 4]
     assert len(data.mean_curve([])[0]) == 0
+
+
+def test_a_metric_at_equal_compute_is_linear_in_the_logarithm_of_flops(tmp_path):
+    path = tmp_path / "run"
+    with writers.Writer(path, tensorboard=False) as writer:
+        for step, flops, bits in ((1, 1e3, 4.0), (2, 1e5, 2.0)):
+            writer.scalars(step, {"flops": flops, data.BITS: bits})
+    run = data.load(path)
+    assert data.at_compute(run, 1e4) == pytest.approx(3.0, rel=1e-12)  # half of the way from 10^3 to 10^5
+    assert math.isnan(data.at_compute(run, 2e5)) and data.shared_compute([run]) == 1e5
 
 
 def test_wall_time_comes_from_the_timing_lines(tmp_path):

@@ -1,6 +1,7 @@
 """Intervals of fits hold what was planted as often as they say: sixty studies here, a thousand by the command."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def test_intervals_of_every_law_cover_and_are_not_wide(law):
     # 1.3 to 1.7 times. The deviation of 60 estimates is known to 9%, with tails; a scale of its own for each law.
     ratio = np.median(widths, axis=0) / (3.92 * np.std(found, axis=0, ddof=1))
     assert (ratio > 0.65).all() and np.exp(np.mean(np.log(ratio))) < 1.3, ratio
+
+
+def test_every_study_is_planted_anew(monkeypatch):
+    seen = []
+    found = types.SimpleNamespace(intervals={"a": (0.0, 1.0)})
+    monkeypatch.setattr(calibration, "isoflop", lambda columns, **_: seen.append(columns["loss"].tobytes()) or found)
+    assert calibration.coverage(calibration.ISOFLOP, 28, math.inf, studies=3) == {"a": 1.0}
+    assert len(set(seen)) == 3
 
 
 def test_isoflop_intervals_cover_and_are_not_wide():

@@ -1,5 +1,7 @@
 """What runs say about a law: errors against scipy's, degenerate fits named, and the page of a study."""
 
+import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -14,6 +16,11 @@ from tests.experiments.scaling.scaling_test import TRUE, grid
 def fitted(columns, law="chinchilla", **options):
     made = scaling.fit(law, columns, **options)
     return made, scaling.identify(made, columns)
+
+
+@functools.cache
+def of_grid():
+    return fitted(grid())
 
 
 def slopes(law, theta, inputs):
@@ -40,6 +47,15 @@ def test_errors_are_those_of_least_squares():
     assert found.correlation["alpha, beta"] == pytest.approx(covariance[3, 4] / whole, abs=5e-3)
 
 
+def test_an_exponent_is_determined_by_the_interval_of_two_sides():
+    """At 75 degrees of freedom t is 1.992; of one side it would be 1.665."""
+    made, found = of_grid()
+    errors = made.values["beta"] / found.errors["beta"]  # errors grow with the residual
+    for away, determined in ((1.9, False), (2.1, True)):
+        noisy = dataclasses.replace(made, residual=made.residual * errors / away)
+        assert scaling.identify(noisy, grid()).determined["beta"] == determined
+
+
 def test_a_sound_grid_determines_everything_and_says_nothing_bad():
     _, found = fitted(grid(), bootstrap=40)
     assert all(found.determined.values()) and found.remarks == ()
@@ -50,8 +66,11 @@ def test_a_sound_grid_determines_everything_and_says_nothing_bad():
 
 def test_the_next_run_is_the_one_that_narrows_most():
     columns = grid()
-    made, found = fitted(columns)
+    made, found = of_grid()
     following = found.next_run
+    relative = {name: found.errors[name] / made.values[name] for name in ("alpha", "beta")}
+    assert following["parameter"] == max(relative, key=relative.get) == "beta"
+    assert found.errors["alpha"] > found.errors["beta"]  # The larger error, of the larger exponent.
     limit = 4 * columns["flops"].max()
     assert following["flops"] == pytest.approx(6 * following["parameters"] * following["tokens"])
     assert following["flops"] <= limit * 1.0001

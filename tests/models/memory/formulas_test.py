@@ -165,6 +165,8 @@ def test_prefix_counts_against_loops():
         want = [next((m + 1 for m in range(40) if row[m] >= t), 40) for row in curve]
         assert list(budgets.prefix_counts(curve, t)) == want
         assert list(budgets.prefix_forgotten(curve, t, 5)) == [max(0, 40 - m - 5) for m in want]
+    exactly = budgets.prefix_curve(np.ones((1, 4)))  # 1/4, 1/2, 3/4, 1: a mass that is the threshold reaches it
+    assert [int(budgets.prefix_counts(exactly, t)[0]) for t in (0.25, 0.5, 0.51, 1.0)] == [1, 2, 3, 4]
     found = budgets.prefix_search(a, 0.5, sinks=4)
     assert found.sum() <= 100 and found.sum() > 95
     low, high = 0.0, 1.0  # the released loop, once more
