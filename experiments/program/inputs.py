@@ -320,11 +320,12 @@ def _whole(batch: dict) -> dict:
     }
 
 
-def last_evaluation(workdir: pathlib.Path, step: float = math.inf) -> dict[str, Any]:
-    """The newest evaluation up to `step` in a workdir's metrics, for a run that resumes after its last one."""
+def last_evaluation(workdir: pathlib.Path, step: float) -> tuple[int, dict[str, Any]]:
+    """Step and numbers of the newest evaluation up to `step` in a workdir's metrics; (-1, {}) where there is none."""
     lines, _ = files.read_lines(workdir / files.METRICS)
     found = [line for line in lines if "eval/loss" in line and line["step"] <= step]
-    return {k: v for k, v in found[-1].items() if k.startswith("eval/")} if found else {}
+    last = found[-1] if found else {"step": -1}
+    return last["step"], {k: v for k, v in last.items() if k.startswith("eval/")}
 
 
 def references(corpus: data.Corpus) -> dict[str, float]:

@@ -74,6 +74,7 @@ def train(
             stop.look(step)
             # (1) Act on the old state.
             due = _due(config, step, steps, first=step == start)
+            due["evaluate"] |= step == start and run.lost
             due["save"] |= bool(stop.requested) and step > start
             run.act(step, state, due)
             if stop.requested:

@@ -130,7 +130,10 @@ class Run:
         known = -1 if step is None else step  # The step up to which the workdir's files are this run's own.
         elapsed = files.elapsed_seconds(self.workdir, known)
         self.clock = Clock(elapsed, parts.tokens_per_step, parts.flops["total"] / parts.ceiling)
-        self.last_eval: dict[str, Any] = inputs.last_evaluation(self.workdir, known)
+        self.last_eval: dict[str, Any]
+        evaluated, self.last_eval = inputs.last_evaluation(self.workdir, known)
+        # A run was finished and the line of its last evaluation is gone: a power cut takes what is not yet on disk.
+        self.lost = evaluated < known == parts.config.train.steps and not processes.many()
         self.writer: writers.Writer | None = None
         self.pending: tuple[int, Any] | None = None  # a step and its metrics, still on the device
         passes = parts.config.train.steps * parts.config.data.batch_size / parts.loader.num_rows
@@ -165,6 +168,8 @@ class Run:
         if wrong := states.not_finite(state):
             raise self.diverged(f"{wrong[0]} of the state is not finite at step {step}")
         if due["evaluate"]:
+            if self.writer is None:
+                self.stand()
             self.measure(step, state)
         if due["save"]:
             loss = self.last_eval["eval/loss"] if due["evaluate"] else None
@@ -217,7 +222,7 @@ class Run:
         self.writer.scalars(step, {**self._spent(step), **found})
         if wrong := evaluate.not_finite(found):
             raise self.diverged(f"{wrong} at step {step}")
-        if config.eval.sample_tokens and self.prompt:
+        if config.eval.sample_tokens and self.prompt and not self.lost:
             self.writer.sample(step, self.prompt, _sample(parts.generator, params, config, self.prompt))
         self.progress.note(step, found)
 

@@ -102,6 +102,7 @@ BUGS = (
     Bug("known exponents by an interval of one side", IDENTIFY, "stats.t.ppf(0.975, freedom)", "stats.t.ppf(0.95, freedom)", KNOWN),
     Bug("the worst exponent by its error as it stands", IDENTIFY, "errors[name] / max(abs(fit.values[name]), 1e-3)", "errors[name]", KNOWN),
     Bug("planted studies are one study", "experiments/scaling/calibration.py", "runs, study])", "runs])", ("tests/experiments/scaling/calibration_test.py::test_every_study_is_planted_anew",)),
+    Bug("planted isoFLOP runs: C is N D", "experiments/scaling/calibration.py", '"tokens": flops / (6 * size)', '"tokens": flops / size', ("tests/experiments/scaling/calibration_test.py::test_every_study_is_planted_anew",)),
     Bug("report: Welch's interval is twice as wide", REPORT, "float(high - low) / 2", "float(high - low)", NUMBERS),
     Bug("report: between evaluations linear in FLOPs", REPORT, "np.interp(math.log(flops), np.log(x[keep]), y[keep])", "np.interp(flops, x[keep], y[keep])", NUMBERS),
 )  # fmt: skip

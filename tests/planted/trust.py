@@ -47,4 +47,7 @@ BUGS = (
     Bug("a forked process shares its parent's renderer", "data/chat.py", "_worker(os.getpid())", "_worker(0)", CHAT),
     Bug("the answer to an interrupted question is the next one's", "data/chat.py",
         "                self._end(self._process)\n                raise\n", "                raise\n", CHAT),
+    Bug("a finished run's last evaluation is the one before", "experiments/training/running.py",
+        "evaluated < known == parts.config.train.steps", "False",
+        ("tests/experiments/training/train_test.py::test_a_finished_run_does_nothing_again",)),
 )  # fmt: skip

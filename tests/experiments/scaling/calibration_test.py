@@ -44,6 +44,10 @@ def test_every_study_is_planted_anew(monkeypatch):
     monkeypatch.setattr(calibration, "isoflop", lambda columns, **_: seen.append(columns["loss"].tobytes()) or found)
     assert calibration.coverage(calibration.ISOFLOP, 28, math.inf, studies=3) == {"a": 1.0}
     assert len(set(seen)) == 3
+    made = calibration.planted_isoflop(np.random.default_rng(0))
+    N, C = made["parameters"], made["flops"]
+    true = 1.69 + 406.4 / N**0.34 + 410.7 / (C / (6 * N)) ** 0.28  # Hoffmann et al. 2022, and C = 6 N D
+    assert np.abs(np.log(made["loss"] / true)).max() < 4 * calibration.NOISE / 2
 
 
 def test_isoflop_intervals_cover_and_are_not_wide():

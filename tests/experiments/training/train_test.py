@@ -69,6 +69,10 @@ def test_a_finished_run_does_nothing_again(tmp_path):
     again = train(config, tmp_path / "run", quiet=True)
     assert {k: first[k] for k in first if k != "seconds"} == {k: again[k] for k in first if k != "seconds"}
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == metrics
+    (tmp_path / "run/metrics.jsonl").write_bytes(metrics[:-10])  # The last evaluation, torn: it is made anew.
+    mended = train(config, tmp_path / "run", quiet=True)
+    assert {k: first[k] for k in first if k != "seconds"} == {k: mended[k] for k in first if k != "seconds"}
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == metrics
 
 
 def test_killed_anywhere_ends_with_the_same_bits():
