@@ -7,6 +7,7 @@ python main.py --mode=generate --workdir=runs/quickstart --prompt="def main("
 
 import difflib
 import functools
+import logging as stdlib_logging
 import os
 import re
 import sys
@@ -147,6 +148,7 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
             "--xla_cpu_collective_call_terminate_timeout_seconds=600"
         )
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(stdlib_logging.Formatter("warning: %(message)s"))  # No file, no thread.
     for stream in (sys.stdout, sys.stderr):  # A terminal that cannot show a character shows its number.
         stream.reconfigure(errors="backslashreplace")
     from experiments import modes

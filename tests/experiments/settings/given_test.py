@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from configs import base
+from experiments import modes
 from experiments.report import data, page
 from experiments.settings import overrides
 from experiments.settings.errors import Refused
@@ -84,6 +85,17 @@ def test_a_value_that_ends_the_program_when_it_is_shown_is_refused(tmp_path, cap
     with pytest.raises(SystemExit) as left:
         main.main(["main.py"], [])
     assert left.value.code == 2 and "holds values whose code ends the program" in capsys.readouterr().err
+
+
+def test_a_warning_is_a_sentence_without_file_and_thread(caplog, monkeypatch):
+    import main
+
+    handler = main.logging.get_absl_handler().python_handler
+    monkeypatch.setattr(handler, "formatter", handler.formatter)
+    monkeypatch.setattr(main, "FLAGS", flags(mode="plan", simulate=0))
+    monkeypatch.setattr(modes, "run", lambda *_: main.logging.warning("checkpoint %d is damaged", 6))
+    main.main(["main.py"], [])
+    assert handler.format(caplog.records[-1]) == "warning: checkpoint 6 is damaged"
 
 
 @pytest.mark.parametrize("kind", ["{'a': x}", "[x]", "(x,)"])
