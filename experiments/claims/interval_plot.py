@@ -5,9 +5,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.claims import figure
 from experiments.report import page
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _LINE = 400, 8, 392, 84, 15  # as wide as a telephone, so that letters stay letters
+_LEFT, _RIGHT, _ROW, _LINE = 8, 392, 84, 15
 _CHARACTERS = 62  # of a statement on one line
 
 
@@ -25,14 +26,8 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [(row, found) for row in rows if (found := ends(row))]
     if not shown:
         return ""
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_ROW * len(shown) + 8}" width="100%" '
-        'style="max-width:600px;display:block;background:#fff;color:#1b1c1e" '
-        'role="img" aria-label="Differences with their intervals" font-family="sans-serif" font-size="12">'
-    ]
-    for k, (row, found) in enumerate(shown):
-        parts += _row(row, found, 4 + k * _ROW)
-    return "\n".join([*parts, "</svg>"])
+    parts = [part for k, (row, found) in enumerate(shown) for part in _row(row, found, 4 + k * _ROW)]
+    return figure.svg(_ROW * len(shown) + 8, "Differences with their intervals", parts)
 
 
 def _row(row: Mapping[str, Any], found: tuple[float, float, float], top: int) -> list[str]:
@@ -56,9 +51,9 @@ def _row(row: Mapping[str, Any], found: tuple[float, float, float], top: int) ->
         made.append(f'<rect x="{x(-effect)}" y="{middle - 9}" width="{wide:.1f}" height="18" fill="#88888833"/>')
     made += [
         f'<line x1="{x(0)}" x2="{x(0)}" y1="{middle - 9}" y2="{middle + 9}" stroke="#888888"/>',
-        f'<line x1="{x(low)}" x2="{x(high)}" y1="{middle}" y2="{middle}" stroke="#0067a3" stroke-width="2"/>',
-        f'<circle cx="{x(mean)}" cy="{middle}" r="4" fill="#0067a3"/>',
-        f'<text x="{_LEFT}" y="{middle + 24}" fill="#62666d">'
+        f'<line x1="{x(low)}" x2="{x(high)}" y1="{middle}" y2="{middle}" stroke="{figure.BLUE}" stroke-width="2"/>',
+        f'<circle cx="{x(mean)}" cy="{middle}" r="4" fill="{figure.BLUE}"/>',
+        f'<text x="{_LEFT}" y="{middle + 24}" fill="{figure.GREY}">'
         f"{page.escape(row['verdict'])}: {mean:.3g} [{low:.3g}, {high:.3g}]</text>",
     ]
     return made
