@@ -300,4 +300,11 @@ BUGS = (
         "if False:",
         GREEDY,
     ),
+    Bug(
+        "a draft that is not there stays where its id is drawn",
+        "models/decoding/verify/same_draw.py",
+        "(parent == here[:, None]) & valid & ",
+        "(parent == here[:, None]) & ",
+        ("tests/models/decoding/verify/rules_test.py::test_a_walk_stays_with_drafts_that_are_there_and_were_drawn",),
+    ),
 )

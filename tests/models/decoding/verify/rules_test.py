@@ -14,7 +14,7 @@ from models.decoding import keys as key_scheme
 from models.decoding import parts as sockets
 from models.decoding import stream
 from models.decoding.drafts import Tree
-from models.decoding.verify import VERIFIERS, laws, rules, siblings
+from models.decoding.verify import VERIFIERS, laws, rules, same_draw, siblings
 from tests.models.decoding.tables import Headed, Table
 from tests.plain import verify as plain
 
@@ -272,3 +272,23 @@ def test_a_rule_that_changes_the_law_is_seen_by_the_same_count():
     assert far(texts) < 1e-4
     cold = [DEFAULTS | {"verifier": "typical", "temperature": 0.0}]
     assert sockets.make(cold, DEFAULTS).verifier == VERIFIERS["greedy"]()
+
+
+def test_a_walk_stays_with_drafts_that_are_there_and_were_drawn():
+    """Against a plain walk, node by node: an id that is drawn and stands in a node that is not there is no draft."""
+    rng, B, N = np.random.default_rng(0), 50, 7
+    parent = np.array([[-1, *(rng.integers(0, node) for node in range(1, N))] for _ in range(B)])
+    token, drawn = rng.integers(0, 3, (2, B, N))
+    valid = rng.random((B, N)) < 0.6
+    found = jax.tree.map(np.asarray, jax.jit(same_draw.follow, static_argnums=4)(token, parent, valid, drawn, N))
+    for b in range(B):
+        path = [0]
+        while True:
+            children = np.flatnonzero((parent[b] == path[-1]) & valid[b])
+            right = [n for n in children.tolist() if token[b, n] == drawn[b, path[-1]]]
+            if not right:
+                break
+            path.append(right[0])
+        assert found.count[b] == len(path) and found.path[b, : len(path)].tolist() == path
+        assert found.next[b] == drawn[b, path[-1]]
+    assert found.count.max() >= 3
