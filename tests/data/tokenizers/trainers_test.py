@@ -104,3 +104,13 @@ def test_the_old_tokenizer_has_its_old_state():
     made = trained("bpe")
     assert made._state() == {"kind": "bpe", "definition": made.definition}
     assert made.hash == tokenizer.digest_of(made._state())
+
+
+def test_bytes_that_a_unigram_text_lacks_are_the_least_likely_pieces(tmp_path):
+    tokenise.TRAINERS["unigram"](TEXTS[:1], 300).save(tmp_path / "saved.json")
+    saved = json.loads(json.loads((tmp_path / "saved.json").read_text())["definition"])["model"]["vocab"]
+    log_p = {bytes(map(tokenizer.byte_alphabet().__getitem__, piece)): value for piece, value in saved}
+    lacking = {bytes([b]) for b in range(256)} - {bytes([b]) for b in TEXTS[0]}
+    seen = [value for piece, value in log_p.items() if piece not in lacking]
+    assert sum(map(np.exp, seen)) == pytest.approx(1, rel=1e-9)
+    assert {log_p[byte] for byte in lacking} == {min(seen) - 10}
