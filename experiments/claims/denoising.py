@@ -67,7 +67,7 @@ def sizes(options: Mapping[str, Any]) -> dict[str, int]:
 
 
 def network(key: jax.Array, *, width: int, layers: int) -> list[jax.Array]:
-    """Kernels with a row for the bias, of `layers` hidden layers."""
+    """Kernels `[inputs + 1, outputs]`, their last rows the biases, of `layers` hidden layers."""
     shape = [64 + FEATURES, *[width] * layers, 64]
     pairs = zip(shape, shape[1:], strict=False)
     keys = jax.random.split(key, len(shape))
@@ -86,7 +86,7 @@ def velocity(kernels: list[jax.Array], x: jax.Array, t: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def learned(key: jax.Array, images: jax.Array, width: int, layers: int, steps: int) -> list[jax.Array]:
-    """A network after `steps` of Adam on mean |v(x_t, t) - (x_1 - e)|^2, the rate falling to 0."""
+    """A network after `steps` of Adam on mean |v(x_t, t) - (x_1 - e)|^2, the rate falling to 0: images `[n, 64]`."""
     kernels = network(jax.random.fold_in(key, 0), width=width, layers=layers)
 
     def loss(kernels: list[jax.Array], key: jax.Array) -> jax.Array:
@@ -120,8 +120,8 @@ def plain(key: jax.Array, x: jax.Array, model: denoising.Velocity, times: jax.Ar
 def released(
     key: jax.Array, x: jax.Array, target: denoising.Velocity, draft: denoising.Velocity, times: jax.Array
 ) -> jax.Array:
-    """Images by the released rule: each step of the draft stays with `continuous.released_chance`, else is the
-    target's."""
+    """Images `[B, 64]` by the released rule: a step of the draft stays with `continuous.released_chance`, else it is
+    the target's. `x [B, 64]` is noise, `times [S + 1]` begins at 0."""
 
     def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         t, s = jnp.full(len(x), times[i]), jnp.full(len(x), times[i + 1])
@@ -137,14 +137,14 @@ def released(
 
 
 def far(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean Kolmogorov-Smirnov distance of two sets of images in DIRECTIONS random directions."""
+    """Mean Kolmogorov-Smirnov distance of images `[n, 64]` and `[m, 64]` in DIRECTIONS random directions."""
     directions = np.random.default_rng(0).normal(size=(a.shape[1], DIRECTIONS))
     return float(np.mean([stats.ks_2samp(*pair).statistic for pair in zip((a @ directions).T, (b @ directions).T,
                                                                           strict=True)]))  # fmt: skip
 
 
 def measured(claim: Mapping[str, Any], images: np.ndarray, seed: int) -> dict[str, float]:
-    """Everything of one seed: acceptance, calls and distances."""
+    """Acceptance, calls and distances of one seed, by name; images `[n, 64]` to learn from."""
     key, many = jax.random.key(seed), claim["images"]
     nets = [
         learned(jax.random.fold_in(key, i), jnp.asarray(images), options["width"], options["layers"], options["steps"])

@@ -121,7 +121,7 @@ def number(row: dict[str, Any], key: str) -> float:
 
 
 def seconds_at(run: Run, steps: np.ndarray) -> np.ndarray:
-    """Training wall seconds at each of `steps`, linear between the lines of timing.jsonl; NaN without timings."""
+    """Training wall seconds `[n]` at `steps [n]`, linear between the lines of timing.jsonl; NaN beyond them."""
     known = np.array([(row["step"], number(row, "seconds")) for row in run.timing], np.float64).reshape(-1, 2)
     known = known[np.isfinite(known[:, 1])]
     if not len(known):
@@ -144,9 +144,10 @@ def series(run: Run, key: str, axis: str = "step", timing: bool = False) -> tupl
 
 
 def decimate(x: np.ndarray, y: np.ndarray, points: int = 1000, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `points` of a curve: per bucket of x the first, lowest, highest and last, so no extreme is lost.
+    """About `points` of a curve x, y `[n]` at most: per bucket of x the first, lowest, highest and last.
 
-    Buckets are even in x as drawn (in log x if `log`). A bucket with a NaN keeps one, which draws as a gap.
+    No extreme is lost. Buckets are even in x as drawn (in log x if `log`). A bucket with a NaN keeps one, which draws as
+    a gap.
     """
     if len(x) <= points:
         return x, y
@@ -169,7 +170,7 @@ def decimate(x: np.ndarray, y: np.ndarray, points: int = 1000, log: bool = False
 
 
 def smooth(y: np.ndarray, fraction: float = 0.03) -> np.ndarray:
-    """Centred running mean over `fraction` of the points, narrower near the start so that it follows a steep fall.
+    """Centred running mean `[n]` over `fraction` of y `[n]`, narrower near the start so that it follows a steep fall.
 
     A window reaches to both sides by at most a tenth of the points before it, and is cut off at the end. Values that
     are not finite are skipped.

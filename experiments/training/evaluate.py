@@ -72,7 +72,7 @@ def summary(rows: np.ndarray, kind: str) -> dict[str, Any]:
 
 
 def bits_a_byte(nats: np.ndarray, sizes: np.ndarray) -> str:
-    """Bits per byte of documents with so many nats and bytes each, in words: of several with their standard error."""
+    """Bits per byte of documents, nats and bytes `[n]` of each, in words: of several with their standard error."""
     bits = nats / math.log(2)
     error = ratio_standard_error(bits, sizes)
     return f"{bits.sum() / sizes.sum():.4f}" + ("" if math.isnan(error) else f" (standard error {error:.4f})")
@@ -85,7 +85,7 @@ def not_finite(found: dict[str, Any]) -> str:
 
 
 def ratio_standard_error(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    """Standard error of sum(numerator) / sum(denominator) over independent rows (linearised)."""
+    """Standard error of sum(numerator) / sum(denominator) over independent rows `[n]` (linearised); NaN of one row."""
     n, total = len(numerator), denominator.sum()
     if n < 2 or total == 0:
         return float("nan")
