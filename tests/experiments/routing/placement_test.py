@@ -269,3 +269,25 @@ def test_tables_guess_the_device_and_perfect_guesses_send_nothing():
         np.testing.assert_array_equal(np.bincount(at, minlength=G), np.bincount(room, minlength=G))
     np.testing.assert_array_equal(speculative.shuffle(true, room, np.zeros(N), G), room)
     assert speculative.remaining(room, trace[:, :1], where[0]) == np.sum(true != room)
+    assert speculative.remaining([0, 1], [[0, -1], [1, 0]], [0, 1]) == 1  # -1 is no choice; expert 0 is away from 1
+
+
+def test_tables_and_guesses_are_plain_counts():
+    rng, V = np.random.default_rng(4), 5
+    trace, tokens = rng.integers(0, E, (60, 3)), rng.integers(0, V, 60)
+    where = np.stack([rng.permutation(np.arange(E) % 3) for _ in range(3)])
+    made = speculative.tables(trace, tokens, where, V)
+
+    def likeliest(layer, like):
+        """(device, share) of the tokens that are like this one; of equal devices the first, of none device 0."""
+        counts = [sum(where[layer][trace[m, layer]] == g for m in range(60) if like(m)) for g in range(3)]
+        return int(np.argmax(counts)), max(counts) / max(sum(counts), 1)
+
+    devices, sure = made.guess(2, tokens, trace[:, :2])
+    for n in range(60):
+        by_token = likeliest(2, lambda m, n=n: tokens[m] == tokens[n])
+        by_pair = likeliest(2, lambda m, n=n: (trace[m, :2] == trace[n, :2]).all())
+        assert (devices[n], sure[n]) == (by_pair if by_pair[1] > by_token[1] else by_token)
+    # Two places on each device: the surest two of those that want device 0 get them, and one stays at home in turn.
+    at = speculative.shuffle([0, 0, 0, 1], [1, 1, 0, 0], [0.2, 0.9, 0.5, 0.1], 2)
+    assert at.tolist() == [1, 0, 0, 1]
