@@ -56,8 +56,7 @@ def _axes(least: float, most: float, low: float, high: float, over: str) -> list
     """Both axes with five marks each, and their names."""
     small = f'fill="{figure.GREY}" font-size="11"'
     made = [
-        f'<text x="{_LEFT}" y="{_TOP - 1}" {small}>held-out bits per byte</text>',
-        f'<text x="{_RIGHT}" y="{_BOTTOM + 15}" {small} text-anchor="end">{most:.3g} {NAMES[over]}</text>',
+        f'<text x="{_LEFT}" y="{_TOP - 1}" {small}>held-out bits per byte, over {NAMES[over]}</text>',
     ]
     for k in range(5):
         y = _BOTTOM - k / 4 * (_BOTTOM - _TOP)
@@ -66,8 +65,7 @@ def _axes(least: float, most: float, low: float, high: float, over: str) -> list
             f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y:g}" y2="{y:g}" stroke="#88888833"/>',
             f'<text x="{_LEFT - 6}" y="{y + 4:g}" {small} text-anchor="end">{value:.2f}</text>',
         ]
-        if k < 4:
-            x = _LEFT + k / 4 * (_RIGHT - _LEFT)
-            place = least * (most / least) ** (k / 4)
-            made.append(f'<text x="{x:g}" y="{_BOTTOM + 15}" {small}>{place:.3g}</text>')
+        x, anchor = _LEFT + k / 4 * (_RIGHT - _LEFT), ("start", "middle", "middle", "middle", "end")[k]
+        place = f"{least * (most / least) ** (k / 4):.3g}".replace("e+", "e")
+        made.append(f'<text x="{x:g}" y="{_BOTTOM + 15}" {small} text-anchor="{anchor}">{place}</text>')
     return made

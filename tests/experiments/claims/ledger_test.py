@@ -262,7 +262,7 @@ def test_curves_of_arms_stand_under_each_other_on_one_scale():
     assert made["a-curves.svg"] == drawn + "\n" and "(a-curves.svg)" in made["a.md"] and drawn in pages.html(record)
     over = {name: {"flops": arm["epochs"], "bits_per_byte": arm["bits_per_byte"]} for name, arm in arms.items()}
     same = curve_plot.draw([row | {"numbers": {"curves": over}}])
-    assert "200 FLOPs<" in same and same.replace("FLOPs", "epochs") == drawn
+    assert "over FLOPs<" in same and same.replace("FLOPs", "epochs") == drawn
     once = curve_plot.draw([row | {"numbers": {"curves": {"up": {"epochs": [3.0], "bits_per_byte": [[4.0]]}}}}])
     assert 'polyline points="44.0,104.0"' in once  # One place of one value stands at the left, half of the way up.
 
