@@ -19,12 +19,13 @@ of 32 elements (eight heads, 800 steps), still being learned. Sixteen heads had 
 
 The control: with the small set first nine in ten answers are right.
 
-Expect, as seen with three seeds: a second reading changes nothing where one suffices, 99.0 against 98.7%. The order is
-left open: 97.1, 97.7 and 92.8% with the small set first, 97.5, 99.3 and 99.3% with the large one first. All arms still
-learned when their steps ended, so that the shares say how soon as much as how well; that a state of 64 numbers bounds
-the large set does not show. A second look, at five seeds, was planned and not run: its hours were cut from 0.8 to 0.3
-when three had been seen. All arms have the same rate, by pilots. Cost: nine runs of 1000 steps of 64 rows of 25 tokens;
-took 18 minutes on two cores that did much else.
+Expect, as seen: a second reading changes nothing where one suffices, 99.0 against 98.7% of three seeds. The order
+changes less than the effect, and that little the other way: with twelve seeds 95.8% with the small set first, 98.5%
+with the large one, -2.6 points [-4.4, -0.8]. All arms still learned when their steps ended, so that the shares say how
+soon as much as how well; that a state of 64 numbers bounds the large set does not show. Looks at three and five seeds
+were planned; the one at twelve took the place of the second when the first had been seen (-2.8 [-13.8, 8.1]), the hours
+went from 0.8 to 0.3 and to 1.0. All arms have the same rate, by pilots. Cost: 36 runs of 1000 steps of 64 rows of 25
+tokens; took 42 minutes on two cores that did much else.
 """
 
 from configs.claims import small
@@ -68,7 +69,7 @@ def get_claim():
         ],
         "effect": 0.05,
         "control": {"says": "small set first, share right", "reads": ("exact", "small set first"), "least": 0.9},
-        "looks": (3, 5),
-        "hours": 0.3,
-        "seeds": tuple(range(5)),
+        "looks": (3, 12),
+        "hours": 1.0,
+        "seeds": tuple(range(12)),
     }
