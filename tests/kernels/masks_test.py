@@ -79,13 +79,21 @@ def test_dense_is_the_definition():
         np.testing.assert_array_equal(dense, [[bool(cell[name]) for cell in row] for row in wanted], err_msg=name)
 
 
+@pytest.mark.parametrize("size", [3, 4])
+def test_queries_before_the_first_key_see_no_block(size):
+    """Seven queries are the last of four positions: the first three stand at -3..-1, in the block before the first."""
+    wanted = [[k // size <= (q + 4 - 7) // size for k in range(4)] for q in range(7)]
+    np.testing.assert_array_equal(masks.BlockCausal(size).dense(7, 4), wanted)
+    assert not np.any(wanted[:3])
+
+
 def test_block_diffusion_counts():
     length, size = 64, 8
     assert masks.BlockDiffusion(length, size).dense(128, 128).sum() == length**2 + length * size
 
 
 @pytest.mark.parametrize("mask", ALL, ids=str)
-@pytest.mark.parametrize("blocks", [(16, 8), (7, 31), (128, 128)], ids=str)
+@pytest.mark.parametrize("blocks", [(16, 8), (7, 31), (128, 128), (4, 3)], ids=str)  # Windows fill small tiles alone.
 def test_tiles_of_single_masks(mask, blocks):
     dense, tiles = np.asarray(mask.dense(T, T)), np.asarray(mask.tiles(T, T, *blocks))
     wanted = classify(dense, *blocks)

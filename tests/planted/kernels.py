@@ -381,4 +381,18 @@ BUGS = (
         "not steps[-1].blocks.all()",
         SHARED,
     ),
+    Bug(
+        "a window's tile is full as far to the right as to the left",
+        "kernels/mask_rules.py",
+        "(nearest >= -self.left) & (farthest <= self.right)",
+        "(nearest >= -self.left) & (farthest <= self.left)",
+        ("tests/kernels/masks_test.py",),
+    ),
+    Bug(
+        "queries before the first key stand in the first block",
+        "kernels/mask_rules.py",
+        "raised = xp.maximum(index, -size) + size",
+        "raised = xp.maximum(index, 0) + size",
+        ("tests/kernels/masks_test.py",),
+    ),
 )

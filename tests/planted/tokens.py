@@ -72,4 +72,5 @@ BUGS = (
     Bug("an interval of one tail", "data/tokenizers/measures.py", "[(1 - level) / 2, (1 + level) / 2]", "[1 - level, level]", ("tests/data/tokenizers/measures_test.py",)),
     Bug("a set's chance is that of the whole answer", "data/tasks/sorting.py", "math.log(math.comb(self.symbols, self.items)) / self.items", "math.log(math.comb(self.symbols, self.items))", ("tests/data/tasks_test.py",)),
     Bug("bytes that a text lacks are likely", "data/tokenizers/trainers.py", "least = min(log_p.values(), default=0.0) - 10", "least = min(log_p.values(), default=0.0) + 10", ("tests/data/tokenizers/trainers_test.py::test_bytes_that_a_unigram_text_lacks_are_the_least_likely_pieces",)),
+    Bug("roots by how many words have them", "data/tokenizers/trainers.py", "roots[read or word] += count", "roots[read or word] += 1", ("tests/data/tokenizers/trainers_test.py::test_roots_of_a_morphology_stand_by_how_often_they_are_used",)),
 )  # fmt: skip

@@ -114,3 +114,9 @@ def test_bytes_that_a_unigram_text_lacks_are_the_least_likely_pieces(tmp_path):
     seen = [value for piece, value in log_p.items() if piece not in lacking]
     assert sum(map(np.exp, seen)) == pytest.approx(1, rel=1e-9)
     assert {log_p[byte] for byte in lacking} == {min(seen) - 10}
+
+
+def test_roots_of_a_morphology_stand_by_how_often_they_are_used():
+    made = tokenise.TRAINERS["morphology"]([b"bbb ccc zzz zzz zzz ccc"], 4000)
+    places = [made.pieces.index(root) for root in (b"zzz", b" zzz", b"ccc", b" ccc", b"bbb", b" bbb")]
+    assert places == sorted(places)

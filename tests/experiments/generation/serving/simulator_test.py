@@ -10,9 +10,9 @@ from experiments.generation.serving import lamina, sarathi, splitwise, traces
 from experiments.generation.serving.costs import Offloaded, StepCost, Work, fit, nonnegative, packed, padded, terms
 from experiments.generation.serving.jobs import Asked, Blocks, Job, Seen, Slots
 from experiments.generation.serving.plan import StepPlan
-from experiments.generation.serving.report import report
+from experiments.generation.serving.report import meets, report
 from experiments.generation.serving.schedulers import SCHEDULERS, Batches, FirstCome, Sarathi
-from experiments.generation.serving.simulator import Machine, simulate
+from experiments.generation.serving.simulator import Machine, Served, simulate
 
 COST = StepCost((2.0, 0.01, 1e-4, 1e-5, 0.1))
 ONE = StepCost((1.0, 0, 0, 0, 0))
@@ -277,6 +277,9 @@ def test_reports():
     assert found.first == (1.0, pytest.approx(1 + 0.98 * 3)) and found.gap == (1, 1) and found.queued[0] == 0
     assert report(log, stall=1.0).met == 1 and report(log, stall=0.99).met == 0
     assert report(log, first=9, gap=0.9).met == 0 and report(log).met == 1 and found.preempted == 0
+    uneven = Served(requests[0], times=[1.0, 1.5, 3.0])  # gaps of 0.5 and 1.5: their mean is 1, the largest 1.5
+    assert meets(uneven, 1.0, 1.0) and not meets(uneven, 1.0, 0.99) and not meets(uneven, 0.99, 1.0)
+    assert meets(uneven, 1.0, 1.0, 1.5) and not meets(uneven, 1.0, 1.0, 1.49)
 
 
 def test_traces(tmp_path):
