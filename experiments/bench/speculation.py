@@ -70,10 +70,8 @@ class Writer:
     def begun(self, i: int) -> stream.Progress:
         """The row of prompt i, read."""
         ids = self.prompts[i]
-        text = np.zeros((1, self.width), np.int32)
-        text[0, : len(ids)] = ids
-        length = np.asarray([len(ids)], np.int32)
-        size = -(-(max(map(len, self.prompts)) - 1) // 16) * 16
+        text, length = requests.padded([ids], self.width - len(ids), 0)
+        size = requests.first_pass(np.array([len(ids) for ids in self.prompts]))
         given = (self.weights, text, length, length + self.tokens, self.keys[i], {})
         return jax.block_until_ready(self.decoder.start(*given, parts=self.parts, size=size, capacity=self.width))
 

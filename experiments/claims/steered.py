@@ -23,7 +23,7 @@ from experiments.claims import arms, method
 from experiments.claims.curve import merged
 from experiments.claims.evidence import Evidence
 from experiments.claims.memories import Cell, nested
-from experiments.generation import between
+from experiments.generation import between, requests
 from experiments.generation.decoder import Decoder, key_data
 from experiments.program import inputs
 from experiments.workdir import trained
@@ -105,24 +105,20 @@ class Reader:
         parts = decoder.parts([options])
         if self.prompt:
             parts = dataclasses.replace(parts, control=(*parts.control, ("scored", Scored())), eos=-1)
-        length = np.array([len(row) for row in rows.ids], np.int32)
         more = max(len(row) for row in rows.wanted)
-        width, size = -(-(int(length.max()) + more) // 64) * 64, int(length.max()) - 1
-        text = np.zeros((len(length), width), np.int32)
-        counts = np.zeros_like(text)
-        for at, (row, wanted, some) in enumerate(zip(*rows, strict=True)):
-            text[at, : len(row)] = row
-            if self.prompt:
-                behind = slice(len(row), len(row) + len(wanted))
-                text[at, behind], counts[at, behind] = wanted, some
-        target = {"target": text, "counts": counts}
+        text, length = requests.padded(rows.ids, more, 0)
+        width, size = text.shape[1], int(length.max()) - 1
+        target = {"target": text.copy(), "counts": np.zeros_like(text)}
+        for at, (row, wanted, some) in enumerate(zip(*rows, strict=True) if self.prompt else ()):
+            behind = slice(len(row), len(row) + len(wanted))
+            target["target"][at, behind], target["counts"][at, behind] = wanted, some
         weights = decoder.weights(self.model.params, parts)
         dials = sockets.dials([options] * len(length), parts)
         key = key_data([f"{draw} {at}" for at in range(len(length))], self.model.config.seed)
         limit = length + more
         p = decoder.start(
             weights,
-            np.where(np.arange(width) < length[:, None], text, 0),
+            text,
             length,
             limit,
             key,

@@ -183,12 +183,8 @@ class Filler:
         """Tokens and segment ids `[B, T]` of rows with `count` masks each, and where the masks begin."""
         tail = np.concatenate([np.full(count, self._mask_id), self.tokenizer.encode(suffix)]).astype(np.int32)
         ids = [self.encode(prompt) for prompt in prompts]
-        width = -(-(max(map(len, ids)) + len(tail)) // 64) * 64  # Rounded up, so that few lengths compile.
-        canvas = np.full((len(ids), width), self.tokenizer.pad, np.int32)
-        segments = np.zeros(canvas.shape, np.int32)
-        for row, head in enumerate(ids):
-            whole = np.concatenate([head, tail])
-            canvas[row, : len(whole)], segments[row, : len(whole)] = whole, 1
+        canvas, length = requests.padded([np.concatenate([head, tail]) for head in ids], 0, self.tokenizer.pad)
+        segments = (np.arange(canvas.shape[1]) < length[:, None]).astype(np.int32)
         return canvas, segments, [len(head) for head in ids]
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.generation import requests
 from experiments.generation.decoder import Decoder
 from experiments.generation.serving import clock
 from experiments.settings.errors import ConfigError
@@ -99,12 +100,8 @@ def timed(decoder: Decoder, params: Any, options: Mapping[str, Any], ids: Sequen
     parts = dataclasses.replace(decoder.parts([options]), eos=-1)
     weights = decoder.weights(params, parts)
     ids = [*ids, *[ids[0]] * (-len(ids) % decoder.devices)]
-    length = np.asarray([len(row) for row in ids], np.int32)
-    size = -(-int(length.max() - 1) // 16) * 16
-    width = -(-(int(length.max()) + (ROUNDS + 1) * parts.drafter[1].nodes) // 64) * 64
-    text = np.zeros((len(ids), width), np.int32)
-    for row, tokens in enumerate(ids):
-        text[row, : len(tokens)] = tokens
+    text, length = requests.padded(ids, (ROUNDS + 1) * parts.drafter[1].nodes, 0)
+    size, width = requests.first_pass(length), text.shape[1]
     key = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), len(ids))))
     dials = sockets.dials([options] * len(ids), parts)
     given, seconds = (weights, text, length, np.full_like(length, width), key, dials), []

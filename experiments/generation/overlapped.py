@@ -111,12 +111,9 @@ class Row:
         Over several devices it is there once for each of them.
         """
         ids = requests.encode(self.tokenizer, prompt)
-        size = -(-(len(ids) - 1) // 16) * 16
-        width = -(-max(len(ids) + room, size) // 64) * 64
         rows = self.decoder.devices
-        text = np.full((rows, width), self.tokenizer.pad, np.int32)
-        text[:, : len(ids)] = ids
-        length = np.full(rows, len(ids), np.int32)
+        text, length = requests.padded([ids] * rows, room, self.tokenizer.pad)
+        size, width = requests.first_pass(length), text.shape[1]
         dials = sockets.dials([self.options] * rows, self.parts)
         given_to = (text, length, length + limit, np.repeat(key_data([prompt], self.seed), rows, axis=0), dials)
         p = self.decoder.start(self.weights, *given_to, parts=self.parts, size=size, capacity=width)

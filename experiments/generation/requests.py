@@ -34,6 +34,23 @@ def encode(tokenizer: Any, prompt: str) -> np.ndarray:
     return np.concatenate([[tokenizer.bos], ids]).astype(np.int32)
 
 
+def padded(ids: Sequence[np.ndarray], more: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts, `[n]` each, as rows: text `[B, R]` int32 with `fill` behind each prompt, and lengths `[B]` int32.
+
+    R leaves room for `more` tokens behind the longest and is a multiple of 64, so that few sizes compile.
+    """
+    length = np.asarray([len(row) for row in ids], np.int32)
+    text = np.full((len(ids), -(-(int(length.max()) + more) // 64) * 64), fill, np.int32)
+    for row, tokens in zip(text, ids, strict=True):
+        row[: len(tokens)] = tokens
+    return text, length
+
+
+def first_pass(length: np.ndarray) -> int:
+    """Tokens of the pass that reads prompts of `length [B]`, all but the last of each: a multiple of 16."""
+    return -(-(int(np.max(length)) - 1) // 16) * 16
+
+
 def number(prompt: str, before: int) -> int:
     """The number of a request whose prompt was asked `before` times before."""
     return zlib.crc32(f"{before} {prompt}".encode("utf-8", "surrogateescape"))

@@ -62,15 +62,11 @@ class Generator:
         more = -real % self.decoder.devices  # Every device takes as many rows; those beyond `real` are not read.
         ids, prompts, read = ids + ids[:1] * more, [*prompts, *[prompts[0]] * more], read + read[:1] * more
         weights = self.decoder.weights(params, parts)
-        length = np.asarray([len(row) for row in ids], np.int32)
-        longest, max_new = int(length.max()), options["max_tokens"]
-        size = -(-(longest - 1) // 16) * 16
-        width = -(-max(longest + max_new, size) // 64) * 64  # Rounded up, so that few lengths compile.
+        max_new = options["max_tokens"]
+        text, length = requests.padded(ids, max_new, self.tokenizer.pad)
+        size, width = requests.first_pass(length), text.shape[1]
         if problems := [*drafting.fits(parts, width)]:
             raise ConfigError(problems)
-        text = np.full((len(ids), width), self.tokenizer.pad, np.int32)
-        for row, tokens in enumerate(ids):
-            text[row, : len(tokens)] = tokens
         dials = sockets.dials([options] * len(ids), parts)
         own = given(parts, options, self.tokenizer, self.decoder.sides(weights, parts, width))
         own = by_row([together(own, mine) for _, mine in read])

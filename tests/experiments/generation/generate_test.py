@@ -78,6 +78,13 @@ def text(ids: list[int], tokenizer) -> str:
     return "".join(decoder.push(i) for i in ids if i != tokenizer.eos)
 
 
+def test_prompts_lie_in_rows_with_room_behind_the_longest():
+    text, length = requests.padded([np.array([5, 6]), np.array([7])], 62, 9)
+    assert text.shape == (2, 64) and text[:, :3].tolist() == [[5, 6, 9], [7, 9, 9]] and (text[:, 3:] == 9).all()
+    assert length.tolist() == [2, 1] and requests.padded([np.array([5, 6])], 63, 9)[0].shape == (1, 128)
+    assert [requests.first_pass(np.array([1, n])) for n in (1, 2, 17, 18)] == [0, 16, 16, 32]
+
+
 @pytest.mark.parametrize("prompt", [*PROMPTS[:3], "naïve 日本"])
 def test_temperature_zero_is_the_argmax_of_the_full_forward(prompt):
     tokenizer = data.ByteTokenizer()
