@@ -67,7 +67,7 @@ def chosen(op: str, of: str, platform: str, default: Choice, tried: tuple[Choice
 
 
 def length(tokens: int) -> int:
-    """The power of two at or above `tokens`: lengths of one class are cut alike."""
+    """The least power of two that is not below `tokens`, 1 of 0: lengths of one class are cut alike."""
     return 1 << max(0, tokens - 1).bit_length()
 
 

@@ -146,8 +146,8 @@ def series(run: Run, key: str, axis: str = "step", timing: bool = False) -> tupl
 def decimate(x: np.ndarray, y: np.ndarray, points: int = 1000, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """About `points` of a curve x, y `[n]` at most: per bucket of x the first, lowest, highest and last.
 
-    No extreme is lost. Buckets are even in x as drawn (in log x if `log`). A bucket with a NaN keeps one, which draws as
-    a gap.
+    No extreme is lost. Buckets are even in x as drawn (in log x if `log`). A bucket with a NaN keeps one, which
+    draws as a gap.
     """
     if len(x) <= points:
         return x, y

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels import masks
+from kernels import choices, masks
 from models.decoding.control.warp import allowed
 
 ALTERNATIVES = 20
@@ -63,4 +63,4 @@ class Scorer:
 
 def length(count: int) -> int:
     """Tokens of the pass that scores `count` tokens: few lengths, so that few programs are compiled."""
-    return max(64, 1 << (count - 1).bit_length())
+    return max(64, choices.length(count))

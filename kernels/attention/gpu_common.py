@@ -28,7 +28,7 @@ def sizes_of(q: jax.Array, k: jax.Array, backward: bool = False) -> tuple[Sizes,
     S, K = k.shape[1:3]
     if H > 256:
         raise NotImplementedError(f"implementation='pallas_gpu' takes heads up to 256 wide, not H={H}; use 'chunked'.")
-    width = max(16, 1 << (H - 1).bit_length())
+    width = max(16, choices.length(H))
     default = (BACKWARD_TILES if backward else FORWARD_TILES)[max(64, width)]
     of = f"pallas_gpu {'backward' if backward else 'forward'}, H {max(64, width)}, S {choices.length(S)}"
     block_q, block_k, warps, stages = choices.chosen("attention", of, "gpu", default, TRIED)

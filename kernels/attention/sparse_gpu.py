@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from kernels import choices
 from kernels.attention.flash import LOG2_E, MASKED, NN, Call, check, dot, in_32_bits, pad_to, scores
 from kernels.attention.flash import Sizes as Tile
 from kernels.attention.sparse_lanes import Listed, Sizes, gathered, head_major
@@ -34,7 +35,7 @@ def forward(
         raise NotImplementedError(
             f"implementation='pallas_gpu' takes blocks of {LEAST}, 32, 64, ... tokens, not {size.block}; use 'lanes'."
         )
-    H = max(LEAST, 1 << (size.H - 1).bit_length())
+    H = max(LEAST, choices.length(size.H))
     queries, keys, values = (pad_to(head_major(x, size), 2, H) for x in (q, k, v))
     L, block = queries.shape[0], size.block
     single = gathered(size, keys, values, listed, WIDTH)

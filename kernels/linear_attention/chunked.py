@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels import choices
 from kernels.lact.reference import product
 from kernels.linear_attention.dispatch import over_chunks
 
@@ -43,7 +44,7 @@ def inverse(below: jax.Array) -> jax.Array:
     triangular solvers at once, and on a CPU of two cores they wait for each other's threads for ever (jaxlib 0.10).
     """
     *batch, size, _ = below.shape
-    whole, half = 1 << (size - 1).bit_length(), 1
+    whole, half = choices.length(size), 1
     below = jnp.pad(below, (*[(0, 0)] * len(batch), (0, whole - size), (0, whole - size)))
     found = jnp.ones((*batch, whole, 1, 1), below.dtype)
     while half < whole:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kernels import choices
 from kernels import linear_attention as kernel
 from kernels.linear_attention import LinearState
 from models import norms, parameters, projections
@@ -136,7 +137,7 @@ class GatedDelta(nnx.Module):
         The system takes 2 C H to solve once it is inverted, for (C^3 - C) 2 / 3 a chunk of a power of two.
         """
         size = min(self.chunk_size, length)
-        whole = 1 << (size - 1).bit_length()
+        whole = choices.length(size)
         chunk = 8 * size * self.H + 6 * self.H**2 + 2 * (whole**3 - whole) / (3 * size)
         return {"recurrent": self.N * chunk + _convolved(self)}
 
