@@ -136,4 +136,18 @@ BUGS = (
         "pass",
         LENGTHS,
     ),
+    Bug(
+        "lookup: the last words stood at their own place",
+        f"{DRAFTS}/lookup.py",
+        "(at < (length - 1)[:, None])",
+        "(at < length[:, None])",
+        (f"{TESTS}/lookup_test.py",),
+    ),
+    Bug(
+        "lookup: the oldest place",
+        f"{DRAFTS}/lookup.py",
+        "newest = jnp.max(jnp.where(place, at + 1, 0), axis=1)",
+        "newest = jnp.where(place.any(1), jnp.argmax(place, axis=1) + 1, 0)",
+        (f"{TESTS}/lookup_test.py",),
+    ),
 )
