@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import data
+from data import folders, places
 from data.packing import Alone
 from experiments import workdir as files
 from experiments.program import inputs
@@ -18,7 +19,7 @@ from experiments.settings import processes
 from experiments.settings.errors import ConfigError, Refused
 from experiments.settings.visible import visible
 from experiments.training import evaluate as evaluation
-from experiments.workdir import disk
+from experiments.workdir import disk, saved
 
 FIELDS = ("text", "document", "sha256", "begins", "bytes", "tokens", "bits", "bits_per_byte", "kind")
 
@@ -67,12 +68,16 @@ def named(texts: Sequence[str]) -> dict[str, str]:
 
 
 def check(config: Any) -> None:
-    """Raises ConfigError where the model reads symbols, not text."""
+    """Raises ConfigError where the model reads symbols, not text, or `eval.texts` names nothing."""
     if config.eval.texts and (config.data.source.startswith("task:") or config.data.source in ("digits", "random")):
         raise ConfigError([
             f"eval.texts={config.eval.texts!r} is text, and data.source={config.data.source!r} has symbols of its own; "
             "use eval.texts=()."
         ])  # fmt: skip
+    for name, path in named(config.eval.texts).items():
+        some = lambda path: path.exists() or bool(folders.pattern(str(path), []))  # noqa: E731
+        if not (places.remote(path) or saved.found(path, some)):
+            raise ConfigError([f"eval.texts {name!r}: {path!r} does not exist; use a file, folder or pattern."])
 
 
 def evaluate(model: Any, step: Callable) -> Iterator[Found]:

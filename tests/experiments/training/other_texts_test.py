@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from experiments import modes, report
 from experiments import workdir as files
 from experiments.settings.errors import ConfigError, Refused
@@ -115,3 +116,15 @@ def test_a_file_of_something_else_is_not_written_over(held, tmp_path):
 def test_texts_that_cannot_be_read_are_refused(texts, told, run):
     with pytest.raises(ConfigError, match=told):
         measured(run, texts=texts)
+
+
+def test_texts_that_are_not_there_are_told_before_anything_is_measured(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    config = base.get_config()
+    for path, there in ((tmp_path / "a.txt", True), (tmp_path / "?.txt", True), (tmp_path / "b*", False)):
+        config.eval.texts = (f"a={path}",)
+        if there:
+            other_texts.check(config)
+            continue
+        with pytest.raises(ConfigError, match="eval.texts 'a': .*b.' does not exist; use a file, folder or pattern"):
+            other_texts.check(config)
