@@ -38,7 +38,8 @@ LAUNCHERS = {  # name: (module with a function `launcher`, the package it needs)
 def make(name: str, jobs: int, folder: pathlib.Path, resources: Mapping[str, Any]) -> Launcher:
     """The launcher `name` of `LAUNCHERS` for `jobs` trials at a time; `folder` is for its own files.
 
-    `resources`: the needs of each trial, in the words of that launcher. Errors: Refused where its package is missing.
+    `resources`: the needs of each trial, in the words of that launcher. Errors: Refused where its package
+    is missing, or no cluster is found.
     """
     module, package = LAUNCHERS[name]
     try:
@@ -53,3 +54,6 @@ def make(name: str, jobs: int, folder: pathlib.Path, resources: Mapping[str, Any
         raise Refused(
             f"resources={dict(resources)!r} do not suit --launcher={name}: {error}; see its module."
         ) from None
+    except (RuntimeError, ConnectionError) as error:
+        said = str(error).strip().split("\n")[0].rstrip(".?")
+        raise Refused(f"--launcher={name} finds no cluster from here ({said}); use --launcher=local.") from None

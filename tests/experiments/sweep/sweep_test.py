@@ -146,6 +146,13 @@ def test_a_missing_package_is_one_sentence(name, monkeypatch, tmp_path):
         launchers.make(name, 1, tmp_path, {})
 
 
+def test_slurm_where_there_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PYTHONPATH", "")  # Restored: the launcher adds the house to it.
+    with pytest.raises(Refused, match="--launcher=slurm finds no cluster from here .*; use --launcher=local.$"):
+        launchers.make("slurm", 1, tmp_path, {})
+
+
 class Pretended:
     """A place where a trial takes two looks and ends as `codes` say; None never ends until it is stopped."""
 
