@@ -1,4 +1,7 @@
-"""Bugs in choices that are used again, in rows a query, and in bounds of pages. What the fields are: `Bug`."""
+"""Bugs in choices that are used again, in rows a query, in bounds of pages, and in guesses of devices.
+
+What the fields are: `Bug`.
+"""
 
 from tests.planted import Bug
 
@@ -93,5 +96,19 @@ BUGS = (
         "x = jnp.repeat(x, along.shape[2] // x.shape[2], axis=2)",
         "x = jnp.tile(x, (1, 1, along.shape[2] // x.shape[2], 1))",
         ("tests/models/products_test.py",),
+    ),
+    Bug(
+        "speculation: the least sure move first",
+        "experiments/routing/speculative.py",
+        'np.argsort(-sure, kind="stable")',
+        'np.argsort(sure, kind="stable")',
+        ("tests/experiments/routing/placement_test.py::test_tables_and_guesses_are_plain_counts",),
+    ),
+    Bug(
+        "speculation: what is no choice is sent",
+        "experiments/routing/speculative.py",
+        "!= at[:, None]) & (index >= 0)",
+        "!= at[:, None])",
+        ("tests/experiments/routing/placement_test.py::test_tables_guess_the_device_and_perfect_guesses_send_nothing",),
     ),
 )
