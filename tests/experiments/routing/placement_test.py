@@ -269,7 +269,7 @@ def test_tables_guess_the_device_and_perfect_guesses_send_nothing():
         np.testing.assert_array_equal(np.bincount(at, minlength=G), np.bincount(room, minlength=G))
     np.testing.assert_array_equal(speculative.shuffle(true, room, np.zeros(N), G), room)
     assert speculative.remaining(room, trace[:, :1], where[0]) == np.sum(true != room)
-    assert speculative.remaining([0, 1], [[0, -1], [1, 0]], [0, 1]) == 1  # -1 is no choice; expert 0 is away from 1
+    assert speculative.remaining([1, 1], [[1, -1], [1, 0]], [0, 1]) == 1  # -1 is no choice; expert 0 is away from 1
 
 
 def test_tables_and_guesses_are_plain_counts():
