@@ -120,14 +120,25 @@ class TokenSelect(Memory):
         return after, View(*keys, context.start, key_place=jnp.maximum(keys[2], 0), query_place=positions)
 
     def _chosen(self, q: jax.Array, positions: jax.Array, context: Context) -> tuple[Self, View]:
-        rule, S = self.rule, self.k.shape[2]
+        rule, S, most, t = self.rule, self.k.shape[2], self.chosen.shape[1], positions[:, 0]
         asking = context.rotate(q, jnp.full_like(positions, rule.local))[:, 0]
-        count = jnp.broadcast_to(of_prompt(rule.budget, self.prompt, self.limit), positions[:, 0].shape)
-        size = min(rule.initial + self.chosen.shape[1] + rule.local, S)
-        if 2 * size > S and rule.least >= 1:
-            return self, self._in_place(asking, positions, count, context)
+        count = jnp.broadcast_to(of_prompt(rule.budget, self.prompt, self.limit), t.shape)
+        few = rule.initial + count + rule.local >= t + 1
+        candidates = (jnp.arange(S) >= rule.initial) & (jnp.arange(S) <= t[:, None] - rule.local)
+        size = min(rule.initial + most + rule.local, S)
+        in_place = 2 * size > S and rule.least >= 1
+        best = best_of if in_place else best_slots
+
+        def voted(q: jax.Array, k: jax.Array, candidates: jax.Array, count: jax.Array) -> jax.Array:
+            return best(self._votes(q, k, candidates), candidates, most, count)
+
+        # Where no row has more tokens than a query reads there is nothing to choose: keys are not read for votes.
+        none = jnp.zeros(candidates.shape, bool) if in_place else jnp.full_like(self.chosen, -1)
+        found = jax.lax.cond(few.all(), lambda: none, lambda: jax.vmap(voted)(asking, self.k, candidates, count))
+        if in_place:
+            return self, self._in_place((jnp.arange(S) <= t[:, None]) & (few[:, None] | found | ~candidates), context)
         pick = lambda *row: self._picked(*row, size=size)  # noqa: E731
-        slot, asked, chosen = jax.vmap(pick)(asking, self.k, positions[:, 0], count, self.asked, self.chosen)
+        slot, asked, chosen = jax.vmap(pick)(asking, found, few, t, self.asked, self.chosen)
         idle = positions < 0
         after = dataclasses.replace(
             self,
@@ -190,21 +201,12 @@ class TokenSelect(Memory):
         after = dataclasses.replace(self, near=near, asked=asked, chosen=chosen)
         return after, View(near.k.swapaxes(1, 2), near.v.swapaxes(1, 2), held, jnp.zeros_like(t), **turns)
 
-    def _in_place(self, asking: jax.Array, positions: jax.Array, count: jax.Array, context: Context) -> View:
-        """All tokens where they lie, of which the query sees those that it reads: less than to copy most of them."""
-        rule, most, place = self.rule, self.chosen.shape[1], jnp.arange(self.k.shape[2])
-
-        def read(q: jax.Array, k: jax.Array, t: jax.Array, count: jax.Array) -> jax.Array:
-            candidates = (place >= rule.initial) & (place <= t - rule.local)
-            best = best_of(self._votes(q, k, candidates), candidates, most, count)
-            few = rule.initial + count + rule.local >= t + 1
-            return (place <= t) & (few | best | ~candidates)
-
-        seen = jax.vmap(read)(asking, self.k, positions[:, 0], count)
+    def _in_place(self, seen: jax.Array, context: Context) -> View:
+        """All tokens where they lie, of which the query sees `seen [B, S]`: less than to copy most of them."""
         last = jnp.maximum(jnp.sum(seen, axis=1, keepdims=True) - 1, 0)
         held = jnp.where(seen, context.slots.position[:, : seen.shape[1]], -1)
         places = {"key_place": selection.ranks(seen), "query_place": last}
-        return View(self.k.swapaxes(1, 2), self.v.swapaxes(1, 2), held, jnp.zeros_like(positions[:, 0]), **places)
+        return View(self.k.swapaxes(1, 2), self.v.swapaxes(1, 2), held, jnp.zeros_like(self.prompt), **places)
 
     def _votes(self, q: jax.Array, k: jax.Array, candidates: jax.Array) -> jax.Array:
         """`[S]` of one row: k `[K, S, H]`."""
@@ -215,17 +217,13 @@ class TokenSelect(Memory):
         }
         return selection.token_select_votes(q, k.swapaxes(0, 1), candidates, **kw)
 
-    def _picked(self, q, k, t, count, asked, before, *, size):
+    def _picked(self, q, chosen, few, t, asked, before, *, size):
         """(slots that a query at position t reads `[size]` in order, -1 behind them; query; chosen `[most]`) of a
         row."""
-        rule, S, most = self.rule, k.shape[1], before.shape[0]
-        place = jnp.arange(S)
-        candidates = (place >= rule.initial) & (place <= t - rule.local)
-        chosen = best_slots(self._votes(q, k, candidates), candidates, most, count)
+        rule, S = self.rule, self.k.shape[2]
         if rule.least < 1:
             again = (before >= 0).any() & selection.same_query(q, asked, rule.least)
             chosen, q = jnp.where(again, before, chosen), jnp.where(again, asked, q)
-        few = rule.initial + count + rule.local >= t + 1
         near = t - rule.local + 1 + jnp.arange(rule.local)
         parts = [jnp.arange(rule.initial), jnp.where(chosen >= 0, chosen, S), near]
         ordered = jnp.sort(jnp.concatenate(parts))[:size]
@@ -268,7 +266,7 @@ def best_of(score: jax.Array, candidates: jax.Array, most: int, count: jax.Array
     count = jnp.minimum(count, min(most, score.shape[0]))
     order, least = selection.nth_largest(jnp.where(candidates, score, -jnp.inf), jnp.maximum(count, 1))
     above, equal = candidates & (order > least), candidates & (order == least)
-    later = jnp.cumsum(equal[::-1])[::-1]  # how many equal ones stand here and behind
+    later = selection.counts(equal[::-1])[::-1]  # how many equal ones stand here and behind
     return (above | (equal & (later <= count - above.sum()))) & (count > 0)
 
 

@@ -358,6 +358,15 @@ def test_the_best_are_the_same_by_slot_and_in_place():
         assert np.flatnonzero(flags).tolist() == slots[slots >= 0].tolist()
 
 
+def test_what_holds_is_counted_up_to_each_place():
+    """In blocks and across their ends; a rank is what stands before."""
+    for S in (1, selection.BLOCK, selection.BLOCK + 1, 3 * selection.BLOCK - 5):
+        flags = np.random.default_rng(S).random((2, S)) < 0.7
+        counted = np.asarray(selection.counts(jnp.asarray(flags)))
+        assert counted.tolist() == np.cumsum(flags, axis=-1).tolist()
+        assert np.asarray(selection.ranks(jnp.asarray(flags))).tolist() == (counted - flags).tolist()
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_nth_largest_is_found_by_digits(wide):
     """Signs, ties, zeros of both signs and minus infinity; the order of all entries is that of the numbers."""
