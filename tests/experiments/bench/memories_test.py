@@ -19,11 +19,11 @@ def made(name, context=CONTEXT, budget=BUDGET):
 def test_all_policies_but_the_window_have_a_row():
     from models.mixers.memory import MEMORIES
 
-    assert {*memories.policies(CONTEXT, BUDGET)} == {*MEMORIES} - {"window"}
+    assert {label.split()[0] for label in memories.policies(CONTEXT, BUDGET)} == {*MEMORIES} - {"window"}
     assert [plan.name for plan in memories.planned()] == [f"memory/b/{x}" for x in ("equal", "equal8", 8192, 65536)]
 
 
-@pytest.mark.parametrize("name", [name for name in memories.POLICIES if name not in ("token_select", "quest")])
+@pytest.mark.parametrize("name", [name for name in memories.POLICIES if not name.startswith(("token_select", "quest"))])
 @pytest.mark.parametrize("equal", [False, True])
 def test_a_filled_cache_holds_as_many_tokens_as_stay_the_newest_among_them(name, equal):
     context = BUDGET - 1 if equal else CONTEXT
