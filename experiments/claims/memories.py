@@ -4,9 +4,10 @@ The claim has `base`; `arms` ({name: {dotted key: value}}, each trained); `lines
 `config.generate`}}, points being numbers as text), or in their place `policies` and `budgets`, a line a policy and a
 point a number of tokens (`budgets.options_at`), and "full" beside them; `axis` (what points are); `contrasts`, each
 with `statement`, `published`, `measure` (a name in MEASURES), `better` and `worse` (arm, line and point each); and
-`seeds`. `reads` ({arm: lines}) leaves lines out that an arm cannot be read by. `length` reads rows of so many tokens,
-whatever was trained, and `prompt` so many of them at once; without them rows are as trained, and half of each is a
-prompt. The same held-out rows are read in every setting.
+`seeds`. `generate` (changes of `config.generate`) is what policies have beside their budgets. `reads` ({arm: lines})
+leaves lines out that an arm cannot be read by. `length` reads rows of so many tokens, whatever was trained, and
+`prompt` so many of them at once; without them rows are as trained, and half of each is a prompt. The same held-out rows
+are read in every setting.
 """
 
 import pathlib
@@ -117,6 +118,7 @@ def lines_of(claim: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if "lines" in claim:
         return claim["lines"]
     length, generate = claim.get("length", claim["base"].data.length), claim["base"].generate.to_dict()
+    generate = merged(generate, claim.get("generate", {}))
     prompt = claim.get("prompt", length // 2)
     lines: dict[str, dict[str, Any]] = {"full": {str(max(claim["budgets"])): {"memory": "full"}}}
     counts = ", ".join(map(str, claim["budgets"]))

@@ -35,6 +35,13 @@ BUGS = (
         ("tests/experiments/claims/memories_test.py",),
     ),
     Bug(
+        "claims of memories: what policies have beside their budgets is not read",
+        "experiments/claims/memories.py",
+        'generate = merged(generate, claim.get("generate", {}))',
+        "generate = merged(generate, {})",
+        ("tests/experiments/claims/memories_test.py",),
+    ),
+    Bug(
         "votes of the last queries: a step writes beside its place",
         f"{FOLDER}/ring.py",
         "at = newest % rows.shape[1]",

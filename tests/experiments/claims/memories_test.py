@@ -88,5 +88,8 @@ def test_policies_at_budgets_are_lines_and_more_right_tokens_are_ahead(tmp_path,
         "memory": "h2o", "max_tokens": 64, "h2o": lines["h2o"]["16"]["h2o"] | {"budget": 16.0, "recent": 8.0},
     }  # fmt: skip
     assert "lot" in lines["random"]["16"]  # Its knobs stand under another name.
+    dense = memories.lines_of(claim | {"generate": {"quest": {"dense": 1}}})
+    assert [line["16"].get("quest", {}).get("dense") for line in (lines["quest"], dense["quest"])] == [0, 1]
+    assert dense["h2o"] == lines["h2o"]
     (row,) = memories.run(claim, tmp_path, jobs=1, quiet=True)
     assert row.numbers["mean"] == pytest.approx(0.3) and row.verdict == "holds"
