@@ -14,7 +14,7 @@ tokens, its second layer has no positions: so a pilot learned it in 300 steps. (
 learn it in 500 steps without these two, nor another in 400 with them.) Another one learns associative recall (Arora et
 al. 2023, arXiv:2312.04927): 8 pairs of 8 keys and 8 values, then all keys in another order, each answered by its value.
 Of 16 keys and 16 values, of which four were asked, a pilot had not learned it in 600 steps, nor one that began with
-fewer pairs; at 600 steps one of three seeds stood at 1 bit an answer, so that before any policy was read it was given
+fewer pairs; at 600 steps one of the first two seeds stood at 1 bit an answer, so that before any policy was read it had
 1,200.
 
 The pairs are read as the prompt, the questions token by token. Every policy keeps, or reads, 8 or 12 of the 32 tokens a
@@ -59,7 +59,9 @@ def get_claim():
 
     return {
         "source": "Roberts et al. 2024, arXiv:2411.05000; Zhang et al. 2023, arXiv:2306.14048; Li et al. 2024, "
-        "arXiv:2412.08521; Wu et al. 2024, arXiv:2411.02886; Li et al. 2024, arXiv:2404.14469",
+        "arXiv:2412.08521; Wu et al. 2024, arXiv:2411.02886; Li et al. 2024, arXiv:2404.14469; Arora et al. 2023, "
+        "arXiv:2312.04927; Tang et al. 2024, arXiv:2406.10774; Oren et al. 2024, arXiv:2401.06104; Liu et al. 2023, "
+        "arXiv:2305.17118",
         "family": "decoding",
         "check": "memories",
         "statement": "Needles are found by policies that choose when they are asked",
