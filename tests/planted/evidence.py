@@ -105,4 +105,6 @@ BUGS = (
     Bug("planted isoFLOP runs: C is N D", "experiments/scaling/calibration.py", '"tokens": flops / (6 * size)', '"tokens": flops / size', ("tests/experiments/scaling/calibration_test.py::test_every_study_is_planted_anew",)),
     Bug("report: Welch's interval is twice as wide", REPORT, "float(high - low) / 2", "float(high - low)", NUMBERS),
     Bug("report: between evaluations linear in FLOPs", REPORT, "np.interp(math.log(flops), np.log(x[keep]), y[keep])", "np.interp(flops, x[keep], y[keep])", NUMBERS),
+    Bug("runs that were started over are fitted", "experiments/scaling/io.py", 'if workdir.name.startswith(f"{files.REPLACED}-"):', "if False:", FITS),
+    Bug("labels of runs that were not selected", "experiments/scaling/io.py", "{name: tuple(values[i] for i in kept) for name, values in self.labels.items()}", "self.labels", FITS),
 )  # fmt: skip

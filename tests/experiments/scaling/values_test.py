@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import scaling
+from experiments import workdir as files
+from experiments.scaling import io
 from experiments.scaling.fit import Residuals
 from experiments.scaling.laws import Law
 
@@ -154,3 +156,17 @@ def test_drawn_noise_has_the_variance_before_the_fit():
     # 200,000 draws know a variance to 0.3%, twice that with heavier tails; the factor of P = 3 is 43%.
     assert np.var(draws) == pytest.approx(wanted * 10 / 7, rel=0.02)
     assert len(np.unique(draws)) == len(draws)
+
+
+def test_what_is_read_of_workdirs(tmp_path):
+    """Runs that were started over are left out; a selection takes its own names, numbers and labels."""
+    for name, size in (("a", 10), ("b", 12), (f"{files.REPLACED}-a", 14)):
+        (tmp_path / name).mkdir()
+        files.write_json(tmp_path / name / files.CONFIG, {"hash": f"hash of {name}"})
+        files.write_json(tmp_path / name / files.RESULT, {"tokens": 20, "flops": 30.0, "eval/loss": 2.0})
+        files.write_json(tmp_path / name / files.RUN, {"parameters": {"total": size, "embedding": 4}})
+    found = io.read_workdirs(tmp_path, count="non_embedding")
+    assert found.names == ("a", "b") and found["parameters"].tolist() == [6, 8]
+    assert found["tokens_per_parameter"].tolist() == [20 / 6, 20 / 8] and found["loss"].tolist() == [2, 2]
+    second = found.select(np.array([False, True]))
+    assert (second.names, second.labels, second["parameters"].tolist()) == (("b",), {"hash": ("hash of b",)}, [8])
