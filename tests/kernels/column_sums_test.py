@@ -176,3 +176,13 @@ def test_refuses_in_words():
         column_sums(q, q, lse, implementation="magic")
     with pytest.raises(NotImplementedError, match="runs on tpu only"):
         column_sums(q, q, lse, implementation="pallas_tpu")
+
+
+def test_a_query_whose_sum_is_nothing_adds_nothing():
+    """Whatever its mask lets it see: as a query of weight 0, and without it the others are as they were."""
+    rng = np.random.default_rng(3)
+    q, k = (jnp.asarray(rng.normal(size=(1, 5, N, 8)), jnp.float32) for N in (2, 1))
+    lse, weights = row_lse(q, k), jnp.ones((1, 5)).at[:, 3].set(0)
+    found = column_sums(q, k, lse.at[:, :, 3].set(-jnp.inf))
+    np.testing.assert_array_equal(found, column_sums(q, k, lse, weights=weights))
+    assert not np.array_equal(found, column_sums(q, k, lse))

@@ -1,4 +1,4 @@
-"""Bugs in choices that are used again, in rows a query, in bounds of pages, and in guesses of devices.
+"""Bugs in choices that are used again, in rows a query, in bounds of pages, sums of columns, and in guesses of devices.
 
 What the fields are: `Bug`.
 """
@@ -138,5 +138,12 @@ BUGS = (
         "!= at[:, None]) & (index >= 0)",
         "!= at[:, None])",
         ("tests/experiments/routing/placement_test.py::test_tables_guess_the_device_and_perfect_guesses_send_nothing",),
+    ),
+    Bug(
+        "column sums: a query without a sum has its weight",
+        "kernels/column_sums/__init__.py",
+        "jnp.where(some, weights[:, None], 0)",
+        "jnp.broadcast_to(weights[:, None], lse.shape)",
+        ("tests/kernels/column_sums_test.py::test_a_query_whose_sum_is_nothing_adds_nothing",),
     ),
 )
