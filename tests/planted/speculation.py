@@ -307,4 +307,13 @@ BUGS = (
         "(parent == here[:, None]) & ",
         ("tests/models/decoding/verify/rules_test.py::test_a_walk_stays_with_drafts_that_are_there_and_were_drawn",),
     ),
+    Bug(
+        "tokens are drawn with the bits of the place before",
+        "models/decoding/verify/same_draw.py",
+        "position + 1, key_scheme.TOKEN",
+        "position, key_scheme.TOKEN",
+        (
+            "tests/models/decoding/verify/rules_test.py::test_a_draft_is_drawn_with_the_bits_of_the_token_that_it_is_to_be",
+        ),
+    ),
 )

@@ -292,3 +292,12 @@ def test_a_walk_stays_with_drafts_that_are_there_and_were_drawn():
         assert found.count[b] == len(path) and found.path[b, : len(path)].tolist() == path
         assert found.next[b] == drawn[b, path[-1]]
     assert found.count.max() >= 3
+
+
+def test_a_draft_is_drawn_with_the_bits_of_the_token_that_it_is_to_be():
+    """A draft behind a text of n tokens takes the bits of place n (drafts/model.py); the last token stands at n - 1."""
+    request, length = key_scheme.row_keys(jax.random.key(0), 8), jnp.arange(1, 9)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(8, 50)))
+    draft = VERIFIERS["same_draw"]().draw(key_scheme.fold(request, length, key_scheme.TOKEN), logits)
+    found = same_draw.drawn_at(request, logits[:, None], length[:, None] - 1)
+    np.testing.assert_array_equal(found[:, 0], draft)
