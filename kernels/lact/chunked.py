@@ -17,9 +17,11 @@ from kernels.lact.schedule import (
     plan,
     select_rows,
     striped,
+    unwindowed,
     whole_row,
-    windows,
+    windows_of,
 )
+from kernels.lengths import norm
 
 
 class LactState(NamedTuple):
@@ -39,7 +41,7 @@ class LactState(NamedTuple):
 
 
 def _norms(weights: ref.Weights, dtype: jnp.dtype) -> ref.Weights:
-    return tuple(ref.row_norms(w.astype(dtype)) for w in weights)
+    return tuple(norm(w.astype(dtype), (-1,)) for w in weights)
 
 
 def on_grid(q, tokens, weights, carry, chunk_size, order, rule):
@@ -126,19 +128,18 @@ def in_documents(q, tokens, weights, state, segment_ids, lengths, chunk_size, ru
                 return run(flags, args)
             return run_if(run, lambda _, args: (args[1], jnp.zeros_like(args[2][0])), jnp.any(flags[0]), flags, args)
 
-        begin = where.when - chunk_size + kept
-        learned = jax.tree.map(lambda x: windows(x, begin, chunk_size), stream)
+        learned = windows_of(stream, where.begins(kept - chunk_size), chunk_size)
         flags = (where.happens.T, where.reset.T)
-        xs, steps = (windows(q, where.when, span), learned), where.when.shape[1]
+        xs, steps = (windows_of(q, where.begins(), span), learned), where.when.shape[1]
         body = rule.bodies(lambda by: functools.partial(one_update, by))
         scanned = {"sizes": (span, chunk_size), "steps": steps, "length": steps * span}
         carry, later = chunk_scan(body, (norms, initial), carry, flags, xs, **scanned)
-        place = jnp.maximum(where.read, 0) * span + jnp.minimum(where.offset, span - 1)
-        out = jnp.where((where.read >= 0)[..., None, None], later[jnp.arange(batch)[:, None], place], out)
+        later = unwindowed(later, where.begins(), span, length)
+        out = jnp.where((where.read >= 0)[..., None, None], later, out)
 
     begun, fill, first, segment = end(where, fill, kept, lengths, segment_ids, last)
     carry = select_rows(begun, initial, carry)
-    chunk = jax.tree.map(lambda x: windows(x, first, chunk_size), stream)
+    chunk = windows_of(stream, first, chunk_size)
     return out, LactState(carry, mask_tail(chunk, fill), fill, segment)
 
 

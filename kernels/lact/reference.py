@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.lact.chunk_scan import ByPlatform
+from kernels.lengths import scaled_to
 from kernels.newton_schulz import newton_schulz
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]
@@ -107,16 +108,9 @@ class Rule(NamedTuple):
         return ByPlatform(make(self), others)
 
 
-def row_norms(w: jax.Array) -> jax.Array:
-    """L2 norm of each row (over the last axis, kept), with gradient 0 (not NaN) where a row is 0."""
-    square = jnp.sum(w * w, axis=-1, keepdims=True)
-    zero = square == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
-
-
 def normalise(weights: Weights, norms: Weights) -> Weights:
     """Gives every row the length `norms`: n * W / (||row|| + 1e-5)."""
-    return tuple(n * (w / (row_norms(w) + EPSILON)) for w, n in zip(weights, norms, strict=True))
+    return tuple(scaled_to(w, n, (-1,), EPSILON) for w, n in zip(weights, norms, strict=True))
 
 
 def start(weights: Weights, batch: int, dtype: jnp.dtype, with_momentum: bool) -> Carry:

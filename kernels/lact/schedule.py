@@ -6,10 +6,13 @@ is complete AND its document goes on, so a row holds at most (kept + T - 1) // C
 has: that bound makes all shapes static.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+NEVER = 2**30  # a place behind every row
 
 
 class UpdateSchedule(NamedTuple):
@@ -21,6 +24,8 @@ class UpdateSchedule(NamedTuple):
     when: `[B, U]` int32, position of the first token after update u's chunk, or T for an update that does not happen.
     happens: `[B, U]` bool, update u happens in this call.
     reset: `[B, U]` bool, update u is the first of a document that began in this call.
+
+    Updates that happen are C and more places apart, so that windows of C places that begin there have none in common.
     """
 
     read: jax.Array
@@ -29,6 +34,10 @@ class UpdateSchedule(NamedTuple):
     when: jax.Array
     happens: jax.Array
     reset: jax.Array
+
+    def begins(self, shift: int = 0) -> jax.Array:
+        """`[B, U]`: `when` moved by so many places; of an update that does not happen, behind all of them."""
+        return jnp.where(self.happens, self.when + shift, NEVER)
 
 
 def boundaries(segment_ids: jax.Array, last: jax.Array | None) -> jax.Array:
@@ -46,15 +55,16 @@ def plan(
     """
     length = begins.shape[1]
     position = jnp.arange(length, dtype=jnp.int32)
-    origin = jax.lax.cummax(jnp.where(begins, position, -fill[:, None]), axis=1)
-    index, offset = jnp.divmod(position - origin, chunk_size)
-    fresh = jnp.cumsum(begins, axis=1) > 0
+    latest = jax.lax.cummax(jnp.where(begins, position, -1), axis=1)  # start of a document in this call
+    fresh = latest >= 0
+    place = position - jnp.where(fresh, latest, -fill[:, None])  # in the document, never negative
+    index, offset = jax.lax.div(place, jnp.int32(chunk_size)), jax.lax.rem(place, jnp.int32(chunk_size))
     event = (offset == 0) & (index > 0)
     if lengths is not None:
         event &= position < lengths[:, None]
-    read = jnp.where(index > 0, jnp.cumsum(event, axis=1, dtype=jnp.int32) - 1, -1)
     updates = (most_kept + length - 1) // chunk_size
     when = jnp.sort(jnp.where(event, position, length), axis=1)[:, :updates]
+    read = jnp.where(index > 0, started(when, length) - 1, -1)
     at = jnp.minimum(when, length - 1)
     happens = when < length
     reset = jnp.take_along_axis(fresh & (index == 1), at, axis=1) & happens
@@ -120,10 +130,60 @@ def end(
     return End(begun, fill, (lengths + kept - fill)[:, None], segment)
 
 
-def windows(x: jax.Array, begin: jax.Array, size: int) -> jax.Array:
-    """`[B, U * size, ...]`: x `[B, S, ...]` from each begin `[B, U]` on. Places outside of x hold its edge tokens."""
-    index = jnp.clip(begin[:, :, None] + jnp.arange(size), 0, x.shape[1] - 1).reshape(x.shape[0], -1)
-    return x[jnp.arange(x.shape[0])[:, None], index]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def windows(x: jax.Array, begin: jax.Array, size: int, length: int) -> jax.Array:
+    """`[B, U * size, ...]`: x `[B, length, ...]` from each begin `[B, U]` on, 0 outside of x.
+
+    begin: increasing, `size` and more apart, or from `length` on for a window that holds nothing. So each place is in
+    one window at most, and the gradient is `unwindowed`: a gather as well, where autodiff would scatter.
+    """
+    place = (begin[:, :, None] + jnp.arange(size)).reshape(x.shape[0], -1)
+    inside = (place >= 0) & (place < length)
+    return _masked(inside, row_by_row(x, jnp.clip(place, 0, length - 1)))
+
+
+def windows_of(tree: Any, begin: jax.Array, size: int) -> Any:
+    """`windows` of every leaf `[B, S, ...]`."""
+    return jax.tree.map(lambda x: windows(x, begin, size, x.shape[1]), tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def unwindowed(y: jax.Array, begin: jax.Array, size: int, length: int) -> jax.Array:
+    """`[B, length, ...]`: what stands in `windows` y `[B, U * size, ...]` at each place, 0 where none holds it."""
+    found = started(begin, length) - 1
+    offset = jnp.arange(length) - jnp.take_along_axis(begin, jnp.maximum(found, 0), axis=1)
+    inside = (found >= 0) & (offset < size)
+    return _masked(inside, row_by_row(y, jnp.where(inside, found * size + offset, 0)))
+
+
+windows.defvjp(
+    lambda x, begin, size, length: (windows(x, begin, size, length), begin),
+    lambda size, length, begin, g: (unwindowed(g, begin, size, length), None),
+)
+unwindowed.defvjp(
+    lambda y, begin, size, length: (unwindowed(y, begin, size, length), begin),
+    lambda size, length, begin, g: (windows(g, begin, size, length), None),
+)
+
+
+def started(begin: jax.Array, length: int) -> jax.Array:
+    """`[B, length]` int32: how many of begin `[B, U]` stand at each place or before it."""
+    return jnp.sum(begin[:, None] <= jnp.arange(length)[:, None], axis=2, dtype=jnp.int32)
+
+
+def row_by_row(x: jax.Array, places: jax.Array) -> jax.Array:
+    """`[B, n, ...]`: of each row of x `[B, S, ...]` what stands at its places `[B, n]`, all of 0 .. S - 1.
+
+    One index over rows and places: pairs of them are arrays of their own, and so are tests of what is in bounds.
+    """
+    B, S = x.shape[:2]
+    index = jnp.arange(B)[:, None] * S + places
+    return x.reshape(B * S, *x.shape[2:]).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def _masked(inside: jax.Array, x: jax.Array) -> jax.Array:
+    """x `[B, n, ...]` where inside `[B, n]`, else 0."""
+    return jnp.where(inside.reshape(*inside.shape, *[1] * (x.ndim - 2)), x, 0)
 
 
 def select_rows(rows: jax.Array, on_true: Any, on_false: Any) -> Any:
@@ -135,8 +195,7 @@ def mask_tail(chunk: Any, fill: jax.Array) -> Any:
     """Zeros in every slot of `[B, C, ...]` leaves from `fill` `[B]` on."""
 
     def one(x):
-        held = jnp.arange(x.shape[1]) < fill[:, None]
-        return jnp.where(held.reshape(*held.shape, *[1] * (x.ndim - 2)), x, 0)
+        return _masked(jnp.arange(x.shape[1]) < fill[:, None], x)
 
     return jax.tree.map(one, chunk)
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from kernels.lengths import scaled_to
+
 Triple = tuple[float, float, float]
 
 COEFFICIENTS: dict[str, tuple[Triple, ...]] = {
@@ -34,13 +36,6 @@ def triples(steps: int, coefficients: str | Sequence[Triple]) -> tuple[Triple, .
     if steps and not table:
         raise ValueError("coefficients is empty; give at least one (a, b, c), e.g. (3.4445, -4.775, 2.0315).")
     return (table + table[-1:] * steps)[:steps]
-
-
-def frobenius(x: jax.Array) -> jax.Array:
-    """||x||_F over the last two axes, kept, with gradient 0 (not NaN) where the matrix is 0."""
-    square = jnp.sum(x * x, axis=(-2, -1), keepdims=True)
-    zero = square == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square)))
 
 
 def _product(a: jax.Array, b: jax.Array, low: jnp.dtype) -> jax.Array:
@@ -73,7 +68,7 @@ def one_step(x: jax.Array, abc: Sequence[float | jax.Array], low: jnp.dtype) -> 
 def _scaled(g: jax.Array) -> jax.Array:
     """The first iterate: the wide one of G and G^T over its norm, in float32 (float64 for float64)."""
     x = _turned(g, g).astype(jnp.promote_types(g.dtype, jnp.float32))
-    return x / (frobenius(x) + EPSILON)
+    return scaled_to(x, None, (-2, -1), EPSILON)
 
 
 def newton_schulz_reference(g: jax.Array, schedule: tuple[Triple, ...]) -> jax.Array:

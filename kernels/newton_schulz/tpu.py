@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.newton_schulz.reference import EPSILON, Triple, frobenius, one_step
+from kernels.lengths import norm
+from kernels.newton_schulz.reference import EPSILON, Triple, one_step
 
 LANES = 128
 MOST_BYTES = 48 * 2**20  # of the 64 (v5p) or 128 MiB of VMEM, leaving room for what the compiler spills
@@ -40,7 +41,7 @@ def newton_schulz_kernel(g: jax.Array, schedule: tuple[Triple, ...], interpret: 
 
     def kernel(table, x_ref, out_ref, iterate):
         x = x_ref[...].astype(jnp.float32)
-        iterate[...] = x / (frobenius(x) + EPSILON)
+        iterate[...] = x / (norm(x, (-2, -1)) + EPSILON)
 
         @pl.loop(0, len(schedule))  # a loop, because unrolled steps take minutes to compile at 768
         def _(i):

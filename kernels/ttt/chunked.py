@@ -15,7 +15,8 @@ from kernels.lact.schedule import (
     open_chunk,
     plan,
     select_rows,
-    windows,
+    unwindowed,
+    windows_of,
 )
 from kernels.ttt import reference as ref
 
@@ -129,8 +130,7 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids, lengths):
 
     def window(begin):
         """(q, tokens) of the mini-batches at these positions; tokens beyond the end of a document are never read."""
-        shape = lambda x, at: windows(x, at, size)  # noqa: E731
-        return shape(q, begin), jax.tree.map(lambda x: shape(x, begin + kept), stream)
+        return windows_of(q, begin, size), windows_of(stream, begin + kept, size)
 
     rows = jnp.arange(batch)[:, None]
     opened, _ = _mini_batch(layers, norm, rate, *window(-fill[:, None]))
@@ -152,14 +152,14 @@ def in_documents(q, tokens, initial, norm, rate, state, segment_ids, lengths):
             return jax.lax.cond(jnp.any(active), run, lambda w: (w, jnp.zeros_like(q)), layers)
 
         flags, steps = ((where.when < length).T, where.reset.T), where.when.shape[1]
-        xs = (*window(where.when), window(where.when - size)[1])
+        xs = (*window(where.begins()), window(where.begins(-size))[1])
         layers, later = chunk_scan(
             body, (norm, rate, initial), layers, flags, xs, sizes=(size,) * 3, steps=steps, length=steps * size
         )
-        place = jnp.maximum(where.read, 0) * size + where.offset
-        out = jnp.where((where.read >= 0)[..., None, None], later[rows, place], out)
+        later = unwindowed(later, where.begins(), size, length)
+        out = jnp.where((where.read >= 0)[..., None, None], later, out)
 
     begun, fill, first, segment = end(where, fill, kept, lengths, segment_ids, last)
     layers = select_rows(begun, initial, layers)
-    chunk = jax.tree.map(lambda x: windows(x, first, size), stream)
+    chunk = windows_of(stream, first, size)
     return out, TTTState(layers, mask_tail(chunk, fill), fill, segment)

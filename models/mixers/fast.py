@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kernels import masks
-from kernels.lact.reference import row_norms
+from kernels.lengths import scaled_to
 from models import parameters, projections
 from models.mixers.context import Context
 from models.partition import Partition
@@ -35,7 +35,7 @@ class Gate(nnx.Module):
 def unit(x: jax.Array) -> jax.Array:
     """x / (||x|| + 1e-5) over the last axis, computed in float32 or wider; gradient 0 where x is 0."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide / (row_norms(wide) + 1e-5)).astype(x.dtype)
+    return scaled_to(wide, None, (-1,), 1e-5).astype(x.dtype)
 
 
 def only_causal(name: str, mask: masks.Mask) -> None:

@@ -10,6 +10,7 @@ TTT_TPU = ("tests/kernels/ttt_kernels_test.py",)
 FUSED = ("tests/kernels/linear_attention_kernels_test.py",)
 LINEAR = ("tests/kernels/linear_attention_test.py", *MIXERS)
 TTT = (*MIXERS, "tests/kernels/ttt_test.py")
+LENGTHS = ("tests/kernels/lengths_test.py",)
 LACT = (*MIXERS, "tests/kernels/lact_test.py::test_equals_the_definition_with_gradients")
 ATTENTION = tuple(
     f"tests/kernels/attention_test.py::test_{name}"
@@ -261,6 +262,34 @@ BUGS = (
         'if rule.normalize != "pre":',
         'if rule.normalize == "none":',
         LACT,
+    ),
+    Bug(
+        "scaled arrays: the norm's own gradient adds",
+        "kernels/lengths.py",
+        "return scale * g - bent * x, None",
+        "return scale * g + bent * x, None",
+        LENGTHS,
+    ),
+    Bug(
+        "scaled arrays: the gradient of a length without the norm",
+        "kernels/lengths.py",
+        "jnp.sum(share, axis=shared",
+        "jnp.sum(along, axis=shared",
+        LENGTHS,
+    ),
+    Bug(
+        "windows: the edge stands outside of the row",
+        "kernels/lact/schedule.py",
+        "inside = (place >= 0) & (place < length)",
+        "inside = place >= 0",
+        LENGTHS,
+    ),
+    Bug(
+        "windows: places behind a window read its last one",
+        "kernels/lact/schedule.py",
+        "inside = (found >= 0) & (offset < size)",
+        "inside = found >= 0",
+        LENGTHS,
     ),
     Bug(
         "a chunk scan: the gradient of the other branch",
