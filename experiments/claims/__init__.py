@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import workdir as files
 from experiments.claims import method
-from experiments.claims.evidence import RUNS, TUNING, UNDECIDED
+from experiments.claims.evidence import RUNS, TUNING, UNDECIDED, stem
 from experiments.settings import overrides
 from experiments.settings.errors import Refused
 from experiments.settings.keys import suggest
@@ -95,7 +95,7 @@ def run(
         claim = prepare(claim, workdir)
     claim, tuned = tuning.tuned(claim, workdir, jobs=jobs, quiet=quiet)
     rows = _looks(check, claim, workdir, jobs=jobs, quiet=quiet)
-    folder = name.replace(".py", "").replace(":", "_") + (f"_from_{first_seed}" if first_seed else "")
+    folder = stem(name) + (f"_from_{first_seed}" if first_seed else "")
     record = {
         "claim": name,
         "source": claim["source"],

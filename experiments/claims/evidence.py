@@ -13,6 +13,11 @@ EQUAL, COST, CONTROL_FAILED = "equal within the effect", "cost too high", "contr
 VERDICTS = (EXACT, HOLDS, DOES_NOT, EQUAL, COST, CONTROL_FAILED, UNDECIDED, NOT_HERE)
 
 
+def stem(name: str) -> str:
+    """The name of a claim's files, of the config file that it was run from."""
+    return name.replace(".py", "").replace(":", "_")
+
+
 @dataclasses.dataclass(frozen=True)
 class Evidence:
     """A row of the ledger.

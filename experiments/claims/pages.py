@@ -5,6 +5,7 @@ expect, its `family` where it stands.
 """
 
 import collections
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.claims import curve_plot, interval_plot, method
-from experiments.claims.evidence import CONTROL_FAILED, COST, DOES_NOT, EQUAL, HOLDS, UNDECIDED
+from experiments.claims.evidence import CONTROL_FAILED, COST, DOES_NOT, EQUAL, HOLDS, UNDECIDED, stem
 from experiments.report import page
 from experiments.report.markdown import code, inline
 from experiments.report.markdown import row as markdown_row
@@ -33,11 +34,7 @@ _CAVEATS = {
 }
 
 
-def stem(name: str) -> str:
-    """The name of a claim's files, of the config file that it was run from."""
-    return name.replace(".py", "").replace(":", "_")
-
-
+@functools.cache  # Making a claim makes its configs, and every page asks.
 def stated(name: str) -> tuple[str, Mapping[str, Any]]:
     """(docstring, claim) of the file in configs/claims; ("", {}) where the house has none of that name."""
     module = f"configs.claims.{name.partition(':')[0].removesuffix('.py')}"

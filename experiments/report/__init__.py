@@ -75,10 +75,11 @@ def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, names
     """
     if not workdirs:
         raise ValueError("runs='' names no workdir; give at least one, e.g. --runs=runs/a,runs/b.")
-    once = {pathlib.Path(path).resolve(): i for i, path in reversed([*enumerate(workdirs)])}
-    chosen = sorted(once.values())
-    runs = [data.load(workdirs[i]) for i in chosen]
-    groups = grouping.group(runs, [names[i] for i in chosen] if names else ())
+    first: dict[pathlib.Path, int] = {}
+    for i, workdir in enumerate(workdirs):
+        first.setdefault(pathlib.Path(workdir).resolve(), i)
+    runs = [data.load(workdirs[i]) for i in first.values()]
+    groups = grouping.group(runs, [names[i] for i in first.values()] if names else ())
     path = pathlib.Path(out)
     files.write_file(path, page.document(_title(groups), _comparison(groups)).encode("utf-8"))
     return path
