@@ -18,7 +18,7 @@ from experiments import program
 from experiments.bench import plain
 from experiments.bench.comparison import Comparison, Planned
 from experiments.planning import hlo
-from experiments.program import sharding
+from experiments.program import compiling, sharding
 from experiments.workdir import disk
 
 # d, layers, heads, hidden, vocabulary, length, batch
@@ -61,7 +61,7 @@ def _train(shape: str) -> Comparison:
     tokens = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
     batch = jax.device_put({"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "scored": np.ones((B, T), bool)})
     step = made.train_step()
-    plain_step = plain.train_step(N=N, compiler_options=program.compiler_options(made.mesh))
+    plain_step = plain.train_step(N=N, compiler_options=compiling.step_options(made.mesh))
 
     def tessera() -> Any:
         states["tessera"], metrics = step(states["tessera"], batch)

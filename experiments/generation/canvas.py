@@ -110,7 +110,7 @@ class Filler:
 
     def __init__(self, program: Program, tokenizer: Any, guide: Any = None):
         self.program, self.tokenizer, self.guide = program, tokenizer, guide
-        self._fill = jax.jit(self._run, static_argnames=("settings",))
+        self._fill = program.jit(self._run, static_argnames=("settings",))
 
     def __call__(self, params: Any, prompts: Sequence[str], options: dict, *, seed: int = 0) -> list[str]:
         """What follows each prompt, the suffix included. The same prompt and seed give the same text in any batch."""

@@ -39,15 +39,15 @@ class Decoder:
         self.programs: dict[str, Program] = {"model": program}
         self.hosts = Hosts()
         self._beside: dict[str, Any] = {}  # weights of the models beside, by name and workdir
-        self.start = jax.jit(self._start, static_argnames=("parts", "size", "capacity"))
-        self.read = jax.jit(self._read, static_argnames=("parts", "size", "fresh"), donate_argnames=("p",))
-        self.extend = jax.jit(self._extend, static_argnames=("parts",), donate_argnames=("p",))
-        self.both = jax.jit(self._both, static_argnames=("parts", "whole", "size"), donate_argnames=("p", "others"))
-        self.packed = jax.jit(self._packed, static_argnames=("parts", "slots"))
-        self.unpacked = jax.jit(self._unpacked, static_argnames=("parts", "size"), donate_argnames=("p",))
-        self.lanes = jax.jit(self._lanes, static_argnames=("parts", "capacity"))
-        self.moved = jax.jit(self._moved, static_argnames=("parts", "capacity"))
-        self.insert = jax.jit(insert, donate_argnums=0)
+        self.start = program.jit(self._start, static_argnames=("parts", "size", "capacity"))
+        self.read = program.jit(self._read, static_argnames=("parts", "size", "fresh"), donate_argnames=("p",))
+        self.extend = program.jit(self._extend, static_argnames=("parts",), donate_argnames=("p",))
+        self.both = program.jit(self._both, static_argnames=("parts", "whole", "size"), donate_argnames=("p", "others"))
+        self.packed = program.jit(self._packed, static_argnames=("parts", "slots"))
+        self.unpacked = program.jit(self._unpacked, static_argnames=("parts", "size"), donate_argnames=("p",))
+        self.lanes = program.jit(self._lanes, static_argnames=("parts", "capacity"))
+        self.moved = program.jit(self._moved, static_argnames=("parts", "capacity"))
+        self.insert = program.jit(insert, donate_argnums=0)
 
     @property
     def devices(self) -> int:

@@ -47,8 +47,8 @@ class Edited(Generator):
     def __init__(self, program: Program, tokenizer: Any, old: str):
         super().__init__(program, tokenizer)
         self.old, self.said = self.encode(old), ""
-        self._turn = jax.jit(self._turned, static_argnames=("width",))
-        self._after = jax.jit(self._logits, static_argnames=("width",))
+        self._turn = program.jit(self._turned, static_argnames=("width",))
+        self._after = program.jit(self._logits, static_argnames=("width",))
 
     def _begun(self, weights: Any, rows: tuple, told: dict) -> Any:
         parts, (text, length, *_) = told["parts"], rows

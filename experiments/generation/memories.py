@@ -96,7 +96,7 @@ def scored(program: Program, policy: Policy, prompt: int, watch: bool, prefill: 
             found |= {name: jnp.stack([getattr(x, name) for x in layers]) if layers else none[name] for name in none}
         return found
 
-    return jax.jit(run)
+    return program.jit(run)
 
 
 def state_bytes(program: Program, params: Any, policy: Policy, rows: int, length: int) -> int:

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -96,8 +95,8 @@ class Row:
             raise ConfigError(problems)
         self.weights = self.decoder.weights(model.params, self.parts)
         own = self.decoder  # Not given away, as theirs are: a state that is gone back to is read twice.
-        self.read = jax.jit(own._read, static_argnames=("parts", "size", "fresh"))
-        self.extend = jax.jit(own._extend, static_argnames=("parts",))
+        self.read = model.program.jit(own._read, static_argnames=("parts", "size", "fresh"))
+        self.extend = model.program.jit(own._extend, static_argnames=("parts",))
 
     def _problems(self, program: Any) -> Iterator[str]:
         """Sentences about a model that cannot read drafts so."""

@@ -59,7 +59,7 @@ def make_step(program: Program) -> Callable:
         features = jnp.take_along_axis(out.features, at[:, None, None], axis=1)
         return jax.nn.log_softmax(model.logits(features)[:, 0], axis=-1)
 
-    return jax.jit(step)
+    return program.jit(step)
 
 
 def asked(tokenizer: Any, text: bytes, pieces: endings.Pieces) -> list[covers.Ids]:

@@ -24,7 +24,7 @@ def make_step(program: Program) -> Callable:
         valid, text = (jnp.sum(jnp.where(batch["scored"], x, 0), axis=-1) for x in (1, sizes))
         return jnp.stack([nats, valid.astype(nats.dtype), text.astype(nats.dtype)], axis=-1)
 
-    return jax.jit(step, out_shardings=sharding.replicated(program.mesh))
+    return program.jit(step, out_shardings=sharding.replicated(program.mesh))
 
 
 def evaluate(

@@ -138,7 +138,7 @@ def make_step(program: Program) -> Callable:
         asked = jax.nn.logsumexp(jnp.where(last >= 0, some, -jnp.inf), axis=-1)
         return nats, jnp.pad(own, ((0, 0), (0, 1))), asked, drawn
 
-    return jax.jit(step)
+    return program.jit(step)
 
 
 def _drawn(model: Any, features: jax.Array, places: jax.Array, uniform: jax.Array) -> jax.Array:

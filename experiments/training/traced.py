@@ -50,7 +50,7 @@ def by_row(
         report = program.merge(params)(batch["tokens"], mask=program.objective.mask, taps=(EXPERTS,), **told).report
         return report[EXPERTS]
 
-    run = jax.jit(step, out_shardings=sharding.replicated(program.mesh))
+    run = program.jit(step, out_shardings=sharding.replicated(program.mesh))
     for batch in batches:
         placed = global_batch(batch, program)
         index = np.moveaxis(np.asarray(run(params, placed)), 0, 2)

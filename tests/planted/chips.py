@@ -204,4 +204,25 @@ BUGS = (
         "pass",
         WAITING,
     ),
+    Bug(
+        "options of compilers: what XLA_FLAGS says is overruled",
+        "experiments/program/compiling.py",
+        'if not _on_cpu(mesh) or _LEVEL in os.environ.get("XLA_FLAGS", ""):',
+        "if not _on_cpu(mesh):",
+        ("tests/experiments/program/program_test.py",),
+    ),
+    Bug(
+        "options of compilers: a step is ordered for memory and compiled slowly",
+        "experiments/program/compiling.py",
+        "return options(mesh) | {",
+        "return {",
+        ("tests/experiments/program/program_test.py",),
+    ),
+    Bug(
+        "options of compilers: a program asks for nothing",
+        "experiments/program/__init__.py",
+        "compiler_options=compiling.options(self.mesh), **options",
+        "**options",
+        ("tests/experiments/program/program_test.py",),
+    ),
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import transformer
-from experiments.program import build, compiler_options, counting, global_batch, optimizers
+from experiments.program import build, compiling, counting, global_batch, optimizers
 from experiments.program.sharding import make_mesh, mesh_shape, spec
 from experiments.settings import smoke
 
@@ -157,12 +157,25 @@ def test_counts_equal_the_formulas():
     assert counting.memory(made)["state"] == 4 * (3 * counting.parameters(made)["total"]) + 4 + 8 + 4 + 4
 
 
+def test_programs_on_a_cpu_are_compiled_quickly_unless_the_user_says_how(monkeypatch):
+    made = program()
+    assert made.jit(jnp.sin)(1.0) == jnp.sin(1.0) and compiling.options(made.mesh) == {}  # The suite's own flag.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert compiling.options(made.mesh) == {"xla_backend_optimization_level": 2}
+    assert compiling.options(made.mesh).items() <= compiling.step_options(made.mesh).items()
+    monkeypatch.setattr(jax, "jit", lambda fn, **options: options)
+    assert made.jit(jnp.sin, static_argnums=0) == {
+        "compiler_options": compiling.options(made.mesh),
+        "static_argnums": 0,
+    }
+
+
 def test_a_step_on_a_cpu_is_ordered_for_memory():
     """The compiler's own order computes early what is needed late: it needs more room for the same step."""
     made = program(model__num_layers=4, model__unroll=4)
     batch = global_batch(next(batches(1)), made)
     found = [
         jax.jit(made.step, compiler_options=options).lower(made.abstract, batch).compile().memory_analysis()
-        for options in (compiler_options(made.mesh), {})
+        for options in (compiling.step_options(made.mesh), {})
     ]
     assert found[0].temp_size_in_bytes < 0.95 * found[1].temp_size_in_bytes
