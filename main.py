@@ -157,8 +157,8 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
     sys.unraisablehook = errors.unraisable
     try:
         modes.run(FLAGS, changes)
-    except BrokenPipeError:  # `python main.py --mode=plan | head`
-        os._exit(0)
+    except BrokenPipeError:  # Whoever reads has seen enough; the program ends below.
+        raise
     except KeyboardInterrupt:
         print("\nstopped; the same command starts or goes on from the last checkpoint.", file=sys.stderr)
         os._exit(130)
@@ -176,4 +176,7 @@ def main(argv: list[str], changes: list[overrides.Override]) -> None:
 
 if __name__ == "__main__":
     CHANGES, REST = overrides.split(sys.argv[1:])
-    app.run(functools.partial(main, changes=CHANGES), [sys.argv[0], *REST], flags_parser=parse)
+    try:
+        app.run(functools.partial(main, changes=CHANGES), [sys.argv[0], *REST], flags_parser=parse)
+    except BrokenPipeError:  # `python main.py --help | head`
+        os._exit(0)

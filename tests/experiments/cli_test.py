@@ -62,6 +62,16 @@ def test_help_fits_a_screen_and_names_everything():
     assert defined == set(main.KNOWN)
 
 
+def test_help_may_be_read_in_part():
+    """`python main.py --help | head -1`: nobody reads what is printed."""
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, environment.ROOT / "main.py", "--help"]
+    ended = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True, env=environment.child())
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_overrides_are_taken_out_of_the_command_line():
     taken, rest = overrides.split(
         ["--config=c.py", "--config.a.b=1", "-config.c", "2", "--mode=plan", "--config.d", "--noconfig.e", "word",
