@@ -91,6 +91,18 @@ class Partition:
                 x = jax.lax.all_gather(x, names, axis=dimension, tiled=True)
         return x
 
+    def sends(self, axes: Axes) -> bool:
+        """Whether `gather` gathers the matrix of a plain product, whose logical axes these are, and not XLA.
+
+        On TPUs of more than `transfers.MOST` chips that data and fsdp alone cut. XLA sends more bytes there, and sums
+        some gradients whole on every device while everything waits (docs/machines.md).
+        """
+        if self.trivial or self.mesh.size <= transfers.MOST:
+            return False
+        cut = {name for name, size in self.mesh.shape.items() if size > 1}
+        names = {name for axis in axes for name in self.mesh_axes(axis)}
+        return names == {"fsdp"} and cut <= {"data", "fsdp"} and bool(self._beside(("fsdp",)))
+
     def _beside(self, names: Sequence[str]) -> dict[str, tuple[transfers.Bits, ...]]:
         """The orders of exchange over these mesh axes that run beside other work; {} where one of them has none."""
         if not names or self.mesh.devices.flat[0].platform != "tpu":

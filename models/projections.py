@@ -45,12 +45,21 @@ class Dense(nnx.Module):
         std = parameters.kernel_std(spec, d_in, axes[0], residual=residual)
         self.kernel = parameters.param(parameters.normal(std), rngs, (d_in, d_out), axes, "kernel", spec)
         self.bias = parameters.param(parameters.zeros, rngs, (d_out,), axes[1:], "bias", spec) if bias else None
-        self.dtype, self.partition = spec.dtype, spec.partition
+        self.dtype, self.partition, self.axes = spec.dtype, spec.partition, axes
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
-        y = by_rows(lambda x: times(x, kernel, self.partition), x.astype(self.dtype), self.partition)
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.partition.sends(self.axes):
+            y = self._gathered(x, kernel)
+        else:
+            y = by_rows(lambda x: times(x, kernel, self.partition), x, self.partition)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def _gathered(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Not `by_rows`: TPU programs then copy both sides of each product, 4 % of a step's work.
+        local = lambda x, kernel: x @ self.partition.gather(kernel, self.axes)  # noqa: E731
+        rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))
+        return self.partition.run(local, (x, kernel), (rows, self.axes), rows)
 
 
 PROJECTIONS = {"dense": Dense, "lora": Lora, "pattention": Pattention}

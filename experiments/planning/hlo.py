@@ -107,6 +107,11 @@ def size(shape: str) -> float:
     return total
 
 
+def dims(shape: str) -> tuple[int, ...]:
+    """Of one array: the dimensions of a shape such as `f32[2,3]{1,0}`."""
+    return tuple(int(d) for d in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if d)
+
+
 def times(found: Mapping[str, list[Instruction]]) -> dict[str, int]:
     """How often each computation runs a step: a loop's body as often as it is known to repeat, else once."""
     counts: dict[str, int] = collections.Counter()

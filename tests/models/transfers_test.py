@@ -2,10 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from models import transfers
+from configs import base
+from models import projections, transfers
+from models.partition import Partition
+from models.spec import Spec
 
 SIDES = ((4, 1, 2), (1, 4, 2))  # Eight devices whose lowest bit lies along another side than the two above it.
 
@@ -33,6 +37,35 @@ def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(orders, dimens
     np.testing.assert_array_equal(gathered, np.broadcast_to(x, (ways, 24, 16)))
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(run(x, weights)[1])))(x)
     np.testing.assert_allclose(gradient, weights.sum(0), rtol=0, atol=8 * 8 * 2.0**-53 * np.abs(weights).max())
+
+
+def test_a_product_whose_matrix_is_gathered_equals_that_of_one_device(monkeypatch, x64):
+    """Both ways a layer's matrices lie, with rows cut over data and fsdp: values and gradients."""
+    mesh, rng = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp")), np.random.default_rng(0)
+    cut = Partition(mesh, (("batch", ("data", "fsdp")), ("embed", ("fsdp",))))
+    assert not cut.sends(("embed", "hidden"))  # no TPU
+    monkeypatch.setattr(Partition, "sends", lambda self, axes: not self.trivial)
+    model = base.get_config().model
+    model.update({"width": 8, "dtype": "float64", "param_dtype": "float64"})
+    x = rng.normal(size=(4, 3, 8))
+
+    def both(partition):
+        spec = Spec.from_config(model.to_dict(), vocab_size=7, partition=partition)
+        up, down = (
+            projections.Dense(spec, *ends, axes=axes, rngs=nnx.Rngs(0))
+            for ends, axes in (((8, 6), ("embed", "hidden")), ((6, 8), ("hidden", "embed")))
+        )
+        graphdef, params = nnx.split((up, down))
+
+        def loss(params, x):
+            up, down = nnx.merge(graphdef, params)
+            return jnp.sum(jnp.sin(down(jnp.sin(up(x)))))
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+    for got, want in zip(*map(jax.tree.leaves, (both(cut), both(Partition()))), strict=True):
+        # Sums over devices in another order.
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * max(1, float(np.abs(want).max())))
 
 
 def test_narrow_gradients_are_added_in_float32():

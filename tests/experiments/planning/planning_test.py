@@ -317,10 +317,10 @@ def test_the_step_compiles_for_a_tpu_that_is_not_here(tmp_path):
     assert {c["kind"] for c in moved} == {"collective-permute"}
 
 
-@pytest.mark.parametrize("topology", ["v5e:8x8", "v5p:4x4x4"])
-def test_on_many_chips_what_is_cut_goes_beside_other_work(topology):
+@pytest.mark.parametrize("family,topology", [(tokenformer, "v5e:8x8"), (transformer, "v5p:4x4x4")])
+def test_on_many_chips_what_is_cut_goes_beside_other_work(family, topology):
     """Four neighbours of a pod of 64 share what fsdp cuts. Sums are sent in float32, as the parameters are."""
-    config = tokenformer.get_config("tiny")
+    config = family.get_config("tiny")
     config.model.num_layers, config.data.batch_size, config.data.length = 1, 64, 32
     config.mesh.update({"data": 16, "fsdp": 4})
     devices, chip = machines.devices(topology)
