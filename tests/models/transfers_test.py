@@ -39,15 +39,16 @@ def test_it_is_the_gather_and_its_gradient_the_scatter_of_the_sum(orders, dimens
     np.testing.assert_allclose(gradient, weights.sum(0), rtol=0, atol=8 * 8 * 2.0**-53 * np.abs(weights).max())
 
 
-def test_a_product_whose_matrix_is_gathered_equals_that_of_one_device(monkeypatch, x64):
-    """Both ways a layer's matrices lie, with rows cut over data and fsdp: values and gradients."""
+@pytest.mark.parametrize("shape", [(4, 3, 8), (3, 3, 8), (4, 8)])
+def test_a_product_whose_matrix_is_gathered_equals_that_of_one_device(monkeypatch, x64, shape):
+    """Both ways a layer's matrices lie, with rows cut over data and fsdp or too few for it: values and gradients."""
     mesh, rng = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp")), np.random.default_rng(0)
     cut = Partition(mesh, (("batch", ("data", "fsdp")), ("embed", ("fsdp",))))
     assert not cut.sends(("embed", "hidden"))  # no TPU
     monkeypatch.setattr(Partition, "sends", lambda self, axes: not self.trivial)
     model = base.get_config().model
     model.update({"width": 8, "dtype": "float64", "param_dtype": "float64"})
-    x = rng.normal(size=(4, 3, 8))
+    x = rng.normal(size=shape)
 
     def both(partition):
         spec = Spec.from_config(model.to_dict(), vocab_size=7, partition=partition)
