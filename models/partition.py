@@ -76,6 +76,11 @@ class Partition:
         """
         return _exchange(self, tuple(before), tuple(after), x)
 
+    @staticmethod
+    def rows(ndim: int) -> Axes:
+        """Logical axes of tokens `[B, T, D]`, or of rows `[B, ..., D]` where there are not three axes."""
+        return ("batch", *("sequence",) * (ndim == 3), *(None,) * (ndim - 1 - (ndim == 3)))
+
     def gather(self, x: jax.Array, axes: Axes) -> jax.Array:
         """Inside `run`: `x` gathered along its logical `axes`, e.g. a weight of which every device holds a part.
 

@@ -119,7 +119,7 @@ class Pattention(nnx.Module):
             return by_rows(multiply, x)
 
         args = [a.astype(self.dtype) for a in (x, self.keys[...], self.values[...])]
-        rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))
+        rows = self.partition.rows(x.ndim)
         axes = (rows, ("tokens", "embed"), ("tokens", "embed"), ())
         y = self.partition.run(local, (*args, jax.lax.stop_gradient(self.tau[...])), axes, rows)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

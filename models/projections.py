@@ -58,7 +58,7 @@ class Dense(nnx.Module):
     def _gathered(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         # Not `by_rows`: TPU programs then copy both sides of each product, 4 % of a step's work.
         local = lambda x, kernel: x @ self.partition.gather(kernel, self.axes)  # noqa: E731
-        rows = ("batch", *("sequence",) * (x.ndim == 3), *(None,) * (x.ndim - 1 - (x.ndim == 3)))
+        rows = self.partition.rows(x.ndim)
         return self.partition.run(local, (x, kernel), (rows, self.axes), rows)
 
 

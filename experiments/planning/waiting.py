@@ -72,7 +72,7 @@ def flops(i: hlo.Instruction, shapes: Mapping[str, str], found: Mapping[str, lis
         told = re.search(r'"flops":"?(\d+)', i.rest)
         return float(told[1]) if told else 0.0
     if i.op == "fusion":
-        inside = found[re.search(r"calls=%?([\w.\-]+)", i.rest)[1]]
+        inside = [each for name in hlo.bodies(i, found) for each in found[name]]
         shapes = {each.name: each.shape for each in inside}
         return sum(flops(each, shapes, found) for each in inside)
     if i.op not in ("convolution", "dot"):

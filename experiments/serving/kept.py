@@ -20,7 +20,7 @@ class Watcher:
 
     def __init__(self, engine: Any):
         self.engine = engine
-        self._walk = jax.jit(self._through)
+        self._walk = engine.decoder.program.jit(self._through)
 
     def __call__(self, request: Request) -> np.ndarray:
         """`[L, T]` float32, 0 to 1: the share of a layer's heads whose last query saw each token of prompt and text.

@@ -43,7 +43,7 @@ class Scorer:
 
     def __init__(self, engine: Any):
         self.engine = engine
-        self._made = jax.jit(self._pass)
+        self._made = engine.decoder.program.jit(self._pass)
 
     def __call__(self, ids: np.ndarray) -> Scores:
         """Of `ids [T]`, the start of a document included."""

@@ -285,7 +285,7 @@ BUGS = (
         "transfers: a product is of the part that a device has",
         "models/projections.py",
         "lambda x, kernel: x @ self.partition.gather(kernel, self.axes)",
-        "lambda x, kernel: x @ jnp.tile(kernel, [y // z for y, z in zip(self.kernel.shape, kernel.shape)])",
+        "lambda x, kernel: x @ jax.numpy.tile(kernel, [y // z for y, z in zip(self.kernel.shape, kernel.shape)])",
         MOVED,
     ),
 )
